@@ -1,0 +1,53 @@
+"""The KV cache: keys and values of the tokens read so far, in memory allocated once."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import minigrad as mg
+
+from .config import GPT2Config
+from .errors import UsageError
+
+
+class KVCache:
+    """Room for `size` tokens of `batch` rows, in every layer: 2·L·d numbers a token and row.
+
+    pad: how many places at the left of each row hold no token; such places are masked, and positions count from the
+    first token on, so that a padded row computes what it would compute alone.
+    """
+
+    def __init__(self, config: GPT2Config, batch: int, size: int, *, device: str = "numpy", dtype: Any = "float32",
+                 pad: Sequence[int] | None = None) -> None:
+        self.xp, number = mg.backend.get(device)
+        shape = (config.n_layer, batch, config.n_head, size, config.n_embd // config.n_head)
+        self.keys = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
+        self.values = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
+        self.size, self.length = size, 0
+        self.pad = None if pad is None or not any(pad) else self.xp.array(list(pad), dtype="int64", device=number)[:, None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory taken."""
+        return 2 * self.keys.nbytes
+
+    def layout(self, tokens: int) -> tuple[Any, Any]:
+        """Positions [T] or [B, T] of the next tokens, and the mask [B, 1, 1, S] of places that hold a token (None: all)."""
+        end = self.length + tokens
+        if end > self.size:
+            raise UsageError(f"the KV cache has room for {self.size} tokens; {self.length} + {tokens} do not fit")
+        places = self.xp.arange(end)
+        if self.pad is None:
+            return places[self.length:], None
+        return self.xp.maximum(places[None, self.length:] - self.pad, 0), (places[None] >= self.pad)[:, None, None]
+
+    def extend(self, layer: int, k: mg.Tensor, v: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
+        """Store k and v [B, h, T, d/h] of the next tokens, and return all that is stored, [B, h, S, d/h] each."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length:end] = k.array
+        self.values[layer, :, :, self.length:end] = v.array
+        return mg.Tensor(self.keys[layer, :, :, :end]), mg.Tensor(self.values[layer, :, :, :end])
+
+    def advance(self, tokens: int) -> None:
+        """All layers have stored their part of the next tokens."""
+        self.length += tokens

@@ -1,0 +1,155 @@
+"""What the commands share: how they end, how they read flags and stdin, how they print JSON.
+
+A command module ends with
+
+    if __name__ == "__main__":
+        run_command(main, "gpt2.generate")
+
+where `main()` parses its flags with `Parser`, prints its result on stdout and its progress on stderr, and
+raises for everything it cannot do.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
+
+from minigrad.errors import MinigradError
+
+from .errors import GPT2Error, UsageError
+
+
+def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
+    """Run `main` and exit with what it returns; whatever the user can cause ends in one line on stderr.
+
+    Exit codes: an error's own `exit_code` (2 usage, 3 weights or data missing, 4 no such backend, else 1);
+    1 when a file or memory fails; 130 on Ctrl-C; 141 (128 + SIGPIPE) and no message when the reader of stdout
+    has gone, as with `| head`. Any other exception is a bug and keeps its traceback.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")   # a terminal without UTF-8 must not end a run
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"{prog}: warning: {_line(message)}")
+        code: int | None
+        try:
+            try:
+                code = main()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()                  # a full disk shows here, while there is a handler
+        except (GPT2Error, MinigradError) as error:
+            _say(f"{prog}: {_line(error)}")
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _say(f"{_fresh_line()}{prog}: interrupted")
+            code = 128 + signal.SIGINT
+        except BrokenPipeError:
+            code = 141
+        except OSError as error:
+            _say(f"{prog}: {_os_line(error)}")
+            code = 1
+        except MemoryError as error:
+            size = f" ({_line(error)})" if str(error) else ""
+            _say(f"{prog}: out of memory{size}; use a smaller model, batch or context")
+            code = 1
+        finally:
+            _let_go(sys.stdout)
+            _let_go(sys.stderr)
+    sys.exit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line and exit code 2 for a usage error, and without abbreviated flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """For `add_argument(type=)`: a whole number that is no smaller than `minimum`."""
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is less than {minimum}")
+        return number
+
+    return parse
+
+
+def text(value: str) -> str:
+    """For `add_argument(type=)`: text that arrived as UTF-8; Python makes lone surrogates of other bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where = f"byte 0x{ord(value[error.start]) & 0xff:02x} after {error.start} characters"
+        raise argparse.ArgumentTypeError(f"not UTF-8 ({where})") from None
+    return value
+
+
+def read_stdin() -> str:
+    """All of stdin, which must be UTF-8; line ends stay as they are. Raises UsageError where it is not."""
+    if sys.stdin is None:
+        raise UsageError("stdin is closed; pipe text into it or name the text with a flag")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise UsageError(f"stdin is not UTF-8 ({where})") from None
+
+
+def emit_json(document: Any) -> None:
+    """Print `document` on stdout as one line of strict JSON, ASCII so that it survives any encoding.
+
+    Raises ValueError for a NaN or an infinity: JSON has none, so the caller says what stands for it.
+    """
+    print(json.dumps(document, allow_nan=False), flush=True)
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _os_line(error: OSError) -> str:
+    if error.strerror is None:
+        return _line(error) or type(error).__name__
+    names = [os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
+    return _line(": ".join([*names, error.strerror]))
+
+
+def _fresh_line() -> str:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "\n" if terminal else ""                     # the terminal has just echoed ^C
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:                          # closed by `2>&-`; print would fall back to stdout
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Flush; what nobody can take any more goes to os.devnull, or Python would complain about it at exit."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -1,0 +1,221 @@
+"""What a GPT-2 is made of: its sizes and switches, and the shapes of its parameters that follow from them."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
+
+from .errors import MissingError, UsageError
+
+PUBLISHED: dict[str, dict[str, int]] = {                # Radford et al. 2019, table 2
+    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+
+# transformers' names of the functions we have. gelu_fast writes √(2/π) with ten digits: the same number in
+# float32, and a result that is off by less than 1e-12·|x| in float64.
+ACTIVATION_NAMES = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+}
+
+# other names under which transformers' GPT2Config takes the same fields
+_SYNONYMS = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+# fields that change what is computed and that we do not have, with the values that change nothing (as null)
+_REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({}, []),
+    "quantization_config": ({},),
+    "position_embedding_type": ("absolute",),
+    "rope_theta": (),
+    "rope_scaling": ({},),
+    "rope_parameters": ({},),
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes and switches of a GPT-2 under the names and with the defaults of transformers' GPT2Config.
+
+    n_inner: width of the MLP, None for 4·n_embd. Dropouts are probabilities in [0, 1). Synonyms of an
+    activation are replaced by its one name here: gelu_new, gelu or relu. reorder_and_upcast_attn orders the
+    products of fp16 training; it is kept and has no effect.
+
+    Raises UsageError for a value out of range or of the wrong type: no bool or float passes for an integer.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            value = getattr(self, name)
+            if not (name == "n_inner" and value is None) and not (_is_int(value) and value > 0):
+                raise UsageError(f"{name} must be a positive integer, is {brief(value)}")
+        if self.n_embd % self.n_head:
+            raise UsageError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= self._number(name) < 1:
+                raise UsageError(f"{name} must be a number in [0, 1), is {brief(getattr(self, name))}")
+        if not 0 < self._number("layer_norm_epsilon") < math.inf:
+            raise UsageError(f"layer_norm_epsilon must be positive, is {brief(self.layer_norm_epsilon)}")
+        if not 0 <= self._number("initializer_range") < math.inf:
+            raise UsageError(f"initializer_range must be 0 or more, is {brief(self.initializer_range)}")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn",
+                     "tie_word_embeddings"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false, is {brief(value)}")
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            # transformers writes its default 50256 for any vocabulary
+            if value is None or (_is_int(value) and (0 <= value < self.vocab_size or value == 50256)):
+                continue
+            below = f"an id below vocab_size={self.vocab_size}"
+            raise UsageError(f"{name} must be null or {below}, is {brief(value)}")
+        act = self.activation_function
+        if not isinstance(act, str) or act not in ACTIVATION_NAMES:
+            known = ", ".join(ACTIVATION_NAMES)
+            raise UsageError(f"activation_function {brief(act)} is not supported; choose one of {known}")
+        object.__setattr__(self, "activation_function", ACTIVATION_NAMES[act])
+
+    def _number(self, name: str) -> float:
+        """The field as a float, and NaN, which is in no range, where it is no number."""
+        value = getattr(self, name)
+        try:
+            number = float(value) if _is_int(value) or isinstance(value, float) else math.nan
+        except OverflowError:                           # JSON has integers of any length
+            return math.nan
+        if not math.isnan(number):
+            object.__setattr__(self, name, number)
+        return number
+
+    @classmethod
+    def from_name(cls, name: str) -> GPT2Config:
+        """The configuration of a published size. UsageError with the names for any other."""
+        if name not in PUBLISHED:
+            nearest = [f"did you mean {n!r}? " for n in difflib.get_close_matches(name, PUBLISHED, n=1)]
+            names = ", ".join(PUBLISHED)
+            raise UsageError(f"unknown model {name!r}; {''.join(nearest)}the names are {names}")
+        return cls(**PUBLISHED[name])  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> GPT2Config:
+        """The configuration in the fields of a transformers config.json.
+
+        A field that changes what is computed and that we do not have (another model_type, cross-attention,
+        pruned heads, quantised weights, other position embeddings, code of the checkpoint's own) raises a
+        UsageError with its name. All others that are not ours are ignored, unknown ones too: transformers'
+        GPT-2 gives them no part in the logits, and a config.json carries many of them.
+        """
+        if not isinstance(fields, Mapping):
+            raise UsageError(f"a configuration is a JSON object of fields, this is {brief(fields)}")
+        for name, neutral in _REFUSED_UNLESS.items():
+            value = fields.get(name)
+            if value is not None and value not in neutral:
+                raise UsageError(f"{name}={brief(value)} is not supported; this is not OpenAI's GPT-2")
+        code = fields.get("auto_map") or {}
+        if not isinstance(code, Mapping) or any(str(key).startswith("AutoModel") for key in code):
+            raise UsageError(f"auto_map={brief(code)} is not supported: it names a model with its own code")
+        names = [field.name for field in dataclasses.fields(cls)]
+        ours = {name: fields[name] for name in names if name in fields}
+        for synonym, name in _SYNONYMS.items():
+            if synonym in fields and ours.setdefault(name, fields[synonym]) != fields[synonym]:
+                both = f"{name}={brief(ours[name])} and {synonym}={brief(fields[synonym])}"
+                raise UsageError(f"{both} are one field and differ")
+        return cls(**ours)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> GPT2Config:
+        """The configuration in a config.json, or in the directory that holds it.
+
+        MissingError where there is no such file or it is not JSON; UsageError, with the path, for its fields.
+        """
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise MissingError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise MissingError(f"{path} is not JSON ({error}); is it truncated?") from None
+        try:
+            return cls.from_dict(fields)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a config.json that transformers reads as a GPT2LMHeadModel."""
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its name, in model order.
+
+    Names are transformers' without `transformer.`; weights of linear maps are [in, out] (Conv1D).
+    `lm_head.weight` [vocab_size, n_embd] is there only when it is not tied to `wte.weight`.
+    """
+    d = config.n_embd
+    n = config.n_inner or 4 * d
+    block: dict[str, tuple[int, ...]] = {
+        "ln_1.weight": (d,), "ln_1.bias": (d,),
+        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
+        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
+        "ln_2.weight": (d,), "ln_2.bias": (d,),
+        "mlp.c_fc.weight": (d, n), "mlp.c_fc.bias": (n,),
+        "mlp.c_proj.weight": (n, d), "mlp.c_proj.bias": (d,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab_size, d), "wpe.weight": (config.n_positions, d),
+        **{f"h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()},
+        "ln_f.weight": (d,), "ln_f.bias": (d,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    return shapes
+
+
+def num_parameters(config: GPT2Config) -> int:
+    """How many numbers the model has; a tied weight counts once."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())

@@ -1,0 +1,150 @@
+"""python -m gpt2.generate: continue a prompt. Text on stdout as it comes; everything else on stderr."""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from .cli import Parser, at_least, emit_json, read_stdin, run_command, text
+from .errors import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.generate", description=__doc__)
+    p.add_argument("--prompt", type=text, default="\n", metavar="TEXT", help="what to continue; - reads stdin (default: a new line)")
+    p.add_argument(
+        "--model",
+        default="shakespeare",
+        metavar="NAME|DIR",
+        help="shakespeare (ships with the package), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory, or a .safetensors file",
+    )
+    p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
+    p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
+    p.add_argument("--dtype", default="float32", choices=["float32", "float64", "float16"], help="of the computation (default: float32)")
+    p.add_argument("--max-new-tokens", type=at_least(1), default=100, metavar="N")
+    p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
+    p.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
+    p.add_argument("--top-p", type=float, metavar="P", help="draw among the most likely tokens that together reach P")
+    p.add_argument("--min-p", type=float, metavar="P", help="draw among tokens at least P times as likely as the likeliest")
+    p.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: avoid tokens that were there already")
+    p.add_argument("--greedy", action="store_true", help="always the most likely token")
+    p.add_argument("--stop", type=text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    p.add_argument("--num-samples", type=at_least(1), default=1, metavar="N")
+    p.add_argument("--seed", type=int, default=1337)
+    p.add_argument("--logprobs", type=at_least(0), default=0, metavar="N", help="show the N most likely tokens at each place")
+    p.add_argument("--no-stream", action="store_true", help="print when all is there")
+    p.add_argument("--overflow", default="error", choices=["error", "slide"],
+                   help="when the context is full: refuse, or read its later half again and go on (default: error)")
+    p.add_argument("--timing", action="store_true", help="how long each part took, on stderr")
+    p.add_argument("--json", action="store_true", help="one JSON document as the last line of stdout, instead of text")
+    return p
+
+
+def report(timing: dict[str, Any]) -> str:
+    """The timing as one line."""
+    decode = (f", {timing['ms_per_token']:.2f} ms a token after it ({timing['tokens_per_second']:.1f} tokens/s, "
+              f"{timing['weights_gb_per_second']:.1f} GB/s of weights read)" if timing["ms_per_token"] else "")
+    return (f"load {timing['load_seconds']:.3f} s, prefill of {timing['prompt_tokens']} tokens {timing['prefill_seconds']:.3f} s{decode}, "
+            f"KV cache {timing['kv_mb']:.1f} MB")
+
+
+def main(argv: list[str] | None = None) -> int:
+    started = time.perf_counter()
+    args = parser().parse_args(argv)
+    if "" in args.stop:
+        raise UsageError("--stop needs a text that is not empty")
+    prompt = read_stdin() if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise UsageError("the prompt is empty; give --prompt TEXT, or text on stdin with --prompt -")
+
+    import minigrad as mg
+
+    mg.backend.get(args.backend)                        # says what is missing before anything is loaded
+
+    from .decode import Timing
+    from .locate import locate
+    from .model import GPT2
+    from .sampling import SamplingOptions
+    from .text import continue_text
+    from .tokenizer import load_tokenizer
+
+    options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
+                              repetition_penalty=args.repetition_penalty, greedy=args.greedy)
+    path = locate(args.model, download=args.download)
+    model = GPT2.from_pretrained(path, backend=args.backend, dtype=args.dtype)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise UsageError(f"the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
+                         "they do not belong together")
+    loaded = time.perf_counter() - started
+    streaming = args.num_samples == 1 and not (args.no_stream or args.json)
+    ahead = [prompt]                                    # printed with the first text, once nothing can be refused any more
+
+    def emit(row: int, text: str) -> None:
+        if streaming:
+            sys.stdout.write("".join(ahead) + text)
+            sys.stdout.flush()
+            ahead.clear()
+
+    took = Timing()
+    samples = continue_text(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        num_samples=args.num_samples,
+        options=options,
+        seed=args.seed,
+        stop=args.stop,
+        overflow=args.overflow,
+        logprobs=args.logprobs,
+        timing=took,
+        emit=emit,
+    )
+    names = dict(model.named_parameters())
+    weights = sum(p.array.nbytes for p in names.values()) - names["wpe.weight"].array.nbytes
+    each = took.decode / took.passes if took.passes else 0.0
+    timing = {"load_seconds": loaded, "prompt_tokens": len(tokenizer.encode(prompt)), "prefill_seconds": took.prefill,
+              "ms_per_token": 1e3 * each, "tokens_per_second": args.num_samples / each if each else 0.0,
+              "weights_gb_per_second": weights / each / 1e9 if each else 0.0, "kv_mb": took.kv_bytes / 1e6}
+    interrupted = any(s.finish_reason == "interrupted" for s in samples)
+    if args.json:
+        emit_json(
+            {
+                "model": args.model,
+                "backend": model.where["device"],
+                "dtype": args.dtype,
+                "prompt": prompt,
+                "samples": [
+                    {
+                        "text": s.text,
+                        "tokens": s.tokens,
+                        "finish_reason": s.finish_reason,
+                        **(
+                            {"logprobs": [[[i, lp] for i, lp in place] for place in s.logprobs]}
+                            if args.logprobs
+                            else {}
+                        ),
+                    }
+                    for s in samples
+                ],
+                "timing": timing,
+            }
+        )
+    elif streaming:
+        print("".join(ahead))
+    else:
+        print("\n---\n".join(prompt + s.text for s in samples))
+    if args.logprobs and not args.json:
+        for n, s in enumerate(samples):
+            for token, place in zip(s.tokens, s.logprobs):
+                likely = "  ".join(f"{tokenizer.decode([i])!r} {lp:.3f}" for i, lp in place)
+                print(f"[{n}] {tokenizer.decode([token])!r}: {likely}", file=sys.stderr)
+    if args.timing:
+        print(report(timing), file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.generate")

@@ -1,0 +1,38 @@
+"""From what a user calls a model to where its files are."""
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from .config import PUBLISHED
+from .errors import MissingError, UsageError
+
+MODELS = Path(__file__).parent / "models"               # those that ship with the package
+SHIPPED = ("shakespeare",)
+
+
+def locate(name: str | Path, *, download: bool = False) -> Path:
+    """The directory or .safetensors file of a model: a path, "shakespeare", or a published size downloaded before.
+
+    download=True fetches a published size that is not here yet. UsageError for an unknown name (with the names there
+    are), MissingError for a published size that is not here (with the command that gets it).
+    """
+    text = str(name)
+    if text in SHIPPED:
+        return MODELS / text
+    if text in PUBLISHED:
+        from .download import fetch, find_downloaded
+
+        found = find_downloaded(text)
+        if found is None and download:
+            found = fetch(text)
+        if found is None:
+            raise MissingError(f"the weights of {text} are not on this machine; get them with: python -m gpt2.download {text}")
+        return found
+    path = Path(name)
+    if path.exists():
+        return path
+    names = [*SHIPPED, *PUBLISHED]
+    near = difflib.get_close_matches(text, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"there is no model or directory {text!r}{hint} (models: {', '.join(names)}, or a directory)")

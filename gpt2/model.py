@@ -1,0 +1,139 @@
+"""GPT-2 (Radford et al. 2019): token and position embeddings, blocks of attention and MLP on a residual stream, a tied head.
+
+Shapes: B rows, T tokens, d width, h heads, n the MLP's width, V vocabulary, S keys (T and what the cache holds).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import minigrad as mg
+from minigrad import fused, nn
+from minigrad.fused import by_parts
+from minigrad.nn import empty_parameter
+
+from .cache import KVCache
+from .config import GPT2Config
+from .pretrained import PretrainedModel
+
+ACTIVATIONS = {
+    "gelu_new": lambda F, x: F.gelu(x, approximate="tanh"),
+    "gelu": lambda F, x: F.gelu(x, approximate="none"),
+    "relu": lambda F, x: mg.relu(x),
+}
+
+
+class Embedding(nn.Module):
+    """Rows of a table   (embedding.1)."""
+
+    def __init__(self, rows: int, d: int, **where: Any) -> None:
+        self.weight = empty_parameter(rows, d, **where)
+
+    def forward(self, ids):                                            # [..., T]
+        return mg.embedding(ids, self.weight)                          # [..., T, d]
+
+
+class Conv1D(nn.Module):
+    """y = x W + b, with W stored [in, out] as OpenAI's checkpoints have it   (linear.1)."""
+
+    def __init__(self, d_in: int, d_out: int, **where: Any) -> None:
+        self.weight, self.bias = empty_parameter(d_in, d_out, **where), empty_parameter(d_out, **where)
+
+    def forward(self, x):                                              # [B, T, in]
+        return mg.addmm(self.bias, x, self.weight)                     # [B, T, in] @ [in, out] + [out] -> [B, T, out]
+
+
+class LayerNorm(nn.Module):
+    """x̂ ⊙ weight + bias   (layer_norm.1)."""
+
+    def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
+        self.F, self.eps = F, config.layer_norm_epsilon
+        self.weight, self.bias = empty_parameter(config.n_embd, **where), empty_parameter(config.n_embd, **where)
+
+    def forward(self, x):                                              # [B, T, d]
+        return self.F.layer_norm(x, self.weight, self.bias, eps=self.eps)          # [B, T, d]
+
+
+class Attention(nn.Module):
+    """softmax(Q Kᵀ/√(d/h) + M) V in each head, with Q, K and V from one product   (attention.1)."""
+
+    def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
+        self.F, self.config, self.layer = F, config, layer
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd, **where)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd, **where)
+        self.scale = 1.0 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+
+    def heads(self, x):                                                # [B, T, d]
+        B, T, _ = x.shape
+        return x.reshape(B, T, self.config.n_head, -1).transpose(1, 2)                       # [B, h, T, d/h]
+
+    def forward(self, x, mask=None, cache=None):                       # [B, T, d], [B, 1, 1, S]
+        q, k, v = mg.split(self.c_attn(x), 3, axis=-1)                 # 3 × [B, T, d]
+        q, k, v = self.heads(q), self.heads(k), self.heads(v)          # 3 × [B, h, T, d/h]
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
+        p = self.config.attn_pdrop if self.training else 0.0
+        y = self.F.attention(q, k, v, mask, scale=self.scale, p=p, key=mg.random.next_key() if p else 0)   # [B, h, T, d/h]
+        return self.c_proj(y.transpose(1, 2).reshape(*x.shape))        # [B, T, d]
+
+
+class MLP(nn.Module):
+    """act(x W₁ + b₁) W₂ + b₂."""
+
+    def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
+        n = config.n_inner or 4 * config.n_embd
+        self.F, self.act = F, ACTIVATIONS[config.activation_function]
+        self.c_fc, self.c_proj = Conv1D(config.n_embd, n, **where), Conv1D(n, config.n_embd, **where)
+
+    def forward(self, x):                                              # [B, T, d]
+        return self.c_proj(self.act(self.F, self.c_fc(x)))             # [B, T, d] -> [B, T, n] -> [B, T, d]
+
+
+class Block(nn.Module):
+    """x + attention(LN(x)), then x + MLP(LN(x)): pre-norm on a residual stream."""
+
+    def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
+        self.ln_1, self.attn = LayerNorm(F, config, **where), Attention(F, config, layer, **where)
+        self.ln_2, self.mlp = LayerNorm(F, config, **where), MLP(F, config, **where)
+        self.drop = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x, mask=None, cache=None):                       # [B, T, d]
+        x = x + self.drop(self.attn(self.ln_1(x), mask, cache))        # [B, T, d]
+        return x + self.drop(self.mlp(self.ln_2(x)))                   # [B, T, d]
+
+
+class GPT2(PretrainedModel):
+    """GPT-2 with transformers' parameter names: wte, wpe, h.0 … h.L−1, ln_f, and lm_head where the head is not tied.
+
+    backend: "numpy", "cupy", "cupy:N" or "auto". dtype: "float32", "float64". explicit=True runs on the definitions by
+    parts. Weights are drawn from `seed`, or taken from `parameters` (arrays by name; used, not copied, where dtype and
+    backend allow). A new model is in evaluation mode: call train() for dropout.
+    """
+
+    def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32", seed: int = 0, explicit: bool = False,
+                 parameters: Mapping[str, Any] | None = None) -> None:
+        self.config, self.F, self.where = config, by_parts if explicit else fused, self.place(backend, dtype)
+        self.wte = Embedding(config.vocab_size, config.n_embd, **self.where)
+        self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = [Block(self.F, config, layer, **self.where) for layer in range(config.n_layer)]
+        self.ln_f = LayerNorm(self.F, config, **self.where)
+        self.lm_head = self.wte if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, **self.where)
+        self.fill(seed, parameters)
+
+    def forward(self, ids, *, cache: KVCache | None = None, last: bool = False):   # [B, T]
+        ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
+        x = self.drop(self.wte(ids) + self.wpe(positions))             # [B, T, d] + [T, d] -> [B, T, d]
+        for block in self.h:
+            x = block(x, mask, cache)                                  # [B, T, d]
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        x = self.ln_f(x[:, -1:] if last else x)                        # [B, T, d], or [B, 1, d]
+        return mg.linear(x, self.lm_head.weight)                       # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+
+    def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
+        """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
+        return self.F.cross_entropy(self(ids), self.integers(targets, "targets"), ignore_index=ignore_index)   # [B, T, V] -> []

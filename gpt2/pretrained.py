@@ -1,0 +1,145 @@
+"""What a model does besides computing: weights in, weights out, and the checks at its door."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import minigrad as mg
+from minigrad import nn
+
+from .config import GPT2Config
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .cache import KVCache
+
+Model = TypeVar("Model", bound="PretrainedModel")
+
+
+class PretrainedModel(nn.Module):
+    """Base of GPT2: initialisation, loading, saving, and text out of it."""
+
+    config: GPT2Config
+    where: dict[str, Any]
+    path: Path | None = None                            # where the weights came from
+
+    def __init__(self, config: GPT2Config, **options: Any) -> None:
+        raise NotImplementedError
+
+    # ── weights in ──
+    @classmethod
+    def from_pretrained(cls: type[Model], name_or_dir: str | Path, *, backend: str = "numpy", dtype: str = "float32",
+                        explicit: bool = False, download: bool = False) -> Model:
+        """A model from a directory that transformers or we wrote, a .safetensors file, or the name of a published size.
+
+        Names are looked up among earlier downloads; download=True fetches. MissingError when weights are missing or bad.
+        Weights of the wanted dtype are memory-mapped, not copied.
+        """
+        from .checkpoint import read_checkpoint
+        from .locate import locate
+
+        found = read_checkpoint(locate(name_or_dir, download=download), dtype=dtype)
+        model = cls(found.config, backend=backend, dtype=dtype, explicit=explicit, parameters=found.parameters)
+        model.path = found.path
+        return model
+
+    @staticmethod
+    def place(backend: str, dtype: str) -> dict[str, Any]:
+        """The device and dtype of the parameters. BackendUnavailable where the backend is not to be had."""
+        library, number = mg.backend.get(backend)
+        if dtype not in ("float32", "float64", "float16"):
+            raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64 or float16")
+        return {"dtype": dtype, "device": library.label(number)}
+
+    def fill(self, seed: int, parameters: Mapping[str, Any] | None) -> None:
+        """Draw the weights from `seed`, or take `parameters`; then evaluation mode."""
+        here, number = mg.backend.get(self.where["device"])
+        own = dict(self.named_parameters())
+        if parameters is None:
+            for i, (name, p) in enumerate(own.items()):
+                p.assign(self._initial(name, p.shape, mg.random.fold_in(mg.random.key(seed), i)))
+        else:
+            if own.keys() != parameters.keys():
+                missing, unexpected = sorted(own.keys() - parameters.keys()), sorted(parameters.keys() - own.keys())
+                raise UsageError(f"parameters: missing {missing}, unexpected {unexpected}")
+            for name, p in own.items():
+                p.assign(here.adopt(parameters[name], dtype=self.where["dtype"], device=number))
+        self.eval()
+
+    def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
+        """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream; LayerNorm 1 and 0."""
+        here, number = mg.backend.get(self.where["device"])
+        if name.endswith("bias"):
+            return here.adopt(here.zeros(shape, dtype=self.where["dtype"]), device=number)
+        if len(shape) == 1:
+            return here.adopt(here.ones(shape, dtype=self.where["dtype"]), device=number)
+        std = self.config.initializer_range
+        if name.endswith("c_proj.weight"):
+            std /= math.sqrt(2 * self.config.n_layer)
+        return mg.random.normal(key, shape, std=std, **self.where).array
+
+    # ── weights out ──
+    def save_pretrained(self, directory: str | Path, *, dtype: str | None = None, tokenizer: Any = None) -> None:
+        """Write model.safetensors and config.json, which transformers reads, and the tokenizer's files when given one.
+
+        dtype: of the stored weights ("float16" halves them); the parameters' own when left out. UsageError when the
+        directory cannot be written; then nothing is left half-written.
+        """
+        from .checkpoint import write_checkpoint
+
+        arrays = {name: mg.backend.of(p.array).host(p.array) for name, p in self.named_parameters()}
+        write_checkpoint(directory, self.config, arrays, dtype=dtype, extra_files=tokenizer.files() if tokenizer else None)
+
+    # ── at the door ──
+    def integers(self, ids: Any, what: str = "ids") -> Any:
+        """ids as an integer array on the model's device."""
+        array = ids.array if isinstance(ids, mg.Tensor) else ids
+        here, number = mg.backend.get(self.where["device"])
+        if not isinstance(array, here.array_types):
+            try:
+                array = here.adopt(array, device=number)
+            except ValueError:
+                raise UsageError(f"{what} must be a rectangle of integers; rows of different lengths need padding") from None
+        if array.dtype.kind not in "iu":
+            if array.size:
+                raise UsageError(f"{what} must be integers; these are {array.dtype}{list(array.shape)}")
+            array = array.astype("int64")
+        return array
+
+    def inputs(self, ids: Any, cache: KVCache | None) -> tuple[Any, Any, Any]:
+        """ids [B, T] checked, their positions [T] or [B, T], and the mask of a cache with padding."""
+        array = self.integers(ids)
+        if array.ndim != 2 or array.size == 0:
+            raise UsageError(f"ids must be [batch, tokens] with at least one token; this is {list(array.shape)}")
+        if not isinstance(ids, mg.Tensor):              # ids that are on the device already are not fetched to be looked at
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary 0 … {self.config.vocab_size - 1}")
+        past = cache.length if cache is not None else 0
+        if past + array.shape[1] > self.config.n_positions:
+            raise UsageError(f"{past + array.shape[1]} tokens do not fit the context of {self.config.n_positions}; shorten the input")
+        if cache is not None:
+            return array, *cache.layout(array.shape[1])
+        here, number = mg.backend.get(self.where["device"])
+        return array, here.adopt(here.arange(array.shape[1]), device=number), None
+
+    # ── text out ──
+    def generate(self, ids: Any, max_new_tokens: int = 20, **options: Any) -> Any:
+        """Continue ids [B, T], or ragged rows; options as in `gpt2.decode.generate`. Returns a list of rows of ids."""
+        from .decode import generate
+
+        return generate(self, ids, max_new_tokens=max_new_tokens, **options)
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained; a tied weight counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def rows_of(ids: Any) -> list[list[int]]:
+    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths."""
+    if isinstance(ids, mg.Tensor):
+        ids = ids.numpy()
+    rows = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    return [list(map(int, row)) for row in (rows if rows and isinstance(rows[0], (Sequence, Iterator)) else [rows])]

@@ -1,0 +1,167 @@
+"""From logits to the next token: penalty and filters in transformers' order, then one draw per row.
+
+All of it is NumPy on the host in float64, so that every backend picks the same tokens. A caller keeps one
+generator, `np.random.Generator(np.random.PCG64(seed))`, and draws one uniform number per row and step.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import MissingError, UsageError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen. Raises UsageError, naming the flag, for a value out of range.
+
+    temperature: logits are divided by it; 0 is greedy. top_k: keep the k highest (Fan et al. 2018). top_p:
+    keep the nucleus, the fewest tokens whose probabilities reach p (Holtzman et al. 2019). min_p: keep what
+    has at least min_p times the highest probability (Nguyen et al. 2024). repetition_penalty: for tokens seen
+    before; 1 is none (Keskar et al. 2019). greedy: the highest logit, the lowest id among equals.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = [
+            ("temperature", 0.0 <= self.temperature < math.inf, "a finite number from 0 on (0 is greedy)"),
+            ("top-k", self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1), "1 or more"),
+            ("top-p", self.top_p is None or 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min-p", self.min_p is None or 0.0 <= self.min_p <= 1.0, "from 0 to 1"),
+            ("repetition-penalty", 0.0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+        ]
+        for flag, good, wanted in bounds:
+            if not good:
+                raise UsageError(f"--{flag} must be {wanted}, not {getattr(self, flag.replace('-', '_'))}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.greedy or self.temperature == 0.0
+
+
+def process_logits(logits: np.ndarray, options: SamplingOptions,
+                   previous: Sequence[Sequence[int]] = ()) -> np.ndarray:
+    """Log-probabilities [B, V] float64 that the next token is drawn with; −inf for removed tokens.
+
+    logits [B, V] floating; previous: for each row the ids so far, for the repetition penalty. In this order:
+
+    1. repetition penalty r: the logit of an id in `previous` becomes x / r if x > 0, else x · r
+    2. temperature
+    3. top-k: every logit that is no lower than the k-th highest stays, so ties can keep more than k
+    4. top-p: from the lowest up, tokens go while their sum is at most 1 − p, but never the last; so the token
+       that crosses p stays. Among equals at the border the lower ids go.
+    5. min-p
+
+    Raises MissingError where a logit is NaN or +inf, or a row is all −inf.
+    """
+    out = _penalized(logits, options, previous)
+    for row in out:                                     # in place: fresh memory costs more than arithmetic
+        if options.is_greedy:
+            best = row.argmax()
+            row[:] = -np.inf
+            row[best] = 0.0
+            continue
+        row -= row.max()                                # first, or a tiny temperature would overflow
+        with np.errstate(over="ignore"):                # to −inf, and rightly so
+            row /= options.temperature
+        x, few = row, None
+        if options.top_k is not None and options.top_k < len(row):
+            few = np.flatnonzero(row >= np.partition(row, -options.top_k)[-options.top_k])
+            x = row[few]
+        if options.top_p is not None and options.top_p < 1.0:
+            _keep_nucleus(x, options.top_p)
+        if options.min_p:
+            x[np.exp(x) < options.min_p] = -np.inf
+        x -= np.log(np.exp(x).sum())
+        if few is not None:
+            row[:] = -np.inf
+            row[few] = x
+    return out
+
+
+def sample(logprobs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """Ids [B] drawn by inverting the cumulative sums of exp(logprobs) [B, V] at uniforms [B], each in [0, 1).
+
+    The first id whose cumulative sum exceeds the uniform number: one of probability 0 is never drawn.
+    """
+    ids = np.empty(len(logprobs), np.int64)
+    for row, (x, uniform) in enumerate(zip(logprobs, uniforms)):
+        sums = np.exp(x)
+        np.cumsum(sums, out=sums)
+        # rounding may lift uniform · total to the total itself: then the first id that reaches it
+        ids[row] = min(sums.searchsorted(uniform * sums[-1], "right"), sums.searchsorted(sums[-1], "left"))
+    return ids
+
+
+def choose(logits: np.ndarray, options: SamplingOptions, previous: Sequence[Sequence[int]],
+           uniforms: np.ndarray) -> np.ndarray:
+    """The next ids [B] for logits [B, V]: `sample` of `process_logits`, without the detour when greedy."""
+    if options.is_greedy:
+        return _penalized(logits, options, previous).argmax(axis=-1)
+    return sample(process_logits(logits, options, previous), uniforms)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities [..., V] float64 of the model itself. Errors as in `process_logits`."""
+    x = _checked(logits.astype(np.float64))
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def top_logprobs(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n (at most V) likeliest ids [B, n] and their log-probabilities [B, n] float64, the highest first.
+
+    logits [B, V] as the model gives them, before any option. Among equals the lower id comes first.
+    Raises UsageError for n < 1.
+    """
+    if n < 1:
+        raise UsageError(f"--logprobs must be at least 1, not {n}")
+    x = log_softmax(logits)
+    ids = np.stack([_highest(row, min(n, x.shape[-1])) for row in x])
+    return ids, np.take_along_axis(x, ids, axis=-1)
+
+
+def _checked(logits: np.ndarray) -> np.ndarray:
+    # a maximum passes NaN on, so it is the only number of a row that has to be looked at
+    highest = logits.max(axis=-1)
+    if not np.isfinite(highest).all():
+        raise MissingError("logits are NaN or infinite; the weights hold NaN, or they overflow this dtype")
+    return logits
+
+
+def _penalized(logits: np.ndarray, options: SamplingOptions, previous: Sequence[Sequence[int]]) -> np.ndarray:
+    """A float64 copy of logits [B, V] with the repetition penalty, checked."""
+    x = logits.astype(np.float64)
+    penalty = options.repetition_penalty
+    if penalty != 1.0:
+        for row, seen in zip(x, map(list, previous)):
+            row[seen] = np.where(row[seen] < 0, row[seen] * penalty, row[seen] / penalty)
+    return _checked(x)
+
+
+def _keep_nucleus(x: np.ndarray, p: float) -> None:
+    """Set to −inf, in x [V], all but the fewest tokens whose probabilities reach p."""
+    rising = np.sort(x)
+    sums = np.exp(rising)
+    np.cumsum(sums, out=sums)
+    gone = min(int(sums.searchsorted((1.0 - p) * sums[-1], "right")), len(x) - 1)
+    border = rising[gone]
+    ties = np.flatnonzero(x == border)
+    x[x < border] = -np.inf
+    x[ties[:gone - int(rising.searchsorted(border, "left"))]] = -np.inf
+
+
+def _highest(x: np.ndarray, n: int) -> np.ndarray:
+    """Ids of the n highest of x [V], sorted; a sort of the few that can be among them."""
+    few = np.flatnonzero(x >= np.partition(x, -n)[-n])
+    return few[np.argsort(-x[few], kind="stable")[:n]]

@@ -1,0 +1,104 @@
+"""Text out of a model: whole characters as they come, stop strings, and why each sample ended."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .decode import Step, Timing, steps
+from .sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from .pretrained import PretrainedModel
+    from .tokenizer import Tokenizer
+
+
+@dataclass
+class Sample:
+    """One continuation. finish_reason: "length", "stop" (a stop string) or "eos". `text` leaves prompt and stop string out."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+    logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+
+
+class _Writer:
+    """Turns one row's tokens into text; holds back what may be the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None, emit: Callable[[str], None]) -> None:
+        self.sample, self.stream, self.stop, self.eos, self.emit = Sample(), tokenizer.stream(), stop, eos, emit
+        self.held, self.done = "", False
+
+    def push(self, step: Step, row: int) -> None:
+        if self.done:
+            return
+        token = step.ids[row]
+        if step.top:
+            self.sample.logprobs.append(step.top[row])
+        self.sample.tokens.append(token)
+        if token == self.eos:
+            self.finish("eos")
+            return
+        self.write(self.stream.push(token))
+
+    def write(self, piece: str) -> None:
+        self.held += piece
+        ends = [at for s in self.stop if (at := self.held.find(s)) >= 0]
+        if ends:
+            self.out(self.held[:min(ends)])
+            self.held, self.done, self.sample.finish_reason = "", True, "stop"
+            return
+        keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
+        self.out(self.held[:len(self.held) - keep])
+        self.held = self.held[len(self.held) - keep:]
+
+    def out(self, text: str) -> None:
+        if text:
+            self.sample.text += text
+            self.emit(text)
+
+    def finish(self, reason: str) -> None:
+        if not self.done:
+            self.write(self.stream.flush())
+        if not self.done:
+            self.out(self.held)
+            self.held, self.done, self.sample.finish_reason = "", True, reason
+
+
+def continue_text(
+    model: PretrainedModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    options: SamplingOptions | None = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    overflow: str = "error",
+    logprobs: int = 0,
+    timing: Timing | None = None,
+    emit: Callable[[int, str], None] = lambda row, text: None,
+) -> list[Sample]:
+    """`num_samples` continuations of a prompt, drawn as one batch. emit(row, text) is called with whole characters as they come.
+
+    A row ends at the model's end-of-text token, at the first of the `stop` strings, or after max_new_tokens. On Ctrl-C
+    what there is so far is returned with finish_reason "interrupted".
+    """
+    ids = tokenizer.encode(prompt)
+    eos = model.config.eos_token_id
+    writers = [_Writer(tokenizer, stop, eos, lambda text, row=row: emit(row, text)) for row in range(num_samples)]   # type: ignore[misc]
+    reason: Any = "length"
+    try:
+        for step in steps(model, [ids] * num_samples, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow,
+                          logprobs=logprobs, timing=timing):
+            for row, writer in enumerate(writers):
+                writer.push(step, row)
+            if all(writer.done for writer in writers):
+                break
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    for writer in writers:
+        writer.finish(reason)
+    return [writer.sample for writer in writers]

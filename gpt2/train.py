@@ -1,0 +1,154 @@
+"""python -m gpt2.train: train a GPT-2 on data that `gpt2.prepare` made. Flags as in nanoGPT."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from .cli import Parser, at_least, run_command
+from .config import GPT2Config
+from .errors import UsageError
+from .evaluation import total_nll
+from .model import GPT2
+from .prepare import Data, load_data
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.train", description=__doc__)
+    p.add_argument("--data", required=True, metavar="DIR", help="a directory that gpt2.prepare wrote")
+    p.add_argument("--out-dir", required=True, metavar="DIR", help="where the checkpoint goes; must not hold one already")
+    p.add_argument("--n-layer", type=at_least(1), default=4)
+    p.add_argument("--n-head", type=at_least(1), default=4)
+    p.add_argument("--n-embd", type=at_least(1), default=256)
+    p.add_argument("--block-size", type=at_least(1), default=128, help="context, in tokens")
+    p.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches")
+    p.add_argument("--attn-dropout", type=float, default=0.0, help="of attention weights")
+    p.add_argument("--batch-size", type=at_least(1), default=16)
+    p.add_argument("--max-iters", type=at_least(1), default=2000)
+    p.add_argument("--learning-rate", type=float, default=1e-3)
+    p.add_argument("--min-lr", type=float, default=None, help="a tenth of --learning-rate when left out")
+    p.add_argument("--warmup-iters", type=at_least(0), default=100)
+    p.add_argument("--weight-decay", type=float, default=0.1)
+    p.add_argument("--beta1", type=float, default=0.9)
+    p.add_argument("--beta2", type=float, default=0.99)
+    p.add_argument("--grad-clip", type=float, default=1.0, help="largest global norm of the gradient; 0: no clipping")
+    p.add_argument("--eval-interval", type=at_least(1), default=500)
+    p.add_argument("--log-interval", type=at_least(1), default=50)
+    p.add_argument("--backend", default="auto", help="auto, numpy, cupy or cupy:N")
+    p.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    p.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the stored weights")
+    p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def check(args: argparse.Namespace, data: Data) -> None:
+    """UsageError for settings that cannot be trained with, before anything starts."""
+    for name in ("learning_rate", "weight_decay", "grad_clip"):
+        if not 0.0 <= getattr(args, name) < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} must be a number from 0 on, not {getattr(args, name)}")
+    for split, ids in (("train", data.train), ("val", data.val)):
+        if len(ids) <= args.block_size:
+            raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
+    if (Path(args.out_dir) / "config.json").exists():
+        raise UsageError(f"{args.out_dir} holds a checkpoint already; choose another --out-dir")
+
+
+def batch(ids: Any, size: int, block: int, key: int) -> tuple[Any, Any]:
+    """`size` random windows of `block` tokens [B, T] and the tokens that follow each of theirs [B, T]."""
+    starts = mg.random.randint(key, (size,), 0, len(ids) - block).numpy()
+    rows = np.stack([np.asarray(ids[i:i + block + 1], dtype=np.int64) for i in starts])
+    return rows[:, :-1], rows[:, 1:]
+
+
+def validate(model: GPT2, data: Data) -> dict[str, float]:
+    """Loss on the whole validation text: nats per token and per character."""
+    model.eval()
+    nll, tokens = total_nll(model, data.val)
+    model.train()
+    return {"nats_per_token": nll / tokens, "nats_per_char": nll / data.meta["val"]["characters"]}
+
+
+def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[str, Any]:
+    """Train, keep the best checkpoint by validation loss in --out-dir, and return the record that is stored beside it."""
+    rate = {"max_lr": args.learning_rate, "min_lr": args.learning_rate / 10 if args.min_lr is None else args.min_lr,
+            "warmup_steps": args.warmup_iters, "total_steps": args.max_iters}
+    config = GPT2Config(
+        vocab_size=data.meta["vocab_size"],
+        n_positions=args.block_size,
+        n_layer=args.n_layer,
+        n_head=args.n_head,
+        n_embd=args.n_embd,
+        embd_pdrop=args.dropout,
+        resid_pdrop=args.dropout,
+        attn_pdrop=args.attn_dropout,
+        bos_token_id=data.tokenizer.eot,
+        eos_token_id=data.tokenizer.eot,
+    )
+    model = GPT2(config, backend=args.backend, dtype=args.dtype, seed=args.seed)
+    model.train()
+    mg.backend.get(model.where["device"])[0].keep_memory()
+    mg.random.manual_seed(args.seed)
+    stream = mg.random.fold_in(mg.random.key(args.seed), 1)
+    optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), args.weight_decay), lr=args.learning_rate,
+                               betas=(args.beta1, args.beta2))
+    print(f"{model.num_parameters():,} parameters, {len(data.train):,} training tokens, {args.max_iters:,} steps of "
+          f"{args.batch_size}×{args.block_size} tokens", file=out)
+    started, recent, best = time.perf_counter(), [], math.inf
+    record: dict[str, Any] = {"settings": vars(args), "parameters": model.num_parameters(), "history": []}
+    for step in range(args.max_iters):
+        lr = mg.optim.warmup_cosine(step, **rate)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = model.loss(*batch(data.train, args.batch_size, args.block_size, mg.random.fold_in(stream, step)))
+        loss.backward()
+        norm = mg.optim.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(float(loss))
+        if not math.isfinite(recent[-1]):
+            raise UsageError(f"the loss became {recent[-1]} at step {step + 1}; lower --learning-rate or raise --warmup-iters")
+        done, last = step + 1, step + 1 == args.max_iters
+        if done % args.log_interval == 0 or last:
+            seconds = time.perf_counter() - started
+            mean = sum(recent) / len(recent)
+            recent = recent[-1:] if last else []
+            print(
+                f"step {done}: train loss {mean:.4f}, grad norm {norm:.2f}, lr {lr:.2e}, "
+                f"{done * args.batch_size * args.block_size / seconds:,.0f} tokens/s, {seconds / 60:.1f} min",
+                file=out,
+                flush=True,
+            )
+            record["train_loss"] = mean
+        if done % args.eval_interval == 0 or last:
+            val = validate(model, data)
+            record["history"].append({"step": done, **val})
+            print(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)",
+                  file=out, flush=True)
+            if val["nats_per_char"] < best:
+                best = val["nats_per_char"]
+                record.update(step=done, validation=val, minutes=(time.perf_counter() - started) / 60)
+                model.save_pretrained(args.out_dir, dtype=args.save_dtype, tokenizer=data.tokenizer)
+                (Path(args.out_dir) / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record["minutes_in_all"] = (time.perf_counter() - started) / 60
+    return record
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    data = load_data(args.data)
+    check(args, data)
+    record = train(args, data)
+    print(f"best: step {record['step']}, {record['validation']['nats_per_char']:.4f} nats per character; saved in {args.out_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.train")

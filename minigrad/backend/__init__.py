@@ -1,0 +1,59 @@
+"""Where arrays live: one Backend per array library, all answering to the same face (`backend.base`)."""
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import BackendUnavailable, DeviceError
+from .base import Backend
+from .numpy import NumpyBackend
+
+cpu = NumpyBackend()
+_named: dict[str, Backend] = {"numpy": cpu}
+_by_type: dict[type, Backend] = {}
+
+
+def register(backend: Backend) -> Backend:
+    """Make `backend` known by its name and by the types of its arrays."""
+    _named[backend.name] = backend
+    for kind in (*backend.array_types, *backend.scalar_types):
+        _by_type[kind] = backend
+    return backend
+
+
+register(cpu)
+
+
+def of(array: Any) -> Backend:
+    """The backend that `array` belongs to. TypeError for anything that is no array of a loaded backend."""
+    kind = type(array)
+    backend = _by_type.get(kind)
+    if backend is None:
+        backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
+        if backend is None:
+            raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded backend ({', '.join(_named)})")
+        _by_type[kind] = backend                        # a subclass of an array type, such as numpy.memmap
+    return backend
+
+
+def get(name: str) -> tuple[Backend, int]:
+    """The backend called `name` and a device number: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy).
+
+    BackendUnavailable says what is missing and how to get it; "cupy" never falls back to NumPy.
+    """
+    library, _, number = name.partition(":")
+    if number and not number.isdigit():
+        raise DeviceError(f"device {name!r}: the number after the colon is not a whole number; write cupy:0")
+    if library == "auto":
+        try:
+            return get("cupy")
+        except BackendUnavailable:
+            return cpu, 0
+    if library == "cupy" and "cupy" not in _named:
+        from .cupy import load
+
+        register(load())
+    if library not in _named:
+        raise DeviceError(f"there is no backend {name!r}; choose auto, numpy, cupy or cupy:N")
+    backend = _named[library]
+    backend.check_device(int(number or 0))
+    return backend, int(number or 0)

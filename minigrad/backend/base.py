@@ -1,0 +1,88 @@
+"""The face every backend answers to.
+
+A kernel receives its backend as `xp` and uses it as the array library's namespace (`xp.exp`, `xp.matmul`, …). What a
+library lacks or names differently is a method here. `kernels` maps an op's name to a faster kernel for it, and
+"name/argument" (or "name/joint") to a faster rule; both mean exactly what the op's own text says, and the tests hold
+them to it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DeviceError
+
+
+class Backend:
+    """One array library. Attributes not found here are looked up in `namespace`."""
+
+    name: str
+    namespace: Any
+    array_types: tuple[type, ...]
+    scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
+    kernels: dict[str, Callable[..., Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.namespace, name)
+        setattr(self, name, value)                      # the next look-up finds it without coming here
+        return value
+
+    def device(self, array: Any) -> str:
+        """The device that holds `array`, as `.to()` takes it."""
+        return self.name
+
+    def label(self, number: int) -> str:
+        """What device `number` is called, as `.to()` takes it."""
+        return self.name
+
+    def check_device(self, number: int) -> None:
+        """DeviceError unless there is a device of this number."""
+        if number != 0:
+            raise DeviceError(f"{self.name}:{number} does not exist; {self.name} has one device")
+
+    def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+        """A new array holding a copy of `value` (an array of this library, of NumPy, or nested lists)."""
+        return self.namespace.array(value, dtype=dtype, copy=True)
+
+    def adopt(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+        """`value` as an array of this library, copied only where that cannot be avoided."""
+        return self.namespace.asarray(value, dtype=dtype)
+
+    def host(self, array: Any) -> Any:
+        """`array` as a numpy.ndarray; a copy where the device's memory is not the host's."""
+        raise NotImplementedError
+
+    def owns(self, array: Any) -> bool:
+        """Whether `array` holds its own memory, so that a sum may be written over it."""
+        return False
+
+    def synchronize(self) -> None:
+        """Wait until all work handed to the device is done."""
+
+    def keep_memory(self) -> None:
+        """Ask the allocator to keep what is freed for what is allocated next, as a loop of equal steps wants it."""
+
+    def erf(self, x: Any) -> Any:
+        """The error function, elementwise, to a few units in the last place of float64."""
+        from .special import erf
+
+        return erf(self, x)
+
+    def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
+        """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r, in the order of k.
+
+        index is [n] of integers in 0 … rows−1, values [n, d]. Deterministic.
+        """
+        raise NotImplementedError
+
+    def add_at(self, array: Any, index: Any, values: Any) -> None:
+        """array[index] += values, in place, with a sum where an index repeats."""
+        raise NotImplementedError
+
+    def check_index(self, index: Any, size: int, what: str) -> None:
+        """ShapeError unless 0 ≤ index < size everywhere. A GPU does not check: it would have to wait for the answer."""
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"

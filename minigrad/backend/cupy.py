@@ -1,0 +1,83 @@
+"""CuPy: arrays on an NVIDIA GPU. Loaded only when asked for; this file is the one place that imports cupy."""
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from ..errors import BackendUnavailable, DeviceError
+from .base import Backend
+
+_INSTALL = "pip install 'minigrad-gpt2[cuda12]' (CUDA 12) or 'minigrad-gpt2[cuda13]' (CUDA 13)"
+
+
+def load() -> Backend:
+    """The CuPy backend. BackendUnavailable, with what to do, where CuPy, its driver or a GPU is missing."""
+    if importlib.util.find_spec("cupy") is None:
+        raise BackendUnavailable(f"backend cupy: the package cupy is not installed; {_INSTALL}, or use --backend numpy")
+    try:
+        import cupy
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendUnavailable(f"backend cupy: cupy cannot be imported ({reason}); {_INSTALL}, or use --backend numpy") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendUnavailable(f"backend cupy: no usable NVIDIA GPU ({error}); install the NVIDIA driver, "
+                                 "or use --backend numpy") from None
+    if count == 0:
+        raise BackendUnavailable("backend cupy: there is no NVIDIA GPU; use --backend numpy")
+    return CupyBackend(cupy)
+
+
+class CupyBackend(Backend):
+    """Arrays of one CUDA device each; the device travels with the array."""
+
+    name = "cupy"
+
+    def __init__(self, cupy: Any) -> None:
+        self.namespace = cupy
+        self.array_types = (cupy.ndarray,)
+
+    def device(self, array: Any) -> str:
+        return f"cupy:{array.device.id}"
+
+    def label(self, number: int) -> str:
+        return f"cupy:{number}"
+
+    def check_device(self, number: int) -> None:
+        count = self.namespace.cuda.runtime.getDeviceCount()
+        if number >= count:
+            raise DeviceError(f"cupy:{number} does not exist; this machine has {count} GPU(s), numbered from 0")
+
+    def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+        with self.namespace.cuda.Device(device):
+            return self.namespace.array(value, dtype=dtype)
+
+    def adopt(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+        with self.namespace.cuda.Device(device):
+            return self.namespace.asarray(value, dtype=dtype)
+
+    def host(self, array: Any) -> Any:
+        return self.namespace.asnumpy(array)
+
+    def owns(self, array: Any) -> bool:
+        return array.base is None
+
+    def synchronize(self) -> None:
+        self.namespace.cuda.get_current_stream().synchronize()
+
+    def erf(self, x: Any) -> Any:
+        from cupyx.scipy.special import erf
+
+        return erf(x)
+
+    def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
+        cp = self.namespace
+        order = cp.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
+        ends = cp.searchsorted(index[order], cp.arange(rows), side="right")
+        running = cp.concatenate([cp.zeros((1, values.shape[1]), cp.float64), cp.cumsum(values[order], axis=0, dtype=cp.float64)])
+        starts = cp.concatenate([cp.zeros(1, ends.dtype), ends[:-1]])
+        return (running[ends] - running[starts]).astype(values.dtype)
+
+    def add_at(self, array: Any, index: Any, values: Any) -> None:
+        self.namespace.add.at(array, index, values)

@@ -1,0 +1,57 @@
+"""NumPy: arrays in the memory of this machine."""
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from .base import Backend
+
+
+class NumpyBackend(Backend):
+    """The CPU. Its arrays are numpy.ndarray, memory-mapped ones included."""
+
+    name = "numpy"
+    namespace = np
+    array_types = (np.ndarray,)
+    scalar_types = (np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
+                    np.uint8, np.uint16, np.uint32, np.uint64)
+
+    def __init__(self) -> None:
+        from . import numpy_attention, numpy_kernels
+
+        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS}
+
+    def host(self, array: Any) -> Any:
+        return array
+
+    def owns(self, array: Any) -> bool:
+        return array.base is None
+
+    def keep_memory(self) -> None:
+        # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-3, 32 << 20)                  # M_MMAP_THRESHOLD: its largest value
+            libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
+
+    def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
+        out = np.zeros((rows, values.shape[1]), values.dtype)
+        if len(index):
+            order = np.argsort(index, kind="stable")    # equal rows stay in the order they came: a deterministic sum
+            sorted_index = index[order]
+            starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
+            out[sorted_index[starts]] = np.add.reduceat(values[order], starts, axis=0)
+        return out
+
+    def add_at(self, array: Any, index: Any, values: Any) -> None:
+        np.add.at(array, index, values)
+
+    def check_index(self, index: Any, size: int, what: str) -> None:
+        if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= size):
+            if index.dtype.kind not in "iu":
+                raise ShapeError(f"{what} must be integers; these are {index.dtype}")
+            bad = index[(index < 0) | (index >= size)].flat[0]
+            raise ShapeError(f"{what} must lie in 0 … {size - 1}; {bad} does not")

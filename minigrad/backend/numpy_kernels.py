@@ -1,0 +1,265 @@
+"""Faster NumPy kernels for some ops: rows in blocks that stay in the cache, all steps in place, spread over threads.
+
+Each means what the op of its name says (`KERNELS` maps "op" and "op/argument" to it) and is tested against that.
+"""
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+BLOCK = 64 * 1024                                       # elements: 256 KiB of float32, a few of which fit in an L2 cache
+KERNELS: dict[str, Callable[..., Any]] = {}
+_pool: Any = None
+
+
+def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a kernel under the name of its op or rule."""
+
+    def keep(f: Callable[..., Any]) -> Callable[..., Any]:
+        KERNELS[name] = f
+        return f
+
+    return keep
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pool() -> Any:
+    """The threads that share elementwise work; NumPy's loops release the interpreter lock."""
+    global _pool
+    if _pool is None:
+        from concurrent.futures import ThreadPoolExecutor  # slow to import, and many programs never need it
+
+        _pool = ThreadPoolExecutor(cores(), thread_name_prefix="minigrad")
+    return _pool
+
+
+def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[Any]:
+    """Call work(start, stop) over blocks of rows, and return the results in order. The blocks depend on the sizes alone,
+
+    so sums over blocks come out the same whatever the number of threads.
+    """
+    step = max(1, BLOCK // max(1, width))
+    spans = [(i, min(i + step, rows)) for i in range(0, rows, step)]
+    n = cores()
+    if len(spans) < 2 * n or n == 1:
+        return [work(i, j) for i, j in spans]
+    share = -(-len(spans) // n)
+    jobs = [pool().submit(lambda part: [work(i, j) for i, j in part], spans[k:k + share]) for k in range(0, len(spans), share)]
+    return [result for job in jobs for result in job.result()]
+
+
+def as_rows(x: Any) -> Any:
+    """x as a matrix of its last axis."""
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.shape[-1] else x.reshape(1, -1)
+
+
+_C = math.sqrt(2.0 / math.pi)
+_A = 0.044715
+
+
+@kernel("gelu")
+def gelu(xp, x, *, approximate="tanh"):
+    if approximate != "tanh":
+        from ..fused.gelu import gelu as op
+
+        return op.kernel(xp, x, approximate=approximate)
+    out = np.empty_like(x, order="C")
+    rows, outs = np.ascontiguousarray(x).reshape(-1, 1), out.reshape(-1, 1)
+
+    def work(i, j):
+        a, t = rows[i:j], outs[i:j]
+        np.multiply(a, a, out=t)
+        t *= _C * _A
+        t += _C
+        t *= a
+        np.tanh(t, out=t)
+        t += 1.0
+        t *= a
+        t *= 0.5
+
+    over_rows(len(rows), 1, work)
+    return out
+
+
+@kernel("gelu/x")
+def gelu_dx(g, x, approximate):
+    if approximate != "tanh":
+        from ..fused.gelu import _gelu_dx
+
+        return _gelu_dx(g, x, approximate)
+    out = np.empty_like(x, order="C")
+    rows, gs, outs = np.ascontiguousarray(x).reshape(-1, 1), np.ascontiguousarray(g).reshape(-1, 1), out.reshape(-1, 1)
+
+    def work(i, j):
+        a, d = rows[i:j], outs[i:j]
+        t, u = np.multiply(a, a), np.empty_like(a)
+        np.multiply(t, _C * _A, out=u)
+        u += _C
+        u *= a
+        np.tanh(u, out=u)                               # u = tanh(c(x + a x³))
+        t *= 1.5 * _C * _A
+        t += 0.5 * _C
+        t *= a                                          # t = ½ x c(1 + 3a x²)
+        np.multiply(u, u, out=d)
+        np.subtract(1.0, d, out=d)
+        d *= t
+        u += 1.0
+        u *= 0.5
+        d += u
+        d *= gs[i:j]
+
+    over_rows(len(rows), 1, work)
+    return out
+
+
+@kernel("layer_norm")
+def layer_norm(xp, x, weight, bias, *, eps=1e-5):
+    from ..op import Saved
+
+    n = x.shape[-1]
+    rows = as_rows(np.ascontiguousarray(x))
+    out = np.empty_like(rows)
+    mean, rstd = np.empty((len(rows), 1), x.dtype), np.empty((len(rows), 1), x.dtype)
+
+    def work(i, j):
+        y = out[i:j]
+        np.mean(rows[i:j], axis=1, keepdims=True, out=mean[i:j])
+        np.subtract(rows[i:j], mean[i:j], out=y)
+        s = np.einsum("ij,ij->i", y, y)[:, None]
+        s /= n
+        s += eps
+        np.sqrt(s, out=s)
+        np.divide(1.0, s, out=rstd[i:j])
+        y *= rstd[i:j]
+        y *= weight
+        y += bias
+
+    over_rows(len(rows), n, work)
+    small = (*x.shape[:-1], 1)
+    return Saved(out.reshape(x.shape), mean_=mean.reshape(small), rstd=rstd.reshape(small))
+
+
+@kernel("layer_norm/joint")
+def layer_norm_joint(g, x, weight, mean_, rstd, wants):
+    n = x.shape[-1]
+    rows, gs = as_rows(np.ascontiguousarray(x)), as_rows(np.ascontiguousarray(g))
+    means, scales = mean_.reshape(-1, 1), rstd.reshape(-1, 1)
+    out = np.empty_like(rows)
+
+    def work(i, j):
+        normal, dx = rows[i:j] - means[i:j], out[i:j]
+        normal *= scales[i:j]
+        np.multiply(gs[i:j], normal, out=dx)
+        dweight, dbias = dx.sum(axis=0), gs[i:j].sum(axis=0)
+        np.multiply(gs[i:j], weight, out=dx)
+        along = np.einsum("ij,ij->i", dx, normal)[:, None]
+        along /= n
+        dx -= dx.mean(axis=1, keepdims=True)
+        normal *= along
+        dx -= normal
+        dx *= scales[i:j]
+        return dweight, dbias
+
+    parts = over_rows(len(rows), n, work)
+    dweight, dbias = np.zeros_like(weight), np.zeros_like(weight)
+    for a, b in parts:
+        dweight += a
+        dbias += b
+    return out.reshape(x.shape), dweight, dbias
+
+
+@kernel("cross_entropy")
+def cross_entropy(xp, logits, targets, *, ignore_index=-100):
+    from ..errors import ShapeError
+    from ..op import Saved
+
+    if logits.shape[:-1] != targets.shape:
+        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
+                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+    rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
+    kept = ids != ignore_index
+    ids = np.where(kept, ids, 0)
+    xp.check_index(ids, rows.shape[1], "cross_entropy: targets")
+    lse = np.empty((len(rows), 1), logits.dtype)
+
+    def work(i, j):
+        top = rows[i:j].max(axis=1, keepdims=True)
+        shifted = rows[i:j] - top
+        np.exp(shifted, out=shifted)
+        np.log(shifted.sum(axis=1, keepdims=True), out=lse[i:j])
+        lse[i:j] += top
+
+    over_rows(len(rows), rows.shape[1], work)
+    nll = lse[:, 0] - rows[np.arange(len(rows)), ids]
+    with np.errstate(invalid="ignore"):
+        scale = (kept / kept.sum()).astype(logits.dtype)
+    loss = np.where(kept, nll * scale, 0.0).sum(dtype=logits.dtype) if kept.any() else logits.dtype.type(np.nan)
+    return Saved(loss, lse=lse.reshape(*targets.shape, 1), scale=scale.reshape(*targets.shape, 1))
+
+
+@kernel("cross_entropy/logits")
+def cross_entropy_dlogits(g, logits, targets, lse, scale):
+    rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
+    shifts, scales = lse.reshape(-1, 1), scale.reshape(-1, 1)
+    kept = scales[:, 0] > 0.0
+    out = np.empty_like(rows)
+
+    def work(i, j):
+        p = out[i:j]
+        np.subtract(rows[i:j], shifts[i:j], out=p)
+        np.exp(p, out=p)
+        hit = np.flatnonzero(kept[i:j])
+        p[hit, ids[i:j][hit]] -= 1.0
+        p *= scales[i:j] * g
+
+    over_rows(len(rows), rows.shape[1], work)
+    return out.reshape(logits.shape)
+
+
+@kernel("dropout_op")
+def dropout(xp, x, *, p, key):
+    from ..random import keep_mask_span
+
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty_like(flat)
+    factor = x.dtype.type(1.0 / (1.0 - p))
+
+    def work(i, j):                                     # BLOCK is even, so a block starts on a whole draw of 64 bits
+        np.multiply(flat[i:j], keep_mask_span(np, key, i, j, p), out=out[i:j])
+        out[i:j] *= factor
+
+    over_rows(len(flat), 1, work)
+    return out.reshape(x.shape)
+
+
+@kernel("adamw_update")
+def adamw_update(xp, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
+    flats = [np.ascontiguousarray(a).reshape(-1, 1) if a is g else a.reshape(-1, 1) for a in (p, g, m, v)]
+
+    def work(i, j):
+        a, d, m1, v2 = (f[i:j] for f in flats)
+        t = d * (1.0 - beta1)
+        m1 *= beta1
+        m1 += t
+        np.multiply(d, d, out=t)
+        t *= 1.0 - beta2
+        v2 *= beta2
+        v2 += t
+        np.divide(v2, correct2, out=t)
+        np.sqrt(t, out=t)
+        t += eps
+        np.divide(m1, t, out=t)
+        t *= lr / correct1
+        if weight_decay:
+            a *= 1.0 - lr * weight_decay
+        a -= t
+
+    over_rows(len(flats[0]), 1, work)

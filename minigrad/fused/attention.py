@@ -1,0 +1,95 @@
+"""Scaled dot-product attention (Vaswani et al. 2017) with a causal mask: definition, derivation, rule, kernel."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import backend
+from ..errors import ShapeError
+from ..op import Constant, Saved, fused
+from ..ops.elementwise import exp, where
+from ..ops.linalg import matmul_op
+from ..ops.reduce import sum
+from ..ops.shape import transpose
+from ..tensor import Tensor
+from .dropout import dropout_op
+from .softmax import softmax_by_parts
+
+
+def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
+    """Which keys a query may look at, as bool that broadcasts to [..., queries, keys]; None when it is all of them.
+
+    causal: query i stands at position keys − queries + i and sees the keys up to its own: a lower triangle of ones
+    (causal.1). mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
+    """
+    if causal and queries > 1:
+        triangle = xp.tri(queries, keys, keys - queries, dtype=bool)
+        return triangle if mask is None else triangle & mask
+    return mask
+
+
+def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
+                       p: float = 0.0, key: int = 0) -> Any:
+    """softmax(s Q Kᵀ + M) V with M = 0 where a key may be seen and −∞ where not, s = 1/√d by default   (attention.1)
+
+    A query that may see no key at all gets zeros. p > 0 drops attention weights, with the key's mask.
+    """
+    scores = matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    array = scores.array if isinstance(scores, Tensor) else scores
+    xp = backend.of(array)
+    seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask.array if isinstance(mask, Tensor) else mask)
+    if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
+        scores = where(seen, scores, float(xp.finfo(array.dtype).min))
+    weights = softmax_by_parts(scores)
+    if seen is not None:
+        weights = where(seen, weights, 0.0)
+    return matmul_op(dropout_op(weights, p=p, key=key) if p > 0.0 else weights, v)
+
+
+def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: Any, causal: bool, scale: Any, p: float,
+                     key: int) -> tuple[Any, Any, Any, None]:
+    """With P = exp(s Q Kᵀ − lse) on the keys that are seen and D = rowsum(g ⊙ out):
+
+    ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q   (attention.4–7).
+    """
+    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    weights = exp(matmul_op(q, transpose(k)) * s - lse)
+    seen = allowed(backend.of(q), q.shape[-2], k.shape[-2], causal, mask)
+    if seen is not None:
+        weights = where(seen, weights, 0.0)
+    dropped, dweights = weights, matmul_op(g, transpose(v))
+    if p > 0.0:
+        dropped, dweights = dropout_op(weights, p=p, key=key), dropout_op(dweights, p=p, key=key)
+    ds = weights * (dweights - sum(g * out, axis=-1, keepdims=True)) * s
+    return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
+
+
+def check_attention(q: Any, k: Any, v: Any) -> None:
+    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes."""
+    if q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+        raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit; "
+                         "q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
+
+
+@fused(attention_by_parts, _attention_joint)
+def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=0.0, key=0):
+    """softmax(Q Kᵀ/√d + M) V   (attention.1). q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
+
+    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal: query i sees keys up to Tk − Tq + i.
+    """
+    check_attention(q, k, v)
+    scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
+    scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask)
+    if seen is not None:
+        scores = xp.where(seen, scores, -xp.inf)
+    top = xp.max(scores, axis=-1, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))          # a query that sees no key
+    scores -= top
+    xp.exp(scores, out=scores)
+    total = xp.sum(scores, axis=-1, keepdims=True)
+    total = xp.where(total > 0, total, xp.ones_like(total))
+    scores /= total
+    if p > 0.0:
+        scores = dropout_op(scores, p=p, key=key)
+    return Saved(xp.matmul(scores, v), lse=top + xp.log(total))

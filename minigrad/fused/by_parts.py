@@ -1,0 +1,10 @@
+"""The definitions by parts under the names of the fused ops, so that a model can run on either."""
+from . import dropout
+from .attention import attention_by_parts as attention
+from .cross_entropy import cross_entropy_by_parts as cross_entropy
+from .gelu import gelu_by_parts as gelu
+from .layer_norm import layer_norm_by_parts as layer_norm
+from .softmax import log_softmax_by_parts as log_softmax
+from .softmax import softmax_by_parts as softmax
+
+__all__ = ["attention", "cross_entropy", "dropout", "gelu", "layer_norm", "log_softmax", "softmax"]

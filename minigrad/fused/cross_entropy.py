@@ -1,0 +1,51 @@
+"""Cross-entropy of logits against target ids: definition, derivation, rule, kernel."""
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ShapeError
+from ..op import Constant, Saved, fused
+from ..ops.elementwise import exp, where
+from ..ops.index import gather
+from ..ops.reduce import sum
+from ..tensor import Tensor
+from .softmax import log_softmax
+
+
+def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -100) -> Any:
+    """−(1/n) Σ_i log softmax(logits_i)[target_i] over the n rows whose target is not ignore_index   (cross_entropy.1)"""
+    targets = targets.array if isinstance(targets, Tensor) else targets
+    kept = targets != ignore_index
+    picked = gather(log_softmax(logits), (targets * kept)[..., None], axis=-1)
+    return -sum(where(kept[..., None], picked, 0.0)) / float(kept.sum())
+
+
+def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
+    """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.3)"""
+    p = exp(logits - lse)
+    rows = p.reshape(-1, p.shape[-1])
+    flat = targets.reshape(-1)
+    kept = scale.reshape(-1) > 0.0
+    rows[kept.nonzero()[0], flat[kept]] -= 1.0
+    p *= scale * g
+    return p
+
+
+@fused(cross_entropy_by_parts, logits=_cross_entropy_dlogits)
+def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
+    """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
+
+    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
+    ShapeError when the shapes do not match or a target lies outside 0 … V−1.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
+                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+    kept = targets != ignore_index
+    ids = xp.where(kept, targets, 0)
+    xp.check_index(ids, logits.shape[-1], "cross_entropy: targets")
+    top = xp.max(logits, axis=-1, keepdims=True)
+    lse = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
+    nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
+    scale = (kept / xp.sum(kept)).astype(logits.dtype)[..., None]
+    return Saved(xp.sum(xp.where(kept, nll * scale[..., 0], 0.0), dtype=logits.dtype), lse=lse, scale=scale)

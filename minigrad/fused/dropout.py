@@ -1,0 +1,14 @@
+"""Dropout (Srivastava et al. 2014) from a counter-based generator: the mask is a function of the key, so nothing is kept."""
+from __future__ import annotations
+
+from ..op import op
+from ..random import keep_mask
+
+
+@op(x=lambda g, p, key: dropout_op(g, p=p, key=key))
+def dropout_op(xp, x, *, p, key):
+    """x with each element zeroed with probability p and the rest divided by 1 − p   (dropout.1).
+
+    Linear in x with a symmetric matrix: its derivative is the same op with the same key.
+    """
+    return x * keep_mask(xp, key, x.shape, p).astype(x.dtype) * (1.0 / (1.0 - p))

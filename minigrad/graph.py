@@ -1,0 +1,173 @@
+"""The graph: nodes numbered at birth, recording contexts, and the walk back.
+
+Creation order is a topological order, for a node's parents exist before it does. So the walk back needs no sort and no
+recursion: a heap hands out the newest node that has a cotangent, and nothing younger can still send to it.
+"""
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heappop, heappush
+from typing import Any
+
+from . import backend
+from .errors import GraphError
+
+_birth = itertools.count(1)
+
+
+class _State(threading.local):
+    """Each thread records for itself."""
+
+    recording = True
+    depth = 0                                           # how many functions are being differentiated around us
+
+
+state = _State()
+
+
+class Node:
+    """One application of an op: whom it came from and what its rules keep. Holds no Tensor."""
+
+    __slots__ = ("id", "op", "plan", "parents", "saved", "static", "shape", "dtype", "version", "__weakref__")
+
+    def __init__(self, op: Any, plan: Any, parents: tuple[Node | None, ...], saved: tuple[Any, ...], static: Mapping[str, Any],
+                 shape: Any, dtype: Any, version: int = 0) -> None:
+        self.id = next(_birth)
+        self.op, self.plan, self.parents, self.static = op, plan, parents, static
+        self.saved: tuple[Any, ...] | None = saved      # None once the walk back has used it
+        self.shape, self.dtype, self.version = shape, dtype, version
+
+    def __repr__(self) -> str:
+        return f"<{self.op.name} #{self.id} {self.dtype}{list(self.shape)}>"
+
+
+class Leaf(Node):
+    """The start of a graph: a Tensor whose gradient is wanted. `version` counts the changes of its value."""
+
+    __slots__ = ("grad",)
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(None, None, (), (), {}, shape, dtype)
+        self.grad: Any = None
+
+    def __repr__(self) -> str:
+        return f"<leaf #{self.id} {self.dtype}{list(self.shape)}>"
+
+
+@contextlib.contextmanager
+def recording(on: bool) -> Iterator[None]:
+    """Record a graph, or not, inside the block, in this thread."""
+    was, state.recording = state.recording, on
+    try:
+        yield
+    finally:
+        state.recording = was
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Inside the block nothing is recorded: results want no gradient."""
+    return recording(False)
+
+
+def enable_grad() -> contextlib.AbstractContextManager[None]:
+    """Record again inside a `no_grad()` block."""
+    return recording(True)
+
+
+@contextlib.contextmanager
+def differentiating() -> Iterator[None]:
+    """Inside a function that is being differentiated.
+
+    The context, not the inputs, tells an inner `grad` that its result must be differentiable: the outer variable may
+    reach it through a closure.
+    """
+    state.depth += 1
+    try:
+        with recording(True):
+            yield
+    finally:
+        state.depth -= 1
+
+
+class Cotangents:
+    """The sums of what has been sent to each node so far, and which of them we may write over."""
+
+    __slots__ = ("sums", "ours", "live")
+
+    def __init__(self, live: bool) -> None:
+        self.sums: dict[Node, Any] = {}
+        self.ours: set[Node] = set()
+        self.live = live                                # sums are Tensors of a graph: never written over
+
+    def add(self, node: Node, g: Any, fresh: bool) -> bool:
+        """Add g to node's sum; True when it is the first. `fresh`: nobody else holds the memory of g."""
+        old = self.sums.get(node)
+        if old is None:
+            self.sums[node] = g
+            if fresh:
+                self.ours.add(node)
+            return True
+        if self.live:
+            self.sums[node] = old + g
+        elif node in self.ours:
+            old += g
+        else:
+            self.sums[node] = backend.of(old).adopt(old + g)
+            self.ours.add(node)
+        return False
+
+    def take(self, node: Node) -> tuple[Any, bool]:
+        """node's sum and whether it is fresh; forgotten here."""
+        fresh = node in self.ours
+        self.ours.discard(node)
+        return self.sums.pop(node), fresh
+
+
+def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *, create_graph: bool = False,
+             retain_graph: bool = False) -> dict[Node, tuple[Any, bool]]:
+    """Cotangents of `targets` (default: of every leaf reached), each with whether its memory is nobody else's.
+
+    seeds: pairs of a node and its cotangent, an array of the node's shape and dtype (a Tensor with create_graph, which
+    makes the results differentiable). Residuals die as they are used unless retain_graph or create_graph.
+    GraphError on a second walk over a node whose residuals are gone.
+    """
+    wanted = None if targets is None else frozenset(targets)
+    oldest = 0 if not wanted else min(node.id for node in wanted)      # nothing older can depend on a target
+    retain = retain_graph or create_graph
+    sums, result = Cotangents(create_graph), {}
+    heap: list[tuple[int, Node]] = []
+
+    def send(node: Node, g: Any, fresh: bool = False, slot: int | None = None) -> None:
+        if node.id < oldest:
+            return
+        if slot is None:
+            first = sums.add(node, g, fresh)
+        else:                                           # one output of an op that has several; each is sent once
+            first = node not in sums.sums
+            sums.sums.setdefault(node, {})[slot] = g
+        if first:
+            heappush(heap, (-node.id, node))
+
+    for node, g in seeds:
+        send(node, g)
+    with recording(create_graph):
+        while heap:
+            node = heappop(heap)[1]
+            g, fresh = sums.take(node)
+            if node.op is None:
+                if wanted is None or node in wanted:
+                    result[node] = (g, fresh)
+                continue
+            if wanted is not None and node in wanted:
+                result[node] = (g, False)
+                if node.id == oldest:
+                    continue
+            if node.saved is None:
+                raise GraphError(f"{node} was walked back already and its residuals are gone; pass retain_graph=True to the first walk")
+            node.op.pullback(node, g, create_graph, send)
+            if not retain:
+                node.saved = None                       # residuals die as soon as they are used
+    return result

@@ -1,0 +1,199 @@
+"""What this machine offers to minigrad, and what is missing: `python -m minigrad.info [--json]`."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .backend import blas
+from .errors import MinigradError
+
+_REQUIRED = ("numpy", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm")
+_OPTIONAL = {"mpi4py": "mpi", "torch": "test", "transformers": "test", "hypothesis": "test", "pytest": "test"}
+_CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
+_FORCING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def collect() -> dict[str, Any]:
+    """All that is printed, as plain data; sizes in bytes, None for what cannot be found out. Never raises.
+
+    python, platform: str. packages: {name: version | None}. blas: {name, version, architecture, threads}.
+    environment: variables that steer BLAS. cpu: {model, cores, usable}. memory: {total, available}.
+    gpu: {driver, cuda, devices, reason}. missing: [{what, why, command}]. warnings: [str].
+    """
+    info: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for section in (_packages, _blas, _environment, _cpu, _memory, _gpu):
+        name = section.__name__.lstrip("_")
+        try:
+            info[name] = section()
+        except Exception as error:                      # one broken driver or library must not hide the rest
+            info[name] = {"error": f"{type(error).__name__}: {_line(error)}"}
+    info["missing"] = _missing(info)
+    info["warnings"] = [
+        f"{name}={info['environment'][name]} overrides what OpenBLAS would choose for this CPU; unset it"
+        for name in _FORCING if name in info["environment"]
+    ]
+    return info
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> dict[str, str | None]:
+    from . import __version__
+
+    versions: dict[str, str | None] = {"minigrad": __version__}
+    versions.update((name, _version(name)) for name in (*_REQUIRED, *_OPTIONAL))
+    versions["cupy"] = next((v for v in map(_version, _CUPY) if v), None)
+    return versions
+
+
+def _blas() -> dict[str, Any]:
+    config: Any = np.show_config(mode="dicts")
+    built = config.get("Build Dependencies", {}).get("blas", {})
+    found: dict[str, Any] = {"name": built.get("name"), "version": built.get("version"),
+                             "architecture": None, "threads": None}
+    if blas.library() is not None:
+        name = blas.call("get_corename", restype=ctypes.c_char_p)
+        found |= {"architecture": name.decode(), "threads": blas.call("get_num_threads")}
+    elif importlib.util.find_spec("threadpoolctl"):     # knows MKL, BLIS and a system's OpenBLAS
+        import threadpoolctl
+
+        for pool in threadpoolctl.threadpool_info():
+            if pool["user_api"] == "blas":
+                found |= {"architecture": pool.get("architecture"), "threads": pool["num_threads"]}
+                found["version"] = pool.get("version") or found["version"]
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in (*_FORCING, *_THREADS) if name in os.environ}
+
+
+def _cpu() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"model": model, "cores": os.cpu_count(), "usable": usable}
+
+
+def _memory() -> dict[str, int | None]:
+    found: dict[str, int | None] = {"total": None, "available": None}
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        found["total"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="utf-8") as lines:
+        found["available"] = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    return found
+
+
+def _gpu() -> dict[str, Any]:
+    """driver: its version, by nvidia-smi. cuda: that of CuPy's runtime. reason: why there are no devices."""
+    found: dict[str, Any] = {"driver": _driver(), "cuda": None, "devices": [], "reason": None}
+    try:
+        cupy = backend.get("cupy")[0].namespace
+    except MinigradError as error:
+        found["reason"] = _line(error)
+        return found
+    runtime = cupy.cuda.runtime
+    version = runtime.runtimeGetVersion()
+    found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
+    for number in range(runtime.getDeviceCount()):
+        device = runtime.getDeviceProperties(number)
+        with cupy.cuda.Device(number):
+            free, total = runtime.memGetInfo()
+        found["devices"].append({
+            "name": device["name"].decode(), "capability": f"{device['major']}.{device['minor']}",
+            "total": total, "available": free,
+        })
+    return found
+
+
+def _driver() -> str | None:
+    """The version of the NVIDIA driver, or None where there is none that works."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        if version := re.match(r"\d[\d.]*", done.stdout):
+            return version.group()
+    return None
+
+
+def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
+    """What is not here: why that matters, and the command that gets it where a command can."""
+    packages, gpu = info["packages"], info["gpu"]
+    wanted = [(name, "gpt2 needs it", name) for name in _REQUIRED]
+    wanted += [(name, f"extra [{extra}]", f"'minigrad-gpt2[{extra}]'") for name, extra in _OPTIONAL.items()]
+    missing: list[dict[str, str | None]] = [
+        {"what": name, "why": why, "command": f"pip install {target}"}
+        for name, why, target in wanted if packages.get(name, "") is None
+    ]
+    if gpu.get("reason") is None:                       # it works, or what is wrong with it stands under gpu
+        return missing
+    if (driver := gpu["driver"]) is None:
+        missing.append({"what": "NVIDIA driver", "command": None,
+                        "why": "nvidia-smi is not found or finds no GPU; without a GPU use --backend numpy"})
+    if packages.get("cupy") is None:
+        # NVIDIA's CUDA 13 release notes: it needs a driver of at least 580
+        extra = "cuda13" if driver and int(driver.split(".")[0]) >= 580 else "cuda12"
+        missing.append({"what": "cupy", "why": "--backend cupy",
+                        "command": f"pip install 'minigrad-gpt2[{extra}]'"})
+    return missing
+
+
+def report(info: dict[str, Any]) -> str:
+    """What `collect` returned, for people: one fact a line."""
+    rows = [("python", f"{info['python']} on {info['platform']}")]
+    for name, section in info.items():
+        if isinstance(section, dict):
+            rows += [(name, f"{k} {_show(k, value)}") for k, value in section.items() if value is not None]
+    rows += [("missing", f"{m['what']} ({m['why']})" + (f": {m['command']}" if m["command"] else ""))
+             for m in info["missing"]]
+    rows += [("warning", warning) for warning in info["warnings"]]
+    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+
+
+def _show(key: str, value: Any) -> str:
+    if key in ("total", "available"):
+        return f"{value / 2**30:.1f} GiB"
+    if key == "devices":
+        devices = [", ".join(f"{k} {_show(k, v)}" for k, v in device.items()) for device in value]
+        return "; ".join(devices) or "none"
+    return str(value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="minigrad.info", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
+    flags = parser.parse_args(argv)
+    info = collect()
+    try:
+        print(json.dumps(info) if flags.json else report(info), flush=True)
+    except BrokenPipeError:                             # the reader has seen enough, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""How an op is declared: a kernel, one rule per argument, and what backward keeps.
+
+    @elementwise(a=lambda g, b: g * b, b=lambda g, a: g * a)
+    def mul(xp, a, b): return a * b
+
+A rule's signature is the list of residuals. It receives the cotangent `g` and then, by name, any of the op's arguments,
+`out`, the shape of an argument (`a_shape`, which frees the data), the op's keyword-only settings, or extras that the
+kernel returned in `Saved`. Nothing else is kept. Rules are written with ops and operators, so the same text runs on bare
+arrays in an ordinary walk back and on Tensors when the gradient itself is differentiated.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from . import backend
+from .backend.base import Backend
+from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
+from .graph import Leaf, Node, recording, state
+from .tensor import Tensor
+
+REGISTRY: dict[str, Op] = {}
+_SCALARS = (float, int, bool, type(None))
+Constant = Any                                          # annotates a kernel's argument that has no gradient: ids, a mask
+
+
+class Saved:
+    """What a kernel returns when its rules need by-products: the output, and extras by name."""
+
+    __slots__ = ("out", "extra")
+
+    def __init__(self, out: Any, **extra: Any) -> None:
+        self.out, self.extra = out, extra
+
+
+class Rule:
+    """∂op/∂argument as text: a function of g and named residuals. key: its name among a backend's kernels."""
+
+    __slots__ = ("function", "needs", "key", "wants")
+
+    def __init__(self, function: Callable[..., Any], key: str) -> None:
+        names = tuple(inspect.signature(function).parameters)[1:]
+        self.function, self.key = function, key
+        self.wants = "wants" in names                   # a joint rule may ask which gradients are wanted
+        self.needs = tuple(n for n in names if n != "wants")
+
+
+class Plan:
+    """What one application keeps, given which arguments want gradients; worked out once per combination."""
+
+    __slots__ = ("names", "sources", "steps", "kept_args", "watched", "replay")
+
+    def __init__(self, op: Op, wanted: tuple[bool, ...]) -> None:
+        keep: dict[str, None] = {}
+        rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i, w in enumerate(wanted) if w]
+        for rule in rules:
+            keep.update((n, None) for n in rule.needs if n not in op.settings)
+        self.replay = op.definition is not None and any(op.source(n)[0] == "extra" for n in keep)
+        if self.replay:                                 # a by-product has no derivative: the definition is run again
+            keep.update((n, None) for n in op.args)
+        self.names = tuple(keep)
+        self.sources = tuple(op.source(n) for n in keep)
+        self.kept_args = tuple(s[1] for s in self.sources if s[0] == "arg")
+        self.watched = tuple(range(len(wanted))) if ("args", None) in self.sources else self.kept_args
+        self.steps = () if op.joint else tuple((i, op.rules[op.args[i]]) for i, w in enumerate(wanted) if w)
+
+
+class Op:
+    """An op of the registry; call it with Tensors (recorded), or with bare arrays (computed, nothing else)."""
+
+    def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
+                 definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None) -> None:
+        self.name, self.kernel, self.elementwise, self.definition = kernel.__name__, kernel, elementwise, definition
+        self.__doc__, self.__name__, self.__module__ = kernel.__doc__, kernel.__name__, kernel.__module__
+        parameters = list(inspect.signature(kernel).parameters.values())[1:]
+        self.signature = inspect.Signature(parameters)
+        self.__signature__ = self.signature
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.args = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
+        self.required = len([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty])
+        self.settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.rules = {arg: Rule(f, f"{self.name}/{arg}") for arg, f in rules.items()}
+        self.joint = Rule(joint, f"{self.name}/joint") if joint else None
+        self.differentiable = tuple(i for i, a in enumerate(self.args) if a in self.rules or (joint and a in joint_args(joint, self)))
+        self.partial = not self.variadic and len(self.differentiable) < len(self.args)
+        self.plans: dict[tuple[bool, ...], Plan] = {}
+
+    def source(self, name: str) -> tuple[str, Any]:
+        """Where the residual `name` comes from."""
+        if name in self.args:
+            return ("args", None) if self.variadic else ("arg", self.args.index(name))
+        if name == "out":
+            return ("out", None)
+        base = name.removesuffix("_shape").removesuffix("_shapes").removesuffix("_dtype")
+        if base != name and base in self.args:
+            kind = "dtype" if name.endswith("_dtype") else "shapes" if self.variadic else "shape"
+            return (kind, None if self.variadic else self.args.index(base))
+        return ("extra", name)
+
+    # ── forward ──
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        if settings and not settings.keys() <= self.settings.keys():
+            args, settings = self._bind(args, settings)
+        arrays: list[Any] = []
+        nodes: list[Node | None] = []
+        tensors = tracked = False
+        for a in args:
+            if isinstance(a, Tensor):
+                tensors = True
+                node = a.node
+                arrays.append(a.array)
+                nodes.append(node)
+                if node is not None:
+                    tracked = True
+            else:
+                arrays.append(a)
+                nodes.append(None)
+        if tracked and self.partial:                    # an argument without a rule is a constant
+            nodes = [n if i in self.differentiable else None for i, n in enumerate(nodes)]
+            tracked = any(n is not None for n in nodes)
+        here, dtype = self._place(arrays)
+        if self.settings:
+            settings = {**self.settings, **settings}
+        kernel = here.kernels.get(self.name, self.kernel)
+        try:
+            out = kernel(here, *arrays, **settings)
+        except MinigradError:
+            raise
+        except (ValueError, TypeError, IndexError) as error:
+            raise self._explain(error, arrays, settings) from error
+        extra = None
+        if type(out) is Saved:
+            out, extra = out.out, out.extra
+        if type(out) is tuple:
+            return self._several(here, out, args, arrays, nodes, tensors, tracked, settings)
+        if type(out) in here.scalar_types:
+            out = here.adopt(out)
+        if dtype is not None and dtype.kind != "f" and out.dtype.kind == "f" and self.differentiable and "dtype" not in settings:
+            raise DTypeError(f"{self.name}: {self._describe(arrays)} would become {out.dtype}; cast first, as in x.astype(\"float32\")")
+        if not tensors:
+            return out
+        if not (tracked and state.recording) or out.dtype.kind != "f":
+            return Tensor(out)
+        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, out.dtype))
+
+    def _place(self, arrays: list[Any]) -> tuple[Backend, Any]:
+        """The one backend of the arrays, and the one dtype of those that can have a gradient."""
+        here: Backend | None = None
+        dtype = place = None
+        for i, a in enumerate(arrays):
+            if type(a) in _SCALARS:
+                continue
+            try:
+                b = backend.of(a)
+            except TypeError:
+                raise TypeError(f"{self.name}: {self._arg(i)} is a {type(a).__name__}; give a Tensor, an array or a number") from None
+            p = b.device(a)
+            if here is None:
+                here, place, first = b, p, i
+            elif p != place:
+                raise DeviceError(f"{self.name}: {self._arg(first)} is on {place} and {self._arg(i)} is on {p}; move one with .to(\"{p}\")")
+            if (self.variadic or i in self.differentiable) and (d := a.dtype).kind != "b":
+                if dtype is None:
+                    dtype, typed = d, i
+                elif d != dtype:
+                    raise DTypeError(f"{self.name}: {self._arg(typed)} is {dtype} and {self._arg(i)} is {d}; "
+                                     f"dtypes never mix silently, cast one with .astype(\"{dtype}\")")
+        if here is None:
+            raise TypeError(f"{self.name}: no argument is a Tensor or an array; make one with minigrad.tensor")
+        return here, dtype
+
+    def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any) -> Node:
+        wanted = tuple([n is not None for n in nodes])
+        plan = self.plans.get(wanted)
+        if plan is None:
+            plan = self.plans[wanted] = Plan(self, wanted)
+        saved = []
+        for kind, at in plan.sources:
+            if kind == "arg":
+                saved.append(arrays[at] if at < len(arrays) else None)
+            elif kind == "out":
+                saved.append(out)
+            elif kind == "shape":
+                saved.append(getattr(arrays[at], "shape", ()))
+            elif kind == "dtype":
+                saved.append(arrays[at].dtype)
+            elif kind == "args":
+                saved.append(tuple(arrays))
+            elif kind == "shapes":
+                saved.append(tuple(a.shape for a in arrays))
+            else:
+                saved.append(extra[at])
+        return Node(self, plan, tuple(nodes), tuple(saved), settings, shape, dtype, _versions(plan, nodes))
+
+    def _several(self, here: Backend, outs: tuple[Any, ...], args: Any, arrays: Any, nodes: Any, tensors: bool, tracked: bool,
+                 settings: Any) -> Any:
+        if not tensors:
+            return outs
+        if not (tracked and state.recording):
+            return tuple(Tensor(o) for o in outs)
+        whole = self._record(arrays, nodes, None, None, settings, tuple(o.shape for o in outs), outs[0].dtype)
+        return tuple(Tensor(o, Node(_PICK, None, (whole,), (i,), {}, o.shape, o.dtype)) for i, o in enumerate(outs))
+
+    # ── backward ──
+    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
+        """Send each wanted argument's cotangent to its parent; g is the cotangent of the node's output."""
+        plan, parents = node.plan, node.parents
+        if node.version != _versions(plan, parents):
+            raise GraphError(f"{node}: a value that its gradient needs was changed by assign() after it was used; run forward again")
+        if type(g) is dict:
+            g = self._gather(node, g, create_graph)
+        if create_graph and plan.replay:
+            return self._replay(node, g, send)
+        values = dict(zip(plan.names, node.saved))
+        if create_graph:                                # arrays become Tensors of this graph again
+            for i in plan.kept_args:
+                name = self.args[i]
+                if i < len(parents) and parents[i] is not None:
+                    values[name] = Tensor(values[name], parents[i])
+            if self.variadic and self.args[0] in values:
+                values[self.args[0]] = tuple(Tensor(a, p) for a, p in zip(values[self.args[0]], parents))
+            if "out" in values:
+                values["out"] = Tensor(values["out"], node)
+        static = node.static
+        kernels = backend.of(g).kernels if not create_graph and type(g) is not tuple else {}
+        if self.joint:
+            rule = self.joint
+            wants = tuple([p is not None for p in parents])
+            more = {"wants": wants} if rule.wants else {}
+            results = kernels.get(rule.key, rule.function)(g, *[values[n] if n in values else static[n] for n in rule.needs], **more)
+            for i, (parent, gp) in enumerate(zip(parents, results)):
+                if parent is not None:
+                    self._send(node, i, parent, gp, g, create_graph, send)
+            return
+        for i, rule in plan.steps:
+            parent = parents[i]
+            gp = kernels.get(rule.key, rule.function)(g, *[values[n] if n in values else static[n] for n in rule.needs])
+            if self.elementwise and gp.shape != parent.shape:
+                gp = REGISTRY["sum_to"](gp, shape=parent.shape)
+            self._send(node, i, parent, gp, g, create_graph, send)
+
+    def _send(self, node: Node, i: int, parent: Node, gp: Any, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
+        if not create_graph and type(gp) is Tensor:
+            gp = gp.array
+        if gp.shape != parent.shape or gp.dtype != parent.dtype:
+            kind = ShapeError if gp.shape != parent.shape else DTypeError
+            raise kind(f"{self.name}: ∂{self.name}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
+                       f"{parent.dtype}{list(parent.shape)}; the rule is wrong")
+        if create_graph:
+            send(parent, gp if type(gp) is Tensor else Tensor(gp))
+            return
+        here = backend.of(gp)
+        if type(gp) in here.scalar_types:
+            gp = here.adopt(gp)
+        fresh = here.owns(gp) and gp is not g and not any(gp is s for s in node.saved)
+        send(parent, gp, fresh)
+
+    def _gather(self, node: Node, slots: dict[int, Any], create_graph: bool) -> tuple[Any, ...]:
+        """The cotangents of all outputs; zeros for those nothing was computed from."""
+        some = next(iter(slots.values()))
+        zeros = backend.of(some.array if isinstance(some, Tensor) else some).zeros
+        return tuple(slots[i] if i in slots else Tensor(zeros(s, dtype=node.dtype)) if create_graph else zeros(s, dtype=node.dtype)
+                     for i, s in enumerate(node.shape))
+
+    def _replay(self, node: Node, g: Any, send: Callable[..., None]) -> None:
+        """Run the definition again, recorded, and let the walk go on through what it records: its nodes are the newest."""
+        values = dict(zip(node.plan.names, node.saved))
+        inputs = [Tensor(values[a], p) if hasattr(values[a], "dtype") else values[a] for a, p in zip(self.args, node.parents)]
+        assert self.definition is not None
+        with recording(True):
+            out = self.definition(*inputs, **node.static)
+        send(out.node, g)
+
+    # ── words ──
+    def _arg(self, i: int) -> str:
+        return f"{self.args[0]}[{i}]" if self.variadic else self.args[i]
+
+    def _bind(self, args: tuple[Any, ...], settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments given by name take their places; an unknown name is refused."""
+        try:
+            bound = self.signature.bind(*args, **settings)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}; it takes {self.signature}") from None
+        bound.apply_defaults()
+        return tuple(bound.arguments[a] for a in self.args), {k: bound.arguments[k] for k in self.settings}
+
+    def _describe(self, arrays: list[Any]) -> str:
+        return ", ".join(f"{self._arg(i)} is {a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else f"{self._arg(i)} is {a!r}"
+                         for i, a in enumerate(arrays) if i < len(self.args) or self.variadic)
+
+    def _explain(self, error: Exception, arrays: list[Any], settings: dict[str, Any]) -> Exception:
+        if not self.variadic and not self.required <= len(arrays) <= len(self.args):
+            return TypeError(f"{self.name}: {len(arrays)} arguments given; it takes {self.signature}")
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+        text = f"{self.name}: {self._describe(arrays)}{'; ' + given if given else ''}: {said}"
+        return ShapeError(text) if not isinstance(error, TypeError) else DTypeError(text)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}{self.signature}>"
+
+
+class _Pick:
+    """One output of an op that has several: passes its cotangent on as that slot of the whole."""
+
+    name, variadic = "pick", False
+
+    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
+        send(node.parents[0], g, slot=node.saved[0])
+
+
+_PICK = _Pick()
+
+
+def _versions(plan: Plan | None, nodes: Any) -> int:
+    """The sum of the versions of the leaves whose values are kept; versions only grow, so equal sums mean equal versions."""
+    total = 0
+    if plan is not None:
+        for i in plan.watched:
+            if i < len(nodes) and type(nodes[i]) is Leaf:
+                total += nodes[i].version
+    return total
+
+
+def joint_args(joint: Callable[..., Any], op: Op) -> tuple[str, ...]:
+    """The arguments that a joint rule gives gradients for: all but those that the kernel annotates as `Constant`."""
+    return tuple(a for a in op.args if op.signature.parameters[a].annotation != "Constant")
+
+
+def _register(made: Op) -> Op:
+    if made.name in REGISTRY:
+        raise ValueError(f"an op called {made.name!r} exists already")
+    REGISTRY[made.name] = made
+    return made
+
+
+def op(joint: Callable[..., Any] | None = None, **rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
+    """Declare a primitive. rules: one per differentiable argument; or `joint`, one rule that returns all gradients in a tuple."""
+    return lambda kernel: _register(Op(kernel, rules, joint=joint))
+
+
+def elementwise(**rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
+    """Declare an op that broadcasts; the engine undoes the broadcasting, so its rules never mention shapes."""
+    return lambda kernel: _register(Op(kernel, rules, elementwise=True))
+
+
+def fused(definition: Callable[..., Any], joint: Callable[..., Any] | None = None,
+          **rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
+    """Declare a kernel with hand-derived rules that promises to equal `definition`, its definition by parts."""
+    return lambda kernel: _register(Op(kernel, rules, definition=definition, joint=joint))

@@ -1,0 +1,70 @@
+"""Tables of derivatives, and the operators they give to Tensor."""
+from __future__ import annotations
+
+from typing import Any
+
+from ..tensor import Tensor
+from . import elementwise, index, linalg, reduce, shape
+
+
+def _index(key: Any) -> Any:
+    """An index with its Tensors replaced by their arrays."""
+    if isinstance(key, tuple):
+        return tuple(k.array if isinstance(k, Tensor) else k for k in key)
+    return key.array if isinstance(key, Tensor) else key
+
+
+def _axes(axes: tuple[Any, ...]) -> Any:
+    """Sizes or axes given one by one or as one sequence."""
+    return tuple(axes[0]) if len(axes) == 1 and not isinstance(axes[0], int) else axes
+
+
+def _attach() -> None:
+    """Give Tensor its operators and methods. Tensor itself knows of no op, so that ops can know Tensor."""
+    e, r, s = elementwise, reduce, shape
+    for name, f in {"add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.power, "matmul": linalg.matmul}.items():
+        setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
+        setattr(Tensor, f"__r{name}__", lambda a, b, f=f: f(b, a))
+    for name, f in {"eq": e.equal, "ne": e.not_equal, "lt": e.less, "le": e.less_equal, "gt": e.greater, "ge": e.greater_equal}.items():
+        setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
+    for name, f in {
+        "exp": e.exp,
+        "log": e.log,
+        "sqrt": e.sqrt,
+        "tanh": e.tanh,
+        "erf": e.erf,
+        "sigmoid": e.sigmoid,
+        "relu": e.relu,
+        "abs": e.abs,
+        "clip": e.clip,
+        "sum": r.sum,
+        "mean": r.mean,
+        "var": r.var,
+        "max": r.max,
+        "min": r.min,
+        "logsumexp": r.logsumexp,
+        "prod": r.prod,
+        "split": s.split,
+        "tril": s.tril,
+        "triu": s.triu,
+        "take": index.take,
+        "gather": index.gather,
+        "scatter_add": index.scatter_add,
+    }.items():
+        setattr(Tensor, name, lambda self, *a, f=f, **k: f(self, *a, **k))
+    methods: dict[str, Any] = {
+        "__neg__": lambda self: e.neg(self),
+        "__abs__": lambda self: e.abs(self),
+        "__getitem__": lambda self, key: index.getitem(self, index=_index(key)),
+        "astype": lambda self, dtype: e.astype(self, dtype=dtype),
+        "reshape": lambda self, *sizes: s.reshape(self, shape=_axes(sizes)),
+        "transpose": lambda self, axis0=-2, axis1=-1: s.transpose(self, axis0=axis0, axis1=axis1),
+        "permute": lambda self, *axes: s.permute(self, axes=_axes(axes)),
+        "T": property(lambda self: s.transpose(self) if self.ndim > 1 else self),
+        "mT": property(lambda self: s.transpose(self)),
+    }
+    for name, method in methods.items():
+        setattr(Tensor, name, method)
+
+
+_attach()

@@ -1,0 +1,199 @@
+"""Derivatives of the elementwise ops. The engine undoes broadcasting, so no rule mentions a shape.
+
+At kinks and ties: relu'(0) = 0, |x|'(0) = 0, clip passes the gradient at its bounds, maximum and minimum share it at ties.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..op import Constant, elementwise, op
+
+
+@elementwise(a=lambda g: g, b=lambda g: g)
+def add(xp, a, b):
+    """a + b."""
+    return a + b
+
+
+@elementwise(a=lambda g: g, b=lambda g: -g)
+def sub(xp, a, b):
+    """a − b."""
+    return a - b
+
+
+@elementwise(a=lambda g, b: g * b, b=lambda g, a: g * a)
+def mul(xp, a, b):
+    """a · b."""
+    return a * b
+
+
+@elementwise(a=lambda g, b: g / b, b=lambda g, b, out: -g * out / b)
+def div(xp, a, b):
+    """a / b. ∂/∂b = −a/b² = −out/b, so a is not kept."""
+    return a / b
+
+
+@elementwise(x=lambda g: -g)
+def neg(xp, x):
+    """−x."""
+    return -x
+
+
+def _power_da(g: Any, a: Any, b: Any) -> Any:
+    """b a^(b−1); 0 where b = 0, also at a = 0."""
+    if isinstance(b, (int, float)):
+        return g * (b * a ** (b - 1)) if b != 0 else g * 0.0
+    return g * b * a ** where((a == 0.0) * (b == 0.0), b + 1.0, b - 1.0)
+
+
+def _power_db(g: Any, a: Any, out: Any) -> Any:
+    """a^b ln a; 0 where a = 0."""
+    if isinstance(a, (int, float)):
+        return g * out * (math.log(a) if a > 0 else 0.0 if a == 0 else math.nan)
+    return g * out * log(where(a == 0.0, a + 1.0, a))
+
+
+@elementwise(a=_power_da, b=_power_db)
+def power(xp, a, b):
+    """a to the power b; where a = 0 the derivative by b is taken as 0."""
+    return a ** b
+
+
+@elementwise(x=lambda g, out: g * out)
+def exp(xp, x):
+    """eˣ, its own derivative."""
+    return xp.exp(x)
+
+
+@elementwise(x=lambda g, x: g / x)
+def log(xp, x):
+    """The natural logarithm."""
+    return xp.log(x)
+
+
+@elementwise(x=lambda g, out: g * 0.5 / out)
+def sqrt(xp, x):
+    """√x, whose derivative is 1/(2√x)."""
+    return xp.sqrt(x)
+
+
+@elementwise(x=lambda g, out: g * (1.0 - out * out))
+def tanh(xp, x):
+    """Hyperbolic tangent. d tanh(x)/dx = 1 − tanh²(x), so only the result is kept."""
+    return xp.tanh(x)
+
+
+@elementwise(x=lambda g, x: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)))
+def erf(xp, x):
+    """The error function 2/√π ∫₀ˣ exp(−t²) dt."""
+    return xp.erf(x)
+
+
+@elementwise(x=lambda g, out: g * out * (1.0 - out))
+def sigmoid(xp, x):
+    """1/(1 + e⁻ˣ), computed from e^−|x| so that nothing overflows."""
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@elementwise(x=lambda g, out: g * (out > 0.0))
+def relu(xp, x):
+    """max(x, 0), with derivative 0 at 0."""
+    return xp.maximum(x, xp.zeros_like(x))
+
+
+@elementwise(x=lambda g, x: g * sign(x))
+def abs(xp, x):
+    """|x|, with derivative 0 at 0."""
+    return xp.abs(x)
+
+
+@op()
+def sign(xp, x):
+    """−1, 0 or 1; a constant as far as derivatives go."""
+    return xp.sign(x)
+
+
+def _larger(g: Any, a: Any, b: Any) -> Any:
+    """g where a > b, half of it where they tie."""
+    return g * (a > b) + (0.5 * g) * (a == b)
+
+
+@elementwise(a=lambda g, a, b: _larger(g, a, b), b=lambda g, a, b: _larger(g, b, a))
+def maximum(xp, a, b):
+    """The larger of a and b; ties share the gradient."""
+    return xp.maximum(a, b)
+
+
+@elementwise(a=lambda g, a, b: _larger(g, b, a), b=lambda g, a, b: _larger(g, a, b))
+def minimum(xp, a, b):
+    """The smaller of a and b; ties share the gradient."""
+    return xp.minimum(a, b)
+
+
+@elementwise(a=lambda g, condition: g * condition, b=lambda g, condition: g * not_(condition))
+def where(xp, condition: Constant, a, b):
+    """a where condition (bool) holds, else b."""
+    return xp.where(condition, a, b)
+
+
+@elementwise(x=lambda g, x, min, max: g * inside(x, min=min, max=max))
+def clip(xp, x, *, min=None, max=None):
+    """x held within [min, max]; the gradient passes inside and at the bounds."""
+    return xp.clip(x, min, max)
+
+
+@op()
+def inside(xp, x, *, min=None, max=None):
+    """Whether min ≤ x ≤ max (bool); a bound that is None holds always."""
+    low = xp.ones_like(x, dtype=bool) if min is None else x >= min
+    return low if max is None else low & (x <= max)
+
+
+@op()
+def not_(xp, x):
+    """Logical not of a bool array."""
+    return xp.logical_not(x)
+
+
+@op()
+def equal(xp, a, b):
+    """a = b, elementwise, as bool."""
+    return a == b
+
+
+@op()
+def not_equal(xp, a, b):
+    """a ≠ b, elementwise, as bool."""
+    return a != b
+
+
+@op()
+def less(xp, a, b):
+    """a < b, elementwise, as bool."""
+    return a < b
+
+
+@op()
+def less_equal(xp, a, b):
+    """a ≤ b, elementwise, as bool."""
+    return a <= b
+
+
+@op()
+def greater(xp, a, b):
+    """a > b, elementwise, as bool."""
+    return a > b
+
+
+@op()
+def greater_equal(xp, a, b):
+    """a ≥ b, elementwise, as bool."""
+    return a >= b
+
+
+@op(x=lambda g, x_dtype: astype(g, dtype=x_dtype))
+def astype(xp, x, *, dtype):
+    """x in another dtype; between floats the gradient is cast back."""
+    return x.astype(dtype)

@@ -1,0 +1,151 @@
+"""Derivatives of products: ∂L/∂A = G Bᵀ and ∂L/∂B = Aᵀ G for C = A B."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..errors import ShapeError
+from ..op import fused, op
+from .shape import broadcast_to, reshape, sum_to, transpose
+
+
+def _matmul_da(g: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
+    """G Bᵀ   (matmul.2)"""
+    return sum_to(matmul_op(g, transpose(b)), shape=a_shape)
+
+
+def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
+    """Aᵀ G   (matmul.3); with a matrix b, the batch is one long axis that the product sums over"""
+    if len(b_shape) == 2:
+        return matmul_op(transpose(_rows(a)), _rows(g))
+    return sum_to(matmul_op(transpose(a), g), shape=b_shape)
+
+
+def _rows(x: Any) -> Any:
+    return reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+@op(a=_matmul_da, b=_matmul_db)
+def matmul_op(xp, a, b):
+    """A B over the last two axes, the others broadcast   (matmul.1)."""
+    if a.shape[-1] != b.shape[-2]:
+        raise ShapeError(f"matmul: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is {b.dtype}{list(b.shape)} "
+                         f"({a.shape[-1]} ≠ {b.shape[-2]})")
+    if b.ndim == 2 and a.ndim > 2:  # one large product instead of many small ones
+        return xp.reshape(xp.matmul(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), b), (*a.shape[:-1], b.shape[-1]))
+    return xp.matmul(a, b)
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """a @ b as NumPy and PyTorch have it: matrices in the last two axes, batch axes broadcast, 1-d arguments as vectors.
+
+    a [..., n, k], b [..., k, m] -> [..., n, m], dtype of both. ShapeError where the inner sizes differ or an argument is 0-d.
+    """
+    if not hasattr(a, "ndim") or not hasattr(b, "ndim") or a.ndim == 0 or b.ndim == 0:
+        raise ShapeError("matmul: both arguments need at least one axis; use * for a scalar")
+    left = reshape(a, shape=(1, a.shape[0])) if a.ndim == 1 else a
+    right = reshape(b, shape=(b.shape[0], 1)) if b.ndim == 1 else b
+    out = matmul_op(left, right)
+    shape = list(out.shape)
+    if a.ndim == 1:
+        del shape[-2]
+    if b.ndim == 1:
+        del shape[-1]
+    return out if len(shape) == out.ndim else reshape(out, shape=tuple(shape))
+
+
+def _check_bias(name: str, bias: Any, size: int) -> None:
+    if bias.shape != (size,):
+        raise ShapeError(f"{name}: bias must be {bias.dtype}[{size}], not {list(bias.shape)}")
+
+
+def _addmm_by_parts(bias: Any, x: Any, weight: Any) -> Any:
+    """x W + b   (linear.1)"""
+    return matmul_op(x, weight) + bias
+
+
+@fused(_addmm_by_parts, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
+       x=lambda g, weight: matmul_op(g, transpose(weight)),
+       weight=lambda g, x: matmul_op(transpose(_rows(x)), _rows(g)))
+def addmm(xp, bias, x, weight):
+    """x W + b with the bias added into the product's own memory   (linear.1). bias [m], x [..., k], weight [k, m] -> [..., m]."""
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(f"matmul: inner sizes differ: a is {x.dtype}{list(x.shape)}, b is {weight.dtype}{list(weight.shape)} "
+                         f"({x.shape[-1]} ≠ {weight.shape[0]})")
+    _check_bias("addmm", bias, weight.shape[1])
+    out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), weight)
+    out += bias
+    return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
+
+
+def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
+    """x Wᵀ + b   (linear.2)"""
+    out = matmul_op(x, transpose(weight))
+    return out if bias is None else out + bias
+
+
+@fused(_linear_by_parts,
+       x=lambda g, weight: matmul_op(g, weight),
+       weight=lambda g, x: matmul_op(transpose(_rows(g)), _rows(x)),
+       bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
+def linear(xp, x, weight, bias=None):
+    """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).
+
+    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out [m, k], not transposed.
+    """
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"linear: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is {weight.dtype}{list(weight.shape)} "
+                         f"({x.shape[-1]} ≠ {weight.shape[-1]})")
+    out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), xp.swapaxes(weight, 0, 1))
+    if bias is not None:
+        _check_bias("linear", bias, weight.shape[0])
+        out += bias
+    return xp.reshape(out, (*x.shape[:-1], weight.shape[0]))
+
+
+def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
+    """Each operand's gradient is the einsum of g and the other operands; indices that only it has are repeated."""
+    inputs, output = subscripts.split("->")
+    terms = inputs.split(",")
+    grads: list[Any] = []
+    for i, term in enumerate(terms):
+        if not wants[i]:
+            grads.append(None)
+            continue
+        others = [t for j, t in enumerate(terms) if j != i]
+        present = "".join(c for c in term if c in output or any(c in t for t in others))
+        value = einsum_op(g, *[x for j, x in enumerate(xs) if j != i], subscripts=",".join([output, *others]) + "->" + present)
+        shape = tuple(n if c in present else 1 for c, n in zip(term, xs[i].shape))
+        grads.append(broadcast_to(reshape(value, shape=shape), shape=xs[i].shape))
+    return tuple(grads)
+
+
+@op(joint=_einsum_rule)
+def einsum_op(xp, *xs, subscripts):
+    """Σ of products over the indices that `subscripts` names, "->" included."""
+    return xp.einsum(subscripts, *xs, optimize=len(xs) > 2)
+
+
+def einsum(subscripts: str, *xs: Any) -> Any:
+    """einsum("bij,bjk->bik", a, b). ShapeError for "..." and for an index twice in one operand, which are not supported."""
+    subscripts = subscripts.replace(" ", "")
+    if "." in subscripts:
+        raise ShapeError(f"einsum: {subscripts!r}: '...' is not supported; name every axis")
+    inputs, arrow, output = subscripts.partition("->")
+    if not arrow:
+        output = "".join(sorted(c for c in set(inputs) if c != "," and inputs.count(c) == 1))
+    terms = inputs.split(",")
+    if len(terms) != len(xs):
+        raise ShapeError(f"einsum: {subscripts!r} names {len(terms)} operands; {len(xs)} were given")
+    sizes: dict[str, int] = {}
+    for term, x in zip(terms, xs):
+        if len(set(term)) != len(term):
+            raise ShapeError(f"einsum: {subscripts!r}: an index stands twice in {term!r}, which is not supported")
+        if len(term) != x.ndim:
+            raise ShapeError(f"einsum: {term!r} names {len(term)} axes of {x.dtype}{list(x.shape)}")
+        for c, n in zip(term, x.shape):
+            if sizes.setdefault(c, n) != n:
+                shapes = ", ".join(str(list(y.shape)) for y in xs)
+                raise ShapeError(f"einsum: {subscripts!r}: index {c!r} is {sizes[c]} long and {n} long; the operands are {shapes}")
+    return einsum_op(*xs, subscripts=f"{inputs}->{output}")
+

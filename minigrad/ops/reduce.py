@@ -1,0 +1,101 @@
+"""Derivatives of the ops that sum up axes. axis: None (all), an int or a tuple of ints; keepdims keeps them with size 1."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..op import op
+from .elementwise import exp
+from .shape import broadcast_to, expand, permute, place, reshape, split
+
+
+def spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
+    """g, the result of a reduction, as something that broadcasts against what was reduced."""
+    return g if keepdims else expand(g, axis=axis, ndim=len(shape))
+
+
+def count(shape: tuple[int, ...], axis: Any) -> int:
+    """How many elements a reduction over `axis` takes together."""
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return math.prod(shape[a] for a in axes)
+
+
+@op(x=lambda g, x_shape, axis, keepdims: broadcast_to(spread(g, x_shape, axis, keepdims), shape=x_shape))
+def sum(xp, x, *, axis=None, keepdims=False):
+    """Σ x."""
+    return xp.sum(x, axis=axis, keepdims=keepdims)
+
+
+@op(
+    x=lambda g, x_shape, axis, keepdims: broadcast_to(
+        spread(g, x_shape, axis, keepdims) / count(x_shape, axis), shape=x_shape
+    )
+)
+def mean(xp, x, *, axis=None, keepdims=False):
+    """Σ x / n."""
+    return xp.mean(x, axis=axis, keepdims=keepdims)
+
+
+def _var_dx(g: Any, x: Any, axis: Any, keepdims: bool, correction: float) -> Any:
+    """2 (x − mean) / (n − correction)"""
+    return spread(g, x.shape, axis, keepdims) * (x - mean(x, axis=axis, keepdims=True)) * 2.0 / (count(x.shape, axis) - correction)
+
+
+@op(x=_var_dx)
+def var(xp, x, *, axis=None, keepdims=False, correction=0):
+    """Σ (x − mean)² / (n − correction): the population's variance, as LayerNorm has it; correction=1 for a sample's."""
+    return xp.var(x, axis=axis, keepdims=keepdims, ddof=correction)
+
+
+def _extreme_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
+    """The gradient goes to the extreme elements; ties share it evenly."""
+    hit = (x == spread(out, x.shape, axis, keepdims)) * broadcast_to(spread(g, x.shape, axis, keepdims) * 0.0 + 1.0, shape=x.shape)
+    return hit * (spread(g, x.shape, axis, keepdims) / sum(hit, axis=axis, keepdims=True))
+
+
+@op(x=_extreme_dx)
+def max(xp, x, *, axis=None, keepdims=False):
+    """The largest element."""
+    return xp.max(x, axis=axis, keepdims=keepdims)
+
+
+@op(x=_extreme_dx)
+def min(xp, x, *, axis=None, keepdims=False):
+    """The smallest element."""
+    return xp.min(x, axis=axis, keepdims=keepdims)
+
+
+@op(
+    x=lambda g, x, out, axis, keepdims: (
+        spread(g, x.shape, axis, keepdims) * exp(x - spread(out, x.shape, axis, keepdims))
+    )
+)
+def logsumexp(xp, x, *, axis=None, keepdims=False):
+    """log Σ exp(x), shifted by the maximum so that nothing overflows. Its derivative is softmax(x) = exp(x − out)."""
+    top = xp.max(x, axis=axis, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))      # a slice of −inf alone has the logarithm of 0
+    with xp.errstate(divide="ignore"):
+        out = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True)) + top
+    return out if keepdims else xp.reshape(out, xp.sum(x, axis=axis).shape)
+
+
+def prod(x: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+    """Π x, as a tree of products of halves: right in every derivative, zeros included (out/x would not be)."""
+    ndim = x.ndim
+    given = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = tuple(place(a, ndim, "prod") for a in given)
+    rest = tuple(i for i in range(ndim) if i not in axes)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    n = count(x.shape, axes)
+    left = reshape(permute(x, axes=axes + rest), shape=(n, *(x.shape[i] for i in rest)))
+    if n == 0:
+        return sum(x, axis=axis, keepdims=keepdims) + 1
+    while n > 1:
+        half = n // 2
+        parts = split(left, [half, half, n - 2 * half], axis=0)
+        left, n = parts[0] * parts[1], n - half
+        if parts[2].shape[0]:
+            from .shape import concat
+
+            left = concat([left, parts[2]], axis=0)
+    return reshape(left, shape=kept if keepdims else tuple(x.shape[i] for i in rest))

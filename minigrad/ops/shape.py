@@ -1,0 +1,130 @@
+"""Derivatives of the ops that move elements and compute nothing: each transposes a selection of the identity."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ShapeError
+from ..op import op
+from ..tensor import Tensor
+
+
+def place(axis: int, ndim: int, what: str) -> int:
+    """`axis` of `ndim` counted from the first. ShapeError, on behalf of `what`, where there is no such axis."""
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"{what}: there is no axis {axis} among {ndim}")
+    return axis % ndim
+
+
+@op(x=lambda g: g)
+def identity(xp, x):
+    """x itself, as a new node of the graph."""
+    return x
+
+
+@op(x=lambda g, x_shape: reshape(g, shape=x_shape))
+def reshape(xp, x, *, shape):
+    """x's elements, in order, in another shape; one size may be −1."""
+    return xp.reshape(x, shape)
+
+
+@op(x=lambda g, axis0, axis1: transpose(g, axis0=axis0, axis1=axis1))
+def transpose(xp, x, *, axis0=-2, axis1=-1):
+    """x with two axes exchanged (a view)."""
+    return xp.swapaxes(x, axis0, axis1)
+
+
+@op(x=lambda g, axes: permute(g, axes=_inverse(axes)))
+def permute(xp, x, *, axes):
+    """x with its axes in the order `axes` (a view)."""
+    return xp.transpose(x, axes)
+
+
+def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    order = [a % len(axes) for a in axes]
+    return tuple(order.index(i) for i in range(len(order)))
+
+
+@op(x=lambda g, x_shape: sum_to(g, shape=x_shape))
+def broadcast_to(xp, x, *, shape):
+    """x repeated along new axes and axes of size 1 (a view)."""
+    return xp.broadcast_to(x, shape)
+
+
+@op(x=lambda g, x_shape: broadcast_to(g, shape=x_shape))
+def sum_to(xp, x, *, shape):
+    """The transpose of broadcast_to: x summed over the axes along which `shape` was repeated."""
+    lead = x.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
+    if axes:
+        x = xp.sum(x, axis=axes, keepdims=True)
+    return xp.reshape(x, shape)
+
+
+@op(x=lambda g, x_shape: reshape(g, shape=x_shape))
+def expand(xp, x, *, axis, ndim):
+    """x with the reduced axes put back with size 1, so that it broadcasts against what was reduced. axis None: all."""
+    axes = range(ndim) if axis is None else [a % ndim for a in ((axis,) if isinstance(axis, int) else axis)]
+    sizes = iter(x.shape)
+    return xp.reshape(x, tuple(1 if i in axes else next(sizes) for i in range(ndim)))
+
+
+def _concat_rule(g: Any, xs_shapes: Any, axis: int) -> Any:
+    return split(g, [shape[axis] for shape in xs_shapes], axis=axis)
+
+
+@op(joint=_concat_rule)
+def concat_op(xp, *xs, axis=0):
+    """The arrays one after the other along `axis`; the gradient is cut where they were joined."""
+    return xp.concatenate(xs, axis=axis)
+
+
+def concat(xs: Sequence[Any], *, axis: int = 0) -> Any:
+    """The Tensors xs, alike but along `axis`, one after the other. ShapeError where they differ elsewhere."""
+    return concat_op(*xs, axis=axis)
+
+
+def stack(xs: Sequence[Any], *, axis: int = 0) -> Any:
+    """The Tensors xs, of one shape, along a new axis."""
+    if not xs:
+        raise ShapeError("stack: there is nothing to stack")
+    at = place(axis, xs[0].ndim + 1, "stack")
+    return concat([reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:])) for x in xs], axis=at)
+
+
+@op(x=lambda g, axis: concat(g, axis=axis))
+def split_op(xp, x, *, ends, axis):
+    """x cut along `axis` before each of `ends`, as a tuple of views."""
+    return tuple(xp.split(x, list(ends), axis=axis))
+
+
+def split(x: Any, sections: int | Sequence[int], *, axis: int = -1) -> tuple[Any, ...]:
+    """x cut along `axis` into `sections` equal parts, or into parts of the given sizes. ShapeError if they do not add up."""
+    size = x.shape[place(axis, x.ndim, "split")]
+    if isinstance(sections, int):
+        if sections < 1 or size % sections:
+            raise ShapeError(f"split: axis {axis} of {x.dtype}{list(x.shape)} cannot be cut into {sections} equal parts")
+        sizes = [size // sections] * sections
+    else:
+        sizes = list(sections)
+        if sum(sizes) != size or any(n < 0 for n in sizes):
+            raise ShapeError(f"split: sizes {sizes} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
+    ends = [sum(sizes[:i]) for i in range(1, len(sizes))]
+    return split_op(x, ends=tuple(ends), axis=axis)
+
+
+@op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
+def tril(xp, x, *, diagonal=0):
+    """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
+    return xp.tril(x, diagonal)
+
+
+@op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
+def triu(xp, x, *, diagonal=0):
+    """The upper triangle of the last two axes, from `diagonal` above the main one; zero elsewhere."""
+    return xp.triu(x, diagonal)
+
+
+def stop_gradient(x: Any) -> Any:
+    """x as a constant: no gradient passes."""
+    return x.detach() if isinstance(x, Tensor) else x

@@ -1,0 +1,160 @@
+"""Optimisers (SGD, Adam, AdamW with parameter groups), clipping by the global norm, and learning-rate schedules."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import backend
+from .errors import GraphError
+from .tensor import Tensor
+
+Group = dict[str, Any]
+
+
+class Optimizer:
+    """Parameters in groups, each with settings of its own over the defaults. `param_groups` may be changed between steps."""
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[Group], defaults: Group) -> None:
+        given = list(params)
+        groups: Sequence[Any] = given if given and isinstance(given[0], dict) else [{"params": given}]
+        self.param_groups: list[Group] = [{**defaults, **g, "params": list(g["params"])} for g in groups]
+        everything = [p for g in self.param_groups for p in g["params"]]
+        if not everything:
+            raise GraphError(f"{type(self).__name__}: there are no parameters to optimise")
+        if len({id(p) for p in everything}) != len(everything):
+            raise GraphError(f"{type(self).__name__}: a parameter is given twice")
+        self.state: dict[int, dict[str, Any]] = {}      # by the parameter's place among all parameters
+        self.steps = 0
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    p.grad = None
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient, in place."""
+        self.steps += 1
+        place = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    here = backend.of(p.array)
+                    self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
+                    p.changed()
+                place += 1
+
+    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
+        """One parameter's array p, in place, from its gradient g."""
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """p ← p − lr·(g + weight_decay·p), or with momentum μ: b ← μ b + g, p ← p − lr·b."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        if group["momentum"]:
+            if "momentum" not in state:
+                state["momentum"] = xp.array(g)
+            else:
+                state["momentum"] *= group["momentum"]
+                state["momentum"] += g
+            g = state["momentum"]
+        p -= group["lr"] * g
+
+
+def adamw_update(
+    xp: Any,
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    correct1: float,
+    correct2: float,
+) -> None:
+    """One AdamW step on arrays, in place   (adamw.1–4; Loshchilov, Hutter 2019).
+
+    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← (1 − lr·λ)p − (lr/(1−β₁ᵗ))·m/(√(v/(1−β₂ᵗ)) + ε), with correct = 1 − βᵗ.
+    """
+    m *= beta1
+    m += (1.0 - beta1) * g
+    v *= beta2
+    v += (1.0 - beta2) * (g * g)
+    if weight_decay:
+        p *= 1.0 - lr * weight_decay
+    p -= (lr / correct1) * m / (xp.sqrt(v / correct2) + eps)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma, Ba 2015); its weight_decay is added to the gradient, as in PyTorch."""
+
+    decoupled = False
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
+        if not state:
+            state.update(step=0, exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
+        state["step"] += 1
+        decay = group["weight_decay"]
+        if decay and not self.decoupled:
+            g, decay = g + decay * p, 0.0
+        beta1, beta2 = group["betas"]
+        xp.kernels.get("adamw_update", adamw_update)(
+            xp, p, g, state["exp_avg"], state["exp_avg_sq"], lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
+            weight_decay=decay, correct1=1.0 - beta1 ** state["step"], correct2=1.0 - beta2 ** state["step"])
+
+
+class AdamW(Adam):
+    """Adam with the weight decay taken off the parameter itself (Loshchilov, Hutter 2019)."""
+
+    decoupled = True
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Group]:
+    """Two groups: matrices and tables decay, biases and LayerNorm parameters (fewer than two axes) do not."""
+    everything = list(parameters)
+    return [{"params": [p for p in everything if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0}]
+
+
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients so that their norm together is at most max_norm; returns the norm before. NaN stays NaN."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    squares = [float(g.array.reshape(-1) @ g.array.reshape(-1)) for g in grads]
+    norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
+    if norm > max_norm:
+        factor = max_norm / (norm + 1e-6)
+        for g in grads:
+            array = g.array
+            array *= factor
+    return norm
+
+
+def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
+    """Linear from 0 to max_lr over warmup_steps, then half a cosine down to min_lr at total_steps, min_lr after."""
+    if step < warmup_steps:
+        return max_lr * (step + 1) / (warmup_steps + 1)
+    if step >= total_steps:
+        return min_lr
+    along = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return min_lr + 0.5 * (max_lr - min_lr) * (1.0 + math.cos(math.pi * along))

@@ -1,0 +1,153 @@
+"""A counter-based generator: the same bits for the same key on every backend, with no state but what the caller keeps.
+
+A key is an int of 64 bits. Element i of the stream of a key is mix(key + (i + 1)·γ) with the finaliser of SplitMix64
+(Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): any part of it can be drawn alone.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import backend
+from .errors import ShapeError
+from .tensor import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+_BLOCK = 1 << 16
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _MIX1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX2) & _MASK
+    return z ^ (z >> 31)
+
+
+def key(seed: int) -> int:
+    """The key of a seed (any int)."""
+    return _mix((seed + _GAMMA) & _MASK)
+
+
+def fold_in(key: int, number: int) -> int:
+    """A key of its own for each number: for layers, steps, workers."""
+    return _mix(key ^ _mix(((number + 1) * _GAMMA) & _MASK))
+
+
+def split(key: int, n: int = 2) -> tuple[int, ...]:
+    """n keys with streams of their own."""
+    return tuple(fold_in(key, i) for i in range(n))
+
+
+def raw_bits(xp: Any, key: int, n: int, start: int = 0) -> Any:
+    """Elements start … start + n − 1 of the key's stream, as an array of uint64 of backend xp."""
+    u = xp.uint64
+    z = xp.arange(start + 1, start + n + 1, dtype=u)
+    z *= u(_GAMMA)
+    z += u(key)
+    z ^= z >> u(30)
+    z *= u(_MIX1)
+    z ^= z >> u(27)
+    z *= u(_MIX2)
+    z ^= z >> u(31)
+    return z
+
+
+def keep_mask(xp: Any, key: int, shape: tuple[int, ...], p: float) -> Any:
+    """Booleans of `shape`, each false with probability p (to 2⁻³²)."""
+    return xp.reshape(keep_mask_span(xp, key, 0, math.prod(shape), p), shape)
+
+
+def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
+    """Elements start … stop − 1 of the flat mask: two from each 64 bits of the key's stream, the low half first."""
+    first = start // 2
+    halves = raw_bits(xp, key, (stop + 1) // 2 - first, first).view(xp.uint32)
+    return halves[start - 2 * first:stop - 2 * first] >= xp.uint32(min(round(p * 2.0**32), 2**32 - 1))
+
+
+def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:
+    """An array of draw(xp, bits), made in blocks that stay in the cache, for float64 on the way needs much memory."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    here, number = backend.get(device)
+    out = here.adopt(here.namespace.empty(math.prod(sizes), dtype=dtype), device=number)
+    for start in range(0, len(out), _BLOCK):
+        stop = min(start + _BLOCK, len(out))
+        out[start:stop] = draw(here, raw_bits(here, key, stop - start, start))
+    return Tensor(here.reshape(out, sizes))
+
+
+def uniform(
+    key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0, dtype: str = "float32", device: str = "numpy"
+) -> Tensor:
+    """Numbers uniform in [low, high), made from 53 bits in float64 and then rounded to dtype."""
+    if not low <= high:
+        raise ShapeError(f"uniform: low {low} is above high {high}")
+    return _fill(key, shape, dtype, device, lambda xp, z: low + (high - low) * ((z >> xp.uint64(11)).astype("float64") * 2.0**-53))
+
+
+def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32", device: str = "numpy") -> Tensor:
+    """Normal numbers of mean 0 (Box and Muller 1958: √(−2 ln u) cos 2πv), made in float64 and then rounded to dtype."""
+
+    def draw(xp: Any, z: Any) -> Any:
+        u = ((z >> xp.uint64(32)).astype("float64") + 1.0) * 2.0**-32      # in (0, 1]: its logarithm is finite
+        v = (z & xp.uint64(0xFFFFFFFF)).astype("float64") * 2.0**-32
+        return xp.sqrt(-2.0 * xp.log(u)) * xp.cos(2.0 * math.pi * v) * std
+
+    return _fill(key, shape, dtype, device, draw)
+
+
+def randint(key: int, shape: Any, low: int, high: int, *, device: str = "numpy") -> Tensor:
+    """Integers (int64) uniform in low … high − 1."""
+    unit = uniform(key, shape, dtype="float64", device=device).array
+    here = backend.of(unit)
+    return Tensor((here.floor(unit * float(high - low)) + low).astype("int64"))
+
+
+def permutation(key: int, n: int) -> Any:
+    """0 … n − 1 in random order, as a NumPy array: the order of n numbers of the stream."""
+    return raw_bits(backend.cpu, key, n).argsort(kind="stable")
+
+
+class _Stream(threading.local):
+    """The default stream of this thread, for modules such as Dropout: a key and how many keys it has given."""
+
+    key, count = key(0), 0
+
+
+_stream = _Stream()
+
+
+def manual_seed(seed: int) -> None:
+    """Start this thread's default stream anew."""
+    _stream.key, _stream.count = key(seed), 0
+
+
+def next_key() -> int:
+    """The next key of this thread's default stream."""
+    _stream.count += 1
+    return fold_in(_stream.key, _stream.count)
+
+
+def get_state() -> tuple[int, int]:
+    """All there is to know of the default stream."""
+    return _stream.key, _stream.count
+
+
+def set_state(state: tuple[int, int]) -> None:
+    """Go on from a state that `get_state` returned."""
+    _stream.key, _stream.count = int(state[0]), int(state[1])
+
+
+@contextlib.contextmanager
+def replaying(state: tuple[int, int]) -> Iterator[None]:
+    """Inside the block the default stream starts from `state`; afterwards it goes on where it was."""
+    was = get_state()
+    set_state(state)
+    try:
+        yield
+    finally:
+        set_state(was)

@@ -1,0 +1,273 @@
+"""Tensor: an array and, perhaps, the node that made it. It knows of no op; `minigrad.ops` attaches the operators."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import backend
+from .errors import DeviceError, DTypeError, GraphError, ShapeError
+from .graph import Leaf, Node, backprop, state
+
+
+class Tensor:
+    """An immutable array with a place in a graph.
+
+    array: the value, of some backend. node: None for a constant. Make one with `minigrad.tensor`.
+    """
+
+    __slots__ = ("array", "node", "__weakref__")
+    __array_ufunc__ = None                              # NumPy must defer to our operators, never iterate over us
+    __array_priority__ = 1000
+
+    def __init__(self, array: Any, node: Node | None = None) -> None:
+        self.array, self.node = array, node
+
+    if TYPE_CHECKING:                                   # what minigrad.ops attaches
+
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __getitem__(self, key: Any) -> Tensor: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    # ── what it is ──
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def device(self) -> str:
+        """"numpy", or "cupy:N"."""
+        return backend.of(self.array).device(self.array)
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.node is None or self.node.op is None
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("len() of a Tensor of no axes")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    __hash__ = object.__hash__                          # by identity: == compares values
+
+    def __repr__(self) -> str:
+        text = repr(backend.of(self.array).host(self.array)).removeprefix("array(").removesuffix(")")
+        place = "" if self.device == "numpy" else f", device={self.device!r}"
+        how = "" if self.node is None else ", requires_grad=True" if self.node.op is None else f", node={self.node!r}"
+        return f"tensor({text}{place}{how})"
+
+    # ── out of the graph, out of the device ──
+    def detach(self) -> Tensor:
+        """The same array as a constant."""
+        return Tensor(self.array)
+
+    def numpy(self) -> Any:
+        """The value as a numpy.ndarray that shares its memory: read it, do not write it. On a GPU: a copy."""
+        return backend.of(self.array).host(self.array)
+
+    def item(self) -> Any:
+        """The one element as a Python number."""
+        if self.numel() != 1:
+            raise ShapeError(f"item() needs one element; this is {self.dtype}{list(self.shape)}")
+        return self.numpy().item()
+
+    def tolist(self) -> Any:
+        return self.numpy().tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if self.device != "numpy":
+            raise DeviceError(f"np.asarray of a Tensor on {self.device} would copy it silently; say .numpy() or .to(\"numpy\")")
+        import numpy
+
+        return numpy.array(self.array, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    # ── leaves ──
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `.backward()` has added up here; None before, and for all but leaves."""
+        return self.node.grad if isinstance(self.node, Leaf) else None
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if not isinstance(self.node, Leaf):
+            raise GraphError("only a leaf that requires a gradient has .grad; make one with requires_grad_()")
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ShapeError(f".grad of {self.dtype}{list(self.shape)} cannot be {value.dtype}{list(value.shape)}")
+        self.node.grad = value
+
+    def requires_grad_(self, on: bool = True) -> Tensor:
+        """Make this leaf want a gradient, or stop wanting one."""
+        if not self.is_leaf:
+            raise GraphError(f"{self.node!r} is no leaf; detach() it first")
+        if on and self.node is None:
+            if backend.of(self.array).namespace.dtype(self.dtype).kind != "f":
+                raise DTypeError(f"only floats have gradients; this is {self.dtype}{list(self.shape)}")
+            self.node = Leaf(self.shape, self.dtype)
+        elif not on:
+            self.node = None
+        return self
+
+    def assign(self, value: Any) -> Tensor:
+        """Give this leaf another value of the same shape and dtype (an array of its backend, or a Tensor).
+
+        Bumps the version, so that a graph which kept the old value refuses to be walked back. The array is taken, not copied.
+        """
+        array = value.array if isinstance(value, Tensor) else value
+        if not self.is_leaf:
+            raise GraphError(f"{self.node!r} is a result; only leaves are assigned to")
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ShapeError(f"assign: the value is {array.dtype}{list(array.shape)}, the Tensor {self.dtype}{list(self.shape)}")
+        self.array = array
+        self.changed()
+        return self
+
+    def changed(self) -> None:
+        """Say that this leaf's array was written in place."""
+        if self.node is not None:
+            self.node.version += 1
+
+    # ── backward ──
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add ∂self/∂leaf into `.grad` of every leaf that self depends on.
+
+        gradient: the cotangent, of self's shape and dtype; may be left out when self is a scalar.
+        GraphError when nothing here wants a gradient or the graph was walked already; ShapeError for a non-scalar.
+        """
+        if self.node is None:
+            raise GraphError("backward: nothing that this was computed from requires a gradient")
+        seed = self.seed(gradient)
+        grads = backprop([(self.node, Tensor(seed.array, seed.node) if create_graph else seed.array)],
+                         create_graph=create_graph, retain_graph=retain_graph)
+        for leaf, (g, fresh) in grads.items():
+            assert isinstance(leaf, Leaf)
+            if create_graph:
+                leaf.grad = g if leaf.grad is None else leaf.grad + g
+            elif leaf.grad is None:
+                leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
+            elif leaf.grad.node is None:
+                leaf.grad = Tensor(backend.of(g).adopt(leaf.grad.array + g))
+            else:
+                leaf.grad = leaf.grad + Tensor(g)
+
+    def seed(self, gradient: Any = None) -> Tensor:
+        """The cotangent to start a walk from self with: `gradient` checked, or 1 for a scalar."""
+        here = backend.of(self.array)
+        if gradient is None:
+            if self.shape != ():
+                raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient argument; or reduce to a scalar first")
+            return Tensor(here.namespace.ones_like(self.array))
+        g = gradient
+        if not isinstance(g, Tensor):
+            g = Tensor(here.adopt(g, dtype=None if hasattr(g, "dtype") else self.dtype))
+        if g.shape != self.shape or g.dtype != self.dtype:
+            raise ShapeError(f"backward: the gradient is {g.dtype}{list(g.shape)} but the result {self.dtype}{list(self.shape)}")
+        if g.device != self.device:
+            raise DeviceError(f"backward: the gradient is on {g.device} and the result on {self.device}; move one with .to()")
+        return g
+
+
+class Parameter(Tensor):
+    """A leaf that a Module finds among its attributes and an optimiser changes."""
+
+    __slots__ = ()
+
+    def __init__(self, array: Any, requires_grad: bool = True) -> None:
+        super().__init__(array.array if isinstance(array, Tensor) else array)
+        self.requires_grad_(requires_grad)
+
+
+def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """A Tensor holding a copy of `value`: numbers, nested lists, an array, a Tensor, or anything that speaks DLPack.
+
+    dtype: kept from arrays; Python floats become float32, Python ints int64. device: "numpy", "cupy", "cupy:N"; kept
+    from arrays, else "numpy".
+    """
+    if isinstance(value, Tensor):
+        value = value.array
+    foreign = not hasattr(value, "dtype")
+    if device is None:
+        try:
+            here, number = backend.of(value), 0
+            number = int(here.device(value).partition(":")[2] or 0)
+        except TypeError:
+            here, number = backend.cpu, 0
+    else:
+        here, number = backend.get(device)
+    if hasattr(value, "__dlpack__") and not isinstance(value, (*here.array_types, *backend.cpu.array_types)):
+        value, foreign = _from_dlpack(value), False
+    if not isinstance(value, here.array_types) and not foreign:
+        value = backend.of(value).host(value)
+    array = here.array(value, dtype=dtype, device=number)
+    if foreign and dtype is None and array.dtype == "float64":
+        array = array.astype("float32")
+    if array.dtype.kind not in "fiub":
+        raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
+    out = Tensor(array)
+    return out.requires_grad_() if requires_grad else out
+
+
+def _from_dlpack(value: Any) -> Any:
+    kind, _ = value.__dlpack_device__()
+    library = backend.cpu if int(kind) == 1 else backend.get("cupy")[0]
+    return library.namespace.from_dlpack(value)
+
+
+def from_dlpack(value: Any) -> Tensor:
+    """A constant Tensor that shares the memory of any object that speaks DLPack."""
+    return Tensor(_from_dlpack(value))
+
+
+def asarray(value: Any) -> Any:
+    """The array inside a Tensor; an array as it is; numbers and lists as `tensor` makes them."""
+    if isinstance(value, Tensor):
+        return value.array
+    return tensor(value).array if not hasattr(value, "dtype") else backend.of(value).adopt(value)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded in this thread."""
+    return state.recording

@@ -1,0 +1,203 @@
+"""Functions of functions: grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian, checkpoint. JAX's names and meaning.
+
+Arguments are Tensors, arrays or numbers; results are Tensors. Nesting is decided by the context: inside a function that is
+being differentiated every result is differentiable, also in what the function captured.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import backend, random
+from .errors import GraphError, ShapeError
+from .graph import Node, backprop, differentiating, no_grad, recording, state
+from .op import Plan
+from .ops.reduce import sum
+from .ops.shape import concat, identity, reshape
+from .tensor import Tensor, asarray
+
+
+def _constant(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(asarray(x))
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return Tensor(backend.of(like.array).zeros_like(like.array))
+
+
+def gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any = None, *, create_graph: bool = False,
+              retain_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradients of `output` with respect to `inputs`, leaves or results, without touching `.grad`: torch.autograd.grad.
+
+    cotangent: of output's shape; may be left out for a scalar. Zeros for inputs that output does not depend on.
+    GraphError when an input requires no gradient.
+    """
+    for i, x in enumerate(inputs):
+        if x.node is None:
+            raise GraphError(f"gradients: inputs[{i}] requires no gradient")
+    if output.node is None:
+        return tuple(_zeros(x) for x in inputs)
+    seed = output.seed(cotangent)
+    found = backprop([(output.node, seed if create_graph else seed.array)], [x.node for x in inputs if x.node],
+                     create_graph=create_graph, retain_graph=retain_graph)
+    return tuple(_result(found, x, create_graph) for x in inputs)
+
+
+def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
+    assert x.node is not None
+    if x.node not in found:
+        return _zeros(x)
+    g, fresh = found[x.node]
+    return g if live else Tensor(g if fresh else backend.of(g).array(g))
+
+
+def vjp(f: Callable[..., Tensor], *primals: Any) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
+    """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals. It may be called many times."""
+    y, pull = _vjp(f, primals)
+    return y, lambda g: pull(g, True)
+
+
+def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Callable[[Any, bool], tuple[Tensor, ...]]]:
+    nested = state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals)
+    roots = []
+    with differentiating():
+        for x in map(_constant, primals):
+            if x.node is None:
+                x = Tensor(x.array).requires_grad_()
+            roots.append(identity(x))                   # a node of its own: f may be given the same Tensor twice
+        y = f(*roots)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"the function must return a Tensor; it returned a {type(y).__name__}")
+
+    def pull(g: Any, again: bool) -> tuple[Tensor, ...]:
+        live = nested or state.depth > 0 or (isinstance(g, Tensor) and g.node is not None)
+        return gradients(y, roots, g, create_graph=live, retain_graph=again)
+
+    return (y if nested or state.depth > 0 else y.detach()), pull
+
+
+def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+
+def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...]) -> Callable[..., Tensor]:
+    """f as a function of the arguments at the given positions."""
+
+    def g(*chosen: Any) -> Tensor:
+        full = list(args)
+        for i, x in zip(at, chosen):
+            full[i] = x
+        return f(*full)
+
+    return g
+
+
+def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar."""
+    at = _positions(argnums)
+
+    def df(*args: Any) -> Any:
+        y, pull = _vjp(_partial(f, args, at), [args[i] for i in at])
+        if y.shape != ():
+            raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
+        grads = pull(None, False)
+        return y, grads[0] if isinstance(argnums, int) else grads
+
+    return df
+
+
+def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on. ShapeError if f is no scalar."""
+    both = value_and_grad(f, argnums)
+    return lambda *args: both(*args)[1]
+
+
+def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J."""
+    y, pull = vjp(f, *primals)
+    zero = Tensor(backend.of(y.array).zeros_like(y.array))
+
+    def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
+        total: Any = None
+        for g, t in zip(pull(u), tangents, strict=True):
+            term = sum(g * _constant(t))
+            total = term if total is None else total + term
+        return total
+
+    return y, grad(transposed)(zero)
+
+
+def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
+    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H."""
+    at = tuple(range(len(primals)))
+    fixed = [_constant(t) for t in tangents]
+
+    def slope(*xs: Any) -> Tensor:                      # ⟨∇f(x), tangents⟩
+        total: Any = None
+        for g, t in zip(grad(f, at)(*xs), fixed, strict=True):
+            term = sum(g * t)
+            total = term if total is None else total + term
+        return total
+
+    return grad(slope, at)(*primals)
+
+
+def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
+    """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row after the other by reverse mode."""
+
+    def df(*args: Any) -> Tensor:
+        x = _constant(args[argnums])
+        y, pull = vjp(_partial(f, args, (argnums,)), x)
+        n = y.numel()
+        here = backend.of(y.array)
+        rows = [reshape(pull(Tensor(here.reshape(row, y.shape)))[0], shape=(1, *x.shape)) for row in here.eye(n, dtype=y.dtype)]
+        if not rows:
+            return Tensor(here.zeros((*y.shape, *x.shape), dtype=x.dtype))
+        return reshape(concat(rows, axis=0), shape=(*y.shape, *x.shape))
+
+    return df
+
+
+def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
+    """x -> the matrix of second derivatives of a scalar f, of shape (*x.shape, *x.shape)."""
+    return jacobian(grad(f, argnums), argnums)
+
+
+class _Checkpoint:
+    """A function as one node: its inside is forgotten, and computed again when the walk back comes to it."""
+
+    variadic = False
+
+    def __init__(self, f: Callable[..., Tensor]) -> None:
+        self.f, self.name = f, f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
+
+    def __call__(self, *args: Any) -> Tensor:
+        drawn = random.get_state()
+        with no_grad():
+            out = self.f(*args)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{self.name}: the function must return one Tensor; it returned a {type(out).__name__}")
+        if not state.recording:
+            return out
+        nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)
+        saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn)
+        return Tensor(out.array, Node(self, _NO_PLAN, nodes, saved, {}, out.shape, out.dtype))
+
+    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
+        arrays, were_tensors, drawn = node.saved
+        args = [Tensor(a, p) if t else a for a, t, p in zip(arrays, were_tensors, node.parents)]
+        with recording(True), random.replaying(drawn):
+            out = self.f(*args)
+        if out.node is not None:
+            send(out.node, g)                           # the walk goes on through what was just recorded
+
+
+_NO_PLAN: Plan | None = None
+
+
+def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """f, which keeps only its inputs: what it computes inside is computed again in backward (Chen et al. 2016).
+
+    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor.
+    """
+    return _Checkpoint(f)

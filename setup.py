@@ -1,0 +1,43 @@
+"""What the package is called, holds and needs. Settings of tools are in pyproject.toml."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "minigrad" / "__init__.py").read_text("utf-8"), re.M)
+
+setup(
+    name="minigrad-gpt2",
+    version=VERSION[0],
+    description="A small autograd engine and GPT-2 on it: a reference to read, run and check against",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="the minigrad + gpt2 authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["minigrad*", "gpt2*"]),
+    package_data={
+        "minigrad": ["py.typed"],
+        "minigrad.backend": ["*.cu"],
+        "gpt2": ["py.typed", "models/**/*"],
+    },
+    python_requires=">=3.10",
+    install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm"],
+    extras_require={
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],     # ctk: with CUDA's libraries; the driver must be there
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "mpi": ["mpi4py", "mpich"],
+        "docs": ["sphinx", "myst-parser", "furo"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist",
+            "hypothesis",
+            "torch==2.13.0",                    # the build the equivalence tests were judged against
+            "transformers>=5",
+            "tokenizers",
+            "ruff",
+            "mypy",
+        ],
+    },
+)
