@@ -29,6 +29,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {                    # NumPy has no bfloat16:
 }
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
 _MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
+_PIECE = 1 << 18                                         # numbers converted at a time: about what fits a cache
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -136,12 +137,12 @@ def _header(file: Path) -> tuple[list[_Stored], dict[str, str]]:
     """What is stored in one safetensors file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(os.fspath(file), framework="numpy"):
-            pass                                        # judges the file, but does not tell offsets
-    except SafetensorError as error:
-        raise MissingError(f"{file} is not a whole safetensors file ({error}); is it truncated?") from None
     with open(file, "rb") as f:
+        try:
+            with safe_open(os.fspath(file), framework="numpy"):
+                pass                                    # judges the file, but does not tell offsets
+        except SafetensorError as error:
+            raise MissingError(f"{file} is not a whole safetensors file ({error}); is it truncated?") from None
         (length,) = struct.unpack("<Q", f.read(8))
         header = json.loads(f.read(length))
     metadata = header.pop("__metadata__", None) or {}
@@ -253,14 +254,16 @@ class _Loader:
                 self.maps[entry.file] = np.asarray(np.memmap(entry.file, np.uint8, mode="c"))
             stored = self.maps[entry.file][entry.offset:entry.offset + count * dtype.itemsize]
             return stored.view(self.wanted).reshape(entry.shape)
-        # read, not mapped: the pages of a map would stay in memory beside the result
-        array = np.fromfile(entry.file, dtype, count, offset=entry.offset).reshape(entry.shape)
-        if entry.dtype == "BF16":                       # the upper half of a float32
-            array = array.astype("<u4")
-            array <<= 16
-            array = array.view("<f4")
-        with np.errstate(over="ignore", invalid="ignore"):   # what becomes infinite is warned of
-            return array.astype(self.wanted, copy=False)
+        # read piece by piece, not mapped: the pages of a map would stay in memory beside the result
+        array = np.empty(count, self.wanted)
+        with open(entry.file, "rb", buffering=0) as f, np.errstate(over="ignore", invalid="ignore"):
+            f.seek(entry.offset)
+            for i in range(0, count, _PIECE):
+                piece = np.fromfile(f, dtype, min(_PIECE, count - i))
+                if entry.dtype == "BF16":               # the upper half of a float32
+                    piece = (piece.astype("<u4") << 16).view("<f4")
+                array[i:i + _PIECE] = piece              # what overflows is warned of later
+        return array.reshape(entry.shape)
 
     def same(self, a: _Stored, b: _Stored) -> bool:
         """The same numbers, NaN being one. Compared row by row: a whole comparison takes much memory."""

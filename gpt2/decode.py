@@ -23,7 +23,7 @@ OVERFLOW = ("error", "slide")
 
 @dataclass
 class Timing:
-    """Seconds of the first pass over the prompt and of the passes after it; how many of those; bytes of the KV cache."""
+    """Seconds to the first token and of the tokens after it, drawing included; how many those are; bytes of the KV cache."""
 
     prefill: float = 0.0
     decode: float = 0.0
@@ -70,7 +70,6 @@ class _Reader:
 
     def read(self, ids: Sequence[int] | None) -> Any:
         """The logits after `ids`, one more token for each row; None: after the prompt."""
-        started = time.perf_counter()
         if ids is not None:
             for row, token in zip(self.tokens, ids):
                 row.append(token)
@@ -80,13 +79,7 @@ class _Reader:
                 logits = self.prefill()
             else:
                 logits = self.model([[token] for token in ids], cache=self.cache, last=True)
-        host = logits.numpy()[:, -1]
-        if ids is None:
-            self.timing.prefill += time.perf_counter() - started
-        else:
-            self.timing.decode += time.perf_counter() - started
-            self.timing.passes += 1
-        return host
+        return logits.numpy()[:, -1]
 
 
 def steps(
@@ -99,18 +92,22 @@ def steps(
     overflow: str = "error",
     use_cache: bool = True,
     logprobs: int = 0,
+    vocab: int | None = None,
     timing: Timing | None = None,
 ) -> Iterator[Step]:
     """Yield `max_new_tokens` steps of one token for each prompt; the caller may stop at any time.
 
     prompts: rows of ids, at least one token each. overflow: "error" refuses what does not fit the context, "slide" reads
-    the later half of the context again whenever it is full. UsageError for bad values.
+    the later half of the context again whenever it is full. vocab: ids from here on do not exist, as in an embedding that
+    is padded. UsageError for bad values.
     """
     options = options or SamplingOptions()
     if overflow not in OVERFLOW:
         raise UsageError(f"overflow must be error or slide, not {overflow!r}")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if seed < 0:
+        raise UsageError(f"the seed must be 0 or more, not {seed}")
     if not prompts or not all(len(row) for row in prompts):
         raise UsageError("the prompt is empty; at least one token is needed")
     longest, limit = max(map(len, prompts)), model.config.n_positions
@@ -119,15 +116,22 @@ def steps(
     if overflow == "error" and longest + max_new_tokens - 1 > limit:
         raise UsageError(f"{longest} tokens of prompt and {max_new_tokens} new ones do not fit the context of {limit}; "
                          f"use --max-new-tokens {limit - longest + 1} or less, or --overflow slide")
-    reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, timing or Timing())
+    timing = timing or Timing()
+    reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, timing)
     draw, seen = np.random.Generator(np.random.PCG64(seed)), [list(row) for row in prompts]
     ids: list[int] | None = None
-    for _ in range(max_new_tokens):
-        logits = reader.read(ids)
+    for n in range(max_new_tokens):
+        started = time.perf_counter()
+        logits = reader.read(ids)[:, :vocab]
         top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(logits, logprobs))] if logprobs else []
         ids = choose(logits, options, seen, draw.random(len(prompts))).tolist()
         for row, token in zip(seen, ids):
             row.append(token)
+        if n == 0:
+            timing.prefill += time.perf_counter() - started
+        else:
+            timing.decode += time.perf_counter() - started
+            timing.passes += 1
         yield Step(ids, top)
 
 

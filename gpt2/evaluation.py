@@ -8,6 +8,8 @@ import numpy as np
 
 import minigrad as mg
 
+from .errors import UsageError
+
 IGNORE = -100
 
 
@@ -29,10 +31,14 @@ def windows(n: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
 def total_nll(model: Any, ids: Any, *, stride: int | None = None, batch_size: int = 16) -> tuple[float, int]:
     """Σ −log p(token | tokens before it in its window) in nats, and the number of tokens counted (all but the first).
 
-    ids [N] integer. stride: how far windows of the model's context move on; half a context by default.
+    ids [N] integer. stride: how far windows of the model's context move on, at most a context; half of one by default.
+    UsageError for a stride outside 1 … context.
     """
     window = model.config.n_positions
-    spans = list(windows(len(ids), window, stride or max(1, window // 2)))
+    stride = max(1, window // 2) if stride is None else stride
+    if not 1 <= stride <= window:
+        raise UsageError(f"the stride must be from 1 to the context of {window}, not {stride}")
+    spans = list(windows(len(ids), window, stride))
     total, count = 0.0, 0
     with mg.no_grad():
         for at in range(0, len(spans), batch_size):

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .cli import Parser, at_least, emit_json, read_stdin, run_command, text
-from .errors import UsageError
+from .errors import MissingError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
     p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
     p.add_argument("--dtype", default="float32", choices=["float32", "float64", "float16"], help="of the computation (default: float32)")
-    p.add_argument("--max-new-tokens", type=at_least(1), default=100, metavar="N")
+    p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
     p.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
     p.add_argument("--top-p", type=float, metavar="P", help="draw among the most likely tokens that together reach P")
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--greedy", action="store_true", help="always the most likely token")
     p.add_argument("--stop", type=text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     p.add_argument("--num-samples", type=at_least(1), default=1, metavar="N")
-    p.add_argument("--seed", type=int, default=1337)
+    p.add_argument("--seed", type=at_least(0), default=1337, metavar="N", help="the same seed gives the same text (default: 1337)")
     p.add_argument("--logprobs", type=at_least(0), default=0, metavar="N", help="show the N most likely tokens at each place")
     p.add_argument("--no-stream", action="store_true", help="print when all is there")
     p.add_argument("--overflow", default="error", choices=["error", "slide"],
@@ -60,7 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 
     import minigrad as mg
 
-    mg.backend.get(args.backend)                        # says what is missing before anything is loaded
+    try:
+        mg.backend.get(args.backend)                    # says what is missing before anything is loaded
+    except mg.errors.DeviceError as error:
+        raise UsageError(f"--backend: {error}") from None
 
     from .decode import Timing
     from .locate import locate
@@ -73,26 +76,29 @@ def main(argv: list[str] | None = None) -> int:
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)
     path = locate(args.model, download=args.download)
     model = GPT2.from_pretrained(path, backend=args.backend, dtype=args.dtype)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path.parent if path.is_file() else path)
     if tokenizer.n_vocab > model.config.vocab_size:
-        raise UsageError(f"the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
-                         "they do not belong together")
+        raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
+                           "they do not belong together")
+    prompt_tokens = len(tokenizer.encode(prompt))
+    room = max(1, model.config.n_positions + 1 - prompt_tokens)         # the last new token is not read
     loaded = time.perf_counter() - started
     streaming = args.num_samples == 1 and not (args.no_stream or args.json)
     ahead = [prompt]                                    # printed with the first text, once nothing can be refused any more
 
     def emit(row: int, text: str) -> None:
         if streaming:
-            sys.stdout.write("".join(ahead) + text)
+            whole = "".join(ahead) + text
+            ahead.clear()                               # first: Ctrl-C may come while a reader keeps us waiting
+            sys.stdout.write(whole)
             sys.stdout.flush()
-            ahead.clear()
 
     took = Timing()
     samples = continue_text(
         model,
         tokenizer,
         prompt,
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=args.max_new_tokens or (min(100, room) if args.overflow == "error" else 100),
         num_samples=args.num_samples,
         options=options,
         seed=args.seed,
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     names = dict(model.named_parameters())
     weights = sum(p.array.nbytes for p in names.values()) - names["wpe.weight"].array.nbytes
     each = took.decode / took.passes if took.passes else 0.0
-    timing = {"load_seconds": loaded, "prompt_tokens": len(tokenizer.encode(prompt)), "prefill_seconds": took.prefill,
+    timing = {"load_seconds": loaded, "prompt_tokens": prompt_tokens, "prefill_seconds": took.prefill,
               "ms_per_token": 1e3 * each, "tokens_per_second": args.num_samples / each if each else 0.0,
               "weights_gb_per_second": weights / each / 1e9 if each else 0.0, "kv_mb": took.kv_bytes / 1e6}
     interrupted = any(s.finish_reason == "interrupted" for s in samples)

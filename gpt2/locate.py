@@ -14,13 +14,14 @@ SHIPPED = ("shakespeare",)
 def locate(name: str | Path, *, download: bool = False) -> Path:
     """The directory or .safetensors file of a model: a path, "shakespeare", or a published size downloaded before.
 
-    download=True fetches a published size that is not here yet. UsageError for an unknown name (with the names there
-    are), MissingError for a published size that is not here (with the command that gets it).
+    A text that is a name means that model, also where a directory is called so: "./gpt2" and Path("gpt2") mean the
+    directory. download=True fetches a published size that is not here yet. UsageError for an unknown name (with the names
+    there are), MissingError for a published size that is not here (with the command that gets it).
     """
     text = str(name)
-    if text in SHIPPED:
+    if name in SHIPPED:
         return MODELS / text
-    if text in PUBLISHED:
+    if name in PUBLISHED:
         from .download import fetch, find_downloaded
 
         found = find_downloaded(text)
@@ -33,6 +34,6 @@ def locate(name: str | Path, *, download: bool = False) -> Path:
     if path.exists():
         return path
     names = [*SHIPPED, *PUBLISHED]
-    near = difflib.get_close_matches(text, names, 1)
+    near = difflib.get_close_matches(text.lower().removeprefix("openai-community/"), names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UsageError(f"there is no model or directory {text!r}{hint} (models: {', '.join(names)}, or a directory)")

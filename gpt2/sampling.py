@@ -71,15 +71,13 @@ def process_logits(logits: np.ndarray, options: SamplingOptions,
             row[:] = -np.inf
             row[best] = 0.0
             continue
-        row -= row.max()                                # first, or a tiny temperature would overflow
-        with np.errstate(over="ignore"):                # to −inf, and rightly so
-            row /= options.temperature
-        x, few = row, None
+        x, few = row, None                              # filters see raw logits: a temperature keeps their order
         if options.top_k is not None and options.top_k < len(row):
             few = np.flatnonzero(row >= np.partition(row, -options.top_k)[-options.top_k])
             x = row[few]
         if options.top_p is not None and options.top_p < 1.0:
-            _keep_nucleus(x, options.top_p)
+            _keep_nucleus(x, options.top_p, options.temperature)
+        _shift(x, options.temperature)
         if options.min_p:
             x[np.exp(x) < options.min_p] = -np.inf
         x -= np.log(np.exp(x).sum())
@@ -149,10 +147,19 @@ def _penalized(logits: np.ndarray, options: SamplingOptions, previous: Sequence[
     return _checked(x)
 
 
-def _keep_nucleus(x: np.ndarray, p: float) -> None:
+def _shift(x: np.ndarray, temperature: float) -> None:
+    """x ← (x − max x) / temperature, in this order: x / temperature may overflow."""
+    x -= x.max()
+    with np.errstate(over="ignore"):                    # to −inf, and rightly so
+        x /= temperature
+
+
+def _keep_nucleus(x: np.ndarray, p: float, temperature: float) -> None:
     """Set to −inf, in x [V], all but the fewest tokens whose probabilities reach p."""
     rising = np.sort(x)
-    sums = np.exp(rising)
+    sums = rising.copy()
+    _shift(sums, temperature)
+    np.exp(sums, out=sums)
     np.cumsum(sums, out=sums)
     gone = min(int(sums.searchsorted((1.0 - p) * sums[-1], "right")), len(x) - 1)
     border = rising[gone]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """One continuation. finish_reason: "length", "stop" (a stop string) or "eos". `text` leaves prompt and stop string out."""
+    """One continuation. finish_reason: "length", "stop" (a stop string), "eos" or "interrupted".
+
+    text: without the prompt, the stop string and the end-of-text token. tokens: all that were drawn, those among them.
+    """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -43,15 +46,16 @@ class _Writer:
         self.write(self.stream.push(token))
 
     def write(self, piece: str) -> None:
-        self.held += piece
-        ends = [at for s in self.stop if (at := self.held.find(s)) >= 0]
-        if ends:
-            self.out(self.held[:min(ends)])
+        text = self.held + piece
+        # the stop string that ends first, as if characters came one by one; the longest of those that end together
+        found = min(((at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0), default=None)
+        if found:
             self.held, self.done, self.sample.finish_reason = "", True, "stop"
+            self.out(text[:found[1]])
             return
-        keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-        self.out(self.held[:len(self.held) - keep])
-        self.held = self.held[len(self.held) - keep:]
+        keep = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        ready, self.held = text[:len(text) - keep], text[len(text) - keep:]    # before out, which Ctrl-C may interrupt
+        self.out(ready)
 
     def out(self, text: str) -> None:
         if text:
@@ -62,8 +66,8 @@ class _Writer:
         if not self.done:
             self.write(self.stream.flush())
         if not self.done:
-            self.out(self.held)
-            self.held, self.done, self.sample.finish_reason = "", True, reason
+            ready, self.held, self.done, self.sample.finish_reason = self.held, "", True, reason
+            self.out(ready)
 
 
 def continue_text(
@@ -83,7 +87,8 @@ def continue_text(
 ) -> list[Sample]:
     """`num_samples` continuations of a prompt, drawn as one batch. emit(row, text) is called with whole characters as they come.
 
-    A row ends at the model's end-of-text token, at the first of the `stop` strings, or after max_new_tokens. On Ctrl-C
+    A row ends at the model's end-of-text token, at the first of the `stop` strings to be complete (of those that end at
+    one character, the longest), or after max_new_tokens. Ids that the tokenizer does not have are never drawn. On Ctrl-C
     what there is so far is returned with finish_reason "interrupted".
     """
     ids = tokenizer.encode(prompt)
@@ -92,7 +97,7 @@ def continue_text(
     reason: Any = "length"
     try:
         for step in steps(model, [ids] * num_samples, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow,
-                          logprobs=logprobs, timing=timing):
+                          logprobs=logprobs, vocab=tokenizer.n_vocab, timing=timing):
             for row, writer in enumerate(writers):
                 writer.push(step, row)
             if all(writer.done for writer in writers):

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from .errors import UsageError
 from .evaluation import total_nll
 from .model import GPT2
 from .prepare import Data, load_data
+from .tokenizer import write_files
+
+WRITTEN = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")
+ADVICE = "lower --learning-rate or raise --warmup-iters"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,14 +57,34 @@ def parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace, data: Data) -> None:
     """UsageError for settings that cannot be trained with, before anything starts."""
-    for name in ("learning_rate", "weight_decay", "grad_clip"):
-        if not 0.0 <= getattr(args, name) < math.inf:
-            raise UsageError(f"--{name.replace('_', '-')} must be a number from 0 on, not {getattr(args, name)}")
+    for names, top, wanted in ((("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, "a number from 0 on"),
+                               (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, "from 0 on and below 1")):
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and not 0.0 <= value < top:
+                raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+    if args.n_embd % args.n_head:
+        raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
+    try:
+        mg.backend.get(args.backend)
+    except mg.errors.DeviceError as error:
+        raise UsageError(f"--backend: {error}") from None
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= args.block_size:
             raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
-    if (Path(args.out_dir) / "config.json").exists():
-        raise UsageError(f"{args.out_dir} holds a checkpoint already; choose another --out-dir")
+    out = Path(args.out_dir)
+    if held := [name for name in (*WRITTEN, "tokenizer.json") if (out / name).exists()]:
+        raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:                                                # now, not after hours of training
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UsageError(f"--out-dir {out} cannot be written: {error.strerror}") from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def batch(ids: Any, size: int, block: int, key: int) -> tuple[Any, Any]:
@@ -76,8 +102,9 @@ def validate(model: GPT2, data: Data) -> dict[str, float]:
     return {"nats_per_token": nll / tokens, "nats_per_char": nll / data.meta["val"]["characters"]}
 
 
-def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[str, Any]:
+def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     """Train, keep the best checkpoint by validation loss in --out-dir, and return the record that is stored beside it."""
+    out = sys.stderr
     rate = {"max_lr": args.learning_rate, "min_lr": args.learning_rate / 10 if args.min_lr is None else args.min_lr,
             "warmup_steps": args.warmup_iters, "total_steps": args.max_iters}
     config = GPT2Config(
@@ -102,7 +129,8 @@ def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[s
     print(f"{model.num_parameters():,} parameters, {len(data.train):,} training tokens, {args.max_iters:,} steps of "
           f"{args.batch_size}×{args.block_size} tokens", file=out)
     started, recent, best = time.perf_counter(), [], math.inf
-    record: dict[str, Any] = {"settings": vars(args), "parameters": model.num_parameters(), "history": []}
+    settings = {name: value for name, value in vars(args).items() if name not in ("data", "out_dir")}
+    record: dict[str, Any] = {"settings": settings, "data": data.meta, "parameters": model.num_parameters(), "history": []}
     for step in range(args.max_iters):
         lr = mg.optim.warmup_cosine(step, **rate)
         for group in optimizer.param_groups:
@@ -114,7 +142,7 @@ def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[s
         optimizer.zero_grad()
         recent.append(float(loss))
         if not math.isfinite(recent[-1]):
-            raise UsageError(f"the loss became {recent[-1]} at step {step + 1}; lower --learning-rate or raise --warmup-iters")
+            raise UsageError(f"the loss became {recent[-1]} at step {step + 1}; {ADVICE}")
         done, last = step + 1, step + 1 == args.max_iters
         if done % args.log_interval == 0 or last:
             seconds = time.perf_counter() - started
@@ -129,6 +157,8 @@ def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[s
             record["train_loss"] = mean
         if done % args.eval_interval == 0 or last:
             val = validate(model, data)
+            if not math.isfinite(val["nats_per_char"]):
+                raise UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}")
             record["history"].append({"step": done, **val})
             print(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)",
                   file=out, flush=True)
@@ -136,8 +166,7 @@ def train(args: argparse.Namespace, data: Data, out: Any = sys.stderr) -> dict[s
                 best = val["nats_per_char"]
                 record.update(step=done, validation=val, minutes=(time.perf_counter() - started) / 60)
                 model.save_pretrained(args.out_dir, dtype=args.save_dtype, tokenizer=data.tokenizer)
-                (Path(args.out_dir) / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    record["minutes_in_all"] = (time.perf_counter() - started) / 60
+                write_files(args.out_dir, {"training.json": (json.dumps(record, indent=1) + "\n").encode()})
     return record
 
 
@@ -145,7 +174,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     data = load_data(args.data)
     check(args, data)
-    record = train(args, data)
+    try:
+        record = train(args, data)
+    except KeyboardInterrupt:
+        kept = (Path(args.out_dir) / "training.json").exists()
+        where = f"the best checkpoint so far is in {args.out_dir}" if kept else "before the first checkpoint"
+        print(f"gpt2.train: interrupted; {where}", file=sys.stderr)
+        return 130
     print(f"best: step {record['step']}, {record['validation']['nats_per_char']:.4f} nats per character; saved in {args.out_dir}")
     return 0
 

@@ -37,7 +37,7 @@ class Node:
                  shape: Any, dtype: Any, version: int = 0) -> None:
         self.id = next(_birth)
         self.op, self.plan, self.parents, self.static = op, plan, parents, static
-        self.saved: tuple[Any, ...] | None = saved      # None once the walk back has used it
+        self.saved: Any = saved                         # a tuple; None once the walk back has used it
         self.shape, self.dtype, self.version = shape, dtype, version
 
     def __repr__(self) -> str:

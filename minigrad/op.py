@@ -11,7 +11,7 @@ arrays in an ordinary walk back and on Tensors when the gradient itself is diffe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import backend
@@ -191,7 +191,7 @@ class Op:
                 saved.append(tuple(a.shape for a in arrays))
             else:
                 saved.append(extra[at])
-        return Node(self, plan, tuple(nodes), tuple(saved), settings, shape, dtype, _versions(plan, nodes))
+        return Node(self, plan, tuple(nodes), tuple(saved), settings, shape, dtype, versions(plan.watched, nodes))
 
     def _several(self, here: Backend, outs: tuple[Any, ...], args: Any, arrays: Any, nodes: Any, tensors: bool, tracked: bool,
                  settings: Any) -> Any:
@@ -206,8 +206,8 @@ class Op:
     def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
         """Send each wanted argument's cotangent to its parent; g is the cotangent of the node's output."""
         plan, parents = node.plan, node.parents
-        if node.version != _versions(plan, parents):
-            raise GraphError(f"{node}: a value that its gradient needs was changed by assign() after it was used; run forward again")
+        if node.version != versions(plan.watched, parents):
+            raise GraphError(f"{node}: a value that its gradient needs was changed after it was used; run forward again")
         if type(g) is dict:
             g = self._gather(node, g, create_graph)
         if create_graph and plan.replay:
@@ -313,13 +313,12 @@ class _Pick:
 _PICK = _Pick()
 
 
-def _versions(plan: Plan | None, nodes: Any) -> int:
-    """The sum of the versions of the leaves whose values are kept; versions only grow, so equal sums mean equal versions."""
+def versions(watched: Iterable[int], nodes: Any) -> int:
+    """The sum of the versions of the leaves among the watched nodes; versions only grow, so equal sums mean equal versions."""
     total = 0
-    if plan is not None:
-        for i in plan.watched:
-            if i < len(nodes) and type(nodes[i]) is Leaf:
-                total += nodes[i].version
+    for i in watched:
+        if i < len(nodes) and type(nodes[i]) is Leaf:
+            total += nodes[i].version
     return total
 
 

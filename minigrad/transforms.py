@@ -11,7 +11,7 @@ from typing import Any
 from . import backend, random
 from .errors import GraphError, ShapeError
 from .graph import Node, backprop, differentiating, no_grad, recording, state
-from .op import Plan
+from .op import versions
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -48,6 +48,7 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
     if x.node not in found:
         return _zeros(x)
     g, fresh = found[x.node]
+    found[x.node] = (g, False)                          # who asks for the same again gets a copy
     return g if live else Tensor(g if fresh else backend.of(g).array(g))
 
 
@@ -58,7 +59,7 @@ def vjp(f: Callable[..., Tensor], *primals: Any) -> tuple[Tensor, Callable[..., 
 
 
 def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Callable[[Any, bool], tuple[Tensor, ...]]]:
-    nested = state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals)
+    nested = state.recording and (state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals))
     roots = []
     with differentiating():
         for x in map(_constant, primals):
@@ -70,10 +71,10 @@ def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Call
         raise TypeError(f"the function must return a Tensor; it returned a {type(y).__name__}")
 
     def pull(g: Any, again: bool) -> tuple[Tensor, ...]:
-        live = nested or state.depth > 0 or (isinstance(g, Tensor) and g.node is not None)
+        live = state.recording and (nested or state.depth > 0 or (isinstance(g, Tensor) and g.node is not None))
         return gradients(y, roots, g, create_graph=live, retain_graph=again)
 
-    return (y if nested or state.depth > 0 else y.detach()), pull
+    return (y if nested else y.detach()), pull
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -181,18 +182,17 @@ class _Checkpoint:
             return out
         nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)
         saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn)
-        return Tensor(out.array, Node(self, _NO_PLAN, nodes, saved, {}, out.shape, out.dtype))
+        return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype, versions(range(len(nodes)), nodes)))
 
     def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
         arrays, were_tensors, drawn = node.saved
+        if node.version != versions(range(len(arrays)), node.parents):
+            raise GraphError(f"{node}: an argument was changed after it was used; run forward again")
         args = [Tensor(a, p) if t else a for a, t, p in zip(arrays, were_tensors, node.parents)]
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
             send(out.node, g)                           # the walk goes on through what was just recorded
-
-
-_NO_PLAN: Plan | None = None
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -242,6 +242,11 @@ def dropout(xp, x, *, p, key):
 
 @kernel("adamw_update")
 def adamw_update(xp, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
+    if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+        from ..optim import adamw_update as plain
+
+        return plain(xp, p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+                     correct1=correct1, correct2=correct2)      # made flat here, they would be copies, and the step lost
     flats = [np.ascontiguousarray(a).reshape(-1, 1) if a is g else a.reshape(-1, 1) for a in (p, g, m, v)]
 
     def work(i, j):

@@ -56,12 +56,12 @@ def _horner(coefficients: tuple[float, ...], x: Any) -> Any:
 def erf(xp: Any, x: Any) -> Any:
     """erf(x) = 2/√π ∫₀ˣ exp(−t²) dt, elementwise; x of any float dtype and shape. Source: Cody (1969)."""
     size = xp.abs(x)
-    small = xp.where(size <= 0.46875, size, size * 0.0)
+    small = xp.minimum(size, 0.46875)                   # held where each formula holds: infinities come out right
     near = small * _horner(_SMALL_P, small * small) / _horner(_SMALL_Q, small * small)
     # beyond 6 the complement is below 2⁻⁵⁵: 1 to the last bit of float64
-    outer = xp.where(size > 0.46875, xp.where(size < 6.0, size, size * 0.0 + 6.0), size * 0.0 + 1.0)
-    middle = xp.where(outer <= 4.0, outer, outer * 0.0 + 4.0)
-    inverse = 1.0 / (xp.where(outer > 4.0, outer, outer * 0.0 + 4.0) ** 2)
+    outer = xp.minimum(xp.maximum(size, 0.46875), 6.0)
+    middle = xp.minimum(outer, 4.0)
+    inverse = 1.0 / xp.maximum(outer, 4.0) ** 2
     tail = inverse * _horner(_LARGE_P, inverse) / _horner(_LARGE_Q, inverse)
     decay = xp.exp(-outer * outer)
     complement = decay * xp.where(outer <= 4.0, _horner(_MIDDLE_P, middle) / _horner(_MIDDLE_Q, middle),

@@ -47,5 +47,7 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     top = xp.max(logits, axis=-1, keepdims=True)
     lse = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
-    scale = (kept / xp.sum(kept)).astype(logits.dtype)[..., None]
-    return Saved(xp.sum(xp.where(kept, nll * scale[..., 0], 0.0), dtype=logits.dtype), lse=lse, scale=scale)
+    with xp.errstate(invalid="ignore"):                 # 0/0 where no row counts: the loss is NaN
+        scale = (kept / xp.sum(kept)).astype(logits.dtype)[..., None]
+        loss = xp.sum(xp.where(kept, nll, 0.0), dtype=logits.dtype) / xp.sum(kept, dtype=logits.dtype)
+    return Saved(loss, lse=lse, scale=scale)

@@ -56,6 +56,7 @@ def _attach() -> None:
         "__neg__": lambda self: e.neg(self),
         "__abs__": lambda self: e.abs(self),
         "__getitem__": lambda self, key: index.getitem(self, index=_index(key)),
+        "to": lambda self, device: s.to(self, device),
         "astype": lambda self, dtype: e.astype(self, dtype=dtype),
         "reshape": lambda self, *sizes: s.reshape(self, shape=_axes(sizes)),
         "transpose": lambda self, axis0=-2, axis1=-1: s.transpose(self, axis0=axis0, axis1=axis1),

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
+from .. import backend
 from ..errors import ShapeError
 from ..op import op
 from ..tensor import Tensor
@@ -20,6 +22,19 @@ def place(axis: int, ndim: int, what: str) -> int:
 def identity(xp, x):
     """x itself, as a new node of the graph."""
     return x
+
+
+@op(x=lambda g, device, source: to_op(g, device=source, source=device))
+def to_op(xp, x, *, device, source):
+    """A copy of x on another device; its gradient goes back to `source`, where x is."""
+    library, number = backend.get(device)
+    return library.array(x if library is xp else xp.host(x), device=number)
+
+
+def to(x: Any, device: str) -> Any:
+    """x on `device` ("numpy", "cupy", "cupy:N"); x itself if it is there. BackendUnavailable where it is not to be had."""
+    library, number = backend.get(device)
+    return x if x.device == library.label(number) else to_op(x, device=device, source=x.device)
 
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
@@ -109,8 +124,7 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = -1) -> tuple[Any
         sizes = list(sections)
         if sum(sizes) != size or any(n < 0 for n in sizes):
             raise ShapeError(f"split: sizes {sizes} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
-    ends = [sum(sizes[:i]) for i in range(1, len(sizes))]
-    return split_op(x, ends=tuple(ends), axis=axis)
+    return split_op(x, ends=tuple(accumulate(sizes[:-1])), axis=axis)
 
 
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))

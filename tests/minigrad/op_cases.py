@@ -206,6 +206,8 @@ def _reshaped(draw: Any, sizes: Any, rng: Any) -> Any:
 
 
 case("identity", lambda x: x.clone(), ONE)
+case("to_op", lambda x, **_: x.clone(), ONE, static=lambda d, s, r: {"device": "numpy", "source": "numpy"})
+case("to_op", lambda x: x.clone(), ONE, ours=lambda x: REGISTRY["to_op"](x, device="numpy", source="numpy"))
 case("reshape", lambda x, shape: x.reshape(shape), ONE, "any", _reshaped)
 case("transpose", lambda x, axis0, axis1: x.transpose(axis0, axis1), shapes(least=1).map(lambda s: [s]), "any",
      lambda d, s, r: {"axis0": axis_of(d, len(s[0])), "axis1": axis_of(d, len(s[0]))})
@@ -434,8 +436,8 @@ def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"targets": targets}
 
 
-case("cross_entropy", lambda x, targets: F.cross_entropy(x.reshape(-1, x.shape[-1]), torched(targets).reshape(-1)), FULL1, "any",
-     _targets)
+case("cross_entropy", lambda x, targets: F.cross_entropy(x.reshape(-1, x.shape[-1]), torched(targets).reshape(-1)),
+     FULL1, "any", _targets)
 
 
 def softmax_attention(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = True, scale: float | None = None, p: float = 0.0,

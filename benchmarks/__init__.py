@@ -1,0 +1,1 @@
+"""How fast it is, against what else there is, on the machine at hand."""

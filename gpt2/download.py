@@ -1,0 +1,107 @@
+"""`python -m gpt2.download NAME`: OpenAI's weights and vocabulary by way of huggingface_hub, checked by hash."""
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .cli import Parser, run_command
+from .config import PUBLISHED, GPT2Config
+from .errors import MissingError, UsageError
+
+WEIGHTS = "model.safetensors"
+FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "generation_config.json", WEIGHTS)
+OPTIONAL = ("tokenizer.json", "generation_config.json")
+PINNED = {"gpt2": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}   # sha256 of the weights
+
+
+def find_downloaded(name: str) -> Path | None:
+    """The directory of an earlier download of a published size, by us or by transformers; no network is used."""
+    from huggingface_hub import constants  # light, unlike the functions that look into the cache
+
+    for repository in (f"openai-community/{name}", name):
+        cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        try:
+            directory = cache / "snapshots" / (cache / "refs" / "main").read_text("utf-8").strip()
+        except (OSError, ValueError):
+            continue
+        if all((directory / file).is_file() for file in ("config.json", WEIGHTS)):
+            return directory
+    return None
+
+
+def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> Path:
+    """Download a published size, and return the directory: `out`, or one in the cache of huggingface_hub.
+
+    What is there already is not fetched again, unless `force`; all is checked, weights by their sha256, and a file
+    that fails is removed. UsageError for another name or an `out` that cannot be written; MissingError where the
+    hub cannot be reached or what came is not what it promised.
+    """
+    GPT2Config.from_name(name)                          # knows the names
+    if out is not None:
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {out}: {error.strerror}") from None
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository = f"openai-community/{name}"
+    try:
+        info = HfApi().model_info(repository, files_metadata=True, timeout=10)
+        offered = {file.rfilename: file for file in info.siblings or ()}
+    except Exception as error:                          # of the hub, its HTTP library (which changes) or the system
+        raise _failed(name, error) from None
+    for file in FILES:
+        if file not in offered and file not in OPTIONAL:
+            raise MissingError(f"{repository} offers no {file}")
+    weights = offered[WEIGHTS].lfs
+    if name in PINNED and (weights is None or weights.sha256 != PINNED[name]):
+        raise MissingError(f"{repository} offers a {WEIGHTS} that is not OpenAI's: its sha256 is another")
+    path = Path()
+    for file in filter(offered.__contains__, FILES):
+        try:
+            path = Path(hf_hub_download(repository, file, local_dir=out, force_download=force))
+        except Exception as error:
+            raise _failed(name, error) from None
+        _check(path, offered[file])
+    return path.parent
+
+
+def _failed(name: str, error: Exception) -> MissingError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    here = find_downloaded(name)
+    advice = f"an earlier download is at {here}" if here else "is the network there?"
+    return MissingError(f"cannot download {name} ({lines[0]}); {advice}")
+
+
+def _check(path: Path, offered: Any) -> None:
+    """Remove a file that has not the hash that was offered: sha256 of a large file, git's of a small one."""
+    if offered.lfs is not None:
+        print(f"checking {path.name}", file=sys.stderr)
+        digest, promised = hashlib.sha256(), offered.lfs.sha256
+    else:
+        digest, promised = hashlib.sha1(b"blob %d\0" % path.stat().st_size), offered.blob_id
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != promised:
+        path.resolve().unlink()                         # in the cache, `path` is a link to it
+        path.unlink(missing_ok=True)
+        raise MissingError(f"{path.name} has not the hash {promised} of the one offered, and was removed; try again")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Download, and print the directory."""
+    p = Parser("python -m gpt2.download", description="Download OpenAI's weights of GPT-2, and print their directory.")
+    p.add_argument("model", metavar="NAME", help=", ".join(PUBLISHED))
+    p.add_argument("--out", metavar="DIR", help="put the files there, not into the cache of huggingface_hub")
+    p.add_argument("--force", action="store_true", help="fetch what is there already again")
+    args = p.parse_args(argv)
+    print(fetch(args.model, out=args.out, force=args.force))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.download")

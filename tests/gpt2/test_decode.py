@@ -1,0 +1,192 @@
+"""From a prompt to more tokens: with and without the cache, alone and in a batch, and over the end of the context."""
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
+
+from gpt2.decode import Timing, steps
+from gpt2.errors import MissingError, UsageError
+from gpt2.sampling import SamplingOptions, log_softmax, top_logprobs
+
+
+@functools.cache
+def model(**fields):
+    return tiny_model(seed=1, **fields)
+
+
+def prompt(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, n).tolist()
+
+
+def naive(model, ids, n, overflow_keeps=None):
+    """n greedy tokens, each from a pass over all tokens before it; past the context, over its later half and what followed."""
+    ids, context = list(ids), list(ids)
+    limit = model.config.n_positions
+    for _ in range(n):
+        if len(context) > limit:
+            context = context[-max(1, limit // 2):]
+        token = int(model([context]).numpy()[0, -1].argmax())
+        ids.append(token)
+        context.append(token)
+    return ids
+
+
+@pytest.mark.parametrize("options", [{"greedy": True}, {"seed": 5}, {"seed": 5, "temperature": 2.0, "repetition_penalty": 1.3}])
+def test_the_cache_changes_nothing(options):
+    """With the cache and without it the same tokens come, greedy and sampled."""
+    ids = prompt(5)
+    assert model().generate(ids, 40, use_cache=True, **options) == model().generate(ids, 40, use_cache=False, **options)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.booleans())
+def test_a_row_of_a_ragged_batch_equals_its_single_run(lengths, use_cache):
+    """Rows of any lengths, continued together, are what each is continued alone."""
+    rows = [prompt(n, seed=i) for i, n in enumerate(lengths)]
+    together = model().generate(rows, 8, greedy=True, use_cache=use_cache)
+    assert together == [model().generate(row, 8, greedy=True)[0] for row in rows]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("context", "length", "n"), [(8, 3, 30), (8, 8, 10), (8, 9, 10), (8, 40, 10), (7, 3, 30), (2, 1, 9), (1, 1, 5), (1, 3, 5)])
+def test_sliding_reads_the_later_half_again(context, length, n, use_cache):
+    """With "slide", a full context is read again from its later half on, from position 0, as often as needed."""
+    small = model(n_positions=context)
+    ids = prompt(length)
+    assert small.generate(ids, n, greedy=True, overflow="slide", use_cache=use_cache) == [naive(small, ids, n)]
+
+
+def test_the_context_can_be_filled_to_the_last_place():
+    """With "error", a prompt and new tokens fit if the last new token, which is not read, is the only one outside; one more does not."""
+    for length in (1, CONTEXT - 3, CONTEXT):
+        fits = CONTEXT - length + 1
+        assert len(model().generate(prompt(length), fits, greedy=True)[0]) == CONTEXT + 1
+        with pytest.raises(UsageError, match=f"do not fit the context of {CONTEXT}; use --max-new-tokens {fits} or less, or --overflow"):
+            model().generate(prompt(length), fits + 1, greedy=True)
+    with pytest.raises(UsageError, match=f"the prompt has {CONTEXT + 1} tokens and the context holds {CONTEXT}; .* --overflow slide"):
+        model().generate(prompt(CONTEXT + 1), 1)
+
+
+def test_the_cache_is_no_larger_than_the_run():
+    """The KV cache takes 2·L·d numbers for each token of prompt and continuation, and no more than for a full context."""
+    each = 2 * 2 * 32 * 4
+    for length, n, room in ((3, 5, 8), (CONTEXT - 1, 2, CONTEXT)):
+        timing = Timing()
+        list(steps(model(), [prompt(length)], max_new_tokens=n, timing=timing))
+        assert timing.kv_bytes == each * room
+        assert timing.passes == n - 1 and timing.prefill > 0 and timing.decode > 0
+
+
+def test_the_seed_decides():
+    """Same seed, same tokens; other seeds, others; the caller may stop at any time without an effect on what came before."""
+    runs = [model().generate(prompt(4), 20, seed=seed)[0] for seed in (0, 0, 1, 2**40)]
+    assert runs[0] == runs[1] and len({tuple(run) for run in runs}) == 3
+    assert model().generate(prompt(4), 7, seed=0)[0] == runs[0][:11]
+
+
+def test_rows_of_one_prompt_differ():
+    """Each row is drawn with numbers of its own."""
+    assert len({tuple(row) for row in model().generate([prompt(4)] * 5, 20, seed=0)}) == 5
+
+
+def test_temperature_zero_is_greedy():
+    """temperature=0, greedy=True, top_k=1 and a tiny top_p all give the likeliest token every time."""
+    expected = [naive(model(), prompt(4), 20)]
+    for options in ({"temperature": 0.0}, {"greedy": True}, {"greedy": True, "temperature": 3.0}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+        assert model().generate(prompt(4), 20, seed=9, **options) == expected, options
+
+
+def test_a_row_ends_after_its_end_token():
+    """generate(eos_token_id=) keeps a row up to its first end token, and goes on with the others."""
+    rows = model().generate([prompt(4)] * 3, 20, seed=0)
+    eos = rows[1][9]
+    ended = model().generate([prompt(4)] * 3, 20, seed=0, eos_token_id=eos)
+    for whole, row in zip(rows, ended):
+        n = whole.index(eos, 4) + 1 if eos in whole[4:] else len(whole)
+        assert row == whole[:n]
+    assert len(ended[1]) <= 10
+
+
+def test_rows_may_be_given_in_many_forms():
+    """One row, rows, an array and a Tensor are all taken."""
+    import minigrad as mg
+
+    ids = prompt(4)
+    for form in ([ids], np.array([ids]), np.array(ids), mg.tensor([ids]), (ids,), iter([ids])):
+        assert model().generate(form, 3, greedy=True) == model().generate(ids, 3, greedy=True)
+
+
+def test_logprobs_are_the_models_own():
+    """The log-probabilities of a step are those of the model's logits, before temperature and filters."""
+    options = SamplingOptions(temperature=0.3, top_k=2)
+    ids = prompt(4)
+    for step in steps(model(), [ids], max_new_tokens=5, options=options, logprobs=3):
+        logits = model()([ids]).numpy()[:, -1]
+        wanted_ids, wanted = top_logprobs(logits, 3)
+        got_ids, got = zip(*step.top[0])
+        assert list(got_ids) == wanted_ids[0].tolist()
+        # a pass with the cache adds up in another order than a pass without: n = 4·32 terms of float32, over 2 layers
+        np.testing.assert_allclose(got, wanted[0], rtol=0, atol=2 * 128 * np.finfo(np.float32).eps * np.abs(logits).max())
+        ids = ids + step.ids
+    assert np.isclose(np.exp(log_softmax(logits)).sum(), 1.0)
+
+
+def test_a_vocabulary_may_be_smaller_than_the_embedding():
+    """Ids from `vocab` on are neither drawn nor listed, and the others share all of the probability."""
+    for step in steps(model(), [prompt(4)] * 8, max_new_tokens=20, options=SamplingOptions(temperature=50.0), vocab=50, logprobs=60):
+        assert max(step.ids) < 50
+        assert all(len(row) == 50 and abs(sum(np.exp(lp) for _, lp in row) - 1.0) < 50 * np.finfo(float).eps for row in step.top)
+
+
+@pytest.mark.parametrize(("rows", "options", "message"), [
+    ([[1, 2]], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+    ([[1, 2]], {"overflow": "wrap"}, "overflow must be error or slide, not 'wrap'"),
+    ([[1, 2]], {"seed": -1}, "the seed must be 0 or more, not -1"),
+    ([[1, 2]], {"temperature": -0.5}, "--temperature must be"),
+    ([[1, 2]], {"temperature": float("nan")}, "--temperature must be"),
+    ([[1, 2]], {"temperature": float("inf")}, "--temperature must be"),
+    ([[1, 2]], {"top_p": 0.0}, "--top-p must be"),
+    ([[1, 2]], {"top_p": 1.5}, "--top-p must be"),
+    ([[1, 2]], {"top_k": 0}, "--top-k must be"),
+    ([], {}, "the prompt is empty"),
+    ([[]], {}, "the prompt is empty"),
+    ([[1], []], {}, "the prompt is empty"),
+    ([[1, 300]], {}, "id 300 is outside the vocabulary 0 … 299"),
+    ([[-1, 2]], {}, "id -1 is outside the vocabulary 0 … 299"),
+])
+def test_bad_values_are_refused(rows, options, message):
+    """A value that cannot be honoured raises UsageError, which names it, before a token is drawn."""
+    with pytest.raises(UsageError, match=message) as error:
+        model().generate(rows, **{"max_new_tokens": 3, **options})
+    assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize("options", [{"greedy": True}, {"temperature": 1.0}])
+def test_nan_is_never_sampled(options):
+    """Logits of NaN end the run; no token is made up from them."""
+    broken = tiny_model(seed=1)
+    weight = broken.wte.weight.numpy().copy()
+    weight[7, 3] = np.nan
+    broken.wte.weight.assign(weight)
+    with pytest.raises(MissingError, match="NaN"):
+        broken.generate([1, 2], 3, **options)
+
+
+def test_no_gradient_is_recorded():
+    """Decoding keeps no graph: parameters that want gradients cost nothing."""
+    asked = []
+
+    class Watched:
+        config, where = tiny_config(), {"device": "numpy", "dtype": "float32"}
+
+        def __call__(self, *args, **kwargs):
+            logits = model()(*args, **kwargs)
+            asked.append(logits.requires_grad)
+            return logits
+
+    list(steps(Watched(), [[1, 2]], max_new_tokens=3))
+    assert asked == [False] * 3 and next(iter(model().parameters())).requires_grad

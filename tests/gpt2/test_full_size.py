@@ -1,0 +1,132 @@
+"""The whole GPT-2 of 124M parameters, random weights, against transformers: logits, greedy tokens, every gradient, ten AdamW steps."""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from agreement import gradients, logits, loss, theirs, worst
+
+import minigrad as mg
+from gpt2.config import GPT2Config
+from gpt2.model import GPT2
+from minigrad.optim import AdamW, decay_groups
+
+CONFIG = GPT2Config.from_name("gpt2")
+LOGITS = {"float32": 1e-4, "float64": 1e-10}            # absolute
+GRADIENTS = {"float32": 1e-5, "float64": 1e-10}         # ‖difference‖ / ‖gradient‖ of each tensor
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """GPT-2's first weights from a seed, with biases and LayerNorm weights moved so that each of them matters, in a directory of ours."""
+    model = GPT2(CONFIG, seed=1)
+    for i, p in enumerate(model.parameters()):
+        if p.ndim == 1:
+            p.assign(p.array + mg.random.normal(mg.random.fold_in(2, i), p.shape, std=0.1).array)
+    path = tmp_path_factory.mktemp("gpt2")
+    model.save_pretrained(path)
+    return path
+
+
+class Both(NamedTuple):
+    """The two models with the same weights in the same dtype."""
+
+    ours: GPT2
+    theirs: torch.nn.Module
+    dtype: str
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def both(request, directory):
+    return Both(GPT2.from_pretrained(directory, dtype=request.param), theirs(directory, request.param), request.param)
+
+
+def batch(rows, tokens, seed=0):
+    """ids and the ids that follow them, [rows, tokens] each."""
+    ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (rows, tokens + 1))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def test_logits_agree(both, record_property):
+    """Every logit is within 1e-4 of transformers' in float32 and within 1e-10 in float64."""
+    ids, _ = batch(2, 24)
+    apart = np.abs(logits(both.ours, ids) - logits(both.theirs, ids)).max()
+    record_property("largest difference", float(apart))
+    assert apart <= LOGITS[both.dtype]
+
+
+def test_gradients_agree(both, record_property):
+    """The gradient of each of the 148 tensors is within 1e-5 of PyTorch's in relative norm in float32, and within 1e-10 in float64."""
+    ids, targets = batch(2, 16, seed=1)
+    targets[0, :3] = -100
+    apart, name = worst(gradients(both.ours, ids, targets), gradients(both.theirs, ids, targets))
+    record_property("largest relative difference", apart)
+    assert len(dict(both.ours.named_parameters())) == 148
+    assert apart <= GRADIENTS[both.dtype], name
+
+
+def test_greedy_tokens_agree(directory, record_property):
+    """40 greedy tokens of two rows are transformers', with the KV cache and without it.
+
+    With GPT-2's first weights a token's successor is itself. All matrices four times as large make the tokens depend on
+    all that came before, and so an error anywhere would change them; the likeliest tokens stand well clear of the second.
+    """
+    ours, wanted = GPT2.from_pretrained(directory), theirs(directory)
+    for p in ours.parameters():
+        if p.ndim == 2:
+            p.assign(p.array * np.float32(4.0))
+    with torch.no_grad():
+        for p in wanted.parameters():
+            p.mul_(4.0 if p.ndim == 2 else 1.0)
+    prompt, _ = batch(2, 8, seed=2)
+    tokens = wanted.generate(torch.tensor(prompt), attention_mask=torch.ones(prompt.shape, dtype=torch.long), max_new_tokens=40,
+                             do_sample=False, eos_token_id=None, pad_token_id=0).tolist()
+    ids = np.array(tokens)[:, :-1]
+    ordered = np.sort(logits(wanted, ids)[:, 7:], axis=-1)
+    margin = (ordered[..., -1] - ordered[..., -2]).min()
+    apart = np.abs(logits(ours, ids) - logits(wanted, ids)).max()
+    record_property("smallest margin", float(margin))
+    record_property("largest difference", float(apart))
+    assert margin > 10 * apart
+    assert all(len(set(row[8:])) >= 15 for row in tokens) and tokens[0][8:] != tokens[1][8:]
+    for use_cache in (True, False):
+        assert ours.generate(prompt, 40, greedy=True, use_cache=use_cache) == tokens
+
+
+def test_ten_adamw_steps_agree(directory, record_property):
+    """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6.
+
+    Matrices and tables decay, vectors do not; the loss falls by more than a nat, so that the steps are no trifle.
+    """
+    how = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8}
+    ids, targets = batch(1, 8, seed=3)
+
+    def run(model, optimizer):
+        losses = []
+        for _ in range(10):
+            optimizer.zero_grad()
+            value = loss(model, ids, targets)
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+        return [*losses, loss(model, ids, targets).item()]
+
+    ours = GPT2.from_pretrained(directory, dtype="float64")
+    found = run(ours, AdamW(decay_groups(ours.parameters(), 0.1), **how))
+    del ours
+    model = theirs(directory, "float64")
+    matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
+    wanted = run(model, torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], **how))
+    record_property("largest difference", max(abs(a - b) for a, b in zip(found, wanted)))
+    assert wanted[0] - wanted[-1] > 1.0
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_first_loss_is_that_of_no_knowledge(directory):
+    """With random weights the loss is near ln V: every token is about as likely as any other."""
+    ids, targets = batch(1, 16, seed=4)
+    value = GPT2.from_pretrained(directory).loss(ids, targets).item()
+    assert abs(value - math.log(CONFIG.vocab_size)) < 1.0

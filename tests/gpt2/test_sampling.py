@@ -1,0 +1,248 @@
+"""Laws of choosing the next token, judged against transformers' processors."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gpt2.errors import MissingError, UsageError
+from gpt2.sampling import SamplingOptions, choose, log_softmax, process_logits, sample, top_logprobs
+
+EPS = float(np.finfo(np.float64).eps)
+
+# a coarse grid makes ties, which are where filters differ
+values = st.floats(-30, 30, width=32) | st.integers(-3, 3).map(float)
+rows = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=values)
+shares = st.sampled_from([1e-20, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 1.0]) | st.floats(1e-6, 1.0)
+options = st.builds(
+    SamplingOptions,
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 2.5]),
+    top_k=st.none() | st.integers(1, 15),
+    top_p=st.none() | shares,
+    min_p=st.none() | shares | st.just(0.0),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+)
+
+
+def transformers_scores(logits: np.ndarray, options: SamplingOptions, previous: list[list[int]]) -> np.ndarray:
+    """Logits after transformers' processors in the order in which its generate applies them, in float64."""
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers.generation.logits_process")
+    steps = []
+    if options.repetition_penalty != 1.0:
+        steps.append(process.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.temperature != 1.0:
+        steps.append(process.TemperatureLogitsWarper(options.temperature))
+    if options.top_k is not None:
+        steps.append(process.TopKLogitsWarper(options.top_k))
+    if options.top_p is not None and options.top_p < 1.0:
+        steps.append(process.TopPLogitsWarper(options.top_p))
+    if options.min_p is not None:
+        steps.append(process.MinPLogitsWarper(options.min_p))
+    scores = torch.from_numpy(logits.astype(np.float64))
+    for step in steps:
+        scores = step(torch.tensor(previous), scores)
+    return scores.numpy()
+
+
+def at_a_border(logits: np.ndarray, options: SamplingOptions, previous: list[list[int]]) -> bool:
+    """Whether a sum or ratio of probabilities is so near p that its rounding decides: V additions, a few eps each."""
+    plain = SamplingOptions(options.temperature, options.top_k, repetition_penalty=options.repetition_penalty)
+    p = np.exp(np.sort(process_logits(logits, plain, previous)))
+    slack = 8 * logits.shape[1] * EPS
+    near = False
+    if options.top_p is not None:
+        near |= bool((np.abs(p.cumsum(axis=-1) - (1.0 - options.top_p)) < slack).any())
+    if options.min_p is not None:
+        near |= bool((np.abs(p / p.max(axis=-1, keepdims=True) - options.min_p) < slack).any())
+    return near
+
+
+@given(rows, options, st.data())
+def test_kept_tokens_are_those_of_transformers(logits: np.ndarray, options: SamplingOptions, data) -> None:
+    """Penalty, temperature, top-k, top-p and min-p together keep transformers' tokens, with its probabilities."""
+    ids = st.integers(0, logits.shape[1] - 1)
+    length = data.draw(st.integers(1, 5))
+    previous = data.draw(st.lists(st.lists(ids, min_size=length, max_size=length),
+                                  min_size=len(logits), max_size=len(logits)))
+    assume(not at_a_border(logits, options, previous))
+    before = logits.copy()
+    got = process_logits(logits, options, previous)
+    scores = transformers_scores(logits, options, previous)
+    assert got.dtype == np.float64 and (logits == before).all()
+    assert ((got > -np.inf) == (scores > -np.inf)).all()
+    # both are x − max − log Σ exp with at most V + 4 roundings, of numbers no larger than the largest logit
+    size = 1.0 + np.abs(scores[np.isfinite(scores)]).max()
+    wanted = log_softmax(scores)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=4 * (logits.shape[1] + 4) * EPS * size)
+
+
+def kept(logits: list[float], **options: object) -> list[int]:
+    return np.flatnonzero(process_logits(np.array([logits]), SamplingOptions(**options))[0] > -np.inf).tolist()
+
+
+LOGITS = np.log([0.1, 0.4, 0.2, 0.3]).tolist()
+
+
+def test_top_p_keeps_the_crossing_token() -> None:
+    """The nucleus reaches p: the token with which the sum crosses p is in it; one token is always left."""
+    assert kept(LOGITS, top_p=0.41) == [1, 3]
+    assert kept(LOGITS, top_p=0.39) == [1]
+    assert kept(LOGITS, top_p=0.71) == [1, 2, 3]
+    assert kept(LOGITS, top_p=1e-300) == [1]
+    assert kept(LOGITS, top_p=1.0) == [0, 1, 2, 3]
+
+
+def test_ties() -> None:
+    """top-k keeps all that equal the k-th highest; top-p drops the lower ids among equals at its border."""
+    assert kept([1.0, 2.0, 1.0, 0.0], top_k=2) == [0, 1, 2]
+    assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.6) == [1, 2, 3]
+    assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.4) == [2, 3]
+    assert kept([0.0, 0.0, 0.0, 0.0], min_p=1.0) == [0, 1, 2, 3]
+
+
+def test_k_beyond_the_vocabulary_keeps_all() -> None:
+    """top_k may exceed V."""
+    assert kept(LOGITS, top_k=4) == kept(LOGITS, top_k=5) == kept(LOGITS, top_k=10**9) == [0, 1, 2, 3]
+
+
+def test_the_order_of_the_filters() -> None:
+    """Temperature comes before top-p, top-k before top-p, top-p before min-p: each renormalises what it is given."""
+    assert kept(LOGITS, top_p=0.6) == [1, 3]
+    assert kept(LOGITS, top_p=0.6, temperature=100.0) == [1, 2, 3]       # nearly uniform
+    assert kept(LOGITS, top_p=0.55, top_k=2) == [1]                      # 0.4 of 0.7 alone passes 0.55
+    assert kept(LOGITS, repetition_penalty=1.0) == [0, 1, 2, 3]
+
+
+def test_the_repetition_penalty_counts_a_token_once() -> None:
+    """Seen tokens: positive logits are divided, negative ones multiplied, however often they were seen."""
+    got = process_logits(np.array([[2.0, -2.0, 1.0]]), SamplingOptions(repetition_penalty=2.0), [[0, 1, 0, 0]])
+    np.testing.assert_allclose(got, log_softmax(np.array([[1.0, -4.0, 1.0]])), rtol=0, atol=8 * EPS)
+
+
+@given(rows)
+def test_greedy(logits: np.ndarray) -> None:
+    """greedy and temperature 0 take the highest logit, the lowest id among equals, whatever is drawn."""
+    best = np.array([int(np.flatnonzero(row == row.max())[0]) for row in logits])
+    for options in (SamplingOptions(greedy=True), SamplingOptions(temperature=0.0), SamplingOptions(temperature=0, top_p=0.5)):
+        for uniform in (0.0, 0.5, 1.0 - EPS / 2):
+            draws = np.full(len(logits), uniform)
+            assert (choose(logits, options, [[]] * len(logits), draws) == best).all()
+            assert (sample(process_logits(logits, options), draws) == best).all()
+
+
+def test_greedy_knows_the_penalty() -> None:
+    """Greedy choice follows the repetition penalty."""
+    options = SamplingOptions(greedy=True, repetition_penalty=1.5)
+    assert choose(np.array([[1.0, 1.2]], np.float32), options, [[1]], np.zeros(1)).tolist() == [0]
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    """No temperature above 0 overflows: the smallest leaves the highest logit."""
+    for dtype in (np.float16, np.float32, np.float64):
+        got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(temperature=5e-324))
+        assert got.tolist() == [[-math.inf, 0.0, -math.inf]]
+
+
+# ── drawing ──
+
+@given(rows, st.lists(st.integers(0, 11)))
+def test_sampling_inverts_the_cumulative_sums(logits: np.ndarray, removed: list[int]) -> None:
+    """Over an even grid of n numbers each token comes n·p times, give or take the two ends; removed ones never."""
+    logits = logits[:1].astype(np.float64)
+    logits[:, [i for i in removed if i < logits.shape[1] and i != logits.argmax()]] = -np.inf
+    logprobs = process_logits(logits, SamplingOptions())
+    n = 500
+    grid = (np.arange(n) + 0.5) / n
+    ids = sample(np.repeat(logprobs, n, axis=0), grid)
+    counts = np.bincount(ids, minlength=logits.shape[1])
+    assert (np.abs(counts - n * np.exp(logprobs[0])) <= 1.0 + n * 16 * EPS).all()
+    assert (np.diff(ids) >= 0).all()
+    assert (counts[np.isneginf(logprobs[0])] == 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 5e-324, 1.0 - EPS / 2])
+@pytest.mark.parametrize("size", [1, 3, 50257])
+def test_the_ends_of_the_interval(uniform: float, size: int) -> None:
+    """0 and the number just below 1 draw a token of positive probability, the first and the last one."""
+    logprobs = np.full((1, size + 4), -np.inf)
+    logprobs[0, 2:-2] = -math.log(size)
+    assert sample(logprobs, np.array([uniform])).tolist() == [2 if uniform < 0.5 else size + 1]
+
+
+def test_draws_follow_the_distribution() -> None:
+    """χ² of 20,000 draws with the seeded generator over 10 tokens: below the 1 − 1e-6 quantile for 9 degrees, 46.1."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    logits = np.linspace(-2.0, 2.0, 10)[None]
+    n = 20_000
+    ids = sample(np.repeat(process_logits(logits, SamplingOptions()), n, axis=0), generator.random(n))
+    expected = n * np.exp(log_softmax(logits)[0])
+    chi2 = float(((np.bincount(ids, minlength=10) - expected) ** 2 / expected).sum())
+    assert chi2 < 46.1
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    """Each row of a batch is chosen as it would be alone with its own number and its own past."""
+    generator = np.random.Generator(np.random.PCG64(1))
+    logits = generator.standard_normal((5, 40)).astype(np.float32)
+    uniforms, previous = generator.random(5), [[1, 2], [], [3], [39], [0]]
+    options = SamplingOptions(0.8, 20, 0.9, 0.01, 1.2)
+    alone = [choose(logits[i:i + 1], options, previous[i:i + 1], uniforms[i:i + 1])[0] for i in range(5)]
+    assert choose(logits, options, previous, uniforms).tolist() == alone
+
+
+# ── log-probabilities ──
+
+@given(rows, st.integers(1, 15))
+def test_top_logprobs(logits: np.ndarray, n: int) -> None:
+    """The n highest log-softmax values in order, the lower id first among equals; at most V of them."""
+    ids, logprobs = top_logprobs(logits, n)
+    full = log_softmax(logits)
+    wanted = np.argsort(-full, axis=-1, kind="stable")[:, :n]
+    assert ids.tolist() == wanted.tolist()
+    assert (logprobs == np.take_along_axis(full, wanted, axis=-1)).all()
+
+
+@given(rows)
+def test_log_softmax_is_normalised(logits: np.ndarray) -> None:
+    """Σ exp(log_softmax) = 1, and differences of logits are kept."""
+    got = log_softmax(logits)
+    slack = 4 * (logits.shape[1] + 4) * EPS * 61
+    np.testing.assert_allclose(np.exp(got).sum(axis=-1), 1.0, rtol=0, atol=slack)
+    np.testing.assert_allclose(got - got[:, :1], logits.astype(np.float64) - logits[:, :1], rtol=0, atol=slack)
+
+
+# ── what is refused ──
+
+@pytest.mark.parametrize("bad", [
+    {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": 0}, {"top_k": -3}, {"top_k": 2.5},
+    {"top_p": 0.0}, {"top_p": 1.01}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.1}, {"min_p": math.nan},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}, {"repetition_penalty": math.inf},
+])
+def test_options_out_of_range_are_named(bad: dict) -> None:
+    """A value out of range is a UsageError that names the flag and the value."""
+    (name, value), = bad.items()
+    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be .*, not {value}$"):
+        SamplingOptions(**bad)
+
+
+@pytest.mark.parametrize("broken", [[1.0, math.nan], [math.nan, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(greedy=True),
+                                     SamplingOptions(top_k=1, repetition_penalty=1.1)])
+def test_logits_that_are_no_numbers_are_refused(broken: list[float], options: SamplingOptions) -> None:
+    """NaN, +inf or nothing but −inf in any row is one line about the weights, greedy or not."""
+    logits = np.array([[0.0, 1.0], broken], np.float32)
+    for call in (lambda: choose(logits, options, [[], []], np.zeros(2)), lambda: process_logits(logits, options),
+                 lambda: top_logprobs(logits, 1)):
+        with pytest.raises(MissingError, match="NaN or infinite"):
+            call()
+
+
+def test_logprobs_must_be_positive() -> None:
+    """--logprobs 0 is a UsageError."""
+    with pytest.raises(UsageError, match="--logprobs must be at least 1, not 0"):
+        top_logprobs(np.zeros((1, 3)), 0)

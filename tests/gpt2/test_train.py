@@ -1,0 +1,329 @@
+"""python -m gpt2.train: the loss falls, the best is kept, the same seed gives the same bits, and bad settings end at once."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from data import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from tiny_gpt2 import TEXT, tiny_model
+
+import gpt2.train as training
+from gpt2.cli import run_command
+from gpt2.errors import UsageError
+from gpt2.evaluation import total_nll, windows
+from gpt2.model import GPT2
+from gpt2.prepare import load_data, prepare
+from gpt2.tokenizer import load_tokenizer
+from minigrad import backend
+from minigrad.errors import BackendUnavailable
+
+SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--warmup-iters", "3",
+         "--learning-rate", "0.01", "--backend", "numpy"]
+WRITTEN = {"config.json", "merges.txt", "model.safetensors", "training.json", "vocab.json"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A small text as gpt2.prepare writes it."""
+    folder = tmp_path_factory.mktemp("data") / "poem"
+    prepare([TEXT * 8], folder, "train:300")
+    return folder
+
+
+@pytest.fixture
+def run(data, capsys):
+    """Run the command in this process: run(out, *flags) gives exit code, stdout and stderr."""
+
+    def call(out, *flags, data=data):
+        argv = ["--data", str(data), "--out-dir", str(out), *SMALL, *map(str, flags)]
+        with pytest.raises(SystemExit) as end:
+            run_command(lambda: training.main(argv), "gpt2.train")
+        printed = capsys.readouterr()
+        return end.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Weights become NaN in the given step."""
+
+    def at(step):
+        real = training.mg.optim.warmup_cosine
+        monkeypatch.setattr(training.mg.optim, "warmup_cosine", lambda n, **rate: math.nan if n == step else real(n, **rate))
+
+    return at
+
+
+# ── what it makes ──
+def test_the_loss_falls(run, data, tmp_path):
+    """Training on a short text takes the loss from that of chance, ln V, to far below; stdout is one line that says so."""
+    code, out, err = run(tmp_path / "out", "--max-iters", 120, "--eval-interval", 40, "--log-interval", 30)
+    assert code == 0 and out.count("\n") == 1
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert out.startswith(f"best: step {record['step']}, {record['validation']['nats_per_char']:.4f} nats per character; saved in")
+    losses = [float(line.split("train loss ")[1].split(",")[0]) for line in err.splitlines() if "train loss" in line]
+    assert len(losses) == 4 and losses == sorted(losses, reverse=True)
+    assert losses[0] < math.log(300) and losses[-1] < 0.5 * math.log(300)
+    assert [entry["step"] for entry in record["history"]] == [40, 80, 120][:len(record["history"])]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_checkpoint_has_the_recorded_loss(dtype, run, data, tmp_path):
+    """What was saved, loaded again, has the recorded validation loss to the last bit when stored in the training's dtype."""
+    assert run(tmp_path / "out", "--max-iters", 20, "--eval-interval", 10, "--dtype", dtype, "--save-dtype", dtype)[0] == 0
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    model = GPT2.from_pretrained(tmp_path / "out", dtype=dtype)
+    assert training.validate(model, load_data(data)) == record["validation"]
+    assert record["parameters"] == model.num_parameters() and record["settings"]["n_embd"] == model.config.n_embd == 16
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert tokenizer.sha256 == load_tokenizer(data).sha256 and model.config.eos_token_id == tokenizer.eot
+
+
+def test_transformers_reads_the_checkpoint(run, data, tmp_path):
+    """transformers loads the directory, model and vocabulary, and gives the recorded loss from the stored fp16 weights."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    assert run(tmp_path / "out", "--max-iters", 20, "--eval-interval", 10)[0] == 0
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ours = GPT2.from_pretrained(tmp_path / "out")
+    ids = np.array(load_data(data).val[:16], np.int64)[None]
+    with torch.no_grad():
+        loss = float(theirs(torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss)
+    # both are float32: 16·4 terms in the longest sum of a layer, losses near ln 300
+    assert abs(loss - float(ours.loss(ids[:, :-1], ids[:, 1:]))) < 64 * np.finfo(np.float32).eps * math.log(300)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.encode("Once upon a midnight") == load_tokenizer(data).encode("Once upon a midnight")
+
+
+def test_the_same_seed_gives_the_same_bits(run, tmp_path):
+    """Two runs with one seed end in the same bytes of weights, dropout and all; another seed ends in others."""
+    flags = ("--max-iters", 12, "--eval-interval", 6, "--dropout", 0.1, "--attn-dropout", 0.1, "--save-dtype", "float32")
+    for name, seed in (("a", 4), ("b", 4), ("c", 5)):
+        assert run(tmp_path / name, *flags, "--seed", seed)[0] == 0
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_how_often_it_reports_changes_nothing(run, tmp_path):
+    """Logging and evaluation draw no random numbers and leave the model in training mode: the weights are the same."""
+    flags = ("--max-iters", 12, "--dropout", 0.1, "--save-dtype", "float32")
+    assert run(tmp_path / "a", *flags, "--eval-interval", 2, "--log-interval", 1)[0] == 0
+    assert run(tmp_path / "b", *flags, "--eval-interval", 12, "--log-interval", 5)[0] == 0
+    records = [json.loads((tmp_path / name / "training.json").read_text()) for name in "ab"]
+    assert records[0]["step"] == records[1]["step"] == 12                     # the loss still falls, so the last is the best
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_the_best_is_kept(run, tmp_path, monkeypatch):
+    """The checkpoint is that of the lowest validation loss, not the last."""
+    losses = iter([3.0, 2.0, 2.5, 2.0])
+    saved = []
+    monkeypatch.setattr(training, "validate", lambda model, data: {"nats_per_token": 1.0, "nats_per_char": next(losses)})
+    save = GPT2.save_pretrained
+    monkeypatch.setattr(GPT2, "save_pretrained", lambda self, *args, **options: (saved.append(1), save(self, *args, **options)))
+    assert run(tmp_path / "out", "--max-iters", 8, "--eval-interval", 2)[:2] == \
+        (0, f"best: step 4, 2.0000 nats per character; saved in {tmp_path / 'out'}\n")
+    assert len(saved) == 2 and json.loads((tmp_path / "out" / "training.json").read_text())["step"] == 4
+
+
+def test_weight_decay_spares_vectors(run, tmp_path):
+    """With decay alone at work, matrices shrink, while biases and LayerNorms stay as they were drawn."""
+    for name, decay in (("with", 5.0), ("without", 0.0)):
+        flags = ("--max-iters", 1, "--warmup-iters", 0, "--weight-decay", decay, "--save-dtype", "float64", "--dtype", "float64")
+        assert run(tmp_path / name, *flags)[0] == 0
+    decayed, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("with", "without"))
+    for name, weight in plain.items():
+        assert np.array_equal(decayed[name], weight) == (weight.ndim == 1), name
+
+
+# ── what a user can get wrong ──
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
+    (["--learning-rate", "nan"], "--learning-rate must be a number from 0 on, not nan"),
+    (["--learning-rate", "inf"], "--learning-rate must be"),
+    (["--learning-rate", "-1"], "--learning-rate must be"),
+    (["--learning-rate", "fast"], "argument --learning-rate: invalid float value: 'fast'"),
+    (["--min-lr", "nan"], "--min-lr must be"),
+    (["--weight-decay", "-0.1"], "--weight-decay must be"),
+    (["--grad-clip", "-1"], "--grad-clip must be"),
+    (["--beta1", "1"], "--beta1 must be from 0 on and below 1, not 1.0"),
+    (["--beta2", "nan"], "--beta2 must be"),
+    (["--dropout", "1.5"], "--dropout must be"),
+    (["--attn-dropout", "-1"], "--attn-dropout must be"),
+    (["--max-iters", "0"], "argument --max-iters: 0 is less than 1"),
+    (["--batch-size", "-4"], "argument --batch-size: -4 is less than 1"),
+    (["--block-size", "1.5"], "argument --block-size: '1.5' is not a whole number"),
+    (["--n-head", "3"], "--n-embd 16 is not a multiple of --n-head 3"),
+    (["--block-size", "200"], "val holds "),
+    (["--block-size", "100000"], "train holds "),
+    (["--backend", "jax"], "--backend: there is no backend 'jax'"),
+    (["--save-dtype", "int8"], "argument --save-dtype: invalid choice: 'int8'"),
+    (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+])
+def test_a_wrong_setting_is_one_line(flags, message, run, tmp_path):
+    """A setting that cannot be trained with ends with exit 2 and one line before anything starts; nothing is written."""
+    code, out, err = run(tmp_path / "new" / "out", *flags)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_one_line(run, tmp_path):
+    """A data directory that is not there, or holds no prepared data, ends with exit 3 and the command that makes it."""
+    for place in (tmp_path / "nowhere", tmp_path):
+        code, out, err = run(tmp_path / "out", data=place)
+        assert (code, out) == (3, "") and f"{place} holds no prepared data" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_backend_is_said_first(run, tmp_path, monkeypatch):
+    """A backend that is not to be had ends with exit 4, before a directory is made."""
+
+    def missing(name):
+        raise BackendUnavailable("no CuPy here")
+
+    monkeypatch.setattr(backend, "get", missing)
+    assert run(tmp_path / "out", "--backend", "cupy") == (4, "", "gpt2.train: no CuPy here\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*sorted(WRITTEN), "tokenizer.json"])
+def test_nothing_is_overwritten(name, run, tmp_path):
+    """An --out-dir that holds any file of a checkpoint is refused and stays as it is; one with other files is taken."""
+    (tmp_path / name).write_text("mine")
+    code, out, err = run(tmp_path)
+    assert (code, out) == (2, "") and f"--out-dir {tmp_path} holds {name} already" in err and err.count("\n") == 1
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+    (tmp_path / name).rename(tmp_path / "log.txt")
+    assert run(tmp_path, "--max-iters", 1)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"log.txt"}
+
+
+def test_an_unwritable_directory_is_said_before_training(run, tmp_path, monkeypatch):
+    """An --out-dir that cannot be written ends with exit 2 before the first step, and leaves nothing behind."""
+    monkeypatch.setattr(training, "train", lambda *args: pytest.fail("training started"))
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0o500)
+    places = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / "new" / ("x" * 300)]
+    if os.geteuid():                                    # root writes anywhere
+        places += [tmp_path / "closed", tmp_path / "closed" / "out"]
+    before = sorted(tmp_path.rglob("*"))
+    for place in places:
+        code, out, err = run(place)
+        assert (code, out) == (2, "") and f"--out-dir {place} cannot be written: " in err and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_fails_on_the_way_leaves_nothing(run, tmp_path, monkeypatch, diverging):
+    """When the loss becomes NaN before the first checkpoint the run ends with exit 2 and advice, and no directory is left."""
+    diverging(2)
+    code, out, err = run(tmp_path / "new" / "out", "--max-iters", 10)
+    assert (code, out) == (2, "") and "the loss became nan at step 4; lower --learning-rate" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_becomes_nan_keeps_the_best(run, tmp_path, diverging):
+    """When it does later, what was kept stays; NaN that shows only in the validation is an error too."""
+    for bad, where in ((7, "the loss became nan at step 9"), (11, "the validation loss became nan at step 12")):
+        diverging(bad)
+        folder = tmp_path / str(bad)
+        code, out, err = run(folder, "--max-iters", 12, "--eval-interval", 3)
+        assert (code, out) == (2, "") and where in err.splitlines()[-1] and "Traceback" not in err
+        assert {path.name for path in folder.iterdir()} == WRITTEN
+        record = json.loads((folder / "training.json").read_text())
+        assert record["step"] == bad // 3 * 3 and all(math.isfinite(entry["nats_per_char"]) for entry in record["history"])
+
+
+def test_weights_too_large_for_fp16_are_an_error(run, tmp_path, monkeypatch):
+    """Weights that the stored dtype cannot hold end the run with the tensor's name, and no checkpoint is left."""
+    monkeypatch.setattr(training.mg.optim, "warmup_cosine", lambda n, **rate: 1e6)
+    code, out, err = run(tmp_path / "out", "--max-iters", 1)
+    assert (code, out) == (2, "") and "too large for float16" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("after", [2, 7])
+def test_control_c(after, run, tmp_path, monkeypatch):
+    """Ctrl-C ends with 130 and says whether there is a checkpoint; the best one is whole."""
+    real, calls = training.batch, []
+
+    def batch(*args):
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "batch", batch)
+    code, out, err = run(tmp_path / "out", "--max-iters", 50, "--eval-interval", 5)
+    assert (code, out) == (130, "")
+    if after == 2:
+        assert err.endswith("gpt2.train: interrupted; before the first checkpoint\n") and list(tmp_path.iterdir()) == []
+    else:
+        assert err.endswith(f"gpt2.train: interrupted; the best checkpoint so far is in {tmp_path / 'out'}\n")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
+        GPT2.from_pretrained(tmp_path / "out")
+
+
+def test_sigint_keeps_the_best(data, tmp_path):
+    """SIGINT to the process: exit 130, no traceback, a checkpoint that loads."""
+    argv = [sys.executable, "-m", "gpt2.train", "--data", str(data), "--out-dir", str(tmp_path / "out"), *SMALL, "--max-iters", "1000000",
+            "--eval-interval", "20"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as running:
+        said = 0
+        for line in running.stderr:
+            said += "validation" in line
+            if said == 3:
+                break
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+        assert (running.wait(60), running.stdout.read()) == (130, "") and "Traceback" not in rest
+    assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
+    GPT2.from_pretrained(tmp_path / "out")
+
+
+# ── evaluation ──
+@given(st.integers(0, 60), st.integers(1, 20), st.data())
+def test_windows_count_every_token_once(n, window, data):
+    """Every token but the first is counted once, has all tokens since its window's start before it, and min(window − stride + 1,
+    all there are) of them at least; no window is longer than the context."""
+    stride = data.draw(st.integers(1, window))
+    counted = []
+    for start, stop, first in windows(n, window, stride):
+        assert 0 <= start < first < stop <= n and stop - 1 - start <= window
+        assert all(token - start >= min(window - stride + 1, token) for token in range(first, stop))
+        counted += range(first, stop)
+    assert counted == list(range(1, n))
+
+
+@given(st.integers(2, 150), st.integers(1, 64), st.integers(1, 5))
+def test_the_total_is_the_sum_over_tokens(n, stride, batch_size):
+    """total_nll is Σ −log p(token | its window), for any stride and batch size, as counted token by token."""
+    model = tiny_model(seed=2)
+    ids = np.random.default_rng(n).integers(0, 300, n)
+    expected = 0.0
+    for start, stop, first in windows(n, 64, stride):
+        logits = model(ids[None, start:stop - 1]).numpy()[0].astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected -= sum(logp[token - start - 1, ids[token]] for token in range(first, stop))
+    total, count = total_nll(model, ids, stride=stride, batch_size=batch_size)
+    assert count == n - 1
+    # each term is float32 after sums of up to 128 terms, and the mean of a batch is float32
+    assert abs(total - expected) < 128 * np.finfo(np.float32).eps * expected
+
+
+@pytest.mark.parametrize("stride", [0, -1, 65])
+def test_a_stride_that_would_leave_tokens_out(stride):
+    """A stride outside 1 … context is refused."""
+    with pytest.raises(UsageError, match=f"the stride must be from 1 to the context of 64, not {stride}"):
+        total_nll(tiny_model(), np.arange(10), stride=stride)

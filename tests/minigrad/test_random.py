@@ -1,0 +1,190 @@
+"""The counter-based generator: known answers, any part alone, the same bits for the same key, and its statistics."""
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad as mg
+from minigrad import random
+from minigrad.backend import cpu
+
+KEYS = st.integers(0, 2**64 - 1)
+N = 200_000
+SIGMAS = 5.0                                            # a fair generator fails a test at 5σ once in 1.7 million keys
+
+
+def test_splitmix64_has_its_known_answers():
+    """The stream of state 1234567 is that of the published generator."""
+    assert random.raw_bits(cpu, 1234567, 5).tolist() == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+
+
+@given(key=KEYS, start=st.integers(0, 10_000), n=st.integers(0, 200))
+def test_any_part_of_the_stream_can_be_drawn_alone(key: int, start: int, n: int):
+    """Elements start … start + n − 1 are that slice of the whole, whatever the key."""
+    np.testing.assert_array_equal(random.raw_bits(cpu, key, n, start), random.raw_bits(cpu, key, start + n)[start:])
+
+
+@given(key=KEYS, start=st.integers(0, 300), n=st.integers(0, 300), p=st.floats(0.0, 1.0))
+def test_spans_of_a_mask_are_slices_of_the_whole(key: int, start: int, n: int, p: float):
+    """keep_mask_span equals the slice of the mask, from even and odd places alike; keep_mask is the mask in a shape."""
+    whole = random.keep_mask_span(cpu, key, 0, start + n + 1, p)
+    np.testing.assert_array_equal(random.keep_mask_span(cpu, key, start, start + n, p), whole[start:start + n])
+    np.testing.assert_array_equal(random.keep_mask(cpu, key, (1, start + n + 1), p)[0], whole)
+    assert whole.dtype == bool
+
+
+def test_mask_elements_are_the_halves_of_the_bits():
+    """Two elements from each 64 bits, the low half first, kept where the half is at least p·2³²."""
+    bits = [int(z) for z in random.raw_bits(cpu, 99, 4)]
+    halves = [h for z in bits for h in (z & 0xFFFFFFFF, z >> 32)]
+    assert random.keep_mask_span(cpu, 99, 0, 8, 0.37).tolist() == [h >= round(0.37 * 2**32) for h in halves]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_a_mask_keeps_its_share(p: float):
+    """The share of false is p within 5 standard deviations √(p(1−p)/n), in the whole and in each half of the pairs."""
+    mask = random.keep_mask(cpu, random.key(3), (N,), p)
+    for part in (mask, mask[::2], mask[1::2]):
+        assert abs((~part).mean() - p) <= SIGMAS * math.sqrt(p * (1.0 - p) / len(part))
+    # neighbours are independent: both are dropped p² of the time
+    both = ~mask[::2] & ~mask[1::2]
+    assert abs(both.mean() - p * p) <= SIGMAS * math.sqrt(p * p * (1.0 - p * p) / len(both))
+
+
+def test_every_bit_is_fair():
+    """Each of the 64 bits is one half of the time, and flips from one element to the next half of the time."""
+    z = random.raw_bits(cpu, random.key(7), N)
+    for bits in (z, z[1:] ^ z[:-1]):
+        share = np.unpackbits(bits.view(np.uint8)).reshape(len(bits), 64).mean(axis=0)
+        assert np.abs(share - 0.5).max() <= 6.0 * 0.5 / math.sqrt(len(bits))       # the worst of 64: 6σ
+
+
+def _kolmogorov(sample: Any, distribution: Any) -> float:
+    """√n · sup |F_n − F|; above 2.5 with probability 2 exp(−2·2.5²) = 7e-6."""
+    x = np.sort(sample)
+    f = distribution(x)
+    n = len(x)
+    return math.sqrt(n) * max(np.abs(np.arange(1, n + 1) / n - f).max(), np.abs(f - np.arange(n) / n).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_uniform_is_uniform(dtype: str):
+    """uniform follows its distribution (Kolmogorov), stays in its interval, and has the dtype and shape asked for."""
+    t = random.uniform(random.key(1), (N // 2, 2), low=-1.0, high=3.0, dtype=dtype)
+    assert t.dtype == dtype and t.shape == (N // 2, 2) and not t.requires_grad
+    x = t.numpy().reshape(-1).astype("float64")
+    assert x.min() >= -1.0 and x.max() <= 3.0 and (dtype == "float32" or x.max() < 3.0)
+    assert _kolmogorov(x, lambda v: (v + 1.0) / 4.0) < 2.5
+    assert np.abs(np.corrcoef(x[:-1], x[1:])[0, 1]) <= SIGMAS / math.sqrt(N)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_normal_is_normal(dtype: str):
+    """normal follows its distribution (Kolmogorov), with the first four moments within 5 of their standard deviations."""
+    x = random.normal(random.key(2), (N,), std=2.0, dtype=dtype).numpy().astype("float64") / 2.0
+    assert np.isfinite(x).all()
+    erf = np.vectorize(math.erf)
+    assert _kolmogorov(x, lambda v: 0.5 * (1.0 + erf(v / math.sqrt(2.0)))) < 2.5
+    for power, mean, variance in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)]:
+        assert abs((x**power).mean() - mean) <= SIGMAS * math.sqrt(variance / N)
+    assert np.abs(np.corrcoef(x[:-1], x[1:])[0, 1]) <= SIGMAS / math.sqrt(N)
+
+
+def test_randint_is_uniform_over_its_range():
+    """randint takes each of low … high − 1 equally often, as int64."""
+    x = random.randint(random.key(5), (N,), -3, 4)
+    counts = np.bincount(x.numpy() + 3, minlength=7)
+    assert x.dtype == "int64" and len(counts) == 7
+    assert np.abs(counts / N - 1 / 7).max() <= SIGMAS * math.sqrt(1 / 7 * 6 / 7 / N)
+
+
+def test_a_permutation_is_one():
+    """permutation holds each of 0 … n − 1 once; over many keys every element stands first equally often."""
+    assert sorted(random.permutation(random.key(1), 100).tolist()) == list(range(100))
+    first = np.bincount([random.permutation(random.fold_in(8, i), 5)[0] for i in range(5000)], minlength=5)
+    assert np.abs(first / 5000 - 0.2).max() <= SIGMAS * math.sqrt(0.2 * 0.8 / 5000)
+
+
+@given(key=KEYS)
+def test_the_same_key_gives_the_same_bits(key: int):
+    """All draws are functions of the key; a draw of more elements starts with the draw of fewer."""
+    for draw in (lambda n: random.uniform(key, n), lambda n: random.normal(key, n, dtype="float64"), lambda n: random.randint(key, n, 0, 10)):
+        np.testing.assert_array_equal(draw(20).numpy(), draw(20).numpy())
+        np.testing.assert_array_equal(draw(20).numpy()[:7], draw(7).numpy())
+
+
+def test_blocks_do_not_show():
+    """An array of several blocks is the one stream."""
+    n = random._BLOCK + 3
+    big = random.uniform(11, n, dtype="float64").numpy()
+    np.testing.assert_array_equal(big, (random.raw_bits(cpu, 11, n) >> np.uint64(11)).astype("float64") * 2.0**-53)
+
+
+def test_folded_keys_are_unrelated():
+    """fold_in of many keys and numbers gives distinct keys, whose streams are uncorrelated with each other and the parent's."""
+    parent = random.key(0)
+    children = [random.fold_in(parent, i) for i in range(2000)]
+    nested = [random.fold_in(c, i) for c in children[:40] for i in range(50)]
+    assert len({parent, *children, *nested}) == 1 + len(children) + len(nested)
+    assert random.split(parent, 3) == tuple(children[:3])
+    n = 20_000
+    streams = [random.normal(k, n, dtype="float64").numpy() for k in (parent, *children[:4], *nested[:3], random.key(1), random.key(-1))]
+    correlation = np.corrcoef(streams) - np.eye(len(streams))
+    assert np.abs(correlation).max() <= SIGMAS / math.sqrt(n)
+    # and no stream is another one shifted, as those of neighbouring counters would be
+    heads = [set(random.raw_bits(cpu, k, 2000).tolist()) for k in (parent, *children[:20])]
+    assert all(a.isdisjoint(b) for i, a in enumerate(heads) for b in heads[:i])
+
+
+def test_keys_of_neighbouring_seeds_are_far_apart():
+    """key(seed) mixes: half of the bits differ between neighbouring seeds, within 5σ over 1000 pairs."""
+    flips = [bin(random.key(s) ^ random.key(s + 1)).count("1") for s in range(1000)]
+    assert abs(np.mean(flips) - 32.0) <= SIGMAS * 4.0 / math.sqrt(1000)
+    assert all(0 <= random.key(s) < 2**64 for s in (-1, 0, 2**70))
+
+
+def test_the_default_stream():
+    """manual_seed starts it anew; each next_key is another; state saves, restores and replays it; threads have their own."""
+    random.manual_seed(4)
+    first = [random.next_key() for _ in range(5)]
+    saved = random.get_state()
+    more = [random.next_key() for _ in range(3)]
+    assert len(set(first + more)) == 8
+    random.set_state(saved)
+    assert [random.next_key() for _ in range(3)] == more
+    with pytest.raises(KeyError), random.replaying(saved):
+        assert random.next_key() == more[0]
+        raise KeyError
+    after = random.get_state()
+    random.manual_seed(4)
+    assert [random.next_key() for _ in range(5)] == first and after != saved
+
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: (random.manual_seed(4), seen.extend(random.next_key() for _ in range(5))))
+    here = random.get_state()
+    thread.start()
+    thread.join()
+    assert seen == first and random.get_state() == here
+
+
+def test_dropout_without_a_key_draws_from_the_default_stream():
+    """Two calls drop differently, and the same after the same seed."""
+    x = mg.tensor(np.ones(100))
+    random.manual_seed(9)
+    a, b = mg.dropout(x), mg.dropout(x)
+    random.manual_seed(9)
+    assert mg.dropout(x).tolist() == a.tolist() != b.tolist()
+    assert mg.dropout(x, key=5).tolist() == mg.dropout(x, key=5).tolist()
+
+
+def test_an_empty_interval_is_refused():
+    """low above high is a ShapeError of one line."""
+    with pytest.raises(mg.ShapeError, match="low 1"):
+        random.uniform(0, 3, low=1.0, high=0.0)
