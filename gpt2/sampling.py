@@ -96,8 +96,8 @@ def sample(logprobs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     for row, (x, uniform) in enumerate(zip(logprobs, uniforms)):
         sums = np.exp(x)
         np.cumsum(sums, out=sums)
-        # rounding may lift uniform · total to the total itself: then the first id that reaches it
-        ids[row] = min(sums.searchsorted(uniform * sums[-1], "right"), sums.searchsorted(sums[-1], "left"))
+        # even (1 − 2⁻⁵³) · total rounds to less than the total, so there always is such an id
+        ids[row] = sums.searchsorted(uniform * sums[-1], "right")
     return ids
 
 

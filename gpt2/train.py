@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         record = train(args, data)
     except KeyboardInterrupt:
-        kept = (Path(args.out_dir) / "training.json").exists()
+        kept = (Path(args.out_dir) / "config.json").exists()
         where = f"the best checkpoint so far is in {args.out_dir}" if kept else "before the first checkpoint"
         print(f"gpt2.train: interrupted; {where}", file=sys.stderr)
         return 130

@@ -27,8 +27,8 @@ def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: A
     flat = targets.reshape(-1)
     kept = scale.reshape(-1) > 0.0
     rows[kept.nonzero()[0], flat[kept]] -= 1.0
-    p *= scale * g
-    return p
+    rows *= scale.reshape(-1, 1) * g
+    return rows.reshape(logits.shape)                   # not p: where p is not contiguous, rows is a copy
 
 
 @fused(cross_entropy_by_parts, logits=_cross_entropy_dlogits)

@@ -206,7 +206,9 @@ _BAD = {
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in _BAD.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in _BAD.items() for value in values], ids=lambda x: str(x)[:20]
+)
 def test_a_bad_value_is_named(field, value):
     """UsageError, one line, with the field and the value; True is no 1, 3.0 no 3, "12" no 12."""
     with pytest.raises(UsageError, match=field) as raised:

@@ -52,7 +52,9 @@ def test_a_row_of_a_ragged_batch_equals_its_single_run(lengths, use_cache):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize(("context", "length", "n"), [(8, 3, 30), (8, 8, 10), (8, 9, 10), (8, 40, 10), (7, 3, 30), (2, 1, 9), (1, 1, 5), (1, 3, 5)])
+@pytest.mark.parametrize(("context", "length", "n"), [
+    (8, 3, 30), (8, 8, 10), (8, 9, 10), (8, 40, 10), (7, 3, 30), (2, 1, 9), (1, 1, 5), (1, 3, 5),
+])
 def test_sliding_reads_the_later_half_again(context, length, n, use_cache):
     """With "slide", a full context is read again from its later half on, from position 0, as often as needed."""
     small = model(n_positions=context)
@@ -96,7 +98,8 @@ def test_rows_of_one_prompt_differ():
 def test_temperature_zero_is_greedy():
     """temperature=0, greedy=True, top_k=1 and a tiny top_p all give the likeliest token every time."""
     expected = [naive(model(), prompt(4), 20)]
-    for options in ({"temperature": 0.0}, {"greedy": True}, {"greedy": True, "temperature": 3.0}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+    for options in ({"temperature": 0.0}, {"greedy": True}, {"greedy": True, "temperature": 3.0}, {"top_k": 1}, {"top_p": 1e-9},
+                    {"min_p": 1.0}):
         assert model().generate(prompt(4), 20, seed=9, **options) == expected, options
 
 

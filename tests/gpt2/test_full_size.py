@@ -47,7 +47,7 @@ def both(request, directory):
 def batch(rows, tokens, seed=0):
     """ids and the ids that follow them, [rows, tokens] each."""
     ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (rows, tokens + 1))
-    return ids[:, :-1], ids[:, 1:]
+    return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
 def test_logits_agree(both, record_property):

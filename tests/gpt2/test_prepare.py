@@ -14,7 +14,7 @@ from data import test_data as data_file
 
 from gpt2.bpe import train_bpe
 from gpt2.errors import GPT2Error, MissingError, UsageError
-from gpt2.prepare import Data, load_data, main, prepare
+from gpt2.prepare import FILES, Data, load_data, main, prepare
 from gpt2.tokenizer import load_tokenizer
 
 TEXT = "It was the best of times, it was the worst of times; naïve 🤗.\r\n" * 20
@@ -108,9 +108,39 @@ def test_preparing_again_replaces_and_is_reproducible(tmp_path: Path) -> None:
     (out / "train.npy.tmp").write_bytes(b"leftover")
     prepare([TEXT], out, "train:270")
     assert files_of(out) == first
-    (out / "meta.json").rename(out / "meta.json.tmp")           # killed while files were being replaced
+
+
+@pytest.mark.parametrize("at", range(10))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_killed_run_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, again: bool) -> None:
+    """Killed at any write or rename, of a first run or a second, the directory never loads as a mixture, and a new
+    run is not refused."""
+    out = tmp_path / "out"
+    if again:
+        prepare([TEXT], out, "train:257")
+    steps = iter(range(100))
+
+    def killing(real):
+        def step(*args, **kwargs):
+            if next(steps) == at:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+        return step
+
+    def dead(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killing(os.fsync))
+        patch.setattr(Path, "replace", killing(Path.replace))
+        patch.setattr("contextlib.suppress", dead)                  # a killed process does not tidy up
+        with pytest.raises(KeyboardInterrupt):
+            prepare([TEXT], out, "train:270")
+    if (out / "meta.json").exists():
+        assert load_data(out).tokenizer.n_vocab == load_data(out).meta["vocab_size"] == 257
     prepare([TEXT], out, "train:270")
-    assert files_of(out) == first
+    assert files_of(out).keys() == set(FILES)
+    assert load_data(out).tokenizer.n_vocab == 270
 
 
 @pytest.mark.parametrize("held", [["notes.txt"], ["meta.json", "model.safetensors"], ["vocab.json", "merges.txt"]])

@@ -103,6 +103,7 @@ def test_ties() -> None:
     assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.6) == [1, 2, 3]
     assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.4) == [2, 3]
     assert kept([0.0, 0.0, 0.0, 0.0], min_p=1.0) == [0, 1, 2, 3]
+    assert top_logprobs(np.array([[1.0, 2.0, 1.0, 2.0, 1.0]]), 3)[0].tolist() == [[1, 3, 0]]
 
 
 def test_k_beyond_the_vocabulary_keeps_all() -> None:
@@ -135,6 +136,18 @@ def test_greedy(logits: np.ndarray) -> None:
             assert (sample(process_logits(logits, options), draws) == best).all()
 
 
+@pytest.mark.parametrize("options", [SamplingOptions(0.5, 1, 0.9, 0.1, 1.3), SamplingOptions(greedy=True),
+                                     SamplingOptions(greedy=True, repetition_penalty=1.3)])
+def test_logits_are_left_as_they_are(options: SamplingOptions) -> None:
+    """No function changes the array that it is given, float64 or not."""
+    logits = np.array([[1.0, -2.0, 3.0]])
+    process_logits(logits, options, [[0, 1]])
+    choose(logits, options, [[0, 1]], np.zeros(1))
+    top_logprobs(logits, 2)
+    log_softmax(logits)
+    assert logits.tolist() == [[1.0, -2.0, 3.0]]
+
+
 def test_greedy_knows_the_penalty() -> None:
     """Greedy choice follows the repetition penalty."""
     options = SamplingOptions(greedy=True, repetition_penalty=1.5)
@@ -144,8 +157,9 @@ def test_greedy_knows_the_penalty() -> None:
 def test_a_tiny_temperature_is_greedy() -> None:
     """No temperature above 0 overflows: the smallest leaves the highest logit."""
     for dtype in (np.float16, np.float32, np.float64):
-        got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(temperature=5e-324))
-        assert got.tolist() == [[-math.inf, 0.0, -math.inf]]
+        for top_p in (None, 0.9):
+            got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(5e-324, top_p=top_p))
+            assert got.tolist() == [[-math.inf, 0.0, -math.inf]]
 
 
 # ── drawing ──
@@ -166,7 +180,7 @@ def test_sampling_inverts_the_cumulative_sums(logits: np.ndarray, removed: list[
 
 
 @pytest.mark.parametrize("uniform", [0.0, 5e-324, 1.0 - EPS / 2])
-@pytest.mark.parametrize("size", [1, 3, 50257])
+@pytest.mark.parametrize("size", [*range(1, 60), 50257])             # some sum to more than 1, some to less
 def test_the_ends_of_the_interval(uniform: float, size: int) -> None:
     """0 and the number just below 1 draw a token of positive probability, the first and the last one."""
     logprobs = np.full((1, size + 4), -np.inf)

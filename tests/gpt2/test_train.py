@@ -56,9 +56,9 @@ def run(data, capsys):
 @pytest.fixture
 def diverging(monkeypatch):
     """Weights become NaN in the given step."""
+    real = training.mg.optim.warmup_cosine
 
     def at(step):
-        real = training.mg.optim.warmup_cosine
         monkeypatch.setattr(training.mg.optim, "warmup_cosine", lambda n, **rate: math.nan if n == step else real(n, **rate))
 
     return at

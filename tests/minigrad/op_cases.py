@@ -345,7 +345,8 @@ def _rows_and_ids(draw: Any) -> Any:
 
 
 case("scatter_rows", lambda x, ids: torch.zeros(4, x.shape[-1], dtype=x.dtype).index_add(
-    0, torched(ids).reshape(-1), x.reshape(ids.size, x.shape[-1])), _rows_and_ids(), "any", lambda d, s, r: {"ids": r.integers(0, 4, s[0][:-1])},
+    0, torched(ids).reshape(-1), x.reshape(ids.size, x.shape[-1])),
+    _rows_and_ids(), "any", lambda d, s, r: {"ids": r.integers(0, 4, s[0][:-1])},
     ours=lambda x, ids: REGISTRY["scatter_rows"](x, ids, rows=4))
 
 

@@ -35,8 +35,9 @@ def test_numpy_is_there():
         backend.of([1.0])
 
 
-@pytest.mark.parametrize("name, words", [("nonsense", "choose auto, numpy, cupy or cupy:N"), ("numpy:3", "one device"), ("numpy:-1", "whole number"),
-                                         ("cupy:x", "cupy:0"), ("torch", "torch")])
+@pytest.mark.parametrize("name, words", [
+    ("nonsense", "choose auto, numpy, cupy or cupy:N"), ("numpy:3", "one device"), ("numpy:-1", "whole number"), ("cupy:x", "cupy:0"),
+    ("torch", "torch")])
 def test_what_does_not_exist_is_refused(name: str, words: str):
     """A DeviceError of one line that says what to write instead."""
     with pytest.raises(mg.DeviceError) as caught:

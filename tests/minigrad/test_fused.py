@@ -293,7 +293,8 @@ def test_gelu_has_the_published_values():
     assert abs(gap.max() - 4.732355e-4) < 5e-10 and abs(abs(x[gap.argmax()]) - 2.69894) < 5e-5
 
 
-@pytest.mark.parametrize("f", [lambda x: mg.gelu(x, approximate="sigmoid"), lambda x: mg.dropout(x, p=1.0), lambda x: mg.dropout(x, p=-0.1)])
+@pytest.mark.parametrize("f", [
+    lambda x: mg.gelu(x, approximate="sigmoid"), lambda x: mg.dropout(x, p=1.0), lambda x: mg.dropout(x, p=-0.1)])
 def test_settings_outside_their_range_are_refused(f: Any):
     """An unknown approximation, or p outside [0, 1), is a ValueError of one line."""
     with pytest.raises(ValueError) as caught:

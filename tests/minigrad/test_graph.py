@@ -99,28 +99,17 @@ def _programs(draw: Any) -> Any:
 
 
 def _run(program: Any, x: Any, y: Any, library: str) -> Any:
-    values = [x, y]
+    ours, values = library == "mg", [x, y]
+    steps = {
+        "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "neg": lambda a, b: -a,
+        "tanh": lambda a, b: a.tanh(), "twice": lambda a, b: a + a, "transpose": lambda a, b: a.T, "sum": lambda a, b: a + b.sum(),
+        "reshape": lambda a, b: a.reshape(4).reshape(2, 2), "flip": lambda a, b: a[::-1] if ours else a.flip(0),
+        "identity": lambda a, b: mg.ops.shape.identity(a) if ours else a.clone(),
+        "split": lambda a, b: (mg.concat([mg.split(a, 2, axis=0)[1], b[0:1]]) if ours
+                               else torch.cat([torch.split(a, 1, dim=0)[1], b[0:1]])),
+    }
     for name, i, j in program:
-        a, b = values[i], values[j]
-        if name == "identity":
-            c = mg.ops.shape.identity(a) if library == "mg" else a.clone()
-        elif name == "transpose":
-            c = a.T
-        elif name == "twice":
-            c = a + a
-        elif name == "reshape":
-            c = a.reshape(4).reshape(2, 2)
-        elif name == "flip":
-            c = a[::-1] if library == "mg" else a.flip(0)
-        elif name == "sum":
-            c = a + b.sum()
-        elif name == "split":
-            parts = mg.split(a, 2, axis=0) if library == "mg" else torch.split(a, 1, dim=0)
-            join = mg.concat if library == "mg" else torch.cat
-            c = join([parts[1], b[0:1]])
-        else:
-            c = {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "neg": lambda: -a, "tanh": lambda: a.tanh()}[name]()
-        values.append(c)
+        values.append(steps[name](values[i], values[j]))
     return values
 
 

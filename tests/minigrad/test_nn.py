@@ -20,7 +20,7 @@ def _params(module: Any) -> dict[str, Any]:
 def _copied(ours: Any, theirs: Any) -> None:
     """PyTorch's module takes our parameters, by name."""
     with torch.no_grad():
-        names = {n: p for n, p in theirs.named_parameters()}
+        names = dict(theirs.named_parameters())
         assert names.keys() == _params(ours).keys()
         for name, p in ours.named_parameters():
             assert tuple(names[name].shape) == p.shape
@@ -37,7 +37,8 @@ MODULES = {
     "gelu": (nn.GELU, torch.nn.GELU, (3, 4)), "gelu-tanh": (lambda: nn.GELU("tanh"), lambda: torch.nn.GELU("tanh"), (3, 4)),
     "relu": (nn.ReLU, torch.nn.ReLU, (3, 4)), "tanh": (nn.Tanh, torch.nn.Tanh, (3, 4)),
     "sequential": (
-        lambda: nn.Sequential(nn.Linear(4, 8, dtype="float64"), nn.GELU(), nn.LayerNorm(8, dtype="float64"), nn.Linear(8, 2, dtype="float64")),
+        lambda: nn.Sequential(nn.Linear(4, 8, dtype="float64"), nn.GELU(), nn.LayerNorm(8, dtype="float64"),
+                              nn.Linear(8, 2, dtype="float64")),
         lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)).double(), (3, 4)),
 }
 

@@ -115,7 +115,8 @@ def test_a_permutation_is_one():
 @given(key=KEYS)
 def test_the_same_key_gives_the_same_bits(key: int):
     """All draws are functions of the key; a draw of more elements starts with the draw of fewer."""
-    for draw in (lambda n: random.uniform(key, n), lambda n: random.normal(key, n, dtype="float64"), lambda n: random.randint(key, n, 0, 10)):
+    for draw in (lambda n: random.uniform(key, n), lambda n: random.normal(key, n, dtype="float64"),
+                 lambda n: random.randint(key, n, 0, 10)):
         np.testing.assert_array_equal(draw(20).numpy(), draw(20).numpy())
         np.testing.assert_array_equal(draw(20).numpy()[:7], draw(7).numpy())
 

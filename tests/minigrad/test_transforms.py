@@ -166,7 +166,8 @@ def test_jvp_is_pytorchs_forward_mode():
 FUSED = {
     "attention": lambda x: mg.attention(x, x * 0.5, x), "layer_norm": lambda x: mg.layer_norm(x, x[0], x[1]), "gelu": mg.gelu,
     "cross_entropy": lambda x: mg.cross_entropy(x, np.array([0, 2])), "log_softmax": mg.log_softmax, "prod": lambda x: mg.prod(x, axis=0),
-    "max": lambda x: mg.max(x, axis=1), "dropout": lambda x: mg.dropout(x, key=3) * x, "gather": lambda x: x.gather(np.array([[1], [0]]), axis=1),
+    "max": lambda x: mg.max(x, axis=1), "dropout": lambda x: mg.dropout(x, key=3) * x,
+    "gather": lambda x: x.gather(np.array([[1], [0]]), axis=1),
 }
 
 
@@ -180,8 +181,9 @@ def test_vjp_is_the_adjoint_of_the_derivative(name: str, seed: int):
     u = _rng(*y.shape, seed=seed + 2)
     (ju,) = mg.vjp(f, x)[1](u)
     close(np.asarray((u * jv.numpy()).sum()), np.asarray((ju.numpy() * v).sum()), terms=1000, scale=float(np.abs(jv.numpy()).max()))
-    if name == "layer_norm" and np.ptp(x, axis=1).min() < 1.0 or name == "max" and np.sort(np.diff(np.sort(x, axis=1)), axis=1).min() < 0.1:
-        return                                          # the third derivative is large, or the kink near
+    gap = np.diff(np.sort(x, axis=1)).min()             # a small one means a large third derivative, or a kink near
+    if name in ("layer_norm", "max") and gap < 0.3:
+        return
     with mg.no_grad():
         difference = (f(_t(x + h * v)).numpy() - f(_t(x - h * v)).numpy()) / (2.0 * h)
     third = 1000.0 * max(1.0, float(np.abs(v).max()) ** 3)      # a bound on the third derivative along v, generous for x̂ of three numbers
