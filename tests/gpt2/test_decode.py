@@ -90,6 +90,13 @@ def test_the_seed_decides():
     assert model().generate(prompt(4), 7, seed=0)[0] == runs[0][:11]
 
 
+def test_all_that_was_there_is_penalised():
+    """The repetition penalty counts prompt and continuation: when it is huge, no token comes twice."""
+    [row] = model().generate(prompt(4), CONTEXT - 4, greedy=True, repetition_penalty=1e9)
+    assert len(set(row)) == CONTEXT
+    assert len(set(naive(model(), prompt(4), CONTEXT - 4))) < CONTEXT
+
+
 def test_rows_of_one_prompt_differ():
     """Each row is drawn with numbers of its own."""
     assert len({tuple(row) for row in model().generate([prompt(4)] * 5, 20, seed=0)}) == 5

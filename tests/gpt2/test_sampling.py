@@ -160,6 +160,7 @@ def test_a_tiny_temperature_is_greedy() -> None:
         for top_p in (None, 0.9):
             got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(5e-324, top_p=top_p))
             assert got.tolist() == [[-math.inf, 0.0, -math.inf]]
+    assert kept([1.0, 1.0, 0.0], temperature=5e-324, top_p=0.9) == [0, 1]
 
 
 # ── drawing ──

@@ -1,6 +1,7 @@
 """python -m gpt2.train: the loss falls, the best is kept, the same seed gives the same bits, and bad settings end at once."""
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -221,6 +222,19 @@ def test_an_unwritable_directory_is_said_before_training(run, tmp_path, monkeypa
         code, out, err = run(place)
         assert (code, out) == (2, "") and f"--out-dir {place} cannot be written: " in err and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_that_takes_no_file(run, tmp_path, monkeypatch):
+    """A directory that can be made, but in which no file can be, is one that cannot be written; it is removed again."""
+
+    def refuse(dir):
+        assert os.path.isdir(dir)
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+    code, out, err = run(tmp_path / "new" / "out")
+    assert (code, out) == (2, "") and err.endswith(f"--out-dir {tmp_path / 'new' / 'out'} cannot be written: Read-only file system\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_on_the_way_leaves_nothing(run, tmp_path, monkeypatch, diverging):

@@ -48,7 +48,7 @@ def values(rng: np.random.Generator, shape: Any, kind: str) -> Any:
     elif kind == "ties":
         x = rng.integers(-2, 3, shape) * 0.5
     elif kind == "spread":
-        x = 0.3 * x + np.asarray(rng.permutation(x.size).reshape(x.shape))
+        x = rng.uniform(-0.2, 0.2, shape) + rng.permutation(x.size).reshape(x.shape)
     return np.asarray(x, np.float64)
 
 
