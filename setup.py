@@ -36,6 +36,7 @@ setup(
             "torch==2.13.0",                    # the build the equivalence tests were judged against
             "transformers>=5",
             "tokenizers",
+            "threadpoolctl",
             "ruff",
             "mypy",
         ],

@@ -147,24 +147,26 @@ def generate(
     repetition_penalty: float = 1.0,
     greedy: bool = False,
     seed: int = 0,
-    eos_token_id: int | None = None,
+    eos_token_id: int | str | None = "config",
     overflow: str = "error",
     use_cache: bool = True,
 ) -> list[list[int]]:
     """Rows of ids with up to max_new_tokens more each; a row ends after its first eos_token_id.
 
     ids: [B, T], one row, or rows of different lengths. Greedy, or sampled with one draw a row and token from `seed`.
+    eos_token_id: the configuration's unless given; None: no token ends a row.
     """
     rows = rows_of(ids)
     options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                               greedy=greedy)
+    eos = model.config.eos_token_id if eos_token_id == "config" else eos_token_id
     done = [False] * len(rows)
     out = [list(row) for row in rows]
     for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow, use_cache=use_cache):
         for i, token in enumerate(step.ids):
             if not done[i]:
                 out[i].append(token)
-                done[i] = token == eos_token_id
+                done[i] = token == eos
         if all(done):
             break
     return out

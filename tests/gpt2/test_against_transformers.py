@@ -69,12 +69,15 @@ def inputs(config, seed):
 
 
 def random_of_theirs(config, seed):
-    """transformers' model with all parameters drawn wide enough that each of them matters; LayerNorm weights about 1."""
+    """transformers' model with matrices N(0, 0.1²) and vectors N(0, 0.3²), LayerNorm weights about 1, so that each parameter matters.
+
+    With matrices much wider the gradients of small models are ill-conditioned: in float32, both sides would miss the truth by 1e-5.
+    """
     torch.manual_seed(seed)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.normal_(std=0.3).add_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
+            p.normal_(std=0.3 if p.ndim == 1 else 0.1).add_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
     return model
 
 
@@ -106,7 +109,7 @@ def test_a_directory_of_ours_loads_there_and_agrees(config, seed, explicit):
     """What our save_pretrained wrote loads in transformers with no tensor missing or left over, and gives our logits and gradients."""
     ids, targets = inputs(config, seed)
     for dtype in ("float32", "float64"):
-        ours = GPT2(GPT2Config(**config, initializer_range=0.3), seed=seed, dtype=dtype, explicit=explicit)
+        ours = GPT2(GPT2Config(**config, initializer_range=0.1), seed=seed, dtype=dtype, explicit=explicit)
         for i, p in enumerate(ours.parameters()):
             if p.ndim == 1:
                 p.assign(p.array + mg.random.normal(mg.random.fold_in(seed, i), p.shape, std=0.3, dtype=dtype).array)

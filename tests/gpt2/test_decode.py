@@ -92,7 +92,7 @@ def test_the_seed_decides():
 
 def test_all_that_was_there_is_penalised():
     """The repetition penalty counts prompt and continuation: when it is huge, no token comes twice."""
-    [row] = model().generate(prompt(4), CONTEXT - 4, greedy=True, repetition_penalty=1e9)
+    [row] = model().generate(prompt(4), CONTEXT - 4, greedy=True, repetition_penalty=1e9, eos_token_id=None)
     assert len(set(row)) == CONTEXT
     assert len(set(naive(model(), prompt(4), CONTEXT - 4))) < CONTEXT
 
@@ -119,6 +119,15 @@ def test_a_row_ends_after_its_end_token():
         n = whole.index(eos, 4) + 1 if eos in whole[4:] else len(whole)
         assert row == whole[:n]
     assert len(ended[1]) <= 10
+
+
+def test_the_configuration_says_which_token_ends_a_row():
+    """Without eos_token_id it is the configuration's; None lets a row go on to the full number of tokens."""
+    free = model().generate(prompt(4), 20, seed=0, eos_token_id=None)[0]
+    eos = free[9]
+    ending = model(eos_token_id=eos)
+    assert ending.generate(prompt(4), 20, seed=0) == [free[:free.index(eos, 4) + 1]]
+    assert ending.generate(prompt(4), 20, seed=0, eos_token_id=None) == [free]
 
 
 def test_rows_may_be_given_in_many_forms():

@@ -50,25 +50,23 @@ def batch(rows, tokens, seed=0):
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def test_logits_agree(both, record_property):
+def test_logits_agree(both):
     """Every logit is within 1e-4 of transformers' in float32 and within 1e-10 in float64."""
     ids, _ = batch(2, 24)
     apart = np.abs(logits(both.ours, ids) - logits(both.theirs, ids)).max()
-    record_property("largest difference", float(apart))
     assert apart <= LOGITS[both.dtype]
 
 
-def test_gradients_agree(both, record_property):
+def test_gradients_agree(both):
     """The gradient of each of the 148 tensors is within 1e-5 of PyTorch's in relative norm in float32, and within 1e-10 in float64."""
     ids, targets = batch(2, 16, seed=1)
     targets[0, :3] = -100
     apart, name = worst(gradients(both.ours, ids, targets), gradients(both.theirs, ids, targets))
-    record_property("largest relative difference", apart)
     assert len(dict(both.ours.named_parameters())) == 148
     assert apart <= GRADIENTS[both.dtype], name
 
 
-def test_greedy_tokens_agree(directory, record_property):
+def test_greedy_tokens_agree(directory):
     """40 greedy tokens of two rows are transformers', with the KV cache and without it.
 
     With GPT-2's first weights a token's successor is itself. All matrices four times as large make the tokens depend on
@@ -88,15 +86,13 @@ def test_greedy_tokens_agree(directory, record_property):
     ordered = np.sort(logits(wanted, ids)[:, 7:], axis=-1)
     margin = (ordered[..., -1] - ordered[..., -2]).min()
     apart = np.abs(logits(ours, ids) - logits(wanted, ids)).max()
-    record_property("smallest margin", float(margin))
-    record_property("largest difference", float(apart))
     assert margin > 10 * apart
-    assert all(len(set(row[8:])) >= 15 for row in tokens) and tokens[0][8:] != tokens[1][8:]
+    assert all(len(set(row[8:])) >= 20 for row in tokens) and tokens[0][8:] != tokens[1][8:]
     for use_cache in (True, False):
         assert ours.generate(prompt, 40, greedy=True, use_cache=use_cache) == tokens
 
 
-def test_ten_adamw_steps_agree(directory, record_property):
+def test_ten_adamw_steps_agree(directory):
     """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6.
 
     Matrices and tables decay, vectors do not; the loss falls by more than a nat, so that the steps are no trifle.
@@ -120,7 +116,6 @@ def test_ten_adamw_steps_agree(directory, record_property):
     model = theirs(directory, "float64")
     matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
     wanted = run(model, torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], **how))
-    record_property("largest difference", max(abs(a - b) for a, b in zip(found, wanted)))
     assert wanted[0] - wanted[-1] > 1.0
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
