@@ -441,7 +441,7 @@ def test_constants_record_nothing():
 
 
 def test_threads_record_for_themselves():
-    """no_grad in one thread says nothing to another; graphs made at once are as those made one after the other."""
+    """Graphs made at once in several threads are as those made one after the other."""
     w = _leaf(np.linspace(-1.0, 1.0, 16).reshape(4, 4))
     barrier = threading.Barrier(4)
 
@@ -465,6 +465,24 @@ def test_threads_record_for_themselves():
     assert state.recording and state.depth == 0
 
 
+def test_no_grad_in_one_thread_says_nothing_to_another():
+    """While a thread stands inside no_grad, this one records."""
+    inside, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with mg.no_grad():
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(10)
+    recorded = (_leaf(1.0) * 2.0).requires_grad
+    done.set()
+    thread.join()
+    assert recorded
+
+
 def test_nodes_are_numbered_at_birth():
     """A node's parents have smaller numbers, also when several threads number at once."""
     def work(_: int) -> list[int]:
@@ -486,9 +504,11 @@ def test_nothing_older_than_the_targets_is_visited():
     tracemalloc.start()
     try:
         x = _leaf([1.0])
-        middle = _probe(seen)(x)
-        late = middle * 2.0
+        early = _probe(seen)(x)
+        late = early * 2.0
         mg.gradients((late * late).sum(), [late], retain_graph=True)
+        leaf = _leaf([3.0])
+        mg.gradients((early * leaf).sum(), [leaf], retain_graph=True)
         assert seen == []
         mg.gradients((late * late).sum(), [x])
         assert len(seen) == 1
