@@ -144,7 +144,7 @@ def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
     """What is not here: why that matters, and the command that gets it where a command can."""
     packages, gpu = info["packages"], info["gpu"]
     wanted = [(name, "gpt2 needs it", name) for name in _REQUIRED]
-    wanted += [(name, f"extra [{extra}]", f"'minigrad-gpt2[{extra}]'") for name, extra in _OPTIONAL.items()]
+    wanted += [(name, f"extra [{extra}]", f"'.[{extra}]'") for name, extra in _OPTIONAL.items()]
     missing: list[dict[str, str | None]] = [
         {"what": name, "why": why, "command": f"pip install {target}"}
         for name, why, target in wanted if packages.get(name, "") is None
@@ -158,7 +158,7 @@ def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
         # NVIDIA's CUDA 13 release notes: it needs a driver of at least 580
         extra = "cuda13" if driver and int(driver.split(".")[0]) >= 580 else "cuda12"
         missing.append({"what": "cupy", "why": "--backend cupy",
-                        "command": f"pip install 'minigrad-gpt2[{extra}]'"})
+                        "command": f"pip install '.[{extra}]'"})
     return missing
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import BackendUnavailable, DeviceError
 from .base import Backend
 
-_INSTALL = "pip install 'minigrad-gpt2[cuda12]' (CUDA 12) or 'minigrad-gpt2[cuda13]' (CUDA 13)"
+_INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
 
 
 def load() -> Backend:

@@ -89,16 +89,17 @@ def test_every_stored_dtype_is_read_in_every_dtype_as_torch_converts_it(tmp_path
     assert_same(read_checkpoint(tmp_path, dtype=wanted).parameters, theirs)
 
 
-@given(st.lists(st.floats(width=32), min_size=1, max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_bfloat16_is_rounded_as_torch_rounds_it(values):
+_HALVES = st.integers(0, 0xFFFF) | st.sampled_from([0, 0x7F7F, 0x7F80, 0x7FFF, 0x8000, 0xFF80, 0xFFFF])
+
+
+@given(st.lists(st.tuples(_HALVES, st.sampled_from([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])), min_size=1, max_size=30))
+def test_bfloat16_is_rounded_as_torch_rounds_it(halves):
     """Nearest, ties to even, infinity and signed zero kept, NaN a NaN; bit for bit except for a NaN's payload."""
-    array = np.array(values, np.float32)
-    ours = checkpoint._as_stored(array, "BF16")
-    theirs = torch.from_numpy(array).bfloat16()
+    array = np.array([high << 16 | low for high, low in halves], np.uint32).view(np.float32)
+    ours, theirs = checkpoint._as_stored(array, "BF16"), torch.from_numpy(array).bfloat16()
     nan = np.isnan(array)
     assert np.array_equal(ours[~nan], theirs.view(torch.int16).numpy().view(np.uint16)[~nan])
-    assert all(torch.from_numpy(ours.view(np.int16)).view(torch.bfloat16)[torch.from_numpy(nan)].isnan())
+    assert np.isnan((ours[nan].astype(np.uint32) << 16).view(np.float32)).all()
 
 
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
@@ -141,10 +142,22 @@ def test_a_read_checkpoint_can_be_written_over_the_one_it_came_from(tmp_path):
     assert_same(read_checkpoint(tmp_path).parameters, {**weights(), "wte.weight": np.ones((5, 6), np.float32)})
 
 
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
+def test_stored_names_are_those_that_transformers_writes(tmp_path, config):
+    """GPT2LMHeadModel.save_pretrained and we name and shape the same tensors."""
+    GPT2LMHeadModel(TheirConfig(**config.to_dict())).save_pretrained(tmp_path / "theirs")
+    write_checkpoint(tmp_path / "ours", config, weights(config))
+    ours, theirs = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
+    assert {name: a.shape for name, a in ours.items()} == {name: a.shape for name, a in theirs.items()}
+
+
 def test_parameters_keep_their_own_dtypes_when_none_is_named(tmp_path):
     """dtype=None stores as they are, mixed ones too, and any tensor stays aligned."""
-    given_ = {name: a.astype(np.float16 if "ln_" in name else np.float64) for name, a in weights().items()}
-    write_checkpoint(tmp_path, TINY, dict(reversed(given_.items())))
+    config = GPT2Config(vocab_size=3, n_positions=1, n_embd=3, n_layer=1, n_head=1, n_inner=1)
+    given_ = {name: a.astype(np.float16 if "ln_" in name else np.float64) for name, a in weights(config).items()}
+    write_checkpoint(tmp_path, config, dict(reversed(given_.items())))
+    for entry in checkpoint._header(tmp_path / "model.safetensors")[0]:
+        assert entry.offset % {"F16": 2, "F64": 8}[entry.dtype] == 0
     stored = load_file(tmp_path / "model.safetensors")
     assert_same({name.removeprefix("transformer."): a for name, a in stored.items()}, given_)
     assert read_checkpoint(tmp_path).dtype == "float64"
@@ -224,6 +237,11 @@ def test_a_tied_head_may_be_stored_too(tmp_path):
     both["lm_head.weight"] = both["wte.weight"].copy()
     save(tmp_path, both)
     assert_same(read_checkpoint(tmp_path).parameters, weights())
+    for name in ("wte.weight", "lm_head.weight"):
+        both[name][0, 0] = np.nan
+    save(tmp_path, both)
+    with pytest.warns(UserWarning, match="NaN or infinity in 'wte.weight'"):
+        read_checkpoint(tmp_path)
     both["lm_head.weight"][4, 5] += 1
     save(tmp_path, both)
     assert "config.json" in refused(tmp_path, r"'lm_head\.weight' differs from 'wte\.weight'")
@@ -281,7 +299,7 @@ def test_an_unexpected_tensor_is_named(tmp_path):
         ({"vocab_size": 6}, r"'wte\.weight' is \[5, 6\], but \[6, 6\] by"),
         ({"n_positions": 9}, r"'wpe\.weight' is \[4, 6\], but \[9, 6\] by"),
         ({"n_layer": 3}, r"no tensor 'h\.2\.ln_1\.weight'.*28 of 40"),
-        ({"n_layer": 10**12}, r"28 tensors; .*config\.json has n_layer=1000000000000"),
+        ({"n_layer": 10**6}, r"28 tensors; .*config\.json has n_layer=1000000"),
     ],
 )
 def test_a_config_that_disagrees_with_the_file_is_named_with_it(tmp_path, change, match):
@@ -602,8 +620,8 @@ def test_a_failure_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, call, a
         except UsageError as error:
             assert str(error) == f"cannot write {place}: No space left on device"
     assert not list(tmp_path.rglob(".*"))
-    if exists:
-        _outcomes(place, old, new, TINY, new_config)
+    if exists and _outcomes(place, old, new, TINY, new_config) == "old":
+        assert GPT2Config.from_file(place) == TINY
 
 
 def test_a_file_that_cannot_grow_is_one_line(tmp_path):

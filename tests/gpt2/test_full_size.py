@@ -115,7 +115,8 @@ def test_ten_adamw_steps_agree(directory):
     del ours
     model = theirs(directory, "float64")
     matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
-    wanted = run(model, torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], **how))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    wanted = run(model, torch.optim.AdamW(groups, fused=True, **how))
     assert wanted[0] - wanted[-1] > 1.0
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 

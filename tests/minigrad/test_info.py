@@ -76,10 +76,10 @@ def test_what_is_missing_comes_with_its_command(driver, extra, monkeypatch):
     monkeypatch.setattr(info, "_version", lambda name: None)
     document = info.collect()
     missing = {m["what"]: m for m in document["missing"]}
-    assert missing["cupy"]["command"] == f"pip install 'minigrad-gpt2[{extra}]'"
+    assert missing["cupy"]["command"] == f"pip install '.[{extra}]'"
     assert ("NVIDIA driver" in missing) == (driver is None)
     assert missing["tiktoken"]["command"] == "pip install tiktoken"
-    assert missing["mpi4py"]["command"] == "pip install 'minigrad-gpt2[mpi]'"
+    assert missing["mpi4py"]["command"] == "pip install '.[mpi]'"
     assert document["gpu"]["reason"] == "backend cupy: not here"
     assert "pip install tiktoken" in info.report(document)
 

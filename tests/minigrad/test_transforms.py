@@ -15,6 +15,7 @@ from op_cases import close
 import minigrad as mg
 
 EPS = float(np.finfo(np.float64).eps)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")        # torch.func's own
 
 
 def _rng(*shape: int, seed: int = 0) -> Any:
