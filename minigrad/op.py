@@ -67,7 +67,12 @@ class Plan:
 
 
 class Op:
-    """An op of the registry; call it with Tensors (recorded), or with bare arrays (computed, nothing else)."""
+    """An op of the registry; call it with Tensors (recorded), or with bare arrays (computed, nothing else).
+
+    view: its result may share the memory of its first argument, so a change of that is a change of the result.
+    """
+
+    view = False
 
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
                  definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None) -> None:
@@ -304,7 +309,7 @@ class Op:
 class _Pick:
     """One output of an op that has several: passes its cotangent on as that slot of the whole."""
 
-    name, variadic = "pick", False
+    name, variadic, view = "pick", False, True
 
     def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
         send(node.parents[0], g, slot=node.saved[0])
@@ -314,11 +319,17 @@ _PICK = _Pick()
 
 
 def versions(watched: Iterable[int], nodes: Any) -> int:
-    """The sum of the versions of the leaves among the watched nodes; versions only grow, so equal sums mean equal versions."""
+    """The sum of the versions of the leaves that the watched nodes are, or are views of.
+
+    Versions only grow, so equal sums mean equal versions.
+    """
     total = 0
     for i in watched:
-        if i < len(nodes) and type(nodes[i]) is Leaf:
-            total += nodes[i].version
+        node = nodes[i] if i < len(nodes) else None
+        while node is not None and node.op is not None and node.op.view:
+            node = node.parents[0]
+        if type(node) is Leaf:
+            total += node.version
     return total
 
 

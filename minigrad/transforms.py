@@ -167,7 +167,7 @@ def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]
 class _Checkpoint:
     """A function as one node: its inside is forgotten, and computed again when the walk back comes to it."""
 
-    variadic = False
+    variadic = view = False
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
         self.f, self.name = f, f"checkpoint({getattr(f, '__name__', type(f).__name__)})"

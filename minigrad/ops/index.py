@@ -17,6 +17,9 @@ def getitem(xp, x, *, index):
     return x[index]
 
 
+getitem.view = True
+
+
 @op(g=lambda g, index: getitem(g, index=index))
 def unslice(xp, g, *, shape, index):
     """The transpose of getitem: zeros of `shape` with g added at `index`; elements picked twice get the sum."""

@@ -142,3 +142,7 @@ def triu(xp, x, *, diagonal=0):
 def stop_gradient(x: Any) -> Any:
     """x as a constant: no gradient passes."""
     return x.detach() if isinstance(x, Tensor) else x
+
+
+for _op in (identity, reshape, transpose, permute, broadcast_to, sum_to, expand, split_op):
+    _op.view = True
