@@ -31,9 +31,11 @@ class KVCache:
         """Bytes of memory taken."""
         return 2 * self.keys.nbytes
 
-    def layout(self, tokens: int) -> tuple[Any, Any]:
+    def layout(self, rows: int, tokens: int) -> tuple[Any, Any]:
         """Positions [T] or [B, T] of the next tokens, and the mask [B, 1, 1, S] of places that hold a token (None: all)."""
         end = self.length + tokens
+        if rows != self.keys.shape[1]:
+            raise UsageError(f"the KV cache is for {self.keys.shape[1]} rows; these are {rows}")
         if end > self.size:
             raise UsageError(f"the KV cache has room for {self.size} tokens; {self.length} + {tokens} do not fit")
         places = self.xp.arange(end)
@@ -43,6 +45,8 @@ class KVCache:
 
     def extend(self, layer: int, k: mg.Tensor, v: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
         """Store k and v [B, h, T, d/h] of the next tokens, and return all that is stored, [B, h, S, d/h] each."""
+        if k.requires_grad:                             # gradients would stop here, and nobody would notice
+            raise mg.errors.GraphError("a pass through a KV cache has no gradient; run it inside minigrad.no_grad()")
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length:end] = k.array
         self.values[layer, :, :, self.length:end] = v.array

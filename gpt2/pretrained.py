@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import minigrad as mg
@@ -121,7 +123,7 @@ class PretrainedModel(nn.Module):
         if past + array.shape[1] > self.config.n_positions:
             raise UsageError(f"{past + array.shape[1]} tokens do not fit the context of {self.config.n_positions}; shorten the input")
         if cache is not None:
-            return array, *cache.layout(array.shape[1])
+            return array, *cache.layout(*array.shape)
         here, number = mg.backend.get(self.where["device"])
         return array, here.adopt(here.arange(array.shape[1]), device=number), None
 
@@ -138,8 +140,9 @@ class PretrainedModel(nn.Module):
 
 
 def rows_of(ids: Any) -> list[list[int]]:
-    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths."""
-    if isinstance(ids, mg.Tensor):
-        ids = ids.numpy()
-    rows = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    return [list(map(int, row)) for row in (rows if rows and isinstance(rows[0], (Sequence, Iterator)) else [rows])]
+    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths. UsageError for all else."""
+    try:
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        return [list(map(operator.index, row)) for row in (ids if ids and hasattr(ids[0], "__iter__") else [ids])]
+    except TypeError:
+        raise UsageError(f"ids must be integers, in one row or in several; these are {brief(ids)}") from None

@@ -84,6 +84,7 @@ def random_of_theirs(config, seed):
 def compare(ours, wanted, ids, targets, dtype):
     assert np.abs(logits(ours, ids) - logits(wanted, ids)).max() <= LOGITS[dtype]
     grads = gradients(wanted, ids, targets)
+    assert ours.num_parameters() == sum(p.numel() for p in wanted.parameters())
     # a tensor whose gradient is 0 but for rounding has no relative error: its noise is measured by the whole gradient
     noise = np.finfo(dtype).eps * norm(np.array([norm(g) for g in grads.values()]))
     apart, name = worst(gradients(ours, ids, targets), grads, noise)

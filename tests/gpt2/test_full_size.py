@@ -89,7 +89,7 @@ def test_greedy_tokens_agree(directory):
     assert margin > 10 * apart
     assert all(len(set(row[8:])) >= 20 for row in tokens) and tokens[0][8:] != tokens[1][8:]
     for use_cache in (True, False):
-        assert ours.generate(prompt, 40, greedy=True, use_cache=use_cache) == tokens
+        assert ours.generate(prompt, 40, greedy=True, eos_token_id=None, use_cache=use_cache) == tokens
 
 
 def test_ten_adamw_steps_agree(directory):

@@ -115,6 +115,52 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert a == b != c
 
 
+def test_the_seed_decides_weights_and_batches(run, tmp_path, monkeypatch):
+    """Another seed draws other first weights and other batches; every step has a batch of its own."""
+    real, batches, first = training.batch, [], []
+    monkeypatch.setattr(training, "batch", lambda *args: batches.append(real(*args)) or batches[-1])
+    for seed in (1, 2):
+        out = tmp_path / str(seed)
+        assert run(out, "--seed", seed, "--max-iters", 3, "--learning-rate", 0, "--save-dtype", "float32")[0] == 0
+        first.append(load_file(out / "model.safetensors")["transformer.wte.weight"])
+    assert not (first[0] == first[1]).any()
+    assert len({ids.tobytes() for ids, _ in batches}) == 6
+    assert all(ids.shape == (4, 16) and (ids[:, 1:] == targets[:, :-1]).all() for ids, targets in batches)
+
+
+def test_training_follows_pytorch(run, data, tmp_path, monkeypatch):
+    """Step by step the losses are those of PyTorch: AdamW on matrices with decay, on vectors without, clipping, warm-up, cosine."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    iters, top, low, warmup, clip = 12, 0.01, 0.002, 3, 0.5
+    flags = ("--seed", 3, "--dtype", "float64", "--save-dtype", "float64")
+    assert run(tmp_path / "first", *flags, "--max-iters", 1, "--learning-rate", 0)[0] == 0           # the weights as drawn
+    batch, loss, batches, losses = training.batch, GPT2.loss, [], []
+    monkeypatch.setattr(training, "batch", lambda *args: batches.append(batch(*args)) or batches[-1])
+    monkeypatch.setattr(GPT2, "loss", lambda self, *args, **options: losses.append(loss(self, *args, **options)) or losses[-1])
+    monkeypatch.setattr(training, "validate", lambda model, data: {"nats_per_token": 1.0, "nats_per_char": 1.0})
+    assert run(tmp_path / "out", *flags, "--max-iters", iters, "--learning-rate", top, "--min-lr", low, "--warmup-iters", warmup,
+               "--grad-clip", clip, "--weight-decay", 0.5, "--beta1", 0.8, "--beta2", 0.9)[0] == 0
+
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "first", dtype=torch.float64).eval()
+    parameters = list(theirs.parameters())
+    optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.5},
+                                   {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0}], betas=(0.8, 0.9))
+    clipped = 0
+    for step, (ids, targets) in enumerate(batches):
+        done = (step - warmup) / (iters - warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = top * (step + 1) / (warmup + 1) if step < warmup else low + (top - low) * (1 + math.cos(math.pi * done)) / 2
+        logits = theirs(torch.from_numpy(ids)).logits
+        found = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(np.ascontiguousarray(targets)).flatten())
+        # 64 terms in the longest sum; AdamW divides a gradient and its rounding by 1e-8 or more, and moves a weight by lr times that
+        assert abs(losses[step].item() - found.item()) < 64 * np.finfo(np.float64).eps * (found.item() + step * top / 1e-8), step
+        optimizer.zero_grad()
+        found.backward()
+        clipped += float(torch.nn.utils.clip_grad_norm_(parameters, clip)) > clip
+        optimizer.step()
+    assert len(batches) == iters and clipped
+
+
 def test_how_often_it_reports_changes_nothing(run, tmp_path):
     """Logging and evaluation draw no random numbers and leave the model in training mode: the weights are the same."""
     flags = ("--max-iters", 12, "--dropout", 0.1, "--save-dtype", "float32")
