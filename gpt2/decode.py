@@ -62,6 +62,7 @@ class _Reader:
             drop = width - max(1, self.limit // 2)
             self.tokens = [row[drop:] for row in self.tokens]
             self.pad = [max(0, pad - drop) for pad in self.pad]
+        self.cache = None                               # before the next is made: memory for one, not for two
         if self.use_cache or any(self.pad):
             self.cache = KVCache(self.model.config, len(self.tokens), self.room if self.use_cache else len(self.tokens[0]),
                                  device=self.model.where["device"], dtype=self.model.where["dtype"], pad=self.pad)

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             {
                 "model": args.model,
                 "backend": model.where["device"],
-                "dtype": args.dtype,
+                "dtype": model.where["dtype"],
                 "prompt": prompt,
                 "samples": [
                     {

@@ -62,6 +62,26 @@ def test_sliding_reads_the_later_half_again(context, length, n, use_cache):
     assert small.generate(ids, n, greedy=True, overflow="slide", use_cache=use_cache) == [naive(small, ids, n)]
 
 
+def test_a_ragged_batch_slides_as_one():
+    """When the longest row fills the context, every row keeps what it has in the later half of the places."""
+    small = model(n_positions=8)
+    rows = [prompt(1, seed=1), prompt(4, seed=2), prompt(7, seed=3)]
+    ids, kept = [list(row) for row in rows], [list(row) for row in rows]
+    width = 7
+    for _ in range(12):
+        if width > 8:
+            first = width - 4                           # places are counted from the left of the longest row
+            kept = [row[max(0, first - (width - len(row))):] for row in kept]
+            width = 4
+        for i, row in enumerate(kept):
+            token = int(small([row]).numpy()[0, -1].argmax())
+            row.append(token)
+            ids[i].append(token)
+        width += 1
+    for use_cache in (True, False):
+        assert small.generate(rows, 12, greedy=True, overflow="slide", use_cache=use_cache, eos_token_id=None) == ids
+
+
 def test_the_context_can_be_filled_to_the_last_place():
     """With "error", a prompt and new tokens fit if the last new token, which is not read, is the only one outside; one more does not."""
     for length in (1, CONTEXT - 3, CONTEXT):
