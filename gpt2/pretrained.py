@@ -96,29 +96,29 @@ class PretrainedModel(nn.Module):
 
     # ── at the door ──
     def integers(self, ids: Any, what: str = "ids") -> Any:
-        """ids as an integer array on the model's device."""
+        """ids as an integer array on the model's device; looked at while they are on the host, for nothing is fetched back."""
         array = ids.array if isinstance(ids, mg.Tensor) else ids
         here, number = mg.backend.get(self.where["device"])
         if not isinstance(array, here.array_types):
             try:
-                array = here.adopt(array, device=number)
+                array = mg.backend.cpu.adopt(array)
             except ValueError:
                 raise UsageError(f"{what} must be a rectangle of integers; rows of different lengths need padding") from None
         if array.dtype.kind not in "iu":
             if array.size:
                 raise UsageError(f"{what} must be integers; these are {array.dtype}{list(array.shape)}")
             array = array.astype("int64")
-        return array
+        if what == "ids" and not isinstance(ids, mg.Tensor) and isinstance(array, mg.backend.cpu.array_types) and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary 0 … {self.config.vocab_size - 1}")
+        return array if isinstance(array, here.array_types) else here.adopt(array, device=number)
 
     def inputs(self, ids: Any, cache: KVCache | None) -> tuple[Any, Any, Any]:
         """ids [B, T] checked, their positions [T] or [B, T], and the mask of a cache with padding."""
         array = self.integers(ids)
         if array.ndim != 2 or array.size == 0:
             raise UsageError(f"ids must be [batch, tokens] with at least one token; this is {list(array.shape)}")
-        if not isinstance(ids, mg.Tensor):              # ids that are on the device already are not fetched to be looked at
-            low, high = int(array.min()), int(array.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary 0 … {self.config.vocab_size - 1}")
         past = cache.length if cache is not None else 0
         if past + array.shape[1] > self.config.n_positions:
             raise UsageError(f"{past + array.shape[1]} tokens do not fit the context of {self.config.n_positions}; shorten the input")

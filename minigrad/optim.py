@@ -138,15 +138,30 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
 
 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients so that their norm together is at most max_norm; returns the norm before. NaN stays NaN."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    squares = [float(g.array.reshape(-1) @ g.array.reshape(-1)) for g in grads]
-    norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
-    if norm > max_norm:
+    """Scale all gradients so that their norm together is at most max_norm; returns the norm before.
+
+    Where a gradient is infinite or NaN the norm is too, and nothing is scaled. On a GPU the host waits once, for the norm.
+    """
+    grads = [p.grad.array for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    xp = backend.of(grads[0])
+
+    def together(numbers: Sequence[Any]) -> list[float]:
+        return xp.host(xp.stack(numbers)).tolist()
+
+    with xp.errstate(over="ignore", invalid="ignore"):
+        squares = together([g.reshape(-1) @ g.reshape(-1) for g in grads])
+    norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+    if norm == math.inf:                                # a square overflowed, or was not finite to begin with
+        tops = together([xp.max(xp.abs(g)) for g in grads if g.size])
+        top = math.nan if any(map(math.isnan, tops)) else max(tops)
+        parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
+        norm = top * math.sqrt(math.fsum(together([g @ g for g in parts]))) if parts else top
+    if max_norm < norm < math.inf:
         factor = max_norm / (norm + 1e-6)
         for g in grads:
-            array = g.array
-            array *= factor
+            g *= factor
     return norm
 
 

@@ -241,9 +241,11 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires
         value, foreign = _from_dlpack(value), False
     if not isinstance(value, here.array_types) and not foreign:
         value = backend.of(value).host(value)
+    if foreign:                                         # numbers and lists become an array here before they travel
+        value = backend.cpu.array(value, dtype=dtype)
+        if dtype is None and value.dtype == "float64":
+            value = value.astype("float32")
     array = here.array(value, dtype=dtype, device=number)
-    if foreign and dtype is None and array.dtype == "float64":
-        array = array.astype("float32")
     if array.dtype.kind not in "fiub":
         raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
     out = Tensor(array)

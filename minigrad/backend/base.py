@@ -7,6 +7,7 @@ them to it.
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,10 @@ class Backend:
     def keep_memory(self) -> None:
         """Ask the allocator to keep what is freed for what is allocated next, as a loop of equal steps wants it."""
 
+    def errstate(self, **kinds: str) -> contextlib.AbstractContextManager[Any]:
+        """Inside the block the library keeps quiet about numbers that are not finite, as `numpy.errstate` has it. A GPU never warns."""
+        return contextlib.nullcontext()
+
     def erf(self, x: Any) -> Any:
         """The error function, elementwise, to a few units in the last place of float64."""
         from .special import erf
@@ -71,7 +76,7 @@ class Backend:
         return erf(self, x)
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
-        """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r, in the order of k.
+        """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r.
 
         index is [n] of integers in 0 … rows−1, values [n, d]. Deterministic.
         """

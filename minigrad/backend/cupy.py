@@ -39,15 +39,15 @@ class CupyBackend(Backend):
         self.array_types = (cupy.ndarray,)
 
     def device(self, array: Any) -> str:
-        return f"cupy:{array.device.id}"
+        return f"{self.name}:{array.device.id}"
 
     def label(self, number: int) -> str:
-        return f"cupy:{number}"
+        return f"{self.name}:{number}"
 
     def check_device(self, number: int) -> None:
         count = self.namespace.cuda.runtime.getDeviceCount()
         if number >= count:
-            raise DeviceError(f"cupy:{number} does not exist; this machine has {count} GPU(s), numbered from 0")
+            raise DeviceError(f"{self.name}:{number} does not exist; this machine has {count} GPU(s), numbered from 0")
 
     def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
         with self.namespace.cuda.Device(device):
@@ -72,12 +72,21 @@ class CupyBackend(Backend):
         return erf(x)
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
-        cp = self.namespace
-        order = cp.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
-        ends = cp.searchsorted(index[order], cp.arange(rows), side="right")
-        running = cp.concatenate([cp.zeros((1, values.shape[1]), cp.float64), cp.cumsum(values[order], axis=0, dtype=cp.float64)])
-        starts = cp.concatenate([cp.zeros(1, ends.dtype), ends[:-1]])
-        return (running[ends] - running[starts]).astype(values.dtype)
+        # A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its row up to
+        # it. log₂ n passes, in an order that the index fixes, and nothing to wait for.
+        cp, n = self.namespace, len(index)
+        if n == 0:
+            return cp.zeros((rows, values.shape[1]), dtype=values.dtype)
+        order = cp.argsort(index, kind="stable")
+        index, values, stride = index[order], values[order], 1
+        while stride < n:
+            same = (index[stride:] == index[:-stride])[:, None]
+            values = cp.concatenate([values[:stride], values[stride:] + cp.where(same, values[:-stride], values.dtype.type(0))])
+            stride *= 2
+        wanted = cp.arange(rows, dtype=index.dtype)
+        ends = cp.searchsorted(index, wanted, side="right") - 1     # where each row's whole sum lies, if it has one
+        last = cp.maximum(ends, 0)
+        return cp.where((index[last] == wanted)[:, None], values[last], values.dtype.type(0))
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
         self.namespace.add.at(array, index, values)

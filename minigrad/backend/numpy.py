@@ -16,13 +16,16 @@ class NumpyBackend(Backend):
     name = "numpy"
     namespace = np
     array_types = (np.ndarray,)
-    scalar_types = (np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
+    scalar_types = (np.bool_, np.float16, np.float32, np.float64, np.longdouble, np.int8, np.int16, np.int32, np.int64,
                     np.uint8, np.uint16, np.uint32, np.uint64)
 
     def __init__(self) -> None:
         from . import numpy_attention, numpy_kernels
 
         self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS}
+
+    def errstate(self, **kinds: Any) -> Any:
+        return np.errstate(**kinds)
 
     def host(self, array: Any) -> Any:
         return array

@@ -122,8 +122,10 @@ def gelu_dx(g, x, approximate):
 
 @kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
+    from ..fused.layer_norm import check_layer_norm
     from ..op import Saved
 
+    check_layer_norm(x, weight, bias)
     n = x.shape[-1]
     rows = as_rows(np.ascontiguousarray(x))
     out = np.empty_like(rows)

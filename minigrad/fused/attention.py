@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from .. import backend
@@ -39,7 +40,7 @@ def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool
     xp = backend.of(array)
     seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask.array if isinstance(mask, Tensor) else mask)
     if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
-        scores = where(seen, scores, float(xp.finfo(array.dtype).min))
+        scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
     if seen is not None:
         weights = where(seen, weights, 0.0)

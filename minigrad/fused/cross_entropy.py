@@ -5,8 +5,8 @@ from typing import Any
 
 from ..errors import ShapeError
 from ..op import Constant, Saved, fused
-from ..ops.elementwise import exp, where
-from ..ops.index import gather
+from ..ops.elementwise import astype, exp, where
+from ..ops.index import gather, scatter_add
 from ..ops.reduce import sum
 from ..tensor import Tensor
 from .softmax import log_softmax
@@ -17,18 +17,13 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
     targets = targets.array if isinstance(targets, Tensor) else targets
     kept = targets != ignore_index
     picked = gather(log_softmax(logits), (targets * kept)[..., None], axis=-1)
-    return -sum(where(kept[..., None], picked, 0.0)) / float(kept.sum())
+    return -sum(where(kept[..., None], picked, 0.0)) / sum(astype(kept, dtype=logits.dtype))
 
 
 def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
     """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.3)"""
-    p = exp(logits - lse)
-    rows = p.reshape(-1, p.shape[-1])
-    flat = targets.reshape(-1)
-    kept = scale.reshape(-1) > 0.0
-    rows[kept.nonzero()[0], flat[kept]] -= 1.0
-    rows *= scale.reshape(-1, 1) * g
-    return rows.reshape(logits.shape)                   # not p: where p is not contiguous, rows is a copy
+    places = (targets * (scale[..., 0] > 0.0))[..., None]           # rows that do not count may have any place: their scale is 0
+    return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
 @fused(cross_entropy_by_parts, logits=_cross_entropy_dlogits)
@@ -48,6 +43,7 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     lse = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
     with xp.errstate(invalid="ignore"):                 # 0/0 where no row counts: the loss is NaN
-        scale = (kept / xp.sum(kept)).astype(logits.dtype)[..., None]
-        loss = xp.sum(xp.where(kept, nll, 0.0), dtype=logits.dtype) / xp.sum(kept, dtype=logits.dtype)
+        count = xp.sum(kept, dtype=logits.dtype)
+        scale = (kept.astype(logits.dtype) / count)[..., None]
+        loss = xp.sum(xp.where(kept, nll, 0.0), dtype=logits.dtype) / count
     return Saved(loss, lse=lse, scale=scale)

@@ -123,7 +123,11 @@ def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
 @op(joint=_einsum_rule)
 def einsum_op(xp, *xs, subscripts):
     """Σ of products over the indices that `subscripts` names, "->" included."""
-    return xp.einsum(subscripts, *xs, optimize=len(xs) > 2)
+    if any(x.size == 0 for x in xs):                    # NumPy's may then return what stood in memory before
+        sizes = {c: n for term, x in zip(subscripts.split("->")[0].split(","), xs) for c, n in zip(term, x.shape)}
+        return xp.zeros(tuple(sizes[c] for c in subscripts.split("->")[1]), dtype=xs[0].dtype)
+    out = xp.einsum(subscripts, *xs, optimize=len(xs) > 2)
+    return out if len(xs) > 1 or xp.owns(out) else xp.array(out)       # of one operand it may be a view
 
 
 def einsum(subscripts: str, *xs: Any) -> Any:

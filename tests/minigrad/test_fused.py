@@ -1,4 +1,4 @@
-"""Fused ops equal their definitions by parts: value, VJP and HVP, in their own kernels and in the NumPy backend's faster ones."""
+"""Fused ops on sizes that go through several blocks and threads, and what they promise beyond their definitions."""
 from __future__ import annotations
 
 import math
@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from op_cases import CASES, close, softmax_attention
+from compare import close
 
 import minigrad as mg
 from minigrad import backend, fused, random
@@ -18,9 +16,9 @@ from minigrad.backend import numpy_attention, numpy_kernels
 from minigrad.backend.numpy_kernels import BLOCK
 from minigrad.fused import by_parts
 from minigrad.op import REGISTRY
+from minigrad.testing.domains.products import attention_in_torch
 
 FUSED = {name: o for name, o in REGISTRY.items() if o.definition is not None}
-FEW = settings(max_examples=max(5, settings.default.max_examples // 3))
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -71,26 +69,8 @@ def _same(name: str, arrays: list[Any], static: dict[str, Any], constants: tuple
         np.testing.assert_array_equal(a, b, err_msg="an input or a cotangent was written to")
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.label) for c in CASES if c.name in FUSED])
-@pytest.mark.parametrize("kernel", ["own", "numpy"])
-@FEW
-@given(data=st.data())
-def test_fused_equals_by_parts(kernel: str, case: Any, data: Any):
-    """Value, VJP and HVP of a fused op are those of its definition, on small inputs of any shape and layout."""
-    drawn = data.draw(case.inputs)
-    static = dict(drawn.static)
-    constants = tuple(static.pop(a) for a in FUSED[case.name].args if a in static)
-    was = backend.cpu.kernels
-    backend.cpu.kernels = {} if kernel == "own" else was
-    try:
-        _same(case.name, drawn.arrays, static, constants, terms=case.terms)
-    finally:
-        backend.cpu.kernels = was
-
-
-def test_every_fused_op_is_tested():
-    """The table of cases covers every op that promises to equal a definition."""
-    assert FUSED.keys() <= {c.name for c in CASES}
+def test_these_ops_are_fused():
+    """The ops that promise to equal a definition by parts; test_laws.py holds each to it on small inputs of every layout."""
     assert FUSED.keys() == {"addmm", "linear", "softmax", "log_softmax", "layer_norm", "gelu", "cross_entropy", "attention"}
 
 
@@ -251,7 +231,7 @@ def test_attention_against_pytorch_with_dropout_and_padding():
     mask = np.random.default_rng(0).random((2, 1, 1, T)) < 0.8
     for static in ({"p": 0.2, "key": 5}, {"mask": mask}):
         ours, theirs = [mg.Tensor(a).requires_grad_() for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
-        y, t = mg.attention(*ours, **static), softmax_attention(*theirs, **static)
+        y, t = mg.attention(*ours, **static), attention_in_torch(torch, *theirs, **static)
         close(y, t, terms=20 * T)
         g = _rng(*y.shape, seed=8)
         for a, b in zip(mg.gradients(y, ours, g), torch.autograd.grad(t, theirs, torch.tensor(g))):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from op_cases import close
+from compare import close
 
 import minigrad as mg
 from minigrad import nn

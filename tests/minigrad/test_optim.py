@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compare import close
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import close
 
 import minigrad as mg
 from minigrad import backend, optim
@@ -189,6 +189,19 @@ def test_clipping_leaves_small_gradients_alone():
     assert optim.clip_grad_norm_([p], 1.0) == 0.5 and p.grad.tolist() == [0.3, 0.4]
     p.grad = mg.Tensor(np.array([np.nan, 0.4]))
     assert math.isnan(optim.clip_grad_norm_([p], 1.0))
+
+
+def test_clipping_survives_huge_gradients():
+    """Squares beyond the largest float32 do not spoil the norm; infinite gradients have an infinite norm and stay."""
+    p, q = Parameter(np.zeros(2, "float32")), Parameter(np.zeros((), "float32"))
+    p.grad, q.grad = mg.Tensor(np.array([3e30, 0.0], "float32")), mg.Tensor(np.array(4e30, "float32"))
+    close(np.asarray(optim.clip_grad_norm_([p, q], 1.0), "float32"), np.asarray(5e30, "float32"), terms=10)
+    close(p.grad, np.array([0.6, 0.0], "float32"), terms=10)
+    close(q.grad, np.array(0.8, "float32"), terms=10)
+    p.grad = mg.Tensor(np.array([-np.inf, 1.0], "float32"))
+    assert optim.clip_grad_norm_([p, q], 1.0) == math.inf and p.grad.tolist() == [-np.inf, 1.0]
+    p.grad, q.grad = mg.Tensor(np.array([-np.inf, 1.0], "float32")), mg.Tensor(np.array(np.nan, "float32"))
+    assert math.isnan(optim.clip_grad_norm_([p, q], 1.0)) and math.isnan(optim.clip_grad_norm_([q, p], 1.0))
 
 
 # ── the schedule ──

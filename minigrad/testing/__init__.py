@@ -1,0 +1,16 @@
+"""The laws that differentiable array code obeys, put to every op here and to yours. Needs hypothesis.
+
+    from minigrad.testing import arrays, check
+    check(my_op, arrays())                              # LawsBroken, with the smallest example, if one breaks
+    check(my_softmax, arrays((4, 8)), vjp=my_softmax_vjp)           # plain arrays in, plain arrays out
+    check(mg.softmax, arrays((4, 8)), axis=-1)
+
+`python -m minigrad.testing` puts every op to every law and prints the table; `python -m minigrad.testing.mutate` breaks every
+rule on purpose and counts which law noticed.
+"""
+from .check import LawsBroken, Report, Verdict, check
+from .laws import LAWS
+from .strategies import Example, arrays, broadcastable, shapes, values
+from .tolerance import bound
+
+__all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes", "values"]

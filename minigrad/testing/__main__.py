@@ -1,0 +1,104 @@
+"""python -m minigrad.testing: every op × every law × float32 and float64 × every device, as a table."""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from ..errors import MinigradError
+from ..op import REGISTRY
+from .check import DERIVATIVES, Verdict, examine
+from .domains import DOMAINS, Domain
+from .laws import LAWS
+
+DTYPES = ("float64", "float32")
+MARKS = {"held": "✓", "broken": "✗", "not applicable": "·"}
+
+
+def judged(domain: Domain, law: str, dtype: str, device: str, examples: int) -> Verdict:
+    """A law on one line of the table of domains."""
+    if DERIVATIVES.get(law, 0) > domain.smooth:
+        return Verdict(law, dtype, message="these examples lie on kinks, for the laws that differentiate nothing")
+    return examine(law, domain.subject, domain.examples, dtype, device, examples=examples)
+
+
+def together(verdicts: list[Verdict]) -> str:
+    """The mark of a cell: broken if one line is, held if one held, and not applicable only if all are."""
+    kinds = {v.status for v in verdicts}
+    return MARKS["broken" if "broken" in kinds else "held" if "held" in kinds else "not applicable"]
+
+
+Found = dict[tuple[str, str, str, str], list[Verdict]]
+
+
+def product(names: list[str], devices: list[str], examples: int, progress: Any = sys.stderr) -> Found:
+    """All verdicts by (op, law, dtype, device)."""
+    found: Found = {}
+    for i, name in enumerate(names):
+        started = time.perf_counter()
+        lines = [d for d in DOMAINS if d.subject.name == name]
+        for device in devices:
+            for dtype in DTYPES:
+                for law in LAWS:
+                    found[name, law, dtype, device] = [judged(d, law, dtype, device, examples) for d in lines]
+        if progress:
+            print(f"{i + 1}/{len(names)} {name}: {time.perf_counter() - started:.1f} s", file=progress, flush=True)
+    return found
+
+
+def table(found: Found, names: list[str], devices: list[str]) -> str:
+    """One row per op, one column per law, in each cell a mark per dtype and device."""
+    width = max(map(len, names))
+    combos = [(dtype, device) for device in devices for dtype in DTYPES]
+    each = ", ".join(f"{device} {dtype}" for dtype, device in combos)
+    lines = [f"in each cell: {each};  ✓ held  ✗ broken  · says nothing about this op", ""]
+    lines += [" " * width + "  " + " ".join(f"{law[:14]:<{max(len(law[:14]), len(combos))}}" for law in LAWS)]
+    for name in names:
+        cells = ["".join(together(found[name, law, dtype, device]) for dtype, device in combos) for law in LAWS]
+        lines.append(f"{name:<{width}}  " + " ".join(f"{c:<{max(len(law[:14]), len(combos))}}" for c, law in zip(cells, LAWS)))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m minigrad.testing", description=__doc__)
+    p.add_argument("--examples", type=int, default=10, help="for each op, law, dtype and device (default 10)")
+    known = list(dict.fromkeys(d.subject.name for d in DOMAINS))
+    p.add_argument("--op", action="append", choices=known, metavar="NAME", help="only this op (repeatable)")
+    p.add_argument("--device", action="append", metavar="NAME",
+                   help="numpy, cupy, or double (CuPy's manners on a CPU); default numpy and double")
+    args = p.parse_args()
+    if args.examples < 1:
+        p.error(f"--examples {args.examples}: at least 1")
+    devices = args.device or ["numpy", "double"]
+    if "double" in devices:
+        from .double import install
+
+        install()
+    names = args.op or known
+    found = product(names, devices, args.examples)
+    print(table(found, names, devices))
+    broken = [(key, v) for key, many in found.items() for v in many if v.status == "broken"]
+    for (name, _, _, device), v in broken:
+        print(f"\n{name} on {device}: {v}")
+    verdicts = [v for many in found.values() for v in many]
+    silent: dict[str, int] = {}
+    for v in verdicts:
+        if v.status == "not applicable":
+            silent[v.message] = silent.get(v.message, 0) + 1
+    print(f"\n{len(REGISTRY)} ops and {len(set(names) - REGISTRY.keys())} composed functions, {len(verdicts)} verdicts on "
+          f"{sum(v.examples for v in verdicts)} examples: {sum(v.status == 'held' for v in verdicts)} held, {len(broken)} broken; "
+          f"at most {max((v.units for v in verdicts if v.status == 'held'), default=0.0):.2g} of a bound was used")
+    for reason, n in sorted(silent.items(), key=lambda item: -item[1]):
+        print(f"  not asked, {n} times: {reason}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MinigradError as error:
+        print(f"minigrad.testing: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

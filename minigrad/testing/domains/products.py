@@ -1,0 +1,363 @@
+"""The domains of the ops that pick, multiply and fuse, and of the functions composed of ops."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ... import backend, fused, ops, random
+from ...op import REGISTRY
+from ..strategies import LAYOUTS, SIDE, Example, shapes, values
+from .basic import SEAMS, alike, dims, erf, reduced
+from .table import ANY, AXES, axis_of, constant, domain
+
+
+# ── picking ──
+@st.composite
+def _index(draw: Any, shape: Any) -> Any:
+    how = draw(st.sampled_from(["basic", "integers", "mask", "mixed"]))
+    if how == "basic" or not shape or 0 in shape:
+        return draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if how == "mask":
+        return rng.random(shape[:draw(st.integers(1, len(shape)))]) < 0.5
+    rows = rng.integers(-shape[0], shape[0], draw(shapes(most=2)))
+    if how == "mixed" and len(shape) > 1:
+        return (slice(None, None, -1), rng.integers(0, shape[1], draw(shapes(least=1, most=2))))
+    return rows
+
+
+def _flat(shape: Any, index: Any) -> Any:
+    """Where in the flattened array each picked element lies."""
+    return np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape)[index])
+
+
+def _unslice(x: Any, shape: Any, index: Any) -> Any:
+    out = np.zeros(shape, x.dtype)
+    np.add.at(out, index, x)
+    return out
+
+
+@st.composite
+def _sliced(draw: Any) -> Example:
+    shape = draw(shapes())
+    index, seed = draw(_index(shape)), draw(st.integers(0, 2**32 - 1))
+    g = values(np.random.default_rng(seed), _flat(shape, index).shape)
+    return Example((g,), {"shape": shape, "index": index}, (draw(LAYOUTS),), seed)
+
+
+domain("getitem", (ANY, "any", lambda d, s, r: {"index": d(_index(s[0]))}), lambda x, index: x[index],
+       lambda t, x, index: x.reshape(-1)[constant(t, _flat(x.shape, index))])
+domain("unslice", _sliced(), _unslice, lambda t, x, shape, index: t.zeros(math.prod(shape), dtype=x.dtype).index_add(
+    0, constant(t, _flat(shape, index)).reshape(-1), x.reshape(-1)).reshape(shape))
+
+
+def ids_of(draw: Any, sizes: Any, rng: Any) -> Any:
+    kind = draw(st.sampled_from([np.int64, np.int32, np.uint32]))
+    return {"ids": rng.integers(0, sizes[0][0], draw(shapes(most=2))).astype(kind)}
+
+
+TABLE = st.tuples(st.integers(1, 3), SIDE).map(lambda s: [s])
+def _rows_in_torch(t: Any, weight: Any, ids: Any) -> Any:
+    return weight[constant(t, ids.astype(np.int64))]
+
+
+domain("embedding_op", (TABLE, "any", ids_of), lambda weight, ids: weight[ids], _rows_in_torch)
+
+
+def _added_rows(x: Any, ids: Any, rows: int) -> Any:
+    out = np.zeros((rows, x.shape[-1]), x.dtype)
+    np.add.at(out, ids.reshape(-1), x.reshape(ids.size, x.shape[-1]))
+    return out
+
+
+domain("scatter_rows", (st.tuples(shapes(most=2), SIDE).map(lambda s: [(*s[0], s[1])]), "any",
+                        lambda d, s, r: {"ids": r.integers(0, 4, s[0][:-1]), "rows": 4}), _added_rows,
+       lambda t, x, ids, rows: t.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(
+           0, constant(t, ids).reshape(-1), x.reshape(ids.size, x.shape[-1])))
+
+
+def _places(draw: Any, sizes: Any, rng: Any) -> Any:
+    axis = axis_of(draw, len(sizes[0]))
+    at = axis % len(sizes[0])
+    shape = tuple(draw(SIDE) if i == at else draw(st.integers(0, n)) for i, n in enumerate(sizes[0]))
+    return {"axis": axis, "index": rng.integers(0, sizes[0][at], shape)}
+
+
+def _gathered(x: Any, index: Any, axis: int) -> Any:
+    grid = np.indices(index.shape)
+    return x[tuple(index if i == axis % x.ndim else grid[i] for i in range(x.ndim))]
+
+
+@st.composite
+def _scattered(draw: Any) -> Example:
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    shape = draw(shapes(least=1, side=1))
+    where = _places(draw, [shape], rng)
+    return Example((values(rng, shape), values(rng, where["index"].shape)), where, (draw(LAYOUTS), draw(LAYOUTS)), seed)
+
+
+def _scatter(x: Any, source: Any, index: Any, axis: int) -> Any:
+    out, grid = np.array(x), np.indices(index.shape)
+    np.add.at(out, tuple(index if i == axis % x.ndim else grid[i] for i in range(x.ndim)), source)
+    return out
+
+
+domain("gather", (AXES, "any", _places), _gathered, lambda t, x, index, axis: t.gather(x, axis, constant(t, index)))
+domain("scatter_add", _scattered(), _scatter, lambda t, x, source, index, axis: x.scatter_add(axis, constant(t, index), source),
+       call=lambda x, source, index, axis: REGISTRY["scatter_add"](x, index, source, axis=axis))
+
+
+# ── products ──
+@st.composite
+def matrices(draw: Any, vectors: bool = False) -> Any:
+    """Shapes that @ takes: batches that broadcast, and 1-d arguments if asked."""
+    n, k, m = draw(SIDE), draw(SIDE), draw(SIDE)
+    batch = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3)).input_shapes
+    a = (k,) if vectors and draw(st.booleans()) else (*batch[0], n, k)
+    b = (k,) if vectors and draw(st.booleans()) else (*batch[1], k, m)
+    return [a, b]
+
+
+@st.composite
+def _affine(draw: Any, order: str) -> Any:
+    k, m, x = draw(SIDE), draw(SIDE), draw(shapes(most=2))
+    shape = {"x": (*x, k), "w": (k, m), "t": (m, k), "b": (m,)}
+    return [shape[c] for c in order]
+
+
+def _product(a: Any, b: Any) -> Any:
+    """A B without a matrix product: Σ_k a_ik b_kj."""
+    return np.sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
+
+
+PRODUCTS = ["ij,jk->ik", "bij,bjk->bik", "i,i->", "ij->ji", "ij->", "ij->j", "i,j->ij", "abc,dbc->ad", "ij,jk,kl->il",
+            "ijk,k->ij", "ij,ij->i", ",i->i", "ij,ij,ij->ij", "ab,c->bc"]
+
+
+@st.composite
+def einsums(draw: Any, patterns: Any) -> Example:
+    """Operands for one of the patterns."""
+    pattern = draw(st.sampled_from(patterns))
+    length = {c: draw(SIDE) for c in pattern if c.isalpha()}
+    sizes = [tuple(length[c] for c in term.strip()) for term in pattern.split("->")[0].split(",")]
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    return Example(tuple(values(rng, s) for s in sizes), {"subscripts": pattern}, tuple(draw(LAYOUTS) for _ in sizes), seed)
+
+
+def _einsum(*xs: Any, subscripts: str) -> Any:
+    """Every operand with one axis for each letter, multiplied, and summed over the letters that do not come out."""
+    inputs, output = subscripts.split("->")
+    letters = sorted(set(inputs) - {","})
+    total: Any = 1.0
+    for term, x in zip(inputs.split(","), xs):
+        order = np.transpose(x, [term.index(c) for c in sorted(term)])
+        total = total * order.reshape([x.shape[term.index(c)] if c in term else 1 for c in letters])
+    length = {c: n for term, x in zip(inputs.split(","), xs) for c, n in zip(term, x.shape)}
+    total = np.broadcast_to(total, [length[c] for c in letters])
+    summed = np.sum(total, axis=tuple(i for i, c in enumerate(letters) if c not in output))
+    kept = [c for c in letters if c in output]
+    return np.transpose(summed, [kept.index(c) for c in output])
+
+
+domain("matmul_op", (matrices(),), _product, "matmul")
+domain("addmm", (_affine("bxw"),), lambda b, x, w: np.sum(x[..., :, None] * w, axis=-2) + b, lambda t, b, x, w: x @ w + b)
+domain("linear", (_affine("xtb"),), lambda x, w, b: np.sum(x[..., None, :] * w, axis=-1) + b, lambda t, x, w, b: x @ w.T + b)
+domain("linear", (_affine("xt"),), lambda x, w: np.sum(x[..., None, :] * w, axis=-1), lambda t, x, w: x @ w.T, label="no-bias")
+domain("einsum_op", einsums(PRODUCTS), _einsum, lambda t, *xs, subscripts: t.einsum(subscripts, *xs))
+
+
+# ── fused ──
+def _softmax(x: Any, axis: int = -1) -> Any:
+    e = np.exp(x)
+    return e / np.sum(e, axis=axis, keepdims=True)
+
+
+def _along(draw: Any, sizes: Any, rng: Any) -> Any:
+    return {"axis": axis_of(draw, len(sizes[0]))}
+
+
+domain("softmax", (AXES, "any", _along), _softmax, lambda t, x, axis: t.softmax(x, axis))
+domain("softmax", (st.just([(0, 2)]),), _softmax, lambda t, x: t.softmax(x, -1), label="size-0")
+domain("log_softmax", (AXES, "any", _along), lambda x, axis: np.log(_softmax(x, axis)), lambda t, x, axis: t.log_softmax(x, axis))
+_WIDE_PI = np.longdouble(np.pi) + np.longdouble(1.2246467991473532e-16)
+
+
+def _gelu(x: Any, approximate: str) -> Any:
+    if approximate == "tanh":
+        return x * (1.0 + np.tanh(np.sqrt(2.0 / _WIDE_PI) * (x + np.longdouble("0.044715") * x ** 3))) / 2.0
+    return x * (1.0 + erf(x / np.sqrt(np.longdouble(2.0)))) / 2.0
+
+
+domain("gelu", (ANY, "any", lambda d, s, r: {"approximate": d(st.sampled_from(["none", "tanh"]))}, [s * math.sqrt(2.0) for s in SEAMS]),
+       _gelu, lambda t, x, approximate: t.nn.functional.gelu(x, approximate=approximate))
+
+
+@st.composite
+def _normed(draw: Any) -> Any:
+    d = draw(st.integers(1, 3))
+    return [(*draw(shapes(most=2)), d), (d,), (d,)]
+
+
+def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    mean = np.sum(x, axis=-1, keepdims=True) / x.shape[-1]
+    variance = np.sum((x - mean) ** 2, axis=-1, keepdims=True) / x.shape[-1]
+    return (x - mean) / np.sqrt(variance + np.longdouble(eps)) * weight + bias
+
+
+def _eps(draw: Any, sizes: Any, rng: Any) -> Any:
+    """Over one number the variance is 0, and 1/√ε what every rounding is multiplied by: there ε is not small."""
+    return {"eps": draw(st.sampled_from([1e-5, 0.1]))} if sizes[0][-1] > 1 else {"eps": 0.1}
+
+
+domain("layer_norm", (_normed(), ["spread", "any", "any"], _eps), _layer_norm,
+       lambda t, x, w, b, eps: t.nn.functional.layer_norm(x, w.shape, w, b, eps))
+
+
+def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
+    targets = np.asarray(rng.integers(0, sizes[0][-1], sizes[0][:-1]))
+    if targets.size > 1 and draw(st.booleans()):
+        targets[rng.random(targets.shape) < 0.4] = -100
+        targets.flat[0] = 0                             # one at least counts
+    return {"targets": targets}
+
+
+def _cross_entropy(x: Any, targets: Any) -> Any:
+    rows, ids = np.log(_softmax(x)).reshape(-1, x.shape[-1]), targets.reshape(-1)
+    kept = np.flatnonzero(ids != -100)
+    return -np.sum(rows[kept, ids[kept]]) / len(kept)
+
+
+domain("cross_entropy", (AXES, "any", _targets), _cross_entropy,
+       lambda t, x, targets: t.nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), constant(t, targets).reshape(-1)))
+
+
+def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, p: float, key: int) -> Any:
+    """The causal diagonal ends at the last key; a query that sees no key gets zeros."""
+    n, m = q.shape[-2], k.shape[-2]
+    scores = _product(q, np.swapaxes(k, -1, -2)) * (1.0 / np.sqrt(np.longdouble(q.shape[-1])) if scale is None else np.longdouble(scale))
+    seen = np.arange(m) <= np.arange(n)[:, None] + (m - n) if causal else np.ones((n, m), bool)
+    seen = seen if mask is None else seen & mask
+    e = np.where(seen, np.exp(scores), 0.0)
+    total = np.sum(e, axis=-1, keepdims=True)
+    weights = e / np.where(total == 0.0, 1.0, total)
+    if p > 0.0:
+        weights = weights * random.keep_mask(backend.cpu, key, weights.shape, p) / (1.0 - np.longdouble(p))
+    return _product(weights, v)
+
+
+def attention_in_torch(t: Any, q: Any, k: Any, v: Any, mask: Any = None, causal: bool = True, scale: float | None = None, p: float = 0.0,
+                       key: int = 0) -> Any:
+    """Attention in PyTorch from its definition; rows without keys give zeros."""
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    seen = t.ones(scores.shape[-2:], dtype=t.bool)
+    if causal:
+        seen = seen.tril(k.shape[-2] - q.shape[-2])
+    if mask is not None:
+        seen = seen & constant(t, mask)
+    seen = seen.broadcast_to(scores.shape)
+    weights = t.softmax(scores.masked_fill(~seen, t.finfo(scores.dtype).min), -1).masked_fill(~seen, 0.0)
+    if p > 0.0:
+        weights = weights * constant(t, random.keep_mask(backend.cpu, key, tuple(weights.shape), p)) / (1.0 - p)
+    return weights @ v
+
+
+@st.composite
+def _heads(draw: Any) -> Any:
+    lead, tq, tk, d, e = draw(shapes(most=2)), *[draw(st.integers(1, 3)) for _ in range(4)]
+    return [(*lead, tq, d), (*lead, tk, d), (*lead, tk, e)]
+
+
+def _attended(draw: Any, sizes: Any, rng: Any) -> Any:
+    mask = rng.random((sizes[0][-2], sizes[1][-2])) < 0.6 if draw(st.booleans()) else None
+    return {"mask": mask, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.7])),
+            "p": draw(st.sampled_from([0.0, 0.3])), "key": draw(st.integers(0, 2**64 - 1))}
+
+
+def _dropped(x: Any, p: float, key: int) -> Any:
+    return x * random.keep_mask(backend.cpu, key, tuple(x.shape), p) / (1.0 - np.longdouble(p))
+
+
+domain("attention", (_heads(), "any", _attended), _attention, attention_in_torch)
+
+
+def _drops(draw: Any, sizes: Any, rng: Any) -> Any:
+    return {"p": draw(st.sampled_from([0.1, 0.5])), "key": draw(st.integers(0, 2**64 - 1))}
+
+
+def _dropped_in_torch(t: Any, x: Any, p: float, key: int) -> Any:
+    return x * constant(t, random.keep_mask(backend.cpu, key, tuple(x.shape), p)) / (1.0 - p)
+
+
+domain("dropout_op", (ANY, "any", _drops), _dropped, _dropped_in_torch)
+
+# ── composed of other ops ──
+def _matmul(a: Any, b: Any) -> Any:
+    out = _product(a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None])
+    return out.reshape((np.ones(a.shape) @ np.ones(b.shape)).shape)
+
+
+def _spelled(*xs: Any, subscripts: str) -> Any:
+    """einsum of subscripts with spaces, and without "->", which then stands for the letters that come once, in order."""
+    inputs, arrow, output = subscripts.replace(" ", "").partition("->")
+    once = "".join(sorted(c for c in set(inputs) if inputs.count(c) == 1 and c != ","))
+    return _einsum(*xs, subscripts=f"{inputs}->{output if arrow else once}")
+
+
+domain("matmul", (matrices(vectors=True),), _matmul, "matmul", call=ops.linalg.matmul)
+domain("einsum", einsums([*PRODUCTS, "ij,jk", "ba", "i , i"]), _spelled,
+       lambda t, *xs, subscripts: t.einsum(subscripts, *xs), call=lambda *xs, subscripts: ops.linalg.einsum(subscripts, *xs))
+
+
+def _prod(t: Any, x: Any, axis: Any, keepdims: bool) -> Any:
+    for a in sorted((a % x.ndim for a in ([axis] if isinstance(axis, int) else dims(x, axis))), reverse=True):
+        x = x.prod(dim=a, keepdim=keepdims)
+    return x
+
+
+domain("prod", (ANY, "ties", reduced), lambda x, axis, keepdims: np.prod(x, axis=axis, keepdims=keepdims), _prod, call=ops.reduce.prod)
+domain("stack", (st.builds(lambda s, n: [s] * n, shapes(most=2), st.integers(1, 3)), "any",
+                 lambda d, s, r: {"axis": d(st.integers(-len(s[0]) - 1, len(s[0])))}), lambda *xs, axis: np.stack(xs, axis),
+       lambda t, *xs, axis: t.stack(xs, dim=axis), call=lambda *xs, axis: ops.shape.stack(xs, axis=axis))
+domain("concat", (alike(),), lambda *xs: np.concatenate(xs, -1), lambda t, *xs: t.cat(xs, dim=-1),
+       call=lambda *xs: ops.shape.concat(xs, axis=-1))
+
+
+def _parts(draw: Any, sizes: Any, rng: Any) -> Any:
+    axis = axis_of(draw, len(sizes[0]))
+    n = sizes[0][axis]
+    cuts = sorted(draw(st.lists(st.integers(0, n), max_size=2)))
+    by_size = [b - a for a, b in zip([0, *cuts], [*cuts, n])]
+    equal = [k for k in range(1, max(2, n + 1)) if n % k == 0]
+    return {"axis": axis, "sections": draw(st.one_of(st.just(by_size), st.sampled_from(equal)))}
+
+
+def _split(x: Any, sections: Any, axis: int) -> Any:
+    ends = np.cumsum(sections)[:-1] if isinstance(sections, list) else sections
+    return np.concatenate([p.reshape(-1) for p in np.split(x, ends, axis)])
+
+
+domain("split", (shapes(least=1).map(lambda s: [s]), "any", _parts), _split, lambda t, x, sections, axis: t.split(
+    x, [x.shape[axis] // sections] * sections if isinstance(sections, int) else sections, dim=axis), call=ops.shape.split)
+
+
+def _taken(draw: Any, sizes: Any, rng: Any) -> Any:
+    axis = axis_of(draw, len(sizes[0]))
+    return {"axis": axis, "indices": rng.integers(0, sizes[0][axis], draw(shapes(most=2)))}
+
+
+def _take(t: Any, x: Any, indices: Any, axis: int) -> Any:
+    at = axis % x.ndim
+    return t.index_select(x, at, constant(t, indices).reshape(-1)).reshape((*x.shape[:at], *indices.shape, *x.shape[at + 1:]))
+
+
+domain("take", (AXES, "any", _taken), lambda x, indices, axis: np.take(x, indices, axis), _take, call=ops.index.take)
+domain("embedding", (TABLE, "any", ids_of), lambda weight, ids: weight[ids], _rows_in_torch,
+       call=lambda weight, ids: ops.index.embedding(ids, weight))
+domain("dropout", (ANY, "any", _drops), _dropped, _dropped_in_torch, call=fused.dropout)
+domain("stop_gradient", (ANY,), None, lambda t, x: x.detach() * x, call=lambda x: ops.shape.stop_gradient(x) * x, smooth=0)

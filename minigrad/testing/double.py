@@ -1,0 +1,290 @@
+"""A double of CuPy that runs on a CPU: the CuPy backend's own code over arrays that behave as CuPy's where it matters.
+
+They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
+which do not mix; only names that CuPy has can be used. Every wait for the device, upload and allocation is counted.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partialmethod
+from typing import Any
+
+import numpy as np
+
+from .. import backend
+from ..backend.cupy import CupyBackend
+from .cupy_names import MODULE, NDARRAY
+
+DEVICES = 2
+_WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero"}       # methods that wait for the device
+_WAITING_FUNCTIONS = {"asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "array_equal", "allclose", "extract", "compress"}
+
+
+class Counts:
+    """What was done to the device: syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated."""
+
+    def __init__(self) -> None:
+        self.syncs = self.uploads = self.allocations = self.bytes = 0
+        self.dtypes: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"{self.syncs} syncs, {self.uploads} uploads, {self.allocations} allocations of {self.bytes} bytes ({dict(self.dtypes)})"
+
+
+_counters: list[Counts] = []
+_current = [0]
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counts]:
+    """What happens inside the block is counted in the Counts that it gives."""
+    counts = Counts()
+    _counters.append(counts)
+    try:
+        yield counts
+    finally:
+        _counters.remove(counts)
+
+
+def _count(what: str) -> None:
+    for counts in _counters:
+        setattr(counts, what, getattr(counts, what) + 1)
+
+
+class Device:
+    """cupy.cuda.Device: arrays are made on the device whose block one is in."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    def __enter__(self) -> Device:
+        _current.append(self.id)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.pop()
+
+
+def _in(x: Any) -> Any:
+    """What NumPy is to compute with: our arrays' numbers; numbers, dtypes and the like as they are."""
+    if isinstance(x, ndarray):
+        if x.device.id != _current[-1]:
+            raise ValueError("Array device must be same as the current device: "
+                             f"array device = {x.device.id} while current = {_current[-1]}.")
+        return x._numbers
+    if isinstance(x, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(x, tuple | list):
+        return type(x)(map(_in, x))
+    return x
+
+
+def _out(x: Any, given: Any = ()) -> Any:
+    """A result of NumPy as ours: a view of one of the arrays given, or a new allocation."""
+    if isinstance(x, tuple | list):
+        return type(x)(_out(y, given) for y in x)
+    if not isinstance(x, np.ndarray | np.generic):
+        return x
+    numbers = np.asarray(x)
+    for a in given:
+        if a._numbers is numbers:
+            return a
+        if numbers.base is not None and np.may_share_memory(numbers, a._numbers):
+            return ndarray(numbers, a.base if a.base is not None else a)
+    if not numbers.flags.writeable:                     # NumPy's broadcast_to of nothing: it overlaps with no argument
+        numbers = numbers.copy()
+    for counts in _counters:
+        counts.allocations += 1
+        counts.bytes += numbers.nbytes
+        counts.dtypes[str(numbers.dtype)] += 1
+    return ndarray(numbers)
+
+
+def _ours(x: Any) -> list[Any]:
+    if isinstance(x, tuple | list):
+        return [a for y in x for a in _ours(y)]
+    return [x] if isinstance(x, ndarray) else []
+
+
+def _call(f: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
+    given = _ours(args) + _ours(list(options.values()))
+    return _out(f(*_in(args), **{k: _in(v) for k, v in options.items()}), given)
+
+
+class ndarray:
+    """cupy.ndarray, as far as its manners go."""
+
+    __slots__ = ("_numbers", "base", "device", "__weakref__")
+    __array_ufunc__ = None                              # NumPy's operators leave the refusal to ours
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, numbers: np.ndarray, base: Any = None) -> None:
+        self._numbers, self.base = numbers, base
+        self.device = Device(_current[-1]) if base is None else base.device
+
+    def __array__(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in NDARRAY:
+            raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
+        if name == "get":
+            _count("syncs")
+            return self._numbers.copy
+        value = getattr(self._numbers, name)
+        if not callable(value):
+            return _out(value, [self]) if isinstance(value, np.ndarray) else value
+        if name in _WAITING:
+            _count("syncs")
+
+        def method(*args: Any, **options: Any) -> Any:
+            _in(self)                                   # on the current device?
+            given = [self, *_ours(args), *_ours(list(options.values()))]
+            result = value(*_in(args), **{k: _in(v) for k, v in options.items()})
+            return result if name in _WAITING - {"nonzero"} else _out(result, given)
+
+        return method
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return repr(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _out(_in(self)[_index(index, True)], [self])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        _in(self)[_index(index, isinstance(value, ndarray))] = _in(value)
+
+
+def _index(index: Any, waits: bool) -> Any:
+    """An index for NumPy. A mask must be counted before the result has a shape, so the host waits; a NumPy array is uploaded."""
+    def part(i: Any) -> Any:
+        if isinstance(i, np.ndarray | list):
+            _count("uploads")
+            return np.asarray(i)
+        if isinstance(i, ndarray) and i.dtype.kind == "b" and waits:
+            _count("syncs")
+        return _in(i)
+
+    return tuple(map(part, index)) if isinstance(index, tuple) else part(index)
+
+
+def _operators() -> None:
+    def binary(f: Callable[..., Any]) -> Any:
+        return lambda self, other: _call(f, (self, other), {})
+
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"):
+        f = getattr(operator, name)
+        dunder = name.rstrip("_")
+        setattr(ndarray, f"__{dunder}__", binary(f))
+        setattr(ndarray, f"__r{dunder}__", binary(lambda a, b, f=f: f(b, a)))
+        setattr(ndarray, f"__i{dunder}__", binary(getattr(operator, f"i{dunder}")))
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(ndarray, f"__{name}__", binary(getattr(operator, name)))
+    for name in ("neg", "pos", "abs", "invert"):
+        setattr(ndarray, f"__{name}__", partialmethod(lambda self, f: _call(f, (self,), {}), getattr(operator, name)))
+
+    def number(f: Callable[..., Any]) -> Any:
+        def convert(self: Any) -> Any:
+            _count("syncs")
+            return f(self._numbers)
+
+        return convert
+
+    convert: Any
+    for name, convert in {"bool": bool, "int": int, "float": float, "complex": complex, "index": operator.index}.items():
+        setattr(ndarray, f"__{name}__", number(convert))
+
+
+_operators()
+
+
+class _Function:
+    """A function of the namespace; ufuncs also have `at` and the like."""
+
+    def __init__(self, name: str, f: Any) -> None:
+        self.__name__, self._f = name, f
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self.__name__ in _WAITING_FUNCTIONS or (self.__name__ == "where" and len(args) == 1):
+            _count("syncs")
+        return _call(self._f, args, options)
+
+    def at(self, array: Any, index: Any, values: Any) -> None:
+        self._f.at(_in(array), _index(index, True), _in(values))
+
+
+def _array(value: Any, dtype: Any = None, copy: bool = True) -> Any:
+    """cupy.array and asarray: a copy of ours, or an upload."""
+    if isinstance(value, ndarray):
+        if not copy and dtype in (None, value.dtype):
+            return value
+        return _out(np.array(value._numbers, dtype=dtype))          # from whatever device it is on
+    _count("uploads")
+    return _out(np.array(value, dtype=dtype))
+
+
+def _asnumpy(array: Any) -> Any:
+    _count("syncs")
+    return array._numbers.copy()
+
+
+def _erf(x: Any) -> Any:
+    exact = [math.erf(v) for v in _in(x).ravel().tolist()]
+    return _out(np.array(exact, x.dtype).reshape(x.shape))
+
+
+class Namespace(types.ModuleType):
+    """The module cupy: NumPy's functions on our arrays, under the names that CuPy has."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in MODULE:
+            raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+        value = getattr(np, name)
+        if callable(value) and not isinstance(value, type):
+            value = _Function(name, value)
+        setattr(self, name, value)
+        return value
+
+
+def _namespace() -> Namespace:
+    made: Any = Namespace("cupy")
+    stream = types.SimpleNamespace(synchronize=lambda: _count("syncs"))
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: DEVICES, CUDARuntimeError=RuntimeError)
+    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream)
+    made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
+    made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
+    return made
+
+
+class CupyDouble(CupyBackend):
+    """The CuPy backend over the double's arrays, under the name "double"."""
+
+    name = "double"
+
+    def __init__(self) -> None:
+        super().__init__(_namespace())
+
+    def erf(self, x: Any) -> Any:
+        return _erf(x)
+
+
+_installed: list[CupyDouble] = []
+
+
+def install() -> CupyDouble:
+    """Make the double known as "double"; the same one when called again."""
+    if not _installed:
+        _installed.append(CupyDouble())
+    backend.register(_installed[0])
+    return _installed[0]

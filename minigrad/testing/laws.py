@@ -1,0 +1,353 @@
+"""The laws of differentiable array code, each a function of one Run: a subject, an example, a dtype and a device.
+
+A law returns how much of its bound was used (0 … 1; 0 for a law that holds or does not), raises Broken where it does not
+hold, and NotApplicable, with the reason, where it says nothing about the subject. `LAWS` lists them all.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import backend
+from ..errors import DeviceError, DTypeError
+from ..tensor import Tensor
+from ..transforms import gradients, jvp
+from .subject import Broken, NotApplicable, Run, Subject, host
+from .tolerance import WIDE, complex_step, difference
+
+Law = Callable[[Run], float]
+LAWS: dict[str, Law] = {}
+
+
+F = TypeVar("F", bound=Callable[..., float])
+
+
+def law(f: F) -> F:
+    """List f under its name."""
+    LAWS[f.__name__] = f
+    return f
+
+
+# ── what an op computes ──
+@law
+def value(run: Run) -> float:
+    """The value is that of an independent definition in the widest float; dtype, device and array type are the inputs'."""
+    oracle = run.subject.oracle
+    if oracle is None:
+        raise NotApplicable("no oracle was given")
+    run.differentiable()
+    y = run.y
+    run.kind(y, run.result_dtype(), "the value")
+    wide = oracle(*run.wide, **run.example.settings)
+    return run.compare("the value", y, wide, scale=run.scale(wide))
+
+
+@law
+def adjoint(run: Run, order: int = 1) -> float:
+    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩: the VJP is the transpose of the derivative.
+
+    J v comes from the oracle by complex step, or without an oracle from the function itself by a difference of order 6, in the
+    widest float there is.
+    """
+    run = run.of_order(order)
+    y, grads, u = run.walked()
+    directions = [run.draw.uniform(-1.0, 1.0, a.shape).astype(run.dtype) for a in run.arrays]
+    moves = [d.astype(WIDE) for d in directions]
+    oracle = run.subject.oracle
+    error: Any = 0.0
+    if oracle is not None:
+        along = complex_step(lambda h: oracle(*[x + h * v for x, v in zip(run.wide, moves)], **run.example.settings))
+    else:
+        dtype = WIDE if run.subject.wide else run.dtype
+        along, error = difference(lambda h: run.evaluate([x + h * v for x, v in zip(run.wide, moves)]), dtype)
+    w = u.astype(WIDE)
+    left = np.sum(w * along)
+    right = WIDE(0)
+    for g, v in zip(grads, moves):
+        right = right + np.sum(host(g).astype(WIDE) * v)
+    count = max([1, *(v.size for v in moves)])           # the inner product adds up as many errors as the VJP has numbers
+    return run.compare("⟨Jᵀu, v⟩ against ⟨u, Jv⟩", right, left, scale=count * run.scale(y, along, *grads),
+                       noise=float(np.sum(np.abs(w) * error)))
+
+
+@law
+def linear(run: Run, order: int = 1) -> float:
+    """Jᵀ(αu + βw) = α Jᵀu + β Jᵀw: the VJP is linear in its cotangent."""
+    run = run.of_order(order)
+    run.needs_gradient()
+    y, first, u = run.walked()
+    w = run.cotangent(y)
+    a, b = 0.75, -1.5
+    second, both = run.pull(w), run.pull((run.dtype.type(a) * u + run.dtype.type(b) * w).astype(u.dtype))
+    used = 0.0
+    for i, (g, h, s) in enumerate(zip(first, second, both)):
+        expected = a * host(g).astype(WIDE) + b * host(h).astype(WIDE)
+        used = max(used, run.compare(f"Jᵀ(αu + βw), argument {i}", s, expected, scale=run.scale(y, g, h)))
+    return used
+
+
+@law
+def second_adjoint(run: Run) -> float:
+    """The VJP, as a function of the arguments and the cotangent, has a VJP that is the transpose of its derivative."""
+    return adjoint(run, 2)
+
+
+@law
+def second_linear(run: Run) -> float:
+    """The VJP of the VJP is linear in its cotangent."""
+    return linear(run, 2)
+
+
+@law
+def third_adjoint(run: Run) -> float:
+    """And once more: the third derivative is right in one direction."""
+    return adjoint(run, 3)
+
+
+# ── what a gradient is ──
+@law
+def kind(run: Run) -> float:
+    """The value has the dtype of the arguments, and each gradient its argument's shape, dtype, device and array type; so has a
+    gradient that will be differentiated, and it is the same."""
+    y, grads, _ = run.walked()
+    run.kind(y, run.result_dtype(), "the value")
+    live = run.pull(create_graph=True) if run.subject.function else ()
+    for many in (grads, live):
+        for i, g in enumerate(many):
+            run.kind(g, run.dtype, f"gradient {i}", run.arrays[i].shape)
+    used = 0.0
+    for i, (g, h) in enumerate(zip(grads, live)):
+        used = max(used, run.compare(f"gradient {i}, to be differentiated,", h, g, scale=run.scale(*grads)))
+    return used
+
+
+@law
+def wanted(run: Run) -> float:
+    """A gradient does not depend on which others are wanted."""
+    run.needs_function()
+    _, grads, u = run.walked()
+    if len(grads) < 2:
+        raise NotApplicable("it has one argument")
+    used = 0.0
+    for i, g in enumerate(grads):
+        xs = run.leaves(only=i)
+        y = run.call(xs)
+        if y.node is None:
+            continue                                    # this argument is a constant of the function
+        (alone,) = gradients(y, [xs[i]], run.on_device(u))
+        used = max(used, run.compare(f"gradient {i}, wanted alone,", alone, g, scale=run.scale(*grads)))
+    return used
+
+
+@law
+def pure(run: Run) -> float:
+    """Neither inputs nor constants nor cotangents are written to, forward or backward."""
+    given = run.given()
+    before = [host(a).copy() for a in given]
+    _, _, u = run.walked()
+    kept = u.copy()
+    if run.subject.function and run.differentiable():
+        run.pull(create_graph=True)
+    for i, (a, b) in enumerate(zip([*map(host, given), u], [*before, kept])):
+        if not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
+            what = f"array {i}" if i < len(given) else "the cotangent"
+            raise Broken(f"{what} was written to: {b.tolist()} became {a.tolist()}")
+    return 0.0
+
+
+@law
+def alias(run: Run) -> float:
+    """An op's value shares memory with no input, unless the op says that it is a view; no gradient does with anything."""
+    subject = run.subject
+    if subject.function is None:
+        raise NotApplicable("the arrays are not ours")
+    xs = run.leaves()
+    y = subject.function(*xs, **run.settings)
+    outs = list(y) if isinstance(y, tuple) else [y]
+    here, own = backend.of(xs[0].array), subject.op is not None and not subject.op.view
+    inputs = [x.array for x in xs]
+
+    def apart(what: str, array: Any, others: Sequence[Any]) -> None:
+        if any(here.shares_memory(array, other) for other in others):
+            raise Broken(f"{what} shares memory with something else")
+
+    for i, out in enumerate(outs):
+        if own:
+            apart(f"result {i}", out.array, inputs)
+        apart(f"result {i}", out.array, [o.array for o in outs[:i]])
+    if not run.differentiable():
+        return 0.0
+    y = run.call(xs)
+    seed = run.on_device(run.cotangent(y))
+    seen = [*inputs, seed.array, *([y.array] if own else [])]
+    for _ in range(2):
+        for i, g in enumerate(gradients(y, xs, seed, retain_graph=True)):
+            apart(f"gradient {i}", g.array, seen)
+            seen.append(g.array)
+    return 0.0
+
+
+@law
+def residuals(run: Run) -> float:
+    """What a node keeps are the arguments, output and by-products that its wanted rules name, and no other array."""
+    op = run.needs_op()
+    run.needs_gradient()
+    xs = run.leaves()
+    y = op(*xs, **run.settings) if run.subject.function is op else run.call(xs)
+    y = y[0] if isinstance(y, tuple) else y
+    nodes, queue = [], [y.node]
+    while queue:                                        # a case may wrap the op in others
+        node = queue.pop()
+        if node is None or node.op is None:
+            continue
+        if node.op is op:
+            nodes.append(node)
+        queue += node.parents
+    if not nodes:
+        raise NotApplicable("the example records none")
+    for node in nodes:
+        rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i, p in enumerate(node.parents) if p is not None and not op.variadic]
+        named = {n for r in rules for n in r.needs} - op.settings.keys()
+        extras = {n for n in named if op.source(n)[0] == "extra"}
+        if op.definition is not None and extras:        # it is run again from its arguments when differentiated twice
+            named |= set(op.args)
+        held = {n for n, a in zip(node.plan.names, node.saved) if a is not None}
+        if not held <= named or len(node.plan.names) != len(node.saved):
+            raise Broken(f"{op.name} keeps {sorted(held)}; its rules name {sorted(named)}")
+        for name, saved in zip(node.plan.names, node.saved):
+            if name.endswith(("_shape", "_shapes", "_dtype")) and hasattr(saved, "nbytes"):
+                raise Broken(f"{op.name} keeps an array as {name}")
+        stray = [k for k, v in node.static.items() if k not in op.settings]
+        if stray:
+            raise Broken(f"{op.name} keeps settings that it does not have: {stray}")
+    return 0.0
+
+
+# ── what must be equal ──
+@law
+def parts(run: Run) -> float:
+    """A fused op is its definition by parts: value, VJP, Hessian-vector product and JVP."""
+    definition = run.subject.definition
+    if definition is None:
+        raise NotApplicable("it has no definition by parts")
+    slow = Run(Subject(run.subject.name, definition), run.example, run.dtype, run.device)
+    used = 0.0
+    for order in (1, 2):
+        a, b = run.of_order(order), slow.of_order(order)
+        y, grads, u = a.walked()
+        b.cotangents = [u]
+        z, wants, _ = b.walked()
+        scale = a.scale(z, *wants)
+        used = max(used, a.compare("the value" if order == 1 else "the VJP", y, z, scale=scale))
+        for i, (g, h) in enumerate(zip(grads, wants)):
+            used = max(used, a.compare(f"{'VJP' if order == 1 else 'HVP'}, argument {i}", g, h, scale=scale))
+    xs = [run.on_device(a) for a in run.arrays]
+    moves = [run.draw.uniform(-1.0, 1.0, a.shape).astype(run.dtype) for a in run.arrays]
+    vs = [run.on_device(v) for v in moves]
+    (_, one), (_, two) = (jvp(lambda *t, f=f: f(*t, **run.settings), xs, vs) for f in (run.subject.function, definition))
+    return max(used, run.of_order(2).compare("the JVP", one, two, scale=run.scale(two)))
+
+
+@law
+def repeat(run: Run) -> float:
+    """Two runs give the same bits, in value and gradients."""
+    def bits() -> list[bytes]:
+        y, grads, _ = run.walked()
+        return [host(a).tobytes() for a in (y, *grads)]
+
+    first = bits()
+    run.forget()
+    if first != bits():
+        raise Broken("a second run gave other bits")
+    return 0.0
+
+
+@law
+def bare(run: Run) -> float:
+    """On bare arrays an op computes the same bits, and returns bare arrays."""
+    run.needs_op()
+    f, xs = run.subject.function, run.leaves()
+    assert f is not None
+    out, same = f(*[x.array for x in xs], **run.settings), f(*xs, **run.settings)
+    for a, b in zip(out if isinstance(out, tuple) else [out], same if isinstance(same, tuple) else [same]):
+        if type(a) is not type(b.array) or host(a).tobytes() != host(b).tobytes():
+            raise Broken(f"bare arrays gave {a!r}, Tensors {b!r}")
+    return 0.0
+
+
+@law
+def torch(run: Run) -> float:
+    """PyTorch, given the same arrays, has the same value, gradients, gradients of gradients, and dtypes."""
+    theirs = run.subject.torch
+    if theirs is None:
+        raise NotApplicable("PyTorch has no such function")
+    try:
+        import torch as library
+    except ImportError:
+        raise NotApplicable("PyTorch is not installed: pip install 'minigrad-gpt2[test]'") from None
+    with np.errstate(all="ignore"):
+        return _torch(run, library, theirs)
+
+
+def _torch(run: Run, torch: Any, theirs: Any) -> float:
+    ts = [torch.tensor(np.array(a), requires_grad=True) for a in run.arrays]
+    t = theirs(torch, *ts, **run.example.settings)
+    y = run.call(run.leaves())
+    t = torch.cat([s.reshape(-1) for s in t]) if isinstance(t, tuple) else t
+    if str(t.dtype).removeprefix("torch.") != str(y.dtype):
+        raise Broken(f"the dtype is {y.dtype}, PyTorch's {t.dtype}")
+    found = t.numpy(force=True)
+    used = run.compare("the value against PyTorch's", y, found, scale=run.scale(found))
+    if y.requires_grad != t.requires_grad:
+        raise Broken(f"requires_grad is {y.requires_grad}, PyTorch's {t.requires_grad}")
+    if not t.requires_grad:
+        return used
+
+    def slopes(of: Any, at: Any, seed: Any) -> Any:
+        if not of.requires_grad:
+            return [torch.zeros_like(x) for x in at]
+        grads = torch.autograd.grad(of, at, seed, create_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(at, grads)]
+
+    for order in (1, 2):
+        here = run.of_order(order)
+        _, grads, u = here.walked()
+        seed = torch.tensor(u).requires_grad_()
+        wants = slopes(t, ts, seed)
+        ts, t = [*ts, seed], torch.cat([s.reshape(-1) for s in wants])     # for the next order
+        what, numbers = "gradient" if order == 1 else "double gradient", [w.numpy(force=True) for w in wants]
+        for i, (g, w) in enumerate(zip(grads, numbers)):
+            used = max(used, here.compare(f"{what} {i} against PyTorch's", g, w, scale=here.scale(*numbers)))
+    return used
+
+
+@law
+def refusal(run: Run) -> float:
+    """Wrong input is refused, in one line, with the same type of error on every device."""
+    op = run.needs_op()
+    xs = run.leaves()
+    if not op.variadic:
+        run.expect(TypeError, lambda: op(*xs, *[1.0] * (len(op.args) + 1)), "too many arguments")
+    run.expect(TypeError, lambda: op(*xs, no_such_setting=1), "an unknown setting")
+    run.expect(TypeError, lambda: op("three", *xs[1:], **run.settings), "a string")
+    if run.subject.function is not op:
+        return 0.0
+    other = "float32" if run.dtype == "float64" else "float64"
+    floats = [i for i in range(len(xs)) if op.variadic or i in op.differentiable]
+    for i in floats if len(floats) > 1 else ():
+        mixed = [Tensor(x.array.astype(other)) if j == i else x for j, x in enumerate(xs)]
+        run.expect(DTypeError, partial(op, *mixed, **run.settings), f"argument {i} as {other}")
+    if run.device != "numpy" and len(xs) > 1:
+        apart = [Tensor(a.astype(run.dtype)) if i else x for i, (a, x) in enumerate(zip(run.arrays, xs))]
+        run.expect(DeviceError, lambda: op(*apart, **run.settings), "arguments on two devices")
+    for i in range(len(xs)):                            # an axis too many, of a length that nothing else has
+        shape = (*run.arrays[i].shape, 7)
+        ours = run.outcome(partial(op, *run.grown(i, shape, run.device), **run.settings))
+        if run.device != "numpy":
+            theirs = run.outcome(partial(op, *run.grown(i, shape, "numpy"), **run.example.settings))
+            if ours is not theirs:
+                raise Broken(f"argument {i} of shape {list(shape)}: {ours} on {run.device} but {theirs} on numpy")
+    return 0.0

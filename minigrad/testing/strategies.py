@@ -1,0 +1,118 @@
+"""What the laws are tried on: shapes, values away from kinks and ties, memory layouts, drawn by Hypothesis."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+Shape = tuple[int, ...]
+Strategy = st.SearchStrategy[Any]
+Settings = Callable[[Any, list[Shape], np.random.Generator], dict[str, Any]]
+
+SIDE = st.integers(0, 3)                                # the length of an axis
+LAYOUTS = st.sampled_from(["C", "C", "F", "reversed", "strided", "readonly"])
+APART = 0.05                                            # values keep this far from the points that they avoid
+
+
+@dataclass
+class Example:
+    """What one call is made of: arrays that want gradients (float64, dense), everything else by name, and how arrays lie."""
+
+    arrays: tuple[Any, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    layouts: tuple[str, ...] = ()
+    seed: int = 0                                       # of cotangents and directions
+
+    def __repr__(self) -> str:
+        lies = self.layouts or ("C",) * len(self.arrays)
+        arrays = [f"{a.tolist()!r} {list(a.shape)}{'' if how == 'C' else f' ({how})'}" for a, how in zip(self.arrays, lies)]
+        return "; ".join(arrays + [f"{k}={v!r}" for k, v in self.settings.items()])
+
+
+def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
+    """Shapes of `least` to `most` axes of length `side` to 3."""
+    return hnp.array_shapes(min_dims=least, max_dims=most, min_side=side, max_side=3)
+
+
+def together(n: int) -> Strategy:
+    """n shapes that broadcast against each other, axes of size 0 and 1 and 0-d among them."""
+    return hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=0, max_side=3).map(lambda b: list(b.input_shapes))
+
+
+def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = ()) -> Any:
+    """Random float64 of a kind, none within APART of a point of `avoid`.
+
+    any: normal. positive: at least ½. nonzero: at least ½ from 0. ties: few values, often equal. spread: all at least 0.6
+    apart. halves: spread, and at least 0.1 from all that "spread" can give.
+    """
+    x: Any = rng.standard_normal(shape)
+    if kind == "positive":
+        x = 0.5 + np.abs(x)
+    elif kind == "nonzero":
+        x = np.where(x < 0, x - 0.5, x + 0.5)
+    elif kind == "ties":
+        x = rng.integers(-2, 3, shape) * 0.5
+    elif kind in ("spread", "halves"):
+        x = rng.uniform(-0.2, 0.2, shape) + rng.permutation(x.size).reshape(x.shape) + (0.5 if kind == "halves" else 0.0)
+        x = x - x.size // 2
+    for point in avoid:
+        x = np.where(np.abs(x - point) < APART, point + np.where(x < point, -APART, APART), x)
+    return np.asarray(x, np.float64)
+
+
+@st.composite
+def examples(draw: Any, shapes: Strategy, kinds: str | Sequence[str] = "any", settings: Settings | None = None,
+             avoid: Sequence[float] = ()) -> Example:
+    """Examples from a strategy of lists of shapes, the kind of each array, and settings(draw, shapes, rng)."""
+    sizes = draw(shapes)
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    each = [kinds] * len(sizes) if isinstance(kinds, str) else kinds
+    arrays = tuple(values(rng, s, k, avoid) for s, k in zip(sizes, each))
+    return Example(arrays, settings(draw, sizes, rng) if settings else {}, tuple(draw(LAYOUTS) for _ in sizes), seed)
+
+
+@st.composite
+def examples_of(draw: Any, given: Sequence[Strategy], settings: dict[str, Any]) -> Example:
+    """Examples from one strategy per argument; one strategy may also give a tuple of several arguments at once."""
+    drawn = [draw(s) for s in given]
+    if len(drawn) == 1 and isinstance(drawn[0], tuple | list):
+        drawn = list(drawn[0])
+    arrays = tuple(np.asarray(a, np.float64) for a in drawn)
+    fixed = {k: draw(v) if isinstance(v, st.SearchStrategy) else v for k, v in settings.items()}
+    return Example(arrays, fixed, tuple(draw(LAYOUTS) for _ in arrays), draw(st.integers(0, 2**32 - 1)))
+
+
+def arrays(shape: Strategy | Shape | None = None, kind: str = "any", avoid: Sequence[float] = ()) -> Strategy:
+    """One float64 array of a kind (see `values`), for `check`; of any shape up to three axes when none is given."""
+    shape = shapes() if shape is None else st.just(shape) if isinstance(shape, tuple) else shape
+    return st.builds(lambda s, seed: values(np.random.default_rng(seed), s, kind, avoid), shape, st.integers(0, 2**32 - 1))
+
+
+def broadcastable(n: int, kind: str = "any", avoid: Sequence[float] = ()) -> Strategy:
+    """A tuple of n arrays that broadcast against each other, for `check`."""
+    return st.builds(lambda sizes, seed: tuple(values(np.random.default_rng((seed, i)), s, kind, avoid) for i, s in enumerate(sizes)),
+                     together(n), st.integers(0, 2**32 - 1))
+
+
+def lay(xp: Any, array: Any, how: str) -> Any:
+    """`array`, an array of backend xp, with the same values and other strides; "readonly" where the library knows that."""
+    if how == "readonly":
+        array = xp.array(array)
+        if hasattr(array.flags, "writeable"):
+            array.flags.writeable = False
+        return array
+    if array.ndim == 0 or how == "C":
+        return array
+    if how == "F":
+        return xp.transpose(xp.ascontiguousarray(xp.transpose(array)))
+    back = tuple(slice(None, None, -1) for _ in array.shape)
+    if how == "reversed":
+        return xp.array(array[back])[back]
+    wide = xp.zeros((*array.shape[:-1], 2 * array.shape[-1]), dtype=array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]

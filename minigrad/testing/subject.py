@@ -1,0 +1,310 @@
+"""What is put to the laws: a Subject (an op, a function, or somebody else's value and VJP), and one Run of it."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import backend
+from ..graph import no_grad
+from ..op import REGISTRY, Op
+from ..ops.shape import concat, reshape
+from ..tensor import Tensor
+from ..transforms import gradients, vjp
+from .strategies import Example, lay
+from .tolerance import WIDE, bound, magnitude
+
+
+class Broken(AssertionError):
+    """A law does not hold. units: the error in units of its bound, where there is one."""
+
+    def __init__(self, message: str, units: float = float("inf")) -> None:
+        super().__init__(message)
+        self.units = units
+
+
+class NotApplicable(Exception):
+    """A law says nothing about this subject; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function of Tensors, or, when `function` is None, the pair value(*arrays) and pull(cotangent, *arrays) of somebody else.
+
+    oracle: an independent definition on NumPy arrays of the widest dtype, real or complex. torch: PyTorch's, as
+    f(torch, *tensors). definition: by parts. op: whose rules are looked at.
+    """
+
+    name: str
+    function: Callable[..., Any] | None
+    oracle: Callable[..., Any] | None = None
+    torch: Callable[..., Any] | None = None
+    definition: Callable[..., Any] | None = None
+    op: Op | None = None
+    value: Callable[..., Any] | None = None
+    pull: Callable[..., Any] | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether it can be computed in the widest float."""
+        return self.function is not None
+
+
+def host(x: Any) -> np.ndarray:
+    """A Tensor's or an array's numbers as a NumPy array."""
+    array = x.array if isinstance(x, Tensor) else x
+    return np.asarray(array if isinstance(array, np.ndarray | np.generic | float | int) else backend.of(array).host(array))
+
+
+def flat(y: Any) -> Tensor:
+    """The outputs of a function as one Tensor: as it is, or one after the other in one axis."""
+    if isinstance(y, Tensor):
+        return y
+    return concat([reshape(part, shape=(-1,)) for part in y], axis=0)
+
+
+def derivative(f: Callable[..., Any]) -> Callable[..., Tensor]:
+    """(x…, u) ↦ Jᵀu of f at x, all gradients in one axis: again a function that the laws can be put to."""
+    def pulled(*args: Any, **settings: Any) -> Tensor:
+        return flat(vjp(lambda *xs: flat(f(*xs, **settings)), *args[:-1])[1](args[-1]))
+
+    return pulled
+
+
+class Run:
+    """One example of a subject, in a dtype, on a device, with what the laws ask again and again worked out once."""
+
+    def __init__(self, subject: Subject, example: Example, dtype: Any, device: str = "numpy") -> None:
+        self.subject, self.example, self.device, self.order = subject, example, device, 1
+        self.dtype = np.dtype(dtype)
+        self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
+        self.wide = [a.astype(WIDE) for a in self.arrays]           # exactly these numbers, not those of the example
+        self.draw = np.random.default_rng(example.seed)
+        self.library = backend.get(device)[0]
+        self.settings = _settled(example.settings, self.library, device)
+        self.cotangents: list[Any] = []
+        self.coarse = self.dtype                        # of the dtypes on the way the one that rounds most
+        self.forget()
+
+    def forget(self) -> None:
+        """Make and compute everything anew when asked again."""
+        self.inputs: list[Tensor] | None = None
+        self.y: Any = None
+        self.grads: Any = None
+
+    def of_order(self, order: int) -> Run:
+        """The run of the VJP of the VJP … : `order` − 1 cotangents become arguments."""
+        run = self
+        while run.order < order:
+            run = run._derivative()
+        return run
+
+    def _derivative(self) -> Run:
+        if self.subject.function is None:
+            raise NotApplicable("plain arrays have no second derivative")
+        self.needs_gradient()
+        _, _, u = self.walked()
+        s, settings = self.subject, self.settings
+        assert s.function is not None
+        f = derivative(s.function)
+        lies = (*self.example.layouts, "C") if self.example.layouts else ()
+        more = Run(Subject(s.name, f), Example((*self.arrays, u), self.example.settings, lies, self.example.seed), self.dtype, self.device)
+        more.arrays[-1] = u                             # its dtype is the value's, which a cast may have made another
+        more.settings, more.order, more.draw, more.coarse = settings, self.order + 1, self.draw, self.coarse
+        return more
+
+    # ── inputs ──
+    def on_device(self, array: Any, how: str = "C") -> Tensor:
+        """A constant with these numbers on the device."""
+        return Tensor(lay(self.library, self.library.array(array, device=_number(self.device)), how))
+
+    def leaves(self, only: int | None = None) -> list[Tensor]:
+        """The arguments on the device, in the example's layouts, wanting gradients (all, or one)."""
+        lies = self.example.layouts or ("C",) * len(self.arrays)
+        xs = [self.on_device(a, how) for a, how in zip(self.arrays, lies)]
+        return [x.requires_grad_() if only in (None, i) else x for i, x in enumerate(xs)]
+
+    def given(self) -> list[Any]:
+        """Every array that the next call will see: arguments, and constants among the settings."""
+        if self.subject.function is None:
+            return [*self.arrays, *_arrays(self.settings)]
+        self.forget()
+        self.inputs = self.leaves()
+        return [*(x.array for x in self.inputs), *_arrays(self.settings)]
+
+    def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
+        """The arguments as constants on `device`, argument i of another shape."""
+        other = self if device == self.device else Run(self.subject, self.example, self.dtype, device)
+        return [other.on_device(np.ones(shape, self.dtype) if j == i else a) for j, a in enumerate(self.arrays)]
+
+    def cotangent(self, y: Any) -> Any:
+        """A random cotangent of y, as a NumPy array."""
+        u = np.asarray(self.draw.standard_normal(y.shape), y.dtype)
+        self.cotangents.append(u)
+        return u
+
+    # ── calls ──
+    def call(self, xs: Sequence[Tensor]) -> Tensor:
+        """The subject's value, all outputs in one Tensor."""
+        if self.subject.function is None:
+            assert self.subject.value is not None
+            return Tensor(np.asarray(self.subject.value(*self.arrays, **self.settings)))
+        return flat(self.subject.function(*xs, **self.settings))
+
+    def evaluate(self, wide: Sequence[Any]) -> Any:
+        """The value at other points, in the widest float on the host, or in the subject's own dtype if it is not ours."""
+        if self.subject.function is None:
+            assert self.subject.value is not None
+            return np.asarray(self.subject.value(*[np.asarray(a, self.dtype) for a in wide], **self.settings))
+        with no_grad():
+            return host(flat(self.subject.function(*[Tensor(np.asarray(a, WIDE)) for a in wide], **self.example.settings)))
+
+    def walked(self) -> tuple[Any, Any, Any]:
+        """The value, the gradients for a random cotangent, and that cotangent (a NumPy array)."""
+        self.needs_gradient()
+        if self.grads is None:
+            if not self.cotangents:
+                self.cotangent(self.y)
+            self.grads = self.pull(self.cotangents[0])
+        return self.y, self.grads, self.cotangents[0]
+
+    def pull(self, u: Any = None, create_graph: bool = False) -> Any:
+        """The gradients of all arguments for the cotangent u (default: the first that was drawn)."""
+        u = self.cotangents[0] if u is None else u
+        if self.subject.function is None:
+            if self.subject.pull is None:
+                raise NotApplicable("no VJP was given")
+            grads = self.subject.pull(u, *self.arrays, **self.settings)
+            return [np.asarray(g) for g in (grads if isinstance(grads, tuple | list) else [grads])]
+        assert self.inputs is not None
+        return gradients(self.y, self.inputs, self.on_device(u), retain_graph=True, create_graph=create_graph)
+
+    def differentiable(self) -> bool:
+        """Whether the value depends on its arguments differentiably; the value is computed if it was not."""
+        if self.y is None:
+            if self.inputs is None:
+                self.inputs = self.leaves() if self.subject.function else []
+            self.y = self.call(self.inputs)
+            if self.y.dtype.kind == "f" and np.finfo(self.y.dtype).eps > np.finfo(self.coarse).eps:
+                self.coarse = self.y.dtype
+        return self.subject.function is None or self.y.requires_grad
+
+    # ── what a law needs ──
+    def needs_gradient(self) -> None:
+        if not self.differentiable():
+            raise NotApplicable("its value is a constant as far as derivatives go")
+
+    def needs_function(self) -> None:
+        if self.subject.function is None:
+            raise NotApplicable("its arguments are plain arrays")
+
+    def needs_op(self) -> Op:
+        if self.subject.op is None:
+            raise NotApplicable("it is a function, not an op")
+        return self.subject.op
+
+    # ── comparisons ──
+    def result_dtype(self) -> np.dtype:
+        """The dtype that the value must have: the arguments', or what a setting asks for, or bool."""
+        asked = self.example.settings.get("dtype")
+        if asked is not None:
+            return np.dtype(asked)
+        if self.subject.oracle is None:
+            return self.dtype
+        wide = np.asarray(self.subject.oracle(*self.wide, **self.example.settings))
+        return self.dtype if wide.dtype.kind == "f" else wide.dtype
+
+    def kind(self, x: Any, dtype: Any, what: str, shape: Any = None) -> None:
+        """Broken unless x is of the dtype, the device and the array type (and the shape) of the arguments."""
+        if self.subject.function is not None and not isinstance(x, Tensor):
+            raise Broken(f"{what} is a {type(x).__name__}, not a Tensor")
+        if x.dtype != dtype:
+            raise Broken(f"{what} is {x.dtype}, not {np.dtype(dtype)}")
+        if shape is not None and tuple(x.shape) != tuple(shape):
+            raise Broken(f"{what} is of shape {list(x.shape)}, not {list(shape)}")
+        if self.subject.function is not None:
+            if not isinstance(x.array, self.library.array_types) or type(x.array) in self.library.scalar_types:
+                raise Broken(f"{what} holds a {type(x.array).__name__}, no array of {self.device}")
+            if x.device != self.on_device(np.zeros(())).device:
+                raise Broken(f"{what} is on {x.device}, not on {self.device}")
+
+    def scale(self, *results: Any) -> float:
+        """The largest magnitude on the way: a product of two numbers among the arguments, cotangents and results."""
+        return magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2
+
+    def compare(self, what: str, found: Any, truth: Any, *, scale: float, noise: float = 0.0) -> float:
+        """|found − truth| in units of its bound; Broken above 1, and where the shapes or the places of inf and NaN differ."""
+        a, b = host(found), host(truth)
+        if a.shape != b.shape:
+            raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")
+        if a.dtype.kind not in "fc":
+            if not np.array_equal(a, b):
+                raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
+            return 0.0
+        a, b = a.astype(WIDE), b.astype(WIDE)
+        finite = np.isfinite(b)
+        if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
+        length = max([1, a.size, *(x.size for x in self.arrays)])
+        allowed = bound(self.coarse, length, scale, self.order) + noise
+        error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+        if noise > 100.0 * (allowed - noise) and error > allowed - noise:
+            raise Broken(f"{what}: the difference quotient has not settled, the example is too near a kink", noise / (allowed - noise))
+        if error > allowed:
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: off by {error:.3g}", error / allowed)
+        return error / allowed
+
+    def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:
+        """Broken unless f raises `kind`, in one line."""
+        try:
+            f()
+        except kind as error:
+            if "\n" in str(error):
+                raise Broken(f"{what}: the message has several lines: {error}") from None
+        except Exception as error:
+            raise Broken(f"{what}: {type(error).__name__} instead of {kind.__name__}: {error}") from None
+        else:
+            raise Broken(f"{what} is accepted")
+
+    def outcome(self, f: Callable[[], Any]) -> type:
+        """The type of the error that f raises, or of what it returns."""
+        try:
+            return type(f())
+        except Exception as error:
+            return type(error)
+
+
+def _short(a: Any) -> str:
+    text = np.array2string(a.astype(float), precision=9, separator=", ", threshold=20).replace("\n", "")
+    return text if len(text) < 400 else text[:400] + " …"
+
+
+def _number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+def _settled(value: Any, library: Any, device: str) -> Any:
+    """Settings with their NumPy arrays moved to the device."""
+    if isinstance(value, dict):
+        return {k: _settled(v, library, device) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_settled(v, library, device) for v in value)
+    return library.array(value, device=_number(device)) if isinstance(value, np.ndarray) else value
+
+
+def _arrays(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [a for v in value.values() for a in _arrays(v)]
+    if isinstance(value, tuple):
+        return [a for v in value for a in _arrays(v)]
+    return [value] if hasattr(value, "nbytes") and hasattr(value, "shape") else []
+
+
+def subject_of(f: Any) -> Subject:
+    """The Subject of an op, its name, or a function of Tensors."""
+    op = REGISTRY[f] if isinstance(f, str) else f
+    if isinstance(op, Op):
+        return Subject(op.name, op, definition=op.definition, op=op)
+    return Subject(getattr(f, "__name__", type(f).__name__), f)

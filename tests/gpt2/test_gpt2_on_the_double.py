@@ -1,0 +1,111 @@
+"""A small GPT-2 on the double of CuPy: it waits for the device only where it says so, and computes nothing in float64."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_gpt2 import tiny_config
+
+import minigrad as mg
+from gpt2.model import GPT2
+from minigrad import backend
+from minigrad.testing import double
+
+HERE = double.install()
+IDS = np.random.default_rng(0).integers(0, 200, (2, 9))
+FORMS = pytest.mark.parametrize("explicit", [False, True], ids=["fused", "by-parts"])
+
+
+def _models(explicit: bool, **fields: Any) -> tuple[GPT2, GPT2]:
+    """The same weights on the double and on NumPy."""
+    made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1) for place in ("double", "numpy")]
+    for a, b in zip(made[0].parameters(), made[1].parameters()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    return made[0], made[1]
+
+
+def _batch(model: GPT2, mask: bool = False) -> tuple[Any, Any]:
+    """ids and targets where the model is, so that a pass uploads nothing."""
+    here, number = backend.get(model.where["device"])
+    return tuple(mg.Tensor(here.array(a, device=number)) for a in (IDS[:, :-1], IDS[:, 1:]))  # type: ignore[return-value]
+
+
+def _quiet(counts: double.Counts) -> None:
+    assert counts.syncs == 0 and counts.uploads == 0, counts
+    assert "float64" not in counts.dtypes, counts
+    assert counts.allocations > 50                      # there was something to count
+
+
+def _near(a: Any, b: Any) -> None:
+    """Two float32 runs of one model: 2 blocks of 4 products over at most 128 numbers each, and as much again backward."""
+    bound = 2 * 4 * 2 * 128 * float(np.finfo(np.float32).eps)
+    a, b = np.asarray(a.numpy()), np.asarray(b.numpy())
+    assert a.dtype == b.dtype == np.float32 and np.abs(a - b).max() <= bound * max(1.0, np.abs(b).max())
+
+
+@FORMS
+def test_forward_and_backward(explicit: bool):
+    """Loss and gradients, with dropout: no wait, no upload, no float64, and NumPy's numbers."""
+    model, same = _models(explicit, attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1)
+    (ids, targets), found = _batch(model), []
+    for m, batch in ((model, (ids, targets)), (same, _batch(same))):
+        m.train()
+        mg.random.manual_seed(3)
+        with double.counting() as counts:
+            loss = m.loss(*batch)
+            loss.backward()
+        found.append([loss, *(p.grad for p in m.parameters())])
+        if m is model:
+            _quiet(counts)
+    for a, b in zip(*found):
+        _near(a, b)
+
+
+@FORMS
+def test_hessian_vector_product(explicit: bool):
+    """A Hessian-vector product of the loss: no wait, no upload, no float64, and NumPy's numbers."""
+    found = []
+    for m in _models(explicit):
+        batch, parameters = _batch(m), list(m.parameters())
+        vs = [mg.random.normal(mg.random.key(i), p.shape, device=m.where["device"]) for i, p in enumerate(parameters)]
+        with double.counting() as counts:
+            grads = mg.gradients(m.loss(*batch), parameters, create_graph=True)
+            along = grads[0] * 0.0
+            total = (along * vs[0]).sum()
+            for g, v in zip(grads, vs):
+                total = total + (g * v).sum()
+            found.append(mg.gradients(total, parameters))
+        if len(found) == 1:
+            _quiet(counts)
+    for a, b in zip(*found):
+        _near(a, b)
+
+
+@FORMS
+def test_a_training_step(explicit: bool):
+    """Forward, backward, clipping and AdamW: the one wait is for the norm that clipping returns."""
+    found = []
+    for m in _models(explicit):
+        batch, parameters = _batch(m), list(m.parameters())
+        optimizer = mg.optim.AdamW(mg.optim.decay_groups(parameters, 0.1), lr=1e-3)
+        with double.counting() as counts:
+            m.loss(*batch).backward()
+            mg.optim.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        if not found:
+            assert counts.syncs == 1 and counts.uploads == 0 and "float64" not in counts.dtypes, counts
+        found.append(parameters)
+    for a, b in zip(*found):
+        assert np.abs(a.numpy() - b.numpy()).max() <= 2.1e-3        # Adam's first step is ±lr, whatever the gradient
+
+
+def test_generation_waits_for_its_tokens():
+    """Greedy decoding waits once for each token that it reads back, says what NumPy says, and computes nothing in float64."""
+    model, same = _models(False, initializer_range=0.3)
+    prompt = [5, 6, 7]
+    with double.counting() as counts:
+        said = model.generate(prompt, 6, greedy=True, eos_token_id=None)
+    assert said == same.generate(prompt, 6, greedy=True, eos_token_id=None)
+    assert counts.syncs == 6 and "float64" not in counts.dtypes, counts

@@ -1,0 +1,141 @@
+"""The double of CuPy has CuPy's manners, and the engine keeps to them."""
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad as mg
+from minigrad import backend
+from minigrad.testing import double
+from minigrad.testing.cupy_names import MODULE, NDARRAY
+
+HERE = double.install()
+cp = HERE.namespace
+
+
+def _t(x: Any, **options: Any) -> mg.Tensor:
+    return mg.tensor(np.asarray(x, np.float32), device="double", **options)
+
+
+# ── its manners ──
+@pytest.mark.parametrize("f", [
+    np.asarray, np.exp, lambda x: x + np.ones(2), lambda x: np.ones(2) + x, lambda x: cp.add(x, np.ones(2)), lambda x: cp.exp(np.ones(2)),
+    lambda x: cp.concatenate([x, np.ones(2)]), lambda x: x.__iadd__(np.ones(2)), lambda x: x == np.ones(2)],
+    ids=["asarray", "ufunc", "add", "radd", "add-function", "exp", "concatenate", "iadd", "eq"])
+def test_it_refuses_numpy(f: Any):
+    """No implicit conversion to NumPy, and no mixing with its arrays, as in CuPy: a TypeError."""
+    with pytest.raises(TypeError):
+        f(cp.ones(2))
+
+
+def test_it_has_only_names_that_cupy_has():
+    """A function or attribute that NumPy has and CuPy has not is an AttributeError."""
+    for name in ("errstate", "longdouble", "no_such_function"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(cp, name)
+    with pytest.raises(AttributeError, match="setflags"):
+        cp.ones(2).setflags(write=False)
+
+
+def test_the_names_are_cupys():
+    """The committed lists are those of the installed CuPy."""
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("cupy is not installed; pip install cupy-cuda12x (it imports without a GPU) to compare the lists of names")
+    import cupy
+
+    assert {n for n in dir(cupy) if not n.startswith("_")} >= MODULE
+    assert {n for n in dir(cupy.ndarray) if not n.startswith("_")} >= NDARRAY
+
+
+def test_reductions_give_arrays_of_no_axes():
+    """sum and indexing give ndarrays, never NumPy's scalars; views know whom they are views of."""
+    x = cp.arange(6.0).reshape(2, 3)
+    for y in (x.sum(), cp.sum(x), x[0, 0], cp.max(x)):
+        assert type(y) is double.ndarray and y.shape == ()
+    assert x[0].base is not None and cp.ones(2).base is None and x.T.base is x[1].base
+
+
+@pytest.mark.parametrize("f, syncs", [
+    (lambda x: x.item(), 1), (lambda x: bool(x), 1), (lambda x: float(x), 1), (lambda x: int(x), 1), (lambda x: x.get(), 1),
+    (lambda x: cp.asnumpy(x), 1), (lambda x: x.tolist(), 1), (lambda x: x.reshape(1).nonzero(), 1), (lambda x: x[x > 0], 1),
+    (lambda x: x + x, 0), (lambda x: cp.where(x > 0, x, 0.0), 0), (lambda x: cp.where(x.reshape(1) > 0), 1), (lambda x: cp.exp(x, out=x), 0)])
+def test_waits_are_counted(f: Any, syncs: int):
+    """Whatever must know a number or a size on the host waits for the device once."""
+    x = cp.ones(())
+    with double.counting() as counts:
+        f(x)
+    assert counts.syncs == syncs
+
+
+def test_allocations_and_uploads_are_counted():
+    """New arrays count with bytes and dtype; views, in-place operators and out= do not."""
+    x = cp.ones((4, 2), dtype="float32")
+    with double.counting() as counts:
+        y = x.reshape(8)[::2].T
+        y += 1.0
+        cp.add(x, x, out=x)
+    assert counts.allocations == 0
+    with double.counting() as counts:
+        cp.array(np.ones(3))
+        x + x
+    assert (counts.uploads, counts.allocations, counts.bytes) == (1, 2, 24 + 32) and counts.dtypes == {"float64": 1, "float32": 1}
+
+
+def test_devices_do_not_mix():
+    """An array can be computed with on its own device alone; `.to` moves it, and a third device does not exist."""
+    a, b = mg.tensor([1.0], device="double:0"), mg.tensor([1.0], device="double:1")
+    assert (a.device, b.device) == ("double:0", "double:1")
+    with pytest.raises(mg.DeviceError, match=r'move one with \.to\("double:1"\)'):
+        a + b
+    with cp.cuda.Device(1):
+        assert (b + a.to("double:1")).device == "double:1"
+    with pytest.raises(mg.DeviceError, match="double:2 does not exist"):
+        mg.tensor([1.0], device="double:2")
+
+
+# ── the engine on it ──
+@given(seed=st.integers(0, 999), n=st.integers(0, 40), rows=st.integers(1, 6), d=st.integers(0, 3))
+def test_rows_are_added(seed: int, n: int, rows: int, d: int):
+    """add_at_rows is np.add.at row by row, to the rounding of log₂ n additions in the dtype of the values; no wait, no float64."""
+    rng = np.random.default_rng(seed)
+    index, values = rng.integers(0, rows, n), rng.standard_normal((n, d)).astype(np.float32)
+    expected = np.zeros((rows, d))
+    np.add.at(expected, index, values.astype(np.float64))
+    i, v = HERE.array(index), HERE.array(values)
+    with double.counting() as counts:
+        found = HERE.add_at_rows(rows, i, v)
+    assert counts.syncs == 0 and "float64" not in counts.dtypes and found.dtype == np.float32
+    # a sum of up to n numbers in a tree of depth log₂ n: that many roundings of numbers up to Σ|v|
+    bound = (np.log2(n + 1) + 1) * np.finfo(np.float32).eps / 2 * np.abs(values).sum(initial=0.0)
+    assert (np.abs(HERE.host(found) - expected) <= bound).all()
+    assert HERE.host(HERE.add_at_rows(rows, i, v)).tobytes() == HERE.host(found).tobytes()
+
+
+def test_an_optimiser_waits_for_nothing():
+    """AdamW, Adam and SGD change parameters without a wait; clipping waits once, for the norm that it returns."""
+    for kind, settings in ((mg.optim.AdamW, {}), (mg.optim.Adam, {"weight_decay": 0.1}), (mg.optim.SGD, {"momentum": 0.9})):
+        params = [_t(np.ones((3, 2)), requires_grad=True), _t(np.ones(4), requires_grad=True)]
+        optimizer = kind(params, lr=0.1, **settings)
+        for p in params:
+            (p * p).sum().backward()
+        with double.counting() as counts:
+            optimizer.step()
+            optimizer.step()
+        assert counts.syncs == counts.uploads == 0 and set(counts.dtypes) <= {"float32"}
+    with double.counting() as counts:
+        assert mg.optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.sqrt(10.0 * 4.0), rel=1e-6)
+    assert counts.syncs == 1
+
+
+def test_random_numbers_are_numpys():
+    """The same key gives the same mask, bit for bit, and the same numbers to a rounding."""
+    key = mg.random.key(3)
+    for draw in (mg.random.uniform, mg.random.normal):
+        np.testing.assert_array_equal(draw(key, (3, 5), device="double").numpy(), draw(key, (3, 5)).numpy())
+    mask = mg.random.keep_mask(HERE, key, (4, 7), 0.3)
+    np.testing.assert_array_equal(HERE.host(mask), mg.random.keep_mask(backend.cpu, key, (4, 7), 0.3))

@@ -1,0 +1,102 @@
+"""Every op and composed function under every law, on NumPy and on the CuPy double, in float64 and float32."""
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minigrad as mg
+from minigrad.op import REGISTRY, Rule
+from minigrad.testing import double
+from minigrad.testing.check import DERIVATIVES, apply
+from minigrad.testing.domains import DOMAINS, Domain
+from minigrad.testing.laws import LAWS
+from minigrad.testing.subject import NotApplicable
+
+double.install()
+FEW = settings(max_examples=max(5, settings.default.max_examples // 5))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("device", ["numpy", "double"])
+@pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])
+@FEW
+@given(data=st.data())
+def test_every_law_holds(domain: Domain, device: str, dtype: str, data: Any):
+    """Each law that says something about the op holds; one at least does."""
+    example, asked = data.draw(domain.examples), 0
+    for law in LAWS:
+        if DERIVATIVES.get(law, 0) <= domain.smooth:
+            try:
+                apply(law, domain.subject, example, dtype, device)
+                asked += 1
+            except NotApplicable:
+                pass
+            except AssertionError as error:
+                raise AssertionError(f"{law}: {error}, on {example!r}") from error
+    assert asked
+
+
+def test_no_op_is_left_out():
+    """The table has a line for every op of the registry, with an oracle, and with a smooth domain where the op has a derivative."""
+    assert {d.subject.op.name for d in DOMAINS if d.subject.op} == REGISTRY.keys()
+    assert {d.subject.name for d in DOMAINS if d.subject.oracle} >= REGISTRY.keys()
+    for name, op in REGISTRY.items():
+        assert not op.differentiable or max(d.smooth for d in DOMAINS if d.subject.name == name) == 3
+
+
+def test_no_function_is_left_out():
+    """Every public function of tensors is an op, or stands in the table as a composed function."""
+    known = {d.subject.name for d in DOMAINS}
+    tools = {"tensor", "from_dlpack", "is_grad_enabled", "no_grad", "enable_grad", "checkpoint", "grad", "gradients", "hessian",
+             "hvp", "jacobian", "jvp", "value_and_grad", "vjp"}
+    functions = {name for name in mg.__all__ if isinstance(getattr(mg, name), types.FunctionType)}
+    assert functions - tools - known == set()
+
+
+# What a rule keeps from the forward pass: the names in its signature but for the op's settings.
+KEPT: dict[str, dict[str, tuple[str, ...]]] = {
+    "add": {"a": (), "b": ()}, "sub": {"a": (), "b": ()}, "mul": {"a": ("b",), "b": ("a",)},
+    "div": {"a": ("b",), "b": ("b", "out")}, "neg": {"x": ()}, "power": {"a": ("a", "b"), "b": ("a", "out")},
+    "exp": {"x": ("out",)}, "log": {"x": ("x",)}, "sqrt": {"x": ("out",)}, "tanh": {"x": ("out",)}, "erf": {"x": ("x",)},
+    "sigmoid": {"x": ("out",)}, "relu": {"x": ("out",)}, "abs": {"x": ("x",)}, "sign": {}, "inside": {}, "not_": {},
+    "equal": {}, "not_equal": {}, "less": {}, "less_equal": {}, "greater": {}, "greater_equal": {},
+    "maximum": {"a": ("a", "b"), "b": ("a", "b")}, "minimum": {"a": ("a", "b"), "b": ("a", "b")},
+    "where": {"a": ("condition",), "b": ("condition",)}, "clip": {"x": ("x",)}, "astype": {"x": ("x_dtype",)},
+    "identity": {"x": ()}, "to_op": {"x": ()}, "reshape": {"x": ("x_shape",)}, "transpose": {"x": ()}, "permute": {"x": ()},
+    "broadcast_to": {"x": ("x_shape",)}, "sum_to": {"x": ("x_shape",)}, "expand": {"x": ("x_shape",)},
+    "concat_op": {"joint": ("xs_shapes",)}, "split_op": {"x": ()}, "tril": {"x": ()}, "triu": {"x": ()},
+    "getitem": {"x": ("x_shape",)}, "unslice": {"g": ()}, "embedding_op": {"weight": ("ids", "weight_shape")},
+    "scatter_rows": {"values": ("ids",)}, "gather": {"x": ("index", "x_shape")}, "scatter_add": {"x": (), "source": ("index",)},
+    "sum": {"x": ("x_shape",)}, "mean": {"x": ("x_shape",)}, "var": {"x": ("x",)}, "max": {"x": ("x", "out")},
+    "min": {"x": ("x", "out")}, "logsumexp": {"x": ("x", "out")}, "matmul_op": {"a": ("b", "a_shape"), "b": ("a", "b_shape")},
+    "addmm": {"bias": ("bias_shape",), "x": ("weight",), "weight": ("x",)},
+    "linear": {"x": ("weight",), "weight": ("x",), "bias": ("bias_shape",)}, "einsum_op": {"joint": ("xs",)},
+    "softmax": {"x": ("out",)}, "log_softmax": {"x": ("out",)}, "gelu": {"x": ("x",)}, "dropout_op": {"x": ()},
+    "layer_norm": {"joint": ("x", "weight", "mean_", "rstd")}, "cross_entropy": {"logits": ("logits", "targets", "lse", "scale")},
+    "attention": {"joint": ("q", "k", "v", "mask", "out", "lse")},
+}
+
+
+def test_each_op_keeps_what_the_table_says():
+    """The residuals of every rule are these and no others."""
+    def kept(name: str, rule: Rule) -> tuple[str, ...]:
+        return tuple(n for n in rule.needs if n not in REGISTRY[name].settings)
+
+    found = {name: {**{a: kept(name, r) for a, r in o.rules.items()}, **({"joint": kept(name, o.joint)} if o.joint else {})}
+             for name, o in REGISTRY.items()}
+    assert found == KEPT
+
+
+@pytest.mark.parametrize("wanted, kept", [("a", "b"), ("b", "a")])
+def test_what_no_wanted_gradient_needs_is_not_kept(wanted: str, kept: str):
+    """mul keeps b for ∂a and a for ∂b, each only when that gradient is wanted."""
+    arrays = {"a": np.ones(3), "b": np.ones(3)}
+    tensors = {n: mg.Tensor(a) for n, a in arrays.items()}
+    tensors[wanted].requires_grad_()
+    y = tensors["a"] * tensors["b"]
+    assert len(y.node.saved) == 1 and y.node.saved[0] is arrays[kept]
