@@ -80,7 +80,9 @@ class Backend:
 
         index is [n] of integers in 0 … rows−1, values [n, d]. Deterministic.
         """
-        raise NotImplementedError
+        from .special import add_at_rows
+
+        return add_at_rows(self, rows, index, values)
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
         """array[index] += values, in place, with a sum where an index repeats."""

@@ -71,22 +71,5 @@ class CupyBackend(Backend):
 
         return erf(x)
 
-    def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
-        # A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its row up to
-        # it. log₂ n passes, in an order that the index fixes, and nothing to wait for.
-        cp, n = self.namespace, len(index)
-        if n == 0:
-            return cp.zeros((rows, values.shape[1]), dtype=values.dtype)
-        order = cp.argsort(index, kind="stable")
-        index, values, stride = index[order], values[order], 1
-        while stride < n:
-            same = (index[stride:] == index[:-stride])[:, None]
-            values = cp.concatenate([values[:stride], values[stride:] + cp.where(same, values[:-stride], values.dtype.type(0))])
-            stride *= 2
-        wanted = cp.arange(rows, dtype=index.dtype)
-        ends = cp.searchsorted(index, wanted, side="right") - 1     # where each row's whole sum lies, if it has one
-        last = cp.maximum(ends, 0)
-        return cp.where((index[last] == wanted)[:, None], values[last], values.dtype.type(0))
-
     def add_at(self, array: Any, index: Any, values: Any) -> None:
         self.namespace.add.at(array, index, values)

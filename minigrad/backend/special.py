@@ -68,3 +68,23 @@ def erf(xp: Any, x: Any) -> Any:
                                   (_INVERSE_ROOT_PI - tail) / outer)
     value = xp.where(size <= 0.46875, near, 1.0 - complement)
     return xp.where(xp.isnan(x), x, xp.where(x < 0.0, -value, value))
+
+
+def add_at_rows(xp: Any, rows: int, index: Any, values: Any) -> Any:
+    """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r; nothing to wait for on a GPU.
+
+    A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its row up to it.
+    log₂ n passes, in an order that the index fixes.
+    """
+    n, stride = index.shape[0], 1
+    if n == 0:
+        return xp.zeros((rows, values.shape[1]), dtype=values.dtype)
+    order = xp.argsort(index, kind="stable")
+    index, values = xp.take(index, order, axis=0), xp.take(values, order, axis=0)
+    while stride < n:
+        same = (index[stride:] == index[:-stride])[:, None]
+        values = xp.concatenate([values[:stride], values[stride:] + xp.where(same, values[:-stride], 0)])
+        stride *= 2
+    wanted = xp.arange(rows, dtype=index.dtype)
+    last = xp.maximum(xp.searchsorted(index, wanted, side="right") - 1, 0)      # where each row's whole sum lies, if it has one
+    return xp.where((xp.take(index, last, axis=0) == wanted)[:, None], xp.take(values, last, axis=0), 0)

@@ -16,13 +16,13 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
     """−(1/n) Σ_i log softmax(logits_i)[target_i] over the n rows whose target is not ignore_index   (cross_entropy.1)"""
     targets = targets.array if isinstance(targets, Tensor) else targets
     kept = targets != ignore_index
-    picked = gather(log_softmax(logits), (targets * kept)[..., None], axis=-1)
+    picked = gather(log_softmax(logits), where(kept, targets, 0)[..., None], axis=-1)
     return -sum(where(kept[..., None], picked, 0.0)) / sum(astype(kept, dtype=logits.dtype))
 
 
 def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
     """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.3)"""
-    places = (targets * (scale[..., 0] > 0.0))[..., None]           # rows that do not count may have any place: their scale is 0
+    places = where(scale[..., 0] > 0.0, targets, 0)[..., None]      # rows that do not count may have any place: their scale is 0
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
@@ -43,7 +43,8 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     lse = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
     with xp.errstate(invalid="ignore"):                 # 0/0 where no row counts: the loss is NaN
-        count = xp.sum(kept, dtype=logits.dtype)
-        scale = (kept.astype(logits.dtype) / count)[..., None]
-        loss = xp.sum(xp.where(kept, nll, 0.0), dtype=logits.dtype) / count
+        ones = kept.astype(logits.dtype)
+        count = xp.sum(ones)
+        scale = (ones / count)[..., None]
+        loss = xp.sum(xp.where(kept, nll, 0.0)) / count
     return Saved(loss, lse=lse, scale=scale)

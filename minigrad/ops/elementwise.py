@@ -44,14 +44,14 @@ def _power_da(g: Any, a: Any, b: Any) -> Any:
     """b a^(b−1); 0 where b = 0, also at a = 0."""
     if isinstance(b, (int, float)):
         return g * (b * a ** (b - 1)) if b != 0 else g * 0.0
-    return g * b * a ** where((a == 0.0) * (b == 0.0), b + 1.0, b - 1.0)
+    return g * b * a ** where((a == 0.0) * (b == 0.0), 1.0, b - 1.0)
 
 
 def _power_db(g: Any, a: Any, out: Any) -> Any:
     """a^b ln a; 0 where a = 0."""
     if isinstance(a, (int, float)):
         return g * out * (math.log(a) if a > 0 else 0.0 if a == 0 else math.nan)
-    return g * out * log(where(a == 0.0, a + 1.0, a))
+    return g * out * log(where(a == 0.0, 1.0, a))
 
 
 @elementwise(a=_power_da, b=_power_db)

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from ..op import op
-from .elementwise import exp
+from .elementwise import astype, exp
 from .shape import broadcast_to, expand, permute, place, reshape, split
 
 
@@ -49,7 +49,7 @@ def var(xp, x, *, axis=None, keepdims=False, correction=0):
 
 def _extreme_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
     """The gradient goes to the extreme elements; ties share it evenly."""
-    hit = (x == spread(out, x.shape, axis, keepdims)) * broadcast_to(spread(g, x.shape, axis, keepdims) * 0.0 + 1.0, shape=x.shape)
+    hit = astype(x == spread(out, x.shape, axis, keepdims), dtype=x.dtype)
     return hit * (spread(g, x.shape, axis, keepdims) / sum(hit, axis=axis, keepdims=True))
 
 

@@ -8,9 +8,15 @@
 `python -m minigrad.testing` puts every op to every law and prints the table; `python -m minigrad.testing.mutate` breaks every
 rule on purpose and counts which law noticed.
 """
+try:
+    import hypothesis
+except ImportError:
+    raise ImportError("minigrad.testing needs hypothesis, which is not installed: pip install hypothesis") from None
+
 from .check import LawsBroken, Report, Verdict, check
 from .laws import LAWS
 from .strategies import Example, arrays, broadcastable, shapes, values
 from .tolerance import bound
 
 __all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes", "values"]
+assert hypothesis

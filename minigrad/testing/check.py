@@ -80,8 +80,8 @@ def apply(law: str, subject: Subject, example: Example, dtype: str, device: str 
 
 
 def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *, examples: int = 100,
-            derandomize: bool = True) -> Verdict:
-    """A law over many examples. A broken one is shrunk to the smallest example that still breaks it."""
+            shrink: bool = True) -> Verdict:
+    """A law over many examples, the same each time. A broken one is shrunk to the smallest example that still breaks it."""
     verdict, worst = Verdict(law, dtype), Verdict(law, dtype, "broken")
 
     def attempt(example: Example) -> None:
@@ -98,8 +98,9 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
             raise Broken(worst.message) from error
         verdict.status, verdict.examples = "held", verdict.examples + 1
 
-    settings = hypothesis.settings(max_examples=examples, derandomize=derandomize, deadline=None, database=None, report_multiple_bugs=False,
-                                   suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet)
+    phases = [hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])]
+    settings = hypothesis.settings(max_examples=examples, derandomize=True, deadline=None, database=None, report_multiple_bugs=False,
+                                   phases=phases, suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet)
     try:
         settings(hypothesis.given(example=given)(attempt))()
     except Broken:

@@ -312,7 +312,7 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
         grads = torch.autograd.grad(of, at, seed, create_graph=True, allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(at, grads)]
 
-    for order in (1, 2):
+    for order in range(1, run.subject.torch_orders + 1):
         here = run.of_order(order)
         _, grads, u = here.walked()
         seed = torch.tensor(u).requires_grad_()

@@ -46,14 +46,16 @@ def together(n: int) -> Strategy:
 def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = ()) -> Any:
     """Random float64 of a kind, none within APART of a point of `avoid`.
 
-    any: normal. positive: at least ½. nonzero: at least ½ from 0. ties: few values, often equal. spread: all at least 0.6
-    apart. halves: spread, and at least 0.1 from all that "spread" can give.
+    any: normal. positive: at least ½. nonzero: at least ½ from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at
+    least 0.6 apart. halves: spread, and at least 0.1 from all that "spread" can give.
     """
     x: Any = rng.standard_normal(shape)
     if kind == "positive":
         x = 0.5 + np.abs(x)
     elif kind == "nonzero":
         x = np.where(x < 0, x - 0.5, x + 0.5)
+    elif kind == "counts":
+        x = rng.integers(0, 3, shape) * 1.0
     elif kind == "ties":
         x = rng.integers(-2, 3, shape) * 0.5
     elif kind in ("spread", "halves"):

@@ -34,13 +34,14 @@ class Subject:
     """A function of Tensors, or, when `function` is None, the pair value(*arrays) and pull(cotangent, *arrays) of somebody else.
 
     oracle: an independent definition on NumPy arrays of the widest dtype, real or complex. torch: PyTorch's, as
-    f(torch, *tensors). definition: by parts. op: whose rules are looked at.
+    f(torch, *tensors), and the number of derivatives in which it is right. definition: by parts. op: whose rules are looked at.
     """
 
     name: str
     function: Callable[..., Any] | None
     oracle: Callable[..., Any] | None = None
     torch: Callable[..., Any] | None = None
+    torch_orders: int = 2
     definition: Callable[..., Any] | None = None
     op: Op | None = None
     value: Callable[..., Any] | None = None

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from ... import ops
 from ...op import REGISTRY
 from ...tensor import Tensor, asarray
+from .. import double
 from ..strategies import SIDE, Example, examples, shapes, together
 from .table import ANY, FULL, axis_of, constant, domain, one_of
 
@@ -52,6 +53,11 @@ for _label, _kind, _exponents, _smooth in [("whole", "nonzero", [0, 1, 2, 3, -1,
                                            ("at-zero", "ties", [0, 1, 2, 3], False)]:
     domain("power", (ANY, _kind, one_of(c=_exponents)), lambda x, c: x ** c if c != 0 else x * 0.0 + 1.0, lambda _, x, c: x ** c,
            label=_label, call=lambda x, c: REGISTRY["power"](x, c), smooth=3 if _smooth else 0)
+# PyTorch takes b a^(b−1) for 0 where b = 0, and with it its derivative by b, which is 1/a; where a = 0 its second derivative is NaN
+domain("power", (together(2), ["positive", "counts"]), lambda a, b: a ** b, "pow", label="whole-array", torch_orders=1)
+domain("power", (together(2), "counts"), lambda a, b: a ** b, "pow", label="corner", smooth=0, torch_orders=1)      # 0⁰ among them
+domain("power", (ANY, "positive", one_of(c=[0, 0.0])), lambda x, c: x * 0.0, lambda _, x, c: c ** x, label="zero-base",
+       call=lambda x, c: REGISTRY["power"](c, x), torch_orders=1)
 domain("power", (ANY, "any", one_of(c=[2, 0.5, 1.0])), lambda x, c: np.exp(x * np.log(np.longdouble(c))), lambda _, x, c: c ** x,
        label="scalar-base", call=lambda x, c: REGISTRY["power"](c, x))
 for _name in ("maximum", "minimum"):
@@ -127,12 +133,21 @@ def _order(draw: Any, sizes: Any, rng: Any) -> Any:
 
 
 def _moved(x: Any) -> Any:
+    """There, squared, and back: each gradient must come to the device of its value."""
+    here = Tensor(asarray(x)).device
+    there = "numpy" if here != "numpy" else f"{double.install().name}:0"
+    y = REGISTRY["to_op"](x, device=there, source=here)
+    return REGISTRY["to_op"](y * y, device=here, source=there)
+
+
+domain("identity", (ANY,), lambda x: x, "clone")
+def _stays(x: Any) -> Any:
     here = Tensor(asarray(x)).device
     return REGISTRY["to_op"](x, device=here, source=here)
 
 
-domain("identity", (ANY,), lambda x: x, "clone")
-domain("to_op", (ANY,), lambda x: x, "clone", call=_moved)
+domain("to_op", (ANY,), lambda x: x, "clone", call=_stays)
+domain("to_op", (ANY,), lambda x: x * x, "square", call=_moved, label="two-devices")
 domain("reshape", (ANY, "any", _reshaped), lambda x, shape: np.reshape(x, shape), "reshape")
 domain("transpose", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), lambda x, axis0, axis1: np.swapaxes(x, axis0, axis1),
        lambda t, x, axis0, axis1: x.transpose(axis0, axis1))

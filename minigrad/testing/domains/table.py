@@ -27,7 +27,7 @@ DOMAINS: list[Domain] = []
 
 
 def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any] | None, torch: Callable[..., Any] | str | None = None, *,
-           label: str = "", call: Callable[..., Any] | None = None, smooth: int = 3) -> None:
+           label: str = "", call: Callable[..., Any] | None = None, smooth: int = 3, torch_orders: int = 2) -> None:
     """Add a line. given: a strategy of Examples, or the arguments of `examples`. call: the op among other ops, or its arguments in
     another order. torch: f(torch, *tensors, **settings), or the name of torch's function."""
     op = REGISTRY.get(name)                             # a composed function is none, and comes as `call`
@@ -37,7 +37,7 @@ def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any
         def torch(library: Any, *args: Any, **settings: Any) -> Any:
             return getattr(library, path)(*args, **settings)
 
-    subject = Subject(name, call or op, oracle, torch, op.definition if op and call is None else None, op)
+    subject = Subject(name, call or op, oracle, torch, torch_orders, op.definition if op and call is None else None, op)
     made = given if isinstance(given, st.SearchStrategy) else examples(*given)
     DOMAINS.append(Domain(f"{name}{'-' if label else ''}{label}", subject, made, smooth))
 

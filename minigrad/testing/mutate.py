@@ -1,0 +1,295 @@
+"""python -m minigrad.testing.mutate: break every rule on purpose, one way at a time, and demand that a law notices.
+
+A mutant of a rule is its text with one thing changed: a term or factor dropped, a sign, an axis, a constant, a comparison, another
+residual in the place of the right one, a function left out (sum_to among them, which undoes broadcasting); or its result times 1.01,
+negated, or without its broadcasting undone by the engine. The same is done to the results of kernels and of a backend's faster rules.
+A mutant that no law notices fails the run, unless EQUIVALENT says why it is no mistake.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import inspect
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import backend
+from ..op import REGISTRY, Op, Rule, Saved
+from .check import DERIVATIVES, examine
+from .domains import DOMAINS
+
+# The laws in the order in which they are likely to notice.
+ORDER = ("adjoint", "torch", "value", "linear", "kind", "wanted", "parts", "pure", "second_adjoint", "repeat", "alias", "residuals",
+         "second_linear", "bare", "refusal", "third_adjoint")
+EQUIVALENT: dict[str, str] = {
+    "power: ∂a: 1.01 for 1.0": "at a = b = 0 every positive exponent gives 0",
+    "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
+    "relu: ∂x: x kept for out": "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",
+}
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt,
+                                                       ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to break one op: `install` is a context in which it is broken."""
+
+    op: str
+    what: str
+    install: Callable[[], contextlib.AbstractContextManager[None]]
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.what}"
+
+
+# ── texts ──
+def source_of(f: Callable[..., Any]) -> ast.Lambda | ast.FunctionDef:
+    """The syntax tree of a function or lambda, found in its file."""
+    tree = ast.parse(Path(f.__code__.co_filename).read_text("utf-8"))
+    names = f.__code__.co_varnames[:f.__code__.co_argcount]
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef) and tuple(a.arg for a in n.args.args) == names
+             and n.lineno == f.__code__.co_firstlineno and getattr(n, "name", "<lambda>") == f.__name__]
+    same = [n for n in found if _compiled(n, f).__code__.co_code == f.__code__.co_code] or found
+    return same[0]
+
+
+def _compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a syntax tree says, among the names that `like` sees."""
+    scope: dict[str, Any] = {}
+    if isinstance(node, ast.Lambda):
+        body: Any = ast.Module([ast.Assign([ast.Name("made", ast.Store())], copy.deepcopy(node))], [])
+    else:
+        body = ast.Module([copy.deepcopy(node)], [])
+        body.body[0].name, body.body[0].decorator_list = "made", []
+    cells = dict(zip(like.__code__.co_freevars, [c.cell_contents for c in like.__closure__ or ()]))
+    exec(compile(ast.fix_missing_locations(body), "<mutant>", "exec"), {**like.__globals__, **cells}, scope)
+    return scope["made"]
+
+
+def _alternatives(node: ast.AST, op: Op) -> Iterator[tuple[str, ast.AST]]:
+    """What could stand in the place of one piece of a rule's text, and would be wrong."""
+    def say(n: ast.AST) -> str:
+        return textwrap.shorten(ast.unparse(n), 60, placeholder="…")
+
+    def instead(new: ast.AST) -> tuple[str, ast.AST]:
+        return f"{say(new)} for {say(node)}", new
+
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Add | ast.Sub):
+            yield instead(node.left)
+            yield instead(node.right)
+            yield instead(ast.BinOp(node.left, ast.Sub() if isinstance(node.op, ast.Add) else ast.Add(), node.right))
+        elif isinstance(node.op, ast.Mult | ast.Div):
+            yield instead(node.left)
+            if isinstance(node.op, ast.Mult):
+                yield instead(node.right)
+            yield instead(ast.BinOp(node.left, ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult(), node.right))
+        elif isinstance(node.op, ast.Pow):
+            yield instead(node.left)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield instead(node.operand)
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        other = COMPARISONS.get(type(node.ops[0]))
+        if other:
+            yield instead(ast.Compare(node.left, [other()], node.comparators))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
+        yield instead(ast.Constant(node.value * 1.01))
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 and node.func.id in REGISTRY:
+        if node.func.id not in ("reshape", "broadcast_to") or not node.keywords:
+            yield f"no {node.func.id}: {say(node)}", node.args[0]
+        for i, k in enumerate(node.keywords):
+            value: ast.AST | None = None
+            if k.arg in ("axis", "axis0", "axis1") and not isinstance(k.value, ast.Constant):
+                value = ast.Constant(0)
+            elif k.arg == "axis" or (k.arg == "keepdims" and isinstance(k.value, ast.Constant)):
+                value = ast.Constant(0 if k.arg == "axis" else False)
+            if value is not None:
+                new = copy.deepcopy(node)
+                new.keywords[i].value = value  # type: ignore[assignment]
+                yield instead(new)
+
+
+def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every function that the rule's text with one change makes."""
+    tree = source_of(rule.function)
+    body = [n for part in (tree.body if isinstance(tree.body, list) else [tree.body]) for n in ast.walk(part)]
+    for place, node in enumerate(body):
+        for what, new in _alternatives(node, op):
+            changed = copy.deepcopy(tree)
+            inside = [n for part in (changed.body if isinstance(changed.body, list) else [changed.body]) for n in ast.walk(part)]
+            changed = _Replace(inside[place], new).visit(changed)
+            yield what, _compiled(changed, rule.function)
+    residuals = [n for n in rule.needs if n not in op.settings]
+    for name in residuals:                              # another residual under the same name
+        for other in [*op.args, "out"]:
+            if not op.variadic and name in (*op.args, "out") and other not in residuals and op.source(other)[0] in ("arg", "out"):
+                changed = copy.deepcopy(tree)
+                for a in changed.args.args:
+                    a.arg = other if a.arg == name else a.arg
+                for n in ast.walk(changed):
+                    if isinstance(n, ast.Name) and n.id == name:
+                        n.id = other
+                yield f"{other} kept for {name}", _compiled(changed, rule.function)
+
+
+class _Replace(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else super().generic_visit(node)
+
+
+# ── mutants ──
+@contextlib.contextmanager
+def _ruled(op: Op, arg: str | None, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block one rule of op is `function`, on its own: no faster one stands before it."""
+    old, kernels = (op.joint if arg is None else op.rules[arg]), backend.cpu.kernels
+    assert old is not None
+    backend.cpu.kernels = {k: f for k, f in kernels.items() if k != old.key}
+    new = Rule(function, old.key)
+    try:
+        if arg is None:
+            op.joint = new
+        else:
+            op.rules[arg] = new
+        op.plans.clear()
+        yield
+    finally:
+        if arg is None:
+            op.joint = old
+        else:
+            op.rules[arg] = old
+        op.plans.clear()
+        backend.cpu.kernels = kernels
+
+
+@contextlib.contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    old = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+@contextlib.contextmanager
+def _computed(op: Op, kernel: Callable[..., Any], kernels: dict[str, Any]) -> Iterator[None]:
+    """Inside the block op's own kernel is `kernel`, and the NumPy backend's are `kernels`."""
+    with _set(op, "kernel", kernel), _set(backend.cpu, "kernels", kernels):
+        yield
+
+
+def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any], which: int | None = None) -> Callable[..., Any]:
+    """f with its result (of several: one) spoiled."""
+    def made(*args: Any, **settings: Any) -> Any:
+        out = f(*args, **settings)
+        if type(out) is Saved:
+            out.out = spoil(out.out)
+            return out
+        if isinstance(out, tuple) and which is not None:
+            return tuple(spoil(o) if i == which and o is not None else o for i, o in enumerate(out))
+        return tuple(map(spoil, out)) if isinstance(out, tuple) else spoil(out)
+
+    made.__signature__ = inspect.signature(f)  # type: ignore[attr-defined]     # it names the residuals
+    return made
+
+
+SPOILS: dict[str, Callable[[Any], Any]] = {"times 1.01": lambda x: x * 1.01, "negated": lambda x: -x}
+
+
+def mutants(op: Op) -> Iterator[Mutant]:
+    """Every way to break op that this file knows, each with a name of its own."""
+    seen = Counter[str]()
+    for mutant in _mutants(op):
+        seen[mutant.what] += 1
+        yield mutant if seen[mutant.what] == 1 else replace(mutant, what=f"{mutant.what} ({seen[mutant.what]})")
+
+
+def _mutants(op: Op) -> Iterator[Mutant]:
+    rules: list[tuple[str | None, Rule]] = [(a, r) for a, r in op.rules.items()] + ([(None, op.joint)] if op.joint else [])
+    for arg, rule in rules:
+        where = f"∂{arg}" if arg else "all ∂"
+        slots = [None] if arg else list(op.differentiable) if not op.variadic else [0]
+        for slot in slots:
+            name = where if slot is None else f"∂{op.args[slot]}{'[0]' if op.variadic else ''}"
+            for what, spoil in SPOILS.items():
+                f = _spoiled(rule.function, spoil, slot)
+                yield Mutant(op.name, f"{name} {what}", partial(_ruled, op, arg, f))
+        for what, f in texts(rule, op):
+            yield Mutant(op.name, f"{where}: {what}", partial(_ruled, op, arg, f))
+        fast = backend.cpu.kernels.get(rule.key)
+        if fast is not None:
+            for slot in slots:
+                name = where if slot is None else f"∂{op.args[slot]}"
+                f = _spoiled(fast, SPOILS["times 1.01"], slot)
+                faster = {**backend.cpu.kernels, rule.key: f}
+                yield Mutant(op.name, f"the faster {name} times 1.01", partial(_set, backend.cpu, "kernels", faster))
+    if op.elementwise and len(op.args) > 1:
+        yield Mutant(op.name, "broadcasting is not undone", partial(_set, op, "elementwise", False))
+    if op.differentiable:
+        slow = {k: f for k, f in backend.cpu.kernels.items() if k != op.name}
+        for what, spoil in SPOILS.items():
+            yield Mutant(op.name, f"the value {what}", partial(_computed, op, _spoiled(op.kernel, spoil), slow))
+        if op.name in backend.cpu.kernels:
+            f = _spoiled(backend.cpu.kernels[op.name], SPOILS["times 1.01"])
+            faster = {**backend.cpu.kernels, op.name: f}
+            yield Mutant(op.name, "the faster value times 1.01", partial(_set, backend.cpu, "kernels", faster))
+
+
+def killer(mutant: Mutant, examples: int = 25) -> str | None:
+    """The first law that notices the mutant, or None."""
+    lines = [d for d in DOMAINS if d.subject.name == mutant.op]
+    with mutant.install():
+        for dtype in ("float64", "float32"):
+            for law in ORDER:
+                for line in lines:
+                    if DERIVATIVES.get(law, 0) <= line.smooth:
+                        if examine(law, line.subject, line.examples, dtype, examples=examples, shrink=False).status == "broken":
+                            return law
+    return None
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m minigrad.testing.mutate", description=__doc__.partition(":")[2].strip())
+    p.add_argument("--op", action="append", choices=list(REGISTRY), metavar="NAME", help="only this op (repeatable)")
+    p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth mutant")
+    args = p.parse_args()
+    if args.every < 1:
+        p.error(f"--every {args.every}: at least 1")
+    survivors, wrong, total, kills = [], [], 0, Counter[str]()
+    for name in args.op or REGISTRY:
+        started, by = time.perf_counter(), Counter[str]()
+        chosen = list(mutants(REGISTRY[name]))[::args.every]
+        for mutant in chosen:
+            law = killer(mutant)
+            by[law or "nobody"] += 1
+            if law is None and str(mutant) not in EQUIVALENT:
+                survivors.append(mutant)
+            elif law is not None and str(mutant) in EQUIVALENT:
+                wrong.append(mutant)
+        total += len(chosen)
+        kills += by
+        if chosen:
+            print(f"{name:<14} {len(chosen):>4} mutants, killed by {', '.join(f'{law} {n}' for law, n in by.most_common())}"
+                  f"   ({time.perf_counter() - started:.1f} s)", flush=True)
+    print(f"\n{total} mutants: {total - kills['nobody']} killed, {kills['nobody'] - len(survivors)} equivalent, {len(survivors)} survived")
+    for mutant in survivors:
+        print(f"survived: {mutant}")
+    for mutant in wrong:
+        print(f"was said to be equivalent, and is not: {mutant}")
+    return 1 if survivors or wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
