@@ -95,9 +95,10 @@ def arrays(shape: Strategy | Shape | None = None, kind: str = "any", avoid: Sequ
     return st.builds(lambda s, seed: values(np.random.default_rng(seed), s, kind, avoid), shape, st.integers(0, 2**32 - 1))
 
 
-def broadcastable(n: int, kind: str = "any", avoid: Sequence[float] = ()) -> Strategy:
-    """A tuple of n arrays that broadcast against each other, for `check`."""
-    return st.builds(lambda sizes, seed: tuple(values(np.random.default_rng((seed, i)), s, kind, avoid) for i, s in enumerate(sizes)),
+def broadcastable(n: int, kinds: str | Sequence[str] = "any", avoid: Sequence[float] = ()) -> Strategy:
+    """A tuple of n arrays that broadcast against each other, of one kind or one each, for `check`."""
+    each = [kinds] * n if isinstance(kinds, str) else kinds
+    return st.builds(lambda sizes, seed: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid) for i, s in enumerate(sizes)),
                      together(n), st.integers(0, 2**32 - 1))
 
 

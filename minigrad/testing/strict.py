@@ -15,13 +15,16 @@ from .. import backend
 from ..backend.base import Backend
 
 CREATION = ("arange", "empty", "eye", "ones", "zeros")
-# What needs more than the standard, and what it is. Everything else runs on the standard alone.
+# What needs more than the standard, in all or in some of its examples. Everything else runs on the standard alone.
 _MIXED = "its derivative multiplies a bool by a float"
-_BITS = "random bits need typed scalars and a view of 64 bits as two of 32"
+_BITS = "random bits need typed scalars, and a view of 64 bits as two of 32"
 OUTSIDE = {
-    "relu": _MIXED, "maximum": _MIXED, "minimum": _MIXED, "where": _MIXED, "clip": _MIXED, "power": "its derivative multiplies bools",
+    "relu": _MIXED, "maximum": _MIXED, "minimum": _MIXED, "where": _MIXED, "clip": _MIXED,
+    "power": "its derivative by a multiplies two bools",
+    "getitem": "an index array must come alone or with others for every axis, and the derivative is unslice",
+    "unslice": "assignment through None or a slice and an array, or to a mask",
     "einsum_op": "there is no einsum", "einsum": "there is no einsum",
-    "dropout_op": _BITS, "dropout": _BITS,
+    "dropout_op": _BITS, "dropout": _BITS, "attention": f"with dropout: {_BITS}",
 }
 
 
@@ -87,7 +90,7 @@ def _operators() -> None:
 
         return change
 
-    for name in ("add", "sub", "mul", "truediv", "pow", "and", "or"):
+    for name in ("add", "sub", "mul", "truediv", "pow", "matmul", "and", "or"):
         f = getattr(operator, f"__{name}__")
         setattr(Array, f"__{name}__", binary(f))
         setattr(Array, f"__r{name}__", binary(lambda a, b, f=f: f(b, a)))
