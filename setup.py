@@ -33,6 +33,7 @@ setup(
             "pytest>=8",
             "pytest-xdist",
             "hypothesis",
+            "array-api-strict",                 # the array API standard, and nothing else
             "torch==2.13.0",                    # the build the equivalence tests were judged against
             "transformers>=5",
             "tokenizers",

@@ -140,7 +140,8 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients so that their norm together is at most max_norm; returns the norm before.
 
-    Where a gradient is infinite or NaN the norm is too, and nothing is scaled. On a GPU the host waits once, for the norm.
+    Where a gradient is infinite or NaN the norm is too, and nothing is scaled. On a GPU the host waits once, for the norm; twice more
+    where its square overflows.
     """
     grads = [p.grad.array for p in parameters if p.grad is not None]
     if not grads:

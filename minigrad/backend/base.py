@@ -43,11 +43,14 @@ class Backend:
         if number != 0:
             raise DeviceError(f"{self.name}:{number} does not exist; {self.name} has one device")
 
-    def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
-        """A new array holding a copy of `value` (an array of this library, of NumPy, or nested lists)."""
+    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+        """A new array holding a copy of `value` (an array of this library, of NumPy, or nested lists).
+
+        device: its number; without one an array stays on the device it is on, and all else comes to device 0.
+        """
         return self.namespace.array(value, dtype=dtype, copy=True)
 
-    def adopt(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
         """`value` as an array of this library, copied only where that cannot be avoided."""
         return self.namespace.asarray(value, dtype=dtype)
 

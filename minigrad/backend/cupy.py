@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError
 from .base import Backend
+from .special import flat_places, running_sums
 
 _INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
 
@@ -49,13 +50,25 @@ class CupyBackend(Backend):
         if number >= count:
             raise DeviceError(f"{self.name}:{number} does not exist; this machine has {count} GPU(s), numbered from 0")
 
-    def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
-        with self.namespace.cuda.Device(device):
+    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+        value, number = self._travelling(value, device)
+        with self.namespace.cuda.Device(number):
             return self.namespace.array(value, dtype=dtype)
 
-    def adopt(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
-        with self.namespace.cuda.Device(device):
+    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+        value, number = self._travelling(value, device)
+        with self.namespace.cuda.Device(number):
             return self.namespace.asarray(value, dtype=dtype)
+
+    def _travelling(self, value: Any, device: int | None) -> tuple[Any, int]:
+        """`value`, in one piece if it must go to another device, and the number of the device it goes to."""
+        if not isinstance(value, self.namespace.ndarray):
+            return value, device or 0
+        here = value.device.id
+        if device in (None, here):
+            return value, here
+        with self.namespace.cuda.Device(here):
+            return self.namespace.ascontiguousarray(value), device or 0
 
     def host(self, array: Any) -> Any:
         return self.namespace.asnumpy(array)
@@ -72,4 +85,18 @@ class CupyBackend(Backend):
         return erf(x)
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
-        self.namespace.add.at(array, index, values)
+        # CuPy's own adds in any order, and the last bit may differ from run to run: so what is added to one place is summed up first
+        cp, parts = self.namespace, index if isinstance(index, tuple) else (index,)
+        if len(parts) == array.ndim and all(hasattr(i, "dtype") and i.dtype.kind in "iu" for i in parts):
+            places = flat_places(cp, tuple(map(cp.asarray, parts)), array.shape)
+        else:
+            places = cp.arange(array.size).reshape(array.shape)[index]
+        values = cp.broadcast_to(values, places.shape)
+        if values.size == 0:
+            return
+        places, sums = running_sums(cp, places.reshape(-1), values.reshape(-1, 1))
+        last = cp.concatenate([places[1:] != places[:-1], cp.ones(1, dtype=bool)])
+        flat = array.reshape(-1)
+        cp.add.at(flat, places, cp.where(last, sums[:, 0], 0))      # and nothing, wherever a sum is not whole yet
+        if not array.flags.c_contiguous:                # then flat is a copy
+            array[...] = flat.reshape(array.shape)

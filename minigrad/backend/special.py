@@ -71,20 +71,33 @@ def erf(xp: Any, x: Any) -> Any:
 
 
 def add_at_rows(xp: Any, rows: int, index: Any, values: Any) -> Any:
-    """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r; nothing to wait for on a GPU.
-
-    A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its row up to it.
-    log₂ n passes, in an order that the index fixes.
-    """
-    n, stride = index.shape[0], 1
-    if n == 0:
+    """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r; nothing to wait for on a GPU."""
+    if index.shape[0] == 0:
         return xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-    order = xp.argsort(index, kind="stable")
-    index, values = xp.take(index, order, axis=0), xp.take(values, order, axis=0)
-    while stride < n:
-        same = (index[stride:] == index[:-stride])[:, None]
-        values = xp.concatenate([values[:stride], values[stride:] + xp.where(same, values[:-stride], 0)])
-        stride *= 2
+    index, sums = running_sums(xp, index, values)
     wanted = xp.arange(rows, dtype=index.dtype)
     last = xp.maximum(xp.searchsorted(index, wanted, side="right") - 1, 0)      # where each row's whole sum lies, if it has one
-    return xp.where((xp.take(index, last, axis=0) == wanted)[:, None], xp.take(values, last, axis=0), 0)
+    return xp.where((xp.take(index, last, axis=0) == wanted)[:, None], xp.take(sums, last, axis=0), 0)
+
+
+def running_sums(xp: Any, index: Any, values: Any) -> tuple[Any, Any]:
+    """index [n] sorted, and values [n, d] in the same order, each replaced by the sum of those before it of equal index, and itself.
+
+    A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its kind up to it.
+    log₂ n passes, in an order that the index fixes.
+    """
+    order, stride = xp.argsort(index, kind="stable"), 1
+    index, sums = xp.take(index, order, axis=0), xp.take(values, order, axis=0)
+    while stride < index.shape[0]:
+        same = (index[stride:] == index[:-stride])[:, None]
+        sums = xp.concatenate([sums[:stride], sums[stride:] + xp.where(same, sums[:-stride], 0)])
+        stride *= 2
+    return index, sums
+
+
+def flat_places(xp: Any, index: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    """Where, counted along the rows of an array of `shape`, the elements are that one array of integers for each axis names."""
+    places, stride = 0, 1
+    for i, n in zip(reversed(index), reversed(shape)):
+        places, stride = places + xp.remainder(i, max(n, 1)) * stride, stride * n       # negative ones count from the end
+    return places

@@ -1,4 +1,4 @@
-"""The public names of CuPy 14.2.0 and of its ndarray: what code may use that is to run on a GPU."""
+"""The public names of CuPy 14.2.0 and of its ndarray, and the arguments that it lacks: what code may use that is to run on a GPU."""
 MODULE = frozenset("""
 AxisError ComplexWarning DataSource ElementwiseKernel Inf Infinity ModuleDeprecationWarning NAN NINF NZERO NaN PINF PZERO RankWarning
 RawKernel RawModule ReductionKernel TooHardError VisibleDeprecationWarning abs absolute acos acosh add all allclose alltrue amax amin
@@ -40,3 +40,16 @@ device diagonal dot dtype dump dumps fill flags flat flatten get imag item items
 prod ptp put ravel real reduced_view repeat reshape round scatter_add scatter_max scatter_min searchsorted set shape size sort squeeze std
 strides sum swapaxes take toDlpack tobytes tofile tolist trace transpose var view
 """.split())
+# Arguments, by name, of NumPy's functions that CuPy's do not take; a ufunc takes UFUNC alone.
+UFUNC = frozenset({"out", "dtype", "casting"})
+_LACKED_BY = {
+    "where": "all any mean nanmean", "initial where": "amax amin max min nanmax nanmin nanprod nansum prod sum",
+    "device like": "arange asanyarray asarray empty eye full ones zeros", "like ndmax object": "array",
+    "device": "astype empty_like full_like linspace ones_like zeros_like", "subok": "broadcast_arrays broadcast_to copy",
+    "like": "ascontiguousarray asfortranarray identity require tri",
+    "correction mean where": "nanstd nanvar std var", "kind order": "argpartition partition", "order stable": "argsort sort",
+    "keepdims": "count_nonzero", "mode": "take", "arr": "extract take_along_axis", "shape": "reshape unravel_index", "arrays": "stack",
+    "axis": "lexsort trim_zeros", "kind": "isin", "weights": "percentile quantile", "sorted": "unique", "m": "cov flip fliplr flipud rot90",
+    "max min": "clip", "sparse": "indices", "ar1 ar2": "intersect1d union1d", "obj": "delete", "ary": "ediff1d", "count": "unpackbits",
+}
+LACKED = {name: frozenset(words.split()) for words, names in _LACKED_BY.items() for name in names.split()}

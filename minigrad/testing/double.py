@@ -1,7 +1,8 @@
 """A double of CuPy that runs on a CPU: the CuPy backend's own code over arrays that behave as CuPy's where it matters.
 
 They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
-which do not mix; only names that CuPy has can be used. Every wait for the device, upload and allocation is counted.
+which do not mix; only names and arguments that CuPy has can be used; an index out of range wraps around without a word; a ufunc's `at`
+adds in another order each time. Every wait for the device, upload and allocation is counted.
 """
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ import numpy as np
 
 from .. import backend
 from ..backend.cupy import CupyBackend
-from .cupy_names import MODULE, NDARRAY
+from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
 
 DEVICES = 2
-_WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero"}       # methods that wait for the device
-_WAITING_FUNCTIONS = {"asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "array_equal", "allclose", "extract", "compress"}
+_WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress", "choose", "put"}      # methods
+_WAITING_FUNCTIONS = {                                  # CuPy's source says where it waits, for some arguments at least
+    "asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values", "extract",
+    "compress", "choose", "put", "bincount", "histogram", "histogram2d", "histogramdd", "digitize", "delete", "trim_zeros", "median", "cov",
+    "intersect1d", "setdiff1d", "setxor1d", "union1d", "ravel_multi_index", "average", "quantile", "percentile", "shares_memory"}
 
 
 class Counts:
@@ -38,6 +42,7 @@ class Counts:
 
 _counters: list[Counts] = []
 _current = [0]
+_disorder = np.random.default_rng()
 
 
 @contextlib.contextmanager
@@ -74,8 +79,8 @@ def _in(x: Any) -> Any:
     """What NumPy is to compute with: our arrays' numbers; numbers, dtypes and the like as they are."""
     if isinstance(x, ndarray):
         if x.device.id != _current[-1]:
-            raise ValueError("Array device must be same as the current device: "
-                             f"array device = {x.device.id} while current = {_current[-1]}.")
+            raise ValueError(f"The device where the array resides ({x.device.id}) is different from the current device "
+                             f"({_current[-1]}). Peer access is unavailable between these devices.")
         return x._numbers
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -141,9 +146,11 @@ class ndarray:
             return _out(value, [self]) if isinstance(value, np.ndarray) else value
         if name in _WAITING:
             _count("syncs")
+        lacked = LACKED.get(name, frozenset())
 
         def method(*args: Any, **options: Any) -> Any:
             _in(self)                                   # on the current device?
+            _known(name, options.keys() & lacked)
             given = [self, *_ours(args), *_ours(list(options.values()))]
             result = value(*_in(args), **{k: _in(v) for k, v in options.items()})
             return result if name in _WAITING - {"nonzero"} else _out(result, given)
@@ -160,23 +167,41 @@ class ndarray:
         return repr(self._numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        return _out(_in(self)[_index(index, True)], [self])
+        return _out(_in(self)[_index(index, self.shape)], [self])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        _in(self)[_index(index, isinstance(value, ndarray))] = _in(value)
+        _in(self)[_index(index, self.shape)] = _in(value)
 
 
-def _index(index: Any, waits: bool) -> Any:
-    """An index for NumPy. A mask must be counted before the result has a shape, so the host waits; a NumPy array is uploaded."""
-    def part(i: Any) -> Any:
-        if isinstance(i, np.ndarray | list):
+def _known(name: str, unknown: Any) -> None:
+    """TypeError where an argument was given that CuPy does not take."""
+    if unknown:
+        raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
+
+
+def _index(index: Any, shape: tuple[int, ...]) -> Any:
+    """An index into `shape` for NumPy. A mask must be counted before the result has a shape, so the host waits; an array of NumPy or a
+    list is uploaded; whole numbers in arrays wrap around."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    taken = [0 if p is None or p is Ellipsis else p.ndim if str(getattr(p, "dtype", "")) == "bool" else 1 for p in parts]
+    axis, rest = 0, len(shape) - sum(taken)
+    for i, p in enumerate(parts):
+        if isinstance(p, np.ndarray | list):
             _count("uploads")
-            return np.asarray(i)
-        if isinstance(i, ndarray) and i.dtype.kind == "b" and waits:
+            p = np.asarray(p)
+        elif isinstance(p, ndarray):
+            p = _in(p)
+        if isinstance(p, np.ndarray) and p.dtype == bool:
             _count("syncs")
-        return _in(i)
+        elif isinstance(p, np.ndarray) and p.dtype.kind in "iu":
+            p = _wrapped(p, shape[axis] if axis < len(shape) else 0)
+        parts[i] = p
+        axis += rest if p is Ellipsis else taken[i]
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
 
-    return tuple(map(part, index)) if isinstance(index, tuple) else part(index)
+
+def _wrapped(index: Any, n: int) -> Any:
+    return index % n if n else index
 
 
 def _operators() -> None:
@@ -218,18 +243,32 @@ class _Function:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if self.__name__ in _WAITING_FUNCTIONS or (self.__name__ == "where" and len(args) == 1):
             _count("syncs")
+        ufunc = isinstance(self._f, np.ufunc) and self._f.signature is None
+        _known(self.__name__, options.keys() - UFUNC if ufunc else options.keys() & LACKED.get(self.__name__, frozenset()))
+        if self.__name__ == "take":
+            options["mode"] = "wrap"
+        elif self.__name__ == "take_along_axis" and isinstance(args[1], ndarray):
+            axis = args[2] if len(args) > 2 else options["axis"]
+            args = (args[0], _out(_wrapped(_in(args[1]), args[0].shape[axis])), *args[2:])
         return _call(self._f, args, options)
 
     def at(self, array: Any, index: Any, values: Any) -> None:
-        self._f.at(_in(array), _index(index, True), _in(values))
+        numbers = _in(array)
+        places = np.arange(numbers.size).reshape(numbers.shape)[_index(index, numbers.shape)]
+        order = _disorder.permutation(places.size)      # threads of a GPU come in any order
+        where = np.unravel_index(places.reshape(-1)[order], numbers.shape)
+        self._f.at(numbers, where, np.broadcast_to(_in(values), places.shape).reshape(-1)[order])
 
 
 def _array(value: Any, dtype: Any = None, copy: bool = True) -> Any:
     """cupy.array and asarray: a copy of ours, or an upload."""
     if isinstance(value, ndarray):
-        if not copy and dtype in (None, value.dtype):
+        if value.device.id != _current[-1]:             # from one device to another
+            if not (value._numbers.flags.c_contiguous or value._numbers.flags.f_contiguous):
+                raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
+        elif not copy and dtype in (None, value.dtype):
             return value
-        return _out(np.array(value._numbers, dtype=dtype))          # from whatever device it is on
+        return _out(np.array(value._numbers, dtype=dtype))
     _count("uploads")
     return _out(np.array(value, dtype=dtype))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import backend
 from ..backend.base import Backend
+from ..backend.special import flat_places
 
 CREATION = ("arange", "empty", "eye", "ones", "zeros")
 # What needs more than the standard, in all or in some of its examples. Everything else runs on the standard alone.
@@ -22,6 +23,7 @@ OUTSIDE = {
     "relu": _MIXED, "maximum": _MIXED, "minimum": _MIXED, "where": _MIXED, "clip": _MIXED,
     "power": "its derivative by a multiplies two bools",
     "getitem": "an index array must come alone or with others for every axis, and the derivative is unslice",
+    "astype": "there is no float16",
     "unslice": "assignment through None or a slice and an array, or to a mask",
     "einsum_op": "there is no einsum", "einsum": "there is no einsum",
     "dropout_op": _BITS, "dropout": _BITS, "attention": f"with dropout: {_BITS}",
@@ -83,6 +85,9 @@ def _operators() -> None:
     def binary(f: Callable[..., Any]) -> Any:
         return lambda self, other: self.here.wrap(f(self.held, unwrap(other)))
 
+    def unary(f: Callable[..., Any]) -> Any:
+        return lambda self: self.here.wrap(f(self.held))
+
     def into(f: Callable[..., Any]) -> Any:
         def change(self: Any, other: Any) -> Any:
             self.held = f(self.held, unwrap(other))
@@ -98,7 +103,7 @@ def _operators() -> None:
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(Array, f"__{name}__", binary(getattr(operator, name)))
     for name in ("neg", "abs", "invert"):
-        setattr(Array, f"__{name}__", lambda self, f=getattr(operator, name): self.here.wrap(f(self.held)))
+        setattr(Array, f"__{name}__", unary(getattr(operator, name)))
 
 
 _operators()
@@ -185,7 +190,7 @@ class StrictBackend(Backend):
 
         self.standard, self.place, self.name = array_api_strict, array_api_strict.Device(device), f"strict-{device}"
         self.namespace = Namespace(self)
-        self.kept = type("Array", (Array,), {"here": self, "__slots__": ()})
+        self.kept: Any = type("Array", (Array,), {"here": self, "__slots__": ()})
         self.array_types = (self.kept,)
 
     def wrap(self, x: Any) -> Any:
@@ -198,13 +203,13 @@ class StrictBackend(Backend):
         """A dtype in the standard's own words."""
         return dtype if dtype is None else getattr(self.standard, np.dtype(dtype).name)
 
-    def array(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
         if isinstance(value, self.kept):
             copy = self.standard.asarray(value.held, copy=True)
             return self.kept(copy if dtype is None else self.standard.astype(copy, self.kind(dtype)))
         return self.kept(self.standard.asarray(np.array(value, dtype=dtype), device=self.place))
 
-    def adopt(self, value: Any, dtype: Any = None, device: int = 0) -> Any:
+    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
         return value if isinstance(value, self.kept) and dtype in (None, value.dtype) else self.array(value, dtype)
 
     def host(self, array: Any) -> Any:
@@ -212,16 +217,21 @@ class StrictBackend(Backend):
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
         # there is no assignment to many places at once: the sums of all places are worked out, and added as a whole
-        places, stride = 0, 1
-        for i, n in zip(reversed(index), reversed(array.shape)):
-            places, stride = places + self.where(i < 0, i + n, i) * stride, stride * n
-        places = self.broadcast_to(places, values.shape)
+        index = index if isinstance(index, tuple) else (index,)
+        if len(index) < array.ndim or not all(isinstance(i, Array) and i.dtype.kind in "iu" for i in index):
+            raise TypeError("the standard adds to no elements but those that an array of integers for each axis names")
+        places = flat_places(self, index, array.shape)
+        values = self.broadcast_to(values, places.shape)
         sums = self.add_at_rows(array.size, places.reshape(-1), values.reshape(values.size, 1))
         array += sums.reshape(array.shape)
 
 
+_installed: dict[str, StrictBackend] = {}
+
+
 def install(device: str = "device1") -> StrictBackend:
-    """Make array-api-strict's `device` known as a backend. ImportError where array-api-strict is not installed."""
-    made = StrictBackend(device)
-    backend.register(made)
-    return made
+    """Make array-api-strict's `device` known as a backend; the same one when called again. ImportError where it is not installed."""
+    if device not in _installed:
+        _installed[device] = StrictBackend(device)
+    backend.register(_installed[device])
+    return _installed[device]

@@ -228,7 +228,7 @@ class Run:
         if self.subject.function is not None:
             if not isinstance(x.array, self.library.array_types) or type(x.array) in self.library.scalar_types:
                 raise Broken(f"{what} holds a {type(x.array).__name__}, no array of {self.device}")
-            if x.device != self.on_device(np.zeros(())).device:
+            if x.device != self.on_device(np.zeros((), self.dtype)).device:
                 raise Broken(f"{what} is on {x.device}, not on {self.device}")
 
     def scale(self, *results: Any) -> float:

@@ -109,3 +109,49 @@ def test_generation_waits_for_its_tokens():
         said = model.generate(prompt, 6, greedy=True, eos_token_id=None)
     assert said == same.generate(prompt, 6, greedy=True, eos_token_id=None)
     assert counts.syncs == 6 and "float64" not in counts.dtypes, counts
+
+
+def test_rows_of_different_lengths_wait_for_their_tokens():
+    """Padding and its mask are made where the model is: one wait for each token, one upload for the padding and for each pass's ids."""
+    model, same = _models(False, initializer_range=0.3)
+    rows = [[5, 6, 7], [8], [9, 10]]
+    with double.counting() as counts:
+        said = model.generate(rows, 6, greedy=True, eos_token_id=None)
+    assert said == same.generate(rows, 6, greedy=True, eos_token_id=None)
+    assert (counts.syncs, counts.uploads) == (6, 7) and "float64" not in counts.dtypes, counts
+
+
+@FORMS
+def test_a_mask_costs_no_wait(explicit: bool):
+    """Attention under a mask, with a row that sees nothing, and the Hessian-vector product of it: no wait, no upload, no float64."""
+    from minigrad import fused
+    from minigrad.fused import by_parts
+
+    rng, attend, found = np.random.default_rng(0), (by_parts if explicit else fused).attention, []
+    numbers = rng.standard_normal((4, 2, 3, 5, 4)).astype(np.float32)
+    seen = np.arange(5) >= np.array([0, 2])[:, None, None, None]
+    for place in (HERE, backend.cpu):
+        (*qkv, v), mask = [mg.Tensor(place.array(a)) for a in numbers], mg.Tensor(place.array(seen))
+        with double.counting() as counts:
+            out = [attend(*qkv, mask), *mg.hvp(lambda *t, mask=mask: (attend(*t, mask, p=0.2, key=7) ** 2).sum(), qkv, [v, v, v])]
+        if place is HERE:
+            _quiet(counts)
+        found.append(out)
+    for a, b in zip(*found):
+        _near(a, b)
+
+
+def test_the_second_device():
+    """With the second device made the current one, a model trains on it alone; otherwise nothing is computed on the wrong one."""
+    config, device = tiny_config(), HERE.namespace.cuda.Device(1)
+    with device:
+        model = GPT2(config, backend="double:1", seed=1)
+        optimizer = mg.optim.AdamW(model.parameters(), lr=1e-3)
+        loss = model.loss(IDS[:, :-1], IDS[:, 1:])
+        loss.backward()
+        mg.optim.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        assert model.generate([5, 6], 3, greedy=True, eos_token_id=None)
+    assert {loss.device, *(t.device for p in model.parameters() for t in (p, p.grad))} == {"double:1"}
+    with pytest.raises((ValueError, mg.errors.MinigradError), match="different from the current device"):
+        model.loss(IDS[:, :-1], IDS[:, 1:])

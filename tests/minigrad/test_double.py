@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
 from minigrad.testing import double
-from minigrad.testing.cupy_names import MODULE, NDARRAY
+from minigrad.testing.cupy_names import LACKED, MODULE, NDARRAY
+from minigrad.testing.domains import DOMAINS
+from minigrad.testing.subject import Run, flat
 
 HERE = double.install()
 cp = HERE.namespace
@@ -40,6 +43,10 @@ def test_it_has_only_names_that_cupy_has():
             getattr(cp, name)
     with pytest.raises(AttributeError, match="setflags"):
         cp.ones(2).setflags(write=False)
+    for f in (lambda x: cp.exp(x, where=x > 0), lambda x: cp.max(x, initial=0.0), lambda x: x.sum(where=x > 0),
+              lambda x: cp.var(x, correction=1)):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            f(cp.ones(2))
 
 
 def test_the_names_are_cupys():
@@ -50,6 +57,10 @@ def test_the_names_are_cupys():
 
     assert {n for n in dir(cupy) if not n.startswith("_")} >= MODULE
     assert {n for n in dir(cupy.ndarray) if not n.startswith("_")} >= NDARRAY
+    for name, words in LACKED.items():
+        assert words <= inspect.signature(getattr(np, name)).parameters.keys() - inspect.signature(getattr(cupy, name)).parameters.keys()
+    with pytest.raises(TypeError, match="Wrong arguments"):
+        cupy.add(1, 2, where=True)
 
 
 def test_reductions_give_arrays_of_no_axes():
@@ -63,7 +74,9 @@ def test_reductions_give_arrays_of_no_axes():
 @pytest.mark.parametrize("f, syncs", [
     (lambda x: x.item(), 1), (lambda x: bool(x), 1), (lambda x: float(x), 1), (lambda x: int(x), 1), (lambda x: x.get(), 1),
     (lambda x: cp.asnumpy(x), 1), (lambda x: x.tolist(), 1), (lambda x: x.reshape(1).nonzero(), 1), (lambda x: x[x > 0], 1),
-    (lambda x: x + x, 0), (lambda x: cp.where(x > 0, x, 0.0), 0), (lambda x: cp.where(x.reshape(1) > 0), 1), (lambda x: cp.exp(x, out=x), 0)])
+    (lambda x: x.__setitem__(x > 0, 0.0), 1), (lambda x: cp.bincount(x.reshape(1).astype(int)), 1),
+    (lambda x: x.reshape(1)[cp.zeros(1, int)], 0), (lambda x: x + x, 0), (lambda x: cp.where(x > 0, x, 0.0), 0),
+    (lambda x: cp.where(x.reshape(1) > 0), 1), (lambda x: cp.exp(x, out=x), 0)])
 def test_waits_are_counted(f: Any, syncs: int):
     """Whatever must know a number or a size on the host waits for the device once."""
     x = cp.ones(())
@@ -94,8 +107,47 @@ def test_devices_do_not_mix():
         a + b
     with cp.cuda.Device(1):
         assert (b + a.to("double:1")).device == "double:1"
+    with cp.cuda.Device(1):
+        strided = mg.tensor(np.arange(6.0).reshape(2, 3), device="double:1")[:, ::2]
+    assert strided.to("double:0").device == "double:0" and strided.to("double:0").numpy().tolist() == [[0.0, 2.0], [3.0, 5.0]]
     with pytest.raises(mg.DeviceError, match="double:2 does not exist"):
         mg.tensor([1.0], device="double:2")
+
+
+def test_an_index_out_of_range_wraps():
+    """Nothing says so: the element picked, or added to, is the one at the index modulo the length, as in CuPy."""
+    x, far = cp.arange(6.0).reshape(2, 3), cp.array([4, -4])
+    assert HERE.host(x[:, far]).tolist() == HERE.host(cp.take(x, far, axis=1)).tolist() == [[1.0, 2.0], [4.0, 5.0]]
+    assert HERE.host(cp.take_along_axis(x, far[:, None], 1)).tolist() == [[1.0], [5.0]]
+    cp.add.at(x, (cp.array([3]), cp.array([3])), 10.0)
+    x[cp.array([2]), cp.array([5])] = 7.0
+    assert HERE.host(x).tolist() == [[0.0, 1.0, 7.0], [13.0, 4.0, 5.0]]
+
+
+def test_sums_at_one_place_come_in_any_order():
+    """A ufunc's `at` is no sum to build on: its last bits change from run to run."""
+    values, index = cp.array(np.random.default_rng(0).standard_normal(1000).astype(np.float32)), cp.zeros(1000, dtype=int)
+
+    def total() -> bytes:
+        out = cp.zeros(1, dtype="float32")
+        cp.add.at(out, index, values)
+        return HERE.host(out).tobytes()
+
+    assert len({total() for _ in range(20)}) > 1
+
+
+def test_a_copy_goes_between_devices():
+    """CuPy's array and asarray bring an array of another device to the current one, if it is contiguous; the backend's leave it there
+    unless they are told to which device it is to go."""
+    with cp.cuda.Device(1):
+        x = cp.ones((2, 3))
+    assert (cp.asarray(x).device.id, cp.array(x).device.id) == (0, 0)
+    assert HERE.adopt(x) is x and HERE.adopt(x, device=1) is x
+    assert (HERE.array(x).device.id, HERE.adopt(x, device=0).device.id) == (1, 0)
+    with pytest.raises(NotImplementedError, match="non-contiguous"), cp.cuda.Device(1):
+        part = x[:, ::2]
+        with cp.cuda.Device(0):
+            cp.array(part)
 
 
 # ── the engine on it ──
@@ -116,11 +168,36 @@ def test_rows_are_added(seed: int, n: int, rows: int, d: int):
     assert HERE.host(HERE.add_at_rows(rows, i, v)).tobytes() == HERE.host(found).tobytes()
 
 
+@given(seed=st.integers(0, 999), n=st.integers(0, 40), order=st.sampled_from("CF"),
+       kind=st.sampled_from(["whole", "rows", "mixed", "host", "mask"]))
+def test_elements_are_added(seed: int, n: int, kind: str, order: Any):
+    """add_at is np.add.at in the dtype of the values, to the rounding of log₂ n additions; the same bits each time, no hidden wait."""
+    rng = np.random.default_rng(seed)
+    rows, columns = rng.integers(-3, 3, n), rng.integers(-4, 4, n)
+    index: Any = {"whole": (rows, columns), "rows": rows, "mixed": (slice(None, None, -1), columns), "host": (rows, columns),
+                  "mask": rng.random((3, 4)) < 0.5}[kind]
+    start = rng.standard_normal((3, 4)).astype(np.float32)
+    values = rng.standard_normal(start[index].shape).astype(np.float32)
+    expected, found = start.astype(np.float64), []
+    np.add.at(expected, index, values.astype(np.float64))
+    for _ in range(2):
+        array, v = HERE.array(np.asarray(start, order=order)), HERE.array(values)
+        i = index if kind == "host" else tuple(p if isinstance(p, slice) else HERE.array(p) for p in index) if isinstance(
+            index, tuple) else HERE.array(index)
+        with double.counting() as counts:
+            HERE.add_at(array, i, v)
+        assert counts.syncs == (kind == "mask" and values.size > 0) and "float64" not in counts.dtypes
+        found.append(HERE.host(array))
+    bound = (np.log2(n + 1) + 2) * np.finfo(np.float32).eps / 2 * (np.abs(values).sum(initial=0.0) + np.abs(start).max())
+    assert np.abs(found[0] - expected).max() <= bound and found[0].tobytes() == found[1].tobytes()
+
+
 def test_an_optimiser_waits_for_nothing():
-    """AdamW, Adam and SGD change parameters without a wait; clipping waits once, for the norm that it returns."""
-    for kind, settings in ((mg.optim.AdamW, {}), (mg.optim.Adam, {"weight_decay": 0.1}), (mg.optim.SGD, {"momentum": 0.9})):
+    """AdamW, Adam and SGD change parameters without a wait; clipping waits once, for the norm that it returns, and twice more where the
+    square overflows."""
+    for kind, options in ((mg.optim.AdamW, {}), (mg.optim.Adam, {"weight_decay": 0.1}), (mg.optim.SGD, {"momentum": 0.9})):
         params = [_t(np.ones((3, 2)), requires_grad=True), _t(np.ones(4), requires_grad=True)]
-        optimizer = kind(params, lr=0.1, **settings)
+        optimizer = kind(params, lr=0.1, **options)
         for p in params:
             (p * p).sum().backward()
         with double.counting() as counts:
@@ -130,6 +207,35 @@ def test_an_optimiser_waits_for_nothing():
     with double.counting() as counts:
         assert mg.optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.sqrt(10.0 * 4.0), rel=1e-6)
     assert counts.syncs == 1
+    for p in params:
+        p.grad = mg.Tensor(HERE.ones_like(p.array) * 1e30)
+    with np.errstate(over="ignore"), double.counting() as counts:
+        assert mg.optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.sqrt(10.0) * 1e30, rel=1e-6)
+    assert counts.syncs == 3
+
+
+# What waits, and for what. Everything else waits for nothing.
+WAITS = {"getitem": "a mask must be counted", "unslice": "a mask must be counted", "to_op": "it moves to the host"}
+
+
+@pytest.mark.parametrize("name", list(dict.fromkeys(d.subject.name for d in DOMAINS)))
+@settings(max_examples=max(5, settings.default.max_examples // 5))
+@given(data=st.data())
+def test_no_op_waits(name: str, data: Any):
+    """Value, gradients and gradients of gradients of an op: no wait, no upload, and no float64 unless a setting asks for it."""
+    domain = data.draw(st.sampled_from([d for d in DOMAINS if d.subject.name == name]))
+    example = data.draw(domain.examples)
+    run = Run(domain.subject, example, "float32", "double")
+    xs = run.leaves()
+    with np.errstate(all="ignore"), double.counting() as counts:
+        y = flat(domain.subject.function(*xs, **run.settings))
+        if y.requires_grad:
+            seed = mg.Tensor(HERE.ones_like(y.array))
+            first = [g for g in mg.gradients(y, xs, seed, create_graph=True) if g.requires_grad]
+            for g in first:
+                mg.gradients(g, xs, mg.Tensor(HERE.ones_like(g.array)), retain_graph=True)
+    assert name in WAITS or counts.syncs == counts.uploads == 0, counts
+    assert "float64" not in counts.dtypes or example.settings.get("dtype") == "float64", counts
 
 
 def test_random_numbers_are_numpys():
