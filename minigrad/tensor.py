@@ -96,7 +96,7 @@ class Tensor:
 
     # ── out of the graph, out of the device ──
     def detach(self) -> Tensor:
-        """The same array as a constant."""
+        """The same array as a constant. It shares the memory, but not the version: write nothing in place that a graph still needs."""
         return Tensor(self.array)
 
     def numpy(self) -> Any:
@@ -159,6 +159,8 @@ class Tensor:
         array = value.array if isinstance(value, Tensor) else value
         if not self.is_leaf:
             raise GraphError(f"{self.node!r} is a result; only leaves are assigned to")
+        if type(array) in backend.of(self.array).scalar_types:         # what NumPy gives for an array of no axes
+            array = backend.of(self.array).adopt(array)
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ShapeError(f"assign: the value is {array.dtype}{list(array.shape)}, the Tensor {self.dtype}{list(self.shape)}")
         self.array = array

@@ -198,6 +198,7 @@ class _Checkpoint:
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """f, which keeps only its inputs: what it computes inside is computed again in backward (Chen et al. 2016).
 
-    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor.
+    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor. Only changes
+    of the arguments are noticed: leave what f captured as it is until backward is done.
     """
     return _Checkpoint(f)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
+from . import blas
 from .base import Backend
 
 
@@ -29,6 +30,9 @@ class NumpyBackend(Backend):
 
     def host(self, array: Any) -> Any:
         return array
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return blas.matmul(a, b)
 
     def owns(self, array: Any) -> bool:
         return array.base is None

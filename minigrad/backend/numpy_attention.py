@@ -100,7 +100,7 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
         return _attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key)
     T, dtype = q.shape[-2], q.dtype
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    gs, qs, ks, vs, outs, lses = (_heads(a) for a in (g, q, k, v, out, lse))
+    gs, qs, ks, vs, lses = (_heads(a) for a in (g, q, k, v, lse))
     dq, dk, dv = np.empty_like(qs, order="C"), np.zeros_like(ks, order="C"), np.zeros_like(vs, order="C")
     tile, factor = _tile(T), dtype.type(1.0 / (1.0 - p))
     hidden = np.triu(np.full((tile, tile), -np.inf, dtype), 1)
@@ -117,6 +117,7 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
             weights[:, :, i:] += hidden[:j - i, :j - i]
             weights -= lses[m:n, i:j]
             np.exp(weights, out=weights)
+            weights /= weights.sum(axis=2, keepdims=True)       # lse was rounded, for the whole row alike
             np.matmul(here, vs[m:n, :j].swapaxes(1, 2), out=ds)
             if p > 0.0:
                 keep = _keep(key, p, range(m, n), i, j, T) * factor
@@ -124,7 +125,7 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
                 dv[m:n, :j] += np.matmul((weights * keep).swapaxes(1, 2), here)
             else:
                 dv[m:n, :j] += np.matmul(weights.swapaxes(1, 2), here)
-            ds -= np.einsum("htd,htd->ht", here, outs[m:n, i:j])[:, :, None]
+            ds -= np.vecdot(weights, ds)[:, :, None]    # all keys of a query are here, and the sum rounds as what it is taken from
             ds *= weights
             np.matmul(ds, ks[m:n, :j], out=dq[m:n, i:j])
             dk[m:n, :j] += np.matmul(ds.swapaxes(1, 2), scaled)

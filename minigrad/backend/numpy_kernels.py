@@ -61,6 +61,33 @@ def as_rows(x: Any) -> Any:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.shape[-1] else x.reshape(1, -1)
 
 
+def column_sums(x: Any) -> Any:
+    """Σ over the rows of a matrix, as products with ones: BLAS adds several rows at a time, which np.sum does not, so that it
+
+    rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
+    """
+    n, whole = len(x), len(x) // 128 * 128
+    if n < 2 or x.dtype.kind != "f" or not x.flags.c_contiguous or x.shape[1] < 2:
+        return x.sum(axis=0)
+    if n < 256:
+        return np.ones(n, x.dtype) @ x
+    parts = np.ones(128, x.dtype) @ x[:whole].reshape(-1, 128, x.shape[1])
+    out = np.ones(len(parts), x.dtype) @ parts
+    if whole < n:
+        out += np.ones(n - whole, x.dtype) @ x[whole:]
+    return out
+
+
+@kernel("sum_to")
+def sum_to(xp, x, *, shape):
+    from ..ops.shape import sum_to as op
+
+    lead = x.ndim - len(shape)
+    if lead and x.size and x.shape[lead:] == shape and len(shape) == 1:
+        return column_sums(x.reshape(-1, *shape))
+    return op.kernel(xp, x, shape=shape)
+
+
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
 
@@ -135,11 +162,8 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
         y = out[i:j]
         np.mean(rows[i:j], axis=1, keepdims=True, out=mean[i:j])
         np.subtract(rows[i:j], mean[i:j], out=y)
-        s = np.einsum("ij,ij->i", y, y)[:, None]
-        s /= n
-        s += eps
-        np.sqrt(s, out=s)
-        np.divide(1.0, s, out=rstd[i:j])
+        s = np.vecdot(y, y)[:, None].astype(np.promote_types(x.dtype, np.float64))     # its rounding would be a whole row's
+        rstd[i:j] = 1.0 / np.sqrt(s / n + eps)
         y *= rstd[i:j]
         y *= weight
         y += bias
@@ -160,10 +184,9 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
         normal, dx = rows[i:j] - means[i:j], out[i:j]
         normal *= scales[i:j]
         np.multiply(gs[i:j], normal, out=dx)
-        dweight, dbias = dx.sum(axis=0), gs[i:j].sum(axis=0)
+        dweight, dbias = column_sums(dx), column_sums(gs[i:j])
         np.multiply(gs[i:j], weight, out=dx)
-        along = np.einsum("ij,ij->i", dx, normal)[:, None]
-        along /= n
+        along = np.vecdot(dx, normal)[:, None] / n
         dx -= dx.mean(axis=1, keepdims=True)
         normal *= along
         dx -= normal

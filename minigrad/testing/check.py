@@ -109,8 +109,8 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
 
 
 def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
-          definition: Callable[..., Any] | None = None, laws: Sequence[str] | None = None, dtypes: Sequence[str] = ("float64", "float32"), device: str = "numpy", examples: int = 100,
-          **settings: Any) -> Report:
+          definition: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
+          dtypes: Sequence[str] = ("float64", "float32"), device: str = "numpy", examples: int = 100, **settings: Any) -> Report:
     """Put f to the laws; LawsBroken, with a report, if one breaks.
 
     f: an op, a function of Tensors that returns a Tensor or a tuple of them, or, with `vjp`, a function of plain arrays.

@@ -50,6 +50,17 @@ def test_an_inner_gradient_depends_on_what_it_captured():
     assert f(_t(5.0)).item() == 60.0
 
 
+def test_an_inner_value_depends_on_what_it_captured():
+    """The value that an inner value_and_grad gives is differentiable as its gradient is: d/dx (x² y² at y = 3) = 2x·9."""
+    f = mg.grad(lambda x: mg.value_and_grad(lambda y: x * x * y * y)(_t(3.0))[0])
+    assert f(_t(5.0)).item() == 90.0
+
+
+def test_operands_that_are_kept_together_are_differentiated():
+    """An op of any number of operands keeps them as one, and each is still a value of the graph: the Hessian of ⟨x, x⟩ is 2."""
+    assert mg.hessian(lambda x: mg.einsum("i,i->", x, x))(_t([1.0, 2.0])).tolist() == [[2.0, 0.0], [0.0, 2.0]]
+
+
 def test_an_inner_gradient_of_the_outer_variable_itself():
     """grad of x ↦ x · f'(x) with f = x³ is 9x², the inner function being given the outer variable."""
     f = mg.grad(lambda x: x * mg.grad(lambda y: y * y * y)(x))

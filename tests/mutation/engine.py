@@ -1,0 +1,114 @@
+"""python tests/mutation/engine.py [-k REGEX]: undo each of the engine's decisions and demand that its tests notice.
+
+A mutant is a module of minigrad imported from another text, in a process of its own, in which the tests of the engine run until one
+fails. A mutant that none notices fails the run.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine_mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+GROUPS = [["test_engine"], ["test_versions", "test_memory", "test_transforms", "test_threads"], ["test_graph"]]     # from quick to slow
+
+
+def mutated(path: Path, qualname: str, old: str, new: str) -> str:
+    """The module's text with `old`, which stands once in `qualname`, replaced. ValueError where it does not stand once."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    node: Any = ast.parse(text)
+    start, stop = 0, len(lines)
+    for part in filter(None, qualname.split(".")):
+        node = next(n for n in node.body if getattr(n, "name", None) == part)
+        start, stop = node.lineno - 1, node.end_lineno
+    segment = "".join(lines[start:stop])
+    if segment.count(old) != 1:
+        raise ValueError(f"{path.name}: {qualname}: {segment.count(old)} places hold {old!r}; one is needed")
+    return "".join(lines[:start]) + segment.replace(old, new) + "".join(lines[stop:])
+
+
+def file_of(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+class Mutate(importlib.abc.MetaPathFinder):
+    """Imports one module from another text."""
+
+    def __init__(self, module: str, text: str) -> None:
+        self.module, self.text = module, text
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.module:
+            return None
+        file, text = str(file_of(name)), self.text
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def get_code(self, fullname: str) -> Any:
+                return compile(text, file, "exec")
+
+        return importlib.util.spec_from_file_location(name, file, loader=Loader(name, file))
+
+
+def run_one(number: int, files: list[str]) -> int:
+    """pytest over `files` with mutant `number` in the place of its module, to the first failure, without shrinking it."""
+    import pytest
+    from hypothesis import Phase, settings
+
+    _, module, qualname, old, new = MUTANTS[number]
+    sys.path.insert(0, str(ROOT))
+    sys.meta_path.insert(0, Mutate(module, mutated(file_of(module), qualname, old, new)))
+
+    class Plugin:
+        def pytest_sessionstart(self, session: Any) -> None:
+            phases = [Phase.explicit, Phase.generate]
+            settings.register_profile("mutation", settings.default, phases=phases, derandomize=True, database=None)
+            settings.load_profile("mutation")
+
+    return int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", *files], plugins=[Plugin()]))
+
+
+def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0) -> str | None:
+    """The first test that notices the mutant, "a time limit" where it never ends, or None."""
+    for names in groups:
+        files = [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
+        try:
+            done = subprocess.run([sys.executable, __file__, "--one", str(number), *files], capture_output=True, text=True,
+                                  timeout=timeout, cwd=ROOT, check=False)
+        except subprocess.TimeoutExpired:
+            return "a time limit"
+        if done.returncode == 1:
+            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            return failed[0].split("::", 1)[-1].split(" - ")[0] if failed else "a test"
+        if done.returncode:                             # it could not even be imported or collected
+            return f"pytest, which ended with {done.returncode}"
+    return None
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--one"]:
+        return run_one(int(sys.argv[2]), sys.argv[3:])
+    p = argparse.ArgumentParser(prog="python tests/mutation/engine.py", description=__doc__)
+    p.add_argument("-k", default="", metavar="REGEX", help="only mutants whose name matches")
+    args = p.parse_args()
+    chosen = [i for i, (name, *_) in enumerate(MUTANTS) if re.search(args.k, name)]
+    survived = 0
+    for i in chosen:
+        test = killer(i)
+        survived += test is None
+        print(f"{MUTANTS[i][0]}: {'SURVIVED' if test is None else f'killed by {test}'}", flush=True)
+    print(f"\n{len(chosen)} mutants: {len(chosen) - survived} killed, {survived} survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Every decision of the engine is undone, and a test of the engine notices. Three by default; all of them with -m slow."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine import file_of, killer, mutated
+from engine_mutants import MUTANTS
+
+QUICK = {"the heap takes the oldest node", "residuals are cleared though retained", "a checkpoint draws other masks"}
+
+
+def _mutants(slow: bool) -> list[object]:
+    return [pytest.param(i, id=name) for i, (name, *_) in enumerate(MUTANTS) if (name in QUICK) != slow]
+
+
+def test_every_mutant_is_a_change_of_the_text_that_is():
+    """Each old text stands once where the table says, the new one compiles, and names are not used twice."""
+    for _, module, qualname, old, new in MUTANTS:
+        compile(mutated(file_of(module), qualname, old, new), module, "exec")
+    assert len({name for name, *_ in MUTANTS}) == len(MUTANTS) and QUICK <= {name for name, *_ in MUTANTS}
+
+
+@pytest.mark.parametrize("number", _mutants(slow=False))
+def test_a_mutant_of_the_engine_is_killed(number: int):
+    """The tests of the engine fail with it."""
+    assert killer(number) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", _mutants(slow=True))
+def test_every_mutant_of_the_engine_is_killed(number: int):
+    """The tests of the engine fail with it."""
+    assert killer(number) is not None
