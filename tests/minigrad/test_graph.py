@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compare import close
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import close
 
 import minigrad as mg
 from minigrad.graph import Cotangents, backprop
