@@ -1,4 +1,7 @@
-"""Small GPT-2s of every kind against transformers' GPT2LMHeadModel, through directories written on either side."""
+"""Small GPT-2s of every kind against transformers' GPT2LMHeadModel: through directories written on either side, with a cache,
+
+in batches of padded rows, and through ten steps of AdamW.
+"""
 from __future__ import annotations
 
 import tempfile
@@ -8,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from agreement import gradients, logits, norm, theirs, worst
+from agreement import OPERATIONS, gradients, in_pieces, lengths, logits, loss, norm, theirs, worst
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minigrad as mg
 from gpt2.config import ACTIVATION_NAMES, GPT2Config
 from gpt2.model import GPT2
+from minigrad.optim import AdamW, decay_groups
 
 # the bounds that the project promises against transformers
 LOGITS = {"float64": 1e-10, "float32": 1e-4}            # absolute
@@ -53,11 +57,15 @@ def configs(draw):
     }
 
 
-def every_odd_one(test):
-    """Run the test on each odd configuration by itself, and on all of it at once."""
-    for fields in [*ODD, EVERYTHING_ODD]:
-        test = example({**SIZES, **fields}, 0, False)(test)
-    return test
+def every_odd_one(*more):
+    """Run the test on each odd configuration by itself, and on all of it at once; `more` are its other arguments."""
+
+    def decorate(test):
+        for fields in [*ODD, EVERYTHING_ODD]:
+            test = example({**SIZES, **fields}, 0, *more)(test)
+        return test
+
+    return decorate
 
 
 def inputs(config, seed):
@@ -81,8 +89,20 @@ def random_of_theirs(config, seed):
     return model
 
 
+def ours_like(model, dtype):
+    """Our model with the weights of theirs, copied."""
+    config = GPT2Config.from_dict(model.config.to_dict())
+    weights = {name.removeprefix("transformer."): p.detach().numpy().astype(dtype) for name, p in model.named_parameters()}
+    return GPT2(config, dtype=dtype, parameters=weights)
+
+
 def compare(ours, wanted, ids, targets, dtype):
-    assert np.abs(logits(ours, ids) - logits(wanted, ids)).max() <= LOGITS[dtype]
+    apart = np.abs(logits(ours, ids) - logits(wanted, ids)).max()
+    assert apart <= LOGITS[dtype]
+    # log Σ exp and the logit of the target move by no more than the logits do; the rest is the loss's own sums
+    found, value = loss(ours, ids, targets).item(), loss(wanted, ids, targets).item()
+    rounding = (ours.config.vocab_size + ids.size + OPERATIONS) * np.finfo(dtype).eps * max(1.0, value)
+    assert abs(found - value) <= 2.0 * apart + rounding
     grads = gradients(wanted, ids, targets)
     assert ours.num_parameters() == sum(p.numel() for p in wanted.parameters())
     # a tensor whose gradient is 0 but for rounding has no relative error: its noise is measured by the whole gradient
@@ -92,7 +112,7 @@ def compare(ours, wanted, ids, targets, dtype):
 
 
 @given(configs(), st.integers(0, 2**32 - 1), st.booleans())
-@every_odd_one
+@every_odd_one(False)
 def test_a_directory_of_theirs_loads_here_and_agrees(config, seed, sharded):
     """What transformers' save_pretrained wrote, in one file or in shards, gives its logits and its gradients here."""
     model, (ids, targets) = random_of_theirs(config, seed), inputs(config, seed)
@@ -105,7 +125,7 @@ def test_a_directory_of_theirs_loads_here_and_agrees(config, seed, sharded):
 
 
 @given(configs(), st.integers(0, 2**32 - 1), st.booleans())
-@every_odd_one
+@every_odd_one(False)
 def test_a_directory_of_ours_loads_there_and_agrees(config, seed, explicit):
     """What our save_pretrained wrote loads in transformers with no tensor missing or left over, and gives our logits and gradients."""
     ids, targets = inputs(config, seed)
@@ -119,3 +139,71 @@ def test_a_directory_of_ours_loads_there_and_agrees(config, seed, explicit):
             wanted = theirs(directory, dtype)
             assert {k: v for k, v in asdict(ours.config).items() if getattr(wanted.config, k) != v} == {}
             compare(ours, wanted, ids, targets, dtype)
+
+
+PIECES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+
+
+@given(configs(), st.integers(0, 2**32 - 1), PIECES)
+@every_odd_one([1])
+@every_odd_one([3, 1, 2])
+def test_a_cache_gives_the_logits_of_their_one_pass(config, seed, pieces):
+    """Read into the KV cache in pieces of any lengths, a batch gives the logits of transformers' one pass without a cache."""
+    model, (ids, _) = random_of_theirs(config, seed), inputs(config, seed)
+    for dtype in ("float32", "float64"):
+        ours, wanted = ours_like(model, dtype), logits(model.to(getattr(torch, dtype)), ids)
+        found = in_pieces(ours, ids, pieces)
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() <= LOGITS[dtype]
+
+
+@given(configs(), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 16), min_size=1, max_size=4), PIECES)
+@every_odd_one([1, 5, 8], [4])
+def test_a_batch_of_padded_rows_gives_their_single_rows(config, seed, tokens, pieces):
+    """Rows of any lengths, padded at the left to one batch and read in pieces, give what transformers gives each row alone."""
+    model, tokens = random_of_theirs(config, seed), [min(n, config["n_positions"]) for n in tokens]
+    pad = [max(tokens) - n for n in tokens]
+    ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (len(tokens), max(tokens)))        # in the padding too
+    for dtype in ("float32", "float64"):
+        ours, wanted = ours_like(model, dtype), model.to(getattr(torch, dtype))
+        found = in_pieces(ours, ids, pieces, pad)
+        for row, got, skip in zip(ids, found, pad):
+            assert np.abs(got[skip:] - logits(wanted, row[None, skip:])[0]).max() <= LOGITS[dtype]
+
+
+STEPS = 10
+
+
+@given(configs(), st.integers(0, 2**32 - 1), st.sampled_from([1e-8, 1e-3]), st.sampled_from([0.0, 0.1]))
+@every_odd_one(1e-3, 0.1)
+def test_ten_adamw_steps_are_theirs(config, seed, eps, decay):
+    """After ten steps on one batch every weight is torch.optim.AdamW's, and so was the loss before each step.
+
+    A step is lr·m/(√v + ε), and where √v is far below ε a gradient that is off by δ makes it off by lr·δ/ε: ten steps, by ten
+    times that. δ is at most N·eps of the largest gradient, N the sums on its way (Higham 2002, §3.1). The loss is off by what
+    the weights are, times its slope.
+    """
+    lr, (ids, targets) = 1e-3, inputs(config, seed)
+    wanted = random_of_theirs(config, seed).to(torch.float64)
+    ours = ours_like(wanted, "float64")
+    how = {"lr": lr, "betas": (0.9, 0.95), "eps": eps}
+    vectors, matrices = [[p for p in wanted.parameters() if (p.ndim >= 2) is big] for big in (False, True)]
+    both = [(ours, AdamW(decay_groups(ours.parameters(), decay), **how)),
+            (wanted, torch.optim.AdamW([{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}], **how))]
+    before = {name: p.numpy().copy() for name, p in ours.named_parameters()}
+    largest = bound = 0.0
+    for _ in range(STEPS):
+        values = []
+        for model, optimizer in both:
+            optimizer.zero_grad()
+            value = loss(model, ids, targets)
+            value.backward()
+            optimizer.step()
+            values.append(value.item())
+        slope = sum(float(np.abs(p.grad.numpy()).sum()) for p in ours.parameters())
+        assert abs(values[0] - values[1]) <= LOGITS["float64"] + slope * bound
+        largest = max(largest, *(float(np.abs(p.grad.numpy()).max()) for p in ours.parameters()))
+        bound = STEPS * lr * lengths(ours.config, *ids.shape)["gradient"] * np.finfo(np.float64).eps * largest / eps
+    for (name, p), q in zip(ours.named_parameters(), wanted.parameters()):
+        assert np.abs(p.numpy() - q.detach().numpy()).max() <= bound, name
+    moved = max(np.abs(p.numpy() - before[name]).max() for name, p in ours.named_parameters())
+    assert moved > 100 * bound                          # or the bound would let anything pass

@@ -1,4 +1,7 @@
-"""The whole GPT-2 of 124M parameters, random weights, against transformers: logits, greedy tokens, every gradient, ten AdamW steps."""
+"""The whole GPT-2 of 124M parameters, random weights, against transformers: logits, loss, every gradient, the cache, ten AdamW steps.
+
+With -s a report is printed: a line per tensor, with max |Δ| and that in units of its bound (see agreement.py).
+"""
 from __future__ import annotations
 
 import math
@@ -7,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from agreement import gradients, logits, loss, theirs, worst
+from agreement import Line, everything, in_pieces, lengths, logits, loss, report, table, theirs, worst
 
 import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 from minigrad.optim import AdamW, decay_groups
+
+pytestmark = pytest.mark.slow                           # two minutes, and 8 GB for the steps in float64
 
 CONFIG = GPT2Config.from_name("gpt2")
 LOGITS = {"float32": 1e-4, "float64": 1e-10}            # absolute
@@ -50,20 +55,43 @@ def batch(rows, tokens, seed=0):
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def test_logits_agree(both):
-    """Every logit is within 1e-4 of transformers' in float32 and within 1e-10 in float64."""
-    ids, _ = batch(2, 24)
-    apart = np.abs(logits(both.ours, ids) - logits(both.theirs, ids)).max()
-    assert apart <= LOGITS[both.dtype]
-
-
-def test_gradients_agree(both):
-    """The gradient of each of the 148 tensors is within 1e-5 of PyTorch's in relative norm in float32, and within 1e-10 in float64."""
-    ids, targets = batch(2, 16, seed=1)
+@pytest.fixture(scope="module")
+def results(both):
+    """Logits, loss and gradients of either model on two rows of 24 tokens, of which three targets do not count."""
+    ids, targets = batch(2, 24, seed=1)
     targets[0, :3] = -100
-    apart, name = worst(gradients(both.ours, ids, targets), gradients(both.theirs, ids, targets))
-    assert len(dict(both.ours.named_parameters())) == 148
+    return everything(both.ours, ids, targets), everything(both.theirs, ids, targets)
+
+
+def test_logits_agree(both, results):
+    """Every logit is within 1e-4 of transformers' in float32 and within 1e-10 in float64."""
+    ours, wanted = results
+    assert np.abs(ours["logits"] - wanted["logits"]).max() <= LOGITS[both.dtype]
+
+
+def test_gradients_agree(both, results):
+    """The gradient of each of the 148 tensors is within 1e-5 of PyTorch's in relative norm in float32, and within 1e-10 in float64."""
+    ours, wanted = ({k: v for k, v in side.items() if k not in ("logits", "loss")} for side in results)
+    apart, name = worst(ours, wanted)
+    assert len(ours) == 148
     assert apart <= GRADIENTS[both.dtype], name
+
+
+def test_every_tensor_is_within_its_bound(both, results):
+    """No element of logits, loss or any gradient is farther from PyTorch's than rounding explains."""
+    lines = report(*results, CONFIG, 2, 24)
+    print("\n" + table(lines, f"GPT-2 124M, B2 T24, {both.dtype}: ours beside PyTorch's"))
+    assert len(lines) == 150
+    assert {line.name: line.units for line in lines if not line.units <= 1.0} == {}
+
+
+def test_the_cache_gives_their_one_pass(both):
+    """Rows padded at the left and read into the KV cache in pieces give the logits that transformers gives each row alone."""
+    ids, _ = batch(3, 24, seed=5)
+    pad = [0, 23, 9]
+    found = in_pieces(both.ours, ids, [5, 1, 1, 8], pad)
+    for row, got, skip in zip(ids, found, pad):
+        assert np.abs(got[skip:] - logits(both.theirs, row[None, skip:])[0]).max() <= LOGITS[both.dtype]
 
 
 def test_greedy_tokens_agree(directory):
@@ -93,32 +121,45 @@ def test_greedy_tokens_agree(directory):
 
 
 def test_ten_adamw_steps_agree(directory):
-    """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6.
+    """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6, and so is
 
-    Matrices and tables decay, vectors do not; the loss falls by more than a nat, so that the steps are no trifle.
+    every weight to the bound of a step: lr·δ/ε for a gradient that is off by δ. Matrices and tables decay, vectors do not; the
+    loss falls by more than a nat, so that the steps are no trifle.
     """
     how = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8}
     ids, targets = batch(1, 8, seed=3)
 
     def run(model, optimizer):
-        losses = []
+        losses, largest = [], {}
         for _ in range(10):
             optimizer.zero_grad()
             value = loss(model, ids, targets)
             value.backward()
+            for name, p in model.named_parameters():
+                largest[name] = max(largest.get(name, 0.0), float(abs(p.grad).max()))
             optimizer.step()
             losses.append(value.item())
-        return [*losses, loss(model, ids, targets).item()]
+        optimizer.zero_grad()
+        return [*losses, loss(model, ids, targets).item()], largest
 
     ours = GPT2.from_pretrained(directory, dtype="float64")
-    found = run(ours, AdamW(decay_groups(ours.parameters(), 0.1), **how))
-    del ours
+    before = {name: p.numpy().copy() for name, p in ours.named_parameters() if p.ndim == 1}
+    found, largest = run(ours, AdamW(decay_groups(ours.parameters(), 0.1), **how))
     model = theirs(directory, "float64")
     matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    wanted = run(model, torch.optim.AdamW(groups, fused=True, **how))
+    wanted, _ = run(model, torch.optim.AdamW(groups, fused=True, **how))
     assert wanted[0] - wanted[-1] > 1.0
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    rounding = math.sqrt(lengths(CONFIG, *ids.shape)["gradient"]) * np.finfo(np.float64).eps
+    lines = []
+    for (name, p), q in zip(ours.named_parameters(), model.parameters()):
+        bound = 10 * how["lr"] * (rounding * largest[name] / how["eps"] + 40 * np.finfo(np.float64).eps)
+        apart = float(np.abs(p.numpy() - q.detach().numpy()).max())
+        lines.append(Line(name, apart, float(np.abs(p.numpy()).max()), apart / bound))
+    print("\n" + table(lines, "GPT-2 124M, weights after ten AdamW steps, float64: ours beside PyTorch's"))
+    assert all(np.abs(p.numpy() - before[name]).max() > how["lr"] for name, p in ours.named_parameters() if name in before)
+    assert {line.name: line.units for line in lines if not line.units <= 1.0} == {}
 
 
 def test_the_first_loss_is_that_of_no_knowledge(directory):
