@@ -97,7 +97,7 @@ def sigmoid(xp, x):
     return xp.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-@elementwise(x=lambda g, out: g * (out > 0.0))
+@elementwise(x=lambda g, out: where(out > 0.0, g, 0.0))
 def relu(xp, x):
     """max(x, 0), with derivative 0 at 0."""
     return xp.maximum(x, xp.zeros_like(x))
@@ -117,7 +117,7 @@ def sign(xp, x):
 
 def _larger(g: Any, a: Any, b: Any) -> Any:
     """g where a > b, half of it where they tie."""
-    return g * (a > b) + (0.5 * g) * (a == b)
+    return where(a > b, g, where(a == b, 0.5 * g, 0.0))
 
 
 @elementwise(a=lambda g, a, b: _larger(g, a, b), b=lambda g, a, b: _larger(g, b, a))
@@ -132,13 +132,13 @@ def minimum(xp, a, b):
     return xp.minimum(a, b)
 
 
-@elementwise(a=lambda g, condition: g * condition, b=lambda g, condition: g * not_(condition))
+@elementwise(a=lambda g, condition: where(condition, g, 0.0), b=lambda g, condition: where(condition, 0.0, g))
 def where(xp, condition: Constant, a, b):
     """a where condition (bool) holds, else b."""
     return xp.where(condition, a, b)
 
 
-@elementwise(x=lambda g, x, min, max: g * inside(x, min=min, max=max))
+@elementwise(x=lambda g, x, min, max: where(inside(x, min=min, max=max), g, 0.0))
 def clip(xp, x, *, min=None, max=None):
     """x held within [min, max]; the gradient passes inside and at the bounds."""
     return xp.clip(x, min, max)
@@ -149,12 +149,6 @@ def inside(xp, x, *, min=None, max=None):
     """Whether min ≤ x ≤ max (bool); a bound that is None holds always."""
     low = xp.ones_like(x, dtype=bool) if min is None else x >= min
     return low if max is None else low & (x <= max)
-
-
-@op()
-def not_(xp, x):
-    """Logical not of a bool array."""
-    return xp.logical_not(x)
 
 
 @op()

@@ -17,10 +17,8 @@ from ..backend.special import flat_places
 
 CREATION = ("arange", "empty", "eye", "ones", "zeros")
 # What needs more than the standard, in all or in some of its examples. Everything else runs on the standard alone.
-_MIXED = "its derivative multiplies a bool by a float"
 _BITS = "random bits need typed scalars, and a view of 64 bits as two of 32"
 OUTSIDE = {
-    "relu": _MIXED, "maximum": _MIXED, "minimum": _MIXED, "where": _MIXED, "clip": _MIXED,
     "power": "its derivative by a multiplies two bools",
     "getitem": "an index array must come alone or with others for every axis, and the derivative is unslice",
     "astype": "there is no float16",

@@ -63,7 +63,7 @@ KEPT: dict[str, dict[str, tuple[str, ...]]] = {
     "add": {"a": (), "b": ()}, "sub": {"a": (), "b": ()}, "mul": {"a": ("b",), "b": ("a",)},
     "div": {"a": ("b",), "b": ("b", "out")}, "neg": {"x": ()}, "power": {"a": ("a", "b"), "b": ("a", "out")},
     "exp": {"x": ("out",)}, "log": {"x": ("x",)}, "sqrt": {"x": ("out",)}, "tanh": {"x": ("out",)}, "erf": {"x": ("x",)},
-    "sigmoid": {"x": ("out",)}, "relu": {"x": ("out",)}, "abs": {"x": ("x",)}, "sign": {}, "inside": {}, "not_": {},
+    "sigmoid": {"x": ("out",)}, "relu": {"x": ("out",)}, "abs": {"x": ("x",)}, "sign": {}, "inside": {},
     "equal": {}, "not_equal": {}, "less": {}, "less_equal": {}, "greater": {}, "greater_equal": {},
     "maximum": {"a": ("a", "b"), "b": ("a", "b")}, "minimum": {"a": ("a", "b"), "b": ("a", "b")},
     "where": {"a": ("condition",), "b": ("condition",)}, "clip": {"x": ("x",)}, "astype": {"x": ("x_dtype",)},

@@ -24,6 +24,15 @@ def test_the_written_convention_at_kinks(f: Any, at: float, slope: float):
     assert mg.grad(f)(mg.tensor(at, dtype="float64")).item() == slope
 
 
+@pytest.mark.parametrize("f", [mg.relu, lambda x: mg.clip(x, max=0.0), lambda x: mg.where(x < 0.0, x, 0.0),
+                               lambda x: mg.where(x > 0.0, 0.0, x), lambda x: mg.maximum(x, 5.0)])
+def test_what_is_not_chosen_passes_nothing(f: Any):
+    """Where another argument is chosen the gradient is 0, whatever comes: also for a cotangent that is infinite or NaN."""
+    x = mg.tensor([-1.0] if f is mg.relu else [1.0], requires_grad=True)
+    for g in (np.inf, np.nan):
+        assert mg.gradients(f(x), [x], np.array([g], "float32"))[0].tolist() == [0.0]
+
+
 def test_power_of_zero_has_no_nan_gradient():
     """d(aᵇ)/da is 0 where b = 0, also at a = 0, and d(aᵇ)/db is 0 where a = 0."""
     a, b = mg.tensor([0.0, 0.0, 0.0, 2.0], requires_grad=True), mg.tensor([0.0, 1.0, 2.0, 0.0], requires_grad=True)

@@ -108,7 +108,6 @@ def _inside(x: Any, min: Any, max: Any) -> Any:
 
 domain("inside", (ANY, "ties", lambda d, s, r: d(st.sampled_from([*_BOUNDS, {"min": None, "max": None}]))), _inside,
        lambda t, x, min, max: _inside(x, min, max))
-domain("not_", (ANY, "ties"), lambda x: ~(x > 0), lambda t, x: t.logical_not(x > 0), call=lambda x: REGISTRY["not_"](x > 0.0))
 for _name, _torch in {"equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.items():
     domain(_name, (together(2), "ties"), getattr(np, _name), _torch)
 domain("astype", (ANY, "any", one_of(dtype=["float32", "float64", "float16"])), lambda x, dtype: x,
