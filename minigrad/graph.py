@@ -23,6 +23,7 @@ class _State(threading.local):
 
     recording = True
     depth = 0                                           # how many functions are being differentiated around us
+    touched: set[Leaf] | None = None                    # the leaves that ops were given, while somebody wants to know
 
 
 state = _State()
@@ -65,6 +66,32 @@ def recording(on: bool) -> Iterator[None]:
         yield
     finally:
         state.recording = was
+
+
+@contextlib.contextmanager
+def touching() -> Iterator[set[Leaf]]:
+    """The set that it gives holds, after the block, every leaf that an op used inside without recording it."""
+    was, state.touched = state.touched, set()
+    mine = state.touched
+    try:
+        yield mine
+    finally:
+        state.touched = was
+        if was is not None:
+            was |= mine
+
+
+def leaf_under(node: Node | None) -> Leaf | None:
+    """The leaf that a node is, or is a view of."""
+    while node is not None and node.op is not None and node.op.view:
+        node = node.parents[0]
+    return node if type(node) is Leaf else None
+
+
+def touch(nodes: Iterable[Node | None]) -> None:
+    """An op used these without recording them: tell whoever wants to know."""
+    if state.touched is not None:
+        state.touched.update(leaf for leaf in map(leaf_under, nodes) if leaf is not None)
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:

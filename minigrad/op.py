@@ -17,7 +17,7 @@ from typing import Any
 from . import backend
 from .backend.base import Backend
 from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
-from .graph import Leaf, Node, recording, state
+from .graph import Node, leaf_under, recording, state, touch
 from .tensor import Tensor
 
 REGISTRY: dict[str, Op] = {}
@@ -146,6 +146,8 @@ class Op:
         if not tensors:
             return out
         if not (tracked and state.recording) or out.dtype.kind != "f":
+            if tracked:
+                touch(nodes)
             return Tensor(out)
         return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, out.dtype))
 
@@ -203,6 +205,8 @@ class Op:
         if not tensors:
             return outs
         if not (tracked and state.recording):
+            if tracked:
+                touch(nodes)
             return tuple(Tensor(o) for o in outs)
         whole = self._record(arrays, nodes, None, None, settings, tuple(o.shape for o in outs), outs[0].dtype)
         return tuple(Tensor(o, Node(_PICK, None, (whole,), (i,), {}, o.shape, o.dtype)) for i, o in enumerate(outs))
@@ -325,11 +329,9 @@ def versions(watched: Iterable[int], nodes: Any) -> int:
     """
     total = 0
     for i in watched:
-        node = nodes[i] if i < len(nodes) else None
-        while node is not None and node.op is not None and node.op.view:
-            node = node.parents[0]
-        if type(node) is Leaf:
-            total += node.version
+        leaf = leaf_under(nodes[i]) if i < len(nodes) else None
+        if leaf is not None:
+            total += leaf.version
     return total
 
 

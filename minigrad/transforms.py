@@ -10,8 +10,7 @@ from typing import Any
 
 from . import backend, random
 from .errors import GraphError, ShapeError
-from .graph import Node, backprop, differentiating, no_grad, recording, state
-from .op import versions
+from .graph import Node, backprop, differentiating, no_grad, recording, state, touching
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -174,20 +173,21 @@ class _Checkpoint:
 
     def __call__(self, *args: Any) -> Tensor:
         drawn = random.get_state()
-        with no_grad():
+        with no_grad(), touching() as leaves:           # what f captured is read again when it is replayed
             out = self.f(*args)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name}: the function must return one Tensor; it returned a {type(out).__name__}")
         if not state.recording:
             return out
         nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)
-        saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn)
-        return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype, versions(range(len(nodes)), nodes)))
+        saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn,
+                 [(leaf, leaf.version) for leaf in leaves])
+        return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype))
 
     def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
-        arrays, were_tensors, drawn = node.saved
-        if node.version != versions(range(len(arrays)), node.parents):
-            raise GraphError(f"{node}: an argument was changed after it was used; run forward again")
+        arrays, were_tensors, drawn, leaves = node.saved
+        if any(leaf.version != then for leaf, then in leaves):
+            raise GraphError(f"{node}: an argument or a captured value was changed after it was used; run forward again")
         args = [Tensor(a, p) if t else a for a, t, p in zip(arrays, were_tensors, node.parents)]
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
@@ -198,7 +198,7 @@ class _Checkpoint:
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """f, which keeps only its inputs: what it computes inside is computed again in backward (Chen et al. 2016).
 
-    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor. Only changes
-    of the arguments are noticed: leave what f captured as it is until backward is done.
+    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor. A leaf
+    that was changed between forward and backward, an argument or captured, is a GraphError.
     """
     return _Checkpoint(f)

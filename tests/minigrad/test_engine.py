@@ -116,7 +116,7 @@ class Programs(RuleBasedStateMachine):
         self.pool: list[Pair] = []
         self.leaves: list[Pair] = []
         self.given: list[tuple[Any, Any]] = []          # cotangents and a copy of each
-        self.pinned: set[Any] = set()                   # leaves whose change nobody could notice: see `put` and `checkpoint`
+        self.pinned: set[Any] = set()                   # leaves whose change nobody could notice: see `put`
         for i, shape in enumerate(shapes):
             self.leaf(shape, seed + i)
 
@@ -336,9 +336,6 @@ class Programs(RuleBasedStateMachine):
             return self.masked(t, keys[1]) if drop else t
 
         theirs = naive.replay(g, x.theirs, c.theirs, tracked=True)
-        theirs.watched = [(v.base, v.base.version) for v in [x.theirs] if v.tracked and v.base.leaf]
-        if c.theirs.base.leaf:                          # what is captured is read when it is replayed: no version is kept
-            self.pinned |= {p for p in self.leaves if p.theirs is c.theirs.base}
         self.put(mg.checkpoint(f)(x.ours), theirs)
 
     # ── changes ──

@@ -70,7 +70,18 @@ KEEPERS = {
     "layer_norm": lambda p: mg.layer_norm(p, p[0], p[1]),
     "gelu": mg.gelu, "attention": lambda p: mg.attention(p, p, p), "linear": lambda p: mg.linear(p, p), "max": mg.max,
     "cross_entropy": lambda p: mg.cross_entropy(p, np.array([0, 1])), "checkpoint": mg.checkpoint(lambda p: mg.tanh(p)),
+    "captured": lambda p: mg.checkpoint(lambda x: x * p)(_ones()), "captured-view": lambda p: _captured(p.T),
+    "captured-within": lambda p: mg.checkpoint(lambda x: mg.checkpoint(lambda x: x * p)(x))(_ones()),
+    "captured-split": lambda p: mg.checkpoint(lambda x: x * mg.split(p, 2, axis=0)[0])(_ones()),
 }
+
+
+def _ones() -> mg.Tensor:
+    return _leaf(np.ones((2, 2)))
+
+
+def _captured(v: mg.Tensor) -> mg.Tensor:
+    return mg.checkpoint(lambda x: x * v)(_ones())
 
 
 @pytest.mark.parametrize("view", [lambda p: p.T, lambda p: p.reshape(2, 2), lambda p: p[:1], lambda p: p.split(2, axis=0)[1],
