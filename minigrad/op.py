@@ -77,6 +77,7 @@ class Op:
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
                  definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None) -> None:
         self.name, self.kernel, self.elementwise, self.definition = kernel.__name__, kernel, elementwise, definition
+        self.shown = self.name.removesuffix("_op")      # what people call it: matmul, not matmul_op
         self.__doc__, self.__name__, self.__module__ = kernel.__doc__, kernel.__name__, kernel.__module__
         parameters = list(inspect.signature(kernel).parameters.values())[1:]
         self.signature = inspect.Signature(parameters)
@@ -142,7 +143,7 @@ class Op:
         if type(out) in here.scalar_types:
             out = here.adopt(out)
         if dtype is not None and dtype.kind != "f" and out.dtype.kind == "f" and self.differentiable and "dtype" not in settings:
-            raise DTypeError(f"{self.name}: {self._describe(arrays)} would become {out.dtype}; cast first, as in x.astype(\"float32\")")
+            raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {out.dtype}; cast first, as in x.astype(\"float32\")")
         if not tensors:
             return out
         if not (tracked and state.recording) or out.dtype.kind != "f":
@@ -161,20 +162,21 @@ class Op:
             try:
                 b = backend.of(a)
             except TypeError:
-                raise TypeError(f"{self.name}: {self._arg(i)} is a {type(a).__name__}; give a Tensor, an array or a number") from None
+                raise TypeError(f"{self.shown}: {self._arg(i)} is a {type(a).__name__}; give a Tensor, an array or a number") from None
             p = b.device(a)
             if here is None:
                 here, place, first = b, p, i
             elif p != place:
-                raise DeviceError(f"{self.name}: {self._arg(first)} is on {place} and {self._arg(i)} is on {p}; move one with .to(\"{p}\")")
+                raise DeviceError(f"{self.shown}: {self._arg(first)} is on {place} and {self._arg(i)} is on {p}; "
+                                  f"move one with .to(\"{p}\")")
             if (self.variadic or i in self.differentiable) and (d := a.dtype).kind != "b":
                 if dtype is None:
                     dtype, typed = d, i
                 elif d != dtype:
-                    raise DTypeError(f"{self.name}: {self._arg(typed)} is {dtype} and {self._arg(i)} is {d}; "
+                    raise DTypeError(f"{self.shown}: {self._arg(typed)} is {dtype} and {self._arg(i)} is {d}; "
                                      f"dtypes never mix silently, cast one with .astype(\"{dtype}\")")
         if here is None:
-            raise TypeError(f"{self.name}: no argument is a Tensor or an array; make one with minigrad.tensor")
+            raise TypeError(f"{self.shown}: no argument is a Tensor or an array; make one with minigrad.tensor")
         return here, dtype
 
     def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any) -> Node:
@@ -254,7 +256,7 @@ class Op:
             gp = gp.array
         if gp.shape != parent.shape or gp.dtype != parent.dtype:
             kind = ShapeError if gp.shape != parent.shape else DTypeError
-            raise kind(f"{self.name}: ∂{self.name}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
+            raise kind(f"{self.shown}: ∂{self.shown}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
                        f"{parent.dtype}{list(parent.shape)}; the rule is wrong")
         if create_graph:
             send(parent, gp if type(gp) is Tensor else Tensor(gp))
@@ -290,7 +292,7 @@ class Op:
         try:
             bound = self.signature.bind(*args, **settings)
         except TypeError as error:
-            raise TypeError(f"{self.name}: {error}; it takes {self.signature}") from None
+            raise TypeError(f"{self.shown}: {error}; it takes {self.signature}") from None
         bound.apply_defaults()
         return tuple(bound.arguments[a] for a in self.args), {k: bound.arguments[k] for k in self.settings}
 
@@ -300,14 +302,14 @@ class Op:
 
     def _explain(self, error: Exception, arrays: list[Any], settings: dict[str, Any]) -> Exception:
         if not self.variadic and not self.required <= len(arrays) <= len(self.args):
-            return TypeError(f"{self.name}: {len(arrays)} arguments given; it takes {self.signature}")
+            return TypeError(f"{self.shown}: {len(arrays)} arguments given; it takes {self.signature}")
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-        text = f"{self.name}: {self._describe(arrays)}{'; ' + given if given else ''}: {said}"
+        text = f"{self.shown}: {self._describe(arrays)}{'; ' + given if given else ''}: {said}"
         return ShapeError(text) if not isinstance(error, TypeError) else DTypeError(text)
 
     def __repr__(self) -> str:
-        return f"<op {self.name}{self.signature}>"
+        return f"<op {self.shown}{self.signature}>"
 
 
 class _Pick:
