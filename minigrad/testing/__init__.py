@@ -8,10 +8,15 @@
 `python -m minigrad.testing` puts every op to every law and prints the table; `python -m minigrad.testing.mutate` breaks every
 rule on purpose and counts which law noticed.
 """
+import sys
+
 try:
     import hypothesis
 except ImportError:
-    raise ImportError("minigrad.testing needs hypothesis, which is not installed: pip install hypothesis") from None
+    _MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
+    if sys.argv[0] == "-m":                             # a command is about to be run: one line, no traceback
+        sys.exit(_MISSING)
+    raise ImportError(_MISSING) from None
 
 from .check import LawsBroken, Report, Verdict, check
 from .laws import LAWS

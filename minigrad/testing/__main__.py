@@ -6,7 +6,8 @@ import sys
 import time
 from typing import Any
 
-from ..errors import MinigradError
+from .. import backend
+from ..errors import DeviceError, MinigradError
 from ..op import REGISTRY
 from .check import DERIVATIVES, Verdict, examine
 from .domains import DOMAINS, Domain
@@ -75,6 +76,11 @@ def main() -> int:
         from .double import install
 
         install()
+    try:
+        for device in devices:
+            backend.get(device)                         # what is missing is said before anything starts
+    except DeviceError as error:
+        p.error(f"--device: {error}")
     names = args.op or known
     found = product(names, devices, args.examples)
     print(table(found, names, devices))
@@ -86,7 +92,7 @@ def main() -> int:
     for v in verdicts:
         if v.status == "not applicable":
             silent[v.message] = silent.get(v.message, 0) + 1
-    print(f"\n{len(REGISTRY)} ops and {len(set(names) - REGISTRY.keys())} composed functions, {len(verdicts)} verdicts on "
+    print(f"\n{len(set(names) & REGISTRY.keys())} ops and {len(set(names) - REGISTRY.keys())} composed functions, {len(verdicts)} verdicts on "
           f"{sum(v.examples for v in verdicts)} examples: {sum(v.status == 'held' for v in verdicts)} held, {len(broken)} broken; "
           f"at most {max((v.units for v in verdicts if v.status == 'held'), default=0.0):.2g} of a bound was used")
     for reason, n in sorted(silent.items(), key=lambda item: -item[1]):

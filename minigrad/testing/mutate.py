@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import importlib.util
 import inspect
 import sys
 import textwrap
@@ -267,6 +268,9 @@ def main() -> int:
     args = p.parse_args()
     if args.every < 1:
         p.error(f"--every {args.every}: at least 1")
+    if importlib.util.find_spec("torch") is None:
+        print("minigrad.testing.mutate needs PyTorch, whose law is one of those that notice: pip install torch", file=sys.stderr)
+        return 3
     survivors, wrong, total, kills = [], [], 0, Counter[str]()
     for name in args.op or REGISTRY:
         started, by = time.perf_counter(), Counter[str]()

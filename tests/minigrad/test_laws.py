@@ -18,11 +18,17 @@ from minigrad.testing.laws import LAWS
 from minigrad.testing.subject import NotApplicable
 
 double.install()
+try:
+    mg.backend.get("cupy")
+    NO_GPU = ""
+except mg.BackendUnavailable as error:
+    NO_GPU = str(error)
+DEVICES = ["numpy", "double", *([] if NO_GPU else ["cupy"])]
 FEW = settings(max_examples=max(5, settings.default.max_examples // 5))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("device", ["numpy", "double"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])
 @FEW
 @given(data=st.data())
@@ -39,6 +45,13 @@ def test_every_law_holds(domain: Domain, device: str, dtype: str, data: Any):
             except AssertionError as error:
                 raise AssertionError(f"{law}: {error}, on {example!r}") from error
     assert asked
+
+
+def test_the_laws_are_asked_of_a_gpu():
+    """Where there is a GPU every law above was asked of it as well."""
+    if NO_GPU:
+        pytest.skip(f"the laws were not asked of a GPU: {NO_GPU}")
+    assert "cupy" in DEVICES
 
 
 def test_no_op_is_left_out():
