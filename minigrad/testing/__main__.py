@@ -92,7 +92,8 @@ def main() -> int:
     for v in verdicts:
         if v.status == "not applicable":
             silent[v.message] = silent.get(v.message, 0) + 1
-    print(f"\n{len(set(names) & REGISTRY.keys())} ops and {len(set(names) - REGISTRY.keys())} composed functions, {len(verdicts)} verdicts on "
+    ops = len(set(names) & REGISTRY.keys())
+    print(f"\n{ops} ops and {len(set(names)) - ops} composed functions, {len(verdicts)} verdicts on "
           f"{sum(v.examples for v in verdicts)} examples: {sum(v.status == 'held' for v in verdicts)} held, {len(broken)} broken; "
           f"at most {max((v.units for v in verdicts if v.status == 'held'), default=0.0):.2g} of a bound was used")
     for reason, n in sorted(silent.items(), key=lambda item: -item[1]):
