@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 Tensors = dict[str, Any]                                # "logits", "loss", and gradients by parameter name; NumPy arrays
@@ -21,17 +22,6 @@ Pass = Callable[[Any, Any], Tensors]                    # ids, targets [B, T] ->
 
 US, PEER = "minigrad", "torch eager"                    # the ratio is between these
 TRUE = 1e-10                                            # how far apart two float64 passes may be, in RMS over RMS
-PARTIES: dict[str, Callable[[Any, Mapping[str, Any]], Pass]] = {}
-
-
-def party(name: str) -> Callable[[Callable[[Any, Mapping[str, Any]], Pass]], Callable[[Any, Mapping[str, Any]], Pass]]:
-    """Register who computes: a function from a configuration and weights by name to a Pass in the dtype of the weights."""
-
-    def keep(f: Callable[[Any, Mapping[str, Any]], Pass]) -> Callable[[Any, Mapping[str, Any]], Pass]:
-        PARTIES[name] = f
-        return f
-
-    return keep
 
 
 # ── who computes ──
@@ -49,16 +39,6 @@ def minigrad_pass(config: Any, weights: Mapping[str, Any], explicit: bool = Fals
         return {"logits": logits.numpy(), "loss": loss.numpy(), **grads}
 
     return run
-
-
-@party("minigrad")
-def _fused(config: Any, weights: Mapping[str, Any]) -> Pass:
-    return minigrad_pass(config, weights)
-
-
-@party("by parts")
-def _by_parts(config: Any, weights: Mapping[str, Any]) -> Pass:
-    return minigrad_pass(config, weights, explicit=True)
 
 
 def torch_pass(config: Any, weights: Mapping[str, Any], attention: str = "eager") -> Pass:
@@ -86,17 +66,6 @@ def torch_pass(config: Any, weights: Mapping[str, Any], attention: str = "eager"
     return run
 
 
-@party("torch eager")
-def _torch_eager(config: Any, weights: Mapping[str, Any]) -> Pass:
-    return torch_pass(config, weights)
-
-
-@party("torch sdpa")
-def _torch_sdpa(config: Any, weights: Mapping[str, Any]) -> Pass:
-    return torch_pass(config, weights, "sdpa")
-
-
-@party("jax")
 def jax_pass(config: Any, weights: Mapping[str, Any]) -> Pass:
     """GPT-2 as a function of its parameters, under jax.jit. ImportError where JAX is missing."""
     import jax
@@ -142,6 +111,13 @@ def jax_pass(config: Any, weights: Mapping[str, Any]) -> Pass:
         return {"logits": np.asarray(logits), "loss": np.asarray(value), **{name: np.asarray(g) for name, g in grads.items()}}
 
     return run
+
+
+# Who computes: a function from a configuration and weights by name to a Pass in the dtype of the weights.
+PARTIES: dict[str, Callable[[Any, Mapping[str, Any]], Pass]] = {
+    "minigrad": minigrad_pass, "by parts": partial(minigrad_pass, explicit=True),
+    "torch eager": torch_pass, "torch sdpa": partial(torch_pass, attention="sdpa"), "jax": jax_pass,
+}
 
 
 # ── how far apart ──

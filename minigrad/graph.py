@@ -42,7 +42,7 @@ class Node:
         self.shape, self.dtype, self.version = shape, dtype, version
 
     def __repr__(self) -> str:
-        return f"<{self.op.name.removesuffix('_op')} #{self.id} {self.dtype}{list(self.shape)}>"
+        return f"<{self.op.shown} #{self.id} {self.dtype}{list(self.shape)}>"
 
 
 class Leaf(Node):

@@ -315,7 +315,7 @@ class Op:
 class _Pick:
     """One output of an op that has several: passes its cotangent on as that slot of the whole."""
 
-    name, variadic, view = "pick", False, True
+    shown, variadic, view = "pick", False, True
 
     def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
         send(node.parents[0], g, slot=node.saved[0])

@@ -169,14 +169,14 @@ class _Checkpoint:
     variadic = view = False
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
-        self.f, self.name = f, f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
+        self.f, self.shown = f, f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
 
     def __call__(self, *args: Any) -> Tensor:
         drawn = random.get_state()
         with no_grad(), touching() as leaves:           # what f captured is read again when it is replayed
             out = self.f(*args)
         if not isinstance(out, Tensor):
-            raise TypeError(f"{self.name}: the function must return one Tensor; it returned a {type(out).__name__}")
+            raise TypeError(f"{self.shown}: the function must return one Tensor; it returned a {type(out).__name__}")
         if not state.recording:
             return out
         nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)

@@ -203,12 +203,10 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
 
 @kernel("cross_entropy")
 def cross_entropy(xp, logits, targets, *, ignore_index=-100):
-    from ..errors import ShapeError
+    from ..fused.cross_entropy import check_cross_entropy
     from ..op import Saved
 
-    if logits.shape[:-1] != targets.shape:
-        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
-                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+    check_cross_entropy(logits, targets)
     rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
     kept = ids != ignore_index
     ids = np.where(kept, ids, 0)

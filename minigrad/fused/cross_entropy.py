@@ -26,6 +26,13 @@ def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: A
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
+def check_cross_entropy(logits: Any, targets: Any) -> None:
+    """ShapeError unless targets are [...] for logits [..., V]."""
+    if logits.shape[:-1] != targets.shape:
+        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
+                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+
+
 @fused(cross_entropy_by_parts, logits=_cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
@@ -33,9 +40,7 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
     ShapeError when the shapes do not match or a target lies outside 0 … V−1.
     """
-    if logits.shape[:-1] != targets.shape:
-        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
-                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+    check_cross_entropy(logits, targets)
     kept = targets != ignore_index
     ids = xp.where(kept, targets, 0)
     xp.check_index(ids, logits.shape[-1], "cross_entropy: targets")

@@ -8,13 +8,10 @@ from typing import Any
 
 import hypothesis
 import numpy as np
-from hypothesis import strategies as st
 
 from .laws import LAWS
 from .strategies import Example, Strategy, examples_of
 from .subject import Broken, NotApplicable, Run, Subject, subject_of
-
-DERIVATIVES = {"adjoint": 1, "second_adjoint": 2, "third_adjoint": 3}        # how many a law asks of the oracle or the function
 
 
 @dataclass
@@ -126,10 +123,9 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, 
     subject = replace(subject, oracle=oracle, definition=definition or subject.definition)
     if unknown := [name for name in laws or () if name not in LAWS]:
         raise ValueError(f"check: there is no law {unknown[0]!r}; the laws are {', '.join(LAWS)}")
-    given = examples_of(strategies, settings) if strategies else st.nothing()
     if not strategies:
         raise ValueError("check: give one strategy for each array argument, as in check(mg.tanh, arrays())")
-    report = Report(subject.name)
+    given, report = examples_of(strategies, settings), Report(subject.name)
     for dtype in dtypes:
         for law in laws or LAWS:
             report.verdicts.append(examine(law, subject, given, dtype, device, examples=examples))

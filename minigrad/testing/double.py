@@ -7,12 +7,12 @@ adds in another order each time. Every wait for the device, upload and allocatio
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ def _operators() -> None:
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(ndarray, f"__{name}__", binary(getattr(operator, name)))
     for name in ("neg", "pos", "abs", "invert"):
-        setattr(ndarray, f"__{name}__", partialmethod(lambda self, f: _call(f, (self,), {}), getattr(operator, name)))
+        setattr(ndarray, f"__{name}__", functools.partialmethod(lambda self, f: _call(f, (self,), {}), getattr(operator, name)))
 
     def number(f: Callable[..., Any]) -> Any:
         def convert(self: Any) -> Any:
@@ -318,12 +318,10 @@ class CupyDouble(CupyBackend):
         return _erf(x)
 
 
-_installed: list[CupyDouble] = []
+_double = functools.cache(CupyDouble)
 
 
 def install() -> CupyDouble:
     """Make the double known as "double"; the same one when called again."""
-    if not _installed:
-        _installed.append(CupyDouble())
-    backend.register(_installed[0])
-    return _installed[0]
+    backend.register(_double())
+    return _double()

@@ -18,10 +18,8 @@ from ..transforms import gradients, jvp
 from .subject import Broken, NotApplicable, Run, Subject, host
 from .tolerance import WIDE, complex_step, difference
 
-Law = Callable[[Run], float]
-LAWS: dict[str, Law] = {}
-
-
+LAWS: dict[str, Callable[[Run], float]] = {}
+DERIVATIVES = {"adjoint": 1, "second_adjoint": 2, "third_adjoint": 3}        # how many a law asks of the oracle or the function
 F = TypeVar("F", bound=Callable[..., float])
 
 
@@ -61,7 +59,7 @@ def adjoint(run: Run, order: int = 1) -> float:
     if oracle is not None:
         along = complex_step(lambda h: oracle(*[x + h * v for x, v in zip(run.wide, moves)], **run.example.settings))
     else:
-        dtype = WIDE if run.subject.wide else run.dtype
+        dtype = WIDE if run.subject.function else run.dtype
         along, error = difference(lambda h: run.evaluate([x + h * v for x, v in zip(run.wide, moves)]), dtype)
     w = u.astype(WIDE)
     left = np.sum(w * along)
@@ -290,8 +288,7 @@ def torch(run: Run) -> float:
         import torch as library
     except ImportError:
         raise NotApplicable("PyTorch is not installed: pip install 'minigrad-gpt2[test]'") from None
-    with np.errstate(all="ignore"):
-        return _torch(run, library, theirs)
+    return _torch(run, library, theirs)
 
 
 def _torch(run: Run, torch: Any, theirs: Any) -> float:

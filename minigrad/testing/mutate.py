@@ -25,12 +25,12 @@ from typing import Any
 
 from .. import backend
 from ..op import REGISTRY, Op, Rule, Saved
-from .check import DERIVATIVES, examine
-from .domains import DOMAINS
+from .check import examine
+from .domains import lines_of
+from .laws import LAWS
 
-# The laws in the order in which they are likely to notice.
-ORDER = ("adjoint", "torch", "value", "linear", "kind", "wanted", "parts", "pure", "second_adjoint", "repeat", "alias", "residuals",
-         "second_linear", "bare", "refusal", "third_adjoint")
+# The laws that are likely to notice come first, and the slowest last.
+ORDER = sorted(LAWS, key=lambda law: {"adjoint": 0, "torch": 1, "value": 2, "third_adjoint": 4}.get(law, 3))
 EQUIVALENT: dict[str, str] = {
     "power: ∂a: 1.01 for 1.0": "at a = b = 0 every positive exponent gives 0",
     "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
@@ -121,14 +121,14 @@ def _alternatives(node: ast.AST, op: Op) -> Iterator[tuple[str, ast.AST]]:
 
 def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every function that the rule's text with one change makes."""
+    def pieces(tree: ast.Lambda | ast.FunctionDef) -> list[ast.AST]:
+        return [n for part in (tree.body if isinstance(tree.body, list) else [tree.body]) for n in ast.walk(part)]
+
     tree = source_of(rule.function)
-    body = [n for part in (tree.body if isinstance(tree.body, list) else [tree.body]) for n in ast.walk(part)]
-    for place, node in enumerate(body):
+    for place, node in enumerate(pieces(tree)):
         for what, new in _alternatives(node, op):
             changed = copy.deepcopy(tree)
-            inside = [n for part in (changed.body if isinstance(changed.body, list) else [changed.body]) for n in ast.walk(part)]
-            changed = _Replace(inside[place], new).visit(changed)
-            yield what, _compiled(changed, rule.function)
+            yield what, _compiled(_Replace(pieces(changed)[place], new).visit(changed), rule.function)
     residuals = [n for n in rule.needs if n not in op.settings]
     for name in residuals:                              # another residual under the same name
         for other in [*op.args, "out"]:
@@ -154,24 +154,10 @@ class _Replace(ast.NodeTransformer):
 @contextlib.contextmanager
 def _ruled(op: Op, arg: str | None, function: Callable[..., Any]) -> Iterator[None]:
     """Inside the block one rule of op is `function`, on its own: no faster one stands before it."""
-    old, kernels = (op.joint if arg is None else op.rules[arg]), backend.cpu.kernels
-    assert old is not None
-    backend.cpu.kernels = {k: f for k, f in kernels.items() if k != old.key}
-    new = Rule(function, old.key)
-    try:
-        if arg is None:
-            op.joint = new
-        else:
-            op.rules[arg] = new
-        op.plans.clear()
+    new = Rule(function, f"{op.name}/{arg or 'joint'}")
+    rules = _set(op, "rules", {**op.rules, arg: new}) if arg else _set(op, "joint", new)
+    with rules, _set(op, "plans", {}), _set(backend.cpu, "kernels", _without(new.key)):
         yield
-    finally:
-        if arg is None:
-            op.joint = old
-        else:
-            op.rules[arg] = old
-        op.plans.clear()
-        backend.cpu.kernels = kernels
 
 
 @contextlib.contextmanager
@@ -185,10 +171,20 @@ def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _computed(op: Op, kernel: Callable[..., Any], kernels: dict[str, Any]) -> Iterator[None]:
-    """Inside the block op's own kernel is `kernel`, and the NumPy backend's are `kernels`."""
-    with _set(op, "kernel", kernel), _set(backend.cpu, "kernels", kernels):
+def _computed(op: Op, kernel: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block op's own kernel is `kernel`, and no faster one stands before it."""
+    with _set(op, "kernel", kernel), _set(backend.cpu, "kernels", _without(op.name)):
         yield
+
+
+def _without(key: str) -> dict[str, Callable[..., Any]]:
+    """The NumPy backend's kernels but for one."""
+    return {k: f for k, f in backend.cpu.kernels.items() if k != key}
+
+
+def _faster(key: str, f: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Inside the block f is the NumPy backend's kernel of that name."""
+    return _set(backend.cpu, "kernels", {**backend.cpu.kernels, key: f})
 
 
 def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any], which: int | None = None) -> Callable[..., Any]:
@@ -234,30 +230,26 @@ def _mutants(op: Op) -> Iterator[Mutant]:
             for slot in slots:
                 name = where if slot is None else f"∂{op.args[slot]}"
                 f = _spoiled(fast, SPOILS["times 1.01"], slot)
-                faster = {**backend.cpu.kernels, rule.key: f}
-                yield Mutant(op.name, f"the faster {name} times 1.01", partial(_set, backend.cpu, "kernels", faster))
+                yield Mutant(op.name, f"the faster {name} times 1.01", partial(_faster, rule.key, f))
     if op.elementwise and len(op.args) > 1:
         yield Mutant(op.name, "broadcasting is not undone", partial(_set, op, "elementwise", False))
     if op.differentiable:
-        slow = {k: f for k, f in backend.cpu.kernels.items() if k != op.name}
         for what, spoil in SPOILS.items():
-            yield Mutant(op.name, f"the value {what}", partial(_computed, op, _spoiled(op.kernel, spoil), slow))
+            yield Mutant(op.name, f"the value {what}", partial(_computed, op, _spoiled(op.kernel, spoil)))
         if op.name in backend.cpu.kernels:
             f = _spoiled(backend.cpu.kernels[op.name], SPOILS["times 1.01"])
-            faster = {**backend.cpu.kernels, op.name: f}
-            yield Mutant(op.name, "the faster value times 1.01", partial(_set, backend.cpu, "kernels", faster))
+            yield Mutant(op.name, "the faster value times 1.01", partial(_faster, op.name, f))
 
 
 def killer(mutant: Mutant, examples: int = 25) -> str | None:
     """The first law that notices the mutant, or None."""
-    lines = [d for d in DOMAINS if d.subject.name == mutant.op]
     with mutant.install():
         for dtype in ("float64", "float32"):
             for law in ORDER:
-                for line in lines:
-                    if DERIVATIVES.get(law, 0) <= line.smooth:
-                        if examine(law, line.subject, line.examples, dtype, examples=examples, shrink=False).status == "broken":
-                            return law
+                for line in lines_of(mutant.op):
+                    if line.asks(law) and examine(law, line.subject, line.examples, dtype, examples=examples,
+                                                  shrink=False).status == "broken":
+                        return law
     return None
 
 

@@ -5,6 +5,7 @@ that NumPy and CuPy spell otherwise are translated, and missing arguments of cre
 """
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -224,12 +225,10 @@ class StrictBackend(Backend):
         array += sums.reshape(array.shape)
 
 
-_installed: dict[str, StrictBackend] = {}
+_strict = functools.cache(StrictBackend)
 
 
 def install(device: str = "device1") -> StrictBackend:
     """Make array-api-strict's `device` known as a backend; the same one when called again. ImportError where it is not installed."""
-    if device not in _installed:
-        _installed[device] = StrictBackend(device)
-    backend.register(_installed[device])
-    return _installed[device]
+    backend.register(_strict(device))
+    return _strict(device)

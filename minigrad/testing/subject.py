@@ -47,11 +47,6 @@ class Subject:
     value: Callable[..., Any] | None = None
     pull: Callable[..., Any] | None = None
 
-    @property
-    def wide(self) -> bool:
-        """Whether it can be computed in the widest float."""
-        return self.function is not None
-
 
 def host(x: Any) -> np.ndarray:
     """A Tensor's or an array's numbers as a NumPy array."""
@@ -107,13 +102,11 @@ class Run:
             raise NotApplicable("plain arrays have no second derivative")
         self.needs_gradient()
         _, _, u = self.walked()
-        s, settings = self.subject, self.settings
-        assert s.function is not None
-        f = derivative(s.function)
         lies = (*self.example.layouts, "C") if self.example.layouts else ()
-        more = Run(Subject(s.name, f), Example((*self.arrays, u), self.example.settings, lies, self.example.seed), self.dtype, self.device)
+        example = Example((*self.arrays, u), self.example.settings, lies, self.example.seed)
+        more = Run(Subject(self.subject.name, derivative(self.subject.function)), example, self.dtype, self.device)
         more.arrays[-1] = u                             # its dtype is the value's, which a cast may have made another
-        more.settings, more.order, more.draw, more.coarse = settings, self.order + 1, self.draw, self.coarse
+        more.settings, more.order, more.draw, more.coarse = self.settings, self.order + 1, self.draw, self.coarse
         return more
 
     # ── inputs ──

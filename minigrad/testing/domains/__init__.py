@@ -5,4 +5,4 @@ step, so it chooses by the real part where it must choose. Domains keep away fro
 them, for the laws that need no derivative of the oracle.
 """
 from . import basic, products
-from .table import DOMAINS, Domain, domain
+from .table import DOMAINS, Domain, domain, lines_of

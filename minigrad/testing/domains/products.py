@@ -61,6 +61,8 @@ def ids_of(draw: Any, sizes: Any, rng: Any) -> Any:
 
 
 TABLE = st.tuples(st.integers(1, 3), SIDE).map(lambda s: [s])
+
+
 def _rows_in_torch(t: Any, weight: Any, ids: Any) -> Any:
     return weight[constant(t, ids.astype(np.int64))]
 

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ...op import REGISTRY
+from ..laws import DERIVATIVES
 from ..strategies import Settings, Strategy, examples, shapes
 from ..subject import Subject
 
@@ -22,8 +23,17 @@ class Domain:
     examples: Strategy
     smooth: int
 
+    def asks(self, law: str) -> bool:
+        """Whether the law can be put to these examples: not one that differentiates more often than they allow."""
+        return DERIVATIVES.get(law, 0) <= self.smooth
+
 
 DOMAINS: list[Domain] = []
+
+
+def lines_of(name: str) -> list[Domain]:
+    """The lines of the table about one op or function."""
+    return [d for d in DOMAINS if d.subject.name == name]
 
 
 def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any] | None, torch: Callable[..., Any] | str | None = None, *,
