@@ -32,7 +32,7 @@ state = _State()
 class Node:
     """One application of an op: whom it came from and what its rules keep. Holds no Tensor."""
 
-    __slots__ = ("id", "op", "plan", "parents", "saved", "static", "shape", "dtype", "version", "__weakref__")
+    __slots__ = ("id", "op", "plan", "parents", "saved", "static", "shape", "dtype", "version", "leaf", "__weakref__")
 
     def __init__(self, op: Any, plan: Any, parents: tuple[Node | None, ...], saved: tuple[Any, ...], static: Mapping[str, Any],
                  shape: Any, dtype: Any, version: int = 0) -> None:
@@ -40,6 +40,7 @@ class Node:
         self.op, self.plan, self.parents, self.static = op, plan, parents, static
         self.saved: Any = saved                         # a tuple; None once the walk back has used it
         self.shape, self.dtype, self.version = shape, dtype, version
+        self.leaf = leaf_under(parents[0]) if parents and op.view else None    # the one that this is a view of
 
     def __repr__(self) -> str:
         return f"<{self.op.shown} #{self.id} {self.dtype}{list(self.shape)}>"
@@ -83,9 +84,7 @@ def touching() -> Iterator[set[Leaf]]:
 
 def leaf_under(node: Node | None) -> Leaf | None:
     """The leaf that a node is, or is a view of."""
-    while node is not None and node.op is not None and node.op.view:
-        node = node.parents[0]
-    return node if type(node) is Leaf else None
+    return node if node is None or type(node) is Leaf else node.leaf
 
 
 def touch(nodes: Iterable[Node | None]) -> None:
@@ -104,53 +103,57 @@ def enable_grad() -> contextlib.AbstractContextManager[None]:
     return recording(True)
 
 
-@contextlib.contextmanager
-def differentiating() -> Iterator[None]:
-    """Inside a function that is being differentiated.
+class differentiating:
+    """Inside a function that is being differentiated: everything is recorded.
 
     The context, not the inputs, tells an inner `grad` that its result must be differentiable: the outer variable may
     reach it through a closure.
     """
-    state.depth += 1
-    try:
-        with recording(True):
-            yield
-    finally:
+
+    def __enter__(self) -> None:
+        self.was, state.recording = state.recording, True
+        state.depth += 1
+
+    def __exit__(self, *error: object) -> None:
         state.depth -= 1
+        state.recording = self.was
 
 
-class Cotangents:
-    """The sums of what has been sent to each node so far, and which of them we may write over."""
+class Walk:
+    """A walk back: what has been sent to each node so far, and whether nobody else holds the memory of that.
 
-    __slots__ = ("sums", "ours", "live")
+    live: cotangents are Tensors of a graph. oldest: the number of the oldest target; nothing older can depend on one.
+    """
 
-    def __init__(self, live: bool) -> None:
-        self.sums: dict[Node, Any] = {}
-        self.ours: set[Node] = set()
-        self.live = live                                # sums are Tensors of a graph: never written over
+    __slots__ = ("live", "oldest", "sums", "heap")
 
-    def add(self, node: Node, g: Any, fresh: bool) -> bool:
-        """Add g to node's sum; True when it is the first. `fresh`: nobody else holds the memory of g."""
-        old = self.sums.get(node)
-        if old is None:
-            self.sums[node] = g
-            if fresh:
-                self.ours.add(node)
-            return True
-        if self.live:
-            self.sums[node] = old + g
-        elif node in self.ours:
+    def __init__(self, live: bool, oldest: int) -> None:
+        self.live, self.oldest = live, oldest
+        self.sums: dict[Node, tuple[Any, bool]] = {}
+        self.heap: list[tuple[int, Node]] = []          # the newest node first: nothing younger can still send to it
+
+    def send(self, node: Node, g: Any, fresh: bool = False, slot: int | None = None) -> None:
+        """Add g to node's sum. `fresh`: nobody else holds the memory of g. slot: of an op's several outputs, each sent once."""
+        if node.id < self.oldest:
+            return
+        if node not in self.sums:
+            self.sums[node] = (g if slot is None else {slot: g}, fresh)
+            heappush(self.heap, (-node.id, node))
+            return
+        old, ours = self.sums[node]
+        if slot is not None:
+            old[slot] = g
+        elif self.live:
+            self.sums[node] = (old + g, False)
+        elif ours:
             old += g
         else:
-            self.sums[node] = backend.of(old).adopt(old + g)
-            self.ours.add(node)
-        return False
+            self.sums[node] = (backend.of(old).adopt(old + g), True)
 
-    def take(self, node: Node) -> tuple[Any, bool]:
-        """node's sum and whether it is fresh; forgotten here."""
-        fresh = node in self.ours
-        self.ours.discard(node)
-        return self.sums.pop(node), fresh
+    def sum(self, node: Node) -> Any:
+        """node's sum if it may be written over, else None."""
+        sum, ours = self.sums.get(node, (None, False))
+        return sum if ours else None
 
 
 def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *, create_graph: bool = False,
@@ -162,39 +165,30 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
     GraphError on a second walk over a node whose residuals are gone.
     """
     wanted = None if targets is None else frozenset(targets)
-    oldest = 0 if not wanted else min(node.id for node in wanted)      # nothing older can depend on a target
-    retain = retain_graph or create_graph
-    sums, result = Cotangents(create_graph), {}
-    heap: list[tuple[int, Node]] = []
-
-    def send(node: Node, g: Any, fresh: bool = False, slot: int | None = None) -> None:
-        if node.id < oldest:
-            return
-        if slot is None:
-            first = sums.add(node, g, fresh)
-        else:                                           # one output of an op that has several; each is sent once
-            first = node not in sums.sums
-            sums.sums.setdefault(node, {})[slot] = g
-        if first:
-            heappush(heap, (-node.id, node))
-
+    walk = Walk(create_graph, 0 if not wanted else min([node.id for node in wanted]))
+    retain, result = retain_graph or create_graph, {}
+    sums, heap = walk.sums, walk.heap
     for node, g in seeds:
-        send(node, g)
-    with recording(create_graph):
+        walk.send(node, g)
+    was, state.recording = state.recording, create_graph
+    try:
         while heap:
             node = heappop(heap)[1]
-            g, fresh = sums.take(node)
+            g, fresh = sums.pop(node)
             if node.op is None:
                 if wanted is None or node in wanted:
                     result[node] = (g, fresh)
                 continue
             if wanted is not None and node in wanted:
                 result[node] = (g, False)
-                if node.id == oldest:
+                if node.id == walk.oldest:
                     continue
-            if node.saved is None:
+            saved = node.saved
+            if saved is None:
                 raise GraphError(f"{node} was walked back already and its residuals are gone; pass retain_graph=True to the first walk")
-            node.op.pullback(node, g, create_graph, send)
             if not retain:
                 node.saved = None                       # residuals die as soon as they are used
+            node.op.pullback(node, saved, g, walk)
+    finally:
+        state.recording = was
     return result

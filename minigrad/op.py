@@ -7,6 +7,9 @@ A rule's signature is the list of residuals. It receives the cotangent `g` and t
 `out`, the shape of an argument (`a_shape`, which frees the data), the op's keyword-only settings, or extras that the
 kernel returned in `Saved`. Nothing else is kept. Rules are written with ops and operators, so the same text runs on bare
 arrays in an ordinary walk back and on Tensors when the gradient itself is differentiated.
+
+A backend may have a faster kernel for an op, a faster rule, or one that adds into a gradient that is there already
+(`Backend.kernels`). It says NotImplemented to a case that it is not for, and the op's own text is run.
 """
 from __future__ import annotations
 
@@ -15,71 +18,83 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import backend
-from .backend.base import Backend
+from .backend import known
+from .backend.base import Backend, Saved
 from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
-from .graph import Node, leaf_under, recording, state, touch
+from .graph import Leaf, Node, Walk, recording, state, touch
 from .tensor import Tensor
 
 REGISTRY: dict[str, Op] = {}
-_SCALARS = (float, int, bool, type(None))
+_SCALARS = frozenset((float, int, bool, type(None)))
+_NOTHING: dict[str, Any] = {}
 Constant = Any                                          # annotates a kernel's argument that has no gradient: ids, a mask
 
 
-class Saved:
-    """What a kernel returns when its rules need by-products: the output, and extras by name."""
-
-    __slots__ = ("out", "extra")
-
-    def __init__(self, out: Any, **extra: Any) -> None:
-        self.out, self.extra = out, extra
-
-
 class Rule:
-    """∂op/∂argument as text: a function of g and named residuals. key: its name among a backend's kernels."""
+    """∂op/∂argument as text: a function of g and named residuals.
 
-    __slots__ = ("function", "needs", "key", "wants")
+    key: its name among a backend's kernels; into: that of the one that adds the gradient into a sum it is given first.
+    """
+
+    __slots__ = ("function", "needs", "key", "into", "wants")
 
     def __init__(self, function: Callable[..., Any], key: str) -> None:
         names = tuple(inspect.signature(function).parameters)[1:]
-        self.function, self.key = function, key
+        self.function, self.key, self.into = function, key, f"{key}+"
         self.wants = "wants" in names                   # a joint rule may ask which gradients are wanted
         self.needs = tuple(n for n in names if n != "wants")
 
 
 class Plan:
-    """What one application keeps, given which arguments want gradients; worked out once per combination."""
+    """What one application keeps, given which arguments want gradients; worked out once per combination.
 
-    __slots__ = ("names", "sources", "steps", "kept_args", "watched", "replay")
+    steps: for each rule to run, the argument it is for (None: all of them), the rule, and where what it is given lies. given: the
+    residuals that go to one rule and to nobody else, so that it may give them away.
+    """
+
+    __slots__ = ("wanted", "names", "sources", "steps", "kept_args", "watched", "replay", "given")
 
     def __init__(self, op: Op, wanted: tuple[bool, ...]) -> None:
         keep: dict[str, None] = {}
-        rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i, w in enumerate(wanted) if w]
-        for rule in rules:
+        rules = [(None, op.joint)] if op.joint else [(i, op.rules[op.args[i]]) for i, w in enumerate(wanted) if w]
+        for _, rule in rules:
             keep.update((n, None) for n in rule.needs if n not in op.settings)
         self.replay = op.definition is not None and any(op.source(n)[0] == "extra" for n in keep)
         if self.replay:                                 # a by-product has no derivative: the definition is run again
             keep.update((n, None) for n in op.args)
-        self.names = tuple(keep)
+        self.wanted, self.names = wanted, tuple(keep)
         self.sources = tuple(op.source(n) for n in keep)
         self.kept_args = tuple(s[1] for s in self.sources if s[0] == "arg")
         self.watched = tuple(range(len(wanted))) if ("args", None) in self.sources else self.kept_args
-        self.steps = () if op.joint else tuple((i, op.rules[op.args[i]]) for i, w in enumerate(wanted) if w)
+        self.steps = tuple((i, rule, self._places(rule.needs, op)) for i, rule in rules)
+        self.given = tuple(k for k, (kind, n) in enumerate(self.sources)
+                           if kind == "extra" and not op.joint and [n in rule.needs for _, rule in rules].count(True) == 1)
+
+    def _places(self, needs: tuple[str, ...], op: Op) -> slice | tuple[int | str, ...]:
+        """Where a rule's arguments are: a run of residuals, or places among them and names of settings."""
+        places = tuple(n if n in op.settings else self.names.index(n) for n in needs)
+        run = tuple(range(k := self.names.index(needs[0]), k + len(needs))) if needs and needs[0] in self.names else ()
+        return slice(run[0], run[-1] + 1) if places == run and run else places
 
 
 class Op:
     """An op of the registry; call it with Tensors (recorded), or with bare arrays (computed, nothing else).
 
-    view: its result may share the memory of its first argument, so a change of that is a change of the result.
+    view: its result may share the memory of its first argument, so a change of that is a change of the result. check: called
+    with the arguments before any kernel. A kernel that has a keyword `wants` is told which gradients will be asked for.
     """
 
     view = False
 
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
-                 definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None) -> None:
-        self.name, self.kernel, self.elementwise, self.definition = kernel.__name__, kernel, elementwise, definition
+                 definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None,
+                 check: Callable[..., None] | None = None) -> None:
+        self.name, self.kernel, self.elementwise, self.definition, self.check = kernel.__name__, kernel, elementwise, definition, check
         self.shown = self.name.removesuffix("_op")      # what people call it: matmul, not matmul_op
         self.__doc__, self.__name__, self.__module__ = kernel.__doc__, kernel.__name__, kernel.__module__
         parameters = list(inspect.signature(kernel).parameters.values())[1:]
+        self.asks = any(p.name == "wants" for p in parameters)
+        parameters = [p for p in parameters if p.name != "wants"]
         self.signature = inspect.Signature(parameters)
         self.__signature__ = self.signature
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -106,51 +121,70 @@ class Op:
 
     # ── forward ──
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        if settings and not settings.keys() <= self.settings.keys():
-            args, settings = self._bind(args, settings)
+        if not settings:
+            settings = self.settings
+        else:
+            if not settings.keys() <= self.settings.keys():
+                args, settings = self._bind(args, settings)
+            settings = {**self.settings, **settings}
         arrays: list[Any] = []
         nodes: list[Node | None] = []
+        here: Any = None
+        dtype: Any = None
         tensors = tracked = False
+        alike = not self.partial                        # one backend of one device, one dtype: what nearly every call is
         for a in args:
+            node = None
             if isinstance(a, Tensor):
-                tensors = True
-                node = a.node
-                arrays.append(a.array)
-                nodes.append(node)
+                tensors, node, a = True, a.node, a.array
                 if node is not None:
                     tracked = True
-            else:
-                arrays.append(a)
-                nodes.append(None)
-        if tracked and self.partial:                    # an argument without a rule is a constant
-            nodes = [n if i in self.differentiable else None for i, n in enumerate(nodes)]
-            tracked = any(n is not None for n in nodes)
-        here, dtype = self._place(arrays)
-        if self.settings:
-            settings = {**self.settings, **settings}
-        kernel = here.kernels.get(self.name, self.kernel)
+            arrays.append(a)
+            nodes.append(node)
+            kind = type(a)
+            if kind in known:
+                if here is None:
+                    here, dtype = known[kind], a.dtype
+                elif known[kind] is not here or a.dtype is not dtype:
+                    alike = False
+            elif kind not in _SCALARS:
+                alike = False
+        if not alike or here is None or here.devices:
+            if tracked and self.partial:                # an argument without a rule is a constant
+                nodes = [n if i in self.differentiable else None for i, n in enumerate(nodes)]
+                tracked = any(n is not None for n in nodes)
+            here, dtype = self._place(arrays)
+        given = settings if not self.asks else {**settings, "wants": tuple([n is not None and state.recording for n in nodes])}
+        kernel = here.kernels.get(self.name)
         try:
-            out = kernel(here, *arrays, **settings)
+            if self.check is not None:
+                self.check(*arrays, **settings)
+            out = NotImplemented if kernel is None else kernel(here, *arrays, **given)
+            if out is NotImplemented:
+                out = self.kernel(here, *arrays, **given) if given else self.kernel(here, *arrays)
         except MinigradError:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._explain(error, arrays, settings) from error
         extra = None
-        if type(out) is Saved:
-            out, extra = out.out, out.extra
-        if type(out) is tuple:
-            return self._several(here, out, args, arrays, nodes, tensors, tracked, settings)
-        if type(out) in here.scalar_types:
-            out = here.adopt(out)
-        if dtype is not None and dtype.kind != "f" and out.dtype.kind == "f" and self.differentiable and "dtype" not in settings:
-            raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {out.dtype}; cast first, as in x.astype(\"float32\")")
+        if type(out) not in here.array_types:
+            if type(out) is Saved:
+                out, extra = out.out, out.extra
+            if type(out) is tuple:
+                return self._several(here, out, args, arrays, nodes, tensors, tracked, settings)
+            if type(out) in here.scalar_types:
+                out = here.adopt(out)
+        made = out.dtype
+        if made is not dtype and dtype is not None and dtype.kind not in "fb" and made.kind == "f" and self.differentiable \
+                and "dtype" not in settings:
+            raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {made}; cast first, as in x.astype(\"float32\")")
         if not tensors:
             return out
-        if not (tracked and state.recording) or out.dtype.kind != "f":
+        if not (tracked and state.recording) or made.kind != "f":
             if tracked:
                 touch(nodes)
             return Tensor(out)
-        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, out.dtype))
+        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, made))
 
     def _place(self, arrays: list[Any]) -> tuple[Backend, Any]:
         """The one backend of the arrays, and the one dtype of those that can have a gradient."""
@@ -180,7 +214,7 @@ class Op:
         return here, dtype
 
     def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any) -> Node:
-        wanted = tuple([n is not None for n in nodes])
+        wanted = (True,) * len(nodes) if None not in nodes else tuple([n is not None for n in nodes])
         plan = self.plans.get(wanted)
         if plan is None:
             plan = self.plans[wanted] = Plan(self, wanted)
@@ -214,74 +248,87 @@ class Op:
         return tuple(Tensor(o, Node(_PICK, None, (whole,), (i,), {}, o.shape, o.dtype)) for i, o in enumerate(outs))
 
     # ── backward ──
-    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
+    def pullback(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
         """Send each wanted argument's cotangent to its parent; g is the cotangent of the node's output."""
-        plan, parents = node.plan, node.parents
-        if node.version != versions(plan.watched, parents):
+        plan, parents, static = node.plan, node.parents, node.static
+        if plan.watched and node.version != versions(plan.watched, parents):
             raise GraphError(f"{node}: a value that its gradient needs was changed after it was used; run forward again")
+        kernels = _NOTHING
         if type(g) is dict:
-            g = self._gather(node, g, create_graph)
-        if create_graph and plan.replay:
-            return self._replay(node, g, send)
-        values = dict(zip(plan.names, node.saved))
-        if create_graph:                                # arrays become Tensors of this graph again
-            for i in plan.kept_args:
-                name = self.args[i]
-                if i < len(parents) and parents[i] is not None:
-                    values[name] = Tensor(values[name], parents[i])
-            if self.variadic and self.args[0] in values:
-                values[self.args[0]] = tuple(Tensor(a, p) for a, p in zip(values[self.args[0]], parents))
-            if "out" in values:
-                values["out"] = Tensor(values["out"], node)
-        static = node.static
-        kernels = backend.of(g).kernels if not create_graph and type(g) is not tuple else {}
-        if self.joint:
-            rule = self.joint
-            wants = tuple([p is not None for p in parents])
-            more = {"wants": wants} if rule.wants else {}
-            results = kernels.get(rule.key, rule.function)(g, *[values[n] if n in values else static[n] for n in rule.needs], **more)
-            for i, (parent, gp) in enumerate(zip(parents, results)):
-                if parent is not None:
-                    self._send(node, i, parent, gp, g, create_graph, send)
-            return
-        for i, rule in plan.steps:
-            parent = parents[i]
-            gp = kernels.get(rule.key, rule.function)(g, *[values[n] if n in values else static[n] for n in rule.needs])
-            if self.elementwise and gp.shape != parent.shape:
-                gp = REGISTRY["sum_to"](gp, shape=parent.shape)
-            self._send(node, i, parent, gp, g, create_graph, send)
+            g = self._gather(node, g, walk.live)
+        elif not walk.live:
+            kernels = backend.of(g).kernels
+        if walk.live:
+            if plan.replay:
+                return self._replay(node, saved, g, walk)
+            saved = self._alive(node, saved)
+        for i, rule, places in plan.steps:
+            given = saved[places] if type(places) is slice else [saved[k] if type(k) is int else static[k] for k in places]
+            if rule.wants:
+                given = (*given, plan.wanted)
+            if i is not None and rule.into in kernels and (sum := walk.sum(parents[i])) is not None \
+                    and kernels[rule.into](sum, g, *given) is not NotImplemented:
+                continue
+            kernel = kernels.get(rule.key)
+            result = NotImplemented if kernel is None else kernel(g, *given)
+            if result is NotImplemented:
+                result = rule.function(g, *given)
+            if i is None:
+                for k, (parent, part) in enumerate(zip(parents, result)):
+                    if parent is not None:
+                        self._send(node, k, parent, part, g, saved, walk)
+            else:
+                parent = parents[i]
+                if self.elementwise and result.shape != parent.shape:
+                    result = REGISTRY["sum_to"](result, shape=parent.shape)
+                self._send(node, i, parent, result, g, saved, walk)
 
-    def _send(self, node: Node, i: int, parent: Node, gp: Any, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
-        if not create_graph and type(gp) is Tensor:
+    def _alive(self, node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The residuals with the arrays that have a place in the graph as Tensors of it again."""
+        values = list(saved)
+        for k, (kind, at) in enumerate(node.plan.sources):
+            if kind == "arg" and at < len(node.parents) and node.parents[at] is not None:
+                values[k] = Tensor(saved[k], node.parents[at])
+            elif kind == "args":
+                values[k] = tuple(Tensor(a, p) for a, p in zip(saved[k], node.parents))
+            elif kind == "out":
+                values[k] = Tensor(saved[k], node)
+        return tuple(values)
+
+    def _send(self, node: Node, i: int, parent: Node, gp: Any, g: Any, saved: tuple[Any, ...], walk: Walk) -> None:
+        if type(gp) is Tensor and not walk.live:
             gp = gp.array
         if gp.shape != parent.shape or gp.dtype != parent.dtype:
             kind = ShapeError if gp.shape != parent.shape else DTypeError
             raise kind(f"{self.shown}: ∂{self.shown}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
                        f"{parent.dtype}{list(parent.shape)}; the rule is wrong")
-        if create_graph:
-            send(parent, gp if type(gp) is Tensor else Tensor(gp))
+        if walk.live:
+            walk.send(parent, gp if type(gp) is Tensor else Tensor(gp))
             return
         here = backend.of(gp)
         if type(gp) in here.scalar_types:
             gp = here.adopt(gp)
-        fresh = here.owns(gp) and gp is not g and not any(gp is s for s in node.saved)
-        send(parent, gp, fresh)
+        fresh = gp is not g and here.owns(gp)           # nobody else holds its memory
+        for k, s in enumerate(saved):
+            if s is gp:
+                fresh = fresh and node.saved is None and k in node.plan.given
+        walk.send(parent, gp, fresh)
 
-    def _gather(self, node: Node, slots: dict[int, Any], create_graph: bool) -> tuple[Any, ...]:
+    def _gather(self, node: Node, slots: dict[int, Any], live: bool) -> tuple[Any, ...]:
         """The cotangents of all outputs; zeros for those nothing was computed from."""
         some = next(iter(slots.values()))
         zeros = backend.of(some.array if isinstance(some, Tensor) else some).zeros
-        return tuple(slots[i] if i in slots else Tensor(zeros(s, dtype=node.dtype)) if create_graph else zeros(s, dtype=node.dtype)
+        return tuple(slots[i] if i in slots else Tensor(zeros(s, dtype=node.dtype)) if live else zeros(s, dtype=node.dtype)
                      for i, s in enumerate(node.shape))
 
-    def _replay(self, node: Node, g: Any, send: Callable[..., None]) -> None:
+    def _replay(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
         """Run the definition again, recorded, and let the walk go on through what it records: its nodes are the newest."""
-        values = dict(zip(node.plan.names, node.saved))
+        values = dict(zip(node.plan.names, saved))
         inputs = [Tensor(values[a], p) if hasattr(values[a], "dtype") else values[a] for a, p in zip(self.args, node.parents)]
         assert self.definition is not None
         with recording(True):
             out = self.definition(*inputs, **node.static)
-        send(out.node, g)
+        walk.send(out.node, g)
 
     # ── words ──
     def _arg(self, i: int) -> str:
@@ -317,8 +364,10 @@ class _Pick:
 
     shown, variadic, view = "pick", False, True
 
-    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
-        send(node.parents[0], g, slot=node.saved[0])
+    def pullback(self, node: Node, saved: tuple[int], g: Any, walk: Walk) -> None:
+        whole = node.parents[0]
+        assert whole is not None
+        walk.send(whole, g, slot=saved[0])
 
 
 _PICK = _Pick()
@@ -331,9 +380,11 @@ def versions(watched: Iterable[int], nodes: Any) -> int:
     """
     total = 0
     for i in watched:
-        leaf = leaf_under(nodes[i]) if i < len(nodes) else None
-        if leaf is not None:
-            total += leaf.version
+        node = nodes[i] if i < len(nodes) else None
+        if node is not None:
+            leaf = node if type(node) is Leaf else node.leaf
+            if leaf is not None:
+                total += leaf.version
     return total
 
 
@@ -359,7 +410,10 @@ def elementwise(**rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], O
     return lambda kernel: _register(Op(kernel, rules, elementwise=True))
 
 
-def fused(definition: Callable[..., Any], joint: Callable[..., Any] | None = None,
+def fused(definition: Callable[..., Any], joint: Callable[..., Any] | None = None, *, check: Callable[..., None] | None = None,
           **rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
-    """Declare a kernel with hand-derived rules that promises to equal `definition`, its definition by parts."""
-    return lambda kernel: _register(Op(kernel, rules, definition=definition, joint=joint))
+    """Declare a kernel with hand-derived rules that promises to equal `definition`, its definition by parts.
+
+    check: raises on arguments that do not fit; it is called with them before whichever kernel is run.
+    """
+    return lambda kernel: _register(Op(kernel, rules, definition=definition, joint=joint, check=check))

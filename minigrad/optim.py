@@ -115,9 +115,8 @@ class Adam(Optimizer):
         if decay and not self.decoupled:
             g, decay = g + decay * p, 0.0
         beta1, beta2 = group["betas"]
-        xp.kernels.get("adamw_update", adamw_update)(
-            xp, p, g, state["exp_avg"], state["exp_avg_sq"], lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
-            weight_decay=decay, correct1=1.0 - beta1 ** state["step"], correct2=1.0 - beta2 ** state["step"])
+        xp.run("adamw_update", adamw_update, p, g, state["exp_avg"], state["exp_avg_sq"], lr=group["lr"], beta1=beta1, beta2=beta2,
+               eps=group["eps"], weight_decay=decay, correct1=1.0 - beta1 ** state["step"], correct2=1.0 - beta2 ** state["step"])
 
 
 class AdamW(Adam):

@@ -12,61 +12,34 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import backend
+from .backend.bits import GAMMA, MASK, MIX1, MIX2, raw_bits
+from .backend.bits import keep_mask as keep_mask
+from .backend.bits import keep_mask_span as keep_mask_span
 from .errors import ShapeError
 from .tensor import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX1 = 0xBF58476D1CE4E5B9
-_MIX2 = 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
 _BLOCK = 1 << 16
 
 
 def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * _MIX1) & _MASK
-    z = ((z ^ (z >> 27)) * _MIX2) & _MASK
+    z = ((z ^ (z >> 30)) * MIX1) & MASK
+    z = ((z ^ (z >> 27)) * MIX2) & MASK
     return z ^ (z >> 31)
 
 
 def key(seed: int) -> int:
     """The key of a seed (any int)."""
-    return _mix((seed + _GAMMA) & _MASK)
+    return _mix((seed + GAMMA) & MASK)
 
 
 def fold_in(key: int, number: int) -> int:
     """A key of its own for each number: for layers, steps, workers."""
-    return _mix(key ^ _mix(((number + 1) * _GAMMA) & _MASK))
+    return _mix(key ^ _mix(((number + 1) * GAMMA) & MASK))
 
 
 def split(key: int, n: int = 2) -> tuple[int, ...]:
     """n keys with streams of their own."""
     return tuple(fold_in(key, i) for i in range(n))
-
-
-def raw_bits(xp: Any, key: int, n: int, start: int = 0) -> Any:
-    """Elements start … start + n − 1 of the key's stream, as an array of uint64 of backend xp."""
-    u = xp.uint64
-    z = xp.arange(start + 1, start + n + 1, dtype=u)
-    z *= u(_GAMMA)
-    z += u(key)
-    z ^= z >> u(30)
-    z *= u(_MIX1)
-    z ^= z >> u(27)
-    z *= u(_MIX2)
-    z ^= z >> u(31)
-    return z
-
-
-def keep_mask(xp: Any, key: int, shape: tuple[int, ...], p: float) -> Any:
-    """Booleans of `shape`, each false with probability p (to 2⁻³²)."""
-    return xp.reshape(keep_mask_span(xp, key, 0, math.prod(shape), p), shape)
-
-
-def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
-    """Elements start … stop − 1 of the flat mask: two from each 64 bits of the key's stream, the low half first."""
-    first = start // 2
-    halves = raw_bits(xp, key, (stop + 1) // 2 - first, first).view(xp.uint32)
-    return halves[start - 2 * first:stop - 2 * first] >= xp.uint32(min(round(p * 2.0**32), 2**32 - 1))
 
 
 def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:

@@ -144,7 +144,7 @@ class Tensor:
         if not self.is_leaf:
             raise GraphError(f"{self.node!r} is no leaf; detach() it first")
         if on and self.node is None:
-            if backend.of(self.array).namespace.dtype(self.dtype).kind != "f":
+            if self.array.dtype.kind != "f":
                 raise DTypeError(f"only floats have gradients; this is {self.dtype}{list(self.shape)}")
             self.node = Leaf(self.shape, self.dtype)
         elif not on:
@@ -201,7 +201,9 @@ class Tensor:
         if gradient is None:
             if self.shape != ():
                 raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient argument; or reduce to a scalar first")
-            return Tensor(here.namespace.ones_like(self.array))
+            one = here.empty_like(self.array)
+            one[...] = 1.0
+            return Tensor(one)
         g = gradient
         if not isinstance(g, Tensor):
             g = Tensor(here.adopt(g, dtype=None if hasattr(g, "dtype") else self.dtype))

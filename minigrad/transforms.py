@@ -10,7 +10,7 @@ from typing import Any
 
 from . import backend, random
 from .errors import GraphError, ShapeError
-from .graph import Node, backprop, differentiating, no_grad, recording, state, touching
+from .graph import Node, Walk, backprop, differentiating, no_grad, recording, state, touching
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -61,10 +61,8 @@ def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Call
     nested = state.recording and (state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals))
     roots = []
     with differentiating():
-        for x in map(_constant, primals):
-            if x.node is None:
-                x = Tensor(x.array).requires_grad_()
-            roots.append(identity(x))                   # a node of its own: f may be given the same Tensor twice
+        for x in map(_constant, primals):               # a node of its own: f may be given the same Tensor twice
+            roots.append(Tensor(x.array).requires_grad_() if x.node is None else identity(x))
         y = f(*roots)
     if not isinstance(y, Tensor):
         raise TypeError(f"the function must return a Tensor; it returned a {type(y).__name__}")
@@ -184,15 +182,15 @@ class _Checkpoint:
                  [(leaf, leaf.version) for leaf in leaves])
         return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype))
 
-    def pullback(self, node: Node, g: Any, create_graph: bool, send: Callable[..., None]) -> None:
-        arrays, were_tensors, drawn, leaves = node.saved
+    def pullback(self, node: Node, saved: Any, g: Any, walk: Walk) -> None:
+        arrays, were_tensors, drawn, leaves = saved
         if any(leaf.version != then for leaf, then in leaves):
             raise GraphError(f"{node}: an argument or a captured value was changed after it was used; run forward again")
         args = [Tensor(a, p) if t else a for a, t, p in zip(arrays, were_tensors, node.parents)]
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
-            send(out.node, g)                           # the walk goes on through what was just recorded
+            walk.send(out.node, g)                      # the walk goes on through what was just recorded
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -9,14 +9,14 @@ from .numpy import NumpyBackend
 
 cpu = NumpyBackend()
 _named: dict[str, Backend] = {"numpy": cpu}
-_by_type: dict[type, Backend] = {}
+known: dict[type, Backend] = {}                        # by the type of an array
 
 
 def register(backend: Backend) -> Backend:
     """Make `backend` known by its name and by the types of its arrays."""
     _named[backend.name] = backend
     for kind in (*backend.array_types, *backend.scalar_types):
-        _by_type[kind] = backend
+        known[kind] = backend
     return backend
 
 
@@ -26,12 +26,12 @@ register(cpu)
 def of(array: Any) -> Backend:
     """The backend that `array` belongs to. TypeError for anything that is no array of a loaded backend."""
     kind = type(array)
-    backend = _by_type.get(kind)
+    backend = known.get(kind)
     if backend is None:
         backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
         if backend is None:
             raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded backend ({', '.join(_named)})")
-        _by_type[kind] = backend                        # a subclass of an array type, such as numpy.memmap
+        known[kind] = backend                        # a subclass of an array type, such as numpy.memmap
     return backend
 
 

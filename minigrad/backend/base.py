@@ -1,9 +1,10 @@
 """The face every backend answers to.
 
 A kernel receives its backend as `xp` and uses it as the array library's namespace (`xp.exp`, `xp.matmul`, …). What a
-library lacks or names differently is a method here. `kernels` maps an op's name to a faster kernel for it, and
-"name/argument" (or "name/joint") to a faster rule; both mean exactly what the op's own text says, and the tests hold
-them to it.
+library lacks or names differently is a method here. `kernels` maps an op's name to a faster kernel for it,
+"name/argument" (or "name/joint") to a faster rule, and "name/argument+" to one that adds the gradient into an array. All mean
+exactly what the op's own text says, and the tests hold them to it; to a case that they are not for they say NotImplemented,
+and the op's own text is run.
 """
 from __future__ import annotations
 
@@ -14,14 +15,30 @@ from typing import Any
 from ..errors import DeviceError
 
 
+class Saved:
+    """What a kernel returns when its rules need by-products: the output, and extras by name."""
+
+    __slots__ = ("out", "extra")
+
+    def __init__(self, out: Any, **extra: Any) -> None:
+        self.out, self.extra = out, extra
+
+
 class Backend:
     """One array library. Attributes not found here are looked up in `namespace`."""
 
     name: str
     namespace: Any
     array_types: tuple[type, ...]
+    devices = False                                     # whether there may be several
     scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
     kernels: dict[str, Callable[..., Any]] = {}
+
+    def run(self, name: str, plain: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """What `plain` computes, by the kernel of this name if there is one for this case."""
+        kernel = self.kernels.get(name)
+        out = NotImplemented if kernel is None else kernel(self, *args, **settings)
+        return plain(self, *args, **settings) if out is NotImplemented else out
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -61,6 +78,12 @@ class Backend:
     def owns(self, array: Any) -> bool:
         """Whether `array` holds its own memory, so that a sum may be written over it."""
         return False
+
+    def owner(self, array: Any) -> Any:
+        """The array whose memory `array` looks into; `array` itself where that is its own."""
+        while isinstance(array.base, self.array_types):
+            array = array.base
+        return array
 
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""

@@ -34,6 +34,7 @@ class CupyBackend(Backend):
     """Arrays of one CUDA device each; the device travels with the array."""
 
     name = "cupy"
+    devices = True
 
     def __init__(self, cupy: Any) -> None:
         self.namespace = cupy

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .base import Saved
+from .bits import keep_mask_span
 from .blas import one_thread
 from .numpy_kernels import KERNELS as _MAIN
 from .numpy_kernels import cores, pool
@@ -50,19 +52,12 @@ def _heads(x: Any) -> Any:
 
 def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
     """The dropout mask of queries i … j − 1 of some heads, [heads, j − i, j]: the slice of the mask of all scores."""
-    from ..random import keep_mask_span
-
     return np.stack([keep_mask_span(np, key, (n * T + i) * T, (n * T + j) * T, p).reshape(j - i, T)[:, :j] for n in heads])
 
 
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
-    from ..fused.attention import attention as op
-    from ..fused.attention import check_attention
-    from ..op import Saved
-
     if not causal or not _plain(q, k, mask):
-        return op.kernel(xp, q, k, v, mask, causal=causal, scale=scale, p=p, key=key)
-    check_attention(q, k, v)
+        return NotImplemented
     T, dtype = q.shape[-2], q.dtype
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     qs, ks, vs = _heads(q), _heads(k), _heads(v)
@@ -94,10 +89,8 @@ def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
 
 
 def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
-    from ..fused.attention import _attention_joint
-
     if not causal or not _plain(q, k, mask):
-        return _attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key)
+        return NotImplemented
     T, dtype = q.shape[-2], q.dtype
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     gs, qs, ks, vs, lses = (_heads(a) for a in (g, q, k, v, lse))

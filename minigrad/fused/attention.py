@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from .. import backend
+from ..backend.base import Saved
 from ..errors import ShapeError
-from ..op import Constant, Saved, fused
+from ..op import Constant, fused
 from ..ops.elementwise import exp, where
 from ..ops.linalg import matmul_op
 from ..ops.reduce import sum
@@ -65,20 +66,19 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
     return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
 
 
-def check_attention(q: Any, k: Any, v: Any) -> None:
+def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, **settings: Any) -> None:
     """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes."""
     if q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
         raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit; "
                          "q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
 
 
-@fused(attention_by_parts, _attention_joint)
+@fused(attention_by_parts, _attention_joint, check=_check_attention)
 def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=0.0, key=0):
     """softmax(Q Kᵀ/√d + M) V   (attention.1). q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
 
     mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal: query i sees keys up to Tk − Tq + i.
     """
-    check_attention(q, k, v)
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask)

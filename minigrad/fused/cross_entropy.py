@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backend.base import Saved
 from ..errors import ShapeError
-from ..op import Constant, Saved, fused
+from ..op import Constant, fused
 from ..ops.elementwise import astype, exp, where
 from ..ops.index import gather, scatter_add
 from ..ops.reduce import sum
@@ -26,21 +27,20 @@ def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: A
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
-def check_cross_entropy(logits: Any, targets: Any) -> None:
+def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> None:
     """ShapeError unless targets are [...] for logits [..., V]."""
     if logits.shape[:-1] != targets.shape:
         raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
                          f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
 
 
-@fused(cross_entropy_by_parts, logits=_cross_entropy_dlogits)
+@fused(cross_entropy_by_parts, check=_check_cross_entropy, logits=_cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 
     logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
     ShapeError when the shapes do not match or a target lies outside 0 … V−1.
     """
-    check_cross_entropy(logits, targets)
     kept = targets != ignore_index
     ids = xp.where(kept, targets, 0)
     xp.check_index(ids, logits.shape[-1], "cross_entropy: targets")

@@ -1,8 +1,8 @@
 """Dropout (Srivastava et al. 2014) from a counter-based generator: the mask is a function of the key, so nothing is kept."""
 from __future__ import annotations
 
+from ..backend.bits import keep_mask
 from ..op import op
-from ..random import keep_mask
 
 
 @op(x=lambda g, p, key: dropout_op(g, p=p, key=key))

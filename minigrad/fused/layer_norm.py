@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backend.base import Saved
 from ..errors import ShapeError
-from ..op import Saved, fused
+from ..op import fused
 from ..ops.elementwise import sqrt
 from ..ops.reduce import mean
 from ..ops.shape import sum_to
@@ -32,17 +33,16 @@ def _layer_norm_joint(
     return dx, sum_to(g * normal, shape=weight.shape), sum_to(g, shape=weight.shape)
 
 
-def check_layer_norm(x: Any, weight: Any, bias: Any) -> None:
+def _check_layer_norm(x: Any, weight: Any, bias: Any, *, eps: float) -> None:
     """ShapeError unless weight and bias are [d] for x [..., d]."""
     if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ShapeError(f"layer_norm: x {list(x.shape)}, weight {list(weight.shape)} and bias {list(bias.shape)} do not fit; "
                          "x is [..., d], weight [d], bias [d]")
 
 
-@fused(layer_norm_by_parts, _layer_norm_joint)
+@fused(layer_norm_by_parts, _layer_norm_joint, check=_check_layer_norm)
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     """Layer normalisation over the last axis   (layer_norm.1). x [..., d], weight [d], bias [d] -> [..., d]."""
-    check_layer_norm(x, weight, bias)
     mean_ = xp.mean(x, axis=-1, keepdims=True)
     centred = x - mean_
     rstd = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)

@@ -22,9 +22,10 @@ def _axes(axes: tuple[Any, ...]) -> Any:
 def _attach() -> None:
     """Give Tensor its operators and methods. Tensor itself knows of no op, so that ops can know Tensor."""
     e, r, s = elementwise, reduce, shape
-    for name, f in {"add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.power, "matmul": linalg.matmul}.items():
-        setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
-        setattr(Tensor, f"__r{name}__", lambda a, b, f=f: f(b, a))
+    binary: dict[str, Any] = {"add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.power, "matmul": linalg.matmul}
+    for name, f in binary.items():
+        setattr(Tensor, f"__{name}__", lambda a, b, f=f.__call__: f(a, b))
+        setattr(Tensor, f"__r{name}__", lambda a, b, f=f.__call__: f(b, a))
     for name, f in {"eq": e.equal, "ne": e.not_equal, "lt": e.less, "le": e.less_equal, "gt": e.greater, "ge": e.greater_equal}.items():
         setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
     for name, f in {

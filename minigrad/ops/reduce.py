@@ -11,7 +11,7 @@ from .shape import broadcast_to, expand, permute, place, reshape, split
 
 def spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
     """g, the result of a reduction, as something that broadcasts against what was reduced."""
-    return g if keepdims else expand(g, axis=axis, ndim=len(shape))
+    return g if keepdims or axis is None else expand(g, axis=axis, ndim=len(shape))
 
 
 def count(shape: tuple[int, ...], axis: Any) -> int:

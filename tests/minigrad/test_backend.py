@@ -95,7 +95,7 @@ def test_devices_never_mix():
         name, namespace, array_types = "elsewhere", np, (Foreign,)
 
     made = Elsewhere()
-    backend._by_type[Foreign] = made
+    backend.known[Foreign] = made
     try:
         a, b = mg.Tensor(np.ones(2)), mg.Tensor(np.ones(2).view(Foreign))
         assert b.device == "elsewhere"
@@ -108,7 +108,7 @@ def test_devices_never_mix():
         with pytest.raises(mg.DeviceError, match="elsewhere"):
             (x * x).backward(b)
     finally:
-        del backend._by_type[Foreign]
+        del backend.known[Foreign]
 
 
 def test_a_backend_answers_with_its_library():

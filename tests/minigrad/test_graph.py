@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.graph import Cotangents, backprop
+from minigrad.graph import Walk, backprop
 from minigrad.op import Op
 
 
@@ -236,15 +236,18 @@ def test_only_what_was_asked_for_is_reported():
 def test_sums_are_written_over_only_where_they_are_ours():
     """The first sum of two arrays that others hold is a new array, and further ones go into it; a fresh one is ours at once."""
     node, a, b = _leaf([0.0]).node, np.ones(2), np.full(2, 2.0)
-    sums = Cotangents(live=False)
-    assert sums.add(node, a, False) and not sums.add(node, b, False)
-    first = sums.sums[node]
-    sums.add(node, b, False)
-    assert sums.sums[node] is first and first.tolist() == [5.0, 5.0] and a.tolist() == [1.0, 1.0] and b.tolist() == [2.0, 2.0]
-    assert sums.take(node) == (first, True) and node not in sums.sums
-    assert sums.add(node, b, False) and sums.take(node) == (b, False)
-    assert sums.add(node, a, True) and not sums.add(node, b, False)
-    assert sums.take(node) == (a, True) and a.tolist() == [3.0, 3.0]
+    walk = Walk(live=False, oldest=0)
+    walk.send(node, a)
+    assert walk.sum(node) is None and walk.heap == [(-node.id, node)]
+    walk.send(node, b)
+    first = walk.sum(node)
+    walk.send(node, b)
+    assert walk.sum(node) is first and first.tolist() == [5.0, 5.0] and a.tolist() == [1.0, 1.0] and b.tolist() == [2.0, 2.0]
+    assert walk.sums.pop(node) == (first, True) and len(walk.heap) == 1
+    walk.send(node, a, fresh=True)
+    assert walk.sum(node) is a
+    walk.send(node, b)
+    assert walk.sum(node) is a and a.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
