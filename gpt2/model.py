@@ -124,16 +124,21 @@ class GPT2(PretrainedModel):
         self.lm_head = self.wte if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, **self.where)
         self.fill(seed, parameters)
 
-    def forward(self, ids, *, cache: KVCache | None = None, last: bool = False):   # [B, T]
+    def states(self, ids, cache: KVCache | None = None, last: int = 0):           # [B, T]
+        """What the head reads: the residual stream after ln_f, [B, T, d], or [B, last, d] at the last places alone."""
         ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
         x = self.drop(self.wte(ids) + self.wpe(positions))             # [B, T, d] + [T, d] -> [B, T, d]
         for block in self.h:
             x = block(x, mask, cache)                                  # [B, T, d]
         if cache is not None:
             cache.advance(ids.shape[1])
-        x = self.ln_f(x[:, -1:] if last else x)                        # [B, T, d], or [B, 1, d]
-        return mg.linear(x, self.lm_head.weight)                       # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+        return self.ln_f(x[:, -last:] if last else x)                  # [B, T, d]
+
+    def forward(self, ids, *, cache: KVCache | None = None, last: int = 0):       # [B, T]
+        """Logits [B, T, V] of the token after each place, or [B, last, V] after the last places alone."""
+        return mg.linear(self.states(ids, cache, last), self.lm_head.weight)       # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
         """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
-        return self.F.cross_entropy(self(ids), self.integers(targets, "targets"), ignore_index=ignore_index)   # [B, T, V] -> []
+        return self.F.linear_cross_entropy(self.states(ids), self.lm_head.weight, self.integers(targets, "targets"),
+                                           ignore_index=ignore_index)  # [B, T, d] -> []

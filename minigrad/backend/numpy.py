@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import ShapeError
 from . import blas
 from .base import Backend
+from .numpy_kernels import add_rows
 
 
 class NumpyBackend(Backend):
@@ -21,9 +22,9 @@ class NumpyBackend(Backend):
                     np.uint8, np.uint16, np.uint32, np.uint64)
 
     def __init__(self) -> None:
-        from . import numpy_attention, numpy_kernels
+        from . import numpy_attention, numpy_classifier, numpy_kernels
 
-        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS}
+        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS}
 
     def errstate(self, **kinds: Any) -> Any:
         return np.errstate(**kinds)
@@ -45,16 +46,12 @@ class NumpyBackend(Backend):
         # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 32 << 20)                  # M_MMAP_THRESHOLD: its largest value
+            libc.mallopt(-4, 0)                         # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         out = np.zeros((rows, values.shape[1]), values.dtype)
-        if len(index):
-            order = np.argsort(index, kind="stable")    # equal rows stay in the order they came: a deterministic sum
-            sorted_index = index[order]
-            starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
-            out[sorted_index[starts]] = np.add.reduceat(values[order], starts, axis=0)
+        add_rows(out, index, values)
         return out
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from .base import Saved
 from .bits import keep_mask_span
 from .blas import one_thread
-from .numpy_kernels import KERNELS as _MAIN
 from .numpy_kernels import cores, pool
 
 GROUP = 64 * 1024                                       # scores worked on at a time: 256 KiB of float32
@@ -22,15 +21,15 @@ def _tile(T: int) -> int:
     return 64 if T <= 256 else 128
 
 
-def _over_heads(heads: int, T: int, work: Callable[[int, int], None]) -> None:
-    """Call work(first, last) on groups of heads, dealt to threads, each of which calls BLAS on small matrices by itself."""
-    n = min(cores(), heads)
-    size = min(max(1, GROUP // (_tile(T) * T)), -(-heads // n))
-    groups = [(i, min(i + size, heads)) for i in range(0, heads, size)]
+def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None]) -> None:
+    """Call work(row, some of its heads) for all rows, dealt to threads, each of which calls BLAS on small matrices by itself."""
+    n = min(cores(), rows * heads)
+    size = min(max(1, GROUP // (_tile(T) * T)), -(-heads // n) if rows < n else heads)
+    groups = [(row, slice(i, min(i + size, heads))) for row in range(rows) for i in range(0, heads, size)]
 
-    def several(part: list[tuple[int, int]]) -> None:
-        for first, last in part:
-            work(first, last)
+    def several(part: list[tuple[int, slice]]) -> None:
+        for row, some in part:
+            work(row, some)
 
     if n < 2:
         several(groups)
@@ -46,8 +45,17 @@ def _plain(q: Any, k: Any, mask: Any) -> bool:
     return mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0 and q.dtype.kind == "f" and q.dtype.itemsize > 2
 
 
-def _heads(x: Any) -> Any:
-    return x.reshape(-1, *x.shape[-2:])
+def _four(x: Any) -> Any:
+    """x as [B, h, T, d], a view wherever it has three axes or four."""
+    if x.ndim <= 4:
+        return x[(None,) * (4 - x.ndim)]
+    return x.reshape(-1, *x.shape[-3:])
+
+
+def _new(like: Any, size: int, fill: Callable[..., Any] = np.empty) -> Any:
+    """An array [B, h, T, size] that lies in memory as [B, T, h, size]: the heads stand side by side when the model puts them together."""
+    B, h, T, _ = like.shape
+    return fill((B, T, h, size), like.dtype).swapaxes(1, 2)
 
 
 def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
@@ -58,75 +66,76 @@ def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
     if not causal or not _plain(q, k, mask):
         return NotImplemented
-    T, dtype = q.shape[-2], q.dtype
+    T, dtype, shape = q.shape[-2], q.dtype, (*q.shape[:-1], v.shape[-1])
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    qs, ks, vs = _heads(q), _heads(k), _heads(v)
-    out, lse = np.empty((*vs.shape[:2], v.shape[-1]), dtype), np.empty((len(qs), T, 1), dtype)
+    q, k, v = _four(q), _four(k), _four(v)
+    B, h = q.shape[:2]
+    out, lse = _new(q, v.shape[-1]), np.empty((B, h, T, 1), dtype)
     tile, factor = _tile(T), dtype.type(1.0 / (1.0 - p))
     hidden = np.triu(np.full((tile, tile), -np.inf, dtype), 1)
 
-    def work(m: int, n: int) -> None:
-        memory = np.empty((n - m) * min(tile, T) * T, dtype)
+    def work(row: int, some: slice) -> None:
+        qs, ks, vs, n = q[row, some], k[row, some].swapaxes(1, 2), v[row, some], some.stop - some.start
+        memory = np.empty(n * min(tile, T) * T, dtype)
         for i in range(0, T, tile):
             j = min(i + tile, T)
-            scores = memory[:(n - m) * (j - i) * j].reshape(n - m, j - i, j)
-            np.matmul(qs[m:n, i:j] * s, ks[m:n, :j].swapaxes(1, 2), out=scores)
+            scores = memory[:n * (j - i) * j].reshape(n, j - i, j)
+            np.matmul(qs[:, i:j] * s, ks[:, :, :j], out=scores)
             scores[:, :, i:] += hidden[:j - i, :j - i]
             top = scores.max(axis=2, keepdims=True)
             scores -= top
             np.exp(scores, out=scores)
             total = scores.sum(axis=2, keepdims=True)
             if p > 0.0:
-                scores *= _keep(key, p, range(m, n), i, j, T)
+                scores *= _keep(key, p, range(row * h + some.start, row * h + some.stop), i, j, T)
                 scores *= factor
-            y = np.matmul(scores, vs[m:n, :j])
-            np.divide(y, total, out=out[m:n, i:j])
+            np.divide(np.matmul(scores, vs[:, :j]), total, out=out[row, some, i:j])
             np.log(total, out=total)
-            np.add(top, total, out=lse[m:n, i:j])
+            np.add(top, total, out=lse[row, some, i:j])
 
-    _over_heads(len(qs), T, work)
-    return Saved(out.reshape(*q.shape[:-1], v.shape[-1]), lse=lse.reshape(*q.shape[:-1], 1))
+    _over_heads(B, h, T, work)
+    return Saved(out.reshape(shape), lse=lse.reshape(*shape[:-1], 1))
 
 
 def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
     if not causal or not _plain(q, k, mask):
         return NotImplemented
-    T, dtype = q.shape[-2], q.dtype
+    T, dtype, shapes = q.shape[-2], q.dtype, (q.shape, k.shape, v.shape)
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    gs, qs, ks, vs, lses = (_heads(a) for a in (g, q, k, v, lse))
-    dq, dk, dv = np.empty_like(qs, order="C"), np.zeros_like(ks, order="C"), np.zeros_like(vs, order="C")
+    g, q, k, v, lse = (_four(a) for a in (g, q, k, v, lse))
+    B, h = q.shape[:2]
+    dq, dk, dv = _new(q, q.shape[-1]), _new(k, k.shape[-1], np.zeros), _new(v, v.shape[-1], np.zeros)
     tile, factor = _tile(T), dtype.type(1.0 / (1.0 - p))
     hidden = np.triu(np.full((tile, tile), -np.inf, dtype), 1)
 
-    def work(m: int, n: int) -> None:
-        size = (n - m) * min(tile, T) * T
-        memory, other = np.empty(size, dtype), np.empty(size, dtype)
+    def work(row: int, some: slice) -> None:
+        gs, qs, ks, vs, ls = g[row, some], q[row, some], k[row, some], v[row, some], lse[row, some]
+        dqs, dks, dvs, n = dq[row, some], dk[row, some], dv[row, some], some.stop - some.start
+        memory, other = np.empty(n * min(tile, T) * T, dtype), np.empty(n * min(tile, T) * T, dtype)
         for i in range(0, T, tile):
             j = min(i + tile, T)
-            weights = memory[:(n - m) * (j - i) * j].reshape(n - m, j - i, j)
+            weights = memory[:n * (j - i) * j].reshape(n, j - i, j)
             ds = other[:weights.size].reshape(weights.shape)
-            scaled, here = qs[m:n, i:j] * s, gs[m:n, i:j]
-            np.matmul(scaled, ks[m:n, :j].swapaxes(1, 2), out=weights)
+            scaled, here = qs[:, i:j] * s, gs[:, i:j]
+            np.matmul(scaled, ks[:, :j].swapaxes(1, 2), out=weights)
             weights[:, :, i:] += hidden[:j - i, :j - i]
-            weights -= lses[m:n, i:j]
+            weights -= ls[:, i:j]
             np.exp(weights, out=weights)
             weights /= weights.sum(axis=2, keepdims=True)       # lse was rounded, for the whole row alike
-            np.matmul(here, vs[m:n, :j].swapaxes(1, 2), out=ds)
+            np.matmul(here, vs[:, :j].swapaxes(1, 2), out=ds)
             if p > 0.0:
-                keep = _keep(key, p, range(m, n), i, j, T) * factor
+                keep = _keep(key, p, range(row * h + some.start, row * h + some.stop), i, j, T) * factor
                 ds *= keep
-                dv[m:n, :j] += np.matmul((weights * keep).swapaxes(1, 2), here)
+                dvs[:, :j] += np.matmul((weights * keep).swapaxes(1, 2), here)
             else:
-                dv[m:n, :j] += np.matmul(weights.swapaxes(1, 2), here)
+                dvs[:, :j] += np.matmul(weights.swapaxes(1, 2), here)
             ds -= np.vecdot(weights, ds)[:, :, None]    # all keys of a query are here, and the sum rounds as what it is taken from
             ds *= weights
-            np.matmul(ds, ks[m:n, :j], out=dq[m:n, i:j])
-            dk[m:n, :j] += np.matmul(ds.swapaxes(1, 2), scaled)
-        dq[m:n] *= s
+            np.multiply(np.matmul(ds, ks[:, :j]), s, out=dqs[:, i:j])
+            dks[:, :j] += np.matmul(ds.swapaxes(1, 2), scaled)
 
-    _over_heads(len(qs), T, work)
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), None
+    _over_heads(B, h, T, work)
+    return (*(d.reshape(shape) for d, shape in zip((dq, dk, dv), shapes)), None)
 
 
 KERNELS.update({"attention": attention, "attention/joint": attention_joint})
-assert not KERNELS.keys() & _MAIN.keys()

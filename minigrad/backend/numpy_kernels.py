@@ -13,6 +13,7 @@ import numpy as np
 
 from .base import Saved
 from .bits import keep_mask_span
+from .blas import matmul
 
 BLOCK = 64 * 1024                                       # elements: 256 KiB of float32, a few of which fit in an L2 cache
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -96,6 +97,30 @@ def broadcast_to(xp, x, *, shape):
     out = np.empty(shape, x.dtype)                      # a small copy takes less time than NumPy's view
     out[...] = x
     return out
+
+
+def add_rows(out: Any, index: Any, values: Any) -> None:
+    """out[index[k]] += values[k] for all k, in place, in an order that the index fixes."""
+    if len(index):
+        order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
+        sorted_index = index[order]
+        starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
+        out[sorted_index[starts]] += np.add.reduceat(values[order], starts, axis=0)
+
+
+@kernel("embedding_op/weight+")
+def embedding_into(sum, g, ids, weight_shape):
+    add_rows(sum, ids.reshape(-1), g.reshape(-1, g.shape[-1]))
+
+
+@kernel("addmm")
+def addmm(xp, bias, x, weight):
+    if x.size == 0 or weight.size == 0 or x.dtype != np.float32:
+        return NotImplemented
+    rows = x.reshape(-1, x.shape[-1])
+    out = np.empty((len(rows), weight.shape[1]), x.dtype)
+    out[...] = bias                                     # what the product adds to: a pass over the result less than adding it afterwards
+    return matmul(rows, weight, out=out, add=True).reshape(*x.shape[:-1], weight.shape[1])
 
 
 _C = math.sqrt(2.0 / math.pi)

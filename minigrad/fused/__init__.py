@@ -9,6 +9,7 @@ from .cross_entropy import cross_entropy, cross_entropy_by_parts
 from .dropout import dropout_op
 from .gelu import gelu, gelu_by_parts
 from .layer_norm import layer_norm, layer_norm_by_parts
+from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_by_parts
 from .softmax import log_softmax, log_softmax_by_parts, softmax, softmax_by_parts
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "gelu_by_parts",
     "layer_norm",
     "layer_norm_by_parts",
+    "linear_cross_entropy",
+    "linear_cross_entropy_by_parts",
     "log_softmax",
     "log_softmax_by_parts",
     "softmax",

@@ -21,7 +21,7 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
     return -sum(where(kept[..., None], picked, 0.0)) / sum(astype(kept, dtype=logits.dtype))
 
 
-def _cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
+def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
     """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.3)"""
     places = where(scale[..., 0] > 0.0, targets, 0)[..., None]      # rows that do not count may have any place: their scale is 0
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
@@ -34,7 +34,7 @@ def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> Non
                          f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
 
 
-@fused(cross_entropy_by_parts, check=_check_cross_entropy, logits=_cross_entropy_dlogits)
+@fused(cross_entropy_by_parts, check=_check_cross_entropy, logits=cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 

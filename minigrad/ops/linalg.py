@@ -64,18 +64,29 @@ def _addmm_by_parts(bias: Any, x: Any, weight: Any) -> Any:
     return matmul_op(x, weight) + bias
 
 
-@fused(_addmm_by_parts, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
+def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(f"matmul: inner sizes differ: a is {x.dtype}{list(x.shape)}, b is {weight.dtype}{list(weight.shape)} "
+                         f"({x.shape[-1] if x.ndim else 1} ≠ {weight.shape[0] if weight.ndim else 1})")
+    _check_bias("addmm", bias, weight.shape[1])
+
+
+@fused(_addmm_by_parts, check=_check_addmm, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
        x=lambda g, weight: matmul_op(g, transpose(weight)),
        weight=lambda g, x: matmul_op(transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
     """x W + b with the bias added into the product's own memory   (linear.1). bias [m], x [..., k], weight [k, m] -> [..., m]."""
-    if weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
-        raise ShapeError(f"matmul: inner sizes differ: a is {x.dtype}{list(x.shape)}, b is {weight.dtype}{list(weight.shape)} "
-                         f"({x.shape[-1]} ≠ {weight.shape[0]})")
-    _check_bias("addmm", bias, weight.shape[1])
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), weight)
     out += bias
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
+
+
+def _check_linear(x: Any, weight: Any, bias: Any = None) -> None:
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"linear: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is {weight.dtype}{list(weight.shape)} "
+                         f"({x.shape[-1] if x.ndim else 1} ≠ {weight.shape[-1] if weight.ndim else 1})")
+    if bias is not None:
+        _check_bias("linear", bias, weight.shape[0])
 
 
 def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
@@ -87,18 +98,14 @@ def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
 @fused(_linear_by_parts,
        x=lambda g, weight: matmul_op(g, weight),
        weight=lambda g, x: matmul_op(transpose(_rows(g)), _rows(x)),
-       bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
+       bias=lambda g, bias_shape: sum_to(g, shape=bias_shape), check=_check_linear)
 def linear(xp, x, weight, bias=None):
     """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).
 
     x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out [m, k], not transposed.
     """
-    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
-        raise ShapeError(f"linear: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is {weight.dtype}{list(weight.shape)} "
-                         f"({x.shape[-1]} ≠ {weight.shape[-1]})")
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), xp.swapaxes(weight, 0, 1))
     if bias is not None:
-        _check_bias("linear", bias, weight.shape[0])
         out += bias
     return xp.reshape(out, (*x.shape[:-1], weight.shape[0]))
 

@@ -12,7 +12,7 @@ from compare import close
 
 import minigrad as mg
 from minigrad import backend, fused, random
-from minigrad.backend import numpy_attention, numpy_kernels
+from minigrad.backend import numpy_attention, numpy_classifier, numpy_kernels
 from minigrad.backend.numpy_kernels import BLOCK
 from minigrad.fused import by_parts
 from minigrad.op import REGISTRY
@@ -71,14 +71,15 @@ def _same(name: str, arrays: list[Any], static: dict[str, Any], constants: tuple
 
 def test_these_ops_are_fused():
     """The ops that promise to equal a definition by parts; test_laws.py holds each to it on small inputs of every layout."""
-    assert FUSED.keys() == {"addmm", "linear", "softmax", "log_softmax", "layer_norm", "gelu", "cross_entropy", "attention"}
+    assert FUSED.keys() == {"addmm", "linear", "softmax", "log_softmax", "layer_norm", "gelu", "cross_entropy", "linear_cross_entropy",
+                            "attention"}
 
 
 def test_replacement_kernels_are_named_after_ops():
-    """Each name among a backend's kernels is an op, an argument's rule, a joint rule, or adamw_update."""
+    """Each name among a backend's kernels is an op, an argument's rule (a "+" adds into a sum), a joint rule, or adamw_update."""
     known = {"adamw_update"} | REGISTRY.keys()
     for name, o in REGISTRY.items():
-        known |= {f"{name}/{a}" for a in o.rules} | ({f"{name}/joint"} if o.joint else set())
+        known |= {f"{name}/{a}{plus}" for a in o.rules for plus in ("", "+")} | ({f"{name}/joint"} if o.joint else set())
     assert backend.cpu.kernels.keys() <= known
     assert backend.cpu.kernels.keys() >= {"gelu", "gelu/x", "layer_norm", "layer_norm/joint", "cross_entropy", "cross_entropy/logits",
                                           "dropout_op", "attention", "attention/joint", "adamw_update"}
@@ -111,6 +112,40 @@ def test_large_cross_entropy(threads: int):
     targets = rng.integers(0, WIDTH, (ROWS // 3, 3))
     targets[rng.random(targets.shape) < 0.3] = -100
     _same("cross_entropy", [3.0 * _rng(ROWS // 3, 3, WIDTH)], {}, (targets,), terms=4 * WIDTH)
+
+
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)])
+def test_large_linear_cross_entropy(threads: int, wants: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch):
+    """The classifier over blocks of rows and of classes, some rows ignored, is its definition, whichever gradients are wanted."""
+    V, n, d = 301, 83, 16
+    monkeypatch.setattr(numpy_classifier, "COLUMNS", 100)
+    monkeypatch.setattr(numpy_classifier, "ROWS", 20 * V * 8)          # 20 rows at a time
+    monkeypatch.setattr(numpy_kernels, "BLOCK", 300)
+    rng = np.random.default_rng(4)
+    targets = rng.integers(0, V, n)
+    targets[rng.random(n) < 0.3] = -7
+    targets[-1], targets[0] = V - 1, 0
+    x, weight = 3.0 * _rng(n, d), _rng(V, d, seed=2)
+    definition = FUSED["linear_cross_entropy"].definition
+    found = []
+    for f in (mg.linear_cross_entropy, definition):
+        ts = [mg.Tensor(a).requires_grad_(w) for a, w in zip((x, weight), wants)]
+        loss = f(*ts, targets, ignore_index=-7)
+        found.append([loss, *mg.gradients(loss, [t for t in ts if t.requires_grad], np.asarray(1.5))])
+    for ours, theirs in zip(*found):
+        close(ours, theirs, terms=4 * V)
+    if all(wants):
+        _same("linear_cross_entropy", [x, weight], {"ignore_index": -7}, (targets,), terms=4 * V)
+
+
+def test_large_addmm():
+    """A product added to its bias, float32 and in chunks, is x W + b within k + 2 roundings of Σ|terms|."""
+    rng = np.random.default_rng(5)
+    bias, x, weight = (rng.standard_normal(s, np.float32) for s in ((300,), (3, 50, 400), (400, 300)))
+    exact = x.astype(np.float64) @ weight + bias
+    room = 402 * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(weight) + np.abs(bias))
+    out = mg.addmm(bias, x, weight)
+    assert out.dtype == np.float32 and out.shape == (3, 50, 300) and (np.abs(out - exact) <= room).all()
 
 
 @pytest.mark.parametrize("axis", [0, -1])

@@ -91,6 +91,7 @@ KEPT: dict[str, dict[str, tuple[str, ...]]] = {
     "linear": {"x": ("weight",), "weight": ("x",), "bias": ("bias_shape",)}, "einsum_op": {"joint": ("xs",)},
     "softmax": {"x": ("out",)}, "log_softmax": {"x": ("out",)}, "gelu": {"x": ("x",)}, "dropout_op": {"x": ()},
     "layer_norm": {"joint": ("x", "weight", "mean_", "rstd")}, "cross_entropy": {"logits": ("logits", "targets", "lse", "scale")},
+    "linear_cross_entropy": {"x": ("dx",), "weight": ("dweight",)},
     "attention": {"joint": ("q", "k", "v", "mask", "out", "lse")},
 }
 

@@ -38,6 +38,11 @@ def test_a_product_is_numpys_in_every_layout(k, seed):
         for right in layouts(b):
             out = blas.matmul(left, right)
             assert out.dtype == np.float32 and out.shape == (60, 90) and (np.abs(out - exact) <= room).all()
+            for into in layouts(np.zeros((60, 90), np.float32)):
+                assert blas.matmul(left, right, out=into) is into and (np.abs(into - exact) <= room).all()
+                into[...] = 2.0
+                assert blas.matmul(left, right, out=into, add=True) is into
+                assert (np.abs(into - exact - 2.0) <= room + 2.0 * (k + 2) * U).all()
 
 
 @needs_openblas

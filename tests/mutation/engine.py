@@ -19,7 +19,8 @@ from typing import Any
 from engine_mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-GROUPS = [["test_engine"], ["test_versions", "test_memory", "test_transforms", "test_threads"], ["test_graph"]]     # from quick to slow
+# from quick to slow
+GROUPS = [["test_kernels", "test_engine"], ["test_versions", "test_memory", "test_transforms", "test_threads"], ["test_graph"]]
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:

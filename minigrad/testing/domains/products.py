@@ -239,6 +239,22 @@ domain("cross_entropy", (AXES, "any", _targets), _cross_entropy,
        lambda t, x, targets: t.nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), constant(t, targets).reshape(-1)))
 
 
+@st.composite
+def _classified(draw: Any) -> Any:
+    d = draw(st.integers(1, 3))
+    return [(*draw(shapes(most=2, side=1)), d), (draw(st.integers(1, 4)), d)]
+
+
+def _classes(draw: Any, sizes: Any, rng: Any) -> Any:
+    return _targets(draw, [(*sizes[0][:-1], sizes[1][0])], rng)
+
+
+domain("linear_cross_entropy", (_classified(), "any", _classes),
+       lambda x, weight, targets: _cross_entropy(np.sum(x[..., None, :] * weight, axis=-1), targets),
+       lambda t, x, weight, targets: t.nn.functional.cross_entropy((x @ weight.mT).reshape(-1, len(weight)),
+                                                                   constant(t, targets).reshape(-1)))
+
+
 def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, p: float, key: int) -> Any:
     """The causal diagonal ends at the last key; a query that sees no key gets zeros."""
     n, m = q.shape[-2], k.shape[-2]

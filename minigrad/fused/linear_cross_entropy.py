@@ -1,0 +1,47 @@
+"""The classifier and its loss as one: no array of logits outlives its turn."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backend.base import Saved
+from ..errors import ShapeError
+from ..op import Constant, fused
+from ..ops.linalg import linear
+from .cross_entropy import cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
+
+
+def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *, ignore_index: int = -100) -> Any:
+    """cross_entropy(x Wᵀ, targets)   (linear_cross_entropy.1)"""
+    return cross_entropy_by_parts(linear(x, weight), targets, ignore_index=ignore_index)
+
+
+def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_index: int) -> None:
+    """ShapeError unless weight is [V, d] and targets are [...] for x [..., d]."""
+    if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"linear_cross_entropy: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is "
+                         f"{weight.dtype}{list(weight.shape)}; x is [..., d], weight [V, d]")
+    if x.shape[:-1] != targets.shape:
+        raise ShapeError(f"linear_cross_entropy: x is {x.dtype}{list(x.shape)}, so targets must be {list(x.shape[:-1])}, "
+                         f"not {list(targets.shape)}")
+
+
+@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, x=lambda g, dx: g * dx, weight=lambda g, dweight: g * dweight)
+def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100, wants=(False, False, False)):
+    """The mean of −log softmax(x Wᵀ)[target] in nats   (linear_cross_entropy.1).
+
+    x [..., d], weight [V, d], targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
+    ShapeError when the shapes do not match or a target lies outside 0 … V−1. The loss is a scalar, so its gradients but for a
+    factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are ∂x = G W and ∂W = Gᵀ x
+    (linear_cross_entropy.2–3), made here where they are wanted, and what is kept is they, not [..., V] logits.
+    """
+    n = math.prod(targets.shape)
+    rows, ids = xp.reshape(x, (n, x.shape[-1])), xp.reshape(targets, (n,))
+    logits = xp.matmul(rows, xp.swapaxes(weight, 0, 1))
+    made = cross_entropy.kernel(xp, logits, ids, ignore_index=ignore_index)
+    dx = dweight = None
+    if wants[0] or wants[1]:
+        dlogits = cross_entropy_dlogits(1.0, logits, ids, **made.extra)
+        dx = xp.reshape(xp.matmul(dlogits, weight), x.shape) if wants[0] else None
+        dweight = xp.matmul(xp.swapaxes(dlogits, 0, 1), rows) if wants[1] else None
+    return Saved(made.out, dx=dx, dweight=dweight)
