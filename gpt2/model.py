@@ -66,18 +66,13 @@ class Attention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
-    def heads(self, x):                                                # [B, T, d]
-        B, T, _ = x.shape
-        return x.reshape(B, T, self.config.n_head, -1).transpose(1, 2)                       # [B, h, T, d/h]
-
     def forward(self, x, mask=None, cache=None):                       # [B, T, d], [B, 1, 1, S]
-        q, k, v = mg.split(self.c_attn(x), 3, axis=-1)                 # 3 × [B, T, d]
-        q, k, v = self.heads(q), self.heads(k), self.heads(v)          # 3 × [B, h, T, d/h]
+        q, k, v = mg.split_heads(self.c_attn(x), heads=self.config.n_head, parts=3)          # [B, T, 3d] -> 3 × [B, h, T, d/h]
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
         p = self.config.attn_pdrop if self.training else 0.0
         y = self.F.attention(q, k, v, mask, scale=self.scale, p=p, key=mg.random.next_key() if p else 0)   # [B, h, T, d/h]
-        return self.c_proj(y.transpose(1, 2).reshape(*x.shape))        # [B, T, d]
+        return self.c_proj(mg.join_heads(y))                           # [B, h, T, d/h] -> [B, T, d]
 
 
 class MLP(nn.Module):
@@ -110,12 +105,14 @@ class GPT2(PretrainedModel):
 
     backend: "numpy", "cupy", "cupy:N" or "auto". dtype: "float32", "float64". explicit=True runs on the definitions by
     parts. Weights are drawn from `seed`, or taken from `parameters` (arrays by name; used, not copied, where dtype and
-    backend allow). A new model is in evaluation mode: call train() for dropout.
+    backend allow). recompute=True keeps only each block's input for the walk back, and computes the block again there. A new
+    model is in evaluation mode: call train() for dropout.
     """
 
     def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32", seed: int = 0, explicit: bool = False,
-                 parameters: Mapping[str, Any] | None = None) -> None:
+                 recompute: bool = False, parameters: Mapping[str, Any] | None = None) -> None:
         self.config, self.F, self.where = config, by_parts if explicit else fused, self.place(backend, dtype)
+        self.recompute = recompute
         self.wte = Embedding(config.vocab_size, config.n_embd, **self.where)
         self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -129,7 +126,8 @@ class GPT2(PretrainedModel):
         ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
         x = self.drop(self.wte(ids) + self.wpe(positions))             # [B, T, d] + [T, d] -> [B, T, d]
         for block in self.h:
-            x = block(x, mask, cache)                                  # [B, T, d]
+            run = mg.checkpoint(block) if self.recompute and cache is None else block
+            x = run(x, mask, cache)                                    # [B, T, d]
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.ln_f(x[:, -last:] if last else x)                  # [B, T, d]

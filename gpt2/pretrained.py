@@ -128,6 +128,22 @@ class PretrainedModel(nn.Module):
         return array, here.adopt(here.arange(array.shape[1]), device=number), None
 
     # ── text out ──
+    def train(self, mode: bool = True) -> PretrainedModel:
+        """Training mode or not, for this module and all below it; for training, weights lie row by row again, as gradients do."""
+        if mode:
+            self.lay_out(False)
+        super().train(mode)
+        return self
+
+    def lay_out(self, on: bool = True) -> None:
+        """Put the matrices that rows are multiplied with into the layout that decoding one row reads fastest, or back."""
+        for name, p in self.named_parameters():
+            if p.ndim == 2 and not name.startswith("wpe"):
+                here = mg.backend.of(p.array)
+                array = here.lay_out(p.array) if on else here.ascontiguousarray(p.array)
+                if array is not p.array:
+                    p.assign(array)
+
     def generate(self, ids: Any, max_new_tokens: int = 20, **options: Any) -> Any:
         """Continue ids [B, T], or ragged rows; options as in `gpt2.decode.generate`. Returns a list of rows of ids."""
         from .decode import generate

@@ -30,7 +30,20 @@ from .ops.elementwise import (
 from .ops.index import embedding, gather, scatter_add, take
 from .ops.linalg import addmm, einsum, linear, matmul
 from .ops.reduce import logsumexp, max, mean, min, prod, sum, var
-from .ops.shape import broadcast_to, concat, permute, reshape, split, stack, stop_gradient, transpose, tril, triu
+from .ops.shape import (
+    broadcast_to,
+    concat,
+    join_heads,
+    permute,
+    reshape,
+    split,
+    split_heads,
+    stack,
+    stop_gradient,
+    transpose,
+    tril,
+    triu,
+)
 from .tensor import Parameter, Tensor, from_dlpack, is_grad_enabled, tensor
 from .transforms import checkpoint, grad, gradients, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 

@@ -253,11 +253,9 @@ class Op:
         plan, parents, static = node.plan, node.parents, node.static
         if plan.watched and node.version != versions(plan.watched, parents):
             raise GraphError(f"{node}: a value that its gradient needs was changed after it was used; run forward again")
-        kernels = _NOTHING
         if type(g) is dict:
             g = self._gather(node, g, walk.live)
-        elif not walk.live:
-            kernels = backend.of(g).kernels
+        kernels = _NOTHING if walk.live or type(g) is tuple else backend.of(g).kernels
         if walk.live:
             if plan.replay:
                 return self._replay(node, saved, g, walk)
@@ -332,7 +330,7 @@ class Op:
 
     # ── words ──
     def _arg(self, i: int) -> str:
-        return f"{self.args[0]}[{i}]" if self.variadic else self.args[i]
+        return f"{self.args[0]}[{i}]" if self.variadic else self.args[i] if i < len(self.args) else f"argument {i + 1}"
 
     def _bind(self, args: tuple[Any, ...], settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments given by name take their places; an unknown name is refused."""

@@ -106,6 +106,8 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
                          b.ctypes.data + i * b.strides[0], how_b[1], 1.0 if i or add else 0.0, out.ctypes.data, how_out[1])
                 return out
     if out is None:
+        if a.ndim == b.ndim == 2 and len(a) == 1:
+            return np.matmul(a[0], b)[None]             # gemv in every layout; NumPy takes gemm for a single row of a matrix
         return np.matmul(a, b)
     if not add:
         return np.matmul(a, b, out=out)

@@ -9,7 +9,9 @@ import numpy as np
 from ..errors import ShapeError
 from . import blas
 from .base import Backend
-from .numpy_kernels import add_rows
+from .numpy_kernels import BLOCK, add_rows, over_rows
+
+TILE = 128                                              # rows and columns that are transposed at a time
 
 
 class NumpyBackend(Backend):
@@ -39,6 +41,11 @@ class NumpyBackend(Backend):
     def matmul(self, a: Any, b: Any) -> Any:
         return blas.matmul(a, b)
 
+    def take(self, x: Any, indices: Any, axis: int = 0) -> Any:
+        if axis == 0 and not x.flags.c_contiguous:
+            return x[indices]                           # np.take would make a copy of all of x first
+        return np.take(x, indices, axis=axis)
+
     def owns(self, array: Any) -> bool:
         return array.base is None
 
@@ -48,6 +55,19 @@ class NumpyBackend(Backend):
         if hasattr(libc, "mallopt"):
             libc.mallopt(-4, 0)                         # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
+
+    def lay_out(self, matrix: Any) -> Any:
+        rows, columns = matrix.shape
+        if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
+            return matrix
+        out = np.empty((columns, rows), matrix.dtype)   # gemv reads memory in the longest runs when the longer axis is the inner one
+
+        def work(i: int, j: int) -> None:
+            for k in range(0, columns, TILE):
+                out[k:k + TILE, i:j] = matrix[i:j, k:k + TILE].T
+
+        over_rows(rows, BLOCK // TILE, work)
+        return out.T
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         out = np.zeros((rows, values.shape[1]), values.dtype)

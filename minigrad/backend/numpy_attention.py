@@ -63,7 +63,21 @@ def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
     return np.stack([keep_mask_span(np, key, (n * T + i) * T, (n * T + j) * T, p).reshape(j - i, T)[:, :j] for n in heads])
 
 
+def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
+    """Attention of one query over all keys, as in a step of decoding: no mask, and as few calls as will do."""
+    scores = np.matmul(q * s, k.swapaxes(-1, -2))
+    top = scores.max(axis=-1, keepdims=True)
+    scores -= top
+    np.exp(scores, out=scores)
+    total = np.add.reduce(scores, axis=-1, keepdims=True)
+    out = np.matmul(scores, v)
+    out /= total
+    return Saved(out, lse=top + np.log(total))
+
+
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
+    if q.shape[-2] == 1 and k.size and v.size and mask is None and p == 0.0 and q.dtype.itemsize > 2:
+        return _one_query(q, k, v, q.dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale))
     if not causal or not _plain(q, k, mask):
         return NotImplemented
     T, dtype, shape = q.shape[-2], q.dtype, (*q.shape[:-1], v.shape[-1])

@@ -51,6 +51,8 @@ def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[An
     so sums over blocks come out the same whatever the number of threads.
     """
     step = max(1, BLOCK // max(1, width))
+    if rows <= step:
+        return [work(0, rows)] if rows else []
     spans = [(i, min(i + step, rows)) for i in range(0, rows, step)]
     n = cores()
     if len(spans) < 2 * n or n == 1:
@@ -118,6 +120,10 @@ def addmm(xp, bias, x, weight):
     if x.size == 0 or weight.size == 0 or x.dtype != np.float32:
         return NotImplemented
     rows = x.reshape(-1, x.shape[-1])
+    if len(rows) == 1:
+        out = matmul(rows, weight)
+        out += bias
+        return out.reshape(*x.shape[:-1], weight.shape[1])
     out = np.empty((len(rows), weight.shape[1]), x.dtype)
     out[...] = bias                                     # what the product adds to: a pass over the result less than adding it afterwards
     return matmul(rows, weight, out=out, add=True).reshape(*x.shape[:-1], weight.shape[1])
@@ -184,12 +190,14 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     rows = as_rows(np.ascontiguousarray(x))
     out = np.empty_like(rows)
     mean, rstd = np.empty((len(rows), 1), x.dtype), np.empty((len(rows), 1), x.dtype)
+    wide = np.promote_types(x.dtype, np.float64)
 
     def work(i, j):
         y = out[i:j]
-        np.mean(rows[i:j], axis=1, keepdims=True, out=mean[i:j])
+        np.add.reduce(rows[i:j], axis=1, keepdims=True, out=mean[i:j])
+        mean[i:j] /= n
         np.subtract(rows[i:j], mean[i:j], out=y)
-        s = np.vecdot(y, y)[:, None].astype(np.promote_types(x.dtype, np.float64))     # its rounding would be a whole row's
+        s = np.vecdot(y, y)[:, None].astype(wide)       # its rounding would be a whole row's
         rstd[i:j] = 1.0 / np.sqrt(s / n + eps)
         y *= rstd[i:j]
         y *= weight

@@ -127,6 +127,29 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = -1) -> tuple[Any
     return split_op(x, ends=tuple(accumulate(sizes[:-1])), axis=axis)
 
 
+@op(x=lambda g: join_heads(*g))
+def split_heads(xp, x, *, heads, parts=1):
+    """x [..., T, parts·h·d] cut into parts of h heads: parts × [..., h, T, d], views   (attention.8). With parts=3: Q, K and V."""
+    *lead, T, width = x.shape
+    if width % (parts * heads):
+        raise ShapeError(f"split_heads: {width} numbers cannot be cut into {parts} × {heads} heads of one size")
+    cut = xp.reshape(x, (*lead, T, parts, heads, width // (parts * heads)))
+    return tuple(xp.swapaxes(cut[..., i, :, :], -3, -2) for i in range(parts))
+
+
+def _join_rule(g: Any, xs_shapes: Any) -> Any:
+    return split_heads(g, heads=xs_shapes[0][-3], parts=len(xs_shapes))
+
+
+@op(joint=_join_rule)
+def join_heads(xp, *xs):
+    """The transpose of split_heads: heads [..., h, T, d] side by side, one array after the other, [..., T, len(xs)·h·d]   (attention.9)."""
+    *lead, h, T, d = xs[0].shape
+    side = [xp.swapaxes(x, -3, -2)[..., None, :, :] for x in xs]       # [..., T, 1, h, d]
+    whole = side[0] if len(xs) == 1 else xp.concatenate(side, axis=-3)
+    return xp.reshape(whole, (*lead, T, len(xs) * h * d))
+
+
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
 def tril(xp, x, *, diagonal=0):
     """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
@@ -144,5 +167,5 @@ def stop_gradient(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-for _op in (identity, reshape, transpose, permute, broadcast_to, sum_to, expand, split_op):
+for _op in (identity, reshape, transpose, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
     _op.view = True

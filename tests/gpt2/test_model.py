@@ -14,6 +14,7 @@ from gpt2.cache import KVCache
 from gpt2.config import GPT2Config, num_parameters, parameter_shapes
 from gpt2.errors import GPT2Error, UsageError
 from gpt2.model import GPT2
+from minigrad.debug import explain
 from minigrad.errors import GraphError, MinigradError, ShapeError
 
 SWITCHES = [{}, {"activation_function": "gelu"}, {"activation_function": "relu"}, {"tie_word_embeddings": False}, {"n_head": 1},
@@ -400,3 +401,50 @@ def test_a_dtype_that_is_not_supported(dtype):
     """Other dtypes are refused by name."""
     with pytest.raises(UsageError, match=f"dtype '{dtype}' is not supported; choose float32, float64 or float16"):
         GPT2(tiny_config(), dtype=dtype)
+
+
+# ── memory ──
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_recomputation_changes_nothing_but_memory(dropout):
+    """With recompute=True loss and gradients are the same to the bit, dropout included, and each block keeps its input alone."""
+    ids, found = ids_of(2, CONTEXT), []
+    for recompute in (False, True):
+        model = wide(dropout=dropout)
+        model.recompute = recompute
+        model.train()
+        mg.random.manual_seed(5)
+        kept = explain(model.loss(ids, ids)).kept
+        mg.random.manual_seed(5)
+        found.append((*loss_and_gradients(model, ids, ids), kept))
+    (a, grads, most), (b, again, least) = found
+    assert a == b and least < most / 3
+    for name, g in grads.items():
+        np.testing.assert_array_equal(g, again[name], err_msg=name)
+    assert GPT2(tiny_config(), recompute=True).recompute
+
+
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": False}])
+def test_a_layout_changes_nothing_but_the_order_in_memory(config, tmp_path):
+    """Laid out for decoding, tall matrices lie column by column; logits, gradients and what is saved stay; train() lays out by rows."""
+    ids, model = ids_of(2, 7), wide(**config)
+    before, loss, saved = run(model, ids), loss_and_gradients(model, ids, ids), {n: a.copy() for n, a in model.state_dict().items()}
+    model.lay_out()
+    tall = [n for n, p in model.named_parameters() if p.ndim == 2 and p.shape[0] > p.shape[1] and n != "wpe.weight"]
+    assert "wte.weight" in tall and "h.0.mlp.c_proj.weight" in tall
+    assert all(p.array.flags.f_contiguous == (n in tall) for n, p in model.named_parameters() if p.ndim == 2)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, saved[name])
+    assert apart(run(model, ids), before) < close() and apart(run(model, ids[:1, :1]), before[:1, :1]) < close()
+    again = loss_and_gradients(model, ids, ids)
+    for name, g in loss[1].items():
+        assert apart(again[1][name], g) < close(), name
+    model.save_pretrained(tmp_path)
+    for name, p in GPT2.from_pretrained(tmp_path, dtype="float64").named_parameters():
+        np.testing.assert_array_equal(p.array, saved[name])
+    mg.optim.AdamW(model.parameters()).step()           # changes a matrix in either layout
+    moved = {n: p.array.copy() for n, p in model.named_parameters()}
+    model.train()
+    assert all(p.array.flags.c_contiguous for p in model.parameters())
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(p.array, moved[name])
+    assert not np.array_equal(moved["wte.weight"], saved["wte.weight"])

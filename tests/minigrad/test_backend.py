@@ -189,3 +189,15 @@ def test_blas_is_held_to_one_thread_and_let_go():
         assert blas.call("get_num_threads") == 1
         raise KeyError
     assert blas.call("get_num_threads") == before
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["float32", "float64", "float16"]))
+def test_a_layout_is_the_same_matrix(rows: int, columns: int, dtype: str):
+    """lay_out gives the same numbers, with the longer axis the inner one in memory; laid out once, it is left alone."""
+    x = np.arange(rows * columns).reshape(rows, columns).astype(dtype)
+    y = cpu.lay_out(x)
+    np.testing.assert_array_equal(y, x)
+    assert (y.flags.f_contiguous if rows > columns else y is x) and cpu.lay_out(y) is y
+    assert np.shares_memory(x, y) == (rows <= columns or columns == 1)
+    ids = np.array([0, rows - 1, 0])
+    np.testing.assert_array_equal(cpu.take(y, ids), x[ids])

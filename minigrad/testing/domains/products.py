@@ -255,6 +255,39 @@ domain("linear_cross_entropy", (_classified(), "any", _classes),
                                                                    constant(t, targets).reshape(-1)))
 
 
+@st.composite
+def _side_by_side(draw: Any) -> Any:
+    heads, parts = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    lead, T, d = draw(shapes(most=2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    return [(*lead, T, parts * heads * d)]
+
+
+def _cuts(draw: Any, sizes: Any, rng: Any) -> Any:
+    width = sizes[0][-1]
+    parts = draw(st.sampled_from([n for n in (1, 2, 3) if width % n == 0]))
+    return {"parts": parts, "heads": draw(st.sampled_from([n for n in (1, 2, 3) if width // parts % n == 0]))}
+
+
+def _split_heads(x: Any, parts: int, heads: int) -> Any:
+    width = x.shape[-1] // parts
+    d = width // heads
+    cut = [[x[..., p * width + h * d:p * width + (h + 1) * d] for h in range(heads)] for p in range(parts)]
+    return np.concatenate([np.stack(part, axis=-3).reshape(-1) for part in cut])
+
+
+def _join_heads(*xs: Any) -> Any:
+    return np.concatenate([x[..., h, :, :] for x in xs for h in range(x.shape[-3])], axis=-1)
+
+
+def _split_heads_in_torch(t: Any, x: Any, parts: int, heads: int) -> Any:
+    return tuple(part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in x.chunk(parts, -1))
+
+
+domain("split_heads", (_side_by_side(), "any", _cuts), _split_heads, _split_heads_in_torch)
+domain("join_heads", (shapes(least=3, most=4, side=1).flatmap(lambda s: st.integers(1, 3).map(lambda n: [s] * n)),), _join_heads,
+       lambda t, *xs: t.cat([x.transpose(-3, -2).flatten(-2) for x in xs], -1))
+
+
 def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, p: float, key: int) -> Any:
     """The causal diagonal ends at the last key; a query that sees no key gets zeros."""
     n, m = q.shape[-2], k.shape[-2]

@@ -1,0 +1,217 @@
+"""What a graph keeps: `explain(loss)` lists the ops behind a Tensor and the memory that waits there for the walk back.
+
+    from minigrad.debug import explain
+    print(explain(loss))                                # a line for each kind of op; nodes=True: for each node
+"""
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import backend
+from .graph import Leaf, Node, leaf_under
+from .tensor import Tensor
+
+
+class Row(NamedTuple):
+    """A kind of op, or one node: how many nodes, the shape of the output (a node's alone), the names of the residuals whose
+    memory is counted here, those whose memory is counted elsewhere (a leaf's, or what an older node keeps), and bytes."""
+
+    op: str
+    nodes: int
+    shape: Any
+    keeps: tuple[str, ...]
+    shares: tuple[str, ...]
+    kept: int
+
+
+class Residual(NamedTuple):
+    """An array that a node keeps; nbytes: of the memory that stays for it, all of it where the array is a view of a part."""
+
+    op: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass
+class Explanation:
+    """What is behind a Tensor, as numbers and names; nothing of the graph is held.
+
+    ops: how many nodes of each op. kept: bytes that are there for the walk back alone, each memory once. leaves: bytes of all
+    leaves; shared: of those that are residuals as well, and so not in `kept`. largest: residuals by size. gone: nodes that were
+    walked back, and keep nothing any more. str() of it is a table.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    ops: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+    leaves: int = 0
+    shared: int = 0
+    leaf_count: int = 0
+    gone: int = 0
+    largest: list[Residual] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> int:
+        """How many ops were recorded; leaves are none."""
+        return self.ops.total()
+
+    def __str__(self) -> str:
+        if not self.nodes:
+            return "no graph: " + ("a leaf" if self.leaf_count else "nothing that this was computed from requires a gradient")
+        each = any(row.shape is not None for row in self.rows)
+        lines = [("node" if each else "op", "output" if each else "nodes", "kept", "keeps")]
+        for row in self.rows:
+            names = ", ".join([*row.keeps, *(f"({name})" for name in row.shares)])
+            lines.append((row.op, _brackets(row.shape) if each else str(row.nodes), size_of(row.kept), names))
+        a, b, c = (max(len(line[i]) for line in lines) for i in range(3))
+        text = [f"{w:{a}}  {x:>{b}}  {y:>{c}}  {z}".rstrip() for w, x, y, z in lines]
+        if any(row.shares for row in self.rows):
+            text.append("(…): the memory of a leaf, or of what an older node keeps; not counted again")
+        text.append(f"{self.nodes} nodes keep {size_of(self.kept)}; {self.leaf_count} leaves hold {size_of(self.leaves)}, "
+                    f"and {size_of(self.shared)} of that is kept as well")
+        text += [f"{'largest:' if i == 0 else '':8} {size_of(r.nbytes):>8}  {r.op}, {r.name} {r.dtype}{list(r.shape)}"
+                 for i, r in enumerate(self.largest)]
+        if self.gone:
+            text.append(f"{self.gone} nodes were walked back already: what they kept is gone")
+        return "\n".join(text)
+
+
+def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
+    """The graph behind `tensor`: its ops, what they keep for the walk back, and how many bytes that is.
+
+    nodes: a row for each node in the order of their birth, not for each kind of op. An array counts with all the memory that it
+    keeps from being freed, once, at the oldest node that keeps it; memory of a leaf is not counted, that of a constant is. (A view
+    of a copy of a leaf, such as w.T.reshape(-1), may pass for the leaf's.) TypeError for what is no Tensor.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"explain: this is a {type(tensor).__name__}; give the Tensor that the graph ends in, such as the loss")
+    out = Explanation()
+    order, leaves = _graph(tensor.node)
+    held = [(node, list(_residuals(node))) for node in order]
+    owned, shared = set(), set()                        # memory of leaves; leaves that are residuals
+    for _, residuals in held:
+        for _, array, leaf in residuals:
+            if leaf is not None:
+                owned.add(id(_owner(array)))
+                shared.add(leaf)
+    counted: set[int] = set(owned)
+    rows: list[Row] = []
+    for node, residuals in held:
+        name, kept = node.op.shown, 0
+        keeps: dict[str, None] = {}
+        shares: dict[str, None] = {}
+        for what, array, _ in residuals:
+            memory = _owner(array)
+            if id(memory) in counted:
+                shares[what] = None
+                continue
+            counted.add(id(memory))
+            keeps[what] = None
+            kept += memory.nbytes
+            out.largest.append(Residual(name, what, array.shape, str(array.dtype), memory.nbytes))
+        out.ops[name] += 1
+        out.gone += node.saved is None
+        label = f"{name} #{node.id}" if nodes else name
+        rows.append(Row(label, 1, node.shape, tuple(keeps), tuple(n for n in shares if n not in keeps), kept))
+    out.rows = rows if nodes else _by_op(rows)
+    out.kept = sum(row.kept for row in rows)
+    out.leaf_count, out.leaves, out.shared = len(leaves), sum(map(_nbytes, leaves)), sum(map(_nbytes, shared))
+    out.largest = sorted(out.largest, key=lambda r: -r.nbytes)[:5]
+    return out
+
+
+def size_of(nbytes: float) -> str:
+    """Bytes as people read them: 999 B, 1.2 kB, 34.5 MB, 1.2 GB; a kB is 1000 B."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 999.95:
+            return f"{nbytes:.{0 if unit == 'B' else 1}f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} GB"
+
+
+def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
+    """The nodes behind `root` by age, and the leaves, with those that a checkpoint captured."""
+    seen: set[Node] = set()
+    leaves: set[Leaf] = set()
+    queue: list[Any] = [root]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, Leaf):
+            leaves.add(node)
+        elif isinstance(node, Node) and node not in seen:
+            seen.add(node)
+            queue += [*node.parents, *(x for x in _flat(node.saved) if isinstance(x, Leaf))]
+    return sorted(seen, key=lambda node: node.id), leaves
+
+
+def _residuals(node: Node) -> Iterator[tuple[str, Any, Leaf | None]]:
+    """Every array that a node keeps: its name, itself, and the leaf that it is or is a view of."""
+    if node.saved is None:
+        return
+    plan = node.plan                                    # a checkpoint has none, and keeps its inputs
+    named: Iterable[Any] = zip(plan.names, plan.sources, node.saved) if plan else (("inputs", ("args", None), x) for x in node.saved)
+    for name, (kind, at), value in [*named, *((name, ("static", None), x) for name, x in node.static.items())]:
+        if kind == "args" and isinstance(value, tuple):
+            pairs = list(zip(value, node.parents))
+        else:
+            pairs = [(x, node.parents[at] if kind == "arg" and at < len(node.parents) else None) for x in _flat(value)]
+        for x, parent in pairs:
+            if _is_array(x):
+                yield name, x, _leaf_of(x, parent)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for x in value:
+            yield from _flat(x)
+    else:
+        yield value
+
+
+def _is_array(x: Any) -> bool:
+    try:
+        return not isinstance(x, backend.of(x).scalar_types)
+    except TypeError:
+        return False
+
+
+def _owner(array: Any) -> Any:
+    return backend.of(array).owner(array)
+
+
+def _leaf_of(array: Any, parent: Node | None) -> Leaf | None:
+    """The leaf whose memory this residual, parent's value, lies in."""
+    leaf, memory = leaf_under(parent), _owner(array)
+    if leaf is None or leaf is parent:
+        return leaf
+    return leaf if memory is not array and memory.nbytes >= _nbytes(leaf) else None     # else the view op had to copy
+
+
+def _nbytes(leaf: Leaf) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _by_op(rows: list[Row]) -> list[Row]:
+    """The rows of each op as one, the op that keeps most first."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.op, []).append(row)
+    merged = []
+    for op, group in groups.items():
+        keeps = dict.fromkeys(name for row in group for name in row.keeps)
+        shares = dict.fromkeys(name for row in group for name in row.shares if name not in keeps)
+        merged.append(Row(op, len(group), None, tuple(keeps), tuple(shares), sum(row.kept for row in group)))
+    return sorted(merged, key=lambda row: (-row.kept, row.op))
+
+
+def _brackets(shape: Any) -> str:
+    """[4, 64]; of an op with several outputs 2 × [4, 64], or one after the other where they differ."""
+    if not (shape and isinstance(shape[0], tuple)):
+        return str(list(shape))
+    return f"{len(shape)} × {list(shape[0])}" if len(set(shape)) == 1 else " ".join(str(list(s)) for s in shape)
