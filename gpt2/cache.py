@@ -1,6 +1,7 @@
 """The KV cache: keys and values of the tokens read so far, in memory allocated once."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class KVCache:
         self.keys = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
         self.values = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
         self.size, self.length = size, 0
-        self.pad = None if pad is None or not any(pad) else self.xp.array(list(pad), dtype="int64", device=number)[:, None]
+        self.padded = [bool(n) for n in pad or [0] * batch]            # on the host: asking the device would be a wait
+        self.pad = self.xp.array(list(pad), dtype="int64", device=number)[:, None] if pad and any(pad) else None
 
     @property
     def nbytes(self) -> int:
@@ -55,3 +57,20 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """All layers have stored their part of the next tokens."""
         self.length += tokens
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens; the next ones are stored in their place."""
+        self.length = min(self.length, length)
+
+    def rows(self, first: int, last: int) -> KVCache:
+        """Rows first … last − 1 as a cache by themselves, on the same memory; its length is its own."""
+        part = copy.copy(self)
+        part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
+        part.padded = self.padded[first:last]
+        part.pad = self.pad[first:last] if self.pad is not None and any(part.padded) else None
+        return part
+
+    def repeat(self) -> None:
+        """All rows have read what the first has."""
+        for stored in (self.keys, self.values):
+            stored[:, 1:, :, :self.length] = stored[:, :1, :, :self.length]

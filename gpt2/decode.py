@@ -1,4 +1,4 @@
-"""From a prompt to more tokens: prefill, then one token at a time through the KV cache."""
+"""From a prompt to more tokens: read it in pieces, then one token at a time, or a few guessed ones, through the KV cache."""
 from __future__ import annotations
 
 import time
@@ -12,6 +12,7 @@ import minigrad as mg
 
 from .cache import KVCache
 from .errors import UsageError
+from .lookup import Lookup
 from .pretrained import rows_of
 from .sampling import SamplingOptions, choose, top_logprobs
 
@@ -19,15 +20,24 @@ if TYPE_CHECKING:
     from .pretrained import PretrainedModel
 
 OVERFLOW = ("error", "slide")
+GROUP = 1024                                            # tokens of prompts read in one pass: 10 MB of activations, and not 280 for 8000
+LONG = 48                                               # single rows after which weights laid out anew have paid for it
 
 
 @dataclass
 class Timing:
-    """Seconds to the first token and of the tokens after it, drawing included; how many those are; bytes of the KV cache."""
+    """What a run cost; the time of whoever takes the steps does not count.
+
+    prefill: seconds to the first token. decode: seconds of the `tokens` after it, drawing included, in `passes` through
+    the model. proposed, accepted: tokens that lookup guessed, and those of them that came. kv_bytes: of the KV cache.
+    """
 
     prefill: float = 0.0
     decode: float = 0.0
+    tokens: int = 0
     passes: int = 0
+    proposed: int = 0
+    accepted: int = 0
     kv_bytes: int = 0
 
 
@@ -40,7 +50,7 @@ class Step:
 
 
 class _Reader:
-    """Feeds tokens to the model and returns the logits that follow the last one, [B, V] on the host.
+    """Feeds the model what it has not read yet.
 
     Rows of different lengths are padded at the left. When the context is full, the later half of it is read again from
     position 0: positions are absolute, so keys of old positions cannot be kept.
@@ -51,36 +61,54 @@ class _Reader:
         width = max(map(len, rows))
         self.pad = [width - len(row) for row in rows]
         self.tokens = [[0] * pad + list(row) for pad, row in zip(self.pad, rows)]
-        self.limit = model.config.n_positions
-        self.room = min(room, self.limit)
+        self.room = min(room, model.config.n_positions)
         self.cache: KVCache | None = None
 
-    def prefill(self) -> Any:
-        """Read all tokens, or the last of them when they fill the context."""
-        width = len(self.tokens[0])
-        if width > self.limit:
-            drop = width - max(1, self.limit // 2)
-            self.tokens = [row[drop:] for row in self.tokens]
-            self.pad = [max(0, pad - drop) for pad in self.pad]
-        self.cache = None                               # before the next is made: memory for one, not for two
-        if self.use_cache or any(self.pad):
-            self.cache = KVCache(self.model.config, len(self.tokens), self.room if self.use_cache else len(self.tokens[0]),
-                                 device=self.model.where["device"], dtype=self.model.where["dtype"], pad=self.pad)
-            self.timing.kv_bytes = max(self.timing.kv_bytes, self.cache.nbytes)
-        return self.model(self.tokens, cache=self.cache, last=True)
+    @property
+    def free(self) -> int:
+        """Places of the context that are left after the tokens so far."""
+        return self.room - len(self.tokens[0])
 
-    def read(self, ids: Sequence[int] | None) -> Any:
-        """The logits after `ids`, one more token for each row; None: after the prompt."""
-        if ids is not None:
-            for row, token in zip(self.tokens, ids):
-                row.append(token)
+    def push(self, ids: Sequence[int]) -> None:
+        """One more token for each row."""
+        for row, token in zip(self.tokens, ids):
+            row.append(token)
+
+    def read(self, proposal: Sequence[int] = ()) -> np.ndarray:
+        """The logits [B, 1 + k, V] that follow the tokens so far, and those that follow each of k proposed tokens of one row."""
+        if self.free < 0:
+            self._slide()
+        known = 0
+        if self.cache is not None:
+            known = len(self.tokens[0]) - 1
+            self.cache.rewind(known)                    # proposals that were not accepted
+        rows, last = [[*row[known:], *proposal] for row in self.tokens], 1 + len(proposal)
         with mg.no_grad():
-            if ids is None or not self.use_cache or self.cache is None or self.cache.length >= self.cache.size:
-                self.room = self.limit if ids is not None else self.room
-                logits = self.prefill()
-            else:
-                logits = self.model([[token] for token in ids], cache=self.cache, last=True)
-        return logits.numpy()[:, -1]
+            return self.model(rows, cache=self.cache, last=last).numpy() if known else self._read_all(rows, last)
+
+    def _read_all(self, rows: list[list[int]], last: int) -> np.ndarray:
+        """Read whole rows, as many in a pass as GROUP allows, and only once where all are the same."""
+        width, cache = len(rows[0]), None
+        if self.use_cache or any(self.pad):
+            cache = KVCache(self.model.config, len(rows), self.room if self.use_cache else width, pad=self.pad, **self.model.where)
+            self.timing.kv_bytes = max(self.timing.kv_bytes, cache.nbytes)
+        same = not any(self.pad) and all(row == rows[0] for row in rows)
+        each, read, logits = max(1, GROUP // width), rows[:1] if same else rows, []
+        for i in range(0, len(read), each):
+            part = None if cache is None else cache.rows(i, min(i + each, len(read)))
+            logits.append(self.model(read[i:i + each], cache=part, last=last).numpy())
+        if cache is not None:
+            cache.advance(width)
+            if same:
+                cache.repeat()
+        self.cache = cache if self.use_cache else None
+        return np.concatenate(logits * len(rows) if same else logits)
+
+    def _slide(self) -> None:
+        drop = len(self.tokens[0]) - max(1, self.room // 2)
+        self.tokens = [row[drop:] for row in self.tokens]
+        self.pad = [max(0, pad - drop) for pad in self.pad]
+        self.cache = None                               # before the next is made: memory for one, not for two
 
 
 def steps(
@@ -92,6 +120,7 @@ def steps(
     seed: int = 0,
     overflow: str = "error",
     use_cache: bool = True,
+    lookup: int = 0,
     logprobs: int = 0,
     vocab: int | None = None,
     timing: Timing | None = None,
@@ -101,6 +130,11 @@ def steps(
     prompts: rows of ids, at least one token each. overflow: "error" refuses what does not fit the context, "slide" reads
     the later half of the context again whenever it is full. vocab: ids from here on do not exist, as in an embedding that
     is padded. UsageError for bad values.
+
+    lookup: read up to so many tokens ahead, those that followed the same tokens before, for one prompt only. A guess is kept
+    where it is what the model chooses there, with that token's own draw; so the ids are those of lookup=0, greedy and sampled,
+    unless two logits (or a draw and a border) are equal up to rounding: one product of several rows adds up in another order
+    than several products of one row.
     """
     options = options or SamplingOptions()
     if overflow not in OVERFLOW:
@@ -111,6 +145,10 @@ def steps(
         raise UsageError(f"the seed must be 0 or more, not {seed}")
     if not prompts or not all(len(row) for row in prompts):
         raise UsageError("the prompt is empty; at least one token is needed")
+    if lookup < 0:
+        raise UsageError(f"lookup must be 0 or more, not {lookup}")
+    if lookup and len(prompts) > 1:
+        raise UsageError(f"lookup guesses for one row, and these are {len(prompts)}; leave out --lookup, or ask for one row at a time")
     longest, limit = max(map(len, prompts)), model.config.n_positions
     if overflow == "error" and longest > limit:
         raise UsageError(f"the prompt has {longest} tokens and the context holds {limit}; shorten it, or use --overflow slide")
@@ -120,20 +158,39 @@ def steps(
     timing = timing or Timing()
     reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, timing)
     draw, seen = np.random.Generator(np.random.PCG64(seed)), [list(row) for row in prompts]
-    ids: list[int] | None = None
-    for n in range(max_new_tokens):
+    guesses = Lookup(prompts[0]) if lookup else None
+    proposal: list[int] = []
+    made = 0
+    while made < max_new_tokens:
         started = time.perf_counter()
-        logits = reader.read(ids)[:, :vocab]
-        top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(logits, logprobs))] if logprobs else []
-        ids = choose(logits, options, seen, draw.random(len(prompts))).tolist()
-        for row, token in zip(seen, ids):
-            row.append(token)
-        if n == 0:
-            timing.prefill += time.perf_counter() - started
-        else:
-            timing.decode += time.perf_counter() - started
-            timing.passes += 1
-        yield Step(ids, top)
+        if guesses is not None and made:                # the first pass reads the prompt and nothing else
+            proposal = guesses.propose(min(lookup, max_new_tokens - made - 1, reader.free))
+            timing.proposed += len(proposal)
+        logits = reader.read(proposal)[:, :, :vocab]
+        timing.passes += made > 0
+        if max_new_tokens >= LONG and made == 1 and len(prompts) == 1 and use_cache and not lookup:
+            model.lay_out()
+        for place, guess in enumerate([*proposal, None]):
+            here = logits[:, place]
+            top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(here, logprobs))] if logprobs else []
+            ids = choose(here, options, seen, draw.random(len(prompts))).tolist()
+            for row, token in zip(seen, ids):
+                row.append(token)
+            reader.push(ids)
+            if guesses is not None:
+                guesses.push(ids[0])
+            accepted = ids[0] == guess
+            timing.accepted += accepted
+            if made == 0:
+                timing.prefill += time.perf_counter() - started
+            else:
+                timing.decode += time.perf_counter() - started
+                timing.tokens += 1
+            made += 1
+            yield Step(ids, top)
+            if not accepted:
+                break
+            started = time.perf_counter()
 
 
 def generate(
@@ -151,11 +208,12 @@ def generate(
     eos_token_id: int | str | None = "config",
     overflow: str = "error",
     use_cache: bool = True,
+    lookup: int = 0,
 ) -> list[list[int]]:
     """Rows of ids with up to max_new_tokens more each; a row ends after its first eos_token_id.
 
     ids: [B, T], one row, or rows of different lengths. Greedy, or sampled with one draw a row and token from `seed`.
-    eos_token_id: the configuration's unless given; None: no token ends a row.
+    eos_token_id: the configuration's unless given; None: no token ends a row. Other options as in `steps`.
     """
     rows = rows_of(ids)
     options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -163,7 +221,8 @@ def generate(
     eos = model.config.eos_token_id if eos_token_id == "config" else eos_token_id
     done = [False] * len(rows)
     out = [list(row) for row in rows]
-    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow, use_cache=use_cache):
+    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow, use_cache=use_cache,
+                      lookup=lookup):
         for i, token in enumerate(step.ids):
             if not done[i]:
                 out[i].append(token)

@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-samples", type=at_least(1), default=1, metavar="N")
     p.add_argument("--seed", type=at_least(0), default=1337, metavar="N", help="the same seed gives the same text (default: 1337)")
     p.add_argument("--logprobs", type=at_least(0), default=0, metavar="N", help="show the N most likely tokens at each place")
+    p.add_argument("--lookup", type=at_least(0), default=0, metavar="N",
+                   help="read up to N tokens ahead that followed the same tokens before: the same text in fewer passes (default: 0)")
     p.add_argument("--no-stream", action="store_true", help="print when all is there")
     p.add_argument("--overflow", default="error", choices=["error", "slide"],
                    help="when the context is full: refuse, or read its later half again and go on (default: error)")
@@ -45,8 +47,10 @@ def report(timing: dict[str, Any]) -> str:
     """The timing as one line."""
     decode = (f", {timing['ms_per_token']:.2f} ms a token after it ({timing['tokens_per_second']:.1f} tokens/s, "
               f"{timing['weights_gb_per_second']:.1f} GB/s of weights read)" if timing["ms_per_token"] else "")
-    return (f"load {timing['load_seconds']:.3f} s, prefill of {timing['prompt_tokens']} tokens {timing['prefill_seconds']:.3f} s{decode}, "
-            f"KV cache {timing['kv_mb']:.1f} MB")
+    guessed = (f", {timing['tokens_per_pass']:.2f} tokens a pass, {timing['accepted']} of {timing['proposed']} guesses right"
+               if timing["proposed"] else "")
+    return (f"load {timing['load_seconds']:.3f} s, prefill of {timing['prompt_tokens']} tokens {timing['prefill_seconds']:.3f} s"
+            f"{decode}{guessed}, KV cache {timing['kv_mb']:.1f} MB")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if "" in args.stop:
         raise UsageError("--stop needs a text that is not empty")
+    if args.lookup and args.num_samples > 1:
+        raise UsageError(f"--lookup guesses for one sample, and --num-samples is {args.num_samples}; leave out one of the two")
     prompt = read_stdin() if args.prompt == "-" else args.prompt
     if not prompt:
         raise UsageError("the prompt is empty; give --prompt TEXT, or text on stdin with --prompt -")
@@ -104,16 +110,19 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
         stop=args.stop,
         overflow=args.overflow,
+        lookup=args.lookup,
         logprobs=args.logprobs,
         timing=took,
         emit=emit,
     )
     names = dict(model.named_parameters())
     weights = sum(p.array.nbytes for p in names.values()) - names["wpe.weight"].array.nbytes
-    each = took.decode / took.passes if took.passes else 0.0
+    each = took.decode / took.tokens if took.tokens else 0.0
     timing = {"load_seconds": loaded, "prompt_tokens": prompt_tokens, "prefill_seconds": took.prefill,
               "ms_per_token": 1e3 * each, "tokens_per_second": args.num_samples / each if each else 0.0,
-              "weights_gb_per_second": weights / each / 1e9 if each else 0.0, "kv_mb": took.kv_bytes / 1e6}
+              "weights_gb_per_second": weights * took.passes / took.decode / 1e9 if each else 0.0, "kv_mb": took.kv_bytes / 1e6,
+              "passes": took.passes, "tokens_per_pass": took.tokens / took.passes if took.passes else 0.0,
+              "proposed": took.proposed, "accepted": took.accepted}
     interrupted = any(s.finish_reason == "interrupted" for s in samples)
     if args.json:
         emit_json(

@@ -136,7 +136,12 @@ class PretrainedModel(nn.Module):
         return self
 
     def lay_out(self, on: bool = True) -> None:
-        """Put the matrices that rows are multiplied with into the layout that decoding one row reads fastest, or back."""
+        """Put the matrices that rows are multiplied with into the layout that decoding one row reads fastest, or back.
+
+        In training mode they stay as they are.
+        """
+        if on and self.training:
+            return
         for name, p in self.named_parameters():
             if p.ndim == 2 and not name.startswith("wpe"):
                 here = mg.backend.of(p.array)

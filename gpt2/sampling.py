@@ -13,6 +13,8 @@ import numpy as np
 
 from .errors import MissingError, UsageError
 
+BLOCK = 256                                             # tokens looked at together, where only some blocks need a closer look
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -66,24 +68,11 @@ def process_logits(logits: np.ndarray, options: SamplingOptions,
     """
     out = _penalized(logits, options, previous)
     for row in out:                                     # in place: fresh memory costs more than arithmetic
-        if options.is_greedy:
-            best = row.argmax()
-            row[:] = -np.inf
-            row[best] = 0.0
-            continue
-        x, few = row, None                              # filters see raw logits: a temperature keeps their order
-        if options.top_k is not None and options.top_k < len(row):
-            few = np.flatnonzero(row >= np.partition(row, -options.top_k)[-options.top_k])
-            x = row[few]
-        if options.top_p is not None and options.top_p < 1.0:
-            _keep_nucleus(x, options.top_p, options.temperature)
-        _shift(x, options.temperature)
-        if options.min_p:
-            x[np.exp(x) < options.min_p] = -np.inf
+        ids, x = _kept(row, options)
         x -= np.log(np.exp(x).sum())
-        if few is not None:
+        if ids is not None:
             row[:] = -np.inf
-            row[few] = x
+            row[ids] = x
     return out
 
 
@@ -92,21 +81,23 @@ def sample(logprobs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 
     The first id whose cumulative sum exceeds the uniform number: one of probability 0 is never drawn.
     """
-    ids = np.empty(len(logprobs), np.int64)
-    for row, (x, uniform) in enumerate(zip(logprobs, uniforms)):
-        sums = np.exp(x)
-        np.cumsum(sums, out=sums)
-        # even (1 − 2⁻⁵³) · total rounds to less than the total, so there always is such an id
-        ids[row] = sums.searchsorted(uniform * sums[-1], "right")
-    return ids
+    return np.array([_drawn(np.exp(x), u) for x, u in zip(logprobs, uniforms)], np.int64)
 
 
 def choose(logits: np.ndarray, options: SamplingOptions, previous: Sequence[Sequence[int]],
            uniforms: np.ndarray) -> np.ndarray:
-    """The next ids [B] for logits [B, V]: `sample` of `process_logits`, without the detour when greedy."""
+    """The next ids [B] for logits [B, V]: `sample` of `process_logits`, without the detours."""
     if options.is_greedy:
-        return _penalized(logits, options, previous).argmax(axis=-1)
-    return sample(process_logits(logits, options, previous), uniforms)
+        x = logits if options.repetition_penalty == 1.0 else _penalized(logits, options, previous)
+        best = x.argmax(axis=-1)
+        _checked(x[np.arange(len(x)), best, None])      # NaN counts as the highest
+        return best
+    chosen = np.empty(len(logits), np.int64)
+    for n, row in enumerate(_penalized(logits, options, previous)):
+        ids, x = _kept(row, options)
+        drawn = _drawn(np.exp(x, out=x), uniforms[n])
+        chosen[n] = drawn if ids is None else ids[drawn]
+    return chosen
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -125,7 +116,7 @@ def top_logprobs(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     if n < 1:
         raise UsageError(f"--logprobs must be at least 1, not {n}")
     x = log_softmax(logits)
-    ids = np.stack([_highest(row, min(n, x.shape[-1])) for row in x])
+    ids = np.stack([_first(row, min(n, x.shape[-1])) for row in x])
     return ids, np.take_along_axis(x, ids, axis=-1)
 
 
@@ -142,33 +133,86 @@ def _penalized(logits: np.ndarray, options: SamplingOptions, previous: Sequence[
     x = logits.astype(np.float64)
     penalty = options.repetition_penalty
     if penalty != 1.0:
-        for row, seen in zip(x, map(list, previous)):
-            row[seen] = np.where(row[seen] < 0, row[seen] * penalty, row[seen] / penalty)
+        for row, seen in zip(x, previous):
+            at = np.array(seen, np.intp)
+            old = row[at]
+            row[at] = np.where(old < 0, old * penalty, old / penalty)
     return _checked(x)
+
+
+def _kept(x: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray | None, np.ndarray]:
+    """The ids that may be drawn (None: all) and their logarithms of weights, the highest 0. x [V] is used up."""
+    if options.is_greedy:
+        return np.array([x.argmax()]), np.zeros(1)
+    ids = None
+    if options.top_k is not None and options.top_k < len(x):
+        ids = _highest(x, options.top_k)
+        x = x[ids]
+    if options.top_p is not None and options.top_p < 1.0:              # a filter sees raw logits: a temperature keeps their order
+        _keep_nucleus(x, options.top_p, options.temperature)
+    _shift(x, options.temperature)
+    if options.min_p:
+        x[np.exp(x) < options.min_p] = -np.inf
+    return ids, x
+
+
+def _drawn(weights: np.ndarray, uniform: float) -> int:
+    """The first place at which the cumulative sum of weights [V] exceeds uniform ∈ [0, 1) times the whole.
+
+    Sums of blocks say in which block that is, so that only there one number is added after the other.
+    """
+    starts = np.arange(0, len(weights), BLOCK)
+    sums = np.add.reduceat(weights, starts).cumsum()
+    # even (1 − 2⁻⁵³) · total rounds to less than the total, so there always is such a block
+    wanted = uniform * sums[-1]
+    block = int(sums.searchsorted(wanted, "right"))
+    within = weights[block * BLOCK:(block + 1) * BLOCK].cumsum()
+    rest = wanted - sums[block - 1] if block else wanted
+    # the same block summed in another order may not reach as far: then it is the last that counts
+    return block * BLOCK + int(within.searchsorted(min(rest, np.nextafter(within[-1], 0.0)), "right"))
 
 
 def _shift(x: np.ndarray, temperature: float) -> None:
     """x ← (x − max x) / temperature, in this order: x / temperature may overflow."""
     x -= x.max()
-    with np.errstate(over="ignore"):                    # to −inf, and rightly so
-        x /= temperature
+    if temperature != 1.0:
+        with np.errstate(over="ignore"):                # to −inf, and rightly so
+            x /= temperature
+
+
+def _weights(x: np.ndarray, temperature: float) -> np.ndarray:
+    """exp((x − max x) / temperature) of x [V], the highest 1."""
+    weights = x.copy()
+    _shift(weights, temperature)
+    return np.exp(weights, out=weights)
 
 
 def _keep_nucleus(x: np.ndarray, p: float, temperature: float) -> None:
     """Set to −inf, in x [V], all but the fewest tokens whose probabilities reach p."""
-    rising = np.sort(x)
-    sums = rising.copy()
-    _shift(sums, temperature)
-    np.exp(sums, out=sums)
-    np.cumsum(sums, out=sums)
-    gone = min(int(sums.searchsorted((1.0 - p) * sums[-1], "right")), len(x) - 1)
+    weights = _weights(x, temperature)
+    whole = weights.sum()
+    spare = (1.0 - p) * whole
+    # V tokens of spare / V each are gone for certain, but for the highest; sorting is what costs, and the others are few
+    rising = np.sort(x[(weights > spare / len(x)) | (weights == 1.0)])
+    sums = _weights(rising, temperature).cumsum()
+    gone = min(int(sums.searchsorted(spare - (whole - sums[-1]), "right")), len(rising) - 1)
     border = rising[gone]
     ties = np.flatnonzero(x == border)
     x[x < border] = -np.inf
     x[ties[:gone - int(rising.searchsorted(border, "left"))]] = -np.inf
 
 
-def _highest(x: np.ndarray, n: int) -> np.ndarray:
-    """Ids of the n highest of x [V], sorted; a sort of the few that can be among them."""
-    few = np.flatnonzero(x >= np.partition(x, -n)[-n])
-    return few[np.argsort(-x[few], kind="stable")[:n]]
+def _highest(x: np.ndarray, k: int) -> np.ndarray:
+    """Ids, rising, of the k highest of x [V] and of all that equal the last of them."""
+    ids = np.arange(len(x))
+    peaks = np.maximum.reduceat(x, ids[::BLOCK])
+    if k <= len(peaks):                                 # k blocks reach the k-th highest peak, so nothing below it is wanted
+        ids = np.flatnonzero(x >= np.partition(peaks, -k)[-k])
+    few = x[ids]
+    return ids[few >= np.partition(few, -k)[-k]]
+
+
+def _first(x: np.ndarray, n: int) -> np.ndarray:
+    """Ids of the n highest of x [V], the highest first, the lower id first among equals."""
+    ids = _highest(x, n)
+    return ids[np.argsort(-x[ids], kind="stable")[:n]]

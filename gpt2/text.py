@@ -81,6 +81,7 @@ def continue_text(
     seed: int = 0,
     stop: Sequence[str] = (),
     overflow: str = "error",
+    lookup: int = 0,
     logprobs: int = 0,
     timing: Timing | None = None,
     emit: Callable[[int, str], None] = lambda row, text: None,
@@ -97,7 +98,7 @@ def continue_text(
     reason: Any = "length"
     try:
         for step in steps(model, [ids] * num_samples, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow,
-                          logprobs=logprobs, vocab=tokenizer.n_vocab, timing=timing):
+                          lookup=lookup, logprobs=logprobs, vocab=tokenizer.n_vocab, timing=timing):
             for row, writer in enumerate(writers):
                 writer.push(step, row)
             if all(writer.done for writer in writers):

@@ -9,14 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
 
+from gpt2 import decode
 from gpt2.decode import Timing, steps
 from gpt2.errors import MissingError, UsageError
-from gpt2.sampling import SamplingOptions, log_softmax, top_logprobs
+from gpt2.model import GPT2
+from gpt2.sampling import SamplingOptions, choose, log_softmax, top_logprobs
 
 
 @functools.cache
 def model(**fields):
     return tiny_model(seed=1, **fields)
+
+
+@functools.cache
+def exact(**fields):
+    """The same in float64, where no two logits are equal up to rounding."""
+    return GPT2(tiny_config(initializer_range=0.3, **fields), seed=1, dtype="float64")
 
 
 def prompt(n, seed=0):
@@ -82,6 +90,47 @@ def test_a_ragged_batch_slides_as_one():
         assert small.generate(rows, 12, greedy=True, overflow="slide", use_cache=use_cache, eos_token_id=None) == ids
 
 
+class Watched:
+    """A model that notes the rows and tokens of each pass."""
+
+    def __init__(self, model):
+        self.model, self.config, self.where, self.read = model, model.config, model.where, []
+
+    def __call__(self, ids, **options):
+        self.read.append((len(ids), len(ids[0])))
+        return self.model(ids, **options)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 60), st.booleans(), st.sampled_from(["error", "slide"]))
+def test_prompts_may_be_read_in_groups(lengths, group, use_cache, overflow):
+    """However few tokens are read in a pass, rows go on as if all were read in one; a pass reads more only of a single row."""
+    rows, watched = [prompt(n, seed=i) for i, n in enumerate(lengths)], Watched(exact(n_positions=24))
+    options = {"max_new_tokens": 5 if overflow == "error" else 12, "options": SamplingOptions(greedy=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "GROUP", group)
+        found = list(steps(watched, rows, use_cache=use_cache, overflow=overflow, **options))
+    assert [step.ids for step in found] == [step.ids for step in steps(exact(n_positions=24), rows, overflow=overflow, **options)]
+    assert all(n * tokens <= group or n == 1 or (use_cache and tokens == 1) for n, tokens in watched.read)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_samples_of_one_prompt_read_it_once(use_cache):
+    """Rows that are all the same are read as one, and yet go on each in its own way, as they do when each is read."""
+    rows, watched = [prompt(5)] * 3, Watched(exact())
+    found = [step.ids for step in steps(watched, rows, max_new_tokens=12, seed=4, use_cache=use_cache)]
+    assert watched.read[0] == (1, 5) and watched.read[1] == ((3, 1) if use_cache else (3, 6))
+    draws = np.random.Generator(np.random.PCG64(4))
+    for n, ids in enumerate(found):
+        so_far = [row + [step[i] for step in found[:n]] for i, row in enumerate(rows)]
+        assert choose(exact()(so_far).numpy()[:, -1], SamplingOptions(), so_far, draws.random(3)).tolist() == ids
+
+
+def test_padding_does_not_make_rows_the_same():
+    """A row of one token is not the row that has what stands for padding before that token."""
+    rows = [[5], [0, 5]]
+    assert model().generate(rows, 8, greedy=True) == [model().generate(row, 8, greedy=True)[0] for row in rows]
+
+
 def test_the_context_can_be_filled_to_the_last_place():
     """With "error", a prompt and new tokens fit if the last new token, which is not read, is the only one outside; one more does not."""
     for length in (1, CONTEXT - 3, CONTEXT):
@@ -100,7 +149,8 @@ def test_the_cache_is_no_larger_than_the_run():
         timing = Timing()
         list(steps(model(), [prompt(length)], max_new_tokens=n, timing=timing))
         assert timing.kv_bytes == each * room
-        assert timing.passes == n - 1 and timing.prefill > 0 and timing.decode > 0
+        assert timing.passes == timing.tokens == n - 1 and timing.prefill > 0 and timing.decode > 0
+        assert timing.proposed == timing.accepted == 0
 
 
 def test_the_seed_decides():
@@ -229,3 +279,17 @@ def test_no_gradient_is_recorded():
 
     list(steps(Watched(), [[1, 2]], max_new_tokens=3))
     assert asked == [False] * 3 and next(iter(model().parameters())).requires_grad
+
+
+@pytest.mark.parametrize("n, options, laid", [(decode.LONG - 1, {}, False), (decode.LONG, {}, True),
+                                              (decode.LONG, {"use_cache": False}, False), (decode.LONG, {"lookup": 3}, False)])
+def test_a_long_run_lays_its_weights_out(n, options, laid):
+    """One row, enough tokens and a cache: tall matrices are laid out after the first token; the ids are those without."""
+    one, other = (GPT2(tiny_config(initializer_range=0.3), seed=1, dtype="float64") for _ in range(2))
+    other.lay_out = lambda on=True: None
+    for first, second in zip(steps(one, [prompt(4)], max_new_tokens=n, **options), steps(other, [prompt(4)], max_new_tokens=n, **options)):
+        assert first.ids == second.ids
+    assert one.wte.weight.array.flags.c_contiguous != laid
+    one.train()
+    assert len(list(steps(one, [prompt(4)], max_new_tokens=n))) == n
+    assert one.wte.weight.array.flags.c_contiguous

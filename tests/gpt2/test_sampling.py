@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gpt2 import sampling
 from gpt2.errors import MissingError, UsageError
 from gpt2.sampling import SamplingOptions, choose, log_softmax, process_logits, sample, top_logprobs
 
@@ -102,6 +103,7 @@ def test_ties() -> None:
     assert kept([1.0, 2.0, 1.0, 0.0], top_k=2) == [0, 1, 2]
     assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.6) == [1, 2, 3]
     assert kept([0.0, 0.0, 0.0, 0.0], top_p=0.4) == [2, 3]
+    assert kept([0.0, 0.0, 0.0, 0.0], top_p=1e-300) == [3]
     assert kept([0.0, 0.0, 0.0, 0.0], min_p=1.0) == [0, 1, 2, 3]
     assert top_logprobs(np.array([[1.0, 2.0, 1.0, 2.0, 1.0]]), 3)[0].tolist() == [[1, 3, 0]]
 
@@ -187,6 +189,28 @@ def test_the_ends_of_the_interval(uniform: float, size: int) -> None:
     logprobs = np.full((1, size + 4), -np.inf)
     logprobs[0, 2:-2] = -math.log(size)
     assert sample(logprobs, np.array([uniform])).tolist() == [2 if uniform < 0.5 else size + 1]
+
+
+blocks = st.sampled_from([1, 2, 3, 5, 256])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30).filter(any), st.floats(0, 1, exclude_max=True), blocks)
+def test_blocks_do_not_change_what_is_drawn(weights: list[int], uniform: float, block: int) -> None:
+    """With weights whose sums are exact, the draw is the first id whose cumulative sum exceeds it, however many are summed at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "BLOCK", block)
+        drawn = sampling._drawn(np.array(weights, float), uniform)
+    assert drawn == int(np.flatnonzero(np.cumsum(weights) > uniform * sum(weights))[0])
+
+
+@given(rows, options, st.integers(1, 12), blocks)
+def test_blocks_do_not_change_what_is_kept(logits: np.ndarray, options: SamplingOptions, n: int, block: int) -> None:
+    """top-k and the lists of --logprobs hold the same ids, ties among them, however many logits are looked at together."""
+    previous = [[0]] * len(logits)
+    wanted = process_logits(logits, options, previous).tolist(), top_logprobs(logits, n)[0].tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "BLOCK", block)
+        assert (process_logits(logits, options, previous).tolist(), top_logprobs(logits, n)[0].tolist()) == wanted
 
 
 def test_draws_follow_the_distribution() -> None:
