@@ -28,6 +28,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14"],     # ctk: with CUDA's libraries; the driver must be there
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "mpi": ["mpi4py", "mpich"],
+        "bench": ["torch==2.13.0", "transformers", "ctranslate2", "tokenizers", "jax", "mygrad", "autograd"],  # peers
         "docs": ["sphinx", "myst-parser", "furo"],
         "test": [
             "pytest>=8",

@@ -1,145 +1,301 @@
-"""python -m benchmarks.run: GPT-2 124M with random weights, forward, training step and decoding, beside PyTorch.
+"""python -m benchmarks.run: minigrad and gpt2 beside their peers on this machine, interleaved, against a measured floor.
 
-Each peer runs in a process of its own, with OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE unset as on a user's machine. Peers take
-turns, round after round; medians and spreads are printed, and ratios of medians. The first round checks that the losses agree.
+Each peer works in a process of its own on the same weights and batch. Its answer is compared with ours first; a wrong one is not timed.
+Exit codes: 0; 1: an answer was wrong or minigrad failed; 2 usage; 4: there is no GPU; 130: Ctrl-C, after what there is was printed.
 """
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
 import json
-import os
-import statistics
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-PEERS = ("minigrad", "torch")
-ROWS = {"forward B4 T256": (4, 256), "train step B4 T64": (4, 64), "train step B4 T256": (4, 256), "decode B1, 32 tokens": (1, 32)}
+from gpt2.cli import Parser, at_least, run_command
+from gpt2.errors import UsageError
+
+from . import agreement, report
+from .peers import FLOOR, PEERS, US, does, missing, peer, script
+from .processes import Child, Dead, Starter, available_memory, environment, fit
+from .report import Measured, Result
+from .rows import NICKNAMES, SUITES, Row, config_of, memory_estimate, rows_of
+
+SETTLE = 0.25                                           # seconds between turns, in which the threads of the one before go to sleep
+ROOM = 0.9                                              # of the memory there is
+FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "sve2")
+PACKAGES = ("numpy", "torch", "transformers", "jax", "ctranslate2", "mygrad", "autograd", "cupy")
 
 
-def timed(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each repetition, after one that is not counted."""
-    work()
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ── one row ──
+class Bench:
+    """A run: where the checkpoints are, what the peers are told, and what is left out for good."""
+
+    def __init__(self, folder: str, rounds: int, peers: list[str] | None, options: dict[str, Any]) -> None:
+        self.folder, self.rounds, self.peers, self.options = folder, rounds, peers, options
+        self.told: set[str] = set()
+
+    def once(self, line: str) -> None:
+        """Say it on stderr, and not again."""
+        if line not in self.told:
+            self.told.add(line)
+            say(line)
+
+    def checkpoint(self, size: str) -> str:
+        """The directory with the weights of that size, drawn from seed 0; written on first use."""
+        path = Path(self.folder) / size
+        if not path.exists():
+            from gpt2 import GPT2
+
+            GPT2(config_of(size), seed=0).save_pretrained(path)
+        return str(path)
+
+    def others(self, row: Row) -> list[str]:
+        """The peers of a row that are wanted and can run."""
+        names = [name for name in row.peers if name != US and does(name, row.kind) and (row.device != "gpu" or PEERS[name].gpu)
+                 and (self.peers is None or name in self.peers)]
+        for name in names:
+            if (line := missing(name, self.options)) is not None:
+                self.once(line)
+        return [name for name in names if missing(name, self.options) is None]
+
+    def start(self, name: str, row: Row) -> Child | Starter:
+        """The peer's process, with its workload built and its answer given. Dead where it fails."""
+        task = {"builder": peer(name).builder, "row": row.to_dict(), **self.options}
+        if row.model:
+            task["checkpoint"] = self.checkpoint(row.size)
+        if peer(name).prepare:
+            Child({**task, "builder": peer(name).prepare}).close()
+        if row.kind != "start":
+            return Child(task, row.threads)
+        ids, _ = agreement.batch_of(row, config_of(row.size))
+        return Starter(script(name), task["checkpoint"], ids[0].tolist(), row.threads)
+
+    def groups(self, row: Row, result: Result) -> list[list[str]]:
+        """Who runs beside whom: all together where memory allows, else minigrad with a part of them at a time."""
+        always = [US, FLOOR] if does(FLOOR, row.kind) and row.device == "cpu" else [US]
+        names, config = self.others(row), config_of(row.size)
+        need = {name: memory_estimate(row, config, name) for name in (*always, *names)}
+        groups, left = fit(always, names, need, ROOM * available_memory() if row.device == "cpu" else float("inf"))
+        if groups:
+            left += [name for name in [FLOOR] if name in left]
+        for name in left:
+            if name != FLOOR:
+                result.left_out[name] = f"needs about {need[name] / 1e9:.0f} GB beside {US}, of {available_memory() / 1e9:.0f} GB"
+        return groups
+
+    def run(self, row: Row, result: Result) -> None:
+        """Measure a row into `result`, which is true at any time. Processes are gone when it returns or raises."""
+        for group in self.groups(row, result):
+            living: dict[str, Any] = {}
+            try:
+                self.build(group, row, result, living)
+                if US in living:
+                    self.time(row, result, living)
+            finally:
+                for child in living.values():
+                    child.close()
+            if US not in living:
+                break
+
+    def drop(self, name: str, row: Row, result: Result, living: dict[str, Any], why: object) -> None:
+        say(f"{row.name}: {name}: left out: {why}")
+        result.left_out[name] = str(why)
+        if name in living:
+            living.pop(name).close()
+
+    def reference(self, row: Row, child: Child | Starter) -> dict[str, Any]:
+        """minigrad's answer, to which the others are held. What starts prints an id; how sure it is, the same decoding tells."""
+        if row.kind != "start":
+            return child.answer
+        told = self.start(US, replace(row, kind="decode"))
+        told.close()
+        if agreement.complaints(child.answer, told.answer, row, config_of(row.size), ("ids",)):
+            raise Dead(f"its first token is {child.answer['ids'][0][0]} in a fresh process, and {told.answer['ids'][0][0]} here")
+        return {key: told.answer[key] for key in ("ids", "margins")}
+
+    def build(self, group: list[str], row: Row, result: Result, living: dict[str, Any]) -> None:
+        """Start and warm up the processes of a group, one after the other; only those with our answer stay."""
+        wanted: dict[str, Any] = {}
+        config = config_of(row.size)
+        for name in group:
+            say(f"{row.name}: {name}: building")
+            try:
+                child = living[name] = self.start(name, row)
+                if name == US:
+                    wanted = self.reference(row, child)
+                elif name != FLOOR:
+                    wrong = agreement.complaints(child.answer, wanted, row, config, PEERS[name].tells)
+                    if wrong:
+                        result.wrong[name] = wrong
+                        say(f"{row.name}: {name}: its answer is not ours, and is not timed: {wrong[0]}")
+                        living.pop(name).close()
+                        continue
+                child.warm()
+            except Dead as error:
+                self.drop(name, row, result, living, error)
+                if name == US:
+                    return
+                continue
+            tells = PEERS[name].tells if name in PEERS else None
+            result.measured.setdefault(name, Measured(about=child.about, same=tells != ()))
+
+    def time(self, row: Row, result: Result, living: dict[str, Any]) -> None:
+        """The rounds: one after the other does its work, each round beginning with the next of them."""
+        entries = {name: Measured(about=result.measured[name].about) if name in (US, FLOOR) else result.measured[name] for name in living}
+        ours, floor = entries[US].seconds, entries[FLOOR].seconds if FLOOR in entries else []
+        for name, entry in entries.items():
+            entry.ours, entry.floor = ours, floor
+            if not result.measured[name].seconds:       # of several groups the first is shown; ratios are taken in one's own
+                result.measured[name] = entry
+        for n in range(self.rounds):
+            names = list(living)
+            for name in names[n % len(names):] + names[:n % len(names)]:
+                time.sleep(SETTLE if row.kind != "start" else 0.0)
+                try:
+                    seconds, peak = living[name].go()
+                except Dead as error:
+                    self.drop(name, row, result, living, error)
+                    if name == US:
+                        return
+                else:
+                    entries[name].seconds.append(seconds)
+                    entries[name].peak = max(entries[name].peak, peak)
+
+
+# ── what it all depends on ──
+def context(args: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
+    """Date, machine, versions, and the measured rates, in the environment of the children."""
+    done = subprocess.run([sys.executable, "-m", "minigrad.info", "--json"], env=environment(), capture_output=True, text=True, check=True)
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        cpuinfo = ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    rates: dict[str, Any] = {}
+    if any(row.device == "cpu" and row.model for row in rows):
+        child = Child({"builder": "benchmarks.floor:rates", "size": args.size or "gpt2"})
+        child.close()
+        rates = child.answer
+    return {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "suites": args.suite, "size": args.size,
+            "rounds": args.rounds, "machine": json.loads(done.stdout), "flags": [f for f in FLAGS if found and f in found[1].split()],
+            "versions": versions, "rates": rates}
+
+
+def file_for(path: Path, found: dict[str, Any]) -> Path:
+    """The path itself, or in a directory DATE-MACHINE-SUITES.json."""
+    if not path.is_dir():
+        return path
+    cpu = found["machine"]["cpu"]
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{cpu['model']} {cpu['usable']} cores".lower()).strip("-")
+    return path / f"{found['date'][:10]}-{machine}-{'-'.join(found['suites'])}.json"
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--suite", nargs="+", choices=list(SUITES), default=["cpu", "ops"], help="which rows; cpu and ops when left out")
+    p.add_argument("--row", nargs="+", metavar="NAME", help="only rows whose names begin so")
+    p.add_argument("--peers", metavar="A,B", help=f"only these, of {', '.join(name for name in PEERS if name != US)}; none: minigrad alone")
+    p.add_argument("--rounds", type=at_least(1), default=7, metavar="N")
+    p.add_argument("--size", choices=list(NICKNAMES), help="another model in all rows; tiny for a quick look")
+    p.add_argument("--llmc", metavar="DIR", help="a checkout of llm.c with train_gpt2 built")
+    p.add_argument("--json", metavar="PATH", help="write everything there, with a table in Markdown beside it; a directory: named by date")
+    p.add_argument("--plot", metavar="DIR", help="draw it there")
+    p.add_argument("--list", action="store_true", help="print the rows, their peers and targets, and measure nothing")
+    return p
+
+
+def listing(rows: list[Row]) -> str:
+    """The rows with their peers and targets."""
     out = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        out.append(time.perf_counter() - started)
-    return out
+    for row in rows:
+        wanted = [f"{name} ≥ {value:g}×" for name, value in row.ratio.items()]
+        wanted += [f"share of floor ≥ {row.share:.0%}"] if row.share else []
+        wanted += [f"peak ≤ {value:g}× {name}'s" for name, value in row.memory.items()]
+        wanted += [f"≤ {report.time_of(row.seconds)}"] if row.seconds else []
+        out.append(f"{row.name}: {', '.join(row.peers)}" + (f"; targets: {', '.join(wanted)}" if wanted else ""))
+    return "\n".join(out)
 
 
-def minigrad_work(row: str, ids: Any) -> tuple[Callable[[], Any], float]:
-    """One repetition of a row on this engine, and the loss on the batch."""
-    import minigrad as mg
-    from gpt2 import GPT2, GPT2Config
-
-    model = GPT2(GPT2Config.from_name("gpt2"), seed=0)
-    mg.backend.cpu.keep_memory()
-    optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), 0.1), lr=1e-4)
-
-    def forward() -> Any:
-        with mg.no_grad():
-            return model.loss(ids[:, :-1], ids[:, 1:])
-
-    def step() -> None:
-        model.loss(ids[:, :-1], ids[:, 1:]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    if row.startswith("decode"):
-        return (lambda: model.generate(ids[:, :4], max_new_tokens=ids.shape[1] - 1, greedy=True)), float(forward())
-    return (step if row.startswith("train") else forward), float(forward())
+def wanted_rows(args: argparse.Namespace, stop: Callable[[str], Any]) -> list[Row]:
+    """The rows that the flags name; `stop` for a name that is none."""
+    rows = rows_of(args.suite, args.size)
+    for name in args.row or []:
+        if not any(row.name.startswith(name) for row in rows):
+            stop(f"argument --row: no row of {' and '.join(args.suite)} begins with {name!r}; --list shows them")
+    return [row for row in rows if not args.row or row.name.startswith(tuple(args.row))]
 
 
-def torch_work(row: str, ids: Any) -> tuple[Callable[[], Any], float]:
-    """The same on transformers' GPT-2, with the same weights."""
-    import torch
-    import transformers
-
-    import minigrad as mg
-    from gpt2 import GPT2, GPT2Config
-
-    transformers.logging.set_verbosity_error()
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
-    ours = GPT2(GPT2Config.from_name("gpt2"), seed=0)
-    state = {f"transformer.{name}": torch.from_numpy(mg.backend.cpu.host(p.array)) for name, p in ours.named_parameters()}
-    theirs.load_state_dict(state, strict=False)
-    x, y = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
-    decay = [p for p in theirs.parameters() if p.ndim >= 2]
-    rest = [p for p in theirs.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-
-    def loss() -> Any:
-        return torch.nn.functional.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())
-
-    def forward() -> Any:
-        with torch.no_grad():
-            return loss()
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def decode() -> Any:
-        return theirs.generate(x[:, :4], max_new_tokens=ids.shape[1] - 1, do_sample=False, eos_token_id=None, pad_token_id=0)
-
-    return (decode if row.startswith("decode") else step if row.startswith("train") else forward), float(forward())
-
-
-def child(peer: str, row: str, repeats: int) -> None:
-    """Measure one row for one peer and print it as JSON."""
-    import numpy as np
-
-    rows, tokens = ROWS[row]
-    ids = np.random.default_rng(0).integers(0, 50257, (rows, tokens + 1))
-    work, loss = {"minigrad": minigrad_work, "torch": torch_work}[peer](row, ids)
-    print(json.dumps({"seconds": timed(work, repeats), "loss": loss}))
-
-
-def measure(peer: str, row: str, repeats: int) -> dict[str, Any] | None:
-    """Run `child` in a process of its own; None, with a line on stderr, where the peer is not installed."""
-    env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-    command = [sys.executable, "-m", "benchmarks.run", "--child", peer, row, "--repeats", str(repeats)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{peer}: left out: {last[0]}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--repeats", type=int, default=3, help="of the work, in each round")
-    p.add_argument("--row", choices=list(ROWS), action="append", help="only this row (repeatable)")
-    p.add_argument("--child", nargs=2, metavar=("PEER", "ROW"), help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.child:
-        child(*args.child, args.repeats)
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    rows = wanted_rows(args, p.error)
+    peers = None if args.peers is None else [name for name in args.peers.split(",") if name not in ("", "none")]
+    for name in peers or []:
+        if name not in PEERS:
+            p.error(f"argument --peers: no peer {name!r}; there are {', '.join(PEERS)}")
+    if args.list:
+        print(listing(rows))
         return 0
-    subprocess.run([sys.executable, "-m", "minigrad.info"], check=True)
-    for row in args.row or ROWS:
-        took: dict[str, list[float]] = {}
-        losses: dict[str, float] = {}
-        for _ in range(args.rounds):
-            for peer in PEERS:
-                if (found := measure(peer, row, args.repeats)) is not None:
-                    took.setdefault(peer, []).extend(found["seconds"])
-                    losses[peer] = found["loss"]
-        if len(losses) == 2 and abs(losses["minigrad"] - losses["torch"]) > 1e-4:
-            print(f"{row}: the losses differ ({losses}); a wrong answer is not timed", file=sys.stderr)
-            return 1
-        medians = {peer: statistics.median(t) for peer, t in took.items()}
-        for peer, t in took.items():
-            ratio = f", {medians[peer] / medians['minigrad']:.2f} × minigrad's" if "minigrad" in medians else ""
-            print(f"{row}, fp32, {peer}: {1e3 * medians[peer]:.0f} ms (from {1e3 * min(t):.0f} to {1e3 * max(t):.0f}){ratio}", flush=True)
-    return 0
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UsageError(f"--json {args.json}: there is no such directory")
+    if any(row.device == "gpu" for row in rows):
+        import minigrad as mg
+
+        mg.backend.get("cupy")                          # one line and exit code 4 where there is none
+    results: list[Result] = []
+    code, found = 0, {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends as Ctrl-C does, with all processes gone
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        try:
+            found = context(args, rows)
+            print("\n".join(report.context_lines(found)), flush=True)
+            bench = Bench(folder, args.rounds, peers, {"llmc": args.llmc} if args.llmc else {})
+            for row in rows:
+                results.append(Result(row))
+                bench.run(row, results[-1])
+                print(report.text(report.document(results[-1:], {})["rows"][0]), flush=True)
+        except KeyboardInterrupt:
+            code = 130
+            say("benchmarks.run: interrupted; what there is:")
+            if results:
+                print(report.text(report.document(results[-1:], {})["rows"][0]), flush=True)
+        except Dead as error:                           # the rates could not be measured
+            say(f"benchmarks.run: {US} failed: {error}")
+            code = 1
+    if not code and any(result.wrong or US in result.left_out for result in results):
+        code = 1
+    if found:
+        whole = report.document(results, {**found, "interrupted": code == 130})
+        if args.json:
+            path = file_for(Path(args.json), found)
+            report.save(path, whole)
+            say(f"written: {path} and {path.with_suffix('.md')}")
+        if args.plot:
+            from .plots import draw
+
+            for made in draw(whole, Path(args.plot)):
+                say(f"written: {made}")
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, "benchmarks.run")

@@ -90,7 +90,8 @@ def kept_once(B: int, T: int, d: int, V: int) -> dict[str, int]:
     }
 
 
-PEAK = 1.3                                              # of a step, over what is kept: all of that, and the gradient of the logits
+# at its peak a step walks back over the last GELU: to what is kept come its cotangent, its gradient and two temporaries of a block
+PEAK = 4                                                # arrays [B, T, n] of the MLP over what is kept, which covers the small ones too
 FAULTS = counts.LARGE // 4096                           # in a step, fewer page faults than one large array costs
 PARAMETERS = 3                                          # arrays live between steps: the parameters, and AdamW's two for each
 
@@ -203,7 +204,8 @@ def test_a_token_takes_nothing_large(arrays: Any):
 
 def test_the_peak_is_little_more_than_what_is_kept(arrays: Any):
     """Gradients take the place of what they were computed from: a step never needs much more than forward left."""
-    assert arrays["kept"] < max(arrays["train"]["peak"]) < PEAK * arrays["kept"]
+    wide = 4 * 4 * SHAPES[0]["T"] * 4 * SHAPES[0]["n_embd"]              # B = 4, n = 4d
+    assert arrays["kept"] < max(arrays["train"]["peak"]) < arrays["kept"] + PEAK * wide
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="page faults are counted, and memory is kept, with glibc on Linux")

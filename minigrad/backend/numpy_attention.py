@@ -10,7 +10,7 @@ import numpy as np
 from .base import Saved
 from .bits import keep_mask_span
 from .blas import one_thread
-from .numpy_kernels import cores, pool
+from .numpy_kernels import cores, spread
 
 GROUP = 64 * 1024                                       # scores worked on at a time: 256 KiB of float32
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -35,9 +35,7 @@ def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None
         several(groups)
         return
     with one_thread():
-        jobs = [pool().submit(several, groups[i::n]) for i in range(n)]
-        for job in jobs:
-            job.result()
+        spread([groups[i::n] for i in range(n)], several)
 
 
 def _plain(q: Any, k: Any, mask: Any) -> bool:

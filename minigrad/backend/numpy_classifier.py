@@ -11,8 +11,7 @@ from .blas import matmul
 from .numpy_kernels import over_rows
 
 KERNELS: dict[str, Callable[..., Any]] = {}
-ROWS = 128 << 20                                        # bytes of logits at a time: enough rows for ∂W to be read and written seldom
-COLUMNS = 8192                                          # classes at a time: a block of that is still in the last cache when it is used
+LOGITS = 128 << 20                                      # bytes of logits at a time: enough rows for ∂W to be read and written seldom
 
 
 def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
@@ -26,62 +25,40 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
     count = int(kept.sum())
     if count == 0:
         return NotImplemented
-    scale = (kept / count).astype(x.dtype)[:, None]
-    n = len(rows)
-    step = -(-n // -(-n // max(1, ROWS // (V * x.itemsize))))
-    dx = np.zeros_like(rows) if wants[0] else None
+    n, scale = len(rows), (kept / count).astype(x.dtype)
+    step = -(-n // -(-n // max(1, LOGITS // (V * x.itemsize))))        # blocks of one size
+    dx = np.empty_like(rows) if wants[0] else None
     dweight = np.empty_like(weight, order="C") if wants[1] else None
-    memory = np.empty(min(step, n) * V, x.dtype)
-    nll = np.empty(n, x.dtype)
+    memory, nll = np.empty((step, V), x.dtype), np.empty(n, x.dtype)
     for i in range(0, n, step):
-        j = min(i + step, n)
-        _block(rows[i:j], weight, ids[i:j], scale[i:j], memory, nll[i:j], None if dx is None else dx[i:j], dweight, i > 0)
-    loss = np.where(kept, nll * scale[:, 0], 0.0).sum(dtype=x.dtype)
+        here = slice(i, min(i + step, n))
+        logits = matmul(rows[here], weight.T, out=memory[:here.stop - i])
+        _to_gradient(logits, ids[here], scale[here], nll[here])
+        if dx is not None:                              # of so many terms the parts' rounding counts most, so there are few of them
+            np.matmul(logits, weight, out=dx[here])
+        if dweight is not None:
+            matmul(logits.T, rows[here], out=dweight, add=i > 0)
+    loss = np.where(kept, nll * scale, 0.0).sum(dtype=x.dtype)
     return Saved(loss, dx=None if dx is None else dx.reshape(x.shape), dweight=dweight)
 
 
-def _block(x, weight, ids, scale, memory, nll, dx, dweight, add):
-    """Some rows: their nll, their part of ∂x, and what they add to ∂W. memory: room for their logits, block after block.
+def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
+    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale, and nll [n] is filled, while a row or a few are in the cache."""
+    at = np.arange(len(ids))
 
-    Each block of columns is exponentiated as soon as it is made, shifted by its own maximum, so that no logit is read again:
-    softmax is e ⊙ exp(top − lse) with the block's top.
-    """
-    n, V = len(x), len(weight)
-    spans = [(a, min(a + COLUMNS, V)) for a in range(0, V, COLUMNS)]
-    blocks = [memory[n * a:n * b].reshape(n, b - a) for a, b in spans]
-    tops, sums = np.empty((len(spans), n, 1), x.dtype), np.empty((len(spans), n, 1), x.dtype)
-    for k, (a, b) in enumerate(spans):
-        here = matmul(x, weight[a:b].T, out=blocks[k])
-        hit = np.flatnonzero((ids >= a) & (ids < b))
-        nll[hit] = here[hit, ids[hit] - a]
+    def work(i: int, j: int) -> None:
+        e, some = logits[i:j], (at[:j - i], ids[i:j])
+        top = e.max(axis=1, keepdims=True)
+        e -= top
+        picked = e[some]
+        np.exp(e, out=e)
+        total = e.sum(axis=1, keepdims=True)
+        np.subtract(np.log(total[:, 0]), picked, out=nll[i:j])
+        factor = scale[i:j, None]
+        e *= factor / total
+        e[some] -= factor[:, 0]
 
-        def work(i, j, here=here, top=tops[k], sum=sums[k]):
-            block = here[i:j]
-            np.max(block, axis=1, keepdims=True, out=top[i:j])
-            block -= top[i:j]
-            np.exp(block, out=block)
-            np.sum(block, axis=1, keepdims=True, out=sum[i:j])
-
-        over_rows(n, b - a, work)
-    top = tops.max(axis=0)
-    lse = np.log((sums * np.exp(tops - top)).sum(axis=0)) + top
-    np.subtract(lse[:, 0], nll, out=nll)
-    if dx is None and dweight is None:
-        return
-    for k, (a, b) in enumerate(spans):
-        here, factor = blocks[k], np.exp(tops[k] - lse) * scale
-        _scale(here, factor)
-        hit = np.flatnonzero((ids >= a) & (ids < b) & (scale[:, 0] > 0.0))
-        here[hit, ids[hit] - a] -= scale[hit, 0]
-        if dx is not None:                              # of so many terms the parts' rounding counts most, so there are few of them
-            dx += np.matmul(here, weight[a:b])
-        if dweight is not None:
-            matmul(here.T, x, out=dweight[a:b], add=add)
-
-
-def _scale(x: Any, factor: Any) -> None:
-    """x ⊙ factor, a number for each row, in place."""
-    over_rows(len(x), x.shape[1], lambda i, j: np.multiply(x[i:j], factor[i:j], out=x[i:j]))
+    over_rows(len(logits), logits.shape[1], work)
 
 
 def _times(g, found):

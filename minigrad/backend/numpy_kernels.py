@@ -15,7 +15,7 @@ from .base import Saved
 from .bits import keep_mask_span
 from .blas import matmul
 
-BLOCK = 64 * 1024                                       # elements: 256 KiB of float32, a few of which fit in an L2 cache
+BLOCK = 128 * 1024                                      # elements, 512 KiB of float32: smaller ones cost more in calls than the cache gives
 KERNELS: dict[str, Callable[..., Any]] = {}
 _pool: Any = None
 
@@ -58,8 +58,14 @@ def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[An
     if len(spans) < 2 * n or n == 1:
         return [work(i, j) for i, j in spans]
     share = -(-len(spans) // n)
-    jobs = [pool().submit(lambda part: [work(i, j) for i, j in part], spans[k:k + share]) for k in range(0, len(spans), share)]
-    return [result for job in jobs for result in job.result()]
+    parts = [spans[k:k + share] for k in range(0, len(spans), share)]
+    return [result for part in spread(parts, lambda part: [work(i, j) for i, j in part]) for result in part]
+
+
+def spread(parts: list[Any], work: Callable[[Any], Any]) -> list[Any]:
+    """work(part) for each part, in threads of which this is one; the results in order."""
+    jobs = [pool().submit(work, part) for part in parts[1:]]
+    return [work(parts[0]), *(job.result() for job in jobs)]
 
 
 def as_rows(x: Any) -> Any:

@@ -105,7 +105,7 @@ def _alternatives(node: ast.AST, op: Op) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
         yield instead(ast.Constant(node.value * 1.01))
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 and node.func.id in REGISTRY:
-        if node.func.id not in ("reshape", "broadcast_to") or not node.keywords:
+        if (node.func.id not in ("reshape", "broadcast_to") or not node.keywords) and not isinstance(node.args[0], ast.Starred):
             yield f"no {node.func.id}: {say(node)}", node.args[0]
         for i, k in enumerate(node.keywords):
             value: ast.AST | None = None

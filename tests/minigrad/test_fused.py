@@ -116,10 +116,9 @@ def test_large_cross_entropy(threads: int):
 
 @pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)])
 def test_large_linear_cross_entropy(threads: int, wants: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch):
-    """The classifier over blocks of rows and of classes, some rows ignored, is its definition, whichever gradients are wanted."""
+    """The classifier over blocks of rows, some rows ignored, is its definition, whichever gradients are wanted."""
     V, n, d = 301, 83, 16
-    monkeypatch.setattr(numpy_classifier, "COLUMNS", 100)
-    monkeypatch.setattr(numpy_classifier, "ROWS", 20 * V * 8)          # 20 rows at a time
+    monkeypatch.setattr(numpy_classifier, "LOGITS", 20 * V * 8)        # 20 rows at a time
     monkeypatch.setattr(numpy_kernels, "BLOCK", 300)
     rng = np.random.default_rng(4)
     targets = rng.integers(0, V, n)
