@@ -331,7 +331,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for setting in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    from .processes import UNSET
+
+    for setting in UNSET:
         os.environ.pop(setting, None)                   # before NumPy loads its BLAS
     from gpt2.cli import run_command
 

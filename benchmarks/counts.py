@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import inspect
 import json
-import os
 import subprocess
 import sys
 import time
@@ -37,7 +35,7 @@ class Work:
         from gpt2.decode import steps
         from gpt2.sampling import SamplingOptions
 
-        self.model = GPT2(config, seed=0, **({"recompute": True} if recompute else {}))
+        self.model = GPT2(config, seed=0, recompute=recompute)
         self.optimizer = mg.optim.AdamW(mg.optim.decay_groups(self.model.parameters(), 0.1), lr=1e-4)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, length + 1))
         self.ids, self.targets = ids[:, :-1].copy(), ids[:, 1:].copy()
@@ -200,7 +198,9 @@ def measured(measure: str, flags: list[str]) -> dict[str, Any]:
     """What `child` gives, in a new process. GPT2Error with its last line where it fails."""
     from gpt2.errors import GPT2Error
 
-    env = {name: value for name, value in os.environ.items() if name not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    from .processes import environment
+
+    env = environment()
     if measure == "fresh":
         env |= {"MALLOC_MMAP_THRESHOLD_": str(LARGE), "NUMPY_MADVISE_HUGEPAGE": "0"}
     command = [sys.executable, "-m", "benchmarks.counts", "--child", measure, *flags]
@@ -263,11 +263,6 @@ def main(argv: list[str] | None = None) -> int:
     batch, length = args.batch or 4, args.block_size or min(256, config.n_positions)
     if length > config.n_positions:
         raise UsageError(f"--block-size {length} does not fit the context of {config.n_positions}")
-    if args.recompute:
-        from gpt2 import GPT2
-
-        if "recompute" not in inspect.signature(GPT2).parameters:
-            raise UsageError("--recompute: this GPT2 has no such option")
     if args.child:
         emit_json(child(args.child, config, batch, length, args.recompute))
         return 0

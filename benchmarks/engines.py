@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import agreement
-from .peers import Work, cores
+from .peers import Work
 from .rows import Row
 
 
@@ -145,6 +145,8 @@ def minigrad_op(task: Mapping[str, Any]) -> Work:
 def torch_op(task: Mapping[str, Any]) -> Work:
     import torch
     import torch.nn.functional as F
+
+    from minigrad.backend.numpy_kernels import cores
 
     row = Row.from_dict(task["row"])
     arrays, cotangent = inputs(row)

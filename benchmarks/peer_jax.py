@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import agreement
-from .peers import Work, cores
+from .peers import Work
 from .rows import Row
 
 
@@ -16,6 +16,7 @@ def build(task: Mapping[str, Any]) -> Work:
     import numpy as np
 
     from gpt2.checkpoint import read_checkpoint
+    from minigrad.backend.numpy_kernels import cores
 
     row = Row.from_dict(task["row"])
     found = read_checkpoint(task["checkpoint"])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import agreement
-from .peers import Work, cores
+from .peers import Work
 from .rows import Row
 
 PADDED = 50304                                          # its vocabulary
@@ -56,6 +56,8 @@ def write_inputs(folder: Path, checkpoint: str, row: Row) -> None:
 
 
 def build(task: Mapping[str, Any]) -> Work:
+    from minigrad.backend.numpy_kernels import cores
+
     row = Row.from_dict(task["row"])
     program = Path(task["llmc"]).resolve() / "train_gpt2"
     if not program.is_file():

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -60,11 +59,6 @@ PEERS: dict[str, Peer] = {
 }
 # the products alone, or the weights read alone: no peer, but measured between them
 FLOOR_PEER = Peer("benchmarks.floor:build", (), ("train", "forward", "decode"))
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peer(name: str) -> Peer:

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from .peers import US
-from .report import context_lines
+from .report import context_lines, write
 from .rows import NICKNAMES
 
 # told apart without colour too: each peer keeps its mark
@@ -22,13 +23,12 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _finish(figure: Any, path: Path, found: Mapping[str, Any]) -> Path:
-    """Write beside and rename."""
+    """Say what machine it was, and write."""
     figure.text(0.01, 0.005, _machine(found), fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.025, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f".{path.name}")
-    figure.savefig(made, dpi=150, format="png")
-    made.replace(path)
+    image = BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    write(path, image.getvalue())
     return path
 
 

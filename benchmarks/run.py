@@ -66,10 +66,10 @@ class Bench:
         """The peers of a row that are wanted and can run."""
         names = [name for name in row.peers if name != US and does(name, row.kind) and (row.device != "gpu" or PEERS[name].gpu)
                  and (self.peers is None or name in self.peers)]
-        for name in names:
-            if (line := missing(name, self.options)) is not None:
-                self.once(line)
-        return [name for name in names if missing(name, self.options) is None]
+        lacking = {name: line for name in names if (line := missing(name, self.options)) is not None}
+        for line in lacking.values():
+            self.once(line)
+        return [name for name in names if name not in lacking]
 
     def start(self, name: str, row: Row) -> Child | Starter:
         """The peer's process, with its workload built and its answer given. Dead where it fails."""

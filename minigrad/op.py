@@ -52,7 +52,7 @@ class Plan:
     residuals that go to one rule and to nobody else, so that it may give them away.
     """
 
-    __slots__ = ("wanted", "names", "sources", "steps", "kept_args", "watched", "replay", "given")
+    __slots__ = ("wanted", "names", "sources", "steps", "watched", "replay", "given")
 
     def __init__(self, op: Op, wanted: tuple[bool, ...]) -> None:
         keep: dict[str, None] = {}
@@ -64,8 +64,8 @@ class Plan:
             keep.update((n, None) for n in op.args)
         self.wanted, self.names = wanted, tuple(keep)
         self.sources = tuple(op.source(n) for n in keep)
-        self.kept_args = tuple(s[1] for s in self.sources if s[0] == "arg")
-        self.watched = tuple(range(len(wanted))) if ("args", None) in self.sources else self.kept_args
+        kept = tuple(at for kind, at in self.sources if kind == "arg")
+        self.watched = tuple(range(len(wanted))) if ("args", None) in self.sources else kept
         self.steps = tuple((i, rule, self._places(rule.needs, op)) for i, rule in rules)
         self.given = tuple(k for k, (kind, n) in enumerate(self.sources)
                            if kind == "extra" and not op.joint and [n in rule.needs for _, rule in rules].count(True) == 1)

@@ -9,7 +9,7 @@ from .numpy import NumpyBackend
 
 cpu = NumpyBackend()
 _named: dict[str, Backend] = {"numpy": cpu}
-known: dict[type, Backend] = {}                        # by the type of an array
+known: dict[type, Backend] = {}                         # by the type of an array
 
 
 def register(backend: Backend) -> Backend:
@@ -31,7 +31,7 @@ def of(array: Any) -> Backend:
         backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
         if backend is None:
             raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded backend ({', '.join(_named)})")
-        known[kind] = backend                        # a subclass of an array type, such as numpy.memmap
+        known[kind] = backend                           # a subclass of an array type, such as numpy.memmap
     return backend
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .base import Saved
 from .blas import matmul
-from .numpy_kernels import over_rows
+from .numpy_kernels import counted, mean_of, over_rows
 
 KERNELS: dict[str, Callable[..., Any]] = {}
 LOGITS = 128 << 20                                      # bytes of logits at a time: enough rows for ∂W to be read and written seldom
@@ -18,14 +18,11 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
     if x.dtype.kind != "f" or x.dtype.itemsize < 4 or x.size == 0:
         return NotImplemented
     V, d = weight.shape
-    rows, ids = np.ascontiguousarray(x).reshape(-1, d), targets.reshape(-1)
-    kept = ids != ignore_index
-    ids = np.where(kept, ids, 0)
-    xp.check_index(ids, V, "linear_cross_entropy: targets")
-    count = int(kept.sum())
-    if count == 0:
+    rows = np.ascontiguousarray(x).reshape(-1, d)
+    ids, scale = counted(xp, targets, ignore_index, V, x.dtype, "linear_cross_entropy")
+    if np.isnan(scale[0]):                              # nothing counts
         return NotImplemented
-    n, scale = len(rows), (kept / count).astype(x.dtype)
+    n = len(rows)
     step = -(-n // -(-n // max(1, LOGITS // (V * x.itemsize))))        # blocks of one size
     dx = np.empty_like(rows) if wants[0] else None
     dweight = np.empty_like(weight, order="C") if wants[1] else None
@@ -38,8 +35,7 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
             np.matmul(logits, weight, out=dx[here])
         if dweight is not None:
             matmul(logits.T, rows[here], out=dweight, add=i > 0)
-    loss = np.where(kept, nll * scale, 0.0).sum(dtype=x.dtype)
-    return Saved(loss, dx=None if dx is None else dx.reshape(x.shape), dweight=dweight)
+    return Saved(mean_of(nll, scale), dx=None if dx is None else dx.reshape(x.shape), dweight=dweight)
 
 
 def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:

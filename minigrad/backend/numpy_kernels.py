@@ -242,12 +242,25 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     return out.reshape(x.shape), dweight, dbias
 
 
-@kernel("cross_entropy")
-def cross_entropy(xp, logits, targets, *, ignore_index=-100):
-    rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
+def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any, what: str) -> tuple[Any, Any]:
+    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0 (NaN where none counts)."""
+    ids = targets.reshape(-1)
     kept = ids != ignore_index
     ids = np.where(kept, ids, 0)
-    xp.check_index(ids, rows.shape[1], "cross_entropy: targets")
+    xp.check_index(ids, classes, f"{what}: targets")
+    with np.errstate(invalid="ignore"):
+        return ids, (kept / kept.sum()).astype(dtype)
+
+
+def mean_of(nll: Any, scale: Any) -> Any:
+    """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
+    return np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.size else nll.dtype.type(np.nan)
+
+
+@kernel("cross_entropy")
+def cross_entropy(xp, logits, targets, *, ignore_index=-100):
+    rows = as_rows(np.ascontiguousarray(logits))
+    ids, scale = counted(xp, targets, ignore_index, rows.shape[1], logits.dtype, "cross_entropy")
     lse = np.empty((len(rows), 1), logits.dtype)
 
     def work(i, j):
@@ -258,10 +271,7 @@ def cross_entropy(xp, logits, targets, *, ignore_index=-100):
         lse[i:j] += top
 
     over_rows(len(rows), rows.shape[1], work)
-    nll = lse[:, 0] - rows[np.arange(len(rows)), ids]
-    with np.errstate(invalid="ignore"):
-        scale = (kept / kept.sum()).astype(logits.dtype)
-    loss = np.where(kept, nll * scale, 0.0).sum(dtype=logits.dtype) if kept.any() else logits.dtype.type(np.nan)
+    loss = mean_of(lse[:, 0] - rows[np.arange(len(rows)), ids], scale)
     return Saved(loss, lse=lse.reshape(*targets.shape, 1), scale=scale.reshape(*targets.shape, 1))
 
 

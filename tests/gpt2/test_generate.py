@@ -1,7 +1,6 @@
 """python -m gpt2.generate: its flags, its streams, its exit codes."""
 from __future__ import annotations
 
-import functools
 import io
 import json
 import re
@@ -13,8 +12,7 @@ import sys
 import numpy as np
 import pytest
 from data import ROOT
-from generate_command import SAYS, ended, write_models
-from tiny_gpt2 import CONTEXT, tiny_tokenizer
+from tiny_gpt2 import CONTEXT, SAYS, tiny_tokenizer
 
 from gpt2.decode import steps
 from gpt2.generate import main, parser
@@ -22,17 +20,6 @@ from gpt2.locate import MODELS
 from gpt2.sampling import log_softmax
 
 PRESS = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def run(models, capsys):
-    """run(model, *flags): exit code, stdout and stderr of the command, in this process."""
-    return functools.partial(ended, capsys, models)
 
 
 def document(run):

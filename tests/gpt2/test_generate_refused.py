@@ -1,31 +1,18 @@
 """python -m gpt2.generate where it cannot do what is asked: one line, the exit code of its kind, and no text."""
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from generate_command import SAYS, ended, write_models
 from safetensors.numpy import load_file, save_file
-from tiny_gpt2 import CONTEXT, TEXT
+from tiny_gpt2 import CONTEXT, SAYS, TEXT
 
 from gpt2.bpe import train_bpe
 from minigrad import backend
 from minigrad.errors import BackendUnavailable
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def run(models, capsys):
-    """run(model, *flags): exit code, stdout and stderr of the command, in this process."""
-    return functools.partial(ended, capsys, models)
 
 
 @pytest.mark.parametrize(("flags", "message"), [

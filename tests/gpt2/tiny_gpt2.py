@@ -16,6 +16,7 @@ While I nodded, nearly napping, suddenly there came a tapping,
 As of some one gently rapping, rapping at my chamber door.
 """
 CONTEXT = 64
+SAYS = "Tap 🤗 on, tap 🤗🤗 off"                          # for models that say what they are told to
 
 
 @functools.cache
