@@ -189,7 +189,7 @@ def child(measure: str, config: Any, batch: int, length: int, recompute: bool) -
     import minigrad as mg
 
     if measure != "fresh":
-        mg.backend.cpu.keep_memory()                    # as gpt2.train has it
+        mg.backend.cpu.settle()                    # as gpt2.train has it
     take = {"calls": count_calls, "arrays": count_arrays, "faults": count_faults, "fresh": count_fresh}[measure]
     return take(lambda: Work(config, batch, length, recompute=recompute))
 

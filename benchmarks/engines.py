@@ -110,7 +110,7 @@ def minigrad_op(task: Mapping[str, Any]) -> Work:
 
     row = Row.from_dict(task["row"])
     given, cotangent = inputs(row)
-    mg.backend.cpu.keep_memory()
+    mg.backend.cpu.settle()
     if "p" in given:
         p = mg.Parameter(given["p"].copy())
         optimizer = mg.optim.AdamW([p], lr=agreement.RATE, weight_decay=agreement.DECAY)

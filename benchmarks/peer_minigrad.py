@@ -41,6 +41,7 @@ def build(task: Mapping[str, Any]) -> Work:
         return out
 
     if row.kind == "forward":
+        here.settle()                              # as in any loop of equal passes
         return Work(logits, lambda: {"values": {"logits": agreement.sketch("logits", here.host(logits().array))}}, about(), peak)
     if row.kind == "decode":
         def generate() -> list[list[int]]:
@@ -63,7 +64,7 @@ def build(task: Mapping[str, Any]) -> Work:
         return Work(generate, answer, about(), peak)
 
     model.train()
-    here.keep_memory()
+    here.settle()
     optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), agreement.DECAY), lr=agreement.RATE)
 
     def step() -> Any:

@@ -1,6 +1,7 @@
 """From a prompt to more tokens: read it in pieces, then one token at a time, or a few guessed ones, through the KV cache."""
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import minigrad as mg
 from .cache import KVCache
 from .errors import UsageError
 from .lookup import Lookup
-from .pretrained import rows_of
+from .pretrained import FEW, rows_of
 from .sampling import SamplingOptions, choose, top_logprobs
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 OVERFLOW = ("error", "slide")
 GROUP = 1024                                            # tokens of prompts read in one pass: 10 MB of activations, and not 280 for 8000
-LONG = 48                                               # single rows after which weights laid out anew have paid for it
+LONG = 48                                               # passes over one row after which weights laid out anew have paid for it
+WORTH = 12                                              # passes over a few rows after which weights in panels have
 
 
 @dataclass
@@ -111,6 +113,13 @@ class _Reader:
         self.cache = None                               # before the next is made: memory for one, not for two
 
 
+def _layout(model: PretrainedModel, rows: int, passes: int) -> contextlib.AbstractContextManager[None]:
+    """The weights in the layout that so many passes over so many rows read fastest, where they are enough for it to pay."""
+    if rows == 1 and passes >= LONG:
+        model.lay_out()
+    return model.packed() if 1 < rows <= FEW and passes >= WORTH else contextlib.nullcontext()
+
+
 def steps(
     model: PretrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -161,36 +170,37 @@ def steps(
     guesses = Lookup(prompts[0]) if lookup else None
     proposal: list[int] = []
     made = 0
-    while made < max_new_tokens:
-        started = time.perf_counter()
-        if guesses is not None and made:                # the first pass reads the prompt and nothing else
-            proposal = guesses.propose(min(lookup, max_new_tokens - made - 1, reader.free))
-            timing.proposed += len(proposal)
-        logits = reader.read(proposal)[:, :, :vocab]
-        timing.passes += made > 0
-        if max_new_tokens >= LONG and made == 1 and len(prompts) == 1 and use_cache and not lookup:
-            model.lay_out()
-        for place, guess in enumerate([*proposal, None]):
-            here = logits[:, place]
-            top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(here, logprobs))] if logprobs else []
-            ids = choose(here, options, seen, draw.random(len(prompts))).tolist()
-            for row, token in zip(seen, ids):
-                row.append(token)
-            reader.push(ids)
-            if guesses is not None:
-                guesses.push(ids[0])
-            accepted = ids[0] == guess
-            timing.accepted += accepted
-            if made == 0:
-                timing.prefill += time.perf_counter() - started
-            else:
-                timing.decode += time.perf_counter() - started
-                timing.tokens += 1
-            made += 1
-            yield Step(ids, top)
-            if not accepted:
-                break
+    with contextlib.ExitStack() as laid_out:
+        while made < max_new_tokens:
             started = time.perf_counter()
+            if made == 1 and use_cache:
+                laid_out.enter_context(_layout(model, len(prompts) + lookup, max_new_tokens - 1))
+            if guesses is not None and made:                # the first pass reads the prompt and nothing else
+                proposal = guesses.propose(min(lookup, max_new_tokens - made - 1, reader.free))
+                timing.proposed += len(proposal)
+            logits = reader.read(proposal)[:, :, :vocab]
+            timing.passes += made > 0
+            for place, guess in enumerate([*proposal, None]):
+                here = logits[:, place]
+                top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(here, logprobs))] if logprobs else []
+                ids = choose(here, options, seen, draw.random(len(prompts))).tolist()
+                for row, token in zip(seen, ids):
+                    row.append(token)
+                reader.push(ids)
+                if guesses is not None:
+                    guesses.push(ids[0])
+                accepted = ids[0] == guess
+                timing.accepted += accepted
+                if made == 0:
+                    timing.prefill += time.perf_counter() - started
+                else:
+                    timing.decode += time.perf_counter() - started
+                    timing.tokens += 1
+                made += 1
+                yield Step(ids, top)
+                if not accepted:
+                    break
+                started = time.perf_counter()
 
 
 def generate(

@@ -15,7 +15,7 @@ from minigrad.nn import empty_parameter
 
 from .cache import KVCache
 from .config import GPT2Config
-from .pretrained import PretrainedModel
+from .pretrained import Matrix, PretrainedModel
 
 ACTIVATIONS = {
     "gelu_new": lambda F, x: F.gelu(x, approximate="tanh"),
@@ -24,8 +24,8 @@ ACTIVATIONS = {
 }
 
 
-class Embedding(nn.Module):
-    """Rows of a table   (embedding.1)."""
+class Embedding(Matrix):
+    """Rows of a table   (embedding.1), and the products of them all with x   (linear.2)."""
 
     def __init__(self, rows: int, d: int, **where: Any) -> None:
         self.weight = empty_parameter(rows, d, **where)
@@ -33,14 +33,21 @@ class Embedding(nn.Module):
     def forward(self, ids):                                            # [..., T]
         return mg.embedding(ids, self.weight)                          # [..., T, d]
 
+    def scores(self, x):                                               # [B, T, d]
+        if self.packs(x):
+            return mg.packed_linear(x, self.panels, size=len(self.weight))         # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+        return mg.linear(x, self.weight)                               # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
 
-class Conv1D(nn.Module):
+
+class Conv1D(Matrix):
     """y = x W + b, with W stored [in, out] as OpenAI's checkpoints have it   (linear.1)."""
 
     def __init__(self, d_in: int, d_out: int, **where: Any) -> None:
         self.weight, self.bias = empty_parameter(d_in, d_out, **where), empty_parameter(d_out, **where)
 
     def forward(self, x):                                              # [B, T, in]
+        if self.packs(x):
+            return mg.packed_linear(x, self.panels, self.bias, size=len(self.bias))            # [B, T, in] -> [B, T, out]
         return mg.addmm(self.bias, x, self.weight)                     # [B, T, in] @ [in, out] + [out] -> [B, T, out]
 
 
@@ -121,6 +128,12 @@ class GPT2(PretrainedModel):
         self.lm_head = self.wte if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, **self.where)
         self.fill(seed, parameters)
 
+    def matrices(self):
+        yield self.lm_head, self.lm_head.weight.array.T                # [d, V]
+        for block in self.h:
+            for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                yield module, module.weight.array                      # [in, out]
+
     def states(self, ids, cache: KVCache | None = None, last: int = 0):           # [B, T]
         """What the head reads: the residual stream after ln_f, [B, T, d], or [B, last, d] at the last places alone."""
         ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
@@ -134,7 +147,7 @@ class GPT2(PretrainedModel):
 
     def forward(self, ids, *, cache: KVCache | None = None, last: int = 0):       # [B, T]
         """Logits [B, T, V] of the token after each place, or [B, last, V] after the last places alone."""
-        return mg.linear(self.states(ids, cache, last), self.lm_head.weight)       # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+        return self.lm_head.scores(self.states(ids, cache, last))      # [B, T, d] -> [B, T, V]
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
         """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""

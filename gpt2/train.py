@@ -121,7 +121,7 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     )
     model = GPT2(config, backend=args.backend, dtype=args.dtype, seed=args.seed)
     model.train()
-    mg.backend.get(model.where["device"])[0].keep_memory()
+    mg.backend.get(model.where["device"])[0].settle()
     mg.random.manual_seed(args.seed)
     stream = mg.random.fold_in(mg.random.key(args.seed), 1)
     optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), args.weight_decay), lr=args.learning_rate,

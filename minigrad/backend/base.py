@@ -88,12 +88,19 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""
 
-    def keep_memory(self) -> None:
-        """Ask the allocator to keep what is freed for what is allocated next, as a loop of equal steps wants it."""
+    def settle(self) -> None:
+        """Prepare the process for a loop of equal steps, while nothing is being computed: what is freed is kept for what is allocated
+
+        next, and threads that have nothing to do leave their cores to others sooner.
+        """
 
     def lay_out(self, matrix: Any) -> Any:
         """The same matrix in the layout in which products with a single row read memory fastest; itself where that is so already."""
         return matrix
+
+    def pack(self, matrix: Any) -> Any:
+        """A copy of a matrix as the panels that `packed_linear` takes, where a few rows are multiplied with it faster; else None."""
+        return None
 
     def errstate(self, **kinds: str) -> contextlib.AbstractContextManager[Any]:
         """Inside the block the library keeps quiet about numbers that are not finite, as `numpy.errstate` has it. A GPU never warns."""

@@ -42,6 +42,24 @@ def call(name: str, *args: Any, restype: Any = ctypes.c_int) -> Any:
     return f(*args)
 
 
+def sleep_after(power: int) -> bool:
+    """Let OpenBLAS's threads spin for 2^power processor cycles when they have nothing to do, and then sleep; whether that was possible.
+
+    They read OPENBLAS_THREAD_TIMEOUT, which is not touched where it is set, when they are started: so they are ended, and the next
+    product starts them again. No other thread may be inside BLAS meanwhile.
+    """
+    found, name = library(), "OPENBLAS_THREAD_TIMEOUT"
+    if found is None or name in os.environ or not all(hasattr(found[0], f) for f in ("openblas_read_env", "blas_thread_shutdown_")):
+        return False
+    os.environ[name] = str(power)
+    try:
+        found[0].openblas_read_env()
+        found[0].blas_thread_shutdown_()
+    finally:
+        del os.environ[name]
+    return True
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Inside the block BLAS uses one thread, for several threads call it at once."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from . import blas
+from . import blas, numpy_panels
 from .base import Backend
 from .numpy_kernels import BLOCK, add_rows, over_rows
 
+SPIN = 20                                               # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
 TILE = 128                                              # rows and columns that are transposed at a time
 
 
@@ -26,7 +27,7 @@ class NumpyBackend(Backend):
     def __init__(self) -> None:
         from . import numpy_attention, numpy_classifier, numpy_kernels
 
-        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS}
+        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
 
     def errstate(self, **kinds: Any) -> Any:
         return np.errstate(**kinds)
@@ -49,12 +50,13 @@ class NumpyBackend(Backend):
     def owns(self, array: Any) -> bool:
         return array.base is None
 
-    def keep_memory(self) -> None:
+    def settle(self) -> None:
         # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(-4, 0)                         # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
+        blas.sleep_after(SPIN)
 
     def lay_out(self, matrix: Any) -> Any:
         rows, columns = matrix.shape
@@ -68,6 +70,9 @@ class NumpyBackend(Backend):
 
         over_rows(rows, BLOCK // TILE, work)
         return out.T
+
+    def pack(self, matrix: Any) -> Any:
+        return numpy_panels.pack(matrix) if matrix.dtype in (np.float32, np.float64) else None
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         out = np.zeros((rows, values.shape[1]), values.dtype)

@@ -10,6 +10,7 @@ from .dropout import dropout_op
 from .gelu import gelu, gelu_by_parts
 from .layer_norm import layer_norm, layer_norm_by_parts
 from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_by_parts
+from .packed_linear import packed_linear, packed_linear_by_parts
 from .softmax import log_softmax, log_softmax_by_parts, softmax, softmax_by_parts
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "linear_cross_entropy_by_parts",
     "log_softmax",
     "log_softmax_by_parts",
+    "packed_linear",
+    "packed_linear_by_parts",
     "softmax",
     "softmax_by_parts",
 ]

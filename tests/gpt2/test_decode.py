@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
 
+import minigrad as mg
 from gpt2 import decode
 from gpt2.decode import Timing, steps
 from gpt2.errors import MissingError, UsageError
 from gpt2.model import GPT2
+from gpt2.pretrained import FEW
 from gpt2.sampling import SamplingOptions, choose, log_softmax, top_logprobs
 
 
@@ -281,9 +283,9 @@ def test_no_gradient_is_recorded():
     assert asked == [False] * 3 and next(iter(model().parameters())).requires_grad
 
 
-@pytest.mark.parametrize("n, options, laid", [(decode.LONG - 1, {}, False), (decode.LONG, {}, True),
-                                              (decode.LONG, {"use_cache": False}, False), (decode.LONG, {"lookup": 3}, False)])
-def test_a_long_run_lays_its_weights_out(n, options, laid):
+@pytest.mark.parametrize("n, options, laid", [(decode.LONG, {}, False), (decode.LONG + 1, {}, True),
+                                              (decode.LONG + 1, {"use_cache": False}, False), (decode.LONG + 1, {"lookup": 3}, False)])
+def test_a_long_run_over_one_row_lays_its_weights_out(n, options, laid):
     """One row, enough tokens and a cache: tall matrices are laid out after the first token; the ids are those without."""
     one, other = (GPT2(tiny_config(initializer_range=0.3), seed=1, dtype="float64") for _ in range(2))
     other.lay_out = lambda on=True: None
@@ -293,3 +295,46 @@ def test_a_long_run_lays_its_weights_out(n, options, laid):
     one.train()
     assert len(list(steps(one, [prompt(4)], max_new_tokens=n))) == n
     assert one.wte.weight.array.flags.c_contiguous
+
+
+PACKED = decode.WORTH
+
+
+@pytest.mark.parametrize("rows, passes, options, packed", [
+    (2, PACKED, {}, True), (2, PACKED - 1, {}, False), (FEW, PACKED, {}, True), (FEW + 1, PACKED, {}, False), (1, PACKED, {}, False),
+    (1, PACKED, {"lookup": 1}, True), (1, PACKED, {"lookup": FEW}, False), (3, PACKED, {"use_cache": False}, False),
+])
+def test_a_run_over_a_few_rows_packs_its_weights(rows, passes, options, packed, monkeypatch):
+    """Two to FEW rows, or guesses, and passes enough: products with panels after the first token, the same ids, and no panels after it."""
+    asked, kernel = [], mg.backend.cpu.kernels["packed_linear"]
+    monkeypatch.setitem(mg.backend.cpu.kernels, "packed_linear", lambda xp, x, *a, **k: asked.append(x.shape) or kernel(xp, x, *a, **k))
+    model = GPT2(tiny_config(initializer_range=0.3), seed=1, dtype="float64")
+    prompts = [prompt(4, seed=i)[i % 2:] for i in range(rows)]         # some of them shorter
+    run = steps(model, prompts, max_new_tokens=passes + 1, **options)
+    first = next(run)
+    assert not asked
+    ids = [first.ids, *(step.ids for step in run)]
+    monkeypatch.setattr(decode, "WORTH", 10**9)
+    assert ids == [step.ids for step in steps(model, prompts, max_new_tokens=passes + 1, **options)]
+    assert bool(asked) == packed and all(module.panels is None for module, _ in model.matrices())
+    if packed and not options:
+        products = 4 * model.config.n_layer + 1
+        assert asked == asked[:products] * passes and asked[0] == (rows, 1, model.config.n_embd)
+
+
+def test_panels_go_when_a_run_is_given_up():
+    """A run that its caller ends early leaves no panels behind; during it, a long row is multiplied with the weights themselves."""
+    model = GPT2(tiny_config(), seed=1, dtype="float64")
+    module, ids = model.h[0].attn.c_attn, [prompt(6, seed=i) for i in range(6)]
+    before = model(ids).numpy()
+    run = steps(model, ids, max_new_tokens=decode.WORTH + 1)
+    next(run), next(run)
+    few, more = (mg.Tensor(np.ones((n, 1, 32))) for n in (FEW, FEW + 1))
+    assert module.panels is not None and module.packs(few) and not module.packs(more)
+    assert (model(ids).numpy() == before).all()         # 36 rows
+    run.close()
+    assert module.panels is None
+    with pytest.raises(KeyError), model.packed():
+        assert model.lm_head.panels is not None
+        raise KeyError
+    assert model.lm_head.panels is None

@@ -423,6 +423,16 @@ def test_recomputation_changes_nothing_but_memory(dropout):
     assert GPT2(tiny_config(), recompute=True).recompute
 
 
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": False}, {"n_inner": 50}])
+def test_panels_change_nothing_but_the_order_of_sums(config):
+    """Inside packed() logits are those outside, up to rounding; what is saved and trained is the weights."""
+    ids, model = ids_of(3, 5), wide(**config)
+    before, names = run(model, ids), list(model.state_dict())
+    with model.packed():
+        assert list(model.state_dict()) == names and model.lm_head.panels is not None
+        assert apart(run(model, ids), before) < close()
+
+
 @pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": False}])
 def test_a_layout_changes_nothing_but_the_order_in_memory(config, tmp_path):
     """Laid out for decoding, tall matrices lie column by column; logits, gradients and what is saved stay; train() lays out by rows."""

@@ -104,7 +104,7 @@ class Interrupting:
     """A model that Ctrl-C meets in its n-th pass."""
 
     def __init__(self, model, n):
-        self.model, self.config, self.where, self.left = model, model.config, model.where, n
+        self.model, self.config, self.where, self.packed, self.left = model, model.config, model.where, model.packed, n
 
     def __call__(self, *args, **kwargs):
         self.left -= 1

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import subprocess
 import sys
 import types
 from typing import Any
@@ -201,3 +203,27 @@ def test_a_layout_is_the_same_matrix(rows: int, columns: int, dtype: str):
     assert np.shares_memory(x, y) == (rows <= columns or columns == 1)
     ids = np.array([0, rows - 1, 0])
     np.testing.assert_array_equal(cpu.take(y, ids), x[ids])
+
+
+SETTLE = """
+import os, sys
+import numpy as np
+from minigrad.backend import blas, cpu
+a = np.random.default_rng(0).standard_normal((300, 300))
+before, threads = a @ a, blas.call("get_num_threads")
+cpu.settle()
+found = blas.library()
+same = bool((a @ a == before).all()) and blas.call("get_num_threads") == threads
+print(same, os.environ.get("OPENBLAS_THREAD_TIMEOUT"), found and found[0].openblas_thread_timeout())
+"""
+
+
+@pytest.mark.parametrize("own, left, used", [(None, "None", "20"), ("24", "24", "24")])
+def test_a_settled_process_computes_the_same(own: str | None, left: str, used: str):
+    """After settle() idle BLAS threads sleep sooner, unless the environment says when; products and the environment are as before."""
+    if blas.library() is None:
+        pytest.skip("NumPy brings no OpenBLAS here; install NumPy's own wheel to run this")
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    done = subprocess.run([sys.executable, "-c", SETTLE], capture_output=True, text=True, check=True,
+                          env={**env, **({"OPENBLAS_THREAD_TIMEOUT": own} if own else {})})
+    assert done.stdout.split() == ["True", left, used]

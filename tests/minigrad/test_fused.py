@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from compare import close
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend, fused, random
-from minigrad.backend import numpy_attention, numpy_classifier, numpy_kernels
+from minigrad.backend import numpy_attention, numpy_classifier, numpy_kernels, numpy_panels
 from minigrad.backend.numpy_kernels import BLOCK
 from minigrad.fused import by_parts
+from minigrad.fused.packed_linear import unpack
 from minigrad.op import REGISTRY
 from minigrad.testing.domains.products import attention_in_torch
 
@@ -33,7 +36,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """As many processors as the NumPy backend's kernels believe to have."""
-    for module in (numpy_kernels, numpy_attention):
+    for module in (numpy_kernels, numpy_attention, numpy_panels):
         monkeypatch.setattr(module, "cores", lambda: request.param)
     return request.param
 
@@ -72,7 +75,7 @@ def _same(name: str, arrays: list[Any], static: dict[str, Any], constants: tuple
 def test_these_ops_are_fused():
     """The ops that promise to equal a definition by parts; test_laws.py holds each to it on small inputs of every layout."""
     assert FUSED.keys() == {"addmm", "linear", "softmax", "log_softmax", "layer_norm", "gelu", "cross_entropy", "linear_cross_entropy",
-                            "attention"}
+                            "packed_linear", "attention"}
 
 
 def test_replacement_kernels_are_named_after_ops():
@@ -147,6 +150,46 @@ def test_large_addmm():
     assert out.dtype == np.float32 and out.shape == (3, 50, 300) and (np.abs(out - exact) <= room).all()
 
 
+@pytest.mark.parametrize("n, k, m", [(1, 768, 200), (5, 400, 129), (33, 771, 64), (40, 7, 1)])
+def test_large_packed_linear(threads: int, n: int, k: int, m: int):
+    """Panels made of a matrix of any size, multiplied with rows, are its product within k + 2 roundings of Σ|terms|."""
+    rng = np.random.default_rng(6)
+    x, weight, bias = (rng.standard_normal(s, np.float32) for s in ((n, k), (k, m), (m,)))
+    exact = x.astype(np.float64) @ weight + bias
+    room = (k + 2) * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(weight) + np.abs(bias))
+    for matrix in (weight, np.asfortranarray(weight)):
+        out = mg.packed_linear(x, backend.cpu.pack(matrix), bias, size=m)
+        assert out.dtype == np.float32 and out.shape == (n, m) and (np.abs(out - exact) <= room).all()
+    _same("packed_linear", [x.astype(np.float64), backend.cpu.pack(weight.astype(np.float64)), bias.astype(np.float64)], {"size": m},
+          terms=4 * (n + k))
+
+
+@given(st.integers(1, 900), st.integers(1, 300), st.sampled_from(["float32", "float64"]), st.booleans())
+def test_panels_hold_the_matrix(k: int, m: int, dtype: str, flipped: bool):
+    """unpack undoes pack; what fills the last panel up is 0; sums are cut where that goes evenly, after at most CHUNK terms."""
+    matrix = np.arange(k * m).reshape(k, m).astype(dtype)
+    panels = backend.cpu.pack(np.asfortranarray(matrix) if flipped else matrix)
+    P, q, c, w = panels.shape
+    assert panels.dtype == dtype and q * c == k and P == -(-m // w) and (c <= numpy_panels.CHUNK or q == 1) and panels.flags.c_contiguous
+    np.testing.assert_array_equal(unpack(panels, m), matrix)
+    assert not unpack(panels, P * w)[:, m:].any()
+
+
+def test_what_is_not_packed():
+    """Half precision has no panels, and shapes that do not fit are refused."""
+    assert backend.cpu.pack(np.ones((4, 4), np.float16)) is None and numpy_panels.terms(768) == 192 == numpy_panels.terms(3072)
+    assert numpy_panels.terms(1600) == 160 and numpy_panels.terms(397) == 397
+    panels = np.ones((2, 3, 4, 5))
+    for x, size, bias, message in [(np.ones((2, 11)), 10, None, r"x \[2, 11\] and panels \[2, 3, 4, 5\]"),
+                                   (np.ones((2, 12)), 11, None, "have 10 columns, not 11"), (np.ones((2, 12)), -1, None, "not -1"),
+                                   (np.ones((2, 12)), 9, np.ones(10), r"bias must be float64\[9\], not \[10\]"),
+                                   (np.asarray(1.0), 9, None, r"x \[\]")]:
+        with pytest.raises(mg.ShapeError, match=message):
+            mg.packed_linear(x, panels, bias, size=size)
+    with pytest.raises(mg.ShapeError, match=r"panels \[3, 4\]"):
+        mg.packed_linear(np.ones((2, 12)), np.ones((3, 4)), size=3)
+
+
 @pytest.mark.parametrize("axis", [0, -1])
 def test_large_softmax(kernels: str, axis: int):
     """softmax and log_softmax along either axis are their definitions."""
@@ -171,13 +214,15 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
     x, w, b = (mg.Tensor(rng.standard_normal(s).astype("float32")).requires_grad_() for s in [(ROWS, WIDTH), WIDTH, WIDTH])
     q = mg.Tensor(rng.standard_normal((9, 130, 8)).astype("float32")).requires_grad_()
     targets = rng.integers(0, WIDTH, ROWS)
+    panels = mg.Tensor(numpy_panels.pack(rng.standard_normal((WIDTH, 300), np.float32)))
     runs = []
     for n in (1, 2, 5):
-        for module in (numpy_kernels, numpy_attention):
+        for module in (numpy_kernels, numpy_attention, numpy_panels):
             monkeypatch.setattr(module, "cores", lambda n=n: n)
         out = []
         for f, xs in [(mg.gelu, [x]), (mg.layer_norm, [x, w, b]), (lambda x: mg.cross_entropy(x, targets), [x]),
-                      (lambda x: mg.dropout(x, key=4), [x]), (lambda q: mg.attention(q, q, q, p=0.1, key=5), [q])]:
+                      (lambda x: mg.dropout(x, key=4), [x]), (lambda q: mg.attention(q, q, q, p=0.1, key=5), [q]),
+                      (lambda x: mg.packed_linear(x, panels, size=300), [x])]:
             y = f(*xs)
             out += [y, *mg.gradients(y, xs, np.ones(y.shape, "float32"))]
         runs.append([o.numpy() for o in out])

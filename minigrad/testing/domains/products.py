@@ -174,6 +174,37 @@ domain("linear", (_affine("xt"),), lambda x, w: np.sum(x[..., None, :] * w, axis
 domain("einsum_op", einsums(PRODUCTS), _einsum, lambda t, *xs, subscripts: t.einsum(subscripts, *xs))
 
 
+@st.composite
+def _paneled(draw: Any, bias: bool) -> Any:
+    """x [..., q·c], panels [P, q, c, w], and a bias as long as all columns but some of the last panel."""
+    P, q, c, w = (draw(st.integers(1, 3)) for _ in range(4))
+    columns = P * w - draw(st.integers(0, w - 1))
+    return [(*draw(shapes(most=2)), q * c), (P, q, c, w), *([(columns,)] if bias else [])]
+
+
+def _size(draw: Any, sizes: Any, rng: Any) -> Any:
+    """That of the bias; without one any that the panels hold."""
+    columns = sizes[1][0] * sizes[1][3]
+    return {"size": sizes[2][0] if len(sizes) > 2 else draw(st.integers(0, columns))}
+
+
+def _packed(x: Any, panels: Any, bias: Any = 0.0, *, size: int) -> Any:
+    """y_j = Σ_st x_(s·c+t) panels_(⌊j/w⌋, s, t, j mod w) + b_j, a column at a time."""
+    _, q, c, w = panels.shape
+    cut = x.reshape(*x.shape[:-1], q, c)
+    columns = [np.sum(cut * panels[j // w, :, :, j % w], axis=(-2, -1)) for j in range(size)]
+    return (np.stack(columns, axis=-1) if size else np.zeros((*x.shape[:-1], 0), x.dtype)) + bias
+
+
+def _packed_in_torch(t: Any, x: Any, panels: Any, bias: Any = 0.0, *, size: int) -> Any:
+    P, q, c, w = panels.shape
+    return x @ panels.movedim(0, 2).reshape(q * c, P * w)[:, :size] + bias
+
+
+domain("packed_linear", (_paneled(True), "any", _size), _packed, _packed_in_torch)
+domain("packed_linear", (_paneled(False), "any", _size), _packed, _packed_in_torch, label="no-bias")
+
+
 # ── fused ──
 def _softmax(x: Any, axis: int = -1) -> Any:
     e = np.exp(x)

@@ -1,0 +1,72 @@
+"""Products of a few rows on a CPU. BLAS copies a matrix into an order of its own before it multiplies more than one row with it,
+
+which takes three times as long as reading it. Panels lie in that order already, and each is small enough for the routines that
+copy nothing; so such a product is as fast as memory is.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .blas import CHUNK, one_thread
+from .numpy_kernels import cores, spread
+
+WIDTH = 64                                              # columns of a panel: four registers of 16 float32
+ALONE = 1 << 18                                         # multiplications up to which OpenBLAS takes one thread of its own accord
+KERNELS: dict[str, Callable[..., Any]] = {}
+
+
+def terms(k: int) -> int:
+    """How many of a sum's k terms are added up at a time: a divisor of k, at most CHUNK where there is one of some size."""
+    return next((c for c in range(min(k, CHUNK), CHUNK // 4, -1) if k % c == 0), k)
+
+
+def pack(matrix: Any) -> Any:
+    """Panels [P, q, c, WIDTH] of a matrix [k, m]: WIDTH columns after one another, the last filled up with zeros."""
+    k, m = matrix.shape
+    c, P = terms(k), -(-m // WIDTH)
+    out = np.empty((P, k // c, c, WIDTH), matrix.dtype)
+
+    def work(some: slice) -> None:
+        for p in range(some.start, some.stop):
+            columns = matrix[:, p * WIDTH:(p + 1) * WIDTH]
+            panel = out[p].reshape(k, WIDTH)
+            panel[:, :columns.shape[1]] = columns
+            panel[:, columns.shape[1]:] = 0.0
+
+    over_panels(P, work)
+    return out
+
+
+def over_panels(P: int, work: Callable[[slice], Any]) -> None:
+    """work(which) for the P panels, an equal share in each thread."""
+    share = -(-P // cores())
+    spread([slice(i, min(i + share, P)) for i in range(0, P, share)], work)
+
+
+def packed_linear(xp, x, panels, bias=None, *, size):
+    P, q, c, w = panels.shape
+    if x.size == 0 or panels.size == 0:
+        return NotImplemented
+    rows = np.ascontiguousarray(x).reshape(-1, q, c).swapaxes(0, 1)    # [q, n, c]
+    n = rows.shape[1]
+    if n == 1:
+        rows = np.repeat(rows, 2, axis=1)               # for one row BLAS takes a slower way
+    out = np.empty((n, P, w), x.dtype)
+    columns = out.swapaxes(0, 1)                        # [P, n, w]
+
+    def work(some: slice) -> None:
+        np.add.reduce(np.matmul(rows, panels[some])[:, :, :n], axis=1, out=columns[some])
+
+    with contextlib.nullcontext() if n * c * w < ALONE else one_thread():
+        over_panels(P, work)
+    result = out.reshape(n, P * w)[:, :size]
+    if bias is not None:
+        result += bias
+    return result.reshape(*x.shape[:-1], size)
+
+
+KERNELS["packed_linear"] = packed_linear
