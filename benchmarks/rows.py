@@ -98,7 +98,7 @@ def _large() -> list[Row]:
     return [
         forward(1, 256, name="355M forward B1 T256", size="gpt2-medium", peers=("torch",)),
         forward(1, 256, name="774M forward B1 T256", size="gpt2-large", peers=("torch",)),
-        decode(1, 20, name="1.5B decode B1, 20 tokens", size="gpt2-xl", peers=("transformers",), share=0.9),
+        decode(1, 64, name="1.5B decode B1, 64 tokens", size="gpt2-xl", peers=("transformers",), share=0.9),
     ]
 
 
