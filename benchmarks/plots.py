@@ -86,10 +86,13 @@ def growth(found: Mapping[str, Any], kind: str, path: Path) -> Path | None:
             for name, points in _lines(chosen, axis, value).items():
                 colour, mark = STYLE.get(name, ("#555555", "o"))
                 panel.plot([str(x) for x, _ in points], [y for _, y in points], color=colour, marker=mark, label=name)
-            panel.set_yscale("log")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            panel.yaxis.set_minor_formatter(NullFormatter())
+            if value == "peak" and axis != "size":
+                panel.set_ylim(bottom=0.0)              # it grows by less than its half: a ratio would make much of little
+            else:
+                panel.set_yscale("log")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+                panel.yaxis.set_minor_formatter(NullFormatter())
             panel.grid(True, which="both", linewidth=0.3)
             panel.set_xlabel(AXES[axis], fontsize=8)
             panel.set_ylabel(label, fontsize=8)

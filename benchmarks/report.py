@@ -106,7 +106,10 @@ def time_of(seconds: float) -> str:
 def rate_of(row: Mapping[str, Any], seconds: float) -> str:
     """Tokens per second where a row makes or reads tokens."""
     tokens = {"decode": row["new"], "train": row["tokens"], "forward": row["tokens"]}.get(row["kind"])
-    return f"{row['batch'] * tokens / seconds:,.0f} tok/s" if tokens else ""
+    if not tokens:
+        return ""
+    rate = row["batch"] * tokens / seconds
+    return f"{rate:,.{0 if rate >= 10 else 1}f} tok/s"
 
 
 def verdict(target: Mapping[str, Any]) -> str:
@@ -114,7 +117,7 @@ def verdict(target: Mapping[str, Any]) -> str:
     if target["what"] == "seconds":
         wanted, found = time_of(target["wanted"]), time_of(target["found"])
     elif target["what"].startswith("share"):
-        wanted, found = f"{target['wanted']:.0%}", f"{target['found']:.0%}"
+        wanted, found = f"{target['wanted']:.0%}", f"{target['found']:.1%}"
     else:
         wanted, found = f"{target['wanted']:g}×", f"{target['found']:.2f}×"
     return f"{target['what']} {found}, wanted {'≤' if most else '≥'} {wanted}: {'met' if target['met'] else 'NOT MET'}"
