@@ -20,13 +20,14 @@ setup(
     package_data={
         "minigrad": ["py.typed"],
         "minigrad.backend": ["*.cu"],
+        "minigrad.testing": ["*.h"],
         "gpt2": ["py.typed", "models/**/*"],
     },
     python_requires=">=3.10",
     install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm"],
     extras_require={
-        "cuda12": ["cupy-cuda12x[ctk]>=14"],     # ctk: with CUDA's libraries; the driver must be there
-        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],            # ctk: with CUDA's libraries; the driver must be there
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "mpi": ["mpi4py", "mpich"],
         "bench": ["torch==2.13.0", "transformers", "ctranslate2", "tokenizers", "jax", "mygrad", "autograd"],  # peers
         "docs": ["sphinx", "myst-parser", "furo"],
@@ -39,6 +40,7 @@ setup(
             "transformers>=5",
             "tokenizers",
             "threadpoolctl",
+            "ml_dtypes",                        # bfloat16
             "ruff",
             "mypy",
         ],

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import backend
 from .backend import known
-from .backend.base import Backend, Saved
+from .backend.base import FLOATS, Backend, Saved
 from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
 from .graph import Leaf, Node, Walk, recording, state, touch
 from .tensor import Tensor
@@ -175,12 +175,12 @@ class Op:
             if type(out) in here.scalar_types:
                 out = here.adopt(out)
         made = out.dtype
-        if made is not dtype and dtype is not None and dtype.kind not in "fb" and made.kind == "f" and self.differentiable \
+        if made is not dtype and dtype is not None and dtype.kind in "iu" and made.kind in FLOATS and self.differentiable \
                 and "dtype" not in settings:
             raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {made}; cast first, as in x.astype(\"float32\")")
         if not tensors:
             return out
-        if not (tracked and state.recording) or made.kind != "f":
+        if not (tracked and state.recording) or made.kind not in FLOATS:
             if tracked:
                 touch(nodes)
             return Tensor(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
 from .graph import Leaf, Node, backprop, state
 
@@ -144,7 +145,7 @@ class Tensor:
         if not self.is_leaf:
             raise GraphError(f"{self.node!r} is no leaf; detach() it first")
         if on and self.node is None:
-            if self.array.dtype.kind != "f":
+            if self.array.dtype.kind not in FLOATS:
                 raise DTypeError(f"only floats have gradients; this is {self.dtype}{list(self.shape)}")
             self.node = Leaf(self.shape, self.dtype)
         elif not on:
@@ -230,6 +231,7 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires
     dtype: kept from arrays; Python floats become float32, Python ints int64. device: "numpy", "cupy", "cupy:N"; kept
     from arrays, else "numpy".
     """
+    dtype = backend.dtype(dtype)
     if isinstance(value, Tensor):
         value = value.array
     foreign = not hasattr(value, "dtype")
@@ -250,7 +252,7 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires
         if dtype is None and value.dtype == "float64":
             value = value.astype("float32")
     array = here.array(value, dtype=dtype, device=number)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "iub" + FLOATS:
         raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
     out = Tensor(array)
     return out.requires_grad_() if requires_grad else out

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import BackendUnavailable, DeviceError
+from ..errors import BackendUnavailable, DeviceError, DTypeError
 from .base import Backend
 from .numpy import NumpyBackend
 
@@ -21,6 +21,17 @@ def register(backend: Backend) -> Backend:
 
 
 register(cpu)
+
+
+def dtype(name: Any) -> Any:
+    """What `name` stands for as a dtype. "bfloat16" is none of NumPy's: DTypeError, with what to do, where ml_dtypes is missing."""
+    if name == "bfloat16":
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise DTypeError("dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, or use float16") from None
+        known[bfloat16] = cpu                           # its scalars, which NumPy's reductions hand out
+    return name
 
 
 def of(array: Any) -> Backend:

@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import DeviceError
 
+FLOATS = "fV"                                           # dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
+
 
 class Saved:
     """What a kernel returns when its rules need by-products: the output, and extras by name."""
@@ -22,6 +24,14 @@ class Saved:
 
     def __init__(self, out: Any, **extra: Any) -> None:
         self.out, self.extra = out, extra
+
+
+def boost(dtype: Any, rows: int) -> float:
+    """What gradients are multiplied with while they wait for g: for numbers of 16 bits the power of 2 next to the count of rows.
+
+    A probability over so many rows is less than float16's least number; a power of 2 changes no other bit.
+    """
+    return 2.0 ** (rows.bit_length() - 1) if dtype.itemsize < 4 and rows else 1.0
 
 
 class Backend:

@@ -1,13 +1,17 @@
 """CuPy: arrays on an NVIDIA GPU. Loaded only when asked for; this file is the one place that imports cupy."""
 from __future__ import annotations
 
+import functools
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError
 from .base import Backend
+from .cupy_kernels import KERNELS, add_rows, fits
 from .special import flat_places, running_sums
 
+_TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
 _INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
 
 
@@ -39,6 +43,24 @@ class CupyBackend(Backend):
     def __init__(self, cupy: Any) -> None:
         self.namespace = cupy
         self.array_types = (cupy.ndarray,)
+        # a rule is not told the backend, and these need it
+        self.kernels = {name: functools.partial(f, self) if "/" in name else f for name, f in KERNELS.items()}
+        self._modules: dict[str, Any] = {}
+        self._compiled: dict[tuple[str, Any], Any] = {}
+
+    def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...], *args: Any, shared: int = 0) -> None:
+        """Run the kernel `name` of kernels.cu, compiled for floats of dtype, as so many blocks of so many threads.
+
+        args: contiguous arrays, int and float, as the kernel declares them. shared: bytes of memory that the threads of a block share.
+        """
+        run = self._compiled.get((name, dtype))
+        if run is None:
+            stored, computed = _TYPES[str(dtype)]
+            if stored not in self._modules:
+                code = (Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
+                self._modules[stored] = self.namespace.RawModule(code=code, options=(f"-DSTORE={stored}", f"-DREAL={computed}"))
+            run = self._compiled[name, dtype] = self._modules[stored].get_function(name)
+        run(blocks, threads, args, shared_mem=shared)
 
     def device(self, array: Any) -> str:
         return f"{self.name}:{array.device.id}"
@@ -84,6 +106,13 @@ class CupyBackend(Backend):
         from cupyx.scipy.special import erf
 
         return erf(x)
+
+    def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
+        if not fits(values) or not self.kernels or rows == 0:
+            return super().add_at_rows(rows, index, values)
+        out = self.zeros((rows, values.shape[1]), dtype=values.dtype)
+        add_rows(self, out, index, values)
+        return out
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
         # CuPy's own adds in any order, and the last bit may differ from run to run: so what is added to one place is summed up first

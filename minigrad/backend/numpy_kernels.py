@@ -273,6 +273,8 @@ def mean_of(nll: Any, scale: Any) -> Any:
 
 @kernel("cross_entropy")
 def cross_entropy(xp, logits, targets, *, ignore_index=-100):
+    if logits.dtype.itemsize < 4:
+        return NotImplemented
     rows = as_rows(np.ascontiguousarray(logits))
     ids, scale = counted(xp, targets, ignore_index, rows.shape[1], logits.dtype, "cross_entropy")
     lse = np.empty((len(rows), 1), logits.dtype)
@@ -291,6 +293,8 @@ def cross_entropy(xp, logits, targets, *, ignore_index=-100):
 
 @kernel("cross_entropy/logits")
 def cross_entropy_dlogits(g, logits, targets, lse, scale):
+    if logits.dtype.itemsize < 4:
+        return NotImplemented
     rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
     shifts, scales = lse.reshape(-1, 1), scale.reshape(-1, 1)
     kept = scales[:, 0] > 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend.base import Saved
+from ..backend.base import Saved, boost
 from ..errors import ShapeError
 from ..op import Constant, fused
+from ..ops.elementwise import astype
 from ..ops.linalg import linear
 from .cross_entropy import cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
 
@@ -26,14 +27,23 @@ def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_ind
                          f"not {list(targets.shape)}")
 
 
-@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, x=lambda g, dx: g * dx, weight=lambda g, dweight: g * dweight)
+def _times(g: Any, found: Any, targets_shape: tuple[int, ...]) -> Any:
+    """g times a gradient that was found before g was known   (linear_cross_entropy.2–3)"""
+    if found.dtype == g.dtype:
+        return g * found
+    return astype(astype(found, dtype=g.dtype) * (g / boost(found.dtype, math.prod(targets_shape))), dtype=found.dtype)
+
+
+@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy,
+       x=lambda g, dx, targets_shape: _times(g, dx, targets_shape),
+       weight=lambda g, dweight, targets_shape: _times(g, dweight, targets_shape))
 def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100, wants=(False, False, False)):
     """The mean of −log softmax(x Wᵀ)[target] in nats   (linear_cross_entropy.1).
 
     x [..., d], weight [V, d], targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
-    ShapeError when the shapes do not match or a target lies outside 0 … V−1. The loss is a scalar, so its gradients but for a
-    factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are ∂x = G W and ∂W = Gᵀ x
-    (linear_cross_entropy.2–3), made here where they are wanted, and what is kept is they, not [..., V] logits.
+    ShapeError when the shapes do not match or a target lies outside 0 … V−1. The loss is float32 where x is of 16 bits, and a scalar,
+    so its gradients but for a factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are ∂x = G W and
+    ∂W = Gᵀ x (linear_cross_entropy.2–3), made here where they are wanted, and what is kept is they, not [..., V] logits.
     """
     n = math.prod(targets.shape)
     rows, ids = xp.reshape(x, (n, x.shape[-1])), xp.reshape(targets, (n,))
@@ -41,7 +51,7 @@ def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100,
     made = cross_entropy.kernel(xp, logits, ids, ignore_index=ignore_index)
     dx = dweight = None
     if wants[0] or wants[1]:
-        dlogits = cross_entropy_dlogits(1.0, logits, ids, **made.extra)
+        dlogits = cross_entropy_dlogits(boost(x.dtype, n), logits, ids, **made.extra)
         dx = xp.reshape(xp.matmul(dlogits, weight), x.shape) if wants[0] else None
         dweight = xp.matmul(xp.swapaxes(dlogits, 0, 1), rows) if wants[1] else None
     return Saved(made.out, dx=dx, dweight=dweight)

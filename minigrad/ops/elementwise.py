@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .. import backend
 from ..op import Constant, elementwise, op
 
 
@@ -190,4 +191,4 @@ def greater_equal(xp, a, b):
 @op(x=lambda g, x_dtype: astype(g, dtype=x_dtype))
 def astype(xp, x, *, dtype):
     """x in another dtype; between floats the gradient is cast back."""
-    return x.astype(dtype)
+    return x.astype(backend.dtype(dtype))

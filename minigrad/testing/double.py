@@ -2,7 +2,8 @@
 
 They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
 which do not mix; only names and arguments that CuPy has can be used; an index out of range wraps around without a word; a ufunc's `at`
-adds in another order each time. Every wait for the device, upload and allocation is counted.
+adds in another order each time. Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
+kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none, as a CuPy without them.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from .. import backend
 from ..backend.cupy import CupyBackend
+from . import cuda
 from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
 
 DEVICES = 2
@@ -30,11 +32,13 @@ _WAITING_FUNCTIONS = {                                  # CuPy's source says whe
 
 
 class Counts:
-    """What was done to the device: syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated."""
+    """What was done to the device: syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated; launches of each
+    kernel of ours."""
 
     def __init__(self) -> None:
         self.syncs = self.uploads = self.allocations = self.bytes = 0
         self.dtypes: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"{self.syncs} syncs, {self.uploads} uploads, {self.allocations} allocations of {self.bytes} bytes ({dict(self.dtypes)})"
@@ -303,7 +307,13 @@ def _namespace() -> Namespace:
     made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream)
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
+    made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched)
     return made
+
+
+def _launched(name: str) -> None:
+    for counts in _counters:
+        counts.launches[name] += 1
 
 
 class CupyDouble(CupyBackend):
@@ -313,6 +323,8 @@ class CupyDouble(CupyBackend):
 
     def __init__(self) -> None:
         super().__init__(_namespace())
+        if cuda.compiler() is None:
+            self.kernels = {}
 
     def erf(self, x: Any) -> Any:
         return _erf(x)

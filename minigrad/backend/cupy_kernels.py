@@ -1,0 +1,259 @@
+"""Faster CuPy kernels for some ops: what calls kernels.cu. `KERNELS` maps "op", "op/argument" and "op/argument+" to them.
+
+Each is given the backend first, means what the op of its name says and is tested against that. Nothing here waits for the device.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .base import FLOATS, Saved, boost
+
+THREADS = 256
+WARPS = THREADS // 32                                   # rows of a block where a warp has one
+PARTS = 64                                              # sums over rows are taken in so many parts at most
+LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
+KERNELS: dict[str, Callable[..., Any]] = {}
+
+
+def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a kernel under the name of its op or rule."""
+
+    def keep(f: Callable[..., Any]) -> Callable[..., Any]:
+        KERNELS[name] = f
+        return f
+
+    return keep
+
+
+def fits(x: Any) -> bool:
+    """Whether the kernels are for x: floats, and at least one of them, for a grid has at least one block."""
+    return x.size > 0 and x.dtype.kind in FLOATS
+
+
+def real(dtype: Any) -> Any:
+    """What is computed with, and what sums and statistics are kept in: float32 where numbers of 16 bits are stored."""
+    return dtype if dtype.itemsize > 2 else "float32"
+
+
+def room(dtype: Any, numbers: int) -> int:
+    """Bytes of shared memory for so many numbers that are computed with."""
+    return numbers * max(dtype.itemsize, 4)
+
+
+def row_blocks(rows: int) -> tuple[int]:
+    """The grid that has a warp for each row."""
+    return (-(-rows // WARPS),)
+
+
+def row_threads(width: int) -> tuple[int]:
+    """The block that has a row to itself: whole warps, and no more of them than there are numbers for."""
+    return (min(THREADS, -(-width // 32) * 32),)
+
+
+def number_blocks(n: int, each: int = 1) -> tuple[int]:
+    """The grid that has a thread for each number, or for so many."""
+    return (-(-n // (THREADS * each)),)
+
+
+def wide(dtype: Any) -> int:
+    """How many numbers of memory a thread can ask for at a time."""
+    return 16 // int(dtype.itemsize)
+
+
+@kernel("layer_norm")
+def layer_norm(xp, x, weight, bias, *, eps=1e-5):
+    if not fits(x):
+        return NotImplemented
+    x, d = xp.ascontiguousarray(x), x.shape[-1]
+    rows, small = x.size // d, (*x.shape[:-1], 1)
+    out, mean, rstd = xp.empty_like(x), xp.empty(small, dtype=real(x.dtype)), xp.empty(small, dtype=real(x.dtype))
+    xp.launch("layer_norm", x.dtype, row_blocks(rows), (THREADS,), x, xp.ascontiguousarray(weight), xp.ascontiguousarray(bias), out, mean,
+              rstd, rows, d, float(eps))
+    return Saved(out, mean_=mean, rstd=rstd)
+
+
+@kernel("layer_norm/joint")
+def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
+    if not fits(x):
+        return NotImplemented
+    g, x, weight, d = xp.ascontiguousarray(g), xp.ascontiguousarray(x), xp.ascontiguousarray(weight), x.shape[-1]
+    rows, dx = x.size // d, None
+    if wants[0]:
+        dx = xp.empty_like(x)
+        xp.launch("layer_norm_dx", x.dtype, row_blocks(rows), (THREADS,), g, x, weight, mean_, rstd, dx, rows, d)
+    parts = min(PARTS, -(-rows // 8))
+    sums = xp.empty((parts, 2, d), dtype=real(x.dtype))
+    xp.launch("layer_norm_sums", x.dtype, (-(-d // 32), parts), (32, 8), g, x, mean_, rstd, sums, rows, d, shared=room(x.dtype, 512))
+    dweight, dbias = xp.sum(sums, axis=0).astype(x.dtype, copy=False)
+    return dx, dweight, dbias
+
+
+@kernel("gelu")
+def gelu(xp, x, *, approximate="tanh"):
+    if approximate != "tanh" or not fits(x):
+        return NotImplemented
+    out = xp.empty(x.shape, dtype=x.dtype)
+    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), out, x.size)
+    return out
+
+
+@kernel("gelu/x")
+def gelu_dx(xp, g, x, approximate):
+    if approximate != "tanh" or not fits(x):
+        return NotImplemented
+    out = xp.empty(x.shape, dtype=x.dtype)
+    xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x), out,
+              x.size)
+    return out
+
+
+def counted(xp: Any, targets: Any, ignore_index: int, dtype: Any) -> tuple[Any, Any]:
+    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0 (NaN where none counts)."""
+    ids = xp.reshape(targets, (targets.size,))
+    kept = ids != ignore_index
+    ones = kept.astype(real(dtype))
+    return xp.where(kept, ids, 0).astype("int64"), ones / xp.sum(ones)
+
+
+def lse_and_nll(xp: Any, logits: Any, ids: Any, size: int) -> tuple[Any, Any]:
+    """Of logits [n, V], of which the first `size` of a row count."""
+    lse, nll = xp.empty(ids.shape, dtype=real(logits.dtype)), xp.empty(ids.shape, dtype=real(logits.dtype))
+    xp.launch("cross_entropy", logits.dtype, (ids.size,), row_threads(size), logits, xp.remainder(ids, size), lse, nll, logits.shape[-1],
+              size, shared=room(logits.dtype, 64))
+    return lse, nll
+
+
+def to_gradient(xp: Any, g: Any, logits: Any, ids: Any, lse: Any, scale: Any, out: Any, size: int) -> None:
+    """out, which may be the logits themselves, becomes ∂/∂logits."""
+    xp.launch("cross_entropy_dlogits", logits.dtype, (ids.size,), row_threads(size), g, logits, ids, lse, scale, out, logits.shape[-1],
+              size)
+
+
+@kernel("cross_entropy")
+def cross_entropy(xp, logits, targets, *, ignore_index=-100):
+    if not fits(logits):
+        return NotImplemented
+    ids, scale = counted(xp, targets, ignore_index, logits.dtype)
+    lse, nll = lse_and_nll(xp, xp.ascontiguousarray(logits), ids, logits.shape[-1])
+    small = (*targets.shape, 1)
+    return Saved(mean_of(xp, nll, scale), lse=xp.reshape(lse, small), scale=xp.reshape(scale, small))
+
+
+def mean_of(xp: Any, nll: Any, scale: Any) -> Any:
+    """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
+    return xp.sum(xp.where(scale != 0.0, nll * scale, 0.0))
+
+
+@kernel("cross_entropy/logits")
+def cross_entropy_dlogits(xp, g, logits, targets, lse, scale):
+    if not fits(logits):
+        return NotImplemented
+    logits = xp.ascontiguousarray(logits)
+    ids = xp.reshape(targets, (targets.size,)).astype("int64")
+    out = xp.empty_like(logits)
+    to_gradient(xp, xp.ascontiguousarray(g), logits, ids, lse, scale, out, logits.shape[-1])
+    return out
+
+
+@kernel("linear_cross_entropy")
+def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
+    if not fits(x):
+        return NotImplemented
+    V, d = weight.shape
+    rows, factor = xp.reshape(xp.ascontiguousarray(x), (-1, d)), xp.full((), boost(x.dtype, targets.size), dtype=real(x.dtype))
+    ids, scale = counted(xp, targets, ignore_index, x.dtype)
+    n = len(rows)
+    step = -(-n // -(-n // max(1, LOGITS // (V * x.dtype.itemsize))))  # blocks of one size
+    nll, dweight, parts = [], None, []
+    for i in range(0, n, step):
+        here = slice(i, min(i + step, n))
+        logits = xp.matmul(rows[here], weight.T)
+        lse, some = lse_and_nll(xp, logits, ids[here], V)
+        nll.append(some)
+        if wants[0] or wants[1]:
+            to_gradient(xp, factor, logits, ids[here], lse, scale[here], logits, V)
+        if wants[0]:
+            parts.append(xp.matmul(logits, weight))
+        if wants[1]:
+            part = xp.matmul(logits.T, rows[here])
+            dweight = part if dweight is None else dweight + part
+    dx = xp.reshape(xp.concatenate(parts), x.shape) if wants[0] else None
+    return Saved(mean_of(xp, xp.concatenate(nll), scale), dx=dx, dweight=dweight)
+
+
+def heads(xp: Any, *arrays: Any) -> list[Any]:
+    """[..., T, d] each as [n, T, d], contiguous: what a batched product needs."""
+    return [xp.ascontiguousarray(a).reshape(-1, *a.shape[-2:]) for a in arrays]
+
+
+def attended(q: Any, k: Any, v: Any, mask: Any, causal: bool, p: float) -> bool:
+    """Whether this is a case for the kernels: no padding, no dropout, and every query sees a key."""
+    return fits(q) and k.size > 0 and v.size > 0 and mask is None and p == 0.0 and not (causal and q.shape[-2] > k.shape[-2])
+
+
+def groups(n: int, queries: int, keys: int, itemsize: int) -> list[slice]:
+    """Some heads at a time, so that their scores take no more than SCORES bytes."""
+    step = max(1, SCORES // (queries * keys * itemsize))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+@kernel("attention")
+def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
+    if not attended(q, k, v, mask, causal, p):
+        return NotImplemented
+    T, S, shape = q.shape[-2], k.shape[-2], q.shape[:-1]
+    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    q, k, v = heads(xp, q, k, v)
+    n = len(q)
+    out, lse = xp.empty((n, T, v.shape[-1]), dtype=q.dtype), xp.empty((n, T), dtype=real(q.dtype))
+    for some in groups(n, T, S, q.dtype.itemsize):
+        scores = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
+        xp.launch("attention_weights", q.dtype, (len(scores) * T,), row_threads(S), scores, lse[some], T, S, int(causal), s,
+                  shared=room(q.dtype, 64))
+        out[some] = xp.matmul(scores, v[some])
+    return Saved(xp.reshape(out, (*shape, v.shape[-1])), lse=xp.reshape(lse, (*shape, 1)))
+
+
+@kernel("attention/joint")
+def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
+    if not attended(q, k, v, mask, causal, p):
+        return NotImplemented
+    T, S, shapes = q.shape[-2], k.shape[-2], (q.shape, k.shape, v.shape)
+    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    g, q, k, v, lse = heads(xp, g, q, k, v, lse)
+    dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
+    for some in groups(len(q), T, S, q.dtype.itemsize):
+        weights = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
+        ds = xp.matmul(g[some], xp.swapaxes(v[some], 1, 2))
+        xp.launch("attention_dscores", q.dtype, (len(ds) * T,), row_threads(S), weights, ds, lse[some], T, S, int(causal), s,
+                  shared=room(q.dtype, 64))
+        dq[some] = xp.matmul(ds, k[some])
+        dk[some] = xp.matmul(xp.swapaxes(ds, 1, 2), q[some])
+        dv[some] = xp.matmul(xp.swapaxes(weights, 1, 2), g[some])
+    return (*(xp.reshape(d, shape) for d, shape in zip((dq, dk, dv), shapes)), None)
+
+
+def add_rows(xp: Any, sum: Any, index: Any, values: Any) -> None:
+    """sum[index[k]] += values[k] for all k, in place, in an order that the index fixes; indices that do not exist wrap around."""
+    rows, d = sum.shape
+    index = xp.remainder(index, rows).astype("int64")
+    order = xp.argsort(index, kind="stable")
+    xp.launch("add_rows", sum.dtype, (index.size,), row_threads(d), sum, xp.take(index, order), order,
+              xp.ascontiguousarray(values), index.size, d)
+
+
+@kernel("embedding_op/weight+")
+def embedding_into(xp, sum, g, ids, weight_shape):
+    if not fits(g) or not sum.flags.c_contiguous:
+        return NotImplemented
+    add_rows(xp, sum, xp.reshape(ids, (ids.size,)), xp.reshape(g, (ids.size, g.shape[-1])))
+
+
+@kernel("adamw_update")
+def adamw_update(xp, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
+    if not fits(p) or not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+        return NotImplemented
+    settings = (lr, beta1, beta2, eps, weight_decay, correct1, correct2)
+    xp.launch("adamw_update", p.dtype, number_blocks(p.size), (THREADS,), p, xp.ascontiguousarray(g), m, v, p.size, *map(float, settings))

@@ -1,0 +1,279 @@
+// The kernels of the CuPy backend. Each does on a GPU what the kernel of the same name in numpy_kernels.py does on a CPU.
+//
+// Compiled by NVRTC when first used, once for each kind of number: Store is what lies in memory (float, double, Half or Bfloat), Real is
+// what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it with minigrad/testing/cuda_on_cpu.h. Arrays
+// are contiguous, counts long long, numbers double: what CuPy makes of Python's int and float. Sums are taken in an order that the
+// shapes fix, so equal calls give equal bits.
+#ifdef ON_CPU
+#include "cuda_on_cpu.h"
+#else
+#define SHARED(T, name) extern __shared__ double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
+__device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
+__device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
+#endif
+
+// 16-bit numbers, without the toolkit's headers: a machine with a driver and CuPy alone may not have them.
+struct Half {                                           // IEEE: 5 bits of exponent, 10 of mantissa
+    unsigned short bits;
+    Half() = default;
+    __device__ __forceinline__ Half(float f) : bits(to_half(f)) {}
+    __device__ __forceinline__ operator float() const { return from_half(bits); }
+};
+
+struct Bfloat {                                         // the upper half of a float, rounded to nearest, ties to even
+    unsigned short bits;
+    Bfloat() = default;
+    __device__ __forceinline__ Bfloat(float f) {
+        unsigned u = __float_as_uint(f);
+        bits = f == f ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff;
+    }
+    __device__ __forceinline__ operator float() const { return __uint_as_float(unsigned(bits) << 16); }
+};
+
+typedef STORE Store;
+typedef REAL Real;
+typedef long long Count;
+
+#define KERNEL extern "C" __global__ void
+#define ALL_LANES 0xffffffffu
+#define INFINITE Real(1e300 * 1e300)
+
+// N numbers of memory in one access; 16 bytes of them are the most that a thread can ask for
+template <int N> struct alignas(N * sizeof(Store)) Pack { Store v[N]; };
+#define WIDE int(16 / sizeof(Store))
+template <int N> __device__ __forceinline__ Pack<N> load(const Store* p) { return *reinterpret_cast<const Pack<N>*>(p); }
+template <int N> __device__ __forceinline__ void store(Store* p, const Pack<N>& pack) { *reinterpret_cast<Pack<N>*>(p) = pack; }
+__device__ __forceinline__ bool aligned(const Store* p) { return (unsigned long long)(p) % 16 == 0; }
+
+// ── sums over the threads of a warp, and of a block ──
+__device__ __forceinline__ Real warp_sum(Real v) {
+    for (int m = 16; m > 0; m /= 2) v += __shfl_xor_sync(ALL_LANES, v, m);
+    return v;
+}
+
+__device__ __forceinline__ Real warp_max(Real v) {
+    for (int m = 16; m > 0; m /= 2) v = fmax(v, __shfl_xor_sync(ALL_LANES, v, m));
+    return v;
+}
+
+// Whole warps only, at most 32 of them. `room`: 32 numbers of shared memory, used once. Every thread gets the result.
+__device__ __forceinline__ Real block_sum(Real v, Real* room) {
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : Real(0));
+}
+
+__device__ __forceinline__ Real block_max(Real v, Real* room) {
+    v = warp_max(v);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : -INFINITE);
+}
+
+// ── layer norm: a warp for each row, N numbers at a time ──
+template <int N> __device__ __forceinline__ void normalized_row(const Store* x, const Store* weight, const Store* bias, Store* y,
+                                                                Real* mean, Real* rstd, Count d, double eps) {
+    int lane = threadIdx.x % 32;
+    Real sum = 0, squares = 0;
+    for (Count i = lane * N; i < d; i += 32 * N) {
+        Pack<N> a = load<N>(x + i);
+        for (int k = 0; k < N; ++k) sum += Real(a.v[k]);
+    }
+    Real m = warp_sum(sum) / d;
+    for (Count i = lane * N; i < d; i += 32 * N) {
+        Pack<N> a = load<N>(x + i);
+        for (int k = 0; k < N; ++k) squares += (Real(a.v[k]) - m) * (Real(a.v[k]) - m);
+    }
+    Real r = Real(1.0 / sqrt(double(warp_sum(squares)) / d + eps));      // its rounding would be a whole row's
+    for (Count i = lane * N; i < d; i += 32 * N) {
+        Pack<N> a = load<N>(x + i), w = load<N>(weight + i), b = load<N>(bias + i);
+        for (int k = 0; k < N; ++k) a.v[k] = (Real(a.v[k]) - m) * r * Real(w.v[k]) + Real(b.v[k]);
+        store<N>(y + i, a);
+    }
+    if (lane == 0) *mean = m, *rstd = r;
+}
+
+// y = (x − μ) rstd ⊙ weight + bias   (layer_norm.1)
+KERNEL layer_norm(const Store* x, const Store* weight, const Store* bias, Store* y, Real* mean, Real* rstd, Count rows, Count d, double eps) {
+    Count row = Count(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;                            // a whole warp leaves
+    bool wide = d % WIDE == 0 && aligned(x) && aligned(weight) && aligned(bias) && aligned(y);
+    if (wide) normalized_row<WIDE>(x + row * d, weight, bias, y + row * d, mean + row, rstd + row, d, eps);
+    else normalized_row<1>(x + row * d, weight, bias, y + row * d, mean + row, rstd + row, d, eps);
+}
+
+template <int N> __device__ __forceinline__ void normalized_row_dx(const Store* g, const Store* x, const Store* weight, Real m, Real r,
+                                                                   Store* dx, Count d) {
+    int lane = threadIdx.x % 32;
+    Real along_one = 0, along_x = 0;
+    for (Count i = lane * N; i < d; i += 32 * N) {
+        Pack<N> a = load<N>(g + i), w = load<N>(weight + i), b = load<N>(x + i);
+        for (int k = 0; k < N; ++k) {
+            Real h = Real(a.v[k]) * Real(w.v[k]);
+            along_one += h;
+            along_x += h * ((Real(b.v[k]) - m) * r);
+        }
+    }
+    along_one = warp_sum(along_one) / d;
+    along_x = warp_sum(along_x) / d;
+    for (Count i = lane * N; i < d; i += 32 * N) {
+        Pack<N> a = load<N>(g + i), w = load<N>(weight + i), b = load<N>(x + i);
+        for (int k = 0; k < N; ++k)
+            a.v[k] = (Real(a.v[k]) * Real(w.v[k]) - along_one - (Real(b.v[k]) - m) * r * along_x) * r;
+        store<N>(dx + i, a);
+    }
+}
+
+// ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)), ĝ = g ⊙ weight   (layer_norm.5)
+KERNEL layer_norm_dx(const Store* g, const Store* x, const Store* weight, const Real* mean, const Real* rstd, Store* dx, Count rows,
+                     Count d) {
+    Count row = Count(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    bool wide = d % WIDE == 0 && aligned(g) && aligned(x) && aligned(weight) && aligned(dx);
+    if (wide) normalized_row_dx<WIDE>(g + row * d, x + row * d, weight, mean[row], rstd[row], dx + row * d, d);
+    else normalized_row_dx<1>(g + row * d, x + row * d, weight, mean[row], rstd[row], dx + row * d, d);
+}
+
+// sums[part, 0] = Σ g ⊙ x̂ and sums[part, 1] = Σ g over the rows of each part   (layer_norm.6–7); blocks of 32 columns and 8 rows
+KERNEL layer_norm_sums(const Store* g, const Store* x, const Real* mean, const Real* rstd, Real* sums, Count rows, Count d) {
+    SHARED(Real, room);                                 // [2, 8, 32]
+    Count column = Count(blockIdx.x) * 32 + threadIdx.x;
+    Real dweight = 0, dbias = 0;
+    if (column < d)
+        for (Count row = Count(blockIdx.y) * 8 + threadIdx.y; row < rows; row += Count(gridDim.y) * 8) {
+            Real h = g[row * d + column];
+            dweight += h * ((Real(x[row * d + column]) - mean[row]) * rstd[row]);
+            dbias += h;
+        }
+    room[threadIdx.y * 32 + threadIdx.x] = dweight;
+    room[(8 + threadIdx.y) * 32 + threadIdx.x] = dbias;
+    __syncthreads();
+    if (threadIdx.y < 2 && column < d) {
+        Real sum = 0;
+        for (int k = 0; k < 8; ++k) sum += room[(threadIdx.y * 8 + k) * 32 + threadIdx.x];
+        sums[(Count(blockIdx.y) * 2 + threadIdx.y) * d + column] = sum;
+    }
+}
+
+// ── gelu by tanh: WIDE numbers a thread ──
+#define GELU_C Real(0.79788456080286535588)             // √(2/π)
+#define GELU_A Real(0.044715)
+
+// ½x(1 + tanh(c(x + a x³)))   (gelu.2)
+__device__ __forceinline__ Real gelu_of(Real x) {
+    return Real(0.5) * x * (Real(1) + tanh(GELU_C * (x + GELU_A * x * x * x)));
+}
+
+// ½(1 + t) + ½x(1 − t²) c(1 + 3a x²)   (gelu.4)
+__device__ __forceinline__ Real gelu_slope(Real x) {
+    Real t = tanh(GELU_C * (x + GELU_A * x * x * x));
+    return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * GELU_C * (Real(1) + Real(3) * GELU_A * x * x);
+}
+
+KERNEL gelu(const Store* x, Store* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(x) && aligned(y)) {
+        Pack<WIDE> a = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = gelu_of(a.v[k]);
+        store<WIDE>(y + i, a);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = gelu_of(x[i]);
+}
+
+KERNEL gelu_dx(const Store* g, const Store* x, Store* dx, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx)) {
+        Pack<WIDE> a = load<WIDE>(g + i), b = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * gelu_slope(b.v[k]);
+        store<WIDE>(dx + i, a);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) dx[i] = Real(g[i]) * gelu_slope(x[i]);
+}
+
+// ── cross-entropy: a block for each row ──
+// lse = log Σ exp(logits) and nll = lse − logits[target]   (cross_entropy.1); a row is V long in memory, its first n numbers count
+KERNEL cross_entropy(const Store* logits, const Count* targets, Real* lse, Real* nll, Count V, Count n) {
+    SHARED(Real, room);                                 // [2, 32]
+    Count row = blockIdx.x;
+    logits += row * V;
+    Real top = -INFINITE, sum = 0;
+    for (Count i = threadIdx.x; i < n; i += blockDim.x) top = fmax(top, Real(logits[i]));
+    top = block_max(top, room);
+    for (Count i = threadIdx.x; i < n; i += blockDim.x) sum += exp(Real(logits[i]) - top);
+    sum = block_sum(sum, room + 32);
+    if (threadIdx.x == 0) {
+        lse[row] = log(sum) + top;
+        nll[row] = log(sum) + top - Real(logits[targets[row]]);
+    }
+}
+
+// (softmax(logits) − onehot(target)) ⊙ scale g   (cross_entropy.3); rows that do not count have scale 0, columns from n on 0
+KERNEL cross_entropy_dlogits(const Real* g, const Store* logits, const Count* targets, const Real* lse, const Real* scale, Store* dlogits,
+                             Count V, Count n) {
+    Count row = blockIdx.x;
+    Real factor = scale[row] * g[0];
+    for (Count i = threadIdx.x; i < V; i += blockDim.x) {
+        Real p = i < n ? exp(Real(logits[row * V + i]) - lse[row]) : Real(0);
+        if (scale[row] > 0 && i == targets[row]) p -= Real(1);
+        dlogits[row * V + i] = p * factor;
+    }
+}
+
+// ── attention: a block for each query ──
+// The scores of a query become softmax(s · scores) over the keys that it sees, 0 elsewhere; lse keeps log Σ exp(s · scores)   (attention.1)
+KERNEL attention_weights(Store* scores, Real* lse, Count queries, Count keys, Count causal, double s) {
+    SHARED(Real, room);                                 // [2, 32]
+    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
+    scores += row * keys;
+    Real top = -INFINITE, sum = 0;
+    for (Count i = threadIdx.x; i < seen; i += blockDim.x) top = fmax(top, Real(scores[i]) * Real(s));
+    top = block_max(top, room);
+    for (Count i = threadIdx.x; i < seen; i += blockDim.x) sum += exp(Real(scores[i]) * Real(s) - top);
+    sum = block_sum(sum, room + 32);
+    for (Count i = threadIdx.x; i < keys; i += blockDim.x) scores[i] = i < seen ? exp(Real(scores[i]) * Real(s) - top) / sum : Real(0);
+    if (threadIdx.x == 0) lse[row] = log(sum) + top;
+}
+
+// Scores become weights P = exp(s · scores − lse) again, and g Vᵀ becomes s P ⊙ (g Vᵀ − ⟨P, g Vᵀ⟩)   (attention.5)
+KERNEL attention_dscores(Store* scores, Store* dscores, const Real* lse, Count queries, Count keys, Count causal, double s) {
+    SHARED(Real, room);                                 // [2, 32]
+    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
+    scores += row * keys, dscores += row * keys;
+    Real total = 0, along = 0;
+    for (Count i = threadIdx.x; i < seen; i += blockDim.x) {
+        Real p = exp(Real(scores[i]) * Real(s) - lse[row]);
+        total += p;
+        along += p * Real(dscores[i]);
+    }
+    total = block_sum(total, room);                     // 1, but for the rounding of lse, which a whole row has alike
+    along = block_sum(along, room + 32) / total;
+    for (Count i = threadIdx.x; i < keys; i += blockDim.x) {
+        Real p = i < seen ? exp(Real(scores[i]) * Real(s) - lse[row]) / total : Real(0);
+        scores[i] = p;
+        dscores[i] = i < seen ? p * (Real(dscores[i]) - along) * Real(s) : Real(0);
+    }
+}
+
+// ── the token table's gradient ──
+// sum[r] += Σ values[order[k]] over sorted[k] = r; a block for each k, of which the first of its kind does the work   (embedding.3)
+KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store* values, Count n, Count d) {
+    Count k = blockIdx.x;
+    if (k > 0 && sorted[k] == sorted[k - 1]) return;
+    for (Count i = threadIdx.x; i < d; i += blockDim.x) {
+        Real s = 0;
+        for (Count j = k; j < n && sorted[j] == sorted[k]; ++j) s += Real(values[order[j] * d + i]);
+        sum[sorted[k] * d + i] = Real(sum[sorted[k] * d + i]) + s;
+    }
+}
+
+// ── AdamW, all in one pass   (Loshchilov, Hutter 2019) ──
+KERNEL adamw_update(Store* p, const Store* g, Store* m, Store* v, Count n, double lr, double beta1, double beta2, double eps,
+                    double weight_decay, double correct1, double correct2) {
+    Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    Real d = g[i];
+    Real first = Real(m[i]) * Real(beta1) + d * Real(1.0 - beta1), second = Real(v[i]) * Real(beta2) + d * d * Real(1.0 - beta2);
+    m[i] = first, v[i] = second;
+    p[i] = Real(p[i]) * Real(1.0 - lr * weight_decay) - first / (sqrt(second / Real(correct2)) + Real(eps)) * Real(lr / correct1);
+}

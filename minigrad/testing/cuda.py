@@ -1,0 +1,104 @@
+"""kernels.cu on a CPU: compiled by g++ against cuda_on_cpu.h, and called as CuPy's RawModule calls it on a GPU."""
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FLAGS = ("-O1", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas")
+_FAULTS = {1: "threads of a block wait for each other for ever", 2: "more threads or shared memory than a block can have"}
+_DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "Bfloat": "bfloat16"}
+_KERNEL = re.compile(r"^KERNEL (\w+)\(([^)]*)\)", re.MULTILINE)
+
+
+def compiler() -> str | None:
+    """Where g++ is; None where it is not installed."""
+    return shutil.which("g++")
+
+
+def parameters(source: str) -> dict[str, list[str]]:
+    """The C types of each kernel's parameters, by its name."""
+    return {name: [" ".join(p.split()[:-1]) for p in given.split(",")] for name, given in _KERNEL.findall(source)}
+
+
+def _glue(source: str) -> str:
+    """For each kernel a function that runs it as every thread of a grid."""
+    lines = [source]
+    for name, types in parameters(source).items():
+        named = ", ".join(f"{t} a{i}" for i, t in enumerate(types))
+        given = ", ".join(f"a{i}" for i in range(len(types)))
+        lines.append(f'extern "C" int run_{name}(const unsigned* g, const unsigned* b, long long bytes, {named}) '
+                     f"{{ return cpu::launch(dim3{{g[0], g[1], g[2]}}, dim3{{b[0], b[1], b[2]}}, bytes, [=] {{ {name}({given}); }}); }}")
+    return "\n".join(lines)
+
+
+@functools.cache
+def library(source: str, flags: tuple[str, ...]) -> Any:
+    """The compiled source as a shared library. RuntimeError with the compiler's words where it does not compile."""
+    here, gpp = Path(__file__).parent, compiler()
+    if gpp is None:
+        raise RuntimeError("g++ is not installed; kernels cannot be run on a CPU")
+    header = (here / "cuda_on_cpu.h").read_text()
+    name = hashlib.sha256("\0".join((source, header, *flags)).encode()).hexdigest()[:20]
+    place = Path(tempfile.gettempdir()) / f"minigrad-kernels-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    built = place / f"{name}.so"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=place) as work:
+            text, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
+            text.write_text(_glue(source))
+            ran = subprocess.run([gpp, *FLAGS, *flags, "-DON_CPU", f"-I{here}", str(text), "-o", str(made)], capture_output=True, text=True)
+            if ran.returncode:
+                raise RuntimeError(f"g++ cannot compile the kernels:\n{ran.stderr}")
+            made.replace(built)
+    return ctypes.CDLL(str(built))
+
+
+class Module:
+    """What cupy.RawModule is on a GPU. to_pointer: the address of an array's memory.
+
+    A launch that CUDA would take in silence, or would answer with another kernel's fault, is refused: arguments of the wrong kind or
+    number, arrays that are not contiguous, and threads that wait for each other for ever.
+    """
+
+    def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any], launched: Callable[[str], Any]) -> None:
+        self.types, self.numbers, self.launched = parameters(code), numbers, launched
+        stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
+        self.dtypes = {"Store": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64"}
+        self.built = library(code, tuple(o for o in options if o.startswith("-D")))
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        run, types = getattr(self.built, f"run_{name}"), self.types[name]
+
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_mem: int = 0) -> None:
+            if len(args) != len(types):
+                raise TypeError(f"{name}: {len(args)} arguments given; it takes {len(types)}")
+            sizes = [(ctypes.c_uint * 3)(*size, *[1] * (3 - len(size))) for size in (grid, block)]
+            if min(*grid, *block) < 1:
+                raise ValueError(f"{name}: invalid configuration: grid {grid}, block {block}")
+            self.launched(name)
+            fault = run(*sizes, ctypes.c_longlong(shared_mem), *(self._argument(name, t, a) for t, a in zip(types, args)))
+            if fault:
+                raise RuntimeError(f"{name}: {_FAULTS[fault]}")
+
+        return launch
+
+    def _argument(self, name: str, kind: str, value: Any) -> Any:
+        if kind.endswith("*"):
+            array, wanted = self.numbers(value), self.dtypes[kind.removeprefix("const ").rstrip("*")]
+            if str(array.dtype) != wanted:
+                raise TypeError(f"{name}: an array of {array.dtype} where {kind} is wanted")
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{name}: an array that is not contiguous")
+            return ctypes.c_void_p(array.ctypes.data)
+        if (kind == "Count") != (type(value) is int) or (kind == "double") != (type(value) is float):
+            raise TypeError(f"{name}: {value!r} where {kind} is wanted")
+        return ctypes.c_longlong(value) if kind == "Count" else ctypes.c_double(value)

@@ -1,0 +1,234 @@
+"""kernels.cu, compiled by g++ and run on a CPU thread by thread: over odd shapes its kernels mean what the ops' definitions say."""
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import minigrad as mg
+import minigrad.backend.cupy_kernels as wrappers
+from minigrad.op import REGISTRY
+from minigrad.testing import cuda, double
+from minigrad.testing.tolerance import bound, magnitude
+
+SOURCE = Path(wrappers.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+HERE = double.install()
+mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
+FLOAT = ("-DSTORE=float", "-DREAL=float")
+pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: kernels.cu cannot be run on a CPU")
+
+rows = st.integers(1, 40)
+width = st.integers(1, 70) | st.sampled_from([255, 256, 257, 300, 768])   # around a warp, a block, and GPT-2's
+dtypes = st.sampled_from(["float32", "float64"])
+stored = st.sampled_from(["float32", "float64", "float16", "bfloat16"])   # 16 bits in memory, float32 to compute with
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of rounding once
+
+
+def _both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: np.ndarray) -> tuple[list[Any], list[Any], Any]:
+    """Value and gradients of a weighted sum of f on the double in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
+    def run(g: Callable[..., Any], device: str, kind: str) -> list[np.ndarray]:
+        xs = [mg.tensor(a.astype(kind), device=device, requires_grad=True) for a in arrays]
+        y = g(*xs)
+        seed = np.cos(np.arange(y.numel(), dtype=np.float64)).reshape(y.shape).astype(dtype)
+        y.backward(mg.tensor(seed, dtype=str(y.dtype), device=device))
+        return [y.numpy(), *(x.grad.numpy() for x in xs if x.grad is not None)]
+
+    arrays = tuple(a.astype(dtype).astype(np.float64) for a in arrays)
+    with double.counting() as counts:
+        found = run(f, "double", dtype)
+    return found, run(truth, "numpy", "float64"), counts
+
+
+def _close(found: list[Any], wanted: list[Any], dtype: str, length: int, scale: float) -> None:
+    """Within the laws' bound; numbers of 16 bits are within float32's, and then rounded once."""
+    computed = "float32" if dtype in UNIT else dtype
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == (computed if a.ndim == 0 else dtype)         # a loss is not stored in 16 bits
+        once = UNIT.get(str(a.dtype), 0.0) * np.abs(b) + (2.0**-25 if a.dtype == "float16" else 0.0)
+        assert (np.abs(a.astype(np.float64) - b) <= bound(computed, length, scale) + once).all()
+
+
+def _normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99))
+@example(n=600, d=33, dtype="float32", seed=0)          # more rows than there are parts of the sums over rows
+def test_layer_norm(n: int, d: int, dtype: str, seed: int):
+    """Value and the gradients of x, weight and bias, a launch each for value, ∂x and the sums."""
+    x, w, b = _normal(seed, n, d), _normal(seed + 1, d), _normal(seed + 2, d)
+    x *= 1.0 + np.abs(x).max()
+    found, wanted, counts = _both(mg.layer_norm, REGISTRY["layer_norm"].definition, dtype, x, w, b)
+    # x̂ and its derivative grow with 1/σ where a row is of one number
+    _close(found, wanted, dtype, max(n, d), magnitude(*wanted, x))
+    assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
+
+
+@given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
+def test_gelu(n: int, dtype: str, seed: int):
+    """Value and gradient, a launch each; far out it is 0 or x."""
+    x = _normal(seed, n) * 4.0
+    found, wanted, counts = _both(mg.gelu, REGISTRY["gelu"].definition, dtype, x)
+    _close(found, wanted, dtype, 1, magnitude(x))
+    assert counts.launches == {"gelu": 1, "gelu_dx": 1}
+
+
+@given(n=rows, v=width | st.just(1000), dtype=stored, seed=st.integers(0, 99), drop=st.booleans())
+def test_cross_entropy(n: int, v: int, dtype: str, seed: int, drop: bool):
+    """Value and gradient; rows that do not count have a gradient of nothing but zeros."""
+    targets = np.random.default_rng(seed).integers(0, v, n)
+    if drop:
+        targets[1:][::3] = -100
+    there = mg.tensor(targets, device="double")
+    found, wanted, counts = _both(lambda x: mg.cross_entropy(x, there), lambda x: REGISTRY["cross_entropy"].definition(x, targets), dtype,
+                                  _normal(seed, n, v) * 5.0)
+    _close(found, wanted, dtype, max(n, v), 1.0)
+    assert counts.launches == {"cross_entropy": 1, "cross_entropy_dlogits": 1}
+    assert not found[1][targets == -100].any()
+
+
+@given(n=rows, d=st.integers(1, 40), v=width, dtype=dtypes, seed=st.integers(0, 99), blocks=st.integers(1, 4))
+def test_linear_cross_entropy(n: int, d: int, v: int, dtype: str, seed: int, blocks: int):
+    """The classifier and its loss, with the logits in one block or in several."""
+    targets = np.random.default_rng(seed).integers(0, v, n)
+    targets[1:][::4] = -100
+    there = mg.tensor(targets, device="double")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrappers, "LOGITS", -(-n // blocks) * v * np.dtype(dtype).itemsize)
+        found, wanted, _ = _both(lambda x, w: mg.linear_cross_entropy(x, w, there),
+                                 lambda x, w: REGISTRY["linear_cross_entropy"].definition(x, w, targets), dtype,
+                                 _normal(seed, n, d), _normal(seed + 1, v, d))
+    _close(found, wanted, dtype, max(n, d, v), magnitude(*wanted))
+
+
+@given(n=st.integers(1, 6), T=st.integers(1, 40) | st.just(257), extra=st.integers(0, 5), d=st.integers(1, 9), e=st.integers(1, 9),
+       causal=st.booleans(), dtype=dtypes, seed=st.integers(0, 99), blocks=st.integers(1, 3))
+def test_attention(n: int, T: int, extra: int, d: int, e: int, causal: bool, dtype: str, seed: int, blocks: int):
+    """Value and the gradients of q, k and v, with as many keys as queries or more, the heads in one group or in several."""
+    q, k, v = _normal(seed, n, T, d), _normal(seed + 1, n, T + extra, d), _normal(seed + 2, n, T + extra, e)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrappers, "SCORES", -(-n // blocks) * T * (T + extra) * np.dtype(dtype).itemsize)
+        found, wanted, counts = _both(lambda *x: mg.attention(*x, causal=causal),
+                                      lambda *x: REGISTRY["attention"].definition(*x, causal=causal), dtype, q, k, v)
+    _close(found, wanted, dtype, T + extra, magnitude(*wanted, q, k, v) ** 2)
+    times = -(-n // -(-n // blocks))
+    assert counts.launches == {"attention_weights": times, "attention_dscores": times}
+
+
+@given(n=st.integers(1, 300), d=width, v=st.integers(1, 50), dtype=dtypes, seed=st.integers(0, 99))
+def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
+    """The token table's gradient, alone and into a sum that is there: the same bits each time, and right to rounding."""
+    rng = np.random.default_rng(seed)
+    ids, there = rng.integers(0, v, n), rng.standard_normal((v, d)).astype(dtype)
+    values = rng.standard_normal((n, d)).astype(dtype)
+    wanted = there.astype(np.float64)
+    np.add.at(wanted, ids, values.astype(np.float64))
+    results = []
+    for _ in range(2):
+        sum = HERE.array(there)
+        with double.counting() as counts:
+            wrappers.add_rows(HERE, sum, HERE.array(ids), HERE.array(values))
+        results.append(HERE.host(sum))
+        assert counts.launches == {"add_rows": 1} and counts.syncs == 0
+    assert results[0].tobytes() == results[1].tobytes()
+    assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
+
+
+@given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
+def test_adamw(n: int, dtype: str, seed: int, decay: float):
+    """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
+    start, gradients = _normal(seed, n), _normal(seed + 1, 3, n)
+    ends = []
+    for device, kind in (("double", dtype), ("numpy", "float64")):
+        p = mg.Parameter(mg.tensor(start.astype(dtype).astype(kind), device=device))
+        optimizer = mg.optim.AdamW([p], lr=0.01, weight_decay=decay)
+        with double.counting() as counts:
+            for g in gradients:
+                p.grad = mg.tensor(g.astype(dtype).astype(kind), device=device)
+                optimizer.step()
+        assert counts.launches == ({"adamw_update": 3} if device == "double" else {})
+        ends.append(p.numpy())
+    assert np.abs(ends[0] - ends[1]).max() <= bound(dtype, 3, magnitude(start))
+
+
+# ── the kernels and their harness ──
+def test_every_kernel_is_called():
+    """Each kernel of the file has a wrapper that launches it, and each wrapper is for something there is."""
+    launched = set(re.findall(r'xp\.launch\("(\w+)"', Path(wrappers.__file__).read_text(encoding="utf-8")))
+    assert launched == cuda.parameters(SOURCE).keys() and launched
+    for name in wrappers.KERNELS:
+        op, _, argument = name.partition("/")
+        rules = REGISTRY[op].rules if op in REGISTRY else {}
+        assert op == "adamw_update" or not argument or argument.removesuffix("+") in (*rules, "joint")
+
+
+BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE)]
+
+
+def _answers(source: str) -> list[np.ndarray]:
+    """What all the kernels that have a barrier compute in one run of them with this source."""
+    module = cuda.Module(source, FLOAT, lambda a: a, lambda name: None)
+    rng, n, d = np.random.default_rng(0), 40, 300
+    g, lse, nll = rng.standard_normal((2, n, d)).astype(np.float32), *(np.zeros(n, np.float32) for _ in range(2))
+    logits, targets, sums = g[1] * 3.0, rng.integers(0, d, n), np.zeros((2, 2, d), np.float32)
+    mean, rstd = logits.mean(axis=1), 1.0 / logits.std(axis=1)
+    module.get_function("cross_entropy")((n,), (256,), (logits, targets, lse, nll, d, d), shared_mem=256)
+    scores, top = g[0].copy(), np.zeros(n, np.float32)
+    module.get_function("attention_weights")((n,), (256,), (scores, top, n, d, 1, 0.5), shared_mem=256)
+    again, back = g[0].copy(), g[1].copy()
+    module.get_function("attention_dscores")((n,), (256,), (again, back, top, n, d, 1, 0.5), shared_mem=256)
+    module.get_function("layer_norm_sums")((-(-d // 32), 2), (32, 8), (g[0], logits, mean, rstd, sums, n, d), shared_mem=2048)
+    return [lse, nll, sums, scores, top, again, back]
+
+
+@pytest.mark.parametrize("place", range(len(BARRIERS)))
+def test_a_missing_barrier_is_seen(place: int):
+    """Without any one of its barriers a kernel's answer is another."""
+    right, at = _answers(SOURCE), BARRIERS[place]
+    wrong = _answers(SOURCE[:at] + SOURCE[at + len("__syncthreads();"):])
+    assert any(not np.array_equal(a, b) for a, b in zip(right, wrong)) and all(np.isfinite(a).all() for a in right)
+
+
+def test_what_cuda_would_not_notice_is_refused():
+    """Arguments of another number, kind, dtype or layout, an impossible launch, and threads that wait for ever."""
+    module = cuda.Module(SOURCE, FLOAT, lambda a: a, lambda name: None)
+    gelu, x = module.get_function("gelu"), np.ones(4, np.float32)
+    with pytest.raises(TypeError, match="2 arguments given; it takes 3"):
+        gelu((1,), (32,), (x, x))
+    for bad in (4.0, True, None):
+        with pytest.raises(TypeError, match="where Count is wanted"):
+            gelu((1,), (32,), (x, x, bad))
+    with pytest.raises(TypeError, match="an array of float64 where const Store"):
+        gelu((1,), (32,), (x.astype(float), x, 4))
+    with pytest.raises(ValueError, match="not contiguous"):
+        gelu((1,), (32,), (np.ones(8, np.float32)[::2], x, 4))
+    with pytest.raises(ValueError, match="invalid configuration"):
+        gelu((0,), (32,), (x, x, 4))
+    with pytest.raises(RuntimeError, match="more threads or shared memory"):
+        gelu((1,), (2048,), (x, x, 4))
+    half = "KERNEL half(Real* x) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(); }"
+    with pytest.raises(RuntimeError, match="wait for each other for ever"):
+        cuda.Module(f"{SOURCE}\n{half}\n", FLOAT, lambda a: a, lambda name: None).get_function("half")((1,), (64,), (x,))
+    with pytest.raises(RuntimeError, match="g\\+\\+ cannot compile"):
+        cuda.Module("KERNEL nonsense(Real* x) { y; }", FLOAT, lambda a: a, lambda name: None)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(("store", "real"), [("float", "float"), ("double", "double"), ("Half", "float"), ("Bfloat", "float")])
+def test_nvcc_compiles_it_without_spills(store: str, real: str, tmp_path: Path):
+    """NVIDIA's compiler takes the file, and no kernel needs more registers than there are."""
+    path, targets = tmp_path / "kernels.cu", [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
+    path.write_text(SOURCE, encoding="utf-8")
+    ran = subprocess.run(["nvcc", "-fatbin", *targets, f"-DSTORE={store}", f"-DREAL={real}", "-Xptxas", "-v", str(path), "-o",
+                          str(tmp_path / "out.fatbin")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ran.stderr)
+    assert len(spills) == 2 * len(cuda.parameters(SOURCE)) and set(spills) == {("0", "0")}, ran.stderr
