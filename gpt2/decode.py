@@ -92,7 +92,8 @@ class _Reader:
         """Read whole rows, as many in a pass as GROUP allows, and only once where all are the same."""
         width, cache = len(rows[0]), None
         if self.use_cache or any(self.pad):
-            cache = KVCache(self.model.config, len(rows), self.room if self.use_cache else width, pad=self.pad, **self.model.where)
+            cache = KVCache(self.model.config, len(rows), self.room if self.use_cache else width, pad=self.pad,
+                            device=self.model.where["device"], dtype=self.model.compute_dtype)
             self.timing.kv_bytes = max(self.timing.kv_bytes, cache.nbytes)
         same = not any(self.pad) and all(row == rows[0] for row in rows)
         each, read, logits = max(1, GROUP // width), rows[:1] if same else rows, []

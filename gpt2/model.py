@@ -36,7 +36,7 @@ class Embedding(Matrix):
     def scores(self, x):                                               # [B, T, d]
         if self.packs(x):
             return mg.packed_linear(x, self.panels, size=len(self.weight))         # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
-        return mg.linear(x, self.weight)                               # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+        return mg.linear(x, self.weight.type_as(x))                    # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
 
 
 class Conv1D(Matrix):
@@ -48,7 +48,7 @@ class Conv1D(Matrix):
     def forward(self, x):                                              # [B, T, in]
         if self.packs(x):
             return mg.packed_linear(x, self.panels, self.bias, size=len(self.bias))            # [B, T, in] -> [B, T, out]
-        return mg.addmm(self.bias, x, self.weight)                     # [B, T, in] @ [in, out] + [out] -> [B, T, out]
+        return mg.addmm(self.bias.type_as(x), x, self.weight.type_as(x))           # [B, T, in] @ [in, out] + [out] -> [B, T, out]
 
 
 class LayerNorm(nn.Module):
@@ -59,7 +59,7 @@ class LayerNorm(nn.Module):
         self.weight, self.bias = empty_parameter(config.n_embd, **where), empty_parameter(config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
-        return self.F.layer_norm(x, self.weight, self.bias, eps=self.eps)          # [B, T, d]
+        return self.F.layer_norm(x, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)            # [B, T, d]
 
 
 class Attention(nn.Module):
@@ -110,16 +110,19 @@ class Block(nn.Module):
 class GPT2(PretrainedModel):
     """GPT-2 with transformers' parameter names: wte, wpe, h.0 … h.L−1, ln_f, and lm_head where the head is not tied.
 
-    backend: "numpy", "cupy", "cupy:N" or "auto". dtype: "float32", "float64". explicit=True runs on the definitions by
-    parts. Weights are drawn from `seed`, or taken from `parameters` (arrays by name; used, not copied, where dtype and
-    backend allow). recompute=True keeps only each block's input for the walk back, and computes the block again there. A new
-    model is in evaluation mode: call train() for dropout.
+    backend: "numpy", "cupy", "cupy:N" or "auto". dtype: of the parameters, "float32", "float64", "float16", "bfloat16".
+    compute_dtype: of the residual stream and all that is computed from it, the parameters' own unless given; with "float16" or
+    "bfloat16" parameters of float32 are cast where they are used, and so are their gradients on the way back (mixed precision,
+    Micikevicius et al. 2018). explicit=True runs on the definitions by parts. Weights are drawn from `seed`, or taken from
+    `parameters` (arrays by name; used, not copied, where dtype and backend allow). recompute=True keeps only each block's input
+    for the walk back, and computes the block again there. A new model is in evaluation mode: call train() for dropout.
     """
 
-    def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32", seed: int = 0, explicit: bool = False,
-                 recompute: bool = False, parameters: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32",
+                 compute_dtype: str | None = None, seed: int = 0, explicit: bool = False, recompute: bool = False,
+                 parameters: Mapping[str, Any] | None = None) -> None:
         self.config, self.F, self.where = config, by_parts if explicit else fused, self.place(backend, dtype)
-        self.recompute = recompute
+        self.recompute, self.compute_dtype = recompute, self.floats(compute_dtype or dtype)
         self.wte = Embedding(config.vocab_size, config.n_embd, **self.where)
         self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -138,6 +141,8 @@ class GPT2(PretrainedModel):
         """What the head reads: the residual stream after ln_f, [B, T, d], or [B, last, d] at the last places alone."""
         ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
         x = self.drop(self.wte(ids) + self.wpe(positions))             # [B, T, d] + [T, d] -> [B, T, d]
+        if x.dtype != self.compute_dtype:
+            x = x.astype(self.compute_dtype)                           # [B, T, d]
         for block in self.h:
             run = mg.checkpoint(block) if self.recompute and cache is None else block
             x = run(x, mask, cache)                                    # [B, T, d]
@@ -151,5 +156,6 @@ class GPT2(PretrainedModel):
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
         """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
-        return self.F.linear_cross_entropy(self.states(ids), self.lm_head.weight, self.integers(targets, "targets"),
+        x = self.states(ids)                                           # [B, T, d]
+        return self.F.linear_cross_entropy(x, self.lm_head.weight.type_as(x), self.integers(targets, "targets"),
                                            ignore_index=ignore_index)  # [B, T, d] -> []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
 
 
@@ -39,6 +40,7 @@ class PretrainedModel(nn.Module):
 
     config: GPT2Config
     where: dict[str, Any]
+    compute_dtype: str
     path: Path | None = None                            # where the weights came from
 
     def __init__(self, config: GPT2Config, **options: Any) -> None:
@@ -65,9 +67,17 @@ class PretrainedModel(nn.Module):
     def place(backend: str, dtype: str) -> dict[str, Any]:
         """The device and dtype of the parameters. BackendUnavailable where the backend is not to be had."""
         library, number = mg.backend.get(backend)
-        if dtype not in ("float32", "float64", "float16"):
-            raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64 or float16")
-        return {"dtype": dtype, "device": library.label(number)}
+        return {"dtype": PretrainedModel.floats(dtype), "device": library.label(number)}
+
+    @staticmethod
+    def floats(dtype: str) -> str:
+        """`dtype`, if it is one that a model can have. UsageError where it is not, or where its package is missing."""
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype {dtype!r} is not supported; choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        try:
+            return str(mg.backend.dtype(dtype))
+        except mg.errors.DTypeError as error:
+            raise UsageError(str(error)) from None
 
     def fill(self, seed: int, parameters: Mapping[str, Any] | None) -> None:
         """Draw the weights from `seed`, or take `parameters`; then evaluation mode."""

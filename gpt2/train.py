@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--eval-interval", type=at_least(1), default=500)
     p.add_argument("--log-interval", type=at_least(1), default=50)
     p.add_argument("--backend", default="auto", help="auto, numpy, cupy or cupy:N")
-    p.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    p.add_argument("--dtype", default="float32", choices=["float32", "float64", "tf32", "bfloat16", "float16"],
+                   help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
     p.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the stored weights")
     p.add_argument("--seed", type=int, default=0)
     return p
@@ -119,7 +120,11 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
         bos_token_id=data.tokenizer.eot,
         eos_token_id=data.tokenizer.eot,
     )
-    model = GPT2(config, backend=args.backend, dtype=args.dtype, seed=args.seed)
+    mixed = args.dtype in ("float16", "bfloat16")
+    mg.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
+    model = GPT2(config, backend=args.backend, dtype="float64" if args.dtype == "float64" else "float32",
+                 compute_dtype=args.dtype if mixed else None, seed=args.seed)
+    scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
     model.train()
     mg.backend.get(model.where["device"])[0].settle()
     mg.random.manual_seed(args.seed)
@@ -128,7 +133,8 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
                                betas=(args.beta1, args.beta2))
     print(f"{model.num_parameters():,} parameters, {len(data.train):,} training tokens, {args.max_iters:,} steps of "
           f"{args.batch_size}×{args.block_size} tokens", file=out)
-    started, recent, best = time.perf_counter(), [], math.inf
+    started, best = time.perf_counter(), math.inf
+    recent: list[mg.Tensor] = []                        # losses on the device: asking for each would be a wait
     settings = {name: value for name, value in vars(args).items() if name not in ("data", "out_dir")}
     record: dict[str, Any] = {"settings": settings, "data": data.meta, "parameters": model.num_parameters(), "history": []}
     for step in range(args.max_iters):
@@ -136,17 +142,20 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = model.loss(*batch(data.train, args.batch_size, args.block_size, mg.random.fold_in(stream, step)))
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         norm = mg.optim.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
-        optimizer.step()
+        stepped = scaler.step(optimizer, norm)
         optimizer.zero_grad()
-        recent.append(float(loss))
-        if not math.isfinite(recent[-1]):
-            raise UsageError(f"the loss became {recent[-1]} at step {step + 1}; {ADVICE}")
+        recent.append(loss.detach())
         done, last = step + 1, step + 1 == args.max_iters
-        if done % args.log_interval == 0 or last:
+        if done % args.log_interval == 0 or last or (stepped and not math.isfinite(norm)):
+            losses = mg.stack(recent).tolist()
+            if not math.isfinite(sum(losses)):
+                bad = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+                raise UsageError(f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}")
             seconds = time.perf_counter() - started
-            mean = sum(recent) / len(recent)
+            mean = sum(losses) / len(losses)
             recent = recent[-1:] if last else []
             print(
                 f"step {done}: train loss {mean:.4f}, grad norm {norm:.2f}, lr {lr:.2e}, "

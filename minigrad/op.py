@@ -88,7 +88,8 @@ class Op:
 
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
                  definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None,
-                 check: Callable[..., None] | None = None) -> None:
+                 check: Callable[..., None] | None = None, widens: bool = False) -> None:
+        self.widens = widens or "dtype" in inspect.signature(kernel).parameters
         self.name, self.kernel, self.elementwise, self.definition, self.check = kernel.__name__, kernel, elementwise, definition, check
         self.shown = self.name.removesuffix("_op")      # what people call it: matmul, not matmul_op
         self.__doc__, self.__name__, self.__module__ = kernel.__doc__, kernel.__name__, kernel.__module__
@@ -175,6 +176,9 @@ class Op:
             if type(out) in here.scalar_types:
                 out = here.adopt(out)
         made = out.dtype
+        if made is not dtype and dtype is not None and dtype.kind == "V" and made.kind == "f" and not self.widens:
+            out = out.astype(dtype)                     # a Python number takes NumPy's floats' type, but turns bfloat16 into float32
+            made = dtype
         if made is not dtype and dtype is not None and dtype.kind in "iu" and made.kind in FLOATS and self.differentiable \
                 and "dtype" not in settings:
             raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {made}; cast first, as in x.astype(\"float32\")")
@@ -296,6 +300,8 @@ class Op:
     def _send(self, node: Node, i: int, parent: Node, gp: Any, g: Any, saved: tuple[Any, ...], walk: Walk) -> None:
         if type(gp) is Tensor and not walk.live:
             gp = gp.array
+        if gp.dtype != parent.dtype and parent.dtype.kind == "V" and not walk.live:
+            gp = gp.astype(parent.dtype)
         if gp.shape != parent.shape or gp.dtype != parent.dtype:
             kind = ShapeError if gp.shape != parent.shape else DTypeError
             raise kind(f"{self.shown}: ∂{self.shown}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
@@ -409,9 +415,10 @@ def elementwise(**rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], O
 
 
 def fused(definition: Callable[..., Any], joint: Callable[..., Any] | None = None, *, check: Callable[..., None] | None = None,
-          **rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
+          widens: bool = False, **rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
     """Declare a kernel with hand-derived rules that promises to equal `definition`, its definition by parts.
 
-    check: raises on arguments that do not fit; it is called with them before whichever kernel is run.
+    check: raises on arguments that do not fit; it is called with them before whichever kernel is run. widens: floats of 16 bits give
+    float32.
     """
-    return lambda kernel: _register(Op(kernel, rules, definition=definition, joint=joint, check=check))
+    return lambda kernel: _register(Op(kernel, rules, definition=definition, joint=joint, check=check, widens=widens))

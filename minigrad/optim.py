@@ -165,6 +165,52 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     return norm
 
 
+class GradScaler:
+    """Loss scaling for float16 (Micikevicius et al. 2018), under PyTorch's name: gradients below float16's least number are lifted
+    above it, and a scale that makes them overflow is halved.
+
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = clip_grad_norm_(parameters, 1.0)         # infinite or NaN where they overflowed
+        scaler.step(optimizer, norm)                    # then nothing is changed but the scale
+
+    init_scale: the first factor. growth_interval: after so many steps without an overflow it is doubled. enabled=False: every method
+    but step does nothing, and step always steps. All of it is decided on the host, by a number that is there already.
+    """
+
+    def __init__(self, init_scale: float = 65536.0, *, growth_factor: float = 2.0, backoff_factor: float = 0.5,
+                 growth_interval: int = 2000, enabled: bool = True) -> None:
+        self.factor, self.enabled = init_scale if enabled else 1.0, enabled
+        self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
+        self.good = 0                                   # steps since the factor last changed
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss times the factor."""
+        return loss * self.factor if self.enabled else loss
+
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Divide the gradients of the optimiser's parameters by the factor, in place."""
+        if self.enabled:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        g = p.grad.array
+                        g *= 1.0 / self.factor
+
+    def step(self, optimizer: Optimizer, norm: float) -> bool:
+        """Let the optimiser step where the gradients' norm is finite, and set the next factor; whether it did."""
+        finite = math.isfinite(norm) or not self.enabled
+        if finite:
+            optimizer.step()
+        if self.enabled:
+            self.good = self.good + 1 if finite else 0
+            if not finite:
+                self.factor *= self.backoff_factor
+            elif self.good == self.growth_interval:
+                self.factor, self.good = self.factor * self.growth_factor, 0
+        return finite
+
+
 def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
     """Linear from 0 to max_lr over warmup_steps, then half a cosine down to min_lr at total_steps, min_lr after."""
     if step < warmup_steps:

@@ -46,6 +46,21 @@ def of(array: Any) -> Backend:
     return backend
 
 
+def set_float32_matmul_precision(precision: str) -> None:
+    """"highest" (the default): products of float32 round as float32 does. "high": a GPU may multiply in TF32, with 10 bits of mantissa.
+
+    PyTorch's name and words. ValueError for another word.
+    """
+    if precision not in ("highest", "high"):
+        raise ValueError(f"set_float32_matmul_precision: choose \"highest\" or \"high\", not {precision!r}")
+    Backend.tf32 = precision == "high"
+
+
+def get_float32_matmul_precision() -> str:
+    """What was set."""
+    return "high" if Backend.tf32 else "highest"
+
+
 def get(name: str) -> tuple[Backend, int]:
     """The backend called `name` and a device number: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy).
 

@@ -41,6 +41,7 @@ class Backend:
     namespace: Any
     array_types: tuple[type, ...]
     devices = False                                     # whether there may be several
+    tf32 = False                                        # whether products of float32 may round what they multiply, where that is faster
     scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
     kernels: dict[str, Callable[..., Any]] = {}
 

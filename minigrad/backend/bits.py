@@ -33,4 +33,9 @@ def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
     """Elements start … stop − 1 of the flat mask: two from each 64 bits of the key's stream, the low half first."""
     first = start // 2
     halves = raw_bits(xp, key, (stop + 1) // 2 - first, first).view(xp.uint32)
-    return halves[start - 2 * first:stop - 2 * first] >= xp.uint32(min(round(p * 2.0**32), 2**32 - 1))
+    return halves[start - 2 * first:stop - 2 * first] >= xp.uint32(least_kept(p))
+
+
+def least_kept(p: float) -> int:
+    """The least draw of 32 bits that keeps its element, where each is to be dropped with probability p."""
+    return min(round(p * 2.0**32), 2**32 - 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError
+from . import cublas
 from .base import Backend
 from .cupy_kernels import KERNELS, add_rows, fits
 from .special import flat_places, running_sums
@@ -106,6 +107,14 @@ class CupyBackend(Backend):
         from cupyx.scipy.special import erf
 
         return erf(x)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        out = self.product(a, b)
+        return self.namespace.matmul(a, b) if out is NotImplemented else out
+
+    def product(self, a: Any, b: Any, **options: Any) -> Any:
+        """a @ b by one call of cuBLAS, with the options of `cublas.multiply`; NotImplemented where there is none."""
+        return cublas.multiply(self.namespace, a, b, tf32=self.tf32, **options)
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         if not fits(values) or not self.kernels or rows == 0:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import FLOATS, Saved, boost
+from .bits import least_kept
 
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
 PARTS = 64                                              # sums over rows are taken in so many parts at most
+LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
 LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
 
@@ -57,6 +59,11 @@ def number_blocks(n: int, each: int = 1) -> tuple[int]:
     return (-(-n // (THREADS * each)),)
 
 
+def column_blocks(rows: int, d: int) -> tuple[int, int]:
+    """The grid that has 32 columns and a part of the rows for each block of 32 × 8 threads."""
+    return (-(-d // 32), min(PARTS, -(-rows // 8)))
+
+
 def wide(dtype: Any) -> int:
     """How many numbers of memory a thread can ask for at a time."""
     return 16 // int(dtype.itemsize)
@@ -83,11 +90,23 @@ def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
     if wants[0]:
         dx = xp.empty_like(x)
         xp.launch("layer_norm_dx", x.dtype, row_blocks(rows), (THREADS,), g, x, weight, mean_, rstd, dx, rows, d)
-    parts = min(PARTS, -(-rows // 8))
-    sums = xp.empty((parts, 2, d), dtype=real(x.dtype))
-    xp.launch("layer_norm_sums", x.dtype, (-(-d // 32), parts), (32, 8), g, x, mean_, rstd, sums, rows, d, shared=room(x.dtype, 512))
+    grid = column_blocks(rows, d)
+    sums = xp.empty((grid[1], 2, d), dtype=real(x.dtype))
+    xp.launch("layer_norm_sums", x.dtype, grid, (32, 8), g, x, mean_, rstd, sums, rows, d, shared=room(x.dtype, 512))
     dweight, dbias = xp.sum(sums, axis=0).astype(x.dtype, copy=False)
     return dx, dweight, dbias
+
+
+@kernel("sum_to")
+def sum_to(xp, x, *, shape):
+    if not fits(x) or x.ndim < 2 or shape != x.shape[-1:] or not x.flags.c_contiguous:
+        return NotImplemented
+    d = shape[0]
+    rows = x.size // d
+    grid = column_blocks(rows, d)
+    sums = xp.empty((grid[1], d), dtype=real(x.dtype))
+    xp.launch("column_sums", x.dtype, grid, (32, 8), x, sums, rows, d, shared=room(x.dtype, 256))
+    return xp.sum(sums, axis=0).astype(x.dtype, copy=False)
 
 
 @kernel("gelu")
@@ -106,6 +125,16 @@ def gelu_dx(xp, g, x, approximate):
     out = xp.empty(x.shape, dtype=x.dtype)
     xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x), out,
               x.size)
+    return out
+
+
+@kernel("dropout_op")
+def dropout_op(xp, x, *, p, key):
+    if not fits(x):
+        return NotImplemented
+    out, signed = xp.empty(x.shape, dtype=x.dtype), key - (key >> 63 << 64)
+    xp.launch("dropout_op", x.dtype, number_blocks(x.size, 2), (THREADS,), xp.ascontiguousarray(x), out, x.size, signed, least_kept(p),
+              1.0 / (1.0 - p))
     return out
 
 
@@ -164,23 +193,26 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
     V, d = weight.shape
     rows, factor = xp.reshape(xp.ascontiguousarray(x), (-1, d)), xp.full((), boost(x.dtype, targets.size), dtype=real(x.dtype))
     ids, scale = counted(xp, targets, ignore_index, x.dtype)
-    n = len(rows)
-    step = -(-n // -(-n // max(1, LOGITS // (V * x.dtype.itemsize))))  # blocks of one size
-    nll, dweight, parts = [], None, []
+    n, width = len(rows), -(-V // LINE) * LINE          # rows of logits start on whole lines of memory: tensor cores want them there
+    step = -(-n // -(-n // max(1, LOGITS // (width * x.dtype.itemsize))))              # blocks of one size
+    memory = xp.empty((step, width), dtype=x.dtype)
+    dx = xp.empty_like(rows) if wants[0] else None
+    dweight = xp.empty((V, d), dtype=real(x.dtype) if step < n else x.dtype) if wants[1] else None
+    nll = []
     for i in range(0, n, step):
         here = slice(i, min(i + step, n))
-        logits = xp.matmul(rows[here], weight.T)
-        lse, some = lse_and_nll(xp, logits, ids[here], V)
+        whole = memory[:here.stop - i]
+        logits = xp.product(rows[here], weight.T, out=whole[:, :V])
+        lse, some = lse_and_nll(xp, whole, ids[here], V)
         nll.append(some)
-        if wants[0] or wants[1]:
-            to_gradient(xp, factor, logits, ids[here], lse, scale[here], logits, V)
-        if wants[0]:
-            parts.append(xp.matmul(logits, weight))
-        if wants[1]:
-            part = xp.matmul(logits.T, rows[here])
-            dweight = part if dweight is None else dweight + part
-    dx = xp.reshape(xp.concatenate(parts), x.shape) if wants[0] else None
-    return Saved(mean_of(xp, xp.concatenate(nll), scale), dx=dx, dweight=dweight)
+        if dx is not None or dweight is not None:
+            to_gradient(xp, factor, whole, ids[here], lse, scale[here], whole, V)
+        if dx is not None:
+            xp.product(logits, weight, out=dx[here])
+        if dweight is not None:
+            xp.product(logits.T, rows[here], out=dweight, add=i > 0)
+    return Saved(mean_of(xp, xp.concatenate(nll), scale), dx=None if dx is None else xp.reshape(dx, x.shape),
+                 dweight=None if dweight is None else dweight.astype(x.dtype, copy=False))
 
 
 def heads(xp: Any, *arrays: Any) -> list[Any]:

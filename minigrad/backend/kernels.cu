@@ -156,6 +156,22 @@ KERNEL layer_norm_sums(const Store* g, const Store* x, const Real* mean, const R
     }
 }
 
+// ── sums over rows: sums[part] = Σ x over the rows of each part; blocks of 32 columns and 8 rows   (sum_to.1) ──
+KERNEL column_sums(const Store* x, Real* sums, Count rows, Count d) {
+    SHARED(Real, room);                                 // [8, 32]
+    Count column = Count(blockIdx.x) * 32 + threadIdx.x;
+    Real part = 0;
+    if (column < d)
+        for (Count row = Count(blockIdx.y) * 8 + threadIdx.y; row < rows; row += Count(gridDim.y) * 8) part += Real(x[row * d + column]);
+    room[threadIdx.y * 32 + threadIdx.x] = part;
+    __syncthreads();
+    if (threadIdx.y == 0 && column < d) {
+        Real sum = 0;
+        for (int k = 0; k < 8; ++k) sum += room[k * 32 + threadIdx.x];
+        sums[Count(blockIdx.y) * d + column] = sum;
+    }
+}
+
 // ── gelu by tanh: WIDE numbers a thread ──
 #define GELU_C Real(0.79788456080286535588)             // √(2/π)
 #define GELU_A Real(0.044715)
@@ -189,6 +205,19 @@ KERNEL gelu_dx(const Store* g, const Store* x, Store* dx, Count n) {
         store<WIDE>(dx + i, a);
     } else
         for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) dx[i] = Real(g[i]) * gelu_slope(x[i]);
+}
+
+// ── dropout: two numbers for each draw of 64 bits, SplitMix64's finaliser of key + (i + 1) γ ──
+// x / (1 − p) where the draw is at least `least`, else 0   (dropout.1)
+KERNEL dropout_op(const Store* x, Store* y, Count n, Count key, Count least, double factor) {
+    Count pair = Count(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (2 * pair >= n) return;
+    unsigned long long z = (unsigned long long)(pair + 1) * 0x9E3779B97F4A7C15ull + (unsigned long long)key;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+    z ^= z >> 31;
+    y[2 * pair] = Count(z & 0xffffffffull) >= least ? Real(x[2 * pair]) * Real(factor) : Real(0);
+    if (2 * pair + 1 < n) y[2 * pair + 1] = Count(z >> 32) >= least ? Real(x[2 * pair + 1]) * Real(factor) : Real(0);
 }
 
 // ── cross-entropy: a block for each row ──

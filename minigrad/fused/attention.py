@@ -9,7 +9,7 @@ from .. import backend
 from ..backend.base import Saved
 from ..errors import ShapeError
 from ..op import Constant, fused
-from ..ops.elementwise import exp, where
+from ..ops.elementwise import exp, type_as, where
 from ..ops.linalg import matmul_op
 from ..ops.reduce import sum
 from ..ops.shape import transpose
@@ -55,14 +55,14 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
     ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q   (attention.4–7).
     """
     s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    weights = exp(matmul_op(q, transpose(k)) * s - lse)
+    weights = type_as(exp(matmul_op(q, transpose(k)) * s - lse), q)
     seen = allowed(backend.of(q), q.shape[-2], k.shape[-2], causal, mask)
     if seen is not None:
         weights = where(seen, weights, 0.0)
     dropped, dweights = weights, matmul_op(g, transpose(v))
     if p > 0.0:
         dropped, dweights = dropout_op(weights, p=p, key=key), dropout_op(dweights, p=p, key=key)
-    ds = weights * (dweights - sum(g * out, axis=-1, keepdims=True)) * s
+    ds = type_as(weights * (dweights - sum(g * out, axis=-1, keepdims=True)) * s, q)
     return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
 
 
@@ -80,6 +80,8 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=
     mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal: query i sees keys up to Tk − Tq + i.
     """
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
+    if scores.dtype.itemsize < 4:
+        scores = scores.astype("float32")               # where a softmax is computed
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask)
     if seen is not None:
@@ -93,4 +95,4 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=
     scores /= total
     if p > 0.0:
         scores = dropout_op(scores, p=p, key=key)
-    return Saved(xp.matmul(scores, v), lse=top + xp.log(total))
+    return Saved(xp.matmul(scores.astype(v.dtype, copy=False), v), lse=top + xp.log(total))

@@ -41,7 +41,7 @@ def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> Non
                          f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
 
 
-@fused(cross_entropy_by_parts, check=_check_cross_entropy, logits=cross_entropy_dlogits)
+@fused(cross_entropy_by_parts, check=_check_cross_entropy, widens=True, logits=cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 

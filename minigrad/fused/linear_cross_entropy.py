@@ -34,7 +34,7 @@ def _times(g: Any, found: Any, targets_shape: tuple[int, ...]) -> Any:
     return astype(astype(found, dtype=g.dtype) * (g / boost(found.dtype, math.prod(targets_shape))), dtype=found.dtype)
 
 
-@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy,
+@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, widens=True,
        x=lambda g, dx, targets_shape: _times(g, dx, targets_shape),
        weight=lambda g, dweight, targets_shape: _times(g, dweight, targets_shape))
 def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100, wants=(False, False, False)):

@@ -37,6 +37,7 @@ def _attach() -> None:
         "sigmoid": e.sigmoid,
         "relu": e.relu,
         "abs": e.abs,
+        "type_as": e.type_as,
         "clip": e.clip,
         "sum": r.sum,
         "mean": r.mean,

@@ -192,3 +192,8 @@ def greater_equal(xp, a, b):
 def astype(xp, x, *, dtype):
     """x in another dtype; between floats the gradient is cast back."""
     return x.astype(backend.dtype(dtype))
+
+
+def type_as(x: Any, other: Any) -> Any:
+    """x in the dtype of `other`; x itself where that is its own."""
+    return x if x.dtype == other.dtype else astype(x, dtype=other.dtype)

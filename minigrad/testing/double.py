@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import backend
 from ..backend.cupy import CupyBackend
-from . import cuda
+from . import cublas, cuda
 from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
 
 DEVICES = 2
@@ -145,6 +145,8 @@ class ndarray:
         if name == "get":
             _count("syncs")
             return self._numbers.copy
+        if name == "data":
+            return types.SimpleNamespace(ptr=self._numbers.ctypes.data)
         value = getattr(self._numbers, name)
         if not callable(value):
             return _out(value, [self]) if isinstance(value, np.ndarray) else value
@@ -304,7 +306,8 @@ def _namespace() -> Namespace:
     made: Any = Namespace("cupy")
     stream = types.SimpleNamespace(synchronize=lambda: _count("syncs"))
     runtime = types.SimpleNamespace(getDeviceCount=lambda: DEVICES, CUDARuntimeError=RuntimeError)
-    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream)
+    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream, get_cublas_handle=lambda: 0,
+                                      cublas=cublas)
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
     made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched)

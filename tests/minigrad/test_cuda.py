@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 import minigrad.backend.cupy_kernels as wrappers
+from minigrad.backend.bits import keep_mask
 from minigrad.op import REGISTRY
 from minigrad.testing import cuda, double
 from minigrad.testing.tolerance import bound, magnitude
@@ -72,6 +73,16 @@ def test_layer_norm(n: int, d: int, dtype: str, seed: int):
     assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
 
 
+@given(n=rows | st.just(600), d=width, dtype=stored, seed=st.integers(0, 99))
+def test_sums_over_rows(n: int, d: int, dtype: str, seed: int):
+    """What a bias's gradient is made of: one launch, and one sum of the parts."""
+    x = _normal(seed, n, d).astype(dtype)
+    with double.counting() as counts:
+        found = REGISTRY["sum_to"](HERE.array(x), shape=(d,))
+    _close([HERE.host(found)], [x.astype(np.float64).sum(axis=0)], dtype, n, magnitude(x.astype(np.float64)))
+    assert counts.launches == {"column_sums": 1}
+
+
 @given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
 def test_gelu(n: int, dtype: str, seed: int):
     """Value and gradient, a launch each; far out it is 0 or x."""
@@ -79,6 +90,17 @@ def test_gelu(n: int, dtype: str, seed: int):
     found, wanted, counts = _both(mg.gelu, REGISTRY["gelu"].definition, dtype, x)
     _close(found, wanted, dtype, 1, magnitude(x))
     assert counts.launches == {"gelu": 1, "gelu_dx": 1}
+
+
+@given(n=st.integers(1, 700), p=st.floats(0.0, 0.99), key=st.integers(0, 2**64 - 1), dtype=stored)
+def test_dropout(n: int, p: float, key: int, dtype: str):
+    """The very elements that NumPy drops, and the others to one rounding; one launch."""
+    x = (1.0 + np.arange(n) % 7).astype(dtype)
+    with double.counting() as counts:
+        found = HERE.host(REGISTRY["dropout_op"](HERE.array(x), p=p, key=key))
+    kept = keep_mask(np, key, x.shape, p)
+    assert np.array_equal(found != 0, kept) and counts.launches == {"dropout_op": 1}
+    _close([found], [np.where(kept, x.astype(np.float64) / (1.0 - p), 0.0)], dtype, 1, 7.0 / (1.0 - p))
 
 
 @given(n=rows, v=width | st.just(1000), dtype=stored, seed=st.integers(0, 99), drop=st.booleans())
@@ -186,7 +208,9 @@ def _answers(source: str) -> list[np.ndarray]:
     again, back = g[0].copy(), g[1].copy()
     module.get_function("attention_dscores")((n,), (256,), (again, back, top, n, d, 1, 0.5), shared_mem=256)
     module.get_function("layer_norm_sums")((-(-d // 32), 2), (32, 8), (g[0], logits, mean, rstd, sums, n, d), shared_mem=2048)
-    return [lse, nll, sums, scores, top, again, back]
+    columns = np.zeros((2, d), np.float32)
+    module.get_function("column_sums")((-(-d // 32), 2), (32, 8), (logits, columns, n, d), shared_mem=1024)
+    return [lse, nll, sums, scores, top, again, back, columns]
 
 
 @pytest.mark.parametrize("place", range(len(BARRIERS)))

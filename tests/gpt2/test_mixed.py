@@ -1,0 +1,166 @@
+"""Mixed precision: weights of float32, a residual stream of 16 bits, float32 sums and losses; on NumPy, and on the double of CuPy."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minigrad as mg
+from gpt2.config import GPT2Config
+from gpt2.errors import UsageError
+from gpt2.model import GPT2
+from minigrad.testing import double
+
+double.install()
+mg.backend.dtype("bfloat16")
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+CONFIG = GPT2Config(vocab_size=83, n_positions=16, n_layer=2, n_head=2, n_embd=24, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+# what lies between a weight and the loss, there and back: in a block 2 LayerNorms, 4 products with a bias, attention's 3, GELU, 2 sums
+ROUNDINGS = 2 * CONFIG.n_layer * 14 + 8
+
+
+def _batch(seed: int, rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (rows, 13))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def _gradients(backend: str, compute: str | None, seed: int, scale: float = 1.0) -> tuple[float, dict[str, np.ndarray]]:
+    model = GPT2(CONFIG, backend=backend, compute_dtype=compute, seed=seed)
+    loss = model.loss(*_batch(seed))
+    assert loss.dtype == "float32"                      # not of the stream's dtype
+    (loss * scale).backward()
+    grads = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    assert all(g.dtype == "float32" for g in grads.values())
+    return loss.item(), grads
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 999), backend=st.sampled_from(["numpy", "double"]), compute=st.sampled_from(sorted(UNIT)),
+       scale=st.sampled_from([1.0, 1024.0]))
+def test_loss_and_gradients_are_those_of_float32(seed: int, backend: str, compute: str, scale: float):
+    """Each tensor's error, as a share of its norm, is that of so many roundings to 16 bits."""
+    loss, grads = _gradients(backend, compute, seed, scale)
+    wanted, exact = _gradients(backend, None, seed)
+    assert abs(loss - wanted) <= ROUNDINGS * UNIT[compute] * wanted / 10.0
+    for name, g in grads.items():
+        error = np.linalg.norm(g / scale - exact[name])
+        assert error <= ROUNDINGS * UNIT[compute] * np.linalg.norm(exact[name]) + 1e-6, name
+
+
+@pytest.mark.parametrize("compute", sorted(UNIT))
+def test_no_gradient_is_lost_below_16_bits(compute: str):
+    """Over many rows a probability by their number is less than float16 has; the token table's gradient has it all the same."""
+    ids, targets = np.zeros((1, 16), int), np.ones((1, 16), int)
+    rows = 512
+    for backend in ("numpy", "double"):
+        model = GPT2(CONFIG, backend=backend, compute_dtype=compute, seed=0)
+        model.loss(np.repeat(ids, rows, 0), np.repeat(targets, rows, 0)).backward()
+        table = model.wte.weight.grad.numpy()
+        assert np.abs(table[2:]).max() > 0.0 and (np.abs(table[2:]).max(axis=1) > 0.0).all()
+
+
+@pytest.mark.parametrize("compute", [None, *sorted(UNIT)])
+def test_a_training_step_waits_once(compute: str | None):
+    """Ids and targets go there, one number comes back, and nothing is float64; a dropout's mask costs no more."""
+    model = GPT2(CONFIG, backend="double", compute_dtype=compute, seed=1)
+    model.train()
+    optimizer, scaler = mg.optim.AdamW(model.parameters()), mg.optim.GradScaler(enabled=compute == "float16")
+    for _ in range(3):
+        with double.counting() as counts:
+            scaler.scale(model.loss(*_batch(1))).backward()
+            scaler.unscale_(optimizer)
+            norm = mg.optim.clip_grad_norm_(model.parameters(), 1.0)
+            assert scaler.step(optimizer, norm)
+            optimizer.zero_grad()
+        assert (counts.syncs, counts.uploads) == (1, 2) and "float64" not in counts.dtypes
+
+
+def test_the_scale_follows_the_gradients():
+    """Halved by an overflow, without a step; doubled after so many steps without one; out of the way when it is not enabled."""
+    p = mg.Parameter(mg.tensor([1.0, 2.0]))
+    optimizer = mg.optim.SGD([p], lr=1.0)
+    scaler = mg.optim.GradScaler(8.0, growth_interval=2)
+    assert scaler.scale(mg.tensor(3.0)).item() == 24.0
+    p.grad = mg.tensor([np.inf, 0.0])
+    assert not scaler.step(optimizer, math.inf) and scaler.factor == 4.0 and p.tolist() == [1.0, 2.0]
+    for factor in (4.0, 8.0):
+        p.grad = mg.tensor([4.0, 0.0])
+        scaler.unscale_(optimizer)
+        assert p.grad.tolist() == [1.0, 0.0]
+        assert scaler.step(optimizer, 1.0) and scaler.factor == factor
+    assert p.tolist() == [-1.0, 2.0]
+    off = mg.optim.GradScaler(enabled=False)
+    loss = mg.tensor(3.0)
+    assert off.scale(loss) is loss and off.factor == 1.0
+    p.grad = mg.tensor([np.nan, 0.0])
+    off.unscale_(optimizer)
+    assert off.step(optimizer, math.nan) and off.factor == 1.0 and math.isnan(p.tolist()[0])
+
+
+def test_products_of_float32_round_when_asked():
+    """"high" changes products on a GPU and nothing on a CPU; another word is refused."""
+    x = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
+    there, exact = mg.tensor(x, device="double"), x @ x
+    assert mg.get_float32_matmul_precision() == "highest"
+    full = (there @ there).numpy()
+    try:
+        mg.set_float32_matmul_precision("high")
+        assert mg.get_float32_matmul_precision() == "high"
+        rounded, here = (there @ there).numpy(), (mg.tensor(x) @ mg.tensor(x)).numpy()
+    finally:
+        mg.set_float32_matmul_precision("highest")
+    worst = np.abs(rounded - exact).max()
+    assert np.abs(full - exact).max() < 1e-5 < worst < 8 * 3 * 2.0**-11 * np.abs(x).max() ** 2
+    assert np.array_equal(here, exact)
+    with pytest.raises(ValueError, match="choose"):
+        mg.set_float32_matmul_precision("medium")
+
+
+def test_a_dtype_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch):
+    """One line that says how to get it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(UsageError, match="dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, or use float16"):
+        GPT2(CONFIG, compute_dtype="bfloat16")
+
+
+FUNCTIONS = {
+    "layer_norm": (lambda x, w: mg.layer_norm(x, w, w), (3, 5), (5,)),
+    "gelu": (mg.gelu, (3, 5)),
+    "exact gelu": (lambda x: mg.gelu(x, approximate="none"), (3, 5)),
+    "addmm": (lambda b, x, w: mg.addmm(b, x, w), (4,), (2, 3, 5), (5, 4)),
+    "linear": (mg.linear, (2, 5), (4, 5)),
+    "attention": (mg.attention, (2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)),
+    "one query": (mg.attention, (2, 3, 1, 5), (2, 3, 4, 5), (2, 3, 4, 5)),
+    "masked": (lambda q, k, v: mg.attention(q, k, v, np.array([True, True, False, True])), (2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)),
+    "softmax": (mg.softmax, (3, 5)),
+    "log_softmax": (mg.log_softmax, (3, 5)),
+    "embedding": (lambda w: mg.embedding(np.array([0, 1, 1]), w), (7, 5)),
+    "scaling": (lambda x: (x * 2.0 + 1.0) / 3.0, (3, 5)),
+    "reductions": (lambda x: x.mean(axis=-1) + x.sum(axis=-1) + x.max(axis=-1), (3, 5)),
+    "relu": (lambda x: x.relu() * x.tanh(), (3, 5)),
+    "dropout": (lambda x: mg.dropout(x, p=0.5, key=3, training=True), (3, 50)),
+    "packed_linear": (lambda x, w, b: mg.packed_linear(x, w, b, size=3), (2, 4), (1, 2, 2, 3), (3,)),
+    "batched": (lambda a, b: a @ b, (2, 3, 4), (2, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_16_bits_stay_16_bits(name: str, dtype: str):
+    """Values and gradients have the arguments' dtype, whatever Python numbers an op computes with, and are near float32's."""
+    f, *shapes = FUNCTIONS[name]
+    arrays = [np.random.default_rng(i).standard_normal(shape).astype(dtype) for i, shape in enumerate(shapes)]
+    results = []
+    for kind in (dtype, "float32"):
+        xs = [mg.tensor(a, dtype=kind, requires_grad=True) for a in arrays]
+        y = f(*xs)
+        y.backward(mg.tensor(np.ones(y.shape), dtype=kind))
+        results.append([y.numpy(), *(x.grad.numpy() for x in xs)])
+    for found, wanted in zip(*results):
+        assert found.dtype == dtype
+        assert np.abs(found.astype("float32") - wanted).max() <= 12 * UNIT[dtype] * max(1.0, np.abs(wanted).max())
