@@ -101,7 +101,11 @@ def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
 def sum_to(xp, x, *, shape):
     if not fits(x) or x.ndim < 2 or shape != x.shape[-1:] or not x.flags.c_contiguous:
         return NotImplemented
-    d = shape[0]
+    return column_sums(xp, x, shape[0])
+
+
+def column_sums(xp: Any, x: Any, d: int) -> Any:
+    """Contiguous x as rows of d numbers, summed up over the rows: [d]."""
     rows = x.size // d
     grid = column_blocks(rows, d)
     sums = xp.empty((grid[1], d), dtype=real(x.dtype))
@@ -110,22 +114,28 @@ def sum_to(xp, x, *, shape):
 
 
 @kernel("gelu")
-def gelu(xp, x, *, approximate="tanh"):
+def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
-    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), out, x.size)
+    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), *maybe(xp, bias, out), x.size,
+              1 if bias is None else x.shape[-1])
     return out
 
 
-@kernel("gelu/x")
-def gelu_dx(xp, g, x, approximate):
+@kernel("gelu/joint")
+def gelu_joint(xp, g, x, bias, approximate):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
-    xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x), out,
-              x.size)
-    return out
+    xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x),
+              *maybe(xp, bias, out), x.size, 1 if bias is None else x.shape[-1])
+    return out, None if bias is None else column_sums(xp, out, bias.size)
+
+
+def maybe(xp: Any, array: Any, *others: Any) -> tuple[Any, ...]:
+    """An array that a kernel can do without, as it takes it, and others behind it."""
+    return (0 if array is None else xp.ascontiguousarray(array), *others)
 
 
 @kernel("dropout_op")

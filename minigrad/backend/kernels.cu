@@ -172,7 +172,7 @@ KERNEL column_sums(const Store* x, Real* sums, Count rows, Count d) {
     }
 }
 
-// ── gelu by tanh: WIDE numbers a thread ──
+// ── gelu by tanh, of x or of x + bias: WIDE numbers a thread; without a bias d is 1 ──
 #define GELU_C Real(0.79788456080286535588)             // √(2/π)
 #define GELU_A Real(0.044715)
 
@@ -187,24 +187,27 @@ __device__ __forceinline__ Real gelu_slope(Real x) {
     return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * GELU_C * (Real(1) + Real(3) * GELU_A * x * x);
 }
 
-KERNEL gelu(const Store* x, Store* y, Count n) {
+KERNEL gelu(const Store* x, const Store* bias, Store* y, Count n, Count d) {
     Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
-    if (i + WIDE <= n && aligned(x) && aligned(y)) {
-        Pack<WIDE> a = load<WIDE>(x + i);
-        for (int k = 0; k < WIDE; ++k) a.v[k] = gelu_of(a.v[k]);
+    if (i + WIDE <= n && aligned(x) && aligned(y) && (!bias || (d % WIDE == 0 && aligned(bias)))) {
+        Pack<WIDE> a = load<WIDE>(x + i), b;
+        if (bias) b = load<WIDE>(bias + i % d);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = gelu_of(bias ? Real(a.v[k]) + Real(b.v[k]) : Real(a.v[k]));
         store<WIDE>(y + i, a);
     } else
-        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = gelu_of(x[i]);
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = gelu_of(bias ? Real(x[i]) + Real(bias[i % d]) : Real(x[i]));
 }
 
-KERNEL gelu_dx(const Store* g, const Store* x, Store* dx, Count n) {
+KERNEL gelu_dx(const Store* g, const Store* x, const Store* bias, Store* dx, Count n, Count d) {
     Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
-    if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx)) {
-        Pack<WIDE> a = load<WIDE>(g + i), b = load<WIDE>(x + i);
-        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * gelu_slope(b.v[k]);
+    if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx) && (!bias || (d % WIDE == 0 && aligned(bias)))) {
+        Pack<WIDE> a = load<WIDE>(g + i), b = load<WIDE>(x + i), c;
+        if (bias) c = load<WIDE>(bias + i % d);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * gelu_slope(bias ? Real(b.v[k]) + Real(c.v[k]) : Real(b.v[k]));
         store<WIDE>(dx + i, a);
     } else
-        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) dx[i] = Real(g[i]) * gelu_slope(x[i]);
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i)
+            dx[i] = Real(g[i]) * gelu_slope(bias ? Real(x[i]) + Real(bias[i % d]) : Real(x[i]));
 }
 
 // ── dropout: two numbers for each draw of 64 bits, SplitMix64's finaliser of key + (i + 1) γ ──

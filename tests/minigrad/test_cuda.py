@@ -92,6 +92,20 @@ def test_gelu(n: int, dtype: str, seed: int):
     assert counts.launches == {"gelu": 1, "gelu_dx": 1}
 
 
+@given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99))
+def test_gelu_with_a_bias(n: int, d: int, dtype: str, seed: int):
+    """The same of x + bias, without an array of it, and the bias's gradient."""
+    x, b = _normal(seed, n, d) * 2.0, _normal(seed + 1, d)
+    found, wanted, counts = _both(mg.gelu, REGISTRY["gelu"].definition, dtype, x, b)
+    # what is summed up over the rows was rounded to 16 bits first
+    _close(found[:2], wanted[:2], dtype, 1, magnitude(x, b))
+    apart = UNIT.get(dtype, 0.0) * np.abs(wanted[1]).sum(axis=0) + n * (2.0**-25 if dtype == "float16" else 0.0)
+    computed = "float32" if dtype in UNIT else dtype
+    once = UNIT.get(dtype, 0.0) * (np.abs(wanted[2]) + apart)
+    assert (np.abs(found[2].astype(np.float64) - wanted[2]) <= bound(computed, n, magnitude(x, b)) + apart + once).all()
+    assert counts.launches == {"gelu": 1, "gelu_dx": 1, "column_sums": 1}
+
+
 @given(n=st.integers(1, 700), p=st.floats(0.0, 0.99), key=st.integers(0, 2**64 - 1), dtype=stored)
 def test_dropout(n: int, p: float, key: int, dtype: str):
     """The very elements that NumPy drops, and the others to one rounding; one launch."""
@@ -225,19 +239,19 @@ def test_what_cuda_would_not_notice_is_refused():
     """Arguments of another number, kind, dtype or layout, an impossible launch, and threads that wait for ever."""
     module = cuda.Module(SOURCE, FLOAT, lambda a: a, lambda name: None)
     gelu, x = module.get_function("gelu"), np.ones(4, np.float32)
-    with pytest.raises(TypeError, match="2 arguments given; it takes 3"):
+    with pytest.raises(TypeError, match="2 arguments given; it takes 5"):
         gelu((1,), (32,), (x, x))
     for bad in (4.0, True, None):
         with pytest.raises(TypeError, match="where Count is wanted"):
-            gelu((1,), (32,), (x, x, bad))
+            gelu((1,), (32,), (x, 0, x, bad, 1))
     with pytest.raises(TypeError, match="an array of float64 where const Store"):
-        gelu((1,), (32,), (x.astype(float), x, 4))
+        gelu((1,), (32,), (x.astype(float), 0, x, 4, 1))
     with pytest.raises(ValueError, match="not contiguous"):
-        gelu((1,), (32,), (np.ones(8, np.float32)[::2], x, 4))
+        gelu((1,), (32,), (np.ones(8, np.float32)[::2], 0, x, 4, 1))
     with pytest.raises(ValueError, match="invalid configuration"):
-        gelu((0,), (32,), (x, x, 4))
+        gelu((0,), (32,), (x, 0, x, 4, 1))
     with pytest.raises(RuntimeError, match="more threads or shared memory"):
-        gelu((1,), (2048,), (x, x, 4))
+        gelu((1,), (2048,), (x, 0, x, 4, 1))
     half = "KERNEL half(Real* x) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(); }"
     with pytest.raises(RuntimeError, match="wait for each other for ever"):
         cuda.Module(f"{SOURCE}\n{half}\n", FLOAT, lambda a: a, lambda name: None).get_function("half")((1,), (64,), (x,))
