@@ -14,6 +14,7 @@ from .bits import least_kept
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
 PARTS = 64                                              # sums over rows are taken in so many parts at most
+NORM_BLOCKS, NORM_EACH = 512, 16                        # blocks of a sum of squares at most, and numbers for each of their threads at least
 LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
 LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -291,6 +292,18 @@ def embedding_into(xp, sum, g, ids, weight_shape):
     if not fits(g) or not sum.flags.c_contiguous:
         return NotImplemented
     add_rows(xp, sum, xp.reshape(ids, (ids.size,)), xp.reshape(g, (ids.size, g.shape[-1])))
+
+
+@kernel("sums_of_squares")
+def sums_of_squares(xp, arrays):
+    if len({a.dtype for a in arrays}) > 1 or not all(map(fits, arrays)):
+        return NotImplemented
+    dtype = arrays[0].dtype
+    sums = xp.zeros((len(arrays), NORM_BLOCKS), dtype=real(dtype))
+    for row, a in zip(sums, arrays):
+        blocks = min(NORM_BLOCKS, *number_blocks(a.size, NORM_EACH))
+        xp.launch("sums_of_squares", dtype, (blocks,), (THREADS,), xp.ascontiguousarray(a), row, a.size, shared=room(dtype, 32))
+    return xp.sum(sums, axis=1)
 
 
 @kernel("adamw_update")

@@ -299,6 +299,15 @@ KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store
     }
 }
 
+// ── the gradients' norm: sums[part] = Σ x² over the numbers of each block, which are blockDim.x · gridDim.x apart ──
+KERNEL sums_of_squares(const Store* x, Real* sums, Count n) {
+    SHARED(Real, room);                                 // [32]
+    Real sum = 0;
+    for (Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += Count(gridDim.x) * blockDim.x) sum += Real(x[i]) * Real(x[i]);
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
 // ── AdamW, all in one pass   (Loshchilov, Hutter 2019) ──
 KERNEL adamw_update(Store* p, const Store* g, Store* m, Store* v, Count n, double lr, double beta1, double beta2, double eps,
                     double weight_decay, double correct1, double correct2) {

@@ -1,6 +1,7 @@
 """kernels.cu, compiled by g++ and run on a CPU thread by thread: over odd shapes its kernels mean what the ops' definitions say."""
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -178,6 +179,20 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
 
 
+@given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=4), dtype=stored, seed=st.integers(0, 99))
+def test_the_norm_of_the_gradients(sizes: list[int], dtype: str, seed: int):
+    """A launch for each array, one wait for all of them."""
+    arrays = [_normal(seed + i, n).astype(dtype) for i, n in enumerate(sizes)]
+    parameters = [mg.Parameter(HERE.array(a)) for a in arrays]
+    for p in parameters:
+        p.grad = mg.Tensor(p.array)
+    with double.counting() as counts:
+        found = mg.optim.clip_grad_norm_(parameters, math.inf)
+    wanted = math.sqrt(sum(float(np.square(a.astype(np.float64)).sum()) for a in arrays))
+    assert counts.launches == {"sums_of_squares": len(sizes)} and counts.syncs == 1
+    assert abs(found - wanted) <= bound("float32" if dtype in UNIT else dtype, 16 + 512, 1.0) * wanted
+
+
 @given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
 def test_adamw(n: int, dtype: str, seed: int, decay: float):
     """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
@@ -203,7 +218,7 @@ def test_every_kernel_is_called():
     for name in wrappers.KERNELS:
         op, _, argument = name.partition("/")
         rules = REGISTRY[op].rules if op in REGISTRY else {}
-        assert op == "adamw_update" or not argument or argument.removesuffix("+") in (*rules, "joint")
+        assert op in ("adamw_update", "sums_of_squares") or not argument or argument.removesuffix("+") in (*rules, "joint")
 
 
 BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE)]
