@@ -38,13 +38,15 @@ class Optimizer:
         """Change every parameter that has a gradient, in place."""
         self.steps += 1
         place = 0
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    here = backend.of(p.array)
-                    self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
-                    p.changed()
-                place += 1
+        with backend.explaining(f"{type(self).__name__}.step"):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        here = backend.of(p.array)
+                        here.at(p.array)
+                        self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
+                        p.changed()
+                    place += 1
 
     def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
         """One parameter's array p, in place, from its gradient g."""
@@ -151,6 +153,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     if not grads:
         return 0.0
     xp = backend.of(grads[0])
+    xp.at(grads[0])
 
     def squared(arrays: Sequence[Any]) -> list[float]:
         return xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
@@ -200,6 +203,7 @@ class GradScaler:
                 for p in group["params"]:
                     if p.grad is not None:
                         g = p.grad.array
+                        backend.of(g).at(g)
                         g *= 1.0 / self.factor
 
     def step(self, optimizer: Optimizer, norm: float) -> bool:
