@@ -7,7 +7,7 @@
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
-#define SHARED(T, name) extern __shared__ double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
+#define SHARED(T, name) extern __shared__ __align__(16) double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
 __device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
 __device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
 #endif
@@ -70,6 +70,8 @@ __device__ __forceinline__ Real block_max(Real v, Real* room) {
     __syncthreads();
     return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : -INFINITE);
 }
+
+// ── what is above is for all files of kernels, what is below for this one ──
 
 // ── layer norm: a warp for each row, N numbers at a time ──
 template <int N> __device__ __forceinline__ void normalized_row(const Store* x, const Store* weight, const Store* bias, Store* y,

@@ -20,7 +20,7 @@
 #define threadIdx (cpu::fibers[cpu::current].index)
 #define SHARED(T, name) T* name = reinterpret_cast<T*>(cpu::shared)
 
-using std::exp; using std::fmax; using std::log; using std::sqrt; using std::tanh;
+using std::erf; using std::exp; using std::fmax; using std::log; using std::sqrt; using std::tanh;
 
 inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
 inline float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
@@ -158,5 +158,7 @@ template <class T> T exchange(T value, int from) {
 
 inline void __syncthreads() { cpu::wait(cpu::block_barrier, cpu::alive); }
 inline void __syncwarp(unsigned = ~0u) { cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]); }
+inline void __threadfence() {}                          // one block runs after the other, and one fiber at a time
+template <class T> T atomicAdd(T* sum, T value) { T before = *sum; *sum += value; return before; }
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return cpu::exchange(value, cpu::lane() ^ mask); }
 template <class T> T __shfl_sync(unsigned, T value, int from) { return cpu::exchange(value, from); }
