@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError
-from . import cublas, cupy_decode  # noqa: F401
+from . import cublas, cupy_choose, cupy_decode  # noqa: F401
 from .base import Backend
 from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, add_rows, fits

@@ -74,7 +74,7 @@ class Module:
         self.captured = captured                        # where launches are kept instead of being run, if that is so
         self.types, self.numbers, self.launched = parameters(code), numbers, launched
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
-        self.dtypes = {"Store": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64"}
+        self.dtypes = {"Store": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64", "double": "float64"}
         self.built = library(code, tuple(o for o in options if o.startswith("-D")))
 
     def get_function(self, name: str) -> Callable[..., None]:

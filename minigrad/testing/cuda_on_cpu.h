@@ -23,6 +23,7 @@
 using std::erf; using std::exp; using std::fmax; using std::log; using std::sqrt; using std::tanh;
 
 inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
+inline long long __double_as_longlong(double f) { long long u; std::memcpy(&u, &f, 8); return u; }
 inline float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
 
 // What the device does in one instruction; exact, for a float holds every half.
