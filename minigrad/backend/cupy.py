@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError
-from . import cublas
+from . import cublas, cupy_attention  # noqa: F401  the latter adds its kernels to KERNELS
 from .base import Backend
 from .cupy_kernels import KERNELS, add_rows, fits
 from .special import flat_places, running_sums
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
 _INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
+
+
+def source() -> str:
+    """The text of all kernels, which is compiled as one."""
+    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("kernels.cu", "attention.cu"))
 
 
 def load() -> Backend:
@@ -58,10 +63,13 @@ class CupyBackend(Backend):
         if run is None:
             stored, computed = _TYPES[str(dtype)]
             if stored not in self._modules:
-                code = (Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
-                self._modules[stored] = self.namespace.RawModule(code=code, options=(f"-DSTORE={stored}", f"-DREAL={computed}"))
+                self._modules[stored] = self.namespace.RawModule(code=source(), options=(f"-DSTORE={stored}", f"-DREAL={computed}"))
             run = self._compiled[name, dtype] = self._modules[stored].get_function(name)
         run(blocks, threads, args, shared_mem=shared)
+
+    def capability(self) -> int:
+        """The compute capability of the current device: 80 for 8.0."""
+        return int(self.namespace.cuda.Device().compute_capability)
 
     def device(self, array: Any) -> str:
         return f"{self.name}:{array.device.id}"

@@ -7,7 +7,7 @@
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
-#define SHARED(T, name) extern __shared__ double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
+#define SHARED(T, name) extern __shared__ __align__(16) double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
 __device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
 __device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
 #endif
@@ -249,41 +249,6 @@ KERNEL cross_entropy_dlogits(const Real* g, const Store* logits, const Count* ta
         Real p = i < n ? exp(Real(logits[row * V + i]) - lse[row]) : Real(0);
         if (scale[row] > 0 && i == targets[row]) p -= Real(1);
         dlogits[row * V + i] = p * factor;
-    }
-}
-
-// ── attention: a block for each query ──
-// The scores of a query become softmax(s · scores) over the keys that it sees, 0 elsewhere; lse keeps log Σ exp(s · scores)   (attention.1)
-KERNEL attention_weights(Store* scores, Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys;
-    Real top = -INFINITE, sum = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) top = fmax(top, Real(scores[i]) * Real(s));
-    top = block_max(top, room);
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) sum += exp(Real(scores[i]) * Real(s) - top);
-    sum = block_sum(sum, room + 32);
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) scores[i] = i < seen ? exp(Real(scores[i]) * Real(s) - top) / sum : Real(0);
-    if (threadIdx.x == 0) lse[row] = log(sum) + top;
-}
-
-// Scores become weights P = exp(s · scores − lse) again, and g Vᵀ becomes s P ⊙ (g Vᵀ − ⟨P, g Vᵀ⟩)   (attention.5)
-KERNEL attention_dscores(Store* scores, Store* dscores, const Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys, dscores += row * keys;
-    Real total = 0, along = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) {
-        Real p = exp(Real(scores[i]) * Real(s) - lse[row]);
-        total += p;
-        along += p * Real(dscores[i]);
-    }
-    total = block_sum(total, room);                     // 1, but for the rounding of lse, which a whole row has alike
-    along = block_sum(along, room + 32) / total;
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) {
-        Real p = i < seen ? exp(Real(scores[i]) * Real(s) - lse[row]) / total : Real(0);
-        scores[i] = p;
-        dscores[i] = i < seen ? p * (Real(dscores[i]) - along) * Real(s) : Real(0);
     }
 }
 

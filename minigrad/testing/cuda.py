@@ -72,7 +72,7 @@ class Module:
     def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any], launched: Callable[[str], Any]) -> None:
         self.types, self.numbers, self.launched = parameters(code), numbers, launched
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
-        self.dtypes = {"Store": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64"}
+        self.dtypes = {"Store": _DTYPES[stored], "Strided": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64"}
         self.built = library(code, tuple(o for o in options if o.startswith("-D")))
 
     def get_function(self, name: str) -> Callable[..., None]:
@@ -95,10 +95,11 @@ class Module:
         if kind.endswith("*"):
             if type(value) is int and value == 0:       # no array
                 return ctypes.c_void_p(0)
-            array, wanted = self.numbers(value), self.dtypes[kind.removeprefix("const ").rstrip("*")]
+            named = kind.removeprefix("const ").rstrip("*")
+            array, wanted = self.numbers(value), self.dtypes[named]
             if str(array.dtype) != wanted:
                 raise TypeError(f"{name}: an array of {array.dtype} where {kind} is wanted")
-            if not array.flags.c_contiguous:
+            if named != "Strided" and not array.flags.c_contiguous:
                 raise ValueError(f"{name}: an array that is not contiguous")
             return ctypes.c_void_p(array.ctypes.data)
         if (kind == "Count") != (type(value) is int) or (kind == "double") != (type(value) is float):
