@@ -59,6 +59,7 @@ static std::function<void()> kernel;
 static jmp_buf home;
 static int current, alive, alive_in_warp[32];
 static bool moved;                                      // whether anybody got further since this was made false
+static bool misplaced;                                  // whether 16 bytes were asked for in one piece where no piece begins
 static Barrier block_barrier, warp_barrier[32];
 static double exchanged[32][32];                        // what the lanes of each warp hand to one another
 static char* shared;
@@ -109,13 +110,15 @@ static void make_fibers(int threads) {
     }
 }
 
-// Run `body` as every thread of the grid. 0; 1 where threads of a block wait for each other for ever; 2 for an impossible launch.
+// Run `body` as every thread of the grid. 0; 1 where threads of a block wait for each other for ever; 2 for an impossible launch; 3 where
+// an address must be a multiple of 16 and is not.
 static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> body) {
     int threads = block.x * block.y * block.z;
     if (threads < 1 || threads > 1024 || bytes > 48 * 1024) return 2;
     std::vector<double> memory(bytes / sizeof(double) + 2);
     shared = reinterpret_cast<char*>(memory.data());
     gridDim = grid, blockDim = block, kernel = body;
+    misplaced = false;
     make_fibers(threads);
     for (unsigned z = 0; z < grid.z; ++z) for (unsigned y = 0; y < grid.y; ++y) for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = dim3{x, y, z};
@@ -143,8 +146,10 @@ static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> 
             if (!any) return 1;
         }
     }
-    return 0;
+    return misplaced ? 3 : 0;
 }
+
+inline void check_place(const void* p) { misplaced = misplaced || reinterpret_cast<unsigned long long>(p) % 16; }
 
 // What lane `from` of this thread's warp holds; a lane that has returned gives what it gave last, as on a GPU nothing can be relied on.
 template <class T> T exchange(T value, int from) {
@@ -167,6 +172,8 @@ template <class T> T __shfl_sync(unsigned, T value, int from) { return cpu::exch
 // 16 bytes that were asked for are NaN until they are waited for: so forgetting that is seen, and so is asking while
 // somebody still needs what was there.
 inline void copy(void* to, const void* from, bool there) {
+    cpu::check_place(to);
+    cpu::check_place(there ? from : to);
     std::memset(to, 0xff, 16);
     cpu::fibers[cpu::current].copies.push_back({to, from, there});
 }
@@ -185,6 +192,7 @@ static const unsigned short* asked[32][32];             // the rows that the lan
 static float dealt[32][32][12];                         // their shares of the factors of a product: 8 numbers of a, 4 of b
 
 inline void read_matrices(unsigned (&r)[4], const void* row, bool turned) {
+    check_place(row);
     asked[warp()][lane()] = static_cast<const unsigned short*>(row);
     wait(warp_barrier[warp()], alive_in_warp[warp()]);
     for (int m = 0; m < 4; ++m) {
