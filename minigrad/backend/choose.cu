@@ -107,12 +107,13 @@ KERNEL __launch_bounds__(1024) step_choose(const Real* logits, const double* uni
         edge = border(width, n, spare, room, below, [&](Count i, Key& key, double& weight) {
             key = key_of(value(i)), weight = weights[i];
         });
-        if (edge > key_of(top)) edge = key_of(top);
+        bool none = edge > key_of(top);                 // so little is asked for that all would go: then the last stays
+        if (none) edge = key_of(top);
         double equal[3] = {0.0, 0.0, 0.0};              // how many equal the edge, and the weight of each of them
         for (Count i = threadIdx.x; i < n; i += blockDim.x) if (key_of(value(i)) == edge) equal[0] += 1.0, equal[1] += weights[i];
         three_sums(equal, room);
         double gone = equal[1] > 0.0 ? floor((spare - below) * equal[0] / equal[1]) : 0.0, most = equal[0] - 1.0;
-        gone = gone < most ? gone : most;
+        if (none || gone > most) gone = most;
         if (gone > 0.0)
             from = Count(border(32, n, gone, room, below, [&](Count i, Key& key, double& weight) {
                 key = Key(i), weight = key_of(value(i)) == edge ? 1.0 : 0.0;

@@ -62,6 +62,7 @@ def _near_a_border(x: np.ndarray, chosen: SamplingOptions, before: list[int], un
        spare=st.integers(0, 9), steps=st.integers(1, 3), chosen=options, dtype=st.sampled_from(["float32", "float64"]),
        seed=st.integers(0, 9999))
 @example(kind="all equal", rows=1, n=1100, spare=0, steps=2, chosen=SamplingOptions(top_p=0.5), dtype="float32", seed=0)
+@example(kind="all equal", rows=1, n=70, spare=0, steps=2, chosen=SamplingOptions(top_p=1e-300), dtype="float32", seed=0)
 @example(kind="few values", rows=2, n=1100, spare=3, steps=3, chosen=SamplingOptions(top_k=7, top_p=0.9), dtype="float32", seed=1)
 @example(kind="signed zeros", rows=3, n=40, spare=0, steps=3, chosen=SamplingOptions(top_k=3), dtype="float32", seed=2)
 @example(kind="normal", rows=1, n=40, spare=0, steps=3, chosen=SamplingOptions(temperature=0.0, repetition_penalty=1.3), dtype="float32",
