@@ -38,7 +38,7 @@ def steps(*arrays: Any) -> list[int]:
 
 
 def beside(xp: Any, like: Any, size: int) -> tuple[Any, Any]:
-    """Memory [batch, row, head, size], where the heads stand side by side as the model wants them next, and it as [batch, head, row, size]."""
+    """Memory [batch, row, head, size], heads side by side as the model wants them next, and a view of it as [batch, head, row, size]."""
     B, h, T, _ = like.shape
     memory = xp.empty((B, T, h, size), dtype=like.dtype)
     return memory, xp.swapaxes(memory, 1, 2)
