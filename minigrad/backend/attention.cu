@@ -31,7 +31,8 @@ __device__ __forceinline__ void copied() {
 #endif
 }
 
-// Four matrices of 8 × 8. Lane i says where row i % 8 of matrix i / 8 is, and gets two neighbours of row i / 4 of each, or of column i / 4.
+// Four matrices of 8 × 8: lane i says where row i % 8 of matrix i / 8 is, and gets numbers 2 (i % 4) and the next one of each one's row
+// i / 4, or of its column i / 4
 __device__ __forceinline__ void matrices(unsigned (&r)[4], const void* row) {
     SM_80("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
           : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(in_shared(row)));
@@ -43,15 +44,16 @@ __device__ __forceinline__ void matrices_turned(unsigned (&r)[4], const void* ro
 }
 
 // [16, 8] += [16, 16] · [16, 8], dealt to the lanes of a warp as the PTX ISA says; and two numbers in 32 bits
-#define TENSOR_CORES(T, type)                                                                                                            \
-    __device__ __forceinline__ void mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], unsigned b0, unsigned b1, T) { \
-        SM_80("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"        \
-              : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                  \
-    }                                                                                                                                    \
-    __device__ __forceinline__ unsigned two(float first, float second, T) {                                                              \
-        unsigned both = 0;                                                                                                               \
-        SM_80("cvt.rn." type "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));                                               \
-        return both;                                                                                                                     \
+#define TENSOR_CORES(T, type)                                                                                                             \
+    __device__ __forceinline__ void mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], unsigned b0, unsigned b1,     \
+                                        T) {                                                                                              \
+        SM_80("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"         \
+              : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                   \
+    }                                                                                                                                     \
+    __device__ __forceinline__ unsigned two(float first, float second, T) {                                                               \
+        unsigned both = 0;                                                                                                                \
+        SM_80("cvt.rn." type "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));                                                \
+        return both;                                                                                                                      \
     }
 TENSOR_CORES(Half, "f16")
 TENSOR_CORES(Bfloat, "bf16")
@@ -73,30 +75,42 @@ __device__ __forceinline__ float power(float x) {
 // The rows of one head, wherever they lie: [length, width], their numbers side by side
 struct Rows {
     const Store* first;
-    Count step, length;
-    int width;
+    Count step;
+    int length, width;
     bool wide;                                          // whether they can be read 16 bytes at a time
 };
 
-__device__ __forceinline__ Rows rows_of(const Store* x, Count batch, Count head, Count step, Count length, Count width, Count n, Count heads) {
+__device__ __forceinline__ Rows rows_of(const Store* x, Count batch, Count head, Count step, Count length, Count width, int n, int heads) {
     x += n / heads * batch + n % heads * head;
-    return Rows{x, step, length, int(width), width % WIDE == 0 && step % WIDE == 0 && aligned(x)};
+    return Rows{x, step, int(length), int(width), width % WIDE == 0 && step % WIDE == 0 && aligned(x)};
 }
 
+// Where results go: [batch, row, head, number], all of them side by side
+struct Results {
+    Store* all;
+    int n, heads, length, width;
+    __device__ __forceinline__ Store* row(int i) const { return all + ((n / heads * Count(length) + i) * heads + n % heads) * width; }
+};
+
 // Where a number of a tile is. Pieces of 16 bytes change places from row to row, so that a column of 8 rows lies in all banks.
-template <int D> __device__ __forceinline__ int place(int row, int column) {
-    return row * D + (column / WIDE ^ row % 8) * WIDE + column % WIDE;
+template <int D> __device__ __forceinline__ unsigned place(unsigned row, unsigned column) {
+    return row * D + (row % 8 * WIDE ^ column);
 }
 
 // ROWS rows from `from` on as a tile, zeros where there are none; it is there after copied() and a barrier
-template <int D, int ROWS, int THREADS> __device__ __forceinline__ void fetch(Store* tile, const Rows& x, Count from) {
-    for (int i = threadIdx.x; i < ROWS * D / WIDE; i += THREADS) {
-        int row = i / (D / WIDE), column = i % (D / WIDE) * WIDE;
-        bool there = from + row < x.length && column < x.width;
-        Store* to = tile + place<D>(row, column);
-        const Store* at = x.first + (there ? (from + row) * x.step + column : 0);
-        if (x.wide) copy(to, at, there);
-        else for (int k = 0; k < WIDE; ++k) to[k] = there && column + k < x.width ? at[k] : Store(0);
+template <int D, int ROWS, int THREADS> __device__ __forceinline__ void fetch(Store* tile, const Rows& x, int from) {
+    constexpr int PIECES = D / WIDE, STEP = THREADS / PIECES;
+    int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * WIDE;
+    int end = column >= x.width ? 0 : x.length - from < ROWS ? x.length - from : ROWS;
+    const Store* at = x.first + Count(from + row) * x.step + column;
+    if (x.wide) {
+        #pragma unroll 4
+        for (int i = 0; i < ROWS / STEP; ++i, at += STEP * x.step) copy(tile + place<D>(row + i * STEP, column), at, row + i * STEP < end);
+    } else {
+        #pragma unroll 1
+        for (; row < ROWS; row += STEP, at += STEP * x.step)
+            #pragma unroll 1
+            for (int k = 0; k < WIDE; ++k) tile[place<D>(row, column + k)] = row < end && column + k < x.width ? at[k] : Store(0);
     }
 }
 
@@ -105,11 +119,10 @@ template <int D, int N, int THREADS> struct Stream {
     static constexpr bool AHEAD = sizeof(Store) == 2;
     Store* tiles;
     Rows a, b;
-    Count at, end;
-    int turn;
+    int at, end, turn;
 
     __device__ __forceinline__ Store* here() { return tiles + turn * 2 * N * D; }
-    __device__ __forceinline__ void ask(Count from) {
+    __device__ __forceinline__ void ask(int from) {
         fetch<D, N, THREADS>(here(), a, from);
         fetch<D, N, THREADS>(here() + N * D, b, from);
     }
@@ -140,7 +153,7 @@ template <int D, int N, int W, int SIZE = sizeof(Store)> struct Products {
     static __device__ __forceinline__ int place_of(int j) { return (j / WIDE * 8 + lane() % 8) * WIDE + j % WIDE; }
 
     struct Lying { const Store* tile; int width; };     // the warp's rows of a tile, of which so many numbers are not padding
-    typedef Lying Held;
+    typedef Lying Held;                                 // registers are for sums here
 
     // s = rows · othersᵀ
     static __device__ __forceinline__ void scores(Real (&s)[R][C], const Lying& own, const Store* others) {
@@ -199,11 +212,11 @@ template <int D, int N, int W> struct Products<D, N, W, 2> {
         __device__ __forceinline__ Part part(int k) const {
             Part p;
             #pragma unroll
-            for (int m = 0; m < W / 16; ++m) matrices(p.a[m], tile + place<D>(warp() * W + m * 16 + lane() % 16, k * 16 + lane() / 16 * 8));
+            for (int m = 0; m < W / 16; ++m) matrices(p.a[m], tile + place<D>(warp() * W + m * 16 + lane() % 16, lane() / 16 * 8 ^ k * 16));
             return p;
         }
     };
-    struct Held {                                       // the same in registers
+    struct Held {                                       // the same in registers, for rows that meet many others
         Part parts[D / 16];
         __device__ __forceinline__ Held(const Lying& from) {
             #pragma unroll
@@ -223,7 +236,7 @@ template <int D, int N, int W> struct Products<D, N, W, 2> {
             #pragma unroll
             for (int n = 0; n < N / 16; ++n) {
                 unsigned b[4];
-                matrices(b, others + place<D>(n * 16 + lane() / 16 * 8 + lane() % 8, k * 16 + lane() / 8 % 2 * 8));
+                matrices(b, others + place<D>(n * 16 + lane() / 16 * 8 + lane() % 8, lane() / 8 % 2 * 8 ^ k * 16));
                 step(s, p, n, b);
             }
         }
@@ -241,7 +254,7 @@ template <int D, int N, int W> struct Products<D, N, W, 2> {
             #pragma unroll
             for (int n = 0; n < D / 16; ++n) {
                 unsigned b[4];
-                matrices_turned(b, others + place<D>(k * 16 + lane() % 16, n * 16 + lane() / 16 * 8));
+                matrices_turned(b, others + place<D>(k * 16 + lane() % 16, lane() / 16 * 8 ^ n * 16));
                 step(o, part, n, b);
             }
         }
@@ -261,7 +274,8 @@ template <int D, int N, int W> struct Products<D, N, W, 2> {
     static __device__ __forceinline__ void put(Store* to, const Real (&o)[E], Real factor, int width) {
         #pragma unroll
         for (int j = 0; j < E; j += 2)
-            if (width % 2 == 0 && place_of(j) < width) *reinterpret_cast<unsigned*>(to + place_of(j)) = two(o[j] * factor, o[j + 1] * factor, Store());
+            if (width % 2 == 0 && place_of(j) < width)
+                *reinterpret_cast<unsigned*>(to + place_of(j)) = two(o[j] * factor, o[j + 1] * factor, Store());
             else for (int k = j; k < j + 2; ++k) if (place_of(k) < width) to[place_of(k)] = o[k] * factor;
     }
 };
@@ -277,6 +291,19 @@ template <int LANES> __device__ __forceinline__ Real row_sum(Real v) {
     return v;
 }
 
+// Scores of keys that are not there or not seen become −∞: of a warp's queries from `first` on with N keys from `at` on
+template <int N, class P> __device__ __forceinline__ void hide(Real (&s)[P::R][P::C], int first, int at, int queries, int keys,
+                                                               bool causal) {
+    int seen = causal ? keys - queries + first + 1 - at : N, there = keys - at;        // by the first query, from `at` on
+    if (seen >= N && there >= N) return;
+    #pragma unroll
+    for (int i = 0; i < P::R; ++i) {
+        int left = causal && seen + P::row(i) < there ? seen + P::row(i) : there;
+        #pragma unroll
+        for (int j = 0; j < P::C; ++j) if (P::column(j) >= left) s[i][j] = -INFINITE;
+    }
+}
+
 // How tiles are dealt out: N rows in a tile of the stream, `rows` that a block keeps, W of them for each warp
 template <int D, int TILES> struct Dealt {
     static constexpr int N = 8192 / (D * int(sizeof(Store))), ROWS = TILES * N, LEAST = sizeof(Store) == 2 ? 16 : 4;
@@ -284,11 +311,11 @@ template <int D, int TILES> struct Dealt {
 };
 
 // out = softmax(s q kᵀ) v and lse = log Σ exp(s q kᵀ) for the queries of a block   (attention.1)
-template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows& q, const Rows& k, const Rows& v, Store* out, Count out_step, Real* lse,
-                                                        Count first, Count causal, Real s) {
+template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows& q, const Rows& k, const Rows& v, const Results& out,
+                                                        Real* lse, int first, bool causal, Real s) {
     typedef Dealt<D, 2> Deal;
     typedef Products<D, Deal::N, Deal::W> P;
-    Count before = k.length - q.length, all = before + first + Deal::ROWS;             // keys that the last query sees
+    int all = k.length - q.length + first + Deal::ROWS;    // keys that the last query sees
     Stream<D, Deal::N, Deal::THREADS> stream{tiles + Deal::ROWS * D, k, v, 0, causal && all < k.length ? all : k.length, 0};
     Real* room = reinterpret_cast<Real*>(tiles + (Deal::ROWS + 2 * Deal::N) * D);
     Real o[P::R][P::E], top[P::R], sum[P::R];
@@ -306,18 +333,9 @@ template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows
     s *= LOG2_E;
     do {
         const Store* keys = stream.next();
-        Count at = stream.at, row = first + warp() * Deal::W;
         Real p[P::R][P::C];
         P::scores(p, own, keys);
-        if (at + Deal::N > k.length || (causal && at + Deal::N > before + row + 1)) {
-            #pragma unroll
-            for (int i = 0; i < P::R; ++i) {
-                Count seen = causal && before + row + P::row(i) + 1 < k.length ? before + row + P::row(i) + 1 : k.length;
-                int left = seen - at < Deal::N ? int(seen - at) : Deal::N;
-                #pragma unroll
-                for (int j = 0; j < P::C; ++j) if (P::column(j) >= left) p[i][j] = -INFINITE;
-            }
-        }
+        hide<Deal::N, P>(p, first + warp() * Deal::W, stream.at, q.length, k.length, causal);
         #pragma unroll
         for (int i = 0; i < P::R; ++i) {
             Real most = p[i][0];
@@ -336,28 +354,30 @@ template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows
     } while (stream.more());
     #pragma unroll
     for (int i = 0; i < P::R; ++i) {
-        Count query = first + warp() * Deal::W + P::row(i);
+        int query = first + warp() * Deal::W + P::row(i);
         sum[i] = row_sum<P::LANES>(sum[i]);
         if (query >= q.length) continue;
-        P::put(out + query * out_step, o[i], Real(1) / sum[i], v.width);
+        P::put(out.row(query), o[i], Real(1) / sum[i], v.width);
         if (lane() % P::LANES == 0) lse[query] = top[i] * LN_2 + log(sum[i]);
     }
 }
 
+// What the way back wants of a query: log₂ Σ exp(s q kᵀ) and rowsum(g ⊙ out); of one that is not there, ∞ and 0
+struct Statistics { Real top, along; };
+
 // ∂q = s ∂S k with P = exp(s q kᵀ − lse) and ∂S = P ⊙ (g vᵀ − along)   (attention.5–6)
-template <int D> __device__ __forceinline__ void attend_dq(Store* tiles, const Rows& g, const Rows& q, const Rows& k, const Rows& v, const Real* lse,
-                                                           const Real* along, Store* dq, Count dq_step, Count first, Count causal, Real s) {
+template <int D> __device__ __forceinline__ void attend_dq(Store* tiles, const Rows& g, const Rows& q, const Rows& k, const Rows& v,
+                                                           const Statistics* stats, const Results& dq, int first, bool causal, Real s) {
     typedef Dealt<D, 1> Deal;
     typedef Products<D, Deal::N, Deal::W> P;
-    Count before = k.length - q.length, all = before + first + Deal::ROWS;
+    int all = k.length - q.length + first + Deal::ROWS;
     Stream<D, Deal::N, Deal::THREADS> stream{tiles + 2 * Deal::N * D, k, v, 0, causal && all < k.length ? all : k.length, 0};
     Real* room = reinterpret_cast<Real*>(tiles + 4 * Deal::N * D);
-    Real o[P::R][P::E], top[P::R], less[P::R];
+    Real o[P::R][P::E];
+    Statistics stat[P::R];
     #pragma unroll
     for (int i = 0; i < P::R; ++i) {
-        Count query = first + warp() * Deal::W + P::row(i);
-        top[i] = query < q.length ? lse[query] * LOG2_E : INFINITE;
-        less[i] = query < q.length ? along[query] : Real(0);
+        stat[i] = stats[first + warp() * Deal::W + P::row(i)];
         #pragma unroll
         for (int j = 0; j < P::E; ++j) o[i][j] = 0;
     }
@@ -369,30 +389,27 @@ template <int D> __device__ __forceinline__ void attend_dq(Store* tiles, const R
         Real p[P::R][P::C], dp[P::R][P::C];
         P::scores(p, typename P::Lying{tiles, q.width}, keys);
         P::scores(dp, typename P::Lying{tiles + Deal::N * D, v.width}, keys + Deal::N * D);
+        hide<Deal::N, P>(p, first + warp() * Deal::W, stream.at, q.length, k.length, causal);
         #pragma unroll
-        for (int i = 0; i < P::R; ++i) {
-            Count query = first + warp() * Deal::W + P::row(i), seen = causal && before + query + 1 < k.length ? before + query + 1 : k.length;
-            int left = seen - stream.at < Deal::N ? int(seen - stream.at) : Deal::N;
+        for (int i = 0; i < P::R; ++i)
             #pragma unroll
-            for (int j = 0; j < P::C; ++j)
-                p[i][j] = P::column(j) < left ? power(p[i][j] * (s * LOG2_E) - top[i]) * (dp[i][j] - less[i]) : Real(0);
-        }
+            for (int j = 0; j < P::C; ++j) p[i][j] = power(p[i][j] * (s * LOG2_E) - stat[i].top) * (dp[i][j] - stat[i].along);
         P::spread(o, p, keys, room);
     } while (stream.more());
     #pragma unroll
     for (int i = 0; i < P::R; ++i) {
-        Count query = first + warp() * Deal::W + P::row(i);
-        if (query < q.length) P::put(dq + query * dq_step, o[i], s, q.width);
+        int query = first + warp() * Deal::W + P::row(i);
+        if (query < q.length) P::put(dq.row(query), o[i], s, q.width);
     }
 }
 
 // ∂k = s ∂Sᵀ q and ∂v = Pᵀ g for the keys of a block   (attention.4–7)
-template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, const Rows& g, const Rows& q, const Rows& k, const Rows& v, const Real* lse,
-                                                              const Real* along, Store* dk, Count dk_step, Store* dv, Count dv_step,
-                                                              Count first, Count causal, Real s) {
+template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, const Rows& g, const Rows& q, const Rows& k, const Rows& v,
+                                                              const Statistics* stats, const Results& dk, const Results& dv,
+                                                              int first, bool causal, Real s) {
     typedef Dealt<D, 1> Deal;
     typedef Products<D, Deal::N, Deal::W> P;
-    Count before = k.length - q.length, start = causal && first > before ? (first - before) / Deal::N * Deal::N : 0;
+    int before = k.length - q.length, start = causal && first > before ? (first - before) / Deal::N * Deal::N : 0;
     Stream<D, Deal::N, Deal::THREADS> stream{tiles + 2 * Deal::N * D, q, g, start, q.length, 0};
     Real* room = reinterpret_cast<Real*>(tiles + 4 * Deal::N * D);
     Real ok[P::R][P::E], ov[P::R][P::E];
@@ -407,20 +424,23 @@ template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, cons
         const Store* queries = stream.next();
         Real p[P::R][P::C], dp[P::R][P::C];
         P::scores(p, typename P::Lying{tiles, k.width}, queries);
-        int ahead = causal && first + warp() * Deal::W > before + stream.at - D ? int(first + warp() * Deal::W - before - stream.at) : -D;
+        const Statistics* stat = stats + stream.at;
         #pragma unroll
-        for (int j = 0; j < P::C; ++j) {
-            Count query = stream.at + P::column(j);
-            Real top = query < q.length ? lse[query] * LOG2_E : INFINITE;
+        for (int j = 0; j < P::C; ++j)
             #pragma unroll
-            for (int i = 0; i < P::R; ++i) p[i][j] = ahead + P::row(i) <= P::column(j) ? power(p[i][j] * (s * LOG2_E) - top) : Real(0);
+            for (int i = 0; i < P::R; ++i) p[i][j] = power(p[i][j] * (s * LOG2_E) - stat[P::column(j)].top);
+        int ahead = causal ? first + warp() * Deal::W - before - stream.at : -D;       // of the last key that the first query sees
+        if (ahead > -Deal::W) {
+            #pragma unroll
+            for (int i = 0; i < P::R; ++i)
+                #pragma unroll
+                for (int j = 0; j < P::C; ++j) if (ahead + P::row(i) > P::column(j)) p[i][j] = 0;
         }
         P::spread(ov, p, queries + Deal::N * D, room);
         P::scores(dp, typename P::Lying{tiles + Deal::N * D, v.width}, queries + Deal::N * D);
         #pragma unroll
         for (int j = 0; j < P::C; ++j) {
-            Count query = stream.at + P::column(j);
-            Real less = query < q.length ? along[query] : Real(0);
+            Real less = stat[P::column(j)].along;
             #pragma unroll
             for (int i = 0; i < P::R; ++i) p[i][j] *= dp[i][j] - less;
         }
@@ -428,10 +448,10 @@ template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, cons
     } while (stream.more());
     #pragma unroll
     for (int i = 0; i < P::R; ++i) {
-        Count key = first + warp() * Deal::W + P::row(i);
+        int key = first + warp() * Deal::W + P::row(i);
         if (key >= k.length) continue;
-        P::put(dk + key * dk_step, ok[i], s, k.width);
-        P::put(dv + key * dv_step, ov[i], Real(1), v.width);
+        P::put(dk.row(key), ok[i], s, k.width);
+        P::put(dv.row(key), ov[i], Real(1), v.width);
     }
 }
 
@@ -439,71 +459,82 @@ template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, cons
 // [batch, row, head, number] in memory. Late queries and early keys have most to do and come first.
 typedef Store Strided;                                  // an array that need not be contiguous
 
-#define ROWS_OF(x, length, width) rows_of(x, x##_batch, x##_head, x##_row, length, width, n, heads)
-#define OUT(x, length, width) x + (n / heads * length * heads + n % heads) * width, heads * width
-#define BLOCK(D, TILES, length) Count size = Dealt<D, TILES>::ROWS, blocks = (length + size - 1) / size, n = blockIdx.x / blocks
+// What the kernels have to say of their arguments
+#define ROWS_OF(x, length, width) rows_of(x, x##_batch, x##_head, x##_row, length, width, n, int(heads))
+#define OUT(x, length, width) Results{x, n, int(heads), int(length), int(width)}
+#define STATS reinterpret_cast<const Statistics*>(stats) + Count(n) * room
+#define BLOCK(D, TILES, length) int size = Dealt<D, TILES>::ROWS, blocks = int((length + size - 1) / size), n = blockIdx.x / blocks
 
-// along = rowsum(g ⊙ out), 8 lanes for each row   (attention.5)
-KERNEL attention_along(const Strided* g, const Strided* out, Real* along, Count g_batch, Count g_head, Count g_row, Count out_batch,
-                       Count out_head, Count out_row, Count heads, Count queries, Count e, Count n) {
-    Count row = (Count(blockIdx.x) * blockDim.x + threadIdx.x) / 8, some = row < n ? row : n - 1;
-    Count head = some / queries, query = some % queries;
-    g += head / heads * g_batch + head % heads * g_head + query * g_row;
-    out += head / heads * out_batch + head % heads * out_head + query * out_row;
+// 8 lanes for each query, `room` queries of memory for each head   (attention.5)
+KERNEL attention_statistics(const Strided* g, const Strided* out, const Real* lse, Real* stats, Count g_batch, Count g_head, Count g_row,
+                            Count out_batch, Count out_head, Count out_row, Count n, Count heads, Count queries, Count e, Count room) {
+    Count place = (Count(blockIdx.x) * blockDim.x + threadIdx.x) / 8, head = place / room, query = place % room;
+    bool there = head < n && query < queries;
     Real sum = 0;
-    for (Count i = lane() % 8; i < e; i += 8) sum += Real(g[i]) * Real(out[i]);
+    if (there) {
+        g += head / heads * g_batch + head % heads * g_head + query * g_row;
+        out += head / heads * out_batch + head % heads * out_head + query * out_row;
+        for (Count i = lane() % 8; i < e; i += 8) sum += Real(g[i]) * Real(out[i]);
+    }
     sum = row_sum<8>(sum);
-    if (row < n && lane() % 8 == 0) along[row] = sum;
+    if (head < n && lane() % 8 == 0)
+        reinterpret_cast<Statistics*>(stats)[place] = Statistics{there ? lse[head * queries + query] * LOG2_E : INFINITE, sum};
 }
 
-KERNEL flash_attention_64(const Strided* q, const Strided* k, const Strided* v, Store* out, Real* lse, Count q_batch, Count q_head, Count q_row,
-                          Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys,
-                          Count d, Count e, Count causal, double s) {
+KERNEL flash_attention_64(const Strided* q, const Strided* k, const Strided* v, Store* out, Real* lse, Count q_batch, Count q_head,
+                          Count q_row, Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads,
+                          Count queries, Count keys, Count d, Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(64, 2, queries), first = (blocks - 1 - blockIdx.x % blocks) * size;
-    attend<64>(tiles, ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), OUT(out, queries, e), lse + n * queries, first, causal, Real(s));
+    attend<64>(tiles, ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), OUT(out, queries, e), lse + Count(n) * queries,
+               first, causal != 0, Real(s));
 }
 
-KERNEL flash_attention_128(const Strided* q, const Strided* k, const Strided* v, Store* out, Real* lse, Count q_batch, Count q_head, Count q_row,
-                           Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys,
-                           Count d, Count e, Count causal, double s) {
+KERNEL flash_attention_128(const Strided* q, const Strided* k, const Strided* v, Store* out, Real* lse, Count q_batch, Count q_head,
+                           Count q_row, Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads,
+                           Count queries, Count keys, Count d, Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(128, 2, queries), first = (blocks - 1 - blockIdx.x % blocks) * size;
-    attend<128>(tiles, ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), OUT(out, queries, e), lse + n * queries, first, causal, Real(s));
+    attend<128>(tiles, ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), OUT(out, queries, e), lse + Count(n) * queries,
+                first, causal != 0, Real(s));
 }
 
-KERNEL flash_attention_dq_64(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* lse, const Real* along, Store* dq,
-                             Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch, Count k_head, Count k_row,
-                             Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys, Count d, Count e, Count causal, double s) {
+KERNEL __launch_bounds__(128, 3) flash_attention_dq_64(const Strided* g, const Strided* q, const Strided* k, const Strided* v,
+        const Real* stats, Store* dq, Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch,
+        Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys, Count room, Count d,
+        Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(64, 1, queries), first = (blocks - 1 - blockIdx.x % blocks) * size;
-    attend_dq<64>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), lse + n * queries,
-                  along + n * queries, OUT(dq, queries, d), first, causal, Real(s));
+    attend_dq<64>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), STATS,
+                  OUT(dq, queries, d), first, causal != 0, Real(s));
 }
 
-KERNEL flash_attention_dq_128(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* lse, const Real* along, Store* dq,
-                              Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch, Count k_head, Count k_row,
-                              Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys, Count d, Count e, Count causal, double s) {
+KERNEL flash_attention_dq_128(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* stats, Store* dq,
+                              Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch,
+                              Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys,
+                              Count room, Count d, Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(128, 1, queries), first = (blocks - 1 - blockIdx.x % blocks) * size;
-    attend_dq<128>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), lse + n * queries,
-                   along + n * queries, OUT(dq, queries, d), first, causal, Real(s));
+    attend_dq<128>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), STATS,
+                   OUT(dq, queries, d), first, causal != 0, Real(s));
 }
 
-KERNEL flash_attention_dk_dv_64(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* lse, const Real* along, Store* dk, Store* dv,
-                                Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch, Count k_head, Count k_row,
-                                Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys, Count d, Count e, Count causal, double s) {
+KERNEL flash_attention_dk_dv_64(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* stats, Store* dk,
+                                Store* dv, Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row,
+                                Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads,
+                                Count queries, Count keys, Count room, Count d, Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(64, 1, keys), first = blockIdx.x % blocks * size;
-    attend_dk_dv<64>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), lse + n * queries,
-                     along + n * queries, OUT(dk, keys, d), OUT(dv, keys, e), first, causal, Real(s));
+    attend_dk_dv<64>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), STATS,
+                     OUT(dk, keys, d), OUT(dv, keys, e), first, causal != 0, Real(s));
 }
 
-KERNEL flash_attention_dk_dv_128(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* lse, const Real* along, Store* dk, Store* dv,
-                                 Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row, Count k_batch, Count k_head, Count k_row,
-                                 Count v_batch, Count v_head, Count v_row, Count heads, Count queries, Count keys, Count d, Count e, Count causal, double s) {
+KERNEL flash_attention_dk_dv_128(const Strided* g, const Strided* q, const Strided* k, const Strided* v, const Real* stats, Store* dk,
+                                 Store* dv, Count g_batch, Count g_head, Count g_row, Count q_batch, Count q_head, Count q_row,
+                                 Count k_batch, Count k_head, Count k_row, Count v_batch, Count v_head, Count v_row, Count heads,
+                                 Count queries, Count keys, Count room, Count d, Count e, Count causal, double s) {
     SHARED(Store, tiles);
     BLOCK(128, 1, keys), first = blockIdx.x % blocks * size;
-    attend_dk_dv<128>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), lse + n * queries,
-                      along + n * queries, OUT(dk, keys, d), OUT(dv, keys, e), first, causal, Real(s));
+    attend_dk_dv<128>(tiles, ROWS_OF(g, queries, e), ROWS_OF(q, queries, d), ROWS_OF(k, keys, d), ROWS_OF(v, keys, e), STATS,
+                      OUT(dk, keys, d), OUT(dv, keys, e), first, causal != 0, Real(s));
 }

@@ -9,14 +9,16 @@ from .cupy_kernels import THREADS, fits, kernel, real
 
 FILE = "attention.cu"
 TILE = 8192                                             # bytes of a tile of shared memory
+LONGEST = 64                                            # rows of a tile at most
 WIDEST = 128                                            # numbers of a head at most
+LEAST = 1e-30                                           # of a scale: float32 has its square, and its inverse
 SHARED = 6 * TILE                                       # what a block of tensor cores uses; others use less
 TENSOR_CORES = 80                                       # compute capability from which bfloat16 is multiplied
 
 
 def attended(xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, s: float, p: float) -> bool:
     """Whether this is a case for the kernels: no padding, no dropout, heads that fit, and every query sees a key."""
-    plain = fits(q) and k.size > 0 and v.size > 0 and mask is None and p == 0.0 and 0.0 < s < math.inf
+    plain = fits(q) and k.size > 0 and v.size > 0 and mask is None and p == 0.0 and LEAST < s < 1.0 / LEAST
     return plain and not (causal and q.shape[-2] > k.shape[-2]) and max(q.shape[-1], v.shape[-1]) <= WIDEST and (
         q.dtype.itemsize > 2 or xp.capability() >= TENSOR_CORES)
 
@@ -37,7 +39,7 @@ def steps(*arrays: Any) -> list[int]:
 
 
 def beside(xp: Any, like: Any, size: int) -> tuple[Any, Any]:
-    """Memory [batch, row, head, size], heads side by side as the model wants them next, and it as [batch, head, row, size]."""
+    """Memory [batch, row, head, size], heads side by side as the model wants them next, and a view of it as [batch, head, row, size]."""
     B, h, T, _ = like.shape
     memory = xp.empty((B, T, h, size), dtype=like.dtype)
     return memory, xp.swapaxes(memory, 1, 2)
@@ -74,14 +76,15 @@ def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
     shapes, (g, q, k, v, out) = (q.shape, k.shape, v.shape), (four(xp, x) for x in (g, q, k, v, out))
     B, h, T, d = q.shape
     S, e = v.shape[2:]
-    along, lse = xp.empty((B, h, T), dtype=lse.dtype), xp.ascontiguousarray(lse)
-    xp.launch("attention_along", q.dtype, (-(-along.size * 8 // THREADS),), (THREADS,), g, out, along, *steps(g, out), h, T, e, along.size,
-              file=FILE)
+    room = -(-T // LONGEST) * LONGEST
+    stats = xp.empty((B * h, room, 2), dtype=lse.dtype)
+    xp.launch("attention_statistics", q.dtype, (-(-B * h * room * 8 // THREADS),), (THREADS,), g, out, xp.ascontiguousarray(lse), stats,
+              *steps(g, out), B * h, h, T, e, room, file=FILE)
     (dq, to_q), (dk, to_k), (dv, to_v) = beside(xp, q, d), beside(xp, k, d), beside(xp, v, e)
     rows, threads, padded = dealt(q.dtype, max(d, e), 1)
-    told = (*steps(g, q, k, v), h, T, S, d, e, int(causal), s)
+    told = (*steps(g, q, k, v), h, T, S, room, d, e, int(causal), s)
     xp.launch("flash_attention_dq_64" if padded == 64 else "flash_attention_dq_128", q.dtype, (B * h * -(-T // rows),), (threads,),
-              g, q, k, v, lse, along, dq, *told, shared=SHARED, file=FILE)
+              g, q, k, v, stats, dq, *told, shared=SHARED, file=FILE)
     xp.launch("flash_attention_dk_dv_64" if padded == 64 else "flash_attention_dk_dv_128", q.dtype, (B * h * -(-S // rows),), (threads,),
-              g, q, k, v, lse, along, dk, dv, *told, shared=SHARED, file=FILE)
+              g, q, k, v, stats, dk, dv, *told, shared=SHARED, file=FILE)
     return (*(xp.reshape(x, shape) for x, shape in zip((to_q, to_k, to_v), shapes)), None)

@@ -226,11 +226,14 @@ void mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], uns
     }
     cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]);
     float* c[2][2] = {{&c0, &c1}, {&c2, &c3}};
-    int group = cpu::lane() / 4, pair = cpu::lane() % 4;
+    int group = cpu::lane() / 4, next = cpu::lane() % 4;
     for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
-        const float (*column)[12] = all + (2 * pair + j) * 4;
+        const float (*column)[12] = all + (2 * next + j) * 4;
         float sum = *c[i][j];
-        for (int k = 0; k < 16; ++k) sum += all[group * 4 + k % 8 / 2][k / 8 * 4 + i * 2 + k % 2] * column[k % 8 / 2][8 + k / 8 * 2 + k % 2];
+        for (int k = 0; k < 16; ++k) {
+            int pair = k % 8 / 2;
+            sum += all[group * 4 + pair][k / 8 * 4 + i * 2 + k % 2] * column[pair][8 + k / 8 * 2 + k % 2];
+        }
         *c[i][j] = sum;
     }
     cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]);

@@ -3,8 +3,8 @@
 How far numbers of 16 bits may be off, to first order: u is the relative error of rounding once, t the absolute one of float16's least
 numbers, and all that is not named here is done in float32, within the laws' bound. For out the weights are rounded before they are
 multiplied with v: each relative to a sum of at least 1, so Δout ≤ Σ_j (u P_ij + t) |v_j|, and out is rounded once more. ∂v has the
-weights rounded alike: Σ_i (u P_ij + t) |g_i|. D = rowsum(g ⊙ out) takes out as it is stored: ΔD_i ≤ |g_i| · Δout_i; and ∂S = P ⊙ (g Vᵀ − D)
-is rounded before its products: Δ∂S ≤ P ΔD + u (|∂S| + P ΔD) + t, which reaches ∂q as s Δ∂S |k| and ∂k as s Δ∂Sᵀ |q|.
+weights rounded alike: Σ_i (u P_ij + t) |g_i|. D = rowsum(g ⊙ out) takes out as it is stored: ΔD_i ≤ |g_i| · Δout_i; and
+∂S = P ⊙ (g Vᵀ − D) is rounded before its products: Δ∂S ≤ P ΔD + u (|∂S| + P ΔD) + t, which reaches ∂q as s Δ∂S |k| and ∂k as s Δ∂Sᵀ |q|.
 """
 from __future__ import annotations
 
@@ -187,12 +187,17 @@ def answers(text: str, options: tuple[str, str], dtype: str) -> list[np.ndarray]
     T, d, real = 200 if dtype == "float16" else 70, 64, "float32"
     g, q, k, v = (normal(i, T, d).astype(dtype) for i in range(4))
     out, dq, dk, dv = (np.zeros((T, d), dtype) for _ in range(4))
-    lse, along, steps = np.zeros(T, real), np.zeros(T, real), (0, 0, d)
-    for name, tiles, args in (("", 2, (q, k, v, out, lse)), ("_dq", 1, (g, q, k, v, lse, along, dq)),
-                              ("_dk_dv", 1, (g, q, k, v, lse, along, dk, dv))):
+    lse, room, steps = np.zeros(T, real), -(-T // 64) * 64, (0, 0, d)
+    stats = np.zeros((room, 2), real)
+
+    def launch(name: str, tiles: int, *args: Any) -> None:
         rows, threads, _ = cupy_attention.dealt(q.dtype, d, tiles)
-        told = (*steps * (4 if name else 3), 1, T, T, d, d, 1, 0.125)
-        module.get_function(f"flash_attention{name}_64")((-(-T // rows),), (threads,), (*args, *told), shared_mem=cupy_attention.SHARED)
+        module.get_function(name)((-(-T // rows),), (threads,), args, shared_mem=cupy_attention.SHARED)
+
+    launch("flash_attention_64", 2, q, k, v, out, lse, *steps * 3, 1, T, T, d, d, 1, 0.125)
+    module.get_function("attention_statistics")((room // 32,), (256,), (g, out, lse, stats, *steps * 2, 1, 1, T, d, room))
+    launch("flash_attention_dq_64", 1, g, q, k, v, stats, dq, *steps * 4, 1, T, T, room, d, d, 1, 0.125)
+    launch("flash_attention_dk_dv_64", 1, g, q, k, v, stats, dk, dv, *steps * 4, 1, T, T, room, d, d, 1, 0.125)
     return [out, lse, dq, dk, dv]
 
 
