@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device import DEVICE, HERE, counting, kernel_test
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -17,14 +18,14 @@ import minigrad as mg
 import minigrad.backend.cupy_kernels as wrappers
 from minigrad.backend.bits import keep_mask
 from minigrad.op import REGISTRY
-from minigrad.testing import cuda, double
+from minigrad.testing import cuda
 from minigrad.testing.tolerance import bound, magnitude
 
 SOURCE = Path(wrappers.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-HERE = double.install()
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
 FLOAT = ("-DSTORE=float", "-DREAL=float")
-pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: kernels.cu cannot be run on a CPU")
+pytestmark = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
+                                reason="g++ is not installed: kernels.cu cannot be run on a CPU")
 
 rows = st.integers(1, 40)
 width = st.integers(1, 70) | st.sampled_from([255, 256, 257, 300, 768])   # around a warp, a block, and GPT-2's
@@ -34,7 +35,7 @@ UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of 
 
 
 def _both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: np.ndarray) -> tuple[list[Any], list[Any], Any]:
-    """Value and gradients of a weighted sum of f on the double in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
+    """Value and gradients of a weighted sum of f on DEVICE in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
     def run(g: Callable[..., Any], device: str, kind: str) -> list[np.ndarray]:
         xs = [mg.tensor(a.astype(kind), device=device, requires_grad=True) for a in arrays]
         y = g(*xs)
@@ -43,8 +44,8 @@ def _both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays:
         return [y.numpy(), *(x.grad.numpy() for x in xs if x.grad is not None)]
 
     arrays = tuple(a.astype(dtype).astype(np.float64) for a in arrays)
-    with double.counting() as counts:
-        found = run(f, "double", dtype)
+    with counting() as counts:
+        found = run(f, DEVICE, dtype)
     return found, run(truth, "numpy", "float64"), counts
 
 
@@ -61,6 +62,7 @@ def _normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+@kernel_test
 @given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99))
 @example(n=600, d=33, dtype="float32", seed=0)          # more rows than there are parts of the sums over rows
 def test_layer_norm(n: int, d: int, dtype: str, seed: int):
@@ -73,16 +75,18 @@ def test_layer_norm(n: int, d: int, dtype: str, seed: int):
     assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
 
 
+@kernel_test
 @given(n=rows | st.just(600), d=width, dtype=stored, seed=st.integers(0, 99))
 def test_sums_over_rows(n: int, d: int, dtype: str, seed: int):
     """What a bias's gradient is made of: one launch, and one sum of the parts."""
     x = _normal(seed, n, d).astype(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         found = REGISTRY["sum_to"](HERE.array(x), shape=(d,))
     _close([HERE.host(found)], [x.astype(np.float64).sum(axis=0)], dtype, n, magnitude(x.astype(np.float64)))
     assert counts.launches == {"column_sums": 1}
 
 
+@kernel_test
 @given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
 def test_gelu(n: int, dtype: str, seed: int):
     """Value and gradient, a launch each; far out it is 0 or x."""
@@ -92,24 +96,26 @@ def test_gelu(n: int, dtype: str, seed: int):
     assert counts.launches == {"gelu": 1, "gelu_dx": 1}
 
 
+@kernel_test
 @given(n=st.integers(1, 700), p=st.floats(0.0, 0.99), key=st.integers(0, 2**64 - 1), dtype=stored)
 def test_dropout(n: int, p: float, key: int, dtype: str):
     """The very elements that NumPy drops, and the others to one rounding; one launch."""
     x = (1.0 + np.arange(n) % 7).astype(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         found = HERE.host(REGISTRY["dropout_op"](HERE.array(x), p=p, key=key))
     kept = keep_mask(np, key, x.shape, p)
     assert np.array_equal(found != 0, kept) and counts.launches == {"dropout_op": 1}
     _close([found], [np.where(kept, x.astype(np.float64) / (1.0 - p), 0.0)], dtype, 1, 7.0 / (1.0 - p))
 
 
+@kernel_test
 @given(n=rows, v=width | st.just(1000), dtype=stored, seed=st.integers(0, 99), drop=st.booleans())
 def test_cross_entropy(n: int, v: int, dtype: str, seed: int, drop: bool):
     """Value and gradient; rows that do not count have a gradient of nothing but zeros."""
     targets = np.random.default_rng(seed).integers(0, v, n)
     if drop:
         targets[1:][::3] = -100
-    there = mg.tensor(targets, device="double")
+    there = mg.tensor(targets, device=DEVICE)
     found, wanted, counts = _both(lambda x: mg.cross_entropy(x, there), lambda x: REGISTRY["cross_entropy"].definition(x, targets), dtype,
                                   _normal(seed, n, v) * 5.0)
     _close(found, wanted, dtype, max(n, v), 1.0)
@@ -117,12 +123,13 @@ def test_cross_entropy(n: int, v: int, dtype: str, seed: int, drop: bool):
     assert not found[1][targets == -100].any()
 
 
+@kernel_test
 @given(n=rows, d=st.integers(1, 40), v=width, dtype=dtypes, seed=st.integers(0, 99), blocks=st.integers(1, 4))
 def test_linear_cross_entropy(n: int, d: int, v: int, dtype: str, seed: int, blocks: int):
     """The classifier and its loss, with the logits in one block or in several."""
     targets = np.random.default_rng(seed).integers(0, v, n)
     targets[1:][::4] = -100
-    there = mg.tensor(targets, device="double")
+    there = mg.tensor(targets, device=DEVICE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wrappers, "LOGITS", -(-n // blocks) * v * np.dtype(dtype).itemsize)
         found, wanted, _ = _both(lambda x, w: mg.linear_cross_entropy(x, w, there),
@@ -131,6 +138,7 @@ def test_linear_cross_entropy(n: int, d: int, v: int, dtype: str, seed: int, blo
     _close(found, wanted, dtype, max(n, d, v), magnitude(*wanted))
 
 
+@kernel_test
 @given(n=st.integers(1, 6), T=st.integers(1, 40) | st.just(257), extra=st.integers(0, 5), d=st.integers(1, 9), e=st.integers(1, 9),
        causal=st.booleans(), dtype=dtypes, seed=st.integers(0, 99), blocks=st.integers(1, 3))
 def test_attention(n: int, T: int, extra: int, d: int, e: int, causal: bool, dtype: str, seed: int, blocks: int):
@@ -145,6 +153,7 @@ def test_attention(n: int, T: int, extra: int, d: int, e: int, causal: bool, dty
     assert counts.launches == {"attention_weights": times, "attention_dscores": times}
 
 
+@kernel_test
 @given(n=st.integers(1, 300), d=width, v=st.integers(1, 50), dtype=dtypes, seed=st.integers(0, 99))
 def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     """The token table's gradient, alone and into a sum that is there: the same bits each time, and right to rounding."""
@@ -156,7 +165,7 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     results = []
     for _ in range(2):
         sum = HERE.array(there)
-        with double.counting() as counts:
+        with counting() as counts:
             wrappers.add_rows(HERE, sum, HERE.array(ids), HERE.array(values))
         results.append(HERE.host(sum))
         assert counts.launches == {"add_rows": 1} and counts.syncs == 0
@@ -164,19 +173,20 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
 
 
+@kernel_test
 @given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
 def test_adamw(n: int, dtype: str, seed: int, decay: float):
     """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
     start, gradients = _normal(seed, n), _normal(seed + 1, 3, n)
     ends = []
-    for device, kind in (("double", dtype), ("numpy", "float64")):
+    for device, kind in ((DEVICE, dtype), ("numpy", "float64")):
         p = mg.Parameter(mg.tensor(start.astype(dtype).astype(kind), device=device))
         optimizer = mg.optim.AdamW([p], lr=0.01, weight_decay=decay)
-        with double.counting() as counts:
+        with counting() as counts:
             for g in gradients:
                 p.grad = mg.tensor(g.astype(dtype).astype(kind), device=device)
                 optimizer.step()
-        assert counts.launches == ({"adamw_update": 3} if device == "double" else {})
+        assert counts.launches == ({"adamw_update": 3} if device == DEVICE else {})
         ends.append(p.numpy())
     assert np.abs(ends[0] - ends[1]).max() <= bound(dtype, 3, magnitude(start))
 
