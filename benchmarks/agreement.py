@@ -59,12 +59,15 @@ def bound(row: Row, config: Any) -> float:
 
 
 def complaints(found: Mapping[str, Any], wanted: Mapping[str, Any], row: Row, config: Any,
-               tells: tuple[str, ...] | None = None) -> list[str]:
-    """What in the answer `found` is not that of `wanted`, which is minigrad's; nothing where they agree."""
+               tells: tuple[str, ...] | None = None, near: float | None = None) -> list[str]:
+    """What in the answer `found` is not that of `wanted`, which is minigrad's; nothing where they agree.
+
+    near: how far apart, relative to their size, where it is not float32's `bound`.
+    """
     keys = set(wanted) - {"margins", "size"} if tells is None else set(tells)
     if absent := keys - set(found):
         return [f"no {name}" for name in sorted(absent)]
-    near = bound(row, config)
+    near = bound(row, config) if near is None else near
     out: list[str] = []
     for key in sorted(keys):
         out += _CHECKS[key](found[key], wanted, row, near)

@@ -22,17 +22,20 @@ def build(task: Mapping[str, Any]) -> Work:
         return engines.minigrad_chain(task)
     if not row.model:
         return engines.minigrad_op(task)
+    from gpt2 import GPT2
+
+    return work(GPT2.from_pretrained(task["checkpoint"]), row)
+
+
+def work(model: Any, row: Row) -> Work:
+    """What the row asks of a model, on the device where it is."""
     import numpy as np
 
     import minigrad as mg
-    from gpt2 import GPT2
 
-    model = GPT2.from_pretrained(task["checkpoint"], backend="cupy" if row.device == "gpu" else "numpy")
     here = mg.backend.get(model.where["device"])[0]
     ids, targets = agreement.batch_of(row, model.config)
-    peak = None
-    if row.device == "gpu":
-        peak = here.namespace.get_default_memory_pool().total_bytes
+    peak = here.namespace.get_default_memory_pool().total_bytes if here.devices else None
 
     def logits() -> Any:
         with mg.no_grad():

@@ -38,17 +38,9 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
     import torch
     from torch.nn.functional import cross_entropy
 
-    device = "cuda" if row.device == "gpu" else "cpu"
-    model = load(task["checkpoint"]).to(device)
-    made = agreement.batch_of(row, model.config)
-    ids, targets = (torch.from_numpy(a.copy()).to(device) for a in made)
+    model = load(task["checkpoint"])
+    ids, targets = (torch.from_numpy(a.copy()) for a in agreement.batch_of(row, model.config))
     described = about(compiled)
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    peak = torch.cuda.max_memory_allocated if device == "cuda" else None
 
     if row.kind == "forward":
         model.eval()
@@ -56,11 +48,9 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
 
         def logits() -> Any:
             with torch.inference_mode():
-                out = compute()
-            wait()
-            return out
+                return compute()
 
-        return Work(logits, lambda: {"values": {"logits": agreement.sketch("logits", logits().cpu().numpy())}}, described, peak)
+        return Work(logits, lambda: {"values": {"logits": agreement.sketch("logits", logits().cpu().numpy())}}, described)
 
     if row.kind == "decode":
         model.eval()
@@ -77,7 +67,7 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
                 logs = model(whole[:, :-1], use_cache=False).logits[:, row.tokens - 1:].double().log_softmax(-1)
             return {"ids": new.tolist(), "scores": logs.gather(-1, new[..., None])[..., 0].sum(-1).tolist()}
 
-        return Work(generate, decoded, described, peak)
+        return Work(generate, decoded, described)
 
     model.train()                                       # with the checkpoint's dropout of 0
     parameters = list(model.parameters())
@@ -95,7 +85,6 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        wait()
         return loss
 
     def first() -> dict[str, Any]:
@@ -109,7 +98,7 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
         optimizer.zero_grad()
         return {"loss": loss.item(), "gradients": gradients, "next_loss": step().item()}
 
-    return Work(step, first, described, peak)
+    return Work(step, first, described)
 
 
 START = """

@@ -39,16 +39,15 @@ class Peer:
     kinds: tuple[str, ...]
     tells: tuple[str, ...] | None = None
     option: str = ""
-    gpu: bool = False
     prepare: str = ""
 
 
 PEERS: dict[str, Peer] = {
-    US: Peer("benchmarks.peer_minigrad:build", (), ("train", "forward", "decode", "start", "chain", "op"), gpu=True),
-    "torch": Peer("benchmarks.peer_torch:build", ("torch", "transformers"), ("train", "forward", "chain", "op"), gpu=True),
-    "torch-compile": Peer("benchmarks.peer_torch:build_compiled", ("torch", "transformers"), ("train", "forward"), gpu=True),
+    US: Peer("benchmarks.peer_minigrad:build", (), ("train", "forward", "decode", "start", "chain", "op")),
+    "torch": Peer("benchmarks.peer_torch:build", ("torch", "transformers"), ("train", "forward", "chain", "op")),
+    "torch-compile": Peer("benchmarks.peer_torch:build_compiled", ("torch", "transformers"), ("train", "forward")),
     "jax": Peer("benchmarks.peer_jax:build", ("jax",), ("train", "forward")),
-    "transformers": Peer("benchmarks.peer_torch:build", ("torch", "transformers"), ("decode", "start"), gpu=True),
+    "transformers": Peer("benchmarks.peer_torch:build", ("torch", "transformers"), ("decode", "start")),
     "ctranslate2": Peer("benchmarks.peer_ctranslate2:build", ("ctranslate2", "torch", "transformers", "tokenizers"), ("decode", "start"),
                         prepare="benchmarks.peer_ctranslate2:prepare"),
     "ctranslate2-int8": Peer("benchmarks.peer_ctranslate2:build_int8", ("ctranslate2", "torch", "transformers", "tokenizers"), ("decode",),

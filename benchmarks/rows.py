@@ -30,7 +30,6 @@ class Row:
     tokens: int = 0
     new: int = 0
     threads: int | None = None
-    device: str = "cpu"
     axes: tuple[str, ...] = ()
     ratio: Mapping[str, float] = field(default_factory=dict)
     share: float | None = None
@@ -102,11 +101,6 @@ def _large() -> list[Row]:
     ]
 
 
-def _gpu() -> list[Row]:
-    rows = [train(4, 64), train(4, 256), train(2, 1024), forward(4, 256), forward(1, 1024), decode(1, 100), decode(8, 100)]
-    return [replace(row, device="gpu", name=f"GPU {row.name}", peers=("torch", "torch-compile", "transformers")) for row in rows]
-
-
 def _scaling() -> list[Row]:
     """Time and memory over T, over B, over size and over cores; a row that is a point of several lines is measured once."""
     rows: dict[str, Row] = {}
@@ -122,7 +116,7 @@ def _scaling() -> list[Row]:
     return list(rows.values())
 
 
-SUITES: dict[str, Callable[[], list[Row]]] = {"cpu": _cpu, "ops": _ops, "large": _large, "scaling": _scaling, "gpu": _gpu}
+SUITES: dict[str, Callable[[], list[Row]]] = {"cpu": _cpu, "ops": _ops, "large": _large, "scaling": _scaling}
 
 
 def rows_of(suites: list[str], size: str | None = None) -> list[Row]:

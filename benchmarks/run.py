@@ -1,7 +1,8 @@
 """python -m benchmarks.run: minigrad and gpt2 beside their peers on this machine, interleaved, against a measured floor.
 
 Each peer works in a process of its own on the same weights and batch. Its answer is compared with ours first; a wrong one is not timed.
-Exit codes: 0; 1: an answer was wrong or minigrad failed; 2 usage; 4: there is no GPU; 130: Ctrl-C, after what there is was printed.
+Exit codes: 0; 1: an answer was wrong or minigrad failed; 2 usage; 130: Ctrl-C, after what there is was printed. A GPU is measured by
+`python -m benchmarks.gpu`.
 """
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ class Bench:
 
     def others(self, row: Row) -> list[str]:
         """The peers of a row that are wanted and can run."""
-        names = [name for name in row.peers if name != US and does(name, row.kind) and (row.device != "gpu" or PEERS[name].gpu)
+        names = [name for name in row.peers if name != US and does(name, row.kind)
                  and (self.peers is None or name in self.peers)]
         lacking = {name: line for name in names if (line := missing(name, self.options)) is not None}
         for line in lacking.values():
@@ -85,10 +86,10 @@ class Bench:
 
     def groups(self, row: Row, result: Result) -> list[list[str]]:
         """Who runs beside whom: all together where memory allows, else minigrad with a part of them at a time."""
-        always = [US, FLOOR] if does(FLOOR, row.kind) and row.device == "cpu" else [US]
+        always = [US, FLOOR] if does(FLOOR, row.kind) else [US]
         names, config = self.others(row), config_of(row.size)
         need = {name: memory_estimate(row, config, name) for name in (*always, *names)}
-        groups, left = fit(always, names, need, ROOM * available_memory() if row.device == "cpu" else float("inf"))
+        groups, left = fit(always, names, need, ROOM * available_memory())
         if groups:
             left += [name for name in [FLOOR] if name in left]
         for name in left:
@@ -191,7 +192,7 @@ def context(args: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     rates: dict[str, Any] = {}
-    if any(row.device == "cpu" and row.model for row in rows):
+    if any(row.model for row in rows):
         child = Child({"builder": "benchmarks.floor:rates", "size": args.size or "gpt2"})
         child.close()
         rates = child.answer
@@ -257,10 +258,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no such directory")
-    if any(row.device == "gpu" for row in rows):
-        import minigrad as mg
-
-        mg.backend.get("cupy")                          # one line and exit code 4 where there is none
     results: list[Result] = []
     code, found = 0, {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends as Ctrl-C does, with all processes gone

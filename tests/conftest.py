@@ -1,6 +1,7 @@
 """Settings of the test run: how hard Hypothesis searches, and how many threads PyTorch may take.
 
-HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time) or thorough.
+HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time), kernels or thorough. --backend NAME runs the tests marked
+`device` on that backend, and no others.
 """
 from __future__ import annotations
 
@@ -16,10 +17,39 @@ from hypothesis import HealthCheck, settings
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, **_PATIENT)
 settings.register_profile("ci", max_examples=50, derandomize=True, print_blob=True, **_PATIENT)
+settings.register_profile("kernels", max_examples=200, **_PATIENT)
 settings.register_profile("thorough", max_examples=1000, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TORCH_THREADS = 2
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--backend", metavar="NAME", help="run the tests marked `device` on cupy, cupy:N or double, and no others")
+
+
+def pytest_configure(config: Any) -> None:
+    """The device has a name before test modules are imported, and in the processes of pytest-xdist. UsageError where it cannot be had."""
+    name = config.getoption("--backend")
+    if name is None:
+        return
+    import minigrad as mg
+
+    if name.startswith("double"):
+        from minigrad.testing import double
+
+        double.install()
+    try:
+        mg.backend.get(name)
+    except mg.MinigradError as error:
+        raise pytest.UsageError(f"--backend {name}: {error}") from None
+    os.environ["MINIGRAD_TEST_BACKEND"] = name
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    if config.getoption("--backend") is not None:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("device") is None])
+        items[:] = [item for item in items if item.get_closest_marker("device") is not None]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,10 +1,11 @@
-"""A small GPT-2 on the double of CuPy: it waits for the device only where it says so, and computes nothing in float64."""
+"""A small GPT-2 on the double of CuPy, or on a GPU (--backend cupy): NumPy's numbers, no wait but where it says so, and no float64."""
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 import pytest
+from device import DEVICE, HERE, counting
 from tiny_gpt2 import tiny_config
 
 import minigrad as mg
@@ -12,14 +13,13 @@ from gpt2.model import GPT2
 from minigrad import backend
 from minigrad.testing import double
 
-HERE = double.install()
 IDS = np.random.default_rng(0).integers(0, 200, (2, 9))
 FORMS = pytest.mark.parametrize("explicit", [False, True], ids=["fused", "by-parts"])
 
 
 def _models(explicit: bool, **fields: Any) -> tuple[GPT2, GPT2]:
     """The same weights on the double and on NumPy."""
-    made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1) for place in ("double", "numpy")]
+    made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1) for place in (DEVICE, "numpy")]
     for a, b in zip(made[0].parameters(), made[1].parameters()):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     return made[0], made[1]
@@ -31,7 +31,7 @@ def _batch(model: GPT2) -> tuple[Any, Any]:
     return tuple(mg.Tensor(here.array(a, device=number)) for a in (IDS[:, :-1], IDS[:, 1:]))  # type: ignore[return-value]
 
 
-def _quiet(counts: double.Counts) -> None:
+def _quiet(counts: Any) -> None:
     assert counts.syncs == 0 and counts.uploads == 0, counts
     assert "float64" not in counts.dtypes, counts
     assert counts.allocations > 50                      # there was something to count
@@ -44,6 +44,7 @@ def _near(a: Any, b: Any) -> None:
     assert a.dtype == b.dtype == np.float32 and np.abs(a - b).max() <= bound * max(1.0, np.abs(b).max())
 
 
+@pytest.mark.device
 @FORMS
 def test_forward_and_backward(explicit: bool):
     """Loss and gradients, with dropout: no wait, no upload, no float64, and NumPy's numbers."""
@@ -53,7 +54,7 @@ def test_forward_and_backward(explicit: bool):
         batch = _batch(m)
         m.train()
         mg.random.manual_seed(3)
-        with double.counting() as counts:
+        with counting() as counts:
             loss = m.loss(*batch)
             loss.backward()
         found.append([loss, *(p.grad for p in m.parameters())])
@@ -63,6 +64,7 @@ def test_forward_and_backward(explicit: bool):
         _near(a, b)
 
 
+@pytest.mark.device
 @FORMS
 def test_hessian_vector_product(explicit: bool):
     """A Hessian-vector product of the loss: no wait, no upload, no float64, and NumPy's numbers."""
@@ -70,7 +72,7 @@ def test_hessian_vector_product(explicit: bool):
     for m in _models(explicit):
         batch, parameters = _batch(m), list(m.parameters())
         vs = [mg.random.normal(mg.random.key(i), p.shape, device=m.where["device"]) for i, p in enumerate(parameters)]
-        with double.counting() as counts:
+        with counting() as counts:
             grads = mg.gradients(m.loss(*batch), parameters, create_graph=True)
             total = (grads[0] * vs[0]).sum()
             for g, v in zip(grads[1:], vs[1:]):
@@ -82,6 +84,7 @@ def test_hessian_vector_product(explicit: bool):
         _near(a, b)
 
 
+@pytest.mark.device
 @FORMS
 def test_a_training_step(explicit: bool):
     """Forward, backward, clipping and AdamW: the one wait is for the norm that clipping returns."""
@@ -89,7 +92,7 @@ def test_a_training_step(explicit: bool):
     for m in _models(explicit):
         batch, parameters = _batch(m), list(m.parameters())
         optimizer = mg.optim.AdamW(mg.optim.decay_groups(parameters, 0.1), lr=1e-3)
-        with double.counting() as counts:
+        with counting() as counts:
             m.loss(*batch).backward()
             mg.optim.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -101,26 +104,29 @@ def test_a_training_step(explicit: bool):
         assert np.abs(a.numpy() - b.numpy()).max() <= 2.1e-3        # Adam's first step is ±lr, whatever the gradient
 
 
+@pytest.mark.device
 def test_generation_waits_for_its_tokens():
     """Greedy decoding waits once for each token that it reads back, says what NumPy says, and computes nothing in float64."""
     model, same = _models(False, initializer_range=0.3)
     prompt = [5, 6, 7]
-    with double.counting() as counts:
+    with counting() as counts:
         said = model.generate(prompt, 6, greedy=True, eos_token_id=None)
     assert said == same.generate(prompt, 6, greedy=True, eos_token_id=None)
     assert counts.syncs == 6 and "float64" not in counts.dtypes, counts
 
 
+@pytest.mark.device
 def test_rows_of_different_lengths_wait_for_their_tokens():
     """Padding and its mask are made where the model is: one wait for each token, one upload for the padding and for each pass's ids."""
     model, same = _models(False, initializer_range=0.3)
     rows = [[5, 6, 7], [8], [9, 10]]
-    with double.counting() as counts:
+    with counting() as counts:
         said = model.generate(rows, 6, greedy=True, eos_token_id=None)
     assert said == same.generate(rows, 6, greedy=True, eos_token_id=None)
     assert (counts.syncs, counts.uploads) == (6, 7) and "float64" not in counts.dtypes, counts
 
 
+@pytest.mark.device
 @FORMS
 def test_a_mask_costs_no_wait(explicit: bool):
     """Attention under a mask, with a row that sees nothing, and the Hessian-vector product of it: no wait, no upload, no float64."""
@@ -132,7 +138,7 @@ def test_a_mask_costs_no_wait(explicit: bool):
     seen = np.arange(5) >= np.array([0, 2])[:, None, None, None]
     for place in (HERE, backend.cpu):
         (*qkv, v), mask = [mg.Tensor(place.array(a)) for a in numbers], mg.Tensor(place.array(seen))
-        with double.counting() as counts:
+        with counting() as counts:
             out = [attend(*qkv, mask), *mg.hvp(lambda *t, mask=mask: (attend(*t, mask, p=0.2, key=7) ** 2).sum(), qkv, [v, v, v])]
         if place is HERE:
             _quiet(counts)

@@ -1,17 +1,16 @@
-"""What the tests of the CUDA kernels share: the dtypes, an op on the double beside its definition on NumPy, and how far they may differ."""
+"""What the tests of the CUDA kernels share: the dtypes, an op on DEVICE beside its definition on NumPy, and how far they may differ."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from device import DEVICE, counting
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.testing import double
 from minigrad.testing.tolerance import bound
 
-double.install()
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
 FLOAT = ("-DSTORE=float", "-DREAL=float")
 stored = st.sampled_from(["float32", "float64", "float16", "bfloat16"])   # 16 bits in memory, float32 to compute with
@@ -20,7 +19,7 @@ LEAST = {"float16": 2.0**-25}                           # and the absolute one o
 
 
 def both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: np.ndarray) -> tuple[list[Any], list[Any], Any]:
-    """Value and gradients of a weighted sum of f on the double in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
+    """Value and gradients of a weighted sum of f on DEVICE in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
     def run(g: Callable[..., Any], device: str, kind: str) -> list[np.ndarray]:
         xs = [mg.tensor(a.astype(kind), device=device, requires_grad=True) for a in arrays]
         y = g(*xs)
@@ -29,8 +28,8 @@ def both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: 
         return [y.numpy(), *(x.grad.numpy() for x in xs if x.grad is not None)]
 
     arrays = tuple(a.astype(dtype).astype(np.float64) for a in arrays)
-    with double.counting() as counts:
-        found = run(f, "double", dtype)
+    with counting() as counts:
+        found = run(f, DEVICE, dtype)
     return found, run(truth, "numpy", "float64"), counts
 
 

@@ -3,15 +3,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from device import HERE, counting, kernel_test
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad.backend import cublas
-from minigrad.testing import double
 from minigrad.testing.tolerance import bound, magnitude
 
-HERE = double.install()
 CUPY = HERE.namespace
 mg.backend.dtype("bfloat16")
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -33,6 +32,7 @@ def _numbers(seed: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 layouts = st.sampled_from(sorted(LAYOUTS))
 
 
+@kernel_test
 @given(batch=st.lists(st.integers(1, 3), max_size=2), n=sizes, k=sizes, m=sizes, seed=st.integers(0, 99),
        dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]), a=layouts, b=layouts,
        crossed=st.booleans(), add=st.booleans())
@@ -63,7 +63,7 @@ def test_nothing_is_copied(how: str):
     """Where rows or columns lie together, the result is all that is allocated."""
     for shape in ((5, 7), (3, 5, 7)):
         x = LAYOUTS[how](CUPY, HERE.array(_numbers(0, shape, "float32")))
-        with double.counting() as counts:
+        with counting() as counts:
             HERE.matmul(x, CUPY.swapaxes(x, -2, -1))
         assert counts.allocations == 1 and counts.syncs == counts.uploads == 0
 

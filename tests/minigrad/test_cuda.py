@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_cases import FLOAT, UNIT, both, close, normal, stored
+from device import DEVICE, HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -18,18 +19,18 @@ import minigrad.backend.cupy_kernels as wrappers
 from minigrad.backend.bits import keep_mask
 from minigrad.backend.cupy import source
 from minigrad.op import REGISTRY
-from minigrad.testing import cuda, double
+from minigrad.testing import cuda
 from minigrad.testing.tolerance import bound, magnitude
 
 SOURCE = source("kernels.cu")
-HERE = double.install()
-pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: kernels.cu cannot be run on a CPU")
+pytestmark = needs_compiler
 
 rows = st.integers(1, 40)
 width = st.integers(1, 70) | st.sampled_from([255, 256, 257, 300, 768])   # around a warp, a block, and GPT-2's
 dtypes = st.sampled_from(["float32", "float64"])
 
 
+@kernel_test
 @given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99))
 @example(n=600, d=33, dtype="float32", seed=0)          # more rows than there are parts of the sums over rows
 def test_layer_norm(n: int, d: int, dtype: str, seed: int):
@@ -42,30 +43,33 @@ def test_layer_norm(n: int, d: int, dtype: str, seed: int):
     assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
 
 
+@kernel_test
 @given(n=rows | st.just(600), d=width, dtype=stored, seed=st.integers(0, 99))
 def test_sums_over_rows(n: int, d: int, dtype: str, seed: int):
     """What a bias's gradient is made of: one launch, and one sum of the parts."""
     x = normal(seed, n, d).astype(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         found = REGISTRY["sum_to"](HERE.array(x), shape=(d,))
     close([HERE.host(found)], [x.astype(np.float64).sum(axis=0)], dtype, n, magnitude(x.astype(np.float64)))
     assert counts.launches == {"column_sums": 1}
 
 
+@kernel_test
 @given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
 def test_sums(n: int, dtype: str, seed: int):
     """a + b of one shape, in one launch, rounded once."""
     a, b = normal(seed, n).astype(dtype), normal(seed + 1, n).astype(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         found = HERE.host(REGISTRY["add"](HERE.array(a), HERE.array(b)))
     assert np.array_equal(found, (a.astype(np.float64) + b.astype(np.float64)).astype(dtype)) and counts.launches == {"add": 1}
 
 
+@kernel_test
 @pytest.mark.parametrize("dtype", sorted(UNIT))
 def test_every_number_of_16_bits(dtype: str):
     """All of them become the very float32; and float32 the nearest of them, ties to even, as NumPy's and ml_dtypes' casts have it."""
     every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         wide = HERE.host(REGISTRY["astype"](HERE.array(every), dtype="float32"))
     assert np.array_equal(wide, every.astype("float32"), equal_nan=True) and counts.launches == {"widen": 1}
     rng = np.random.default_rng(0)
@@ -74,13 +78,14 @@ def test_every_number_of_16_bits(dtype: str):
     ties = ties[np.isfinite(ties.astype("float32"))].astype("float32")
     bits = rng.integers(0, 1 << 32, 100_000, dtype=np.uint32).view("float32")
     for x in (wide, ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf)), bits):
-        with np.errstate(over="ignore", invalid="ignore"), double.counting() as counts:
+        with np.errstate(over="ignore", invalid="ignore"), counting() as counts:
             found, wanted = HERE.host(REGISTRY["astype"](HERE.array(x), dtype=dtype)), x.astype(dtype)
         numbers = ~np.isnan(x)
         assert np.array_equal(found.view(np.uint16)[numbers], wanted.view(np.uint16)[numbers]) and counts.launches == {"narrow": 1}
         assert np.isnan(found[~numbers].astype("float32")).all()
 
 
+@kernel_test
 @given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
 def test_gelu(n: int, dtype: str, seed: int):
     """Value and gradient, a launch each; far out it is 0 or x."""
@@ -90,6 +95,7 @@ def test_gelu(n: int, dtype: str, seed: int):
     assert counts.launches == {"gelu": 1, "gelu_dx": 1}
 
 
+@kernel_test
 @given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99))
 def test_gelu_with_a_bias(n: int, d: int, dtype: str, seed: int):
     """The same of x + bias, without an array of it, and the bias's gradient."""
@@ -104,24 +110,26 @@ def test_gelu_with_a_bias(n: int, d: int, dtype: str, seed: int):
     assert counts.launches == {"gelu": 1, "gelu_dx": 1, "column_sums": 1}
 
 
+@kernel_test
 @given(n=st.integers(1, 700), p=st.floats(0.0, 0.99), key=st.integers(0, 2**64 - 1), dtype=stored)
 def test_dropout(n: int, p: float, key: int, dtype: str):
     """The very elements that NumPy drops, and the others to one rounding; one launch."""
     x = (1.0 + np.arange(n) % 7).astype(dtype)
-    with double.counting() as counts:
+    with counting() as counts:
         found = HERE.host(REGISTRY["dropout_op"](HERE.array(x), p=p, key=key))
     kept = keep_mask(np, key, x.shape, p)
     assert np.array_equal(found != 0, kept) and counts.launches == {"dropout_op": 1}
     close([found], [np.where(kept, x.astype(np.float64) / (1.0 - p), 0.0)], dtype, 1, 7.0 / (1.0 - p))
 
 
+@kernel_test
 @given(n=rows, v=width | st.just(1000), dtype=stored, seed=st.integers(0, 99), drop=st.booleans())
 def test_cross_entropy(n: int, v: int, dtype: str, seed: int, drop: bool):
     """Value and gradient; rows that do not count have a gradient of nothing but zeros."""
     targets = np.random.default_rng(seed).integers(0, v, n)
     if drop:
         targets[1:][::3] = -100
-    there = mg.tensor(targets, device="double")
+    there = mg.tensor(targets, device=DEVICE)
     found, wanted, counts = both(lambda x: mg.cross_entropy(x, there), lambda x: REGISTRY["cross_entropy"].definition(x, targets), dtype,
                                   normal(seed, n, v) * 5.0)
     close(found, wanted, dtype, max(n, v), 1.0)
@@ -129,12 +137,13 @@ def test_cross_entropy(n: int, v: int, dtype: str, seed: int, drop: bool):
     assert not found[1][targets == -100].any()
 
 
+@kernel_test
 @given(n=rows, d=st.integers(1, 40), v=width, dtype=dtypes, seed=st.integers(0, 99), blocks=st.integers(1, 4))
 def test_linear_cross_entropy(n: int, d: int, v: int, dtype: str, seed: int, blocks: int):
     """The classifier and its loss, with the logits in one block or in several."""
     targets = np.random.default_rng(seed).integers(0, v, n)
     targets[1:][::4] = -100
-    there = mg.tensor(targets, device="double")
+    there = mg.tensor(targets, device=DEVICE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wrappers, "LOGITS", -(-n // blocks) * v * np.dtype(dtype).itemsize)
         found, wanted, _ = both(lambda x, w: mg.linear_cross_entropy(x, w, there),
@@ -143,6 +152,7 @@ def test_linear_cross_entropy(n: int, d: int, v: int, dtype: str, seed: int, blo
     close(found, wanted, dtype, max(n, d, v), magnitude(*wanted))
 
 
+@kernel_test
 @given(n=st.integers(1, 300), d=width, v=st.integers(1, 50), dtype=dtypes, seed=st.integers(0, 99))
 def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     """The token table's gradient, alone and into a sum that is there: the same bits each time, and right to rounding."""
@@ -154,7 +164,7 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     results = []
     for _ in range(2):
         sum = HERE.array(there)
-        with double.counting() as counts:
+        with counting() as counts:
             wrappers.add_rows(HERE, sum, HERE.array(ids), HERE.array(values))
         results.append(HERE.host(sum))
         assert counts.launches == {"add_rows": 1} and counts.syncs == 0
@@ -162,6 +172,7 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
 
 
+@kernel_test
 @given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=4), dtype=stored, seed=st.integers(0, 99))
 def test_the_norm_of_the_gradients(sizes: list[int], dtype: str, seed: int):
     """A launch for each array, one wait for all of them."""
@@ -169,26 +180,27 @@ def test_the_norm_of_the_gradients(sizes: list[int], dtype: str, seed: int):
     parameters = [mg.Parameter(HERE.array(a)) for a in arrays]
     for p in parameters:
         p.grad = mg.Tensor(p.array)
-    with double.counting() as counts:
+    with counting() as counts:
         found = mg.optim.clip_grad_norm_(parameters, math.inf)
     wanted = math.sqrt(sum(float(np.square(a.astype(np.float64)).sum()) for a in arrays))
     assert counts.launches == {"sums_of_squares": len(sizes)} and counts.syncs == 1
     assert abs(found - wanted) <= bound("float32" if dtype in UNIT else dtype, 16 + 512, 1.0) * wanted
 
 
+@kernel_test
 @given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
 def test_adamw(n: int, dtype: str, seed: int, decay: float):
     """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
     start, gradients = normal(seed, n), normal(seed + 1, 3, n)
     ends = []
-    for device, kind in (("double", dtype), ("numpy", "float64")):
+    for device, kind in ((DEVICE, dtype), ("numpy", "float64")):
         p = mg.Parameter(mg.tensor(start.astype(dtype).astype(kind), device=device))
         optimizer = mg.optim.AdamW([p], lr=0.01, weight_decay=decay)
-        with double.counting() as counts:
+        with counting() as counts:
             for g in gradients:
                 p.grad = mg.tensor(g.astype(dtype).astype(kind), device=device)
                 optimizer.step()
-        assert counts.launches == ({"adamw_update": 3} if device == "double" else {})
+        assert counts.launches == ({"adamw_update": 3} if device == DEVICE else {})
         ends.append(p.numpy())
     assert np.abs(ends[0] - ends[1]).max() <= bound(dtype, 3, magnitude(start))
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_cases import FLOAT, LEAST, UNIT, close, normal, stored
+from device import DEVICE, HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -23,11 +24,10 @@ from minigrad.backend import cupy_attention
 from minigrad.backend.cupy import source
 from minigrad.op import REGISTRY
 from minigrad.ops.shape import join_heads, split_heads
-from minigrad.testing import cuda, double
+from minigrad.testing import cuda
 from minigrad.testing.tolerance import bound, magnitude
 
-HERE = double.install()
-pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: kernels cannot be run on a CPU")
+pytestmark = needs_compiler
 
 batches = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 3)])
 lengths = st.integers(1, 20) | st.sampled_from([31, 32, 33, 63, 64, 65, 130])          # around the tiles
@@ -94,7 +94,7 @@ def check(arrays: list[np.ndarray], how: list[str], causal: bool, scale: float |
     g, q, k, v = (a.astype(np.float64) for a in arrays)
     wanted, offs = truth(g, q, k, v, causal, 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale, dtype)
     given = [laid(a, h) for a, h in zip(arrays, how)]
-    with double.counting() as counts:
+    with counting() as counts:
         found = forth_and_back(*given, causal, scale)
     assert counts.syncs == counts.uploads == 0 and sum(counts.launches.values()) == 4
     copies = [a.shape[-1] > 1 and a.strides[-1] != a.dtype.itemsize for a in given]
@@ -108,6 +108,7 @@ def check(arrays: list[np.ndarray], how: list[str], causal: bool, scale: float |
     assert [HERE.host(a).tobytes() for a in again] == [HERE.host(a).tobytes() for a in found]
 
 
+@kernel_test
 @given(batch=batches, T=lengths, extra=st.integers(0, 70), d=widths, e=widths, causal=st.booleans(), dtype=stored, seed=st.integers(0, 99),
        how=st.lists(layouts, min_size=4, max_size=4), scale=st.sampled_from([None, 0.3, 2.0]))
 @example(batch=(1, 2), T=130, extra=0, d=64, e=64, causal=True, dtype="bfloat16", seed=0, how=["heads"] * 4, scale=None)
@@ -125,6 +126,7 @@ def test_value_and_gradients(batch: tuple[int, int], T: int, extra: int, d: int,
     check([normal(seed + i, *batch, *shape) for i, shape in enumerate(shapes)], how, causal, scale, dtype)
 
 
+@kernel_test
 @given(slope=st.sampled_from([-3.0, -0.5, 0.5, 3.0]), T=st.sampled_from([33, 65, 70, 129]), dtype=stored)
 def test_scores_that_rise_or_fall(slope: float, T: int, dtype: str):
     """Where later keys, or earlier ones, have all the weight, and the scores would overflow if they were not shifted."""
@@ -133,20 +135,21 @@ def test_scores_that_rise_or_fall(slope: float, T: int, dtype: str):
     check([g, q, k / 8.0, v], ["plain"] * 4, True, 1.0, dtype)
 
 
+@kernel_test
 @given(B=st.integers(1, 2), T=lengths, h=st.integers(1, 3), d=st.sampled_from([1, 5, 8, 64]), dtype=st.sampled_from(["float32", "float64"]))
 def test_from_a_product_to_joined_heads(B: int, T: int, h: int, d: int, dtype: str):
     """As the model has it, with its derivative, against the definition; joining the heads copies nothing."""
     def run(f: Any, device: str, kind: str) -> list[np.ndarray]:
         x = mg.tensor(normal(T, B, T, 3 * h * d).astype(dtype).astype(kind), device=device, requires_grad=True)
         y = f(*split_heads(x, heads=h, parts=3))
-        with double.counting() as counts:
+        with counting() as counts:
             joined = join_heads(y)
         assert counts.allocations == 0
         joined.backward(mg.tensor(normal(T + 1, B, T, h * d).astype(dtype).astype(kind), device=device))
         return [joined.numpy(), x.grad.numpy()]
 
     wanted = run(lambda q, k, v: REGISTRY["attention"].definition(q, k, v, causal=True), "numpy", "float64")
-    close(run(lambda q, k, v: mg.attention(q, k, v, causal=True), "double", dtype), wanted, dtype, max(T, d), magnitude(*wanted) ** 2)
+    close(run(lambda q, k, v: mg.attention(q, k, v, causal=True), DEVICE, dtype), wanted, dtype, max(T, d), magnitude(*wanted) ** 2)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (1, 2, 2), (2, 1, 2, 2)])
@@ -163,7 +166,7 @@ def test_what_it_is_not_for_goes_another_way(monkeypatch: pytest.MonkeyPatch):
     """Padding, dropout, queries without keys, wide heads, a scale that is not positive, and 16 bits without tensor cores."""
     def launches(*, T: int = 4, S: int = 4, d: int = 4, dtype: str = "float32", **settings: Any) -> int:
         q, k = HERE.array(normal(0, 1, T, d).astype(dtype)), HERE.array(normal(1, 1, S, d).astype(dtype))
-        with double.counting() as counts:
+        with counting() as counts:
             HERE.run("attention", lambda *_, **__: None, q, k, k, **settings)
         return sum(counts.launches.values())
 

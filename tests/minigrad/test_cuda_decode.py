@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device import HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,13 +15,12 @@ import minigrad as mg
 import minigrad.backend.cupy_decode as wrappers
 from minigrad import backend, decode
 from minigrad.backend.cupy import source
-from minigrad.testing import cuda, double
+from minigrad.testing import cuda
 from minigrad.testing.tolerance import bound, magnitude
 
 SOURCE = source("decode.cu")
-HERE = double.install()
 mg.backend.dtype("bfloat16")
-pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: decode.cu cannot be run on a CPU")
+pytestmark = needs_compiler
 
 stored = st.sampled_from(["float32", "float64", "float16", "bfloat16"])   # 16 bits in memory, float32 to compute with
 rows = st.integers(1, 8)
@@ -44,7 +44,7 @@ def _agree(f: Any, dtype: str, given: list[Any], written: list[int], length: int
     """
     there = [HERE.array(a) if isinstance(a, np.ndarray) else tuple(map(HERE.array, a)) if isinstance(a, tuple) else a for a in given]
     truth = [wide_copy(a) for a in given]
-    with double.counting() as counts:
+    with counting() as counts:
         f(*there, **settings)
     assert sum(counts.launches.values()) == 1 and (counts.syncs, counts.uploads, counts.allocations) == (0, 0, 0)
     f(*truth, **settings)
@@ -69,6 +69,7 @@ def _norm(seed: int, d: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return _stored(1.0 + 0.1 * _normal(seed, d), dtype), _stored(0.1 * _normal(seed + 1, d), dtype)
 
 
+@kernel_test
 @given(B=rows, d=width, V=st.integers(1, 40), dtype=stored, ring=st.integers(1, 5), made=st.integers(0, 12), seed=seeds)
 def test_embed(B: int, d: int, V: int, dtype: str, ring: int, made: int, seed: int):
     """Tokens and places of rows that are padded; the tokens are kept, and the state moves on."""
@@ -79,6 +80,7 @@ def test_embed(B: int, d: int, V: int, dtype: str, ring: int, made: int, seed: i
     _agree(decode.embed, dtype, given, [0, 1, 5], 1, 8.0)
 
 
+@kernel_test
 @given(B=rows, k=width, m=width, dtype=stored, normed=st.booleans(), biased=st.booleans(), add=st.booleans(),
        act=st.sampled_from([None, "gelu_new", "gelu", "relu"]), panels=st.booleans(), seed=seeds)
 @example(B=1, k=520, m=50, dtype="bfloat16", normed=True, biased=True, add=True, act="gelu_new", panels=True, seed=0)
@@ -102,6 +104,7 @@ def test_linear(B: int, k: int, m: int, dtype: str, normed: bool, biased: bool, 
     wrappers.cut.cache_clear()
 
 
+@kernel_test
 @given(B=rows, h=st.integers(1, 5), e=st.integers(1, 20), S=st.integers(1, 6), place=st.integers(0, 5), dtype=stored, seed=seeds)
 def test_qkv(B: int, h: int, e: int, S: int, place: int, dtype: str, seed: int):
     """q, and k and v at the last place taken of the cache; all else stays as it was."""
@@ -113,6 +116,7 @@ def test_qkv(B: int, h: int, e: int, S: int, place: int, dtype: str, seed: int):
     _agree(decode.qkv, dtype, given, [4, 5, 6, 7], d, 4.0 * np.abs(weight.astype(np.float64)).sum(axis=1).max())
 
 
+@kernel_test
 @given(B=rows, h=st.integers(1, 4), e=st.integers(1, 40) | st.sampled_from([64, 128, 200, 255, 256]), S=st.integers(1, 150),
        dtype=stored, least=st.sampled_from([1, 7, 64]), seed=seeds)
 @example(B=1, h=1, e=64, S=600, dtype="float32", least=64, seed=3)
@@ -134,6 +138,7 @@ def test_attention(B: int, h: int, e: int, S: int, dtype: str, least: int, seed:
         _agree(decode.attention, dtype, given, [5, 7], e + end, (1.0 + scores) * float(np.nanmax(np.abs(v))), scale=1.0 / np.sqrt(e))
 
 
+@kernel_test
 @given(B=rows, V=width | st.just(3000), less=st.integers(0, 3), dtype=st.sampled_from(["float32", "float64"]), seed=seeds,
        odd=st.sampled_from([None, np.nan, np.inf, -np.inf]))
 def test_greedy(B: int, V: int, less: int, dtype: str, seed: int, odd: float | None):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +24,11 @@ try:
     NO_GPU = ""
 except mg.BackendUnavailable as error:
     NO_GPU = str(error)
-DEVICES = ["numpy", "double", *([] if NO_GPU else ["cupy"])]
+DEVICES = [DEVICE] if DEVICE != "double" else ["numpy", "double", *([] if NO_GPU else ["cupy"])]
 FEW = settings(max_examples=max(5, settings.default.max_examples // 5))
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])

@@ -1,0 +1,198 @@
+"""python -m benchmarks.gpu: what minigrad does on this GPU, in ten minutes. Tests first, then times, beside PyTorch where it is here.
+
+Each part works in a process of its own, for its share of the time; one that fails is reported and the rest goes on. Results are
+written after every part. Exit codes: 0; 1: a part failed or an answer was wrong; 2 usage; 4: there is no GPU; 130: Ctrl-C.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt2.cli import Parser, backend_of, run_command
+from gpt2.errors import UsageError
+
+from . import gpu_parts, gpu_train, report
+from .child import end_with
+from .gpu_bench import Bench, Part, Setting, TimeIsUp, line_of
+from .gpu_report import markdown, text
+from .processes import ROOT, environment, reason
+
+# each with its share of the time; the order is that of the run
+PARTS: dict[str, tuple[Part, int]] = {
+    "device": (gpu_parts.device, 2), "rates": (gpu_parts.rates, 8), "launch": (gpu_parts.launch, 4), "answers": (gpu_train.answers, 8),
+    "train": (gpu_train.train, 26), "decode": (gpu_parts.decode, 16), "attention": (gpu_parts.attention, 6), "start": (gpu_parts.start, 6),
+    "tests": (gpu_train.tests, 30)}
+RESULTS = ROOT / "benchmarks" / "results"
+Found = dict[str, Any]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ── one part ──
+def here(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
+    """Do a part in this process; what it failed with, or nothing."""
+    try:
+        PARTS[name][0](Bench(setting, emit))
+    except TimeIsUp as error:
+        return f"its share of the time was over {error}"
+    except Exception as error:
+        return line_of(error)
+    return ""
+
+
+def command(name: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.gpu", "--part", name]
+
+
+def apart(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
+    """Do a part in a process of its own, which is ended a while after its time is over; what it failed with, or nothing."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command(name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), cwd=ROOT,
+                                   start_new_session=True, text=True)
+        late = threading.Event()
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        watch = threading.Timer(setting.seconds * 1.25 + 5.0, lambda: (late.set(), end()))
+        watch.start()
+        failed = None
+        try:
+            assert process.stdin and process.stdout
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(asdict(setting)) + "\n")
+                process.stdin.close()
+            for line in process.stdout:
+                told = json.loads(line)
+                if "end" in told:
+                    failed = told["end"]
+                else:
+                    emit(told)
+            code = process.wait()
+        finally:
+            watch.cancel()
+            end()
+            process.wait()
+            process.stdout.close()
+        if failed is not None:
+            return str(failed)
+        return "its share of the time was over" if late.is_set() and code == -signal.SIGKILL else reason(code, log)
+
+
+def serve(name: str) -> int:
+    """The process of one part: a Setting as a line of JSON on stdin; rows, and how it ended, on stdout."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)                                       # what a library prints is not a row
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+    def reply(told: Found) -> None:
+        replies.write(json.dumps(told) + "\n")
+        replies.flush()
+
+    reply({"end": here(name, Setting(**json.loads(sys.stdin.readline())), reply)})
+    return 0
+
+
+# ── all of them ──
+def measure(names: list[str], setting: Setting, minutes: float, write: Callable[[Found], Any],
+            do: Callable[[str, Setting, Callable[[Found], Any]], str] = apart) -> Found:
+    """Do the parts, each for its share of what time is left; `write` is given everything after each."""
+    found: Found = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "backend": setting.backend,
+                    "minutes": minutes, "size": "tiny" if setting.tiny else "full", "parts": {}, "interrupted": False}
+    until = time.monotonic() + 60.0 * minutes
+    for i, name in enumerate(names):
+        left = max(until - time.monotonic(), 1.0)
+        mine = Setting(setting.backend, setting.tiny, left * PARTS[name][1] / sum(PARTS[n][1] for n in names[i:]),
+                       [row for part in found["parts"].values() for row in part["rows"]])
+        say(f"{name}: up to {mine.seconds:.0f} s")
+        part: Found = {"status": "cut", "error": "", "seconds": 0.0, "rows": []}
+        found["parts"][name] = part
+        started = time.monotonic()
+        try:
+            part["error"] = do(name, mine, part["rows"].append)
+            part["status"] = "failed" if part["error"] or any("error" in row for row in part["rows"]) else "done"
+        except KeyboardInterrupt:
+            found["interrupted"] = True
+        part["seconds"] = time.monotonic() - started
+        write(found)
+        print("\n".join(text(name, part)), flush=True)
+        if found["interrupted"]:
+            break
+    return found
+
+
+def file_for(folder: Path, backend: str) -> Path:
+    """DATE-DEVICE-gpu.json."""
+    import minigrad as mg
+
+    gpus, number = mg.backend.get(backend)
+    properties = getattr(gpus.namespace.cuda.runtime, "getDeviceProperties", lambda n: {"name": backend.partition(":")[0].encode()})
+    device = re.sub(r"[^a-z0-9]+", "-", properties(number)["name"].decode().lower()).strip("-")
+    return folder / f"{datetime.date.today().isoformat()}-{device}-gpu.json"
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="for all parts together (default: 10)")
+    p.add_argument("--out", default=str(RESULTS), metavar="DIR", help="where DATE-DEVICE-gpu.json and .md go (default: benchmarks/results)")
+    p.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=f"only these, of {', '.join(PARTS)}")
+    p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or double: CuPy's manners on a CPU, to see whether it runs")
+    p.add_argument("--device", type=int, metavar="N", help="the GPU of this number")
+    p.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: a toy in seconds, whose times mean nothing")
+    p.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)          # a process of one part
+    return p
+
+
+def main(argv: list[str] | None = None, do: Callable[..., str] = apart) -> int:
+    args = parser().parse_args(argv)
+    if args.part:
+        return serve(args.part)
+    if not 0.0 < args.minutes < 1e4:
+        raise UsageError(f"--minutes must be above 0, not {args.minutes}")
+    if args.backend.partition(":")[0] == "double":
+        from minigrad.testing import double
+
+        double.install()
+    elif args.backend.partition(":")[0] != "cupy":
+        raise UsageError(f"--backend must be cupy or double, not {args.backend}")
+    backend = backend_of(args)                          # one line and exit code 4 where there is no GPU
+    folder = Path(args.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = file_for(folder, backend)
+        report.write(path, "{}\n")                      # now, not after ten minutes
+    except OSError as error:
+        raise UsageError(f"--out {args.out} cannot be written: {error.strerror}") from None
+
+    def write(found: Found) -> None:
+        report.write(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        report.write(path.with_suffix(".md"), markdown(found))
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends as Ctrl-C does, with what there is written
+    names = [name for name in PARTS if not args.only or name in args.only]
+    found = measure(names, Setting(backend, args.size == "tiny"), args.minutes, write, do)
+    say(f"written: {path} and {path.with_suffix('.md')}")
+    if found["interrupted"]:
+        return 130
+    return 1 if any(part["status"] != "done" for part in found["parts"].values()) else 0
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmarks.gpu")

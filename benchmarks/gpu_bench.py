@@ -1,0 +1,221 @@
+"""What every part of `benchmarks.gpu` is given: where to compute, how long, a clock of the device, and where its rows go."""
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import agreement
+from .rows import config_of
+
+UNITS = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}         # half of eps
+SIZES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}                                     # bytes
+ROUNDS = 7
+ROUND = 0.02                                            # seconds that a round should last at least
+
+
+class TimeIsUp(Exception):
+    """The part's share of the time is over; what it has measured stands."""
+
+
+@dataclass
+class Setting:
+    """backend: as `--backend` has it. tiny: toy sizes, to see whether it runs. seconds: the part's share. given: rows of earlier parts."""
+
+    backend: str = "cupy"
+    tiny: bool = False
+    seconds: float = 600.0
+    given: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Bench:
+    """One part at work. `emit` takes each row, a dict of plain data, as soon as it is there.
+
+    A row has: what, who, dtype; value with its unit, low and high over the rounds; perhaps share (of what the device can do at most),
+    ratio (the peer's time over ours), peak (bytes), note; or error, one line.
+    """
+
+    def __init__(self, setting: Setting, emit: Callable[[dict[str, Any]], Any]) -> None:
+        import minigrad as mg
+
+        if setting.backend.startswith("double"):
+            from minigrad.testing import double
+
+            double.install()
+        self.setting, self.emit, self.mg = setting, emit, mg
+        self.here, self.number = mg.backend.get(setting.backend)
+        self.tiny, self.until = setting.tiny, time.monotonic() + setting.seconds
+
+    # ── time ──
+    def left(self) -> float:
+        """Seconds that are left to this part."""
+        return self.until - time.monotonic()
+
+    def times(self, run: Callable[[], Any], clock: Any = None, rounds: int = ROUNDS, alone: bool = False) -> list[float]:
+        """Seconds of one run in each round, by the device's clock, once warm. alone: a round is a single run."""
+        clock = clock or self.clock()
+        run()
+        count = 1
+        while not alone and clock(run, count) * count < (ROUND if not self.tiny else 0.0):
+            count *= 2
+        out = []
+        for _ in range(rounds if not self.tiny else 2):
+            out.append(clock(run, count))
+            if self.left() < 0:
+                break
+        return out
+
+    def clock(self) -> Callable[[Callable[[], Any], int], float]:
+        """Seconds of a run as the mean of so many in a row: from one mark in the stream of work to another."""
+        here, cuda = self.here, self.here.namespace.cuda
+        if not hasattr(cuda, "Event"):                  # the double has none
+            return lambda run, count: wall(run, count, here.synchronize)
+
+        def by_events(run: Callable[[], Any], count: int) -> float:
+            first, last = cuda.Event(), cuda.Event()
+            here.synchronize()
+            first.record()
+            for _ in range(count):
+                run()
+            last.record()
+            last.synchronize()
+            return float(cuda.get_elapsed_time(first, last)) / 1e3 / count
+
+        return by_events
+
+    # ── rows ──
+    def row(self, what: str, seconds: list[float] | None = None, *, who: str = "minigrad", unit: str = "µs", work: float = 1.0,
+            **fields: Any) -> float | None:
+        """Tell a row: times in µs or ms, or `work` per second in another unit (tok/s, TFLOP/s, GB/s); the median of the seconds."""
+        if seconds is None:
+            self.emit({"what": what, "who": who, "unit": unit, **fields})
+            return None
+        sizes = {"µs": 1e6, "ms": 1e3, "s": 1.0, "TFLOP/s": 1e-12, "GB/s": 1e-9}
+        values = [t * sizes[unit] if unit in ("µs", "ms", "s") else work / t * sizes.get(unit, 1.0) for t in seconds]
+        middle = statistics.median(seconds)
+        self.emit({"what": what, "who": who, "value": statistics.median(values), "unit": unit, "low": min(values), "high": max(values),
+                   "rounds": len(values), **{k: v for k, v in fields.items() if v is not None}})
+        return middle
+
+    @contextlib.contextmanager
+    def attempt(self, what: str, **fields: Any) -> Iterator[None]:
+        """A failure in the block is a row with an error, and the part goes on; unless its time is up."""
+        if self.left() < 0:
+            raise TimeIsUp(f"before {what}")
+        try:
+            yield
+        except (TimeIsUp, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            self.emit({"what": what, "error": line_of(error), **fields})
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give back the memory that nobody holds any more, so that the next row finds it."""
+        import gc
+
+        gc.collect()
+        with contextlib.suppress(Exception):
+            self.here.namespace.get_default_memory_pool().free_all_blocks()
+        import sys
+
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def best(self, what: str, dtype: str | None = None) -> float | None:
+        """The best value that an earlier part found in rows whose names begin so."""
+        rows = [r["value"] for r in self.setting.given if r["what"].startswith(what) and "value" in r and dtype in (None, r.get("dtype"))]
+        return max(rows, default=None)
+
+    # ── numbers ──
+    def config(self, size: str) -> Any:
+        return config_of("tiny" if self.tiny else size)
+
+    def array(self, *shape: int, dtype: str = "float32", seed: int = 0) -> Any:
+        """Normal numbers on the device; those of "tf32" are float32's."""
+        kind = "float32" if dtype == "tf32" else self.mg.backend.dtype(dtype)
+        place = self.here.label(self.number)
+        return self.mg.random.normal(self.mg.random.key(seed), shape, device=place).array.astype(kind, copy=False)
+
+    @contextlib.contextmanager
+    def precision(self, dtype: str) -> Iterator[None]:
+        """Inside the block products of float32 are TF32's where dtype says so, with us and with PyTorch."""
+        import sys
+
+        torch, level = sys.modules.get("torch"), "high" if dtype == "tf32" else "highest"
+        self.mg.set_float32_matmul_precision(level)
+        if torch is not None:
+            torch.set_float32_matmul_precision(level)
+            torch.backends.cudnn.allow_tf32 = level == "high"
+        try:
+            yield
+        finally:
+            self.mg.set_float32_matmul_precision("highest")
+            if torch is not None:
+                torch.set_float32_matmul_precision("highest")
+
+
+def near(dtype: str, config: Any, row: Any) -> float:
+    """How far apart, relative to their size, two results of a pass may be: float32's bound, and 4 u √K more for K roundings to fewer bits.
+
+    About 12 results of a block are rounded to 16 bits, or 6 products' factors to TF32's, whatever the length of a sum.
+    """
+    wide = agreement.bound(row, config)
+    return wide if dtype == "float32" else wide + 4.0 * UNITS[dtype] * math.sqrt(12 * config.n_layer + 3)
+
+
+def wall(run: Callable[[], Any], count: int, wait: Callable[[], Any]) -> float:
+    """Seconds of a run by the host's clock, the device idle before and after."""
+    wait()
+    started = time.perf_counter()
+    for _ in range(count):
+        run()
+    wait()
+    return (time.perf_counter() - started) / count
+
+
+def line_of(error: BaseException) -> str:
+    """An error as one line."""
+    said = " ".join(str(error).split())
+    ours = type(error).__module__.split(".")[0] in ("minigrad", "gpt2", "benchmarks")
+    return said[:400] if ours and said else f"{type(error).__name__}: {said}"[:400]
+
+
+def torch_device(bench: Bench) -> Any:
+    """PyTorch and the name of its device that is ours; RuntimeError where it has none."""
+    import torch
+
+    if bench.setting.backend.startswith("double"):
+        return torch, "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU; its wheels for CUDA are at pytorch.org")
+    return torch, f"cuda:{bench.number}"
+
+
+def torch_clock(bench: Bench) -> Callable[[Callable[[], Any], int], float]:
+    """As Bench.clock, of PyTorch's stream."""
+    torch, device = torch_device(bench)
+    if device == "cpu":
+        return lambda run, count: wall(run, count, lambda: None)
+
+    def by_events(run: Callable[[], Any], count: int) -> float:
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        first.record()
+        for _ in range(count):
+            run()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3 / count
+
+    return by_events
+
+
+Part = Callable[[Bench], Any]
+Rows = list[Mapping[str, Any]]
