@@ -97,6 +97,7 @@ def test_linear(B: int, k: int, m: int, dtype: str, normed: bool, biased: bool, 
     with pytest.MonkeyPatch.context() as patch:
         if panels:
             patch.setattr(wrappers, "PANEL", 1)
+        patch.setattr(HERE, "processors", 1 + seed % 4)
         wrappers.cut.cache_clear()
         wanted = np.abs(weight.astype(np.float64)).sum(axis=1).max() * (3.0 + np.abs(x).max())
         _agree(lambda *given: decode.linear(*given[:4], norm=given[4], act=act, add=add), dtype,
@@ -132,6 +133,7 @@ def test_attention(B: int, h: int, e: int, S: int, dtype: str, least: int, seed:
              np.zeros((B, h), np.int64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wrappers, "LEAST", least)
+        patch.setattr(HERE, "processors", 1 + seed % 20)
         scores = float(np.nanmax(np.abs(q)) * np.nanmax(np.abs(k)) * np.sqrt(e))
         _agree(decode.attention, dtype, given, [5, 7], e + end, (1.0 + scores) * float(np.nanmax(np.abs(v))), scale=1.0 / np.sqrt(e))
 
