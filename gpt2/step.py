@@ -85,12 +85,12 @@ class Stepper:
         eps, act = self.model.config.layer_norm_epsilon, self.model.config.activation_function
         x, q, y, inner, state = self.x, self.q, self.y, self.inner, self.state
         decode.embed(self.ids, state, self.pad, self.wte, self.wpe, x)                           # [B] -> [B, d]
-        for ln_1, ln_2, (keys, values), scale, c_attn, attn_proj, c_fc, mlp_proj in self.layers:
-            decode.qkv(x, ln_1, *c_attn, q, keys, values, state, eps=eps)                        # [B, d] -> 3 × [B, d]
+        for ln_1, ln_2, (keys, values), scale, (w_qkv, b_qkv), (w_y, b_y), (w_1, b_1), (w_2, b_2) in self.layers:
+            decode.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state, eps=eps)                   # [B, d] -> 3 × [B, d]
             decode.attention(q, keys, values, state, self.pad, y, self.parts, self.arrived, scale=scale)           # [B, d] -> [B, d]
-            decode.linear(y, *attn_proj, x, add=True)                                            # [B, d] + [B, d] -> [B, d]
-            decode.linear(x, *c_fc, inner, norm=ln_2, eps=eps, act=act)                          # [B, d] -> [B, n]
-            decode.linear(inner, *mlp_proj, x, add=True)                                         # [B, n] + [B, d] -> [B, d]
+            decode.linear(y, w_y, b_y, x, add=True)                                              # [B, d] + [B, d] -> [B, d]
+            decode.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)                       # [B, d] -> [B, n]
+            decode.linear(inner, w_2, b_2, x, add=True)                                          # [B, n] + [B, d] -> [B, d]
         decode.linear(x, self.head, None, self.logits, norm=self.ln_f, eps=eps)                  # [B, d] -> [B, V]
         if self.choose is not None:
             self.choose(self.logits, self.ids[0, :], self.state[1:2])                            # [B, V] -> [B]

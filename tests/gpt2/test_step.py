@@ -200,7 +200,7 @@ def _per_logit(model: GPT2, ids: list[int], at: int) -> float:
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits(dtype: str):
-    """With weights of 16 bits all that is rounded to 16 bits again is the cache: logits are the exact ones to that, and to float32's error."""
+    """With weights of 16 bits nothing but the cache is rounded to 16 bits: logits are the exact ones to that, and to float32's error."""
     exact = GPT2(tiny_config(initializer_range=0.1), dtype="float64", seed=2)
     weights = {n: p.array.astype(dtype) for n, p in exact.named_parameters()}
     exact = GPT2(exact.config, dtype="float64", parameters={n: w.astype(np.float64) for n, w in weights.items()})
