@@ -51,13 +51,8 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
             code = 128 + signal.SIGINT
         except BrokenPipeError:
             code = 141
-        except OSError as error:
-            _say(f"{prog}: {_os_line(error)}")
-            code = 1
-        except MemoryError as error:
-            size = f" ({_line(error)})" if str(error) else ""
-            _say(f"{prog}: out of memory{size}; use a smaller model, batch or context")
-            code = 1
+        except Exception as error:
+            code = _ended(error, prog)
         finally:
             _let_go(sys.stdout)
             _let_go(sys.stderr)
@@ -73,6 +68,34 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
+
+
+def add_backend(p: argparse.ArgumentParser) -> None:
+    """The flags --backend and --device, for `backend_of`."""
+    p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
+    p.add_argument("--device", type=at_least(0), metavar="N", help="the GPU of this number: --backend cupy:N (nvidia-smi -L lists them)")
+
+
+def backend_of(args: argparse.Namespace) -> str:
+    """The backend that --backend and --device name, such as "cupy:1", looked at before anything is loaded.
+
+    UsageError where they contradict each other, or there is none of that name; BackendUnavailable where something is missing.
+    """
+    import minigrad as mg
+
+    library, _, number = args.backend.partition(":")
+    if args.device is not None:
+        if library == "numpy" or (number and number != str(args.device)):
+            raise UsageError(f"--device {args.device} is a GPU's number, and --backend is {args.backend}; leave out one of the two")
+        if library == "auto":
+            library = "cupy"                            # who names a GPU means it
+        number = str(args.device)
+    name = f"{library}:{number}" if number else args.backend
+    try:
+        mg.backend.get(name)
+    except mg.errors.DeviceError as error:
+        raise UsageError(f"--{'backend' if args.device is None else 'device'}: {error}") from None
+    return name
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -118,6 +141,23 @@ def emit_json(document: Any) -> None:
     Raises ValueError for a NaN or an infinity: JSON has none, so the caller says what stands for it.
     """
     print(json.dumps(document, allow_nan=False), flush=True)
+
+
+def _ended(error: Exception, prog: str) -> int:
+    """The exit code after an error of files, of memory, or of a library that computes, said in one line; any other is raised on."""
+    from minigrad.backend import explained
+
+    if (ours := explained(error)) is not None:
+        _say(f"{prog}: {_line(ours)}")
+        return ours.exit_code
+    if isinstance(error, OSError):
+        _say(f"{prog}: {_os_line(error)}")
+        return 1
+    if isinstance(error, MemoryError):
+        size = f" ({_line(error)})" if str(error) else ""
+        _say(f"{prog}: out of memory{size}; use a smaller model, batch or context")
+        return 1
+    raise error
 
 
 def _line(message: object) -> str:

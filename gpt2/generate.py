@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from .cli import Parser, at_least, emit_json, read_stdin, run_command, text
+from .cli import Parser, add_backend, at_least, backend_of, emit_json, read_stdin, run_command, text
 from .errors import MissingError, UsageError
 from .pretrained import DTYPES
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         help="shakespeare (ships with the package), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory, or a .safetensors file",
     )
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
-    p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
+    add_backend(p)
     p.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
     p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
@@ -65,12 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if not prompt:
         raise UsageError("the prompt is empty; give --prompt TEXT, or text on stdin with --prompt -")
 
-    import minigrad as mg
-
-    try:
-        mg.backend.get(args.backend)                    # says what is missing before anything is loaded
-    except mg.errors.DeviceError as error:
-        raise UsageError(f"--backend: {error}") from None
+    device = backend_of(args)                           # says what is missing before anything is loaded
 
     from .decode import Timing
     from .locate import locate
@@ -82,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)
     path = locate(args.model, download=args.download)
-    model = GPT2.from_pretrained(path, backend=args.backend, dtype=args.dtype)
+    model = GPT2.from_pretrained(path, backend=device, dtype=args.dtype)
     tokenizer = load_tokenizer(path.parent if path.is_file() else path)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "

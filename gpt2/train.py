@@ -15,7 +15,7 @@ import numpy as np
 
 import minigrad as mg
 
-from .cli import Parser, at_least, run_command
+from .cli import Parser, add_backend, at_least, backend_of, run_command
 from .config import GPT2Config
 from .errors import UsageError
 from .evaluation import total_nll
@@ -48,9 +48,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--grad-clip", type=float, default=1.0, help="largest global norm of the gradient; 0: no clipping")
     p.add_argument("--eval-interval", type=at_least(1), default=500)
     p.add_argument("--log-interval", type=at_least(1), default=50)
-    p.add_argument("--backend", default="auto", help="auto, numpy, cupy or cupy:N")
+    add_backend(p)
     p.add_argument("--dtype", default="float32", choices=["float32", "float64", "tf32", "bfloat16", "float16"],
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
+    p.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
     p.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the stored weights")
     p.add_argument("--seed", type=int, default=0)
     return p
@@ -66,10 +67,7 @@ def check(args: argparse.Namespace, data: Data) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
     if args.n_embd % args.n_head:
         raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
-    try:
-        mg.backend.get(args.backend)
-    except mg.errors.DeviceError as error:
-        raise UsageError(f"--backend: {error}") from None
+    args.backend = backend_of(args)
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= args.block_size:
             raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
@@ -123,7 +121,7 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     mixed = args.dtype in ("float16", "bfloat16")
     mg.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
     model = GPT2(config, backend=args.backend, dtype="float64" if args.dtype == "float64" else "float32",
-                 compute_dtype=args.dtype if mixed else None, seed=args.seed)
+                 compute_dtype=args.dtype if mixed else None, recompute=args.recompute, seed=args.seed)
     scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
     model.train()
     mg.backend.get(model.where["device"])[0].settle()

@@ -39,6 +39,10 @@ class GraphError(MinigradError, RuntimeError):
     """A gradient that cannot be had: nothing was recorded, or a value changed since."""
 
 
+class OutOfMemoryError(MinigradError, MemoryError):
+    """A device's memory does not suffice. The message says what was asked for, what is free, and what to lower."""
+
+
 class BackendUnavailable(MinigradError, RuntimeError):
     """A backend whose library, driver or device is missing. The message names the command that gets it."""
 

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from . import backend
-from .errors import GraphError
+from .errors import GraphError, MinigradError
 
 _birth = itertools.count(1)
 
@@ -189,6 +189,12 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
             if not retain:
                 node.saved = None                       # residuals die as soon as they are used
             node.op.pullback(node, saved, g, walk)
+    except MinigradError:
+        raise
+    except Exception as error:
+        if (ours := backend.explained(error, f"backward of {node}")) is None:
+            raise
+        raise ours from None
     finally:
         state.recording = was
     return result

@@ -167,6 +167,10 @@ class Op:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._explain(error, arrays, settings) from error
+        except Exception as error:
+            if (ours := here.explained(error, f"{self.shown}: {self._describe(arrays)}")) is None:
+                raise
+            raise ours from None
         extra = None
         if type(out) not in here.array_types:
             if type(out) is Saved:
@@ -215,6 +219,8 @@ class Op:
                                      f"dtypes never mix silently, cast one with .astype(\"{dtype}\")")
         if here is None:
             raise TypeError(f"{self.shown}: no argument is a Tensor or an array; make one with minigrad.tensor")
+        if here.devices:
+            here.at(arrays[first])
         return here, dtype
 
     def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any) -> Node:
@@ -259,7 +265,15 @@ class Op:
             raise GraphError(f"{node}: a value that its gradient needs was changed after it was used; run forward again")
         if type(g) is dict:
             g = self._gather(node, g, walk.live)
-        kernels = _NOTHING if walk.live or type(g) is tuple else backend.of(g).kernels
+        if walk.live or type(g) is tuple:
+            kernels, some = _NOTHING, g[0] if type(g) is tuple else g
+            some = some.array if walk.live else some
+            backend.of(some).at(some)
+        else:
+            here = backend.of(g)
+            kernels = here.kernels
+            if here.devices:
+                here.at(g)
         if walk.live:
             if plan.replay:
                 return self._replay(node, saved, g, walk)
@@ -321,7 +335,10 @@ class Op:
     def _gather(self, node: Node, slots: dict[int, Any], live: bool) -> tuple[Any, ...]:
         """The cotangents of all outputs; zeros for those nothing was computed from."""
         some = next(iter(slots.values()))
-        zeros = backend.of(some.array if isinstance(some, Tensor) else some).zeros
+        some = some.array if isinstance(some, Tensor) else some
+        here = backend.of(some)
+        here.at(some)
+        zeros = here.zeros
         return tuple(slots[i] if i in slots else Tensor(zeros(s, dtype=node.dtype)) if live else zeros(s, dtype=node.dtype)
                      for i, s in enumerate(node.shape))
 

@@ -38,13 +38,15 @@ class Optimizer:
         """Change every parameter that has a gradient, in place."""
         self.steps += 1
         place = 0
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    here = backend.of(p.array)
-                    self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
-                    p.changed()
-                place += 1
+        with backend.explaining(f"{type(self).__name__}.step"):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        here = backend.of(p.array)
+                        here.at(p.array)
+                        self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
+                        p.changed()
+                    place += 1
 
     def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
         """One parameter's array p, in place, from its gradient g."""
@@ -136,6 +138,11 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
             {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0}]
 
 
+def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
+    """Σ x² of each array, as one array."""
+    return xp.stack([g.reshape(-1) @ g.reshape(-1) for g in arrays])
+
+
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients so that their norm together is at most max_norm; returns the norm before.
 
@@ -146,18 +153,19 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     if not grads:
         return 0.0
     xp = backend.of(grads[0])
+    xp.at(grads[0])
 
-    def together(numbers: Sequence[Any]) -> list[float]:
-        return xp.host(xp.stack(numbers)).tolist()
+    def squared(arrays: Sequence[Any]) -> list[float]:
+        return xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
 
     with xp.errstate(over="ignore", invalid="ignore"):
-        squares = together([g.reshape(-1) @ g.reshape(-1) for g in grads])
+        squares = squared(grads)
     norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
     if norm == math.inf:                                # a square overflowed, or was not finite to begin with
-        tops = together([xp.max(xp.abs(g)) for g in grads if g.size])
+        tops = xp.host(xp.stack([xp.max(xp.abs(g)) for g in grads if g.size])).tolist()
         top = math.nan if any(map(math.isnan, tops)) else max(tops)
         parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
-        norm = top * math.sqrt(math.fsum(together([g @ g for g in parts]))) if parts else top
+        norm = top * math.sqrt(math.fsum(squared(parts))) if parts else top
     if max_norm < norm < math.inf:
         factor = max_norm / (norm + 1e-6)
         for g in grads:
@@ -195,6 +203,7 @@ class GradScaler:
                 for p in group["params"]:
                     if p.grad is not None:
                         g = p.grad.array
+                        backend.of(g).at(g)
                         g *= 1.0 / self.factor
 
     def step(self, optimizer: Optimizer, norm: float) -> bool:

@@ -46,11 +46,12 @@ def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, An
     """An array of draw(xp, bits), made in blocks that stay in the cache, for float64 on the way needs much memory."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     here, number = backend.get(device)
-    out = here.adopt(here.namespace.empty(math.prod(sizes), dtype=dtype), device=number)
-    for start in range(0, len(out), _BLOCK):
-        stop = min(start + _BLOCK, len(out))
-        out[start:stop] = draw(here, raw_bits(here, key, stop - start, start))
-    return Tensor(here.reshape(out, sizes))
+    with backend.explaining(f"random numbers {list(sizes)}"):
+        out = here.adopt(here.namespace.empty(math.prod(sizes), dtype=dtype), device=number)
+        for start in range(0, len(out), _BLOCK):
+            stop = min(start + _BLOCK, len(out))
+            out[start:stop] = draw(here, raw_bits(here, key, stop - start, start))
+        return Tensor(here.reshape(out, sizes))
 
 
 def uniform(

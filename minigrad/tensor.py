@@ -182,7 +182,10 @@ class Tensor:
         """
         if self.node is None:
             raise GraphError("backward: nothing that this was computed from requires a gradient")
-        seed = self.seed(gradient)
+        try:
+            seed = self.seed(gradient)
+        except MemoryError as error:
+            raise backend.explained(error, "backward") or error from None
         grads = backprop([(self.node, Tensor(seed.array, seed.node) if create_graph else seed.array)],
                          create_graph=create_graph, retain_graph=retain_graph)
         for leaf, (g, fresh) in grads.items():
@@ -192,6 +195,7 @@ class Tensor:
             elif leaf.grad is None:
                 leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
             elif leaf.grad.node is None:
+                backend.of(g).at(g)
                 leaf.grad = Tensor(backend.of(g).adopt(leaf.grad.array + g))
             else:
                 leaf.grad = leaf.grad + Tensor(g)
@@ -202,6 +206,7 @@ class Tensor:
         if gradient is None:
             if self.shape != ():
                 raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient argument; or reduce to a scalar first")
+            here.at(self.array)
             one = here.empty_like(self.array)
             one[...] = 1.0
             return Tensor(one)

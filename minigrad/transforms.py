@@ -21,7 +21,9 @@ def _constant(x: Any) -> Tensor:
 
 
 def _zeros(like: Tensor) -> Tensor:
-    return Tensor(backend.of(like.array).zeros_like(like.array))
+    here = backend.of(like.array)
+    here.at(like.array)
+    return Tensor(here.zeros_like(like.array))
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any = None, *, create_graph: bool = False,
@@ -113,7 +115,7 @@ def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable
 def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J."""
     y, pull = vjp(f, *primals)
-    zero = Tensor(backend.of(y.array).zeros_like(y.array))
+    zero = _zeros(y)
 
     def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
         total: Any = None
@@ -148,6 +150,7 @@ def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor
         y, pull = vjp(_partial(f, args, (argnums,)), x)
         n = y.numel()
         here = backend.of(y.array)
+        here.at(y.array)
         rows = [reshape(pull(Tensor(here.reshape(row, y.shape)))[0], shape=(1, *x.shape)) for row in here.eye(n, dtype=y.dtype)]
         if not rows:
             return Tensor(here.zeros((*y.shape, *x.shape), dtype=x.dtype))

@@ -33,7 +33,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """PyTorch, once a test module has imported it, keeps to two threads; it is not imported for that."""
+    """PyTorch, once a test module has imported it, keeps to two threads; it is not imported for that.
+
+    The first device of the double of CuPy, the current one at the start of a process, is so again.
+    """
+    if (double := sys.modules.get("minigrad.testing.double")) is not None:
+        double.Device(0).use()
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != TORCH_THREADS:
         torch.set_num_threads(TORCH_THREADS)

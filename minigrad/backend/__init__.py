@@ -1,9 +1,12 @@
 """Where arrays live: one Backend per array library, all answering to the same face (`backend.base`)."""
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from ..errors import BackendUnavailable, DeviceError, DTypeError
+from ..errors import BackendUnavailable, DeviceError, DTypeError, MinigradError
 from .base import Backend
 from .numpy import NumpyBackend
 
@@ -64,16 +67,14 @@ def get_float32_matmul_precision() -> str:
 def get(name: str) -> tuple[Backend, int]:
     """The backend called `name` and a device number: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy).
 
-    BackendUnavailable says what is missing and how to get it; "cupy" never falls back to NumPy.
+    The device becomes the current one of this thread. BackendUnavailable says what is missing and how to get it; "cupy" never falls
+    back to NumPy.
     """
     library, _, number = name.partition(":")
     if number and not number.isdigit():
         raise DeviceError(f"device {name!r}: the number after the colon is not a whole number; write cupy:0")
     if library == "auto":
-        try:
-            return get("cupy")
-        except BackendUnavailable:
-            return cpu, 0
+        return _automatic()
     if library == "cupy" and "cupy" not in _named:
         from .cupy import load
 
@@ -81,5 +82,39 @@ def get(name: str) -> tuple[Backend, int]:
     if library not in _named:
         raise DeviceError(f"there is no backend {name!r}; choose auto, numpy, cupy or cupy:N")
     backend = _named[library]
-    backend.check_device(int(number or 0))
+    backend.use(int(number or 0))
     return backend, int(number or 0)
+
+
+def _automatic() -> tuple[Backend, int]:
+    """The first GPU that can be used, else NumPy; what stands in the way of a GPU is not said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            gpus = get("cupy:0")[0]
+        except BackendUnavailable:
+            gpus = _named.get("cupy", cpu)
+        for number in range(gpus.count() if gpus is not cpu else 0):
+            try:
+                return get(f"cupy:{number}")
+            except BackendUnavailable:
+                continue
+    return cpu, 0
+
+
+def explained(error: BaseException, what: str = "") -> MinigradError | None:
+    """An error of one of the loaded libraries as one of ours, met by `what`; None for any other."""
+    if isinstance(error, MinigradError):
+        return None
+    return next((ours for b in _named.values() if (ours := b.explained(error, what)) is not None), None)
+
+
+@contextlib.contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Errors of the libraries come out of the block as ours."""
+    try:
+        yield
+    except Exception as error:
+        if (ours := explained(error, what)) is None:
+            raise
+        raise ours from None

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import DeviceError
+from ..errors import DeviceError, MinigradError
 
 FLOATS = "fV"                                           # dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
 
@@ -66,10 +66,24 @@ class Backend:
         """What device `number` is called, as `.to()` takes it."""
         return self.name
 
-    def check_device(self, number: int) -> None:
-        """DeviceError unless there is a device of this number."""
+    def count(self) -> int:
+        """How many devices there are."""
+        return 1
+
+    def use(self, number: int) -> None:
+        """What this thread makes without naming a device is on this one from here on. DeviceError unless there is one of this number,
+
+        BackendUnavailable where it cannot be used.
+        """
         if number != 0:
             raise DeviceError(f"{self.name}:{number} does not exist; {self.name} has one device")
+
+    def at(self, array: Any) -> None:
+        """From here on this thread computes on the device that holds `array`."""
+
+    def explained(self, error: BaseException, what: str = "") -> MinigradError | None:
+        """An error of the library as one of ours, met by `what`; None for one that has nothing to do with the library or says it best."""
+        return None
 
     def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
         """A new array holding a copy of `value` (an array of this library, of NumPy, or nested lists).

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable, DeviceError
+from ..errors import BackendUnavailable, DeviceError, MinigradError
 from . import cublas, cupy_decode  # noqa: F401
 from .base import Backend
+from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, add_rows, fits
 from .special import flat_places, running_sums
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
-_INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
 
 
 def source(file: str) -> str:
@@ -25,21 +25,23 @@ def source(file: str) -> str:
 
 
 def load() -> Backend:
-    """The CuPy backend. BackendUnavailable, with what to do, where CuPy, its driver or a GPU is missing."""
+    """The CuPy backend. BackendUnavailable, with what to do, where CuPy, CUDA's libraries, the driver or a GPU is missing."""
     if importlib.util.find_spec("cupy") is None:
-        raise BackendUnavailable(f"backend cupy: the package cupy is not installed; {_INSTALL}, or use --backend numpy")
+        raise BackendUnavailable(f"backend cupy: the package cupy is not installed; {INSTALL}, {ELSE}")
     try:
         import cupy
-    except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackendUnavailable(f"backend cupy: cupy cannot be imported ({reason}); {_INSTALL}, or use --backend numpy") from None
+    except Exception as error:                          # a package in pieces raises whatever comes
+        ours = explained(None, error)
+        raise ours or BackendUnavailable(f"backend cupy: cupy cannot be imported ({first_line(error)}); {INSTALL}, {ELSE}") from None
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise BackendUnavailable(f"backend cupy: no usable NVIDIA GPU ({error}); install the NVIDIA driver, "
-                                 "or use --backend numpy") from None
-    if count == 0:
-        raise BackendUnavailable("backend cupy: there is no NVIDIA GPU; use --backend numpy")
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            raise BackendUnavailable(f"backend cupy: {no_gpu()}")
+        cupy.cuda.nvrtc.getVersion()                    # CuPy loads both when first used, which is in the middle of something
+        cupy.cuda.cublas  # noqa: B018
+    except BackendUnavailable:
+        raise
+    except Exception as error:
+        raise unusable(cupy, error) from None
     return CupyBackend(cupy)
 
 
@@ -74,7 +76,11 @@ class Captured:
 
 
 class CupyBackend(Backend):
-    """Arrays of one CUDA device each; the device travels with the array."""
+    """Arrays of one CUDA device each; the device travels with the array.
+
+    CUDA computes on the device that is the current one of a thread. Here that is the device last named, or last computed on: `use` and `at`
+    change it, an op does where its arrays are elsewhere, and nobody changes it back.
+    """
 
     name = "cupy"
     devices = True
@@ -84,6 +90,7 @@ class CupyBackend(Backend):
         self.array_types = (cupy.ndarray,)
         # a rule is not told the backend, and these need it
         self.kernels = {name: functools.partial(f, self) if "/" in name else f for name, f in KERNELS.items()}
+        self._ready: set[int] = set()                   # devices that have been looked at
         self._modules: dict[tuple[str, str], Any] = {}
         self._compiled: dict[tuple[str, Any], Any] = {}
 
@@ -108,33 +115,78 @@ class CupyBackend(Backend):
     def label(self, number: int) -> str:
         return f"{self.name}:{number}"
 
-    def check_device(self, number: int) -> None:
-        count = self.namespace.cuda.runtime.getDeviceCount()
-        if number >= count:
-            raise DeviceError(f"{self.name}:{number} does not exist; this machine has {count} GPU(s), numbered from 0")
+    def count(self) -> int:
+        return int(self.namespace.cuda.runtime.getDeviceCount())
+
+    def use(self, number: int) -> None:
+        device = self.namespace.cuda.Device(number)
+        if number not in self._ready:
+            self._look_at(device)
+        device.use()
+
+    def _look_at(self, device: Any) -> None:
+        """BackendUnavailable where a GPU cannot be used; DeviceError where there is none of this number."""
+        count, place = self.count(), self.label(device.id)
+        if device.id >= count:
+            raise DeviceError(f"{place} does not exist; this machine has {count} GPU{'s' * (count > 1)}, numbered from 0")
+        try:
+            capability = str(device.compute_capability)
+            if (int(capability[:-1]), int(capability[-1])) < OLDEST:
+                raise BackendUnavailable(f"{place} has compute capability {capability[:-1]}.{capability[-1]}, and the kernels need "
+                                         f"{OLDEST[0]}.{OLDEST[1]}; choose another GPU with --device, {ELSE}")
+            with device:
+                self.namespace.cuda.runtime.memGetInfo()            # which makes CUDA's context, where that can be had
+        except MinigradError:
+            raise
+        except Exception as error:
+            raise unusable(self.namespace, error, place) from None
+        self._ready.add(device.id)
+
+    def at(self, array: Any) -> None:
+        number = array.data.device_id
+        if number != self.namespace.cuda.runtime.getDevice():
+            self.namespace.cuda.Device(number).use()
+
+    def explained(self, error: BaseException, what: str = "") -> MinigradError | None:
+        try:
+            number = self.namespace.cuda.runtime.getDevice()
+        except Exception:                               # no driver
+            number = 0
+        return explained(self.namespace, error, what, self.label(number))
 
     def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        value, number = self._travelling(value, device)
-        with self.namespace.cuda.Device(number):
-            return self.namespace.array(value, dtype=dtype)
+        return self._made(self.namespace.array, value, dtype, device)
 
     def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        value, number = self._travelling(value, device)
-        with self.namespace.cuda.Device(number):
-            return self.namespace.asarray(value, dtype=dtype)
+        return self._made(self.namespace.asarray, value, dtype, device)
 
-    def _travelling(self, value: Any, device: int | None) -> tuple[Any, int]:
-        """`value`, in one piece if it must go to another device, and the number of the device it goes to."""
-        if not isinstance(value, self.namespace.ndarray):
-            return value, device or 0
-        here = value.device.id
-        if device in (None, here):
-            return value, here
-        with self.namespace.cuda.Device(here):
-            return self.namespace.ascontiguousarray(value), device or 0
+    def _made(self, make: Any, value: Any, dtype: Any, device: int | None) -> Any:
+        """make(value) on a device: its own for an array of ours, else the first, unless one is named."""
+        try:
+            if isinstance(value, self.namespace.ndarray):
+                here = value.data.device_id
+                if device not in (None, here):          # it travels in one piece
+                    self.use(here)
+                    value = self.namespace.ascontiguousarray(value)
+                    here = device
+                self.use(here)
+            else:
+                self.use(device or 0)
+            return make(value, dtype=dtype)
+        except MinigradError:
+            raise
+        except Exception as error:
+            if (ours := self.explained(error, "an array")) is None:
+                raise
+            raise ours from None
 
     def host(self, array: Any) -> Any:
-        return self.namespace.asnumpy(array)
+        try:
+            return self.namespace.asnumpy(array)
+        except Exception as error:                      # what went wrong before is often noticed here
+            if (ours := self.explained(error)) is None:
+                raise
+            raise ours from None
 
     def owns(self, array: Any) -> bool:
         return array.base is None

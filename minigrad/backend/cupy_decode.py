@@ -48,8 +48,8 @@ def step_embed(xp, ids, state, pad, wte, wpe, x):
 @kernel("step_linear")
 def step_linear(xp, x, weight, bias, out, *, norm, eps, act, add):
     blocks, slices, panel, numbers = product(xp, x, weight)
-    xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,), (THREADS,), x, *(norm or (0, 0)), weight,
-              0 if bias is None else bias, out, *x.shape, weight.shape[0], slices, panel, ACTIVATIONS[act], int(add), float(eps),
+    xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,), (THREADS,), x, *(norm or (None, None)),
+              weight, bias, out, *x.shape, weight.shape[0], slices, panel, ACTIVATIONS[act], int(add), float(eps),
               shared=room(weight.dtype, numbers), file=FILE)
 
 

@@ -14,6 +14,7 @@ from .bits import least_kept
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
 PARTS = 64                                              # sums over rows are taken in so many parts at most
+NORM_BLOCKS, NORM_EACH = 512, 16                        # blocks of a sum of squares at most, and numbers for each of their threads at least
 LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
 LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -31,7 +32,7 @@ def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def fits(x: Any) -> bool:
     """Whether the kernels are for x: floats, and at least one of them, for a grid has at least one block."""
-    return x.size > 0 and x.dtype.kind in FLOATS
+    return x.size > 0 and x.dtype.kind in FLOATS and x.dtype.itemsize <= 8
 
 
 def real(dtype: Any) -> Any:
@@ -97,6 +98,26 @@ def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
     return dx, dweight, dbias
 
 
+@kernel("add")
+def add(xp, a, b):
+    if not hasattr(a, "dtype") or not hasattr(b, "dtype") or a.dtype != b.dtype or a.shape != b.shape or not fits(a) \
+            or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        return NotImplemented
+    out = xp.empty(a.shape, dtype=a.dtype)
+    xp.launch("add", a.dtype, number_blocks(a.size, wide(a.dtype)), (THREADS,), a, b, out, a.size)
+    return out
+
+
+@kernel("astype")
+def astype(xp, x, *, dtype):
+    narrow, stored = x.dtype == "float32", xp.dtype(dtype) if x.dtype == "float32" else x.dtype
+    if stored.itemsize != 2 or stored.kind not in FLOATS or not fits(x) or not (narrow or dtype == "float32") or not x.flags.c_contiguous:
+        return NotImplemented
+    out = xp.empty(x.shape, dtype=dtype)
+    xp.launch("narrow" if narrow else "widen", stored, number_blocks(x.size, wide(stored)), (THREADS,), x, out, x.size)
+    return out
+
+
 @kernel("sum_to")
 def sum_to(xp, x, *, shape):
     if not fits(x) or x.ndim < 2 or shape != x.shape[-1:] or not x.flags.c_contiguous:
@@ -118,7 +139,7 @@ def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
-    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), *maybe(xp, bias, out), x.size,
+    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), or_none(xp, bias), out, x.size,
               1 if bias is None else x.shape[-1])
     return out
 
@@ -129,13 +150,13 @@ def gelu_joint(xp, g, x, bias, approximate):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
     xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x),
-              *maybe(xp, bias, out), x.size, 1 if bias is None else x.shape[-1])
+              or_none(xp, bias), out, x.size, 1 if bias is None else x.shape[-1])
     return out, None if bias is None else column_sums(xp, out, bias.size)
 
 
-def maybe(xp: Any, array: Any, *others: Any) -> tuple[Any, ...]:
-    """An array that a kernel can do without, as it takes it, and others behind it."""
-    return (0 if array is None else xp.ascontiguousarray(array), *others)
+def or_none(xp: Any, array: Any) -> Any:
+    """An array that a kernel can do without, as it takes it."""
+    return None if array is None else xp.ascontiguousarray(array)
 
 
 @kernel("dropout_op")
@@ -291,6 +312,18 @@ def embedding_into(xp, sum, g, ids, weight_shape):
     if not fits(g) or not sum.flags.c_contiguous:
         return NotImplemented
     add_rows(xp, sum, xp.reshape(ids, (ids.size,)), xp.reshape(g, (ids.size, g.shape[-1])))
+
+
+@kernel("sums_of_squares")
+def sums_of_squares(xp, arrays):
+    if len({a.dtype for a in arrays}) > 1 or not all(map(fits, arrays)):
+        return NotImplemented
+    dtype = arrays[0].dtype
+    sums = xp.zeros((len(arrays), NORM_BLOCKS), dtype=real(dtype))
+    for row, a in zip(sums, arrays):
+        blocks = min(NORM_BLOCKS, *number_blocks(a.size, NORM_EACH))
+        xp.launch("sums_of_squares", dtype, (blocks,), (THREADS,), xp.ascontiguousarray(a), row, a.size, shared=room(dtype, 32))
+    return xp.sum(sums, axis=1)
 
 
 @kernel("adamw_update")

@@ -174,6 +174,36 @@ KERNEL column_sums(const Store* x, Real* sums, Count rows, Count d) {
     }
 }
 
+// ── WIDE numbers a thread: sums, and numbers as they are stored to and from those that are computed with ──
+KERNEL add(const Store* a, const Store* b, Store* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(a) && aligned(b) && aligned(y)) {
+        Pack<WIDE> p = load<WIDE>(a + i), q = load<WIDE>(b + i);
+        for (int k = 0; k < WIDE; ++k) p.v[k] = Real(p.v[k]) + Real(q.v[k]);
+        store<WIDE>(y + i, p);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = Real(a[i]) + Real(b[i]);
+}
+
+KERNEL widen(const Store* x, Real* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(x)) {
+        Pack<WIDE> p = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) y[i + k] = p.v[k];
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = x[i];
+}
+
+KERNEL narrow(const Real* x, Store* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(y)) {
+        Pack<WIDE> p;
+        for (int k = 0; k < WIDE; ++k) p.v[k] = x[i + k];
+        store<WIDE>(y + i, p);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = x[i];
+}
+
 // ── gelu by tanh, of x or of x + bias: WIDE numbers a thread; without a bias d is 1 ──
 #define GELU_C Real(0.79788456080286535588)             // √(2/π)
 #define GELU_A Real(0.044715)
@@ -242,14 +272,14 @@ KERNEL cross_entropy(const Store* logits, const Count* targets, Real* lse, Real*
     }
 }
 
-// (softmax(logits) − onehot(target)) ⊙ scale g   (cross_entropy.3); rows that do not count have scale 0, columns from n on 0
+// (softmax(logits) − onehot(target)) ⊙ scale g   (cross_entropy.3); rows that do not count have scale 0
 KERNEL cross_entropy_dlogits(const Real* g, const Store* logits, const Count* targets, const Real* lse, const Real* scale, Store* dlogits,
                              Count V, Count n) {
     Count row = blockIdx.x;
     Real factor = scale[row] * g[0];
-    for (Count i = threadIdx.x; i < V; i += blockDim.x) {
-        Real p = i < n ? exp(Real(logits[row * V + i]) - lse[row]) : Real(0);
-        if (scale[row] > 0 && i == targets[row]) p -= Real(1);
+    for (Count i = threadIdx.x; i < n; i += blockDim.x) {
+        Real p = exp(Real(logits[row * V + i]) - lse[row]);
+        if (i == targets[row]) p -= Real(1);
         dlogits[row * V + i] = p * factor;
     }
 }
@@ -299,6 +329,15 @@ KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store
         for (Count j = k; j < n && sorted[j] == sorted[k]; ++j) s += Real(values[order[j] * d + i]);
         sum[sorted[k] * d + i] = Real(sum[sorted[k] * d + i]) + s;
     }
+}
+
+// ── the gradients' norm: sums[part] = Σ x² over the numbers of each block, which are blockDim.x · gridDim.x apart ──
+KERNEL sums_of_squares(const Store* x, Real* sums, Count n) {
+    SHARED(Real, room);                                 // [32]
+    Real sum = 0;
+    for (Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += Count(gridDim.x) * blockDim.x) sum += Real(x[i]) * Real(x[i]);
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 // ── AdamW, all in one pass   (Loshchilov, Hutter 2019) ──

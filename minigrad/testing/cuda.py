@@ -101,7 +101,7 @@ class Module:
 
     def _argument(self, name: str, kind: str, value: Any) -> Any:
         if kind.endswith("*"):
-            if type(value) is int and value == 0:       # no array
+            if value is None:
                 return ctypes.c_void_p(0)
             array, wanted = self.numbers(value), self.dtypes[kind.removeprefix("const ").rstrip("*")]
             if str(array.dtype) != wanted:

@@ -1,10 +1,11 @@
 """A double of CuPy that runs on a CPU: the CuPy backend's own code over arrays that behave as CuPy's where it matters.
 
 They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
-which do not mix; only names and arguments that CuPy has can be used; an index out of range wraps around without a word; a ufunc's `at`
-adds in another order each time. Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
-kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none, as a CuPy without them. Launches of
-ours are captured and replayed as a CUDA graph is; what CuPy refuses meanwhile is refused, and so is all that our graphs do without.
+which do not mix, one of them current in a thread; only names and arguments that CuPy has can be used; an index out of range wraps around
+without a word; a ufunc's `at` adds in another order each time; memory can run out. Every wait for the device, upload, allocation and launch
+of a kernel is counted. The kernels of kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none,
+as a CuPy without them. Launches of ours are captured and replayed as a CUDA graph is; what CuPy refuses meanwhile is refused, and so is
+all that our graphs do without.
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import contextlib
 import functools
 import math
 import operator
+import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from ..backend.cupy import CupyBackend
 from . import cublas, cuda
 from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
 
-DEVICES = 2
+DEVICES, MEMORY = 2, 8 << 30                            # bytes of each device
 _WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress", "choose", "put"}      # methods
 _WAITING_FUNCTIONS = {                                  # CuPy's source says where it waits, for some arguments at least
     "asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values", "extract",
@@ -46,7 +48,17 @@ class Counts:
 
 
 _counters: list[Counts] = []
-_current = [0]
+
+
+class _Thread(threading.local):
+    """The current device of a thread, and those of the blocks around it."""
+
+    def __init__(self) -> None:
+        self.devices = [0]
+
+
+_thread = _Thread()
+_left: list[int] = []                                   # allocations that there is still memory for
 _captured: list[Callable[[], None]] | None = None       # the launches of a graph in the making
 _private = False                                        # whether memory comes from a pool that a graph keeps
 _disorder = np.random.default_rng()
@@ -68,6 +80,24 @@ def _count(what: str) -> None:
         _refuse(f"{what} (a wait for the device, or a copy from the host)")
     for counts in _counters:
         setattr(counts, what, getattr(counts, what) + 1)
+
+
+class CUDARuntimeError(RuntimeError):
+    """cupy.cuda.runtime.CUDARuntimeError."""
+
+
+class OutOfMemoryError(MemoryError):
+    """cupy.cuda.memory.OutOfMemoryError."""
+
+
+@contextlib.contextmanager
+def short_of_memory(allocations: int) -> Iterator[None]:
+    """Inside the block there is memory for so many allocations, and for none after them."""
+    _left.append(allocations)
+    try:
+        yield
+    finally:
+        _left.pop()
 
 
 def _refuse(what: str) -> None:
@@ -134,19 +164,29 @@ class Device:
         self.id = number
 
     def __enter__(self) -> Device:
-        _current.append(self.id)
+        _thread.devices.append(self.id)
         return self
 
     def __exit__(self, *error: object) -> None:
-        _current.pop()
+        _thread.devices.pop()
+
+    def use(self) -> Device:
+        if self.id >= DEVICES:
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        _thread.devices[-1] = self.id
+        return self
+
+    @property
+    def compute_capability(self) -> str:
+        return "90"
 
 
 def _in(x: Any) -> Any:
     """What NumPy is to compute with: our arrays' numbers; numbers, dtypes and the like as they are."""
     if isinstance(x, ndarray):
-        if x.device.id != _current[-1]:
+        if x.device.id != _thread.devices[-1]:
             raise ValueError(f"The device where the array resides ({x.device.id}) is different from the current device "
-                             f"({_current[-1]}). Peer access is unavailable between these devices.")
+                             f"({_thread.devices[-1]}). Peer access is unavailable between these devices.")
         return x._numbers
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -175,6 +215,10 @@ def _out(x: Any, given: Any = ()) -> Any:
         counts.allocations += 1
         counts.bytes += numbers.nbytes
         counts.dtypes[str(numbers.dtype)] += 1
+    if _left:
+        if _left[-1] == 0:
+            raise OutOfMemoryError(f"Out of memory allocating {numbers.nbytes:,} bytes (allocated so far: {MEMORY:,} bytes).")
+        _left[-1] -= 1
     return ndarray(numbers)
 
 
@@ -200,7 +244,7 @@ class ndarray:
 
     def __init__(self, numbers: np.ndarray, base: Any = None) -> None:
         self._numbers, self.base = numbers, base
-        self.device = Device(_current[-1]) if base is None else base.device
+        self.device = Device(_thread.devices[-1]) if base is None else base.device
 
     def __array__(self, *args: Any, **options: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
@@ -212,7 +256,7 @@ class ndarray:
             _count("syncs")
             return self._numbers.copy
         if name == "data":
-            return types.SimpleNamespace(ptr=self._numbers.ctypes.data)
+            return types.SimpleNamespace(ptr=self._numbers.ctypes.data, device_id=self.device.id)
         value = getattr(self._numbers, name)
         if not callable(value):
             return _out(value, [self]) if isinstance(value, np.ndarray) else value
@@ -336,7 +380,7 @@ class _Function:
 def _array(value: Any, dtype: Any = None, copy: bool = True) -> Any:
     """cupy.array and asarray: a copy of ours, or an upload."""
     if isinstance(value, ndarray):
-        if value.device.id != _current[-1]:             # from one device to another
+        if value.device.id != _thread.devices[-1]:             # from one device to another
             if not (value._numbers.flags.c_contiguous or value._numbers.flags.f_contiguous):
                 raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
         elif not copy and dtype in (None, value.dtype):
@@ -372,10 +416,14 @@ class Namespace(types.ModuleType):
 def _namespace() -> Namespace:
     made: Any = Namespace("cupy")
     stream = Stream()
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: DEVICES, CUDARuntimeError=RuntimeError)
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.devices[-1], memGetInfo=lambda: (MEMORY // 2, MEMORY),
+        runtimeGetVersion=lambda: 12090, driverGetVersion=lambda: 12090, CUDARuntimeError=CUDARuntimeError)
+    pool = types.SimpleNamespace(used_bytes=lambda: MEMORY // 2, total_bytes=lambda: MEMORY // 2)
     made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream, get_cublas_handle=_handle,
                                       cublas=cublas, Stream=Stream, using_allocator=_using_allocator,
                                       MemoryPool=lambda: types.SimpleNamespace(malloc=None))
+    made.get_default_memory_pool = lambda: pool
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
     made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched, lambda: _captured)

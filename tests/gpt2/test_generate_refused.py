@@ -13,6 +13,7 @@ from tiny_gpt2 import CONTEXT, SAYS, TEXT
 from gpt2.bpe import train_bpe
 from minigrad import backend
 from minigrad.errors import BackendUnavailable
+from minigrad.testing import double
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -41,6 +42,9 @@ from minigrad.errors import BackendUnavailable
     (["--backend", "jax"], "--backend: there is no backend 'jax'; choose auto, numpy, cupy or cupy:N"),
     (["--backend", "cupy:x"], "--backend: device 'cupy:x'"),
     (["--backend", "numpy:1"], "--backend: numpy:1 does not exist"),
+    (["--device", "1"], "--device 1 is a GPU's number, and --backend is numpy; leave out one of the two"),
+    (["--backend", "cupy:0", "--device", "1"], "and --backend is cupy:0; leave out one of the two"),
+    (["--device", "-1"], "argument --device: -1 is less than 0"),
     (["--model", "shakspeare"], "there is no model or directory 'shakspeare'; did you mean shakespeare? (models: shakespeare, gpt2,"),
     (["--temprature", "1"], "unrecognized arguments: --temprature 1"),
     (["--prompt", "a\udcff"], "argument --prompt: not UTF-8 (byte 0xff after 1 characters)"),
@@ -68,6 +72,30 @@ def test_a_missing_backend_is_said_first(run, monkeypatch):
     except BackendUnavailable:
         code, out, err = run("no-such-model", "--backend", "cupy")
         assert (code, out) == (4, "") and err.count("\n") == 1 and "cupy" in err.lower()
+
+
+def test_a_device_is_a_flag(run):
+    """--device N is NAME:N, and the text the same; a device that is not there ends with exit 2, and --device alone never falls back."""
+    double.install()
+    flags = ["--max-new-tokens", "3", "--json"]
+    code, out, _ = run("random", *flags, "--backend", "double", "--device", "1")
+    assert code == 0 and json.loads(out)["backend"] == "double:1"
+    assert json.loads(out)["samples"] == json.loads(run("random", *flags)[1])["samples"]
+    code, out, err = run("random", "--backend", "double", "--device", "2")
+    assert (code, out) == (2, "") and err == "gpt2.generate: --device: double:2 does not exist; this machine has 2 GPUs, numbered from 0\n"
+    try:
+        backend.get("cupy")
+    except BackendUnavailable:
+        assert run("random", "--backend", "auto", "--device", "0")[:2] == (4, "")
+
+
+@pytest.mark.parametrize("n", [0, 5, 40, 100])
+def test_no_memory_is_one_line(run, n):
+    """A device that is out of memory ends a run with exit 1 and one line that says what to lower, whenever it happens."""
+    double.install()
+    with double.short_of_memory(n):
+        code, _, err = run("random", "--backend", "double", "--max-new-tokens", "3", "--no-stream")
+    assert code == 1 and err.count("\n") == 1 and "out of memory on double:0" in err and "lower the batch" in err
 
 
 def change(folder, **changes):

@@ -1,6 +1,7 @@
 """kernels.cu, compiled by g++ and run on a CPU thread by thread: over odd shapes its kernels mean what the ops' definitions say."""
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -81,6 +82,35 @@ def test_sums_over_rows(n: int, d: int, dtype: str, seed: int):
         found = REGISTRY["sum_to"](HERE.array(x), shape=(d,))
     _close([HERE.host(found)], [x.astype(np.float64).sum(axis=0)], dtype, n, magnitude(x.astype(np.float64)))
     assert counts.launches == {"column_sums": 1}
+
+
+@given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
+def test_sums(n: int, dtype: str, seed: int):
+    """a + b of one shape, in one launch, rounded once."""
+    a, b = _normal(seed, n).astype(dtype), _normal(seed + 1, n).astype(dtype)
+    with double.counting() as counts:
+        found = HERE.host(REGISTRY["add"](HERE.array(a), HERE.array(b)))
+    assert np.array_equal(found, (a.astype(np.float64) + b.astype(np.float64)).astype(dtype)) and counts.launches == {"add": 1}
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+def test_every_number_of_16_bits(dtype: str):
+    """All of them become the very float32; and float32 the nearest of them, ties to even, as NumPy's and ml_dtypes' casts have it."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    with double.counting() as counts:
+        wide = HERE.host(REGISTRY["astype"](HERE.array(every), dtype="float32"))
+    assert np.array_equal(wide, every.astype("float32"), equal_nan=True) and counts.launches == {"widen": 1}
+    rng = np.random.default_rng(0)
+    some = wide[np.isfinite(wide)]
+    ties = (some[:-1].astype(np.float64) + some[1:].astype(np.float64)) / 2.0
+    ties = ties[np.isfinite(ties.astype("float32"))].astype("float32")
+    bits = rng.integers(0, 1 << 32, 100_000, dtype=np.uint32).view("float32")
+    for x in (wide, ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf)), bits):
+        with np.errstate(over="ignore", invalid="ignore"), double.counting() as counts:
+            found, wanted = HERE.host(REGISTRY["astype"](HERE.array(x), dtype=dtype)), x.astype(dtype)
+        numbers = ~np.isnan(x)
+        assert np.array_equal(found.view(np.uint16)[numbers], wanted.view(np.uint16)[numbers]) and counts.launches == {"narrow": 1}
+        assert np.isnan(found[~numbers].astype("float32")).all()
 
 
 @given(n=st.integers(1, 700), dtype=stored, seed=st.integers(0, 99))
@@ -178,6 +208,20 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
 
 
+@given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=4), dtype=stored, seed=st.integers(0, 99))
+def test_the_norm_of_the_gradients(sizes: list[int], dtype: str, seed: int):
+    """A launch for each array, one wait for all of them."""
+    arrays = [_normal(seed + i, n).astype(dtype) for i, n in enumerate(sizes)]
+    parameters = [mg.Parameter(HERE.array(a)) for a in arrays]
+    for p in parameters:
+        p.grad = mg.Tensor(p.array)
+    with double.counting() as counts:
+        found = mg.optim.clip_grad_norm_(parameters, math.inf)
+    wanted = math.sqrt(sum(float(np.square(a.astype(np.float64)).sum()) for a in arrays))
+    assert counts.launches == {"sums_of_squares": len(sizes)} and counts.syncs == 1
+    assert abs(found - wanted) <= bound("float32" if dtype in UNIT else dtype, 16 + 512, 1.0) * wanted
+
+
 @given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
 def test_adamw(n: int, dtype: str, seed: int, decay: float):
     """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
@@ -198,12 +242,13 @@ def test_adamw(n: int, dtype: str, seed: int, decay: float):
 # ── the kernels and their harness ──
 def test_every_kernel_is_called():
     """Each kernel of the file has a wrapper that launches it, and each wrapper is for something there is."""
-    launched = set(re.findall(r'xp\.launch\("(\w+)"', Path(wrappers.__file__).read_text(encoding="utf-8")))
+    text = Path(wrappers.__file__).read_text(encoding="utf-8")
+    launched = {name for call in re.findall(r"launch\(([^,]*),", text) for name in re.findall(r'"(\w+)"', call)}
     assert launched == cuda.parameters(SOURCE).keys() and launched
     for name in wrappers.KERNELS:
         op, _, argument = name.partition("/")
         rules = REGISTRY[op].rules if op in REGISTRY else {}
-        assert op == "adamw_update" or not argument or argument.removesuffix("+") in (*rules, "joint")
+        assert op in ("adamw_update", "sums_of_squares") or not argument or argument.removesuffix("+") in (*rules, "joint")
 
 
 BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE)]
@@ -243,15 +288,15 @@ def test_what_cuda_would_not_notice_is_refused():
         gelu((1,), (32,), (x, x))
     for bad in (4.0, True, None):
         with pytest.raises(TypeError, match="where Count is wanted"):
-            gelu((1,), (32,), (x, 0, x, bad, 1))
+            gelu((1,), (32,), (x, None, x, bad, 1))
     with pytest.raises(TypeError, match="an array of float64 where const Store"):
-        gelu((1,), (32,), (x.astype(float), 0, x, 4, 1))
+        gelu((1,), (32,), (x.astype(float), None, x, 4, 1))
     with pytest.raises(ValueError, match="not contiguous"):
-        gelu((1,), (32,), (np.ones(8, np.float32)[::2], 0, x, 4, 1))
+        gelu((1,), (32,), (np.ones(8, np.float32)[::2], None, x, 4, 1))
     with pytest.raises(ValueError, match="invalid configuration"):
-        gelu((0,), (32,), (x, 0, x, 4, 1))
+        gelu((0,), (32,), (x, None, x, 4, 1))
     with pytest.raises(RuntimeError, match="more threads or shared memory"):
-        gelu((1,), (2048,), (x, 0, x, 4, 1))
+        gelu((1,), (2048,), (x, None, x, 4, 1))
     half = "KERNEL half(Real* x) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(); }"
     with pytest.raises(RuntimeError, match="wait for each other for ever"):
         cuda.Module(f"{SOURCE}\n{half}\n", FLOAT, lambda a: a, lambda name: None).get_function("half")((1,), (64,), (x,))

@@ -198,7 +198,7 @@ def _answers(text: str) -> list[np.ndarray]:
     wte, wpe, weight, gain, shift = (rng.standard_normal(s).astype(f) for s in ((3, d), (9, d), (m, d), d, d))
     module.get_function("step_embed")((1,), (512,), (ids, state, pad, wte, wpe, x, 1, d, 1))
     out = np.zeros((1, m), f)
-    module.get_function("step_linear")((2,), (512,), (x, gain, shift, weight, 0, out, 1, d, m, 1, 1, 0, 0, 1e-5), shared_mem=8192)
+    module.get_function("step_linear")((2,), (512,), (x, gain, shift, weight, None, out, 1, d, m, 1, 1, 0, 0, 1e-5), shared_mem=8192)
     keys, values, y = (rng.standard_normal(s).astype(f) for s in ((1, 1, 9, 64), (1, 1, 9, 64), (1, 64)))
     found, parts, arrived = np.zeros((1, 64), f), np.zeros((1, 1, 1, 66), f), np.zeros(1, np.int64)
     module.get_function("step_attention")((1, 1, 1), (256,), (y, keys, values, state, pad, found, parts, arrived, 64, 9, 64, 1.0),
