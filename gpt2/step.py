@@ -53,6 +53,7 @@ class Stepper:
         model.lay_out()
         self.model, self.cache, self.choose, self.read_so_far = model, cache, choose, 0
         self.xp, self.number = mg.backend.get(model.where["device"])
+        self.xp.at(cache.keys)
         config, rows = model.config, cache.keys.shape[1]
         d, heads, stream = config.n_embd, config.n_head, decode.stream_dtype(model.where["dtype"])
 
@@ -95,10 +96,14 @@ class Stepper:
         if self.choose is not None:
             self.choose(self.logits, self.ids[0, :], self.state[1:2])                            # [B, V] -> [B]
 
-    def read(self, token: Sequence[int]) -> np.ndarray:
-        """Logits [B, V], on the host, of what comes after `token` [B]: one upload and one wait."""
+    def _start(self, token: Sequence[int]) -> None:
+        self.xp.at(self.ids)
         self.ids[0, :] = self._there(token)
         self.next()
+
+    def read(self, token: Sequence[int]) -> np.ndarray:
+        """Logits [B, V], on the host, of what comes after `token` [B]: one upload and one wait."""
+        self._start(token)
         self.cache.advance(1)
         self.read_so_far += 1
         return self.xp.host(self.logits)
@@ -108,9 +113,8 @@ class Stepper:
 
         While those of one batch are being used, the next is computed. −1 stands where logits are NaN or infinite.
         """
-        self.ids[0, :] = self._there(token)
         asked = size = 1
-        self.next()
+        self._start(token)
         while asked:
             said = self.xp.host(self.ids).tolist()      # the last of them, and the ones before it where `embed` kept them
             batch = [*(said[1 + (self.read_so_far + i) % AHEAD] for i in range(1, asked)), said[0]]
@@ -120,6 +124,7 @@ class Stepper:
             for _ in range(asked):
                 self.next()
             yield batch
+            self.xp.at(self.ids)                        # whoever took it may have computed elsewhere
 
 
 def norm_of(layer_norm: Any) -> tuple[Any, Any]:

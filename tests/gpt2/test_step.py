@@ -159,6 +159,18 @@ def test_ids_that_do_not_exist_are_not_chosen():
 
 
 @needs_kernels
+def test_on_the_second_device():
+    """Whatever the current one becomes meanwhile."""
+    model, same = GPT2(tiny_config(initializer_range=0.3), backend="double:1", seed=1), _models()[1]
+    said = []
+    for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(greedy=True)):
+        said.append(step.ids[0])
+        HERE.use(0)
+    HERE.use(0)
+    assert said == same.generate(PROMPT, 9, greedy=True, eos_token_id=None)[0][len(PROMPT):]
+
+
+@needs_kernels
 def test_a_broken_model_is_noticed():
     """NaN that comes up after some tokens: these are said, and then what is wrong."""
     script = list(range(3, 15))
