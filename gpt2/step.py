@@ -88,7 +88,8 @@ class Stepper:
         decode.embed(self.ids, state, self.pad, self.wte, self.wpe, x)                           # [B] -> [B, d]
         for ln_1, ln_2, (keys, values), scale, (w_qkv, b_qkv), (w_y, b_y), (w_1, b_1), (w_2, b_2) in self.layers:
             decode.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state, eps=eps)                   # [B, d] -> 3 × [B, d]
-            decode.attention(q, keys, values, state, self.pad, y, self.parts, self.arrived, scale=scale)           # [B, d] -> [B, d]
+            decode.attention(q, keys, values, state, self.pad, y, self.parts, self.arrived, scale=scale,
+                             soon=(w_y, w_1))                                                    # [B, d] -> [B, d]
             decode.linear(y, w_y, b_y, x, add=True)                                              # [B, d] + [B, d] -> [B, d]
             decode.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)                       # [B, d] -> [B, n]
             decode.linear(inner, w_2, b_2, x, add=True)                                          # [B, n] + [B, d] -> [B, d]

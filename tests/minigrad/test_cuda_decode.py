@@ -201,7 +201,8 @@ def _answers(text: str) -> list[np.ndarray]:
     module.get_function("step_linear")((2,), (512,), (x, gain, shift, weight, None, out, 1, d, m, 1, 1, 0, 0, 1e-5), shared_mem=8192)
     keys, values, y = (rng.standard_normal(s).astype(f) for s in ((1, 1, 9, 64), (1, 1, 9, 64), (1, 64)))
     found, parts, arrived = np.zeros((1, 64), f), np.zeros((1, 1, 1, 66), f), np.zeros(1, np.int64)
-    module.get_function("step_attention")((1, 1, 1), (256,), (y, keys, values, state, pad, found, parts, arrived, 64, 9, 64, 1.0),
+    module.get_function("step_attention")((1, 1, 1), (256,), (y, keys, values, state, pad, found, parts, arrived, None, None, 64, 9, 64,
+                                                                      0, 0, 1.0),
                                           shared_mem=8 * 66 * 4)
     best = np.zeros(1, np.int64)
     module.get_function("step_greedy")((1,), (64,), (-np.arange(300, dtype=f)[::-1].copy(), best, 300, 300), shared_mem=32 * 12)
