@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError
-from . import cublas, cupy_decode  # noqa: F401
+from . import cublas, cupy_attention, cupy_choose, cupy_decode  # noqa: F401  they add their kernels to KERNELS
 from .base import Backend
 from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, add_rows, fits
@@ -108,6 +108,10 @@ class CupyBackend(Backend):
                 self._modules[file, stored] = self.namespace.RawModule(code=source(file), options=options)
             run = self._compiled[name, dtype] = self._modules[file, stored].get_function(name)
         run(blocks, threads, args, shared_mem=shared)
+
+    def capability(self) -> int:
+        """The compute capability of the current device: 80 for 8.0."""
+        return int(self.namespace.cuda.Device().compute_capability)
 
     def device(self, array: Any) -> str:
         return f"{self.name}:{array.device.id}"

@@ -4,7 +4,6 @@ Each is given the backend first, means what the op of its name says and is teste
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ WARPS = THREADS // 32                                   # rows of a block where 
 PARTS = 64                                              # sums over rows are taken in so many parts at most
 NORM_BLOCKS, NORM_EACH = 512, 16                        # blocks of a sum of squares at most, and numbers for each of their threads at least
 LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
-LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
+LOGITS = 1 << 30                                        # bytes of logits at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
 
 
@@ -244,58 +243,6 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
             xp.product(logits.T, rows[here], out=dweight, add=i > 0)
     return Saved(mean_of(xp, xp.concatenate(nll), scale), dx=None if dx is None else xp.reshape(dx, x.shape),
                  dweight=None if dweight is None else dweight.astype(x.dtype, copy=False))
-
-
-def heads(xp: Any, *arrays: Any) -> list[Any]:
-    """[..., T, d] each as [n, T, d], contiguous: what a batched product needs."""
-    return [xp.ascontiguousarray(a).reshape(-1, *a.shape[-2:]) for a in arrays]
-
-
-def attended(q: Any, k: Any, v: Any, mask: Any, causal: bool, p: float) -> bool:
-    """Whether this is a case for the kernels: no padding, no dropout, and every query sees a key."""
-    return fits(q) and k.size > 0 and v.size > 0 and mask is None and p == 0.0 and not (causal and q.shape[-2] > k.shape[-2])
-
-
-def groups(n: int, queries: int, keys: int, itemsize: int) -> list[slice]:
-    """Some heads at a time, so that their scores take no more than SCORES bytes."""
-    step = max(1, SCORES // (queries * keys * itemsize))
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
-
-
-@kernel("attention")
-def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
-    if not attended(q, k, v, mask, causal, p):
-        return NotImplemented
-    T, S, shape = q.shape[-2], k.shape[-2], q.shape[:-1]
-    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    q, k, v = heads(xp, q, k, v)
-    n = len(q)
-    out, lse = xp.empty((n, T, v.shape[-1]), dtype=q.dtype), xp.empty((n, T), dtype=real(q.dtype))
-    for some in groups(n, T, S, q.dtype.itemsize):
-        scores = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
-        xp.launch("attention_weights", q.dtype, (len(scores) * T,), row_threads(S), scores, lse[some], T, S, int(causal), s,
-                  shared=room(q.dtype, 64))
-        out[some] = xp.matmul(scores, v[some])
-    return Saved(xp.reshape(out, (*shape, v.shape[-1])), lse=xp.reshape(lse, (*shape, 1)))
-
-
-@kernel("attention/joint")
-def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
-    if not attended(q, k, v, mask, causal, p):
-        return NotImplemented
-    T, S, shapes = q.shape[-2], k.shape[-2], (q.shape, k.shape, v.shape)
-    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    g, q, k, v, lse = heads(xp, g, q, k, v, lse)
-    dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
-    for some in groups(len(q), T, S, q.dtype.itemsize):
-        weights = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
-        ds = xp.matmul(g[some], xp.swapaxes(v[some], 1, 2))
-        xp.launch("attention_dscores", q.dtype, (len(ds) * T,), row_threads(S), weights, ds, lse[some], T, S, int(causal), s,
-                  shared=room(q.dtype, 64))
-        dq[some] = xp.matmul(ds, k[some])
-        dk[some] = xp.matmul(xp.swapaxes(ds, 1, 2), q[some])
-        dv[some] = xp.matmul(xp.swapaxes(weights, 1, 2), g[some])
-    return (*(xp.reshape(d, shape) for d, shape in zip((dq, dk, dv), shapes)), None)
 
 
 def add_rows(xp: Any, sum: Any, index: Any, values: Any) -> None:

@@ -284,41 +284,6 @@ KERNEL cross_entropy_dlogits(const Real* g, const Store* logits, const Count* ta
     }
 }
 
-// ── attention: a block for each query ──
-// The scores of a query become softmax(s · scores) over the keys that it sees, 0 elsewhere; lse keeps log Σ exp(s · scores)   (attention.1)
-KERNEL attention_weights(Store* scores, Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys;
-    Real top = -INFINITE, sum = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) top = fmax(top, Real(scores[i]) * Real(s));
-    top = block_max(top, room);
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) sum += exp(Real(scores[i]) * Real(s) - top);
-    sum = block_sum(sum, room + 32);
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) scores[i] = i < seen ? exp(Real(scores[i]) * Real(s) - top) / sum : Real(0);
-    if (threadIdx.x == 0) lse[row] = log(sum) + top;
-}
-
-// Scores become weights P = exp(s · scores − lse) again, and g Vᵀ becomes s P ⊙ (g Vᵀ − ⟨P, g Vᵀ⟩)   (attention.5)
-KERNEL attention_dscores(Store* scores, Store* dscores, const Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys, dscores += row * keys;
-    Real total = 0, along = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) {
-        Real p = exp(Real(scores[i]) * Real(s) - lse[row]);
-        total += p;
-        along += p * Real(dscores[i]);
-    }
-    total = block_sum(total, room);                     // 1, but for the rounding of lse, which a whole row has alike
-    along = block_sum(along, room + 32) / total;
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) {
-        Real p = i < seen ? exp(Real(scores[i]) * Real(s) - lse[row]) / total : Real(0);
-        scores[i] = p;
-        dscores[i] = i < seen ? p * (Real(dscores[i]) - along) * Real(s) : Real(0);
-    }
-}
-
 // ── the token table's gradient ──
 // sum[r] += Σ values[order[k]] over sorted[k] = r; a block for each k, of which the first of its kind does the work   (embedding.3)
 KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store* values, Count n, Count d) {
