@@ -16,7 +16,7 @@ from .errors import MissingError, UsageError
 from .lookup import Lookup
 from .pretrained import FEW, rows_of
 from .sampling import BROKEN, SamplingOptions, choose, top_logprobs
-from .step import Choose, Stepper, chooser, on_device
+from .step import Choose, Stepper, chooser
 
 if TYPE_CHECKING:
     from .pretrained import PretrainedModel
@@ -144,8 +144,7 @@ def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None,
     """The next n tokens for each row, chosen where the model is: nobody waits for one before the next is computed."""
     started, rows, timing = time.perf_counter(), len(seen), reader.timing
     uniforms = np.concatenate([np.zeros((1, rows)), draw.random((n, rows))])           # draw 0 was that of the token to be read
-    here, _ = mg.backend.get(reader.model.where["device"])
-    step = reader.step(chooser(here, options, rows, vocab or reader.model.config.vocab_size, uniforms, seen))
+    step = reader.step(chooser(reader.model, options, vocab or reader.model.config.vocab_size, uniforms, seen))
     for batch in step.tokens(reader.newest, n):
         started, before = time.perf_counter(), started
         timing.decode += started - before
@@ -215,7 +214,7 @@ def steps(
             started = time.perf_counter()
             if made == 1 and use_cache:
                 laid_out.enter_context(_layout(model, len(prompts) + lookup, max_new_tokens - 1))
-            if made and reader.steps and not logprobs and reader.free >= 0 and on_device(options):
+            if made and reader.steps and not logprobs and reader.free >= 0:
                 for ids in _ahead(reader, min(max_new_tokens - made, reader.free + 1), options, vocab, draw, seen):
                     made += 1
                     yield Step(ids)

@@ -14,6 +14,7 @@ import minigrad as mg
 from minigrad import decode, fused
 
 from .cache import KVCache
+from .chooser import Chooser
 from .sampling import SamplingOptions
 
 AHEAD = 32                                              # tokens that are read back at a time at most
@@ -22,17 +23,15 @@ AHEAD = 32                                              # tokens that are read b
 Choose = Callable[[Any, Any, Any], None]
 
 
-def on_device(options: SamplingOptions) -> bool:
-    """Whether there is a way to choose by these options where the model is; else the host chooses, and waits for every token."""
-    return options.is_greedy and options.repetition_penalty == 1.0
-
-
-def chooser(xp: Any, options: SamplingOptions, rows: int, vocab: int, uniforms: Any, seen: Any) -> Choose:
+def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarray, seen: Sequence[Sequence[int]]) -> Choose:
     """How tokens are chosen where the model is.
 
     vocab: ids from here on do not exist. uniforms [n, B]: row i is for draw i. seen: for each row the ids so far.
     """
-    return lambda logits, ids, step: decode.greedy(logits, ids, vocab=vocab)
+    if options.is_greedy and options.repetition_penalty == 1.0:
+        return lambda logits, ids, step: decode.greedy(logits, ids, vocab=vocab)
+    here, number = mg.backend.get(model.where["device"])
+    return Chooser(here, options, len(seen), vocab, uniforms, seen, dtype=decode.stream_dtype(model.where["dtype"]), number=number)
 
 
 class Stepper:

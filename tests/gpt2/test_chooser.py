@@ -10,10 +10,10 @@ from device import HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt2.chooser import Chooser, checked
-from gpt2.errors import MissingError
+from gpt2.chooser import Chooser
 from gpt2.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
+from minigrad.backend import cupy_choose
 from minigrad.backend.cupy import source
 from minigrad.testing import cuda
 
@@ -89,7 +89,6 @@ def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, 
             seen[row].append(a)
         if mine.seen is not None:
             assert [np.flatnonzero(row).tolist() for row in HERE.host(mine.seen)] == [sorted(set(row)) for row in seen]
-    assert checked(found) is found
 
 
 @given(kind=st.sampled_from(sorted(SHAPES)), n=st.integers(1, 50), chosen=options, seed=st.integers(0, 999))
@@ -105,16 +104,13 @@ def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_logits_that_are_not_numbers(bad: float, greedy: bool):
-    """Their row has no token, the others have theirs; the host says so when it reads them."""
+    """Their row has no token, the others have theirs."""
     x = np.zeros((3, 40), np.float32)
     x[1, 30], x[2, :] = bad, -np.inf
     for here in (HERE, backend.cpu):
         ids = here.array(np.zeros(3, np.int64))
         Chooser(here, SamplingOptions(greedy=greedy), 3, 40, np.zeros((1, 3)), [[]] * 3)(here.array(x), ids, here.array(np.array([0])))
-        found = here.host(ids).tolist()
-        assert found == [0, -1, -1]
-        with pytest.raises(MissingError, match="logits are NaN or infinite"):
-            checked(found)
+        assert here.host(ids).tolist() == [0, -1, -1]
 
 
 def test_equal_calls_give_equal_ids_and_draws_follow_the_weights():
@@ -143,8 +139,8 @@ def _answers(text: str) -> list[np.ndarray]:
     for k, p in ((n, 1.0), (20, 1.0), (n, 0.7)):
         ids, weights = np.zeros(24, np.int64), np.zeros((24, n), np.float32)
         draws, step = rng.random((1, 24)), np.zeros(1, np.int64)
-        module.get_function("step_choose")((24,), (256,), (x, draws, step, None, weights, ids, n, n, k, 1.0, p, 0.0, 1.0),
-                                           shared_mem=8 * (96 + 22))
+        module.get_function("step_choose")((24,), (256,), (x, draws, step, None, weights, ids, n, n, k, 2, 1.0, p, 0.0, 1.0),
+                                           shared_mem=8 * (96 + 11))
         found += [ids, weights]
     return found
 
@@ -155,3 +151,15 @@ def test_a_missing_barrier_is_seen(place: int):
     right, at = _answers(SOURCE), BARRIERS[place]
     wrong = _answers(SOURCE[:at] + SOURCE[at + len("__syncthreads();"):])
     assert len(BARRIERS) == 3 and any(not np.array_equal(a, b) for a, b in zip(right, wrong))
+
+
+def test_a_vocabulary_whose_sums_would_not_fit(monkeypatch: pytest.MonkeyPatch):
+    """They are taken over more tokens each."""
+    rng, n = np.random.default_rng(0), 1000
+    x, uniforms = (rng.standard_normal((1, n)) * 2.0).astype(np.float32), rng.random((20, 1))
+    monkeypatch.setattr(cupy_choose, "SUMS", 7)
+    for chosen in (SamplingOptions(), SamplingOptions(top_p=0.8)):
+        mine, ids = Chooser(HERE, chosen, 1, n, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
+        for step in range(20):
+            mine(HERE.array(x), ids, HERE.array(np.array([step])))
+            assert HERE.host(ids).tolist() == choose(x, chosen, [[]], uniforms[step]).tolist()
