@@ -212,7 +212,7 @@ template <int N, int R, int U, class Finish> __device__ __forceinline__ void by_
 template <class Finish> __device__ __forceinline__ void for_few(Real* tile, Product p, Finish finish) {
     if (p.rows <= 2) by_chunks<2, 2, 4>(tile, p, finish);
     else if (p.rows <= 4) by_chunks<4, 2, 4>(tile, p, finish);
-    else by_chunks<8, 4, 1>(tile, p, finish);
+    else by_chunks<8, sizeof(Real) == 4 ? 4 : 2, 1>(tile, p, finish);
 }
 
 // act(x + bias), added to what is there where `adds`; the activations by number: none, gelu.2, gelu.1, relu
