@@ -169,6 +169,7 @@ class PretrainedModel(nn.Module):
             return
         for module, matrix in self.matrices():
             here, p = mg.backend.of(matrix), module.weight
+            here.at(matrix)
             made = here.lay_out(matrix) if on else here.ascontiguousarray(p.array)
             if made is not matrix and made is not p.array:
                 p.assign(made.T if on and matrix is not p.array else made)

@@ -115,16 +115,26 @@ def test_more_rows_than_the_kernels_take():
 
 
 @needs_kernels
-@pytest.mark.parametrize("options", [{"temperature": 0.7, "top_k": 9}, {"greedy": True, "repetition_penalty": 1.5}])
-def test_the_host_may_choose(options: dict[str, Any]):
-    """What is not chosen on the device is chosen as ever: the same draws, one wait for each token."""
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.8, "min_p": 0.02, "repetition_penalty": 1.2},
+                                     {"greedy": True, "repetition_penalty": 1.5}])
+@pytest.mark.parametrize("rows", [[PROMPT], [[5], [6, 7, 8, 9]]])
+def test_the_same_draws_give_the_same_tokens(rows: list[list[int]], options: dict[str, Any]):
+    """Sampled on the device they are those that NumPy samples, with a wait for the prompt and one for each batch of 1, 2, 4 and 2."""
     model, same = _models()
     with double.counting() as counts:
-        said = model.generate(PROMPT, 10, seed=3, eos_token_id=None, **options)
-    assert said == same.generate(PROMPT, 10, seed=3, eos_token_id=None, **options)
-    assert counts.launches["step_qkv"] == 9 * model.config.n_layer and counts.replays == 8
-    top = [[step.top for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
+        said = model.generate(rows, 10, seed=3, eos_token_id=None, **options)
+    assert said == same.generate(rows, 10, seed=3, eos_token_id=None, **options)
+    assert counts.launches["step_choose"] == 9 and counts.replays == 8 and counts.syncs == 1 + 4
+
+
+@needs_kernels
+def test_the_host_may_choose():
+    """Where it is to say how likely tokens are: it chooses as ever, and waits for each token."""
+    model, same = _models()
+    with double.counting() as counts:
+        top = [[step.top for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
     assert [[i for i, _ in row[0]] for row in top[0]] == [[i for i, _ in row[0]] for row in top[1]]
+    assert counts.launches["step_qkv"] == 3 * model.config.n_layer and counts.replays == 2
 
 
 @needs_kernels
