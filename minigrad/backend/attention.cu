@@ -457,8 +457,6 @@ template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, cons
 
 // For each head size one kernel. Of each array there are the steps from one batch, head and row to the next; out, ∂q, ∂k and ∂v are
 // [batch, row, head, number] in memory. Late queries and early keys have most to do and come first.
-typedef Store Strided;                                  // an array that need not be contiguous
-
 // What the kernels have to say of their arguments
 #define ROWS_OF(x, length, width) rows_of(x, x##_batch, x##_head, x##_row, length, width, n, int(heads))
 #define OUT(x, length, width) Results{x, n, int(heads), int(length), int(width)}

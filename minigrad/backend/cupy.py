@@ -55,9 +55,10 @@ class CupyBackend(Backend):
         self._compiled: dict[tuple[str, Any], Any] = {}
 
     def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...], *args: Any, shared: int = 0) -> None:
-        """Run the kernel `name` of kernels.cu, compiled for floats of dtype, as so many blocks of so many threads.
+        """Run the kernel `name` of kernels.cu or attention.cu, compiled for floats of dtype, as so many blocks of so many threads.
 
-        args: contiguous arrays, int and float, as the kernel declares them. shared: bytes of memory that the threads of a block share.
+        args: arrays (contiguous where they are not Strided), int and float, as the kernel declares them. shared: bytes of memory that the
+        threads of a block share.
         """
         run = self._compiled.get((name, dtype))
         if run is None:

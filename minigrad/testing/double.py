@@ -2,8 +2,8 @@
 
 They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
 which do not mix; only names and arguments that CuPy has can be used; an index out of range wraps around without a word; a ufunc's `at`
-adds in another order each time. Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
-kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none, as a CuPy without them.
+adds in another order each time. Every wait for the device, upload, allocation and launch of a kernel is counted. The CUDA
+kernels run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none, as a CuPy without them.
 """
 from __future__ import annotations
 

@@ -176,7 +176,8 @@ def test_what_it_is_not_for_goes_another_way(monkeypatch: pytest.MonkeyPatch):
 
 # ── what makes a thread wait ──
 WAITS = r"__syncthreads\(\);|__syncwarp\(\);|copied\(\);(?!\s*\})"
-SOURCE = re.sub(r"^KERNEL \w+_128\(.*?^}\n", "", source(), flags=re.DOTALL | re.MULTILINE)             # half of it compiles sooner
+SOURCE = re.sub(r"^KERNEL \w+_128\(.*?^}\n", "", source(), flags=re.DOTALL | re.MULTILINE)
+SOURCE = SOURCE[:SOURCE.index("// ── layer norm")] + SOURCE[SOURCE.index("// Attention in tiles"):]         # so much less to compile
 START = SOURCE.index("struct Rows")
 PLACES = [m.span() for m in re.finditer(WAITS, SOURCE[START:])]
 
@@ -205,7 +206,8 @@ def answers(text: str, options: tuple[str, str], dtype: str) -> list[np.ndarray]
 def test_a_missing_wait_is_seen(place: int):
     """Without any one of the places where threads wait for each other, or for memory, the answer is another."""
     start, end = (START + i for i in PLACES[place])
-    for options, dtype in ((FLOAT, "float32"), (("-DSTORE=Half", "-DREAL=float"), "float16")):
+    kinds = [(("-DSTORE=Half", "-DREAL=float"), "float16"), (FLOAT, "float32")]
+    for options, dtype in kinds[::-1] if SOURCE[start:end] == "__syncwarp();" else kinds:
         right, wrong = answers(SOURCE, options, dtype), answers(SOURCE[:start] + SOURCE[end:], options, dtype)
         assert all(np.isfinite(a).all() for a in right)
         if any(not np.array_equal(a, b) for a, b in zip(right, wrong)):
