@@ -77,7 +77,7 @@ def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
     S, e = v.shape[2:]
     room = -(-T // LONGEST) * LONGEST
     stats = xp.empty((B * h, room, 2), dtype=lse.dtype)
-    xp.launch("attention_statistics", q.dtype, (-(-B * h * room * 8 // THREADS),), (THREADS,), g, out, xp.ascontiguousarray(lse), stats,
+    xp.launch("attention_statistics", q.dtype, (-(-B * h * room * 8 // THREADS),), (THREADS,), g, out, lse, stats,
               *steps(g, out), h, T, e, room, B * h * room)
     (dq, to_q), (dk, to_k), (dv, to_v) = beside(xp, q, d), beside(xp, k, d), beside(xp, v, e)
     rows, threads, padded = dealt(q.dtype, max(d, e), 1)

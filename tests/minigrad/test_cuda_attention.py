@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not inst
 batches = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 3)])
 lengths = st.integers(1, 20) | st.sampled_from([31, 32, 33, 63, 64, 65, 130])          # around the tiles
 widths = st.integers(1, 20) | st.sampled_from([24, 33, 40, 63, 64])
-layouts = st.sampled_from(["plain", "heads", "island", "columns"])
+layouts = st.sampled_from(["plain", "heads", "island", "shifted", "columns"])
 
 
 def laid(x: np.ndarray, how: str) -> Any:
@@ -43,10 +43,10 @@ def laid(x: np.ndarray, how: str) -> Any:
         whole = np.full((B, T, 3, h, d), np.nan, x.dtype)
         whole[:, :, 1] = x.swapaxes(1, 2)
         return HERE.swapaxes(HERE.array(whole)[:, :, 1], 1, 2)
-    if how == "island":
-        whole = np.full((B, h, T + 2, d + 3), np.nan, x.dtype)
-        whole[:, :, 1:-1, 2:-1] = x
-        return HERE.array(whole)[:, :, 1:-1, 2:-1]
+    if how in ("island", "shifted"):                    # rows that do not begin on 16 bytes: some of them, or all
+        whole = np.full((B, h, T + 2, d + (3 if how == "island" else 8)), np.nan, x.dtype)
+        whole[:, :, 1:-1, 2:d + 2] = x
+        return HERE.array(whole)[:, :, 1:-1, 2:d + 2]
     if how == "columns":
         return HERE.swapaxes(HERE.array(np.ascontiguousarray(x.swapaxes(2, 3))), 2, 3)
     return HERE.array(x)
@@ -115,6 +115,7 @@ def check(arrays: list[np.ndarray], how: list[str], causal: bool, scale: float |
 @example(batch=(1, 1), T=70, extra=3, d=128, e=72, causal=True, dtype="float16", seed=0, how=["heads"] * 4, scale=None)
 @example(batch=(1, 1), T=40, extra=9, d=80, e=128, causal=True, dtype="float32", seed=0, how=["plain"] * 4, scale=None)
 @example(batch=(1, 1), T=20, extra=9, d=128, e=100, causal=True, dtype="float64", seed=0, how=["island"] * 4, scale=None)
+@example(batch=(1, 1), T=9, extra=9, d=8, e=16, causal=True, dtype="bfloat16", seed=0, how=["shifted"] * 4, scale=None)
 @example(batch=(2, 2), T=1, extra=69, d=64, e=64, causal=True, dtype="bfloat16", seed=0, how=["heads"] * 4, scale=None)
 def test_value_and_gradients(batch: tuple[int, int], T: int, extra: int, d: int, e: int, causal: bool, dtype: str, seed: int,
                              how: list[str], scale: float | None):
@@ -147,6 +148,24 @@ def test_from_a_product_to_joined_heads(B: int, T: int, h: int, d: int, dtype: s
 
     wanted = run(lambda q, k, v: REGISTRY["attention"].definition(q, k, v, causal=True), "numpy", "float64")
     close(run(lambda q, k, v: mg.attention(q, k, v, causal=True), "double", dtype), wanted, dtype, max(T, d), magnitude(*wanted) ** 2)
+
+
+@pytest.mark.parametrize(("dtype", "T", "cut"), [("float32", 70, 64), ("bfloat16", 130, 128), ("float64", 40, 32)])
+def test_what_no_query_of_a_block_sees_is_not_read(dtype: str, T: int, cut: int):
+    """NaN among later keys, and among earlier queries, changes nothing."""
+    g, q, k, v = (normal(i, 1, 1, T, 64).astype(dtype) for i in range(4))
+
+    def poisoned(x: np.ndarray, here: slice) -> Any:
+        x = x.copy()
+        x[..., here, :] = np.nan
+        return HERE.array(x)
+
+    late, early = slice(cut, T), slice(0, cut)
+    clean = [HERE.host(a) for a in forth_and_back(*map(HERE.array, (g, q, k, v)), True, None)]
+    out, lse, dq, *_ = forth_and_back(HERE.array(g), HERE.array(q), poisoned(k, late), poisoned(v, late), True, None)
+    *_, dk, dv = forth_and_back(poisoned(g, early), poisoned(q, early), HERE.array(k), HERE.array(v), True, None)
+    for a, b, here in zip(map(HERE.host, (out, lse, dq, dk, dv)), clean, [early] * 3 + [late] * 2):
+        assert a[..., here, :].tobytes() == b[..., here, :].tobytes()
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (1, 2, 2), (2, 1, 2, 2)])
