@@ -134,6 +134,16 @@ def test_scores_that_rise_or_fall(slope: float, T: int, dtype: str):
     check([g, q, k / 8.0, v], ["plain"] * 4, True, 1.0, dtype)
 
 
+def test_a_tile_of_scores_that_overflow():
+    """Keys whose scores are −∞ have no weight, also where a whole tile has no other."""
+    g, q, k, v = (normal(i, 1, 1, 50, 8).astype(np.float32) for i in range(4))
+    q[..., 0], k[..., 0], k[..., :40, 0] = 1e30, 0.0, -1e30
+    whole = forth_and_back(*map(HERE.array, (g, q, k, v)), False, None)
+    rest = forth_and_back(*map(HERE.array, (g, q, np.ascontiguousarray(k[..., 40:, :]), np.ascontiguousarray(v[..., 40:, :]))), False, None)
+    for a, b in zip(map(HERE.host, whole[:2]), map(HERE.host, rest[:2])):
+        assert np.abs(a - b).max() <= bound("float32", 50, magnitude(g, q[..., 1:], k[..., 1:], v) ** 2)
+
+
 @given(B=st.integers(1, 2), T=lengths, h=st.integers(1, 3), d=st.sampled_from([1, 5, 8, 64]), dtype=st.sampled_from(["float32", "float64"]))
 def test_from_a_product_to_joined_heads(B: int, T: int, h: int, d: int, dtype: str):
     """As the model has it, with its derivative, against the definition; joining the heads copies nothing."""
@@ -180,14 +190,15 @@ def test_any_number_of_leading_axes(lead: tuple[int, ...]):
 
 def test_what_it_is_not_for_goes_another_way(monkeypatch: pytest.MonkeyPatch):
     """Padding, dropout, queries without keys, wide heads, a scale that is not positive, and 16 bits without tensor cores."""
-    def launches(*, T: int = 4, S: int = 4, d: int = 4, dtype: str = "float32", **settings: Any) -> int:
-        q, k = HERE.array(normal(0, 1, T, d).astype(dtype)), HERE.array(normal(1, 1, S, d).astype(dtype))
+    def launches(*, T: int = 4, S: int = 4, d: int = 4, e: int = 4, dtype: str = "float32", **settings: Any) -> int:
+        q, k, v = (HERE.array(normal(0, 1, *shape).astype(dtype)) for shape in ((T, d), (S, d), (S, e)))
         with double.counting() as counts:
-            HERE.run("attention", lambda *_, **__: None, q, k, k, **settings)
+            HERE.run("attention", lambda *_, **__: None, q, k, v, **settings)
         return sum(counts.launches.values())
 
     assert launches() == launches(S=6) == launches(T=6, causal=False) == launches(dtype="bfloat16") == 1
-    assert launches(d=128) == 1 and launches(d=129) == launches(T=6) == launches(p=0.5) == launches(scale=-1.0) == launches(scale=0.0) == 0
+    assert launches(d=128) == launches(e=128) == 1 and launches(d=129) == launches(e=129) == 0
+    assert launches(T=6) == launches(p=0.5) == launches(scale=-1.0) == launches(scale=0.0) == 0
     assert launches(mask=HERE.array(np.ones((1, 4, 4), dtype=bool))) == 0
     monkeypatch.setattr(HERE, "capability", lambda: 75)
     assert launches(dtype="bfloat16") == launches(dtype="float16") == 0 and launches() == 1
