@@ -457,28 +457,35 @@ template <int D> __device__ __forceinline__ void attend_dk_dv(Store* tiles, cons
 
 // For each head size one kernel. Of each array there are the steps from one batch, head and row to the next; out, ∂q, ∂k and ∂v are
 // [batch, row, head, number] in memory. Late queries and early keys have most to do and come first.
-typedef Store Strided;                                  // an array that need not be contiguous
-
 // What the kernels have to say of their arguments
 #define ROWS_OF(x, length, width) rows_of(x, x##_batch, x##_head, x##_row, length, width, n, int(heads))
 #define OUT(x, length, width) Results{x, n, int(heads), int(length), int(width)}
 #define STATS reinterpret_cast<const Statistics*>(stats) + Count(n) * room
 #define BLOCK(D, TILES, length) int size = Dealt<D, TILES>::ROWS, blocks = int((length + size - 1) / size), n = blockIdx.x / blocks
 
+template <int N> __device__ __forceinline__ Real part_of_product(const Store* a, const Store* b, int width) {
+    Real sum = 0;
+    for (int i = lane() % 8 * N; i < width; i += 8 * N) {
+        Pack<N> x = load<N>(a + i), y = load<N>(b + i);
+        for (int k = 0; k < N; ++k) sum += Real(x.v[k]) * Real(y.v[k]);
+    }
+    return sum;
+}
+
 // 8 lanes for each query, `room` queries of memory for each head   (attention.5)
 KERNEL attention_statistics(const Strided* g, const Strided* out, const Real* lse, Real* stats, Count g_batch, Count g_head, Count g_row,
-                            Count out_batch, Count out_head, Count out_row, Count n, Count heads, Count queries, Count e, Count room) {
-    Count place = (Count(blockIdx.x) * blockDim.x + threadIdx.x) / 8, head = place / room, query = place % room;
-    bool there = head < n && query < queries;
-    Real sum = 0;
-    if (there) {
-        g += head / heads * g_batch + head % heads * g_head + query * g_row;
-        out += head / heads * out_batch + head % heads * out_head + query * out_row;
-        for (Count i = lane() % 8; i < e; i += 8) sum += Real(g[i]) * Real(out[i]);
+                            Count out_batch, Count out_head, Count out_row, Count heads, Count queries, Count e, Count room, Count size) {
+    Count place = (Count(blockIdx.x) * blockDim.x + threadIdx.x) / 8;
+    int n = int(place / room), query = int(place % room);
+    Statistics stat{INFINITE, 0};
+    if (place < size && query < queries) {
+        Rows a = ROWS_OF(g, queries, e), b = ROWS_OF(out, queries, e);
+        const Store *x = a.first + query * a.step, *y = b.first + query * b.step;
+        stat.along = a.wide && b.wide ? part_of_product<WIDE>(x, y, a.width) : part_of_product<1>(x, y, a.width);
+        stat.top = lse[Count(n) * queries + query] * LOG2_E;
     }
-    sum = row_sum<8>(sum);
-    if (head < n && lane() % 8 == 0)
-        reinterpret_cast<Statistics*>(stats)[place] = Statistics{there ? lse[head * queries + query] * LOG2_E : INFINITE, sum};
+    stat.along = row_sum<8>(stat.along);
+    if (place < size && lane() % 8 == 0) reinterpret_cast<Statistics*>(stats)[place] = stat;
 }
 
 KERNEL flash_attention_64(const Strided* q, const Strided* k, const Strided* v, Store* out, Real* lse, Count q_batch, Count q_head,

@@ -98,7 +98,8 @@ class CupyBackend(Backend):
                file: str = "kernels.cu") -> None:
         """Run the kernel `name` of a file of kernels, compiled for floats of dtype, as so many blocks of so many threads.
 
-        args: contiguous arrays, int and float, as the kernel declares them. shared: bytes of memory that the threads of a block share.
+        args: arrays (contiguous where they are not Strided), int and float, as the kernel declares them. shared: bytes of memory that the
+        threads of a block share.
         """
         run = self._compiled.get((name, dtype))
         if run is None:

@@ -78,8 +78,8 @@ def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
     S, e = v.shape[2:]
     room = -(-T // LONGEST) * LONGEST
     stats = xp.empty((B * h, room, 2), dtype=lse.dtype)
-    xp.launch("attention_statistics", q.dtype, (-(-B * h * room * 8 // THREADS),), (THREADS,), g, out, xp.ascontiguousarray(lse), stats,
-              *steps(g, out), B * h, h, T, e, room, file=FILE)
+    xp.launch("attention_statistics", q.dtype, (-(-B * h * room * 8 // THREADS),), (THREADS,), g, out, lse, stats,
+              *steps(g, out), h, T, e, room, B * h * room, file=FILE)
     (dq, to_q), (dk, to_k), (dv, to_v) = beside(xp, q, d), beside(xp, k, d), beside(xp, v, e)
     rows, threads, padded = dealt(q.dtype, max(d, e), 1)
     told = (*steps(g, q, k, v), h, T, S, room, d, e, int(causal), s)

@@ -1,9 +1,10 @@
-// The kernels of the CuPy backend. Each does on a GPU what the kernel of the same name in numpy_kernels.py does on a CPU.
+// The kernels of the CuPy backend; attention has a file of its own, which is compiled with this one. Each does on a GPU what the kernel of
+// the same name in numpy_kernels.py does on a CPU.
 //
 // Compiled by NVRTC when first used, once for each kind of number: Store is what lies in memory (float, double, Half or Bfloat), Real is
 // what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it with minigrad/testing/cuda_on_cpu.h. Arrays
-// are contiguous, counts long long, numbers double: what CuPy makes of Python's int and float. Sums are taken in an order that the
-// shapes fix, so equal calls give equal bits.
+// are contiguous where they are not Strided, counts long long, numbers double: what CuPy makes of Python's int and float. Sums are taken
+// in an order that the shapes fix, so equal calls give equal bits.
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
@@ -33,6 +34,7 @@ struct Bfloat {                                         // the upper half of a f
 typedef STORE Store;
 typedef REAL Real;
 typedef long long Count;
+typedef Store Strided;                                  // what lies in memory with steps between its rows that are told
 
 #define KERNEL extern "C" __global__ void
 #define ALL_LANES 0xffffffffu

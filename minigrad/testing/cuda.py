@@ -1,4 +1,4 @@
-"""kernels.cu on a CPU: compiled by g++ against cuda_on_cpu.h, and called as CuPy's RawModule calls it on a GPU."""
+"""kernels.cu and attention.cu on a CPU: compiled by g++ against cuda_on_cpu.h, and called as CuPy's RawModule calls it on a GPU."""
 from __future__ import annotations
 
 import ctypes

@@ -1,4 +1,5 @@
-// CUDA on a CPU: what kernels.cu needs to be compiled by g++ and run, one block after the other, each thread of a block as a fiber.
+// CUDA on a CPU: what kernels.cu and attention.cu need to be compiled by g++ and run, one block after the other, each thread of a block
+// as a fiber.
 //
 // A fiber runs until it waits for others, at a barrier or in a shuffle; then the next one has its turn. A warp goes as far as it can
 // before another does anything, and shared memory starts as NaN: so a number that is read or written on the wrong side of a missing

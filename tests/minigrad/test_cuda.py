@@ -262,6 +262,9 @@ def test_what_cuda_would_not_notice_is_refused():
     half = "KERNEL half(Real* x) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(); }"
     with pytest.raises(RuntimeError, match="wait for each other for ever"):
         cuda.Module(f"{SOURCE}\n{half}\n", FLOAT, lambda a: a, lambda name: None).get_function("half")((1,), (64,), (x,))
+    odd = "KERNEL odd(Store* x) { copy(x + 1, x, true); copied(); }"
+    with pytest.raises(RuntimeError, match="not a multiple of 16"):
+        cuda.Module(f"{SOURCE}\n{odd}\n", FLOAT, lambda a: a, lambda name: None).get_function("odd")((1,), (1,), (np.ones(8, np.float32),))
     with pytest.raises(RuntimeError, match="g\\+\\+ cannot compile"):
         cuda.Module("KERNEL nonsense(Real* x) { y; }", FLOAT, lambda a: a, lambda name: None)
 
