@@ -18,9 +18,9 @@ from .config import GPT2Config
 from .pretrained import Matrix, PretrainedModel
 
 ACTIVATIONS = {
-    "gelu_new": lambda F, x: F.gelu(x, approximate="tanh"),
-    "gelu": lambda F, x: F.gelu(x, approximate="none"),
-    "relu": lambda F, x: mg.relu(x),
+    "gelu_new": lambda F, x, bias: F.gelu(x, bias, approximate="tanh"),
+    "gelu": lambda F, x, bias: F.gelu(x, bias, approximate="none"),
+    "relu": lambda F, x, bias: mg.relu(x + bias),
 }
 
 
@@ -49,6 +49,12 @@ class Conv1D(Matrix):
         if self.packs(x):
             return mg.packed_linear(x, self.panels, self.bias, size=len(self.bias))            # [B, T, in] -> [B, T, out]
         return mg.addmm(self.bias.type_as(x), x, self.weight.type_as(x))           # [B, T, in] @ [in, out] + [out] -> [B, T, out]
+
+    def product(self, x):                                              # [B, T, in]
+        """x W alone, for whoever adds the bias in a pass of its own."""
+        if self.packs(x):
+            return mg.packed_linear(x, self.panels, size=len(self.bias))           # [B, T, in] -> [B, T, out]
+        return mg.matmul(x, self.weight.type_as(x))                    # [B, T, in] @ [in, out] -> [B, T, out]
 
 
 class LayerNorm(nn.Module):
@@ -83,7 +89,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """act(x W₁ + b₁) W₂ + b₂."""
+    """act(x W₁ + b₁) W₂ + b₂, with b₁ added where act is computed."""
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
         n = config.n_inner or 4 * config.n_embd
@@ -91,7 +97,8 @@ class MLP(nn.Module):
         self.c_fc, self.c_proj = Conv1D(config.n_embd, n, **where), Conv1D(n, config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
-        return self.c_proj(self.act(self.F, self.c_fc(x)))             # [B, T, d] -> [B, T, n] -> [B, T, d]
+        y = self.act(self.F, self.c_fc.product(x), self.c_fc.bias.type_as(x))      # [B, T, d] -> [B, T, n]
+        return self.c_proj(y)                                          # [B, T, n] -> [B, T, d]
 
 
 class Block(nn.Module):

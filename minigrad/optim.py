@@ -138,6 +138,11 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
             {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0}]
 
 
+def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
+    """Σ x² of each array, as one array."""
+    return xp.stack([g.reshape(-1) @ g.reshape(-1) for g in arrays])
+
+
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients so that their norm together is at most max_norm; returns the norm before.
 
@@ -150,17 +155,17 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     xp = backend.of(grads[0])
     xp.at(grads[0])
 
-    def together(numbers: Sequence[Any]) -> list[float]:
-        return xp.host(xp.stack(numbers)).tolist()
+    def squared(arrays: Sequence[Any]) -> list[float]:
+        return xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
 
     with xp.errstate(over="ignore", invalid="ignore"):
-        squares = together([g.reshape(-1) @ g.reshape(-1) for g in grads])
+        squares = squared(grads)
     norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
     if norm == math.inf:                                # a square overflowed, or was not finite to begin with
-        tops = together([xp.max(xp.abs(g)) for g in grads if g.size])
+        tops = xp.host(xp.stack([xp.max(xp.abs(g)) for g in grads if g.size])).tolist()
         top = math.nan if any(map(math.isnan, tops)) else max(tops)
         parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
-        norm = top * math.sqrt(math.fsum(together([g @ g for g in parts]))) if parts else top
+        norm = top * math.sqrt(math.fsum(squared(parts))) if parts else top
     if max_norm < norm < math.inf:
         factor = max_norm / (norm + 1e-6)
         for g in grads:

@@ -1,6 +1,6 @@
 """Where the tests of the GPU's code run: on the double of CuPy, or, with `pytest --backend cupy`, on a GPU.
 
-    from device import DEVICE, HERE, counting
+    from device import DEVICE, HERE, counting, kernel_test
 
 DEVICE is its name, HERE its backend. counting() gives the double's Counts; on a GPU nothing is counted, and what it gives equals anything.
 Mark such a test `device`: with --backend only those run.
@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from minigrad import backend
-from minigrad.testing import double
+from minigrad.testing import cuda, double
 
 DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "double")
 double.install()
 HERE: Any = backend.get(DEVICE)[0]
+needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
+                                    reason="g++ is not installed: kernels cannot be run on a CPU")
 
 
 class Unknown:

@@ -119,8 +119,16 @@ class Backend:
         next, and threads that have nothing to do leave their cores to others sooner.
         """
 
+    def captured(self, f: Callable[[], None]) -> Callable[[], None]:
+        """`f`, which is called again and again, in the form in which that costs the least.
+
+        On a GPU f is called once as it is and once to be captured as a graph, and from then on its launches are repeated and none of its
+        Python is run: so what changes from call to call must lie in arrays, and f must neither wait for the device nor upload.
+        """
+        return f
+
     def lay_out(self, matrix: Any) -> Any:
-        """The same matrix in the layout in which products with a single row read memory fastest; itself where that is so already."""
+        """The same matrix [in, out] in the layout in which products of a single row with it read memory fastest; itself where it is so."""
         return matrix
 
     def pack(self, matrix: Any) -> Any:

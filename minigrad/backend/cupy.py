@@ -3,17 +3,25 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError
-from . import cublas
+from . import cublas, cupy_attention, cupy_choose, cupy_decode  # noqa: F401  they add their kernels to KERNELS
 from .base import Backend
 from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, add_rows, fits
 from .special import flat_places, running_sums
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
+
+
+def source(file: str) -> str:
+    """The text of a file of kernels, after what kernels.cu has for all of them."""
+    here = Path(__file__).parent
+    text = (here / "kernels.cu").read_text(encoding="utf-8")
+    return text if file == "kernels.cu" else text.partition("// ── what is above is for all")[0] + (here / file).read_text(encoding="utf-8")
 
 
 def load() -> Backend:
@@ -37,6 +45,36 @@ def load() -> Backend:
     return CupyBackend(cupy)
 
 
+class Captured:
+    """f as a CUDA graph. The first call runs f, which compiles its kernels; the second captures it; all but the first launch the graph.
+
+    A graph remembers addresses: what f allocates while it is captured comes from a memory pool of its own, which lives as long. It is
+    captured on a stream of its own, for the default stream cannot be, and launched on the current one, so that it runs after what was
+    asked for before it and before what is asked for after it.
+    """
+
+    def __init__(self, cuda: Any, f: Callable[[], None]) -> None:
+        self.cuda, self.f, self.pool = cuda, f, cuda.MemoryPool()
+        self.graph: Any = None
+        self.ran = False
+
+    def __call__(self) -> None:
+        if not self.ran:
+            self.f()
+            self.ran = True
+            return
+        if self.graph is None:
+            stream = self.cuda.Stream(non_blocking=True)
+            with stream, self.cuda.using_allocator(self.pool.malloc):
+                stream.begin_capture()
+                try:
+                    self.f()
+                finally:
+                    graph = stream.end_capture()
+            self.graph = graph
+        self.graph.launch()
+
+
 class CupyBackend(Backend):
     """Arrays of one CUDA device each; the device travels with the array.
 
@@ -53,22 +91,27 @@ class CupyBackend(Backend):
         # a rule is not told the backend, and these need it
         self.kernels = {name: functools.partial(f, self) if "/" in name else f for name, f in KERNELS.items()}
         self._ready: set[int] = set()                   # devices that have been looked at
-        self._modules: dict[str, Any] = {}
+        self._modules: dict[tuple[str, str], Any] = {}
         self._compiled: dict[tuple[str, Any], Any] = {}
 
-    def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...], *args: Any, shared: int = 0) -> None:
-        """Run the kernel `name` of kernels.cu, compiled for floats of dtype, as so many blocks of so many threads.
+    def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...], *args: Any, shared: int = 0,
+               file: str = "kernels.cu") -> None:
+        """Run the kernel `name` of a file of kernels, compiled for floats of dtype, as so many blocks of so many threads.
 
         args: contiguous arrays, int and float, as the kernel declares them. shared: bytes of memory that the threads of a block share.
         """
         run = self._compiled.get((name, dtype))
         if run is None:
             stored, computed = _TYPES[str(dtype)]
-            if stored not in self._modules:
-                code = (Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
-                self._modules[stored] = self.namespace.RawModule(code=code, options=(f"-DSTORE={stored}", f"-DREAL={computed}"))
-            run = self._compiled[name, dtype] = self._modules[stored].get_function(name)
+            if (file, stored) not in self._modules:
+                options = (f"-DSTORE={stored}", f"-DREAL={computed}")
+                self._modules[file, stored] = self.namespace.RawModule(code=source(file), options=options)
+            run = self._compiled[name, dtype] = self._modules[file, stored].get_function(name)
         run(blocks, threads, args, shared_mem=shared)
+
+    def capability(self) -> int:
+        """The compute capability of the current device: 80 for 8.0."""
+        return int(self.namespace.cuda.Device().compute_capability)
 
     def device(self, array: Any) -> str:
         return f"{self.name}:{array.device.id}"
@@ -151,6 +194,17 @@ class CupyBackend(Backend):
 
     def owns(self, array: Any) -> bool:
         return array.base is None
+
+    @functools.cached_property
+    def processors(self) -> int:
+        """How many multiprocessors the current device has."""
+        return int(self.namespace.cuda.Device().attributes["MultiProcessorCount"])
+
+    def captured(self, f: Callable[[], None]) -> Callable[[], None]:
+        return Captured(self.namespace.cuda, f)
+
+    def lay_out(self, matrix: Any) -> Any:
+        return self.namespace.asfortranarray(matrix)    # what one number of the result is made of lies in one piece
 
     def synchronize(self) -> None:
         self.namespace.cuda.get_current_stream().synchronize()

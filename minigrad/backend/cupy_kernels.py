@@ -4,7 +4,6 @@ Each is given the backend first, means what the op of its name says and is teste
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,9 @@ from .bits import least_kept
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
 PARTS = 64                                              # sums over rows are taken in so many parts at most
+NORM_BLOCKS, NORM_EACH = 512, 16                        # blocks of a sum of squares at most, and numbers for each of their threads at least
 LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
-LOGITS = SCORES = 1 << 30                               # bytes of logits, or of scores, at a time
+LOGITS = 1 << 30                                        # bytes of logits at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
 
 
@@ -31,7 +31,7 @@ def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def fits(x: Any) -> bool:
     """Whether the kernels are for x: floats, and at least one of them, for a grid has at least one block."""
-    return x.size > 0 and x.dtype.kind in FLOATS
+    return x.size > 0 and x.dtype.kind in FLOATS and x.dtype.itemsize <= 8
 
 
 def real(dtype: Any) -> Any:
@@ -97,11 +97,35 @@ def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
     return dx, dweight, dbias
 
 
+@kernel("add")
+def add(xp, a, b):
+    if not hasattr(a, "dtype") or not hasattr(b, "dtype") or a.dtype != b.dtype or a.shape != b.shape or not fits(a) \
+            or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        return NotImplemented
+    out = xp.empty(a.shape, dtype=a.dtype)
+    xp.launch("add", a.dtype, number_blocks(a.size, wide(a.dtype)), (THREADS,), a, b, out, a.size)
+    return out
+
+
+@kernel("astype")
+def astype(xp, x, *, dtype):
+    narrow, stored = x.dtype == "float32", xp.dtype(dtype) if x.dtype == "float32" else x.dtype
+    if stored.itemsize != 2 or stored.kind not in FLOATS or not fits(x) or not (narrow or dtype == "float32") or not x.flags.c_contiguous:
+        return NotImplemented
+    out = xp.empty(x.shape, dtype=dtype)
+    xp.launch("narrow" if narrow else "widen", stored, number_blocks(x.size, wide(stored)), (THREADS,), x, out, x.size)
+    return out
+
+
 @kernel("sum_to")
 def sum_to(xp, x, *, shape):
     if not fits(x) or x.ndim < 2 or shape != x.shape[-1:] or not x.flags.c_contiguous:
         return NotImplemented
-    d = shape[0]
+    return column_sums(xp, x, shape[0])
+
+
+def column_sums(xp: Any, x: Any, d: int) -> Any:
+    """Contiguous x as rows of d numbers, summed up over the rows: [d]."""
     rows = x.size // d
     grid = column_blocks(rows, d)
     sums = xp.empty((grid[1], d), dtype=real(x.dtype))
@@ -110,22 +134,28 @@ def sum_to(xp, x, *, shape):
 
 
 @kernel("gelu")
-def gelu(xp, x, *, approximate="tanh"):
+def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
-    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), out, x.size)
+    xp.launch("gelu", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(x), or_none(xp, bias), out, x.size,
+              1 if bias is None else x.shape[-1])
     return out
 
 
-@kernel("gelu/x")
-def gelu_dx(xp, g, x, approximate):
+@kernel("gelu/joint")
+def gelu_joint(xp, g, x, bias, approximate):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
     out = xp.empty(x.shape, dtype=x.dtype)
-    xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x), out,
-              x.size)
-    return out
+    xp.launch("gelu_dx", x.dtype, number_blocks(x.size, wide(x.dtype)), (THREADS,), xp.ascontiguousarray(g), xp.ascontiguousarray(x),
+              or_none(xp, bias), out, x.size, 1 if bias is None else x.shape[-1])
+    return out, None if bias is None else column_sums(xp, out, bias.size)
+
+
+def or_none(xp: Any, array: Any) -> Any:
+    """An array that a kernel can do without, as it takes it."""
+    return None if array is None else xp.ascontiguousarray(array)
 
 
 @kernel("dropout_op")
@@ -215,58 +245,6 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
                  dweight=None if dweight is None else dweight.astype(x.dtype, copy=False))
 
 
-def heads(xp: Any, *arrays: Any) -> list[Any]:
-    """[..., T, d] each as [n, T, d], contiguous: what a batched product needs."""
-    return [xp.ascontiguousarray(a).reshape(-1, *a.shape[-2:]) for a in arrays]
-
-
-def attended(q: Any, k: Any, v: Any, mask: Any, causal: bool, p: float) -> bool:
-    """Whether this is a case for the kernels: no padding, no dropout, and every query sees a key."""
-    return fits(q) and k.size > 0 and v.size > 0 and mask is None and p == 0.0 and not (causal and q.shape[-2] > k.shape[-2])
-
-
-def groups(n: int, queries: int, keys: int, itemsize: int) -> list[slice]:
-    """Some heads at a time, so that their scores take no more than SCORES bytes."""
-    step = max(1, SCORES // (queries * keys * itemsize))
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
-
-
-@kernel("attention")
-def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
-    if not attended(q, k, v, mask, causal, p):
-        return NotImplemented
-    T, S, shape = q.shape[-2], k.shape[-2], q.shape[:-1]
-    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    q, k, v = heads(xp, q, k, v)
-    n = len(q)
-    out, lse = xp.empty((n, T, v.shape[-1]), dtype=q.dtype), xp.empty((n, T), dtype=real(q.dtype))
-    for some in groups(n, T, S, q.dtype.itemsize):
-        scores = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
-        xp.launch("attention_weights", q.dtype, (len(scores) * T,), row_threads(S), scores, lse[some], T, S, int(causal), s,
-                  shared=room(q.dtype, 64))
-        out[some] = xp.matmul(scores, v[some])
-    return Saved(xp.reshape(out, (*shape, v.shape[-1])), lse=xp.reshape(lse, (*shape, 1)))
-
-
-@kernel("attention/joint")
-def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
-    if not attended(q, k, v, mask, causal, p):
-        return NotImplemented
-    T, S, shapes = q.shape[-2], k.shape[-2], (q.shape, k.shape, v.shape)
-    s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    g, q, k, v, lse = heads(xp, g, q, k, v, lse)
-    dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
-    for some in groups(len(q), T, S, q.dtype.itemsize):
-        weights = xp.matmul(q[some], xp.swapaxes(k[some], 1, 2))
-        ds = xp.matmul(g[some], xp.swapaxes(v[some], 1, 2))
-        xp.launch("attention_dscores", q.dtype, (len(ds) * T,), row_threads(S), weights, ds, lse[some], T, S, int(causal), s,
-                  shared=room(q.dtype, 64))
-        dq[some] = xp.matmul(ds, k[some])
-        dk[some] = xp.matmul(xp.swapaxes(ds, 1, 2), q[some])
-        dv[some] = xp.matmul(xp.swapaxes(weights, 1, 2), g[some])
-    return (*(xp.reshape(d, shape) for d, shape in zip((dq, dk, dv), shapes)), None)
-
-
 def add_rows(xp: Any, sum: Any, index: Any, values: Any) -> None:
     """sum[index[k]] += values[k] for all k, in place, in an order that the index fixes; indices that do not exist wrap around."""
     rows, d = sum.shape
@@ -281,6 +259,18 @@ def embedding_into(xp, sum, g, ids, weight_shape):
     if not fits(g) or not sum.flags.c_contiguous:
         return NotImplemented
     add_rows(xp, sum, xp.reshape(ids, (ids.size,)), xp.reshape(g, (ids.size, g.shape[-1])))
+
+
+@kernel("sums_of_squares")
+def sums_of_squares(xp, arrays):
+    if len({a.dtype for a in arrays}) > 1 or not all(map(fits, arrays)):
+        return NotImplemented
+    dtype = arrays[0].dtype
+    sums = xp.zeros((len(arrays), NORM_BLOCKS), dtype=real(dtype))
+    for row, a in zip(sums, arrays):
+        blocks = min(NORM_BLOCKS, *number_blocks(a.size, NORM_EACH))
+        xp.launch("sums_of_squares", dtype, (blocks,), (THREADS,), xp.ascontiguousarray(a), row, a.size, shared=room(dtype, 32))
+    return xp.sum(sums, axis=1)
 
 
 @kernel("adamw_update")

@@ -7,7 +7,7 @@
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
-#define SHARED(T, name) extern __shared__ double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
+#define SHARED(T, name) extern __shared__ __align__(16) double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
 __device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
 __device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
 #endif
@@ -70,6 +70,8 @@ __device__ __forceinline__ Real block_max(Real v, Real* room) {
     __syncthreads();
     return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : -INFINITE);
 }
+
+// ── what is above is for all files of kernels, what is below for this one ──
 
 // ── layer norm: a warp for each row, N numbers at a time ──
 template <int N> __device__ __forceinline__ void normalized_row(const Store* x, const Store* weight, const Store* bias, Store* y,
@@ -172,7 +174,37 @@ KERNEL column_sums(const Store* x, Real* sums, Count rows, Count d) {
     }
 }
 
-// ── gelu by tanh: WIDE numbers a thread ──
+// ── WIDE numbers a thread: sums, and numbers as they are stored to and from those that are computed with ──
+KERNEL add(const Store* a, const Store* b, Store* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(a) && aligned(b) && aligned(y)) {
+        Pack<WIDE> p = load<WIDE>(a + i), q = load<WIDE>(b + i);
+        for (int k = 0; k < WIDE; ++k) p.v[k] = Real(p.v[k]) + Real(q.v[k]);
+        store<WIDE>(y + i, p);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = Real(a[i]) + Real(b[i]);
+}
+
+KERNEL widen(const Store* x, Real* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(x)) {
+        Pack<WIDE> p = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) y[i + k] = p.v[k];
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = x[i];
+}
+
+KERNEL narrow(const Real* x, Store* y, Count n) {
+    Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    if (i + WIDE <= n && aligned(y)) {
+        Pack<WIDE> p;
+        for (int k = 0; k < WIDE; ++k) p.v[k] = x[i + k];
+        store<WIDE>(y + i, p);
+    } else
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = x[i];
+}
+
+// ── gelu by tanh, of x or of x + bias: WIDE numbers a thread; without a bias d is 1 ──
 #define GELU_C Real(0.79788456080286535588)             // √(2/π)
 #define GELU_A Real(0.044715)
 
@@ -187,24 +219,27 @@ __device__ __forceinline__ Real gelu_slope(Real x) {
     return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * GELU_C * (Real(1) + Real(3) * GELU_A * x * x);
 }
 
-KERNEL gelu(const Store* x, Store* y, Count n) {
+KERNEL gelu(const Store* x, const Store* bias, Store* y, Count n, Count d) {
     Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
-    if (i + WIDE <= n && aligned(x) && aligned(y)) {
-        Pack<WIDE> a = load<WIDE>(x + i);
-        for (int k = 0; k < WIDE; ++k) a.v[k] = gelu_of(a.v[k]);
+    if (i + WIDE <= n && aligned(x) && aligned(y) && (!bias || (d % WIDE == 0 && aligned(bias)))) {
+        Pack<WIDE> a = load<WIDE>(x + i), b;
+        if (bias) b = load<WIDE>(bias + i % d);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = gelu_of(bias ? Real(a.v[k]) + Real(b.v[k]) : Real(a.v[k]));
         store<WIDE>(y + i, a);
     } else
-        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = gelu_of(x[i]);
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) y[i] = gelu_of(bias ? Real(x[i]) + Real(bias[i % d]) : Real(x[i]));
 }
 
-KERNEL gelu_dx(const Store* g, const Store* x, Store* dx, Count n) {
+KERNEL gelu_dx(const Store* g, const Store* x, const Store* bias, Store* dx, Count n, Count d) {
     Count i = (Count(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
-    if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx)) {
-        Pack<WIDE> a = load<WIDE>(g + i), b = load<WIDE>(x + i);
-        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * gelu_slope(b.v[k]);
+    if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx) && (!bias || (d % WIDE == 0 && aligned(bias)))) {
+        Pack<WIDE> a = load<WIDE>(g + i), b = load<WIDE>(x + i), c;
+        if (bias) c = load<WIDE>(bias + i % d);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * gelu_slope(bias ? Real(b.v[k]) + Real(c.v[k]) : Real(b.v[k]));
         store<WIDE>(dx + i, a);
     } else
-        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i) dx[i] = Real(g[i]) * gelu_slope(x[i]);
+        for (Count end = i + WIDE < n ? i + WIDE : n; i < end; ++i)
+            dx[i] = Real(g[i]) * gelu_slope(bias ? Real(x[i]) + Real(bias[i % d]) : Real(x[i]));
 }
 
 // ── dropout: two numbers for each draw of 64 bits, SplitMix64's finaliser of key + (i + 1) γ ──
@@ -237,50 +272,15 @@ KERNEL cross_entropy(const Store* logits, const Count* targets, Real* lse, Real*
     }
 }
 
-// (softmax(logits) − onehot(target)) ⊙ scale g   (cross_entropy.3); rows that do not count have scale 0, columns from n on 0
+// (softmax(logits) − onehot(target)) ⊙ scale g   (cross_entropy.3); rows that do not count have scale 0
 KERNEL cross_entropy_dlogits(const Real* g, const Store* logits, const Count* targets, const Real* lse, const Real* scale, Store* dlogits,
                              Count V, Count n) {
     Count row = blockIdx.x;
     Real factor = scale[row] * g[0];
-    for (Count i = threadIdx.x; i < V; i += blockDim.x) {
-        Real p = i < n ? exp(Real(logits[row * V + i]) - lse[row]) : Real(0);
-        if (scale[row] > 0 && i == targets[row]) p -= Real(1);
+    for (Count i = threadIdx.x; i < n; i += blockDim.x) {
+        Real p = exp(Real(logits[row * V + i]) - lse[row]);
+        if (i == targets[row]) p -= Real(1);
         dlogits[row * V + i] = p * factor;
-    }
-}
-
-// ── attention: a block for each query ──
-// The scores of a query become softmax(s · scores) over the keys that it sees, 0 elsewhere; lse keeps log Σ exp(s · scores)   (attention.1)
-KERNEL attention_weights(Store* scores, Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys;
-    Real top = -INFINITE, sum = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) top = fmax(top, Real(scores[i]) * Real(s));
-    top = block_max(top, room);
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) sum += exp(Real(scores[i]) * Real(s) - top);
-    sum = block_sum(sum, room + 32);
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) scores[i] = i < seen ? exp(Real(scores[i]) * Real(s) - top) / sum : Real(0);
-    if (threadIdx.x == 0) lse[row] = log(sum) + top;
-}
-
-// Scores become weights P = exp(s · scores − lse) again, and g Vᵀ becomes s P ⊙ (g Vᵀ − ⟨P, g Vᵀ⟩)   (attention.5)
-KERNEL attention_dscores(Store* scores, Store* dscores, const Real* lse, Count queries, Count keys, Count causal, double s) {
-    SHARED(Real, room);                                 // [2, 32]
-    Count row = blockIdx.x, seen = causal ? keys - queries + row % queries + 1 : keys;
-    scores += row * keys, dscores += row * keys;
-    Real total = 0, along = 0;
-    for (Count i = threadIdx.x; i < seen; i += blockDim.x) {
-        Real p = exp(Real(scores[i]) * Real(s) - lse[row]);
-        total += p;
-        along += p * Real(dscores[i]);
-    }
-    total = block_sum(total, room);                     // 1, but for the rounding of lse, which a whole row has alike
-    along = block_sum(along, room + 32) / total;
-    for (Count i = threadIdx.x; i < keys; i += blockDim.x) {
-        Real p = i < seen ? exp(Real(scores[i]) * Real(s) - lse[row]) / total : Real(0);
-        scores[i] = p;
-        dscores[i] = i < seen ? p * (Real(dscores[i]) - along) * Real(s) : Real(0);
     }
 }
 
@@ -294,6 +294,15 @@ KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store
         for (Count j = k; j < n && sorted[j] == sorted[k]; ++j) s += Real(values[order[j] * d + i]);
         sum[sorted[k] * d + i] = Real(sum[sorted[k] * d + i]) + s;
     }
+}
+
+// ── the gradients' norm: sums[part] = Σ x² over the numbers of each block, which are blockDim.x · gridDim.x apart ──
+KERNEL sums_of_squares(const Store* x, Real* sums, Count n) {
+    SHARED(Real, room);                                 // [32]
+    Real sum = 0;
+    for (Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += Count(gridDim.x) * blockDim.x) sum += Real(x[i]) * Real(x[i]);
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 // ── AdamW, all in one pass   (Loshchilov, Hutter 2019) ──

@@ -60,6 +60,8 @@ class NumpyBackend(Backend):
 
     def lay_out(self, matrix: Any) -> Any:
         rows, columns = matrix.shape
+        if rows < columns and matrix.flags.f_contiguous:
+            return self.lay_out(matrix.T).T
         if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
             return matrix
         out = np.empty((columns, rows), matrix.dtype)   # gemv reads memory in the longest runs when the longer axis is the inner one

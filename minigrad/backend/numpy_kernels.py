@@ -140,14 +140,15 @@ _A = 0.044715
 
 
 @kernel("gelu")
-def gelu(xp, x, *, approximate="tanh"):
-    if approximate != "tanh":
+def gelu(xp, x, bias=None, *, approximate="tanh"):
+    if approximate != "tanh" or x.size == 0:
         return NotImplemented
     out = np.empty_like(x, order="C")
-    rows, outs = np.ascontiguousarray(x).reshape(-1, 1), out.reshape(-1, 1)
+    width = 1 if bias is None else x.shape[-1]
+    rows, outs = np.ascontiguousarray(x).reshape(-1, width), out.reshape(-1, width)
 
     def work(i, j):
-        a, t = rows[i:j], outs[i:j]
+        a, t = rows[i:j] if bias is None else rows[i:j] + bias, outs[i:j]
         np.multiply(a, a, out=t)
         t *= _C * _A
         t += _C
@@ -157,19 +158,21 @@ def gelu(xp, x, *, approximate="tanh"):
         t *= a
         t *= 0.5
 
-    over_rows(len(rows), 1, work)
+    over_rows(len(rows), width, work)
     return out
 
 
-@kernel("gelu/x")
-def gelu_dx(g, x, approximate):
-    if approximate != "tanh":
+@kernel("gelu/joint")
+def gelu_joint(g, x, bias, approximate):
+    if approximate != "tanh" or x.size == 0:
         return NotImplemented
     out = np.empty_like(x, order="C")
-    rows, gs, outs = np.ascontiguousarray(x).reshape(-1, 1), np.ascontiguousarray(g).reshape(-1, 1), out.reshape(-1, 1)
+    width = 1 if bias is None else x.shape[-1]
+    rows, gs, outs = (np.ascontiguousarray(a).reshape(-1, width) for a in (x, g, out))
 
     def work(i, j):
-        a, d = rows[i:j], outs[i:j]
+        d = outs[i:j]
+        a = rows[i:j] if bias is None else np.add(rows[i:j], bias, out=d)  # read for the last time before d is written
         t, u = np.multiply(a, a), np.empty_like(a)
         np.multiply(t, _C * _A, out=u)
         u += _C
@@ -185,9 +188,10 @@ def gelu_dx(g, x, approximate):
         u *= 0.5
         d += u
         d *= gs[i:j]
+        return None if bias is None else column_sums(d)
 
-    over_rows(len(rows), 1, work)
-    return out
+    parts = over_rows(len(rows), width, work)
+    return out, None if bias is None else column_sums(np.stack(parts))
 
 
 def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:

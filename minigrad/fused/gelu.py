@@ -4,18 +4,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..errors import ShapeError
 from ..op import fused
 from ..ops.elementwise import erf, exp, tanh
+from ..ops.shape import sum_to
 
 _C = math.sqrt(2.0 / math.pi)                           # GELU by tanh: ½x(1 + tanh(c(x + a x³)))
 _A = 0.044715
 
 
-def gelu_by_parts(x: Any, *, approximate: str = "tanh") -> Any:
-    """x Φ(x) with Φ the normal distribution (gelu.1), or ½x(1 + tanh(√(2/π)(x + 0.044715x³))) as GPT-2 has it (gelu.2)."""
+def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str = "tanh") -> Any:
+    """x Φ(x) with Φ the normal distribution (gelu.1), or ½x(1 + tanh(√(2/π)(x + 0.044715x³))) as GPT-2 has it (gelu.2); of x + bias."""
+    if bias is not None:
+        x = x + bias
     if approximate == "tanh":
         return 0.5 * x * (1.0 + tanh(_C * (x + _A * (x * x * x))))
     return 0.5 * x * (1.0 + erf(x * (1.0 / math.sqrt(2.0))))
+
+
+def _gelu_joint(g: Any, x: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
+    """g ⊙ gelu′(x + bias), and its sum over the rows that the bias was added to   (gelu.5)."""
+    dx = _gelu_dx(g, x if bias is None else x + bias, approximate)
+    return dx, None if bias is None else sum_to(dx, shape=bias.shape)
 
 
 def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
@@ -27,9 +37,17 @@ def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
     return g * (0.5 * (1.0 + erf(x * (1.0 / math.sqrt(2.0)))) + x * exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi)))
 
 
-@fused(gelu_by_parts, x=_gelu_dx)
-def gelu(xp, x, *, approximate="tanh"):
-    """GELU elementwise; approximate "tanh" (GPT-2's, gelu.2) or "none" (exact, gelu.1)."""
+def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
+    """ShapeError unless the bias is [d] for x [..., d]."""
+    if bias is not None and (x.ndim == 0 or bias.shape != x.shape[-1:]):
+        raise ShapeError(f"gelu: x is {list(x.shape)}, so the bias must be {list(x.shape[-1:])}, not {list(bias.shape)}")
+
+
+@fused(gelu_by_parts, _gelu_joint, check=_check_gelu)
+def gelu(xp, x, bias=None, *, approximate="tanh"):
+    """GELU elementwise of x [..., d], or of x + bias with bias [d]; approximate "tanh" (GPT-2's, gelu.2) or "none" (exact, gelu.1)."""
+    if bias is not None:
+        x = x + bias
     if approximate == "tanh":
         return 0.5 * x * (1.0 + xp.tanh(_C * (x + _A * (x * x * x))))
     if approximate != "none":

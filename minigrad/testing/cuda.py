@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("-O1", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas")
-_FAULTS = {1: "threads of a block wait for each other for ever", 2: "more threads or shared memory than a block can have"}
+_FAULTS = {1: "threads of a block wait for each other for ever", 2: "more threads or shared memory than a block can have",
+           3: "16 bytes asked for in one piece at an address that is not a multiple of 16"}
 _DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "Bfloat": "bfloat16"}
-_KERNEL = re.compile(r"^KERNEL (\w+)\(([^)]*)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^KERNEL (?:__launch_bounds__\([\w, ]*\) )?(\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 def compiler() -> str | None:
@@ -71,10 +72,13 @@ class Module:
     number, arrays that are not contiguous, and threads that wait for each other for ever.
     """
 
-    def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any], launched: Callable[[str], Any]) -> None:
+    def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any], launched: Callable[[str], Any],
+                 captured: Callable[[], list[Callable[[], None]] | None] = lambda: None) -> None:
+        self.captured = captured                        # where launches are kept instead of being run, if that is so
         self.types, self.numbers, self.launched = parameters(code), numbers, launched
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
-        self.dtypes = {"Store": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64"}
+        self.dtypes = {"Store": _DTYPES[stored], "Strided": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64",
+                       "double": "float64"}
         more = os.environ.get("MINIGRAD_KERNEL_FLAGS", "").split()      # of g++, such as -fsanitize=address
         self.built = library(code, (*(o for o in options if o.startswith("-D")), *more))
 
@@ -87,19 +91,28 @@ class Module:
             sizes = [(ctypes.c_uint * 3)(*size, *[1] * (3 - len(size))) for size in (grid, block)]
             if min(*grid, *block) < 1:
                 raise ValueError(f"{name}: invalid configuration: grid {grid}, block {block}")
-            self.launched(name)
-            fault = run(*sizes, ctypes.c_longlong(shared_mem), *(self._argument(name, t, a) for t, a in zip(types, args)))
-            if fault:
-                raise RuntimeError(f"{name}: {_FAULTS[fault]}")
+            given = [self._argument(name, t, a) for t, a in zip(types, args)]
+
+            def start(keep: Any = args) -> None:
+                self.launched(name)
+                fault = run(*sizes, ctypes.c_longlong(shared_mem), *given)
+                if fault:
+                    raise RuntimeError(f"{name}: {_FAULTS[fault]}")
+
+            kept = self.captured()
+            start() if kept is None else kept.append(start)
 
         return launch
 
     def _argument(self, name: str, kind: str, value: Any) -> Any:
         if kind.endswith("*"):
-            array, wanted = self.numbers(value), self.dtypes[kind.removeprefix("const ").rstrip("*")]
+            if value is None:
+                return ctypes.c_void_p(0)
+            named = kind.removeprefix("const ").rstrip("*")
+            array, wanted = self.numbers(value), self.dtypes[named]
             if str(array.dtype) != wanted:
                 raise TypeError(f"{name}: an array of {array.dtype} where {kind} is wanted")
-            if not array.flags.c_contiguous:
+            if named != "Strided" and not array.flags.c_contiguous:
                 raise ValueError(f"{name}: an array that is not contiguous")
             return ctypes.c_void_p(array.ctypes.data)
         if (kind == "Count") != (type(value) is int) or (kind == "double") != (type(value) is float):

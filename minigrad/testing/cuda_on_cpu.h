@@ -20,9 +20,10 @@
 #define threadIdx (cpu::fibers[cpu::current].index)
 #define SHARED(T, name) T* name = reinterpret_cast<T*>(cpu::shared)
 
-using std::exp; using std::fmax; using std::log; using std::sqrt; using std::tanh;
+using std::erf; using std::exp; using std::exp2; using std::fmax; using std::log; using std::sqrt; using std::tanh;
 
 inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
+inline long long __double_as_longlong(double f) { long long u; std::memcpy(&u, &f, 8); return u; }
 inline float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
 
 // What the device does in one instruction; exact, for a float holds every half.
@@ -51,13 +52,15 @@ static dim3 gridDim, blockDim, blockIdx;
 namespace cpu {
 
 struct Barrier { int waiting = 0; unsigned turn = 0; };
-struct Fiber { jmp_buf here; std::vector<char> stack; dim3 index; bool done = false; };
+struct Copy { void* to; const void* from; bool there; };
+struct Fiber { jmp_buf here; std::vector<char> stack; dim3 index; bool done = false; std::vector<Copy> copies; };
 
 static std::vector<Fiber> fibers;
 static std::function<void()> kernel;
 static jmp_buf home;
 static int current, alive, alive_in_warp[32];
 static bool moved;                                      // whether anybody got further since this was made false
+static bool misplaced;                                  // whether 16 bytes were asked for in one piece where no piece begins
 static Barrier block_barrier, warp_barrier[32];
 static double exchanged[32][32];                        // what the lanes of each warp hand to one another
 static char* shared;
@@ -108,13 +111,15 @@ static void make_fibers(int threads) {
     }
 }
 
-// Run `body` as every thread of the grid. 0; 1 where threads of a block wait for each other for ever; 2 for an impossible launch.
+// Run `body` as every thread of the grid. 0; 1 where threads of a block wait for each other for ever; 2 for an impossible launch; 3 where
+// an address must be a multiple of 16 and is not.
 static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> body) {
     int threads = block.x * block.y * block.z;
     if (threads < 1 || threads > 1024 || bytes > 48 * 1024) return 2;
     std::vector<double> memory(std::max((bytes + 7) / 8, 1LL));         // and not one more: an address sanitizer sees what is beyond
     shared = reinterpret_cast<char*>(memory.data());
     gridDim = grid, blockDim = block, kernel = body;
+    misplaced = false;
     make_fibers(threads);
     for (unsigned z = 0; z < grid.z; ++z) for (unsigned y = 0; y < grid.y; ++y) for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = dim3{x, y, z};
@@ -125,6 +130,7 @@ static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> 
         for (int i = 0; i < threads; ++i) {
             Fiber& f = fibers[i];
             f.done = false;
+            f.copies.clear();
             f.index = dim3{i % block.x, i / block.x % block.y, i / (block.x * block.y)};
             ++alive_in_warp[i / 32];
         }
@@ -141,8 +147,10 @@ static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> 
             if (!any) return 1;
         }
     }
-    return 0;
+    return misplaced ? 3 : 0;
 }
+
+inline void check_place(const void* p) { misplaced = misplaced || reinterpret_cast<unsigned long long>(p) % 16; }
 
 // What lane `from` of this thread's warp holds; a lane that has returned gives what it gave last, as on a GPU nothing can be relied on.
 template <class T> T exchange(T value, int from) {
@@ -158,5 +166,75 @@ template <class T> T exchange(T value, int from) {
 
 inline void __syncthreads() { cpu::wait(cpu::block_barrier, cpu::alive); }
 inline void __syncwarp(unsigned = ~0u) { cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]); }
+inline void __threadfence() {}                          // one block runs after the other, and one fiber at a time
+template <class T> T atomicAdd(T* sum, T value) { T before = *sum; *sum += value; return before; }
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return cpu::exchange(value, cpu::lane() ^ mask); }
 template <class T> T __shfl_sync(unsigned, T value, int from) { return cpu::exchange(value, from); }
+
+// ── copies that arrive by themselves, and tensor cores: each lane's share is what the PTX ISA says it is ──
+// 16 bytes that were asked for are NaN until they are waited for: so forgetting that is seen, and so is asking while
+// somebody still needs what was there.
+inline void copy(void* to, const void* from, bool there) {
+    cpu::check_place(to);
+    cpu::check_place(there ? from : to);
+    std::memset(to, 0xff, 16);
+    cpu::fibers[cpu::current].copies.push_back({to, from, there});
+}
+
+inline void copied() {
+    for (const cpu::Copy& c : cpu::fibers[cpu::current].copies) {
+        if (c.there) std::memcpy(c.to, c.from, 16);
+        else std::memset(c.to, 0, 16);
+    }
+    cpu::fibers[cpu::current].copies.clear();
+}
+
+namespace cpu {
+
+static const unsigned short* asked[32][32];             // the rows that the lanes of each warp point at
+static float dealt[32][32][12];                         // their shares of the factors of a product: 8 numbers of a, 4 of b
+
+inline void read_matrices(unsigned (&r)[4], const void* row, bool turned) {
+    check_place(row);
+    asked[warp()][lane()] = static_cast<const unsigned short*>(row);
+    wait(warp_barrier[warp()], alive_in_warp[warp()]);
+    for (int m = 0; m < 4; ++m) {
+        const unsigned short** rows = asked[warp()] + 8 * m;
+        int i = lane() / 4, j = lane() % 4 * 2;
+        r[m] = turned ? rows[j][i] | unsigned(rows[j + 1][i]) << 16 : rows[i][j] | unsigned(rows[i][j + 1]) << 16;
+    }
+    wait(warp_barrier[warp()], alive_in_warp[warp()]);
+}
+
+}  // namespace cpu
+
+inline void matrices(unsigned (&r)[4], const void* row) { cpu::read_matrices(r, row, false); }
+inline void matrices_turned(unsigned (&r)[4], const void* row) { cpu::read_matrices(r, row, true); }
+
+template <class T> unsigned two(float first, float second, T) { return T(first).bits | unsigned(T(second).bits) << 16; }
+
+// Of a [16, 16] lane i holds rows i / 4 and i / 4 + 8, columns 2 (i % 4) and the next one, then the same 8 columns on; of b [16, 8] those
+// as rows of column i / 4; of c [16, 8] the rows of a, columns 2 (i % 4) and the next one.
+template <class T>
+void mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
+    float (*all)[12] = cpu::dealt[cpu::warp()], *own = all[cpu::lane()];
+    unsigned words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    for (int i = 0; i < 12; ++i) {
+        T number;
+        number.bits = (unsigned short)(words[i / 2] >> i % 2 * 16);
+        own[i] = number;
+    }
+    cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]);
+    float* c[2][2] = {{&c0, &c1}, {&c2, &c3}};
+    int group = cpu::lane() / 4, next = cpu::lane() % 4;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        const float (*column)[12] = all + (2 * next + j) * 4;
+        float sum = *c[i][j];
+        for (int k = 0; k < 16; ++k) {
+            int pair = k % 8 / 2;
+            sum += all[group * 4 + pair][k / 8 * 4 + i * 2 + k % 2] * column[pair][8 + k / 8 * 2 + k % 2];
+        }
+        *c[i][j] = sum;
+    }
+    cpu::wait(cpu::warp_barrier[cpu::warp()], cpu::alive_in_warp[cpu::warp()]);
+}

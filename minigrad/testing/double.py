@@ -4,7 +4,8 @@ They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reducti
 which do not mix, one of them current in a thread; only names and arguments that CuPy has can be used; an index out of range wraps around
 without a word; a ufunc's `at` adds in another order each time; memory can run out. Every wait for the device, upload, allocation and launch
 of a kernel is counted. The kernels of kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none,
-as a CuPy without them.
+as a CuPy without them. Launches of ours are captured and replayed as a CUDA graph is; what CuPy refuses meanwhile is refused, and so is
+all that our graphs do without.
 """
 from __future__ import annotations
 
@@ -35,10 +36,10 @@ _WAITING_FUNCTIONS = {                                  # CuPy's source says whe
 
 class Counts:
     """What was done to the device: syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated; launches of each
-    kernel of ours."""
+    kernel of ours, and replays of graphs."""
 
     def __init__(self) -> None:
-        self.syncs = self.uploads = self.allocations = self.bytes = 0
+        self.syncs = self.uploads = self.allocations = self.bytes = self.replays = 0
         self.dtypes: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
 
@@ -58,6 +59,8 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _left: list[int] = []                                   # allocations that there is still memory for
+_captured: list[Callable[[], None]] | None = None       # the launches of a graph in the making
+_private = False                                        # whether memory comes from a pool that a graph keeps
 _disorder = np.random.default_rng()
 
 
@@ -73,6 +76,8 @@ def counting() -> Iterator[Counts]:
 
 
 def _count(what: str) -> None:
+    if what in ("syncs", "uploads"):
+        _refuse(f"{what} (a wait for the device, or a copy from the host)")
     for counts in _counters:
         setattr(counts, what, getattr(counts, what) + 1)
 
@@ -95,8 +100,65 @@ def short_of_memory(allocations: int) -> Iterator[None]:
         _left.pop()
 
 
+def _refuse(what: str) -> None:
+    if _captured is not None:
+        raise RuntimeError(f"{what} while a stream is captured")
+
+
+class Stream:
+    """cupy.cuda.Stream, as far as capturing goes."""
+
+    def __init__(self, *, non_blocking: bool = False) -> None:
+        self.non_blocking = non_blocking
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _count("syncs")
+
+    def begin_capture(self) -> None:
+        global _captured
+        _refuse("a capture")
+        _captured = []
+
+    def end_capture(self) -> Graph:
+        global _captured
+        assert _captured is not None
+        graph, _captured = Graph(_captured), None
+        return graph
+
+
+class Graph:
+    """cupy.cuda.Graph: launches with the arguments that they had when they were captured."""
+
+    def __init__(self, launches: list[Callable[[], None]]) -> None:
+        self.launches = launches
+
+    def launch(self) -> None:
+        _refuse("a graph")
+        _count("replays")
+        for run in self.launches:
+            run()
+
+
+@contextlib.contextmanager
+def _using_allocator(malloc: Any) -> Iterator[None]:
+    global _private
+    _private = True
+    try:
+        yield
+    finally:
+        _private = False
+
+
 class Device:
     """cupy.cuda.Device: arrays are made on the device whose block one is in."""
+
+    attributes = {"MultiProcessorCount": 3}
 
     def __init__(self, number: int = 0) -> None:
         self.id = number
@@ -147,6 +209,8 @@ def _out(x: Any, given: Any = ()) -> Any:
             return ndarray(numbers, a.base if a.base is not None else a)
     if not numbers.flags.writeable:                     # NumPy's broadcast_to of nothing: it overlaps with no argument
         numbers = numbers.copy()
+    if not _private:
+        _refuse("memory that the graph does not keep")
     for counts in _counters:
         counts.allocations += 1
         counts.bytes += numbers.nbytes
@@ -165,6 +229,8 @@ def _ours(x: Any) -> list[Any]:
 
 
 def _call(f: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
+    if f is not np.empty:
+        _refuse("a kernel that is none of ours")
     given = _ours(args) + _ours(list(options.values()))
     return _out(f(*_in(args), **{k: _in(v) for k, v in options.items()}), given)
 
@@ -220,6 +286,7 @@ class ndarray:
         return _out(_in(self)[_index(index, self.shape)], [self])
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        _refuse("a kernel that is none of ours")
         _in(self)[_index(index, self.shape)] = _in(value)
 
 
@@ -348,18 +415,24 @@ class Namespace(types.ModuleType):
 
 def _namespace() -> Namespace:
     made: Any = Namespace("cupy")
-    stream = types.SimpleNamespace(synchronize=lambda: _count("syncs"))
+    stream = Stream()
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.devices[-1], memGetInfo=lambda: (MEMORY // 2, MEMORY),
         runtimeGetVersion=lambda: 12090, driverGetVersion=lambda: 12090, CUDARuntimeError=CUDARuntimeError)
     pool = types.SimpleNamespace(used_bytes=lambda: MEMORY // 2, total_bytes=lambda: MEMORY // 2)
-    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream, get_cublas_handle=lambda: 0,
-                                      cublas=cublas)
+    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream, get_cublas_handle=_handle,
+                                      cublas=cublas, Stream=Stream, using_allocator=_using_allocator,
+                                      MemoryPool=lambda: types.SimpleNamespace(malloc=None))
     made.get_default_memory_pool = lambda: pool
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
-    made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched)
+    made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched, lambda: _captured)
     return made
+
+
+def _handle() -> int:
+    _refuse("cuBLAS")
+    return 0
 
 
 def _launched(name: str) -> None:

@@ -93,7 +93,7 @@ KEPT: dict[str, dict[str, tuple[str, ...]]] = {
     "addmm": {"bias": ("bias_shape",), "x": ("weight",), "weight": ("x",)},
     "linear": {"x": ("weight",), "weight": ("x",), "bias": ("bias_shape",)}, "einsum_op": {"joint": ("xs",)},
     "packed_linear": {"x": ("panels",), "panels": ("x", "panels_shape"), "bias": ("bias_shape",)},
-    "softmax": {"x": ("out",)}, "log_softmax": {"x": ("out",)}, "gelu": {"x": ("x",)}, "dropout_op": {"x": ()},
+    "softmax": {"x": ("out",)}, "log_softmax": {"x": ("out",)}, "gelu": {"joint": ("x", "bias")}, "dropout_op": {"x": ()},
     "layer_norm": {"joint": ("x", "weight", "mean_", "rstd")}, "cross_entropy": {"logits": ("logits", "targets", "lse", "scale")},
     "linear_cross_entropy": {"x": ("dx", "targets_shape"), "weight": ("dweight", "targets_shape")},
     "attention": {"joint": ("q", "k", "v", "mask", "out", "lse")},

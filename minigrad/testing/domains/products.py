@@ -221,7 +221,8 @@ domain("log_softmax", (AXES, "any", _along), lambda x, axis: np.log(_softmax(x, 
 _WIDE_PI = np.longdouble(np.pi) + np.longdouble(1.2246467991473532e-16)
 
 
-def _gelu(x: Any, approximate: str) -> Any:
+def _gelu(x: Any, bias: Any = 0.0, *, approximate: str) -> Any:
+    x = x + bias
     if approximate == "tanh":
         return x * (1.0 + np.tanh(np.sqrt(2.0 / _WIDE_PI) * (x + np.longdouble("0.044715") * x ** 3))) / 2.0
     return x * (1.0 + erf(x / np.sqrt(np.longdouble(2.0)))) / 2.0
@@ -229,6 +230,16 @@ def _gelu(x: Any, approximate: str) -> Any:
 
 domain("gelu", (ANY, "any", lambda d, s, r: {"approximate": d(st.sampled_from(["none", "tanh"]))}, [s * math.sqrt(2.0) for s in SEAMS]),
        _gelu, lambda t, x, approximate: t.nn.functional.gelu(x, approximate=approximate))
+
+
+@st.composite
+def _biased(draw: Any) -> Any:
+    d = draw(st.integers(1, 4))
+    return [(*draw(shapes(most=2)), d), (d,)]
+
+
+domain("gelu", (_biased(), "any", lambda d, s, r: {"approximate": d(st.sampled_from(["none", "tanh"]))}),
+       _gelu, lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate), label="bias")
 
 
 @st.composite

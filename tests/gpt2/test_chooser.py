@@ -1,0 +1,152 @@
+"""The token chosen on the device is the host's: every option alone and together, ties, and logits that are not numbers."""
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gpt2.chooser import Chooser, checked
+from gpt2.errors import MissingError
+from gpt2.sampling import SamplingOptions, choose, process_logits
+from minigrad import backend
+from minigrad.backend.cupy import source
+from minigrad.testing import cuda, double
+
+HERE = double.install()
+SOURCE = source("choose.cu")
+pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: choose.cu cannot be run on a CPU")
+SHAPES = {                                              # logits of one row
+    "normal": lambda rng, n: rng.standard_normal(n) * 3.0,
+    "few values": lambda rng, n: rng.integers(-2, 3, n) * 1.5,
+    "all equal": lambda rng, n: np.full(n, 0.7),
+    "far apart": lambda rng, n: rng.standard_normal(n) * 10.0 ** rng.integers(-3, 30),
+    "some forbidden": lambda rng, n: np.where(rng.random(n) < 0.5, -np.inf, rng.standard_normal(n)),
+    "signed zeros": lambda rng, n: np.where(rng.random(n) < 0.5, -0.0, 0.0),
+}
+options = st.builds(
+    SamplingOptions, temperature=st.sampled_from([0.0, 1e-40, 0.3, 1.0, 2.5]), top_k=st.none() | st.integers(1, 60),
+    top_p=st.none() | st.floats(0.01, 1.0), min_p=st.none() | st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3, 0.7]))
+
+
+def _logits(kind: str, rng: Any, rows: int, n: int, dtype: str) -> np.ndarray:
+    x = np.stack([SHAPES[kind](rng, n) for _ in range(rows)]).astype(dtype)
+    x[:, 0] = np.where(np.isfinite(x).any(axis=1), x[:, 0], 0.0)       # one at least may be drawn
+    return x
+
+
+def _near_a_border(x: np.ndarray, chosen: SamplingOptions, before: list[int], uniform: float, dtype: str, ids: tuple[int, int]) -> bool:
+    """Whether rounding decides between these two ids: the draw, or what a filter compares, is as near to its border as rounding is large.
+
+    Weights are rounded in the logits' dtype: their exponent is off by u|x − max|/T and exp by a unit or two, so by 40 u of at most
+    exp(−37) = u/10 of the whole.
+    """
+    u = float(np.finfo(dtype).eps)
+    plain = SamplingOptions(temperature=chosen.temperature, top_k=chosen.top_k, repetition_penalty=chosen.repetition_penalty)
+    p = np.exp(process_logits(x[None], plain, [before])[0])
+    kept = np.exp(process_logits(x[None], chosen, [before])[0])
+    sums = kept.cumsum()
+    if np.abs(sums - uniform * sums[-1]).min() <= 64 * u:
+        return True
+    ordered = np.sort(p)[::-1].cumsum()
+    at_p = chosen.top_p is not None and np.abs(ordered - chosen.top_p).min() <= 64 * u
+    at_min = bool(chosen.min_p) and np.abs(p / p.max() - chosen.min_p).min() <= 64 * u
+    return bool(at_p or at_min)
+
+
+@given(kind=st.sampled_from(sorted(SHAPES)), rows=st.integers(1, 3), n=st.integers(1, 90) | st.integers(900, 1100) | st.just(3000),
+       spare=st.integers(0, 9), steps=st.integers(1, 3), chosen=options, dtype=st.sampled_from(["float32", "float64"]),
+       seed=st.integers(0, 9999))
+@example(kind="all equal", rows=1, n=1100, spare=0, steps=2, chosen=SamplingOptions(top_p=0.5), dtype="float32", seed=0)
+@example(kind="all equal", rows=1, n=70, spare=0, steps=2, chosen=SamplingOptions(top_p=1e-300), dtype="float32", seed=0)
+@example(kind="few values", rows=2, n=1100, spare=3, steps=3, chosen=SamplingOptions(top_k=7, top_p=0.9), dtype="float32", seed=1)
+@example(kind="signed zeros", rows=3, n=40, spare=0, steps=3, chosen=SamplingOptions(top_k=3), dtype="float32", seed=2)
+@example(kind="normal", rows=1, n=40, spare=0, steps=3, chosen=SamplingOptions(temperature=0.0, repetition_penalty=1.3), dtype="float32",
+         seed=1)
+def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, chosen: SamplingOptions, dtype: str, seed: int):
+    """The ids of `choose`, step after step with a repetition penalty, unless rounding decides; one launch a step and nothing else."""
+    rng = np.random.default_rng(seed)
+    uniforms, seen = rng.random((steps, rows)), [rng.integers(0, n, rng.integers(0, 5)).tolist() for _ in range(rows)]
+    mine = Chooser(HERE, chosen, rows, n, uniforms, seen, dtype=dtype)
+    ids = HERE.array(np.full(rows, -7))
+    for step in range(steps):
+        x = _logits(kind, rng, rows, n, dtype)
+        there = HERE.array(np.concatenate([x, np.full((rows, spare), 1e30, dtype)], axis=1))
+        number = HERE.array(np.array([step]))
+        with double.counting() as counts:
+            mine(there, ids, number)
+        assert counts.launches == {"step_choose": 1} and (counts.syncs, counts.uploads, counts.allocations) == (0, 0, 0)
+        found, wanted = HERE.host(ids).tolist(), choose(x, chosen, seen, uniforms[step]).tolist()
+        for row, (a, b) in enumerate(zip(found, wanted)):
+            assert a == b or _near_a_border(x[row], chosen, seen[row], uniforms[step, row], dtype, (a, b)), (a, b)
+            seen[row].append(a)
+    assert checked(found) is found
+
+
+@given(kind=st.sampled_from(sorted(SHAPES)), n=st.integers(1, 50), chosen=options, seed=st.integers(0, 999))
+def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions, seed: int):
+    """On a backend without the kernel."""
+    rng = np.random.default_rng(seed)
+    x, uniforms, seen = _logits(kind, rng, 2, n, "float32"), rng.random((1, 2)), [[0], []]
+    ids = np.zeros(2, np.int64)
+    Chooser(backend.cpu, chosen, 2, n, uniforms, seen)(x, ids, np.array([0]))
+    assert ids.tolist() == choose(x, chosen, seen, uniforms[0]).tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_logits_that_are_not_numbers(bad: float, greedy: bool):
+    """Their row has no token, the others have theirs; the host says so when it reads them."""
+    x = np.zeros((3, 40), np.float32)
+    x[1, 30], x[2, :] = bad, -np.inf
+    for here in (HERE, backend.cpu):
+        ids = here.array(np.zeros(3, np.int64))
+        Chooser(here, SamplingOptions(greedy=greedy), 3, 40, np.zeros((1, 3)), [[]] * 3)(here.array(x), ids, here.array(np.array([0])))
+        found = here.host(ids).tolist()
+        assert found == [0, -1, -1]
+        with pytest.raises(MissingError, match="logits are NaN or infinite"):
+            checked(found)
+
+
+def test_equal_calls_give_equal_ids_and_draws_follow_the_weights():
+    """Evenly spread draws choose each token as often as its probability says, to one draw."""
+    x = np.log(np.array([[0.1, 0.2, 0.3, 0.4]], np.float32))
+    uniforms = (np.arange(200)[:, None] + 0.5) / 200
+    mine, ids = Chooser(HERE, SamplingOptions(), 1, 4, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
+    twice = []
+    for _ in range(2):
+        found = []
+        for step in range(200):
+            mine(HERE.array(x), ids, HERE.array(np.array([step])))
+            found.append(int(HERE.host(ids)[0]))
+        twice.append(found)
+    assert twice[0] == twice[1] and np.abs(np.bincount(twice[0]) - [20, 40, 60, 80]).max() <= 1
+
+
+BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE) if m.start() > SOURCE.index("// The next token on the device")]
+
+
+def _answers(text: str) -> list[np.ndarray]:
+    """Tokens that one run chooses with this source, with each filter."""
+    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+    rng, n, found = np.random.default_rng(0), 700, []
+    x = (rng.standard_normal((24, n)) * 2.0).astype(np.float32)
+    for k, p in ((n, 1.0), (20, 1.0), (n, 0.7)):
+        ids, weights = np.zeros(24, np.int64), np.zeros((24, n), np.float32)
+        draws, step = rng.random((1, 24)), np.zeros(1, np.int64)
+        module.get_function("step_choose")((24,), (256,), (x, draws, step, None, weights, ids, n, n, k, 1.0, p, 0.0, 1.0),
+                                           shared_mem=8 * (96 + 22))
+        found += [ids, weights]
+    return found
+
+
+@pytest.mark.parametrize("place", range(len(BARRIERS)))
+def test_a_missing_barrier_is_seen(place: int):
+    """Without any one of its barriers the kernel chooses otherwise."""
+    right, at = _answers(SOURCE), BARRIERS[place]
+    wrong = _answers(SOURCE[:at] + SOURCE[at + len("__syncthreads();"):])
+    assert len(BARRIERS) == 3 and any(not np.array_equal(a, b) for a, b in zip(right, wrong))

@@ -1,0 +1,46 @@
+"""What the tests of the CUDA kernels share: the dtypes, an op on DEVICE beside its definition on NumPy, and how far they may differ."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from device import DEVICE, counting
+from hypothesis import strategies as st
+
+import minigrad as mg
+from minigrad.testing.tolerance import bound
+
+mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
+FLOAT = ("-DSTORE=float", "-DREAL=float")
+stored = st.sampled_from(["float32", "float64", "float16", "bfloat16"])   # 16 bits in memory, float32 to compute with
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of rounding once
+LEAST = {"float16": 2.0**-25}                           # and the absolute one of numbers that are too small for it
+
+
+def both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: np.ndarray) -> tuple[list[Any], list[Any], Any]:
+    """Value and gradients of a weighted sum of f on DEVICE in `dtype`, those of `truth` on NumPy in float64, and what was counted."""
+    def run(g: Callable[..., Any], device: str, kind: str) -> list[np.ndarray]:
+        xs = [mg.tensor(a.astype(kind), device=device, requires_grad=True) for a in arrays]
+        y = g(*xs)
+        seed = np.cos(np.arange(y.numel(), dtype=np.float64)).reshape(y.shape).astype(dtype)
+        y.backward(mg.tensor(seed, dtype=str(y.dtype), device=device))
+        return [y.numpy(), *(x.grad.numpy() for x in xs if x.grad is not None)]
+
+    arrays = tuple(a.astype(dtype).astype(np.float64) for a in arrays)
+    with counting() as counts:
+        found = run(f, DEVICE, dtype)
+    return found, run(truth, "numpy", "float64"), counts
+
+
+def close(found: list[Any], wanted: list[Any], dtype: str, length: int, scale: float) -> None:
+    """Within the laws' bound; numbers of 16 bits are within float32's, and then rounded once."""
+    computed = "float32" if dtype in UNIT else dtype
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == (computed if a.ndim == 0 else dtype)         # a loss is not stored in 16 bits
+        once = UNIT.get(str(a.dtype), 0.0) * np.abs(b) + LEAST.get(str(a.dtype), 0.0)
+        assert (np.abs(a.astype(np.float64) - b) <= bound(computed, length, scale) + once).all()
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
