@@ -17,14 +17,23 @@ import minigrad.backend
 from minigrad.testing import cuda
 
 SOURCE = Path(minigrad.backend.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-# a loop of a block over a row: one step further leaves the last row
-LOOPS = [m.end() for m in re.finditer(r"for \(Count i = threadIdx\.x; i <(?= (?:n|seen|keys);)", SOURCE)]
-# runs a source given on stdin: once through its kernels with barriers, the arrays as long as they must be
+# loops of a block over a row, or over rows: one step further leaves the last of them
+LOOPS = [m.end() for m in re.finditer(r"for \(Count (?:i|row) = [^;]*; (?:i|row) <(?= (?:n|rows);)", SOURCE)]
+# runs a source given on stdin: once through the kernels that have such loops, the arrays as long as they must be
 RUN = """
 import sys
-sys.path[:0] = ["tests", "tests/minigrad"]
-from test_cuda import _answers
-_answers(sys.stdin.read())
+import numpy as np
+from minigrad.testing import cuda
+module = cuda.Module(sys.stdin.read(), ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+n, d = 8, 300
+def numbers(*shape): return np.ones(shape, np.float32)
+def run(name, grid, block, *args, shared=0): module.get_function(name)(grid, block, args, shared_mem=shared)
+targets = np.zeros(n, np.int64)
+run("cross_entropy", (n,), (256,), numbers(n, d), targets, numbers(n), numbers(n), d, d, shared=256)
+run("cross_entropy_dlogits", (n,), (256,), numbers(), numbers(n, d), targets, numbers(n), numbers(n), numbers(n, d), d, d)
+run("layer_norm_sums", (-(-d // 32), 2), (32, 8), numbers(n, d), numbers(n, d), numbers(n), numbers(n), numbers(2, 2, d), n, d, shared=2048)
+run("column_sums", (-(-d // 32), 2), (32, 8), numbers(n, d), numbers(2, d), n, d, shared=1024)
+run("sums_of_squares", (1,), (256,), numbers(d), numbers(1), d, shared=256)
 """
 
 
