@@ -25,7 +25,7 @@ class KVCache:
         self.keys = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
         self.values = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
         self.size, self.length = size, 0
-        self.padded = [bool(n) for n in pad or [0] * batch]            # on the host: asking the device would be a wait
+        self.padded = list(pad or [0] * batch)         # on the host: asking the device would be a wait
         self.pad = self.xp.array(list(pad), dtype="int64", device=number)[:, None] if pad and any(pad) else None
 
     @property

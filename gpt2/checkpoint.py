@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import minigrad as mg
+
 from .config import PUBLISHED, GPT2Config, parameter_shapes
 from .errors import MissingError, UsageError
 
@@ -64,7 +66,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a directory (config.json, and model.safetensors or an index and shards) or in a file.
 
-    dtype: "float32" (also None), "float64" or "float16". Tensors stored in it are copy-on-write memory maps:
+    dtype: "float32" (also None), "float64", "float16" or "bfloat16". Tensors stored in it are copy-on-write memory maps:
     writable, without an effect on the file. Others are converted one by one. Prefixes of transformers,
     DataParallel and torch.compile are taken off the names; mask buffers, and an `lm_head.weight` equal to the
     `wte.weight` it is tied to, are left out.
@@ -76,9 +78,12 @@ def read_checkpoint(
     Warns of NaN and infinity. Raises MissingError for files that are missing, truncated, foreign or disagree
     with their configuration, and UsageError for a dtype or a configuration that is not supported.
     """
-    if dtype not in (None, "float32", "float64", "float16"):
-        raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64 or float16")
-    path, load = Path(path), _Loader(np.dtype(dtype or "float32"))
+    if dtype not in (None, *_CODES):
+        raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64, float16 or bfloat16")
+    try:
+        path, load = Path(path), _Loader(np.dtype(mg.backend.dtype(dtype or "float32")))
+    except mg.errors.DTypeError as error:               # no ml_dtypes
+        raise UsageError(str(error)) from None
     try:
         source, stored, metadata = _open(path)
         found = _by_name(source, stored)
@@ -249,7 +254,8 @@ class _Loader:
 
     def __call__(self, entry: _Stored) -> np.ndarray:
         dtype, count = _NUMPY[entry.dtype], math.prod(entry.shape)
-        if dtype == self.wanted and entry.offset % dtype.itemsize == 0:
+        same = dtype == self.wanted or (entry.dtype == "BF16" and self.wanted.name == "bfloat16")
+        if same and entry.offset % dtype.itemsize == 0:
             if entry.file not in self.maps:
                 self.maps[entry.file] = np.asarray(np.memmap(entry.file, np.uint8, mode="c"))
             stored = self.maps[entry.file][entry.offset:entry.offset + count * dtype.itemsize]
@@ -276,7 +282,7 @@ def _finite(array: np.ndarray) -> bool:
     """No NaN and no infinity. They show in ⟨a, a⟩, which is fast; so does overflow, and so we look again."""
     flat = array.reshape(-1)
     with np.errstate(all="ignore"):
-        fast = array.dtype != np.float16 and np.isfinite(np.dot(flat, flat))
+        fast = array.dtype.itemsize > 2 and np.isfinite(np.dot(flat, flat))
     return bool(fast or np.isfinite(flat).all())
 
 

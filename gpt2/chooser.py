@@ -55,10 +55,3 @@ def _choose(xp: Any, logits: Any, uniforms: Any, step: Any, seen: Any, weights: 
         ids[row] = chosen
         if seen is not None and chosen >= 0:
             seen[row, chosen] = 1
-
-
-def checked(ids: Sequence[int]) -> Sequence[int]:
-    """Chosen ids, read back. MissingError where there was none to choose."""
-    if min(ids) < 0:
-        raise MissingError("logits are NaN or infinite; the weights hold NaN, or they overflow this dtype")
-    return ids

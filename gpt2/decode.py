@@ -12,10 +12,11 @@ import numpy as np
 import minigrad as mg
 
 from .cache import KVCache
-from .errors import UsageError
+from .errors import MissingError, UsageError
 from .lookup import Lookup
 from .pretrained import FEW, rows_of
-from .sampling import SamplingOptions, choose, top_logprobs
+from .sampling import BROKEN, SamplingOptions, choose, top_logprobs
+from .step import Choose, Stepper, chooser
 
 if TYPE_CHECKING:
     from .pretrained import PretrainedModel
@@ -28,7 +29,7 @@ WORTH = 12                                              # passes over a few rows
 
 @dataclass
 class Timing:
-    """What a run cost; the time of whoever takes the steps does not count.
+    """What a run cost; the time of whoever takes the steps does not count, but where a device goes on computing meanwhile.
 
     prefill: seconds to the first token. decode: seconds of the `tokens` after it, drawing included, in `passes` through
     the model. proposed, accepted: tokens that lookup guessed, and those of them that came. kv_bytes: of the KV cache.
@@ -58,18 +59,33 @@ class _Reader:
     position 0: positions are absolute, so keys of old positions cannot be kept.
     """
 
-    def __init__(self, model: PretrainedModel, rows: Sequence[Sequence[int]], room: int, use_cache: bool, timing: Timing) -> None:
+    def __init__(self, model: PretrainedModel, rows: Sequence[Sequence[int]], room: int, use_cache: bool, lookup: int,
+                 timing: Timing) -> None:
         self.model, self.timing, self.use_cache = model, timing, use_cache
         width = max(map(len, rows))
         self.pad = [width - len(row) for row in rows]
         self.tokens = [[0] * pad + list(row) for pad, row in zip(self.pad, rows)]
         self.room = min(room, model.config.n_positions)
         self.cache: KVCache | None = None
+        self.stepper: Stepper | None = None             # reads one token for each row from here on, where there are kernels for it
+        self.steps = use_cache and not lookup and Stepper.fits(model, len(rows))
 
     @property
     def free(self) -> int:
         """Places of the context that are left after the tokens so far."""
         return self.room - len(self.tokens[0])
+
+    @property
+    def newest(self) -> list[int]:
+        """The last token of each row, which is not read yet."""
+        return [row[-1] for row in self.tokens]
+
+    def step(self, choose: Choose | None = None) -> Stepper:
+        """The step of the model from here on."""
+        if self.stepper is None:
+            assert self.cache is not None
+            self.stepper = Stepper(self.model, self.cache, choose)
+        return self.stepper
 
     def push(self, ids: Sequence[int]) -> None:
         """One more token for each row."""
@@ -85,6 +101,8 @@ class _Reader:
             known = len(self.tokens[0]) - 1
             self.cache.rewind(known)                    # proposals that were not accepted
         rows, last = [[*row[known:], *proposal] for row in self.tokens], 1 + len(proposal)
+        if known and self.steps:
+            return self.step().read(self.newest)[:, None]
         with mg.no_grad():
             return self.model(rows, cache=self.cache, last=last).numpy() if known else self._read_all(rows, last)
 
@@ -111,7 +129,7 @@ class _Reader:
         drop = len(self.tokens[0]) - max(1, self.room // 2)
         self.tokens = [row[drop:] for row in self.tokens]
         self.pad = [max(0, pad - drop) for pad in self.pad]
-        self.cache = None                               # before the next is made: memory for one, not for two
+        self.cache = self.stepper = None                # before the next is made: memory for one, not for two
 
 
 def _layout(model: PretrainedModel, rows: int, passes: int) -> contextlib.AbstractContextManager[None]:
@@ -119,6 +137,26 @@ def _layout(model: PretrainedModel, rows: int, passes: int) -> contextlib.Abstra
     if rows == 1 and passes >= LONG:
         model.lay_out()
     return model.packed() if 1 < rows <= FEW and passes >= WORTH else contextlib.nullcontext()
+
+
+def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None, draw: np.random.Generator,
+           seen: list[list[int]]) -> Iterator[list[int]]:
+    """The next n tokens for each row, chosen where the model is: nobody waits for one before the next is computed."""
+    started, rows, timing = time.perf_counter(), len(seen), reader.timing
+    uniforms = np.concatenate([np.zeros((1, rows)), draw.random((n, rows))])           # draw 0 was that of the token to be read
+    step = reader.step(chooser(reader.model, options, vocab or reader.model.config.vocab_size, uniforms, seen))
+    for batch in step.tokens(reader.newest, n):
+        started, before = time.perf_counter(), started
+        timing.decode += started - before
+        for ids in batch:
+            if min(ids) < 0:
+                raise MissingError(BROKEN)
+            reader.push(ids)
+            for row, token in zip(seen, ids):
+                row.append(token)
+            timing.tokens += 1
+            timing.passes += 1
+            yield ids
 
 
 def steps(
@@ -166,7 +204,7 @@ def steps(
         raise UsageError(f"{longest} tokens of prompt and {max_new_tokens} new ones do not fit the context of {limit}; "
                          f"use --max-new-tokens {limit - longest + 1} or less, or --overflow slide")
     timing = timing or Timing()
-    reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, timing)
+    reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, lookup, timing)
     draw, seen = np.random.Generator(np.random.PCG64(seed)), [list(row) for row in prompts]
     guesses = Lookup(prompts[0]) if lookup else None
     proposal: list[int] = []
@@ -176,6 +214,11 @@ def steps(
             started = time.perf_counter()
             if made == 1 and use_cache:
                 laid_out.enter_context(_layout(model, len(prompts) + lookup, max_new_tokens - 1))
+            if made and reader.steps and not logprobs and reader.free >= 0:
+                for ids in _ahead(reader, min(max_new_tokens - made, reader.free + 1), options, vocab, draw, seen):
+                    made += 1
+                    yield Step(ids)
+                continue
             if guesses is not None and made:                # the first pass reads the prompt and nothing else
                 proposal = guesses.propose(min(lookup, max_new_tokens - made - 1, reader.free))
                 timing.proposed += len(proposal)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .cli import Parser, add_backend, at_least, backend_of, emit_json, read_stdin, run_command, text
 from .errors import MissingError, UsageError
+from .pretrained import DTYPES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
     add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=["float32", "float64", "float16"], help="of the computation (default: float32)")
+    p.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
     p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
     p.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")

@@ -28,6 +28,7 @@ FEW = 32                                                # rows; BLAS multiplies 
 class Matrix(nn.Module):
     """A module with one matrix, `weight`; `panels` holds it once more while `PretrainedModel.packed()` lasts."""
 
+    weight: nn.Parameter
     panels: Any = None
 
     def packs(self, x: mg.Tensor) -> bool:
@@ -166,12 +167,11 @@ class PretrainedModel(nn.Module):
         """
         if on and self.training:
             return
-        for name, p in self.named_parameters():
-            if p.ndim == 2 and not name.startswith("wpe"):
-                here = mg.backend.of(p.array)
-                array = here.lay_out(p.array) if on else here.ascontiguousarray(p.array)
-                if array is not p.array:
-                    p.assign(array)
+        for module, matrix in self.matrices():
+            here, p = mg.backend.of(matrix), module.weight
+            made = here.lay_out(matrix) if on else here.ascontiguousarray(p.array)
+            if made is not matrix and made is not p.array:
+                p.assign(made.T if on and matrix is not p.array else made)
 
     def matrices(self) -> Iterator[tuple[Matrix, Any]]:
         """The modules that rows are multiplied with, and their matrices [in, out] as arrays."""

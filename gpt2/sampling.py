@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import MissingError, UsageError
 
+BROKEN = "logits are NaN or infinite; the weights hold NaN, or they overflow this dtype"
 BLOCK = 256                                             # tokens looked at together, where only some blocks need a closer look
 
 
@@ -124,7 +125,7 @@ def _checked(logits: np.ndarray) -> np.ndarray:
     # a maximum passes NaN on, so it is the only number of a row that has to be looked at
     highest = logits.max(axis=-1)
     if not np.isfinite(highest).all():
-        raise MissingError("logits are NaN or infinite; the weights hold NaN, or they overflow this dtype")
+        raise MissingError(BROKEN)
     return logits
 
 

@@ -89,15 +89,18 @@ def _qkv(xp: Any, x: Any, norm: Any, weight: Any, bias: Any, q: Any, keys: Any, 
     values[:, :, place, :] = y[:, 2, :, :].astype(values.dtype)
 
 
-def attention(q: Any, keys: Any, values: Any, state: Any, pad: Any, out: Any, parts: Any, arrived: Any, *, scale: float) -> None:
+def attention(q: Any, keys: Any, values: Any, state: Any, pad: Any, out: Any, parts: Any, arrived: Any, *, scale: float,
+              soon: tuple[Any, ...] = ()) -> None:
     """out [B, d] ← softmax(scale q Kᵀ) V in each head, over the places pad … state[0] − 1 of keys and values [B, h, S, e].
 
-    parts [B, h, PARTS, e + 2] and arrived [B, h], int64 and 0: room for kernels that cut the keys into parts.
+    parts [B, h, PARTS, e + 2] and arrived [B, h], int64 and 0: room for kernels that cut the keys into parts. soon: up to two matrices
+    that are read after this, which a kernel may ask memory for, as it has little else to ask for.
     """
-    of(q).run("step_attention", _attention, q, keys, values, state, pad, out, parts, arrived, scale=scale)
+    of(q).run("step_attention", _attention, q, keys, values, state, pad, out, parts, arrived, scale=scale, soon=soon)
 
 
-def _attention(xp: Any, q: Any, keys: Any, values: Any, state: Any, pad: Any, out: Any, parts: Any, arrived: Any, *, scale: float) -> None:
+def _attention(xp: Any, q: Any, keys: Any, values: Any, state: Any, pad: Any, out: Any, parts: Any, arrived: Any, *, scale: float,
+               soon: Any) -> None:
     heads, e = keys.shape[1], keys.shape[3]
     end = int(xp.host(state)[0])
     for row, start in enumerate(xp.host(pad).tolist()):

@@ -1,6 +1,6 @@
 """Where the tests of the GPU's code run: on the double of CuPy, or, with `pytest --backend cupy`, on a GPU.
 
-    from device import DEVICE, HERE, counting, kernel_test
+    from device import DEVICE, HERE, counting
 
 DEVICE is its name, HERE its backend. counting() gives the double's Counts; on a GPU nothing is counted, and what it gives equals anything.
 Mark such a test `device`: with --backend only those run.
@@ -21,7 +21,7 @@ DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "double")
 double.install()
 HERE: Any = backend.get(DEVICE)[0]
 needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
-                                    reason="g++ is not installed: kernels cannot be run on a CPU")
+                                    reason="g++ is not installed: the kernels cannot be run on a CPU")
 
 
 class Unknown:

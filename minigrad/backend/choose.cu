@@ -54,11 +54,11 @@ template <class Of> __device__ __forceinline__ Key border(int bits, Count n, dou
 // among them. inverse: 1/temperature; 0 for the highest logit itself, the lowest place among equals. k: at least 1. seen [rows, n], if
 // any: which tokens there were; the chosen one becomes one of them. weights [rows, n]: room.
 KERNEL __launch_bounds__(1024) step_choose(const Real* logits, const double* uniforms, const Count* step, Count* seen, Real* weights,
-                                           Count* ids, Count V, Count n, Count k, double inverse, double nucleus, double least,
-                                           double penalty) {
-    SHARED(double, room);                               // [3, 32], and a sum for each 32 tokens
+                                           Count* ids, Count V, Count n, Count k, Count span, double inverse, double nucleus,
+                                           double least, double penalty) {
+    SHARED(double, room);                               // [3, 32], and a sum for each group of 32 · span tokens
     double *sums = room + 96, below;
-    Count row = blockIdx.x, groups = (n + 31) / 32;
+    Count row = blockIdx.x, size = 32 * span, groups = (n + size - 1) / size;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     logits += row * V, weights += row * n;
     if (seen) seen += row * n;
@@ -119,13 +119,13 @@ KERNEL __launch_bounds__(1024) step_choose(const Real* logits, const double* uni
                 key = Key(i), weight = key_of(value(i)) == edge ? 1.0 : 0.0;
             }));
     }
-    for (Count g = warp; g < groups; g += warps) {      // what is left, and its sums over 32 tokens each
-        Count i = g * 32 + lane;
-        Real w = i < n ? weights[i] : Real(0);
-        Key key = i < n ? key_of(value(i)) : 0;
-        if (key < edge || (key == edge && i < from) || double(w) < least) w = Real(0);
-        if (i < n) weights[i] = w;
-        double sum = w;
+    for (Count g = warp; g < groups; g += warps) {      // what is left, and its sums over each group
+        double sum = 0.0;
+        for (Count i = g * size + lane; i < (g + 1) * size && i < n; i += 32) {
+            Key key = key_of(value(i));
+            if (key < edge || (key == edge && i < from) || double(weights[i]) < least) weights[i] = Real(0);
+            sum += weights[i];
+        }
         for (int m = 16; m > 0; m /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, m);
         if (lane == 0) sums[g] = sum;
     }
@@ -151,11 +151,11 @@ KERNEL __launch_bounds__(1024) step_choose(const Real* logits, const double* uni
         if (sums[g] > 0.0) filled = g;
         if (before + sums[g] <= wanted) before += sums[g];
         else
-            for (Count i = g * 32; i < g * 32 + 32 && i < n && before <= wanted; ++i)
+            for (Count i = g * size; i < (g + 1) * size && i < n && before <= wanted; ++i)
                 if (weights[i] > Real(0)) chosen = i, before += weights[i];
     }
     if (chosen < 0)                                     // rounding left all of it short of what is wanted: then it is the last of them
-        for (Count i = filled * 32; i < filled * 32 + 32 && i < n; ++i)
+        for (Count i = filled * size; i < (filled + 1) * size && i < n; ++i)
             if (weights[i] > Real(0)) chosen = i;
     ids[row] = chosen;
     if (seen) seen[chosen] = 1;

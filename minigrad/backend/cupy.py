@@ -204,7 +204,8 @@ class CupyBackend(Backend):
         return Captured(self.namespace.cuda, f)
 
     def lay_out(self, matrix: Any) -> Any:
-        return self.namespace.asfortranarray(matrix)    # what one number of the result is made of lies in one piece
+        # what one number of the result is made of lies in one piece
+        return matrix if matrix.flags.f_contiguous else self.namespace.asfortranarray(matrix)
 
     def synchronize(self) -> None:
         self.namespace.cuda.get_current_stream().synchronize()

@@ -4,14 +4,15 @@ from __future__ import annotations
 from .cupy_kernels import fits, kernel
 
 FILE, THREADS = "choose.cu", 1024
-LARGEST = 32 * (48 * 1024 // 8 - 96)                    # tokens of a vocabulary whose sums fit a block's shared memory
+SUMS = 48 * 1024 // 8 - 96                              # that fit a block's shared memory
 
 
 @kernel("step_choose")
 def step_choose(xp, logits, uniforms, step, seen, weights, ids, *, vocab, temperature, top_k, top_p, min_p, penalty):
-    if not fits(logits) or logits.dtype.itemsize < 4 or vocab > LARGEST:
+    if not fits(logits) or logits.dtype.itemsize < 4:
         return NotImplemented
     inverse = min(1.0 / temperature, 1e30) if temperature else 0.0     # finite: what is 0 apart has a weight of 1
     rows, width = logits.shape
-    xp.launch("step_choose", logits.dtype, (rows,), (THREADS,), logits, uniforms, step, seen, weights, ids, width, vocab, top_k, inverse,
-              top_p, min_p, penalty, shared=8 * (96 + -(-vocab // 32)), file=FILE)
+    span = -(-vocab // (32 * SUMS))                     # times 32 tokens to a sum
+    xp.launch("step_choose", logits.dtype, (rows,), (THREADS,), logits, uniforms, step, seen, weights, ids, width, vocab, top_k, span,
+              inverse, top_p, min_p, penalty, shared=8 * (96 + -(-vocab // (32 * span))), file=FILE)

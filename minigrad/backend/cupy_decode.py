@@ -15,6 +15,7 @@ WARPS = THREADS // 32
 PANEL = 28 * 1024                                       # bytes of x in shared memory, of the 48 KiB that every GPU gives a block
 SUMS = 1024                                             # sums of a block, which are there too
 LEAST = 64                                              # keys that are worth a block
+SOON = 8 << 20                                          # bytes that are asked for while attention leaves memory idle
 ACTIVATIONS = {None: 0, "gelu_new": 1, "gelu": 2, "relu": 3}
 
 
@@ -62,11 +63,14 @@ def step_qkv(xp, x, norm, weight, bias, q, keys, values, state, *, eps):
 
 
 @kernel("step_attention")
-def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scale):
+def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scale, soon):
     rows, heads, size, e = keys.shape
     blocks = max(1, min(parts.shape[2], 2 * xp.processors // (rows * heads), -(-size // LEAST)))
-    xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state, pad, out, parts, arrived, e, size, LEAST,
-              float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)
+    (next, later), left = (*soon, None, None)[:2], SOON // keys.dtype.itemsize
+    of_next = 0 if next is None else min(next.size, left)
+    of_later = 0 if later is None else min(later.size, left - of_next)
+    xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state, pad, out, parts, arrived,
+              next, later, e, size, LEAST, of_next, of_later, float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)
 
 
 @kernel("step_greedy")

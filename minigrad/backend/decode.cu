@@ -4,6 +4,18 @@
 // first weights are on their way before it knows what to multiply them with. Weights are [out, in], each row in one piece. What travels
 // between the kernels is kept in Real. Where the step is comes from memory, so that the same launches are right for every step.
 
+#ifdef ON_CPU
+#define FETCH(p)
+#else
+#define FETCH(p) asm volatile("prefetch.global.L2 [%0];" :: "l"(p))
+#endif
+
+// The numbers p[0 … n − 1] will be wanted soon: `of` threads, of which this is number `me`, ask for them, and do not wait
+__device__ __forceinline__ void soon(const Store* p, Count n, unsigned me, unsigned of) {
+    const Count each = 32 / sizeof(Store);
+    for (Count i = me * each; i < n; i += of * each) FETCH(p + i);
+}
+
 // as many numbers that are computed with as one access can take
 #define EACH int(16 / sizeof(Real))
 template <int P> struct alignas(P * sizeof(Real)) Reals { Real v[P]; };
@@ -49,16 +61,22 @@ KERNEL step_embed(Count* ids, Count* state, const Count* pad, const Store* wte, 
 // ── products of N rows of x, or of their LayerNorm, with a matrix ──
 // μ and rstd of `given` rows of x [given, k], N of each, into `found`; `room` is for 32 N numbers
 template <int N> __device__ __forceinline__ void statistics(const Real* x, int given, int k, double eps, Real* room, Real* found) {
+    constexpr int AT_ONCE = N == 1 && sizeof(Real) == 4 ? 4 : 1;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     for (int squares = 0; squares < 2; ++squares) {
-        Real part[N], m[N];
-        for (int n = 0; n < N; ++n) part[n] = 0, m[n] = squares ? found[n] : Real(0);
-        for (int i = threadIdx.x; i < k; i += blockDim.x)
+        Real part[N];
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-                Real a = n < given ? x[Count(n) * k + i] - m[n] : Real(0);
-                part[n] += squares ? a * a : a;
+        for (int n = 0; n < N; ++n) {
+            Real m = squares ? found[n] : Real(0);
+            part[n] = 0;
+            for (int i = threadIdx.x; n < given && i < k; i += AT_ONCE * blockDim.x) {
+                Real a[AT_ONCE];                        // waiting is what this costs
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) a[j] = i + j * int(blockDim.x) < k ? x[Count(n) * k + i + j * blockDim.x] - m : Real(0);
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; ++j) part[n] += squares ? a[j] * a[j] : a[j];
             }
+        }
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             part[n] = warp_sum(part[n]);
@@ -85,13 +103,15 @@ struct Product {
 // neighbouring lanes find their P numbers side by side. finish(n, row, sum) is called once for each product.
 template <int N, int R, int U, int C, class Finish>
 __device__ __forceinline__ void products(Real* tile, Product p, Finish finish) {
+    constexpr int AT_ONCE = N == 1 && sizeof(Real) == 4 ? 4 : 1;
     constexpr int P = C < EACH ? C : EACH;              // tile: [N, panel, C / P, 32, P]
     Real* found = tile + N * p.panel * 32 * C;           // [2, N]
     Real* room = found + 2 * N;                         // [N, 32]
     Real* sums = room + N * 32;                         // [rows of this block, slices, N]
     int k = p.k, slices = p.slices, panel = p.panel, given = p.rows;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    int first = Count(p.outs) * blockIdx.x / gridDim.x, here = Count(p.outs) * (blockIdx.x + 1) / gridDim.x - first;
+    int few = unsigned(p.outs) / gridDim.x, more = unsigned(p.outs) % gridDim.x, block = blockIdx.x;       // 64 bits divide slowly
+    int first = block * few + (block < more ? block : more), here = few + (block < more);
     int chunks = k / C, groups = (chunks + 31) / 32, items = (here + R - 1) / R * slices;
     for (int start = 0; start < groups; start += panel) {
         int end = start + panel < groups ? start + panel : groups, item = warp, g = start + item % slices;
@@ -110,17 +130,31 @@ __device__ __forceinline__ void products(Real* tile, Product p, Finish finish) {
             }
         };
         if (item < items) fetch();                      // these travel while x is made ready
+        if (start == 0) {                               // and so do these
+            finish.soon(first, here);
+            if (p.gain) soon(p.gain, k, threadIdx.x, blockDim.x), soon(p.shift, k, threadIdx.x, blockDim.x);
+        }
         if (p.gain && start == 0) statistics<N>(p.x, given, k, p.eps, room, found);
         if (start > 0) __syncthreads();                 // all are done with the panel before
-        for (int i = threadIdx.x; i < panel * 32 * C; i += blockDim.x) {
-            int at = start * 32 * C + i, e = i % C, c = i / C;
-            bool normed = p.gain && at < k;
-            Real gain = normed ? Real(p.gain[at]) : Real(1), shift = normed ? Real(p.shift[at]) : Real(0);
+        for (int base = threadIdx.x; base < panel * 32 * C; base += AT_ONCE * blockDim.x) {
+            Real v[AT_ONCE][N], gain[AT_ONCE], shift[AT_ONCE];
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-                Real v = at < k && n < given ? p.x[Count(n) * k + at] : Real(0);
-                if (normed && n < given) v = (v - found[n]) * found[N + n] * gain + shift;
-                tile[(((n * panel + c / 32) * (C / P) + e / P) * 32 + c % 32) * P + e % P] = v;
+            for (int j = 0; j < AT_ONCE; ++j) {
+                int at = start * 32 * C + base + j * blockDim.x;
+                bool normed = p.gain && at < k;
+                gain[j] = normed ? Real(p.gain[at]) : Real(1), shift[j] = normed ? Real(p.shift[at]) : Real(0);
+#pragma unroll
+                for (int n = 0; n < N; ++n) v[j][n] = at < k && n < given ? p.x[Count(n) * k + at] : Real(0);
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                int i = base + j * blockDim.x, e = i % C, c = i / C;
+                bool there = i < panel * 32 * C, normed = p.gain && start * 32 * C + i < k;
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    Real a = normed && n < given ? (v[j][n] - found[n]) * found[N + n] * gain[j] + shift[j] : v[j][n];
+                    if (there) tile[(((n * panel + c / 32) * (C / P) + e / P) * 32 + c % 32) * P + e % P] = a;
+                }
             }
         }
         __syncthreads();
@@ -178,12 +212,13 @@ template <int N, int R, int U, class Finish> __device__ __forceinline__ void by_
 template <class Finish> __device__ __forceinline__ void for_few(Real* tile, Product p, Finish finish) {
     if (p.rows <= 2) by_chunks<2, 2, 4>(tile, p, finish);
     else if (p.rows <= 4) by_chunks<4, 2, 4>(tile, p, finish);
-    else by_chunks<8, 4, 1>(tile, p, finish);
+    else by_chunks<8, sizeof(Real) == 4 ? 4 : 2, 1>(tile, p, finish);
 }
 
 // act(x + bias), added to what is there where `adds`; the activations by number: none, gelu.2, gelu.1, relu
 struct IntoRows {
     const Store* bias; Real* out; int outs, act; bool adds;
+    __device__ __forceinline__ void soon(int row, int n) const { if (bias) ::soon(bias + row, n, threadIdx.x, blockDim.x); }
     __device__ __forceinline__ void operator()(int n, int row, Real v) const {
         if (bias) v += Real(bias[row]);
         if (act == 1) v = Real(0.5) * v * (Real(1) + tanh(Real(0.79788456080286535588) * (v + Real(0.044715) * v * v * v)));
@@ -197,6 +232,7 @@ struct IntoRows {
 // q as a row; k and v [heads, e] into their places [rows, heads, size, e] of the cache
 struct IntoHeads {
     const Store* bias; Real* q; Store* keys; Store* values; int d, e; Count size, place;
+    __device__ __forceinline__ void soon(int row, int n) const { ::soon(bias + row, n, threadIdx.x, blockDim.x); }
     __device__ __forceinline__ void operator()(int n, int row, Real v) const {
         v += Real(bias[row]);
         int i = row % d;
@@ -323,21 +359,28 @@ __device__ __forceinline__ void over_keys(const Real* q, const Store* keys, cons
 // out[row, head] = softmax(scale q Kᵀ) V over the keys pad[row] … state[0] − 1 of the cache [rows, heads, size, e], e ≤ 256, by blocks
 // [parts, heads, rows]. The keys are cut into so many parts at most, of `least` keys at least. The last block of a head to be done,
 // whichever it is, adds the parts up in their order. parts: [rows, heads, parts, e + 2]; arrived: [rows, heads], 0 before and after.
+// next and later, of so many numbers, are what is read after this: memory would have little to do meanwhile.
 KERNEL step_attention(const Real* q, const Store* keys, const Store* values, const Count* state, const Count* pad, Real* out, Real* parts,
-                      Count* arrived, Count e, Count size, Count least, double scale) {
+                      Count* arrived, const Store* next, const Store* later, Count e, Count size, Count least, Count of_next, Count of_later,
+                      double scale) {
     SHARED(Real, room);                                 // [warps, e + 2]
     int lane = threadIdx.x % 32, warps = blockDim.x / 32, wide = e % WIDE == 0 && aligned(keys) && aligned(values) ? WIDE : 1, lanes = 1;
     Count head = Count(blockIdx.z) * gridDim.y + blockIdx.y, lo = pad[blockIdx.z], n = state[0] - lo;
-    Count each = (n + gridDim.x - 1) / gridDim.x;
+    unsigned me = (unsigned(head) * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x, all = gridDim.z * gridDim.y * gridDim.x * blockDim.x;
+    Count each = (unsigned(n) + gridDim.x - 1) / gridDim.x;
     if (each < least) each = least;
-    Count used = (n + each - 1) / each;
-    if (blockIdx.x >= used) return;
+    Count used = (unsigned(n) + unsigned(each) - 1) / unsigned(each);
+    if (blockIdx.x >= used) {
+        soon(next, of_next, me, all), soon(later, of_later, me, all);
+        return;
+    }
     Count from = lo + blockIdx.x * each, to = from + each < lo + n ? from + each : lo + n;
     while (lanes < 32 && lanes * wide < e) lanes *= 2;
     keys += head * size * e, values += head * size * e, q += head * e, out += head * e, parts += head * gridDim.x * (e + 2);
     if (wide == 1) over_keys<1, 8, 1>(q, keys, values, room, from, to, e, lanes, scale);
     else if (e <= 32 * WIDE) over_keys<WIDE, 1, 4>(q, keys, values, room, from, to, e, lanes, scale);
     else over_keys<WIDE, (256 + 32 * WIDE - 1) / (32 * WIDE), 1>(q, keys, values, room, from, to, e, lanes, scale);
+    soon(next, of_next, me, all), soon(later, of_later, me, all);
     __syncthreads();
     if (threadIdx.x >= 32) return;
     Real top = -INFINITE, sum = 0;                      // of this block

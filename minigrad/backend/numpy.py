@@ -60,7 +60,7 @@ class NumpyBackend(Backend):
 
     def lay_out(self, matrix: Any) -> Any:
         rows, columns = matrix.shape
-        if rows < columns and matrix.flags.f_contiguous:
+        if rows < columns and matrix.flags.f_contiguous and not matrix.flags.c_contiguous:
             return self.lay_out(matrix.T).T
         if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
             return matrix

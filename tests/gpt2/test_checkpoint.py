@@ -416,10 +416,32 @@ def test_a_bad_config_beside_the_weights_is_named(tmp_path):
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):
-    """Reading in bfloat16 too: NumPy has none."""
+    """By its name, with those that there are."""
     write_checkpoint(tmp_path, TINY, weights())
-    for dtype in ("bfloat16", "int8", "", "f4"):
-        refused(tmp_path, "choose float32, float64 or float16", UsageError, dtype=dtype)
+    for dtype in ("int8", "", "f4"):
+        refused(tmp_path, "choose float32, float64, float16 or bfloat16", UsageError, dtype=dtype)
+
+
+def test_bfloat16_needs_ml_dtypes(tmp_path, monkeypatch):
+    """NumPy has none."""
+    write_checkpoint(tmp_path, TINY, weights())
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    refused(tmp_path, "pip install ml_dtypes", UsageError, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_reading_in_bfloat16(tmp_path, stored):
+    """Stored so, it is mapped; else the nearest. Written again it is the same file."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    write_checkpoint(tmp_path, TINY, weights(), dtype=stored)
+    wide = read_checkpoint(tmp_path, dtype="float64").parameters
+    read = read_checkpoint(tmp_path, dtype="bfloat16")
+    for name, a in read.parameters.items():
+        assert a.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(a, wide[name].astype(ml_dtypes.bfloat16))
+    write_checkpoint(tmp_path / "again", TINY, read.parameters)
+    again = read_checkpoint(tmp_path / "again", dtype="bfloat16")
+    assert again.dtype == "bfloat16" and all(np.array_equal(a, again.parameters[n]) for n, a in read.parameters.items())
 
 
 # ── a file alone ──

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device import HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt2.chooser import Chooser, checked
-from gpt2.errors import MissingError
+from gpt2.chooser import Chooser
 from gpt2.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
+from minigrad.backend import cupy_choose
 from minigrad.backend.cupy import source
-from minigrad.testing import cuda, double
+from minigrad.testing import cuda
 
-HERE = double.install()
 SOURCE = source("choose.cu")
-pytestmark = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: choose.cu cannot be run on a CPU")
+pytestmark = needs_compiler
 SHAPES = {                                              # logits of one row
     "normal": lambda rng, n: rng.standard_normal(n) * 3.0,
     "few values": lambda rng, n: rng.integers(-2, 3, n) * 1.5,
@@ -58,6 +58,7 @@ def _near_a_border(x: np.ndarray, chosen: SamplingOptions, before: list[int], un
     return bool(at_p or at_min)
 
 
+@kernel_test
 @given(kind=st.sampled_from(sorted(SHAPES)), rows=st.integers(1, 3), n=st.integers(1, 90) | st.integers(900, 1100) | st.just(3000),
        spare=st.integers(0, 9), steps=st.integers(1, 3), chosen=options, dtype=st.sampled_from(["float32", "float64"]),
        seed=st.integers(0, 9999))
@@ -71,20 +72,23 @@ def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, 
     """The ids of `choose`, step after step with a repetition penalty, unless rounding decides; one launch a step and nothing else."""
     rng = np.random.default_rng(seed)
     uniforms, seen = rng.random((steps, rows)), [rng.integers(0, n, rng.integers(0, 5)).tolist() for _ in range(rows)]
+    if seed % 4 == 0:
+        uniforms[0] = 0.0                               # the first that may be drawn
     mine = Chooser(HERE, chosen, rows, n, uniforms, seen, dtype=dtype)
     ids = HERE.array(np.full(rows, -7))
     for step in range(steps):
         x = _logits(kind, rng, rows, n, dtype)
         there = HERE.array(np.concatenate([x, np.full((rows, spare), 1e30, dtype)], axis=1))
         number = HERE.array(np.array([step]))
-        with double.counting() as counts:
+        with counting() as counts:
             mine(there, ids, number)
         assert counts.launches == {"step_choose": 1} and (counts.syncs, counts.uploads, counts.allocations) == (0, 0, 0)
         found, wanted = HERE.host(ids).tolist(), choose(x, chosen, seen, uniforms[step]).tolist()
         for row, (a, b) in enumerate(zip(found, wanted)):
             assert a == b or _near_a_border(x[row], chosen, seen[row], uniforms[step, row], dtype, (a, b)), (a, b)
             seen[row].append(a)
-    assert checked(found) is found
+        if mine.seen is not None:
+            assert [np.flatnonzero(row).tolist() for row in HERE.host(mine.seen)] == [sorted(set(row)) for row in seen]
 
 
 @given(kind=st.sampled_from(sorted(SHAPES)), n=st.integers(1, 50), chosen=options, seed=st.integers(0, 999))
@@ -100,16 +104,13 @@ def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_logits_that_are_not_numbers(bad: float, greedy: bool):
-    """Their row has no token, the others have theirs; the host says so when it reads them."""
+    """Their row has no token, the others have theirs."""
     x = np.zeros((3, 40), np.float32)
     x[1, 30], x[2, :] = bad, -np.inf
     for here in (HERE, backend.cpu):
         ids = here.array(np.zeros(3, np.int64))
         Chooser(here, SamplingOptions(greedy=greedy), 3, 40, np.zeros((1, 3)), [[]] * 3)(here.array(x), ids, here.array(np.array([0])))
-        found = here.host(ids).tolist()
-        assert found == [0, -1, -1]
-        with pytest.raises(MissingError, match="logits are NaN or infinite"):
-            checked(found)
+        assert here.host(ids).tolist() == [0, -1, -1]
 
 
 def test_equal_calls_give_equal_ids_and_draws_follow_the_weights():
@@ -138,8 +139,8 @@ def _answers(text: str) -> list[np.ndarray]:
     for k, p in ((n, 1.0), (20, 1.0), (n, 0.7)):
         ids, weights = np.zeros(24, np.int64), np.zeros((24, n), np.float32)
         draws, step = rng.random((1, 24)), np.zeros(1, np.int64)
-        module.get_function("step_choose")((24,), (256,), (x, draws, step, None, weights, ids, n, n, k, 1.0, p, 0.0, 1.0),
-                                           shared_mem=8 * (96 + 22))
+        module.get_function("step_choose")((24,), (256,), (x, draws, step, None, weights, ids, n, n, k, 2, 1.0, p, 0.0, 1.0),
+                                           shared_mem=8 * (96 + 11))
         found += [ids, weights]
     return found
 
@@ -150,3 +151,15 @@ def test_a_missing_barrier_is_seen(place: int):
     right, at = _answers(SOURCE), BARRIERS[place]
     wrong = _answers(SOURCE[:at] + SOURCE[at + len("__syncthreads();"):])
     assert len(BARRIERS) == 3 and any(not np.array_equal(a, b) for a, b in zip(right, wrong))
+
+
+def test_a_vocabulary_whose_sums_would_not_fit(monkeypatch: pytest.MonkeyPatch):
+    """They are taken over more tokens each."""
+    rng, n = np.random.default_rng(0), 1000
+    x, uniforms = (rng.standard_normal((1, n)) * 2.0).astype(np.float32), rng.random((20, 1))
+    monkeypatch.setattr(cupy_choose, "SUMS", 7)
+    for chosen in (SamplingOptions(), SamplingOptions(top_p=0.8)):
+        mine, ids = Chooser(HERE, chosen, 1, n, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
+        for step in range(20):
+            mine(HERE.array(x), ids, HERE.array(np.array([step])))
+            assert HERE.host(ids).tolist() == choose(x, chosen, [[]], uniforms[step]).tolist()

@@ -96,7 +96,7 @@ class Watched:
     """A model that notes the rows and tokens of each pass."""
 
     def __init__(self, model):
-        self.model, self.config, self.where, self.read = model, model.config, model.where, []
+        self.model, self.config, self.where, self.compute_dtype, self.read = model, model.config, model.where, model.compute_dtype, []
 
     def __call__(self, ids, **options):
         self.read.append((len(ids), len(ids[0])))
@@ -272,7 +272,7 @@ def test_no_gradient_is_recorded():
     asked = []
 
     class Watched:
-        config, where = tiny_config(), {"device": "numpy", "dtype": "float32"}
+        config, where, compute_dtype = tiny_config(), {"device": "numpy", "dtype": "float32"}, "float32"
 
         def __call__(self, *args, **kwargs):
             logits = model()(*args, **kwargs)

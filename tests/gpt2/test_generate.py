@@ -139,13 +139,13 @@ def test_every_option_has_an_effect(flags, run):
 def test_dtypes(run):
     """--dtype is honoured and reported; float64 and float32 agree on a greedy text."""
     texts, kv = {}, []
-    for dtype in ("float64", "float32", "float16"):
+    for dtype in ("float64", "float32", "float16", "bfloat16"):
         found = document(run("random", "--greedy", "--dtype", dtype, "--json", "--max-new-tokens", 10))
         assert found["dtype"] == dtype and found["backend"] == "numpy"
         texts[dtype] = found["samples"]
         kv.append(found["timing"]["kv_mb"])
     assert texts["float64"] == texts["float32"]
-    assert np.allclose(kv, np.array([8, 4, 2]) * 2 * 2 * 32 * 11 / 1e6, rtol=1e-12)        # 2·L·d numbers a token
+    assert np.allclose(kv, np.array([8, 4, 2, 2]) * 2 * 2 * 32 * 11 / 1e6, rtol=1e-12)        # 2·L·d numbers a token
 
 
 # ── reports ──

@@ -105,6 +105,7 @@ class Interrupting:
 
     def __init__(self, model, n):
         self.model, self.config, self.where, self.packed, self.left = model, model.config, model.where, model.packed, n
+        self.compute_dtype = model.compute_dtype
 
     def __call__(self, *args, **kwargs):
         self.left -= 1

@@ -64,6 +64,7 @@ def test_sums(n: int, dtype: str, seed: int):
     assert np.array_equal(found, (a.astype(np.float64) + b.astype(np.float64)).astype(dtype)) and counts.launches == {"add": 1}
 
 
+@kernel_test
 @pytest.mark.parametrize("dtype", sorted(UNIT))
 def test_every_number_of_16_bits(dtype: str):
     """All of them become the very float32; and float32 the nearest of them, ties to even, as NumPy's and ml_dtypes' casts have it."""

@@ -97,6 +97,7 @@ def test_linear(B: int, k: int, m: int, dtype: str, normed: bool, biased: bool, 
     with pytest.MonkeyPatch.context() as patch:
         if panels:
             patch.setattr(wrappers, "PANEL", 1)
+        patch.setattr(HERE, "processors", 1 + seed % 4)
         wrappers.cut.cache_clear()
         wanted = np.abs(weight.astype(np.float64)).sum(axis=1).max() * (3.0 + np.abs(x).max())
         _agree(lambda *given: decode.linear(*given[:4], norm=given[4], act=act, add=add), dtype,
@@ -134,6 +135,7 @@ def test_attention(B: int, h: int, e: int, S: int, dtype: str, least: int, seed:
              np.zeros((B, h), np.int64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wrappers, "LEAST", least)
+        patch.setattr(HERE, "processors", 1 + seed % 20)
         scores = float(np.nanmax(np.abs(q)) * np.nanmax(np.abs(k)) * np.sqrt(e))
         _agree(decode.attention, dtype, given, [5, 7], e + end, (1.0 + scores) * float(np.nanmax(np.abs(v))), scale=1.0 / np.sqrt(e))
 
@@ -202,7 +204,8 @@ def _answers(text: str) -> list[np.ndarray]:
     module.get_function("step_linear")((2,), (512,), (x, gain, shift, weight, None, out, 1, d, m, 1, 1, 0, 0, 1e-5), shared_mem=8192)
     keys, values, y = (rng.standard_normal(s).astype(f) for s in ((1, 1, 9, 64), (1, 1, 9, 64), (1, 64)))
     found, parts, arrived = np.zeros((1, 64), f), np.zeros((1, 1, 1, 66), f), np.zeros(1, np.int64)
-    module.get_function("step_attention")((1, 1, 1), (256,), (y, keys, values, state, pad, found, parts, arrived, 64, 9, 64, 1.0),
+    module.get_function("step_attention")((1, 1, 1), (256,), (y, keys, values, state, pad, found, parts, arrived, None, None, 64, 9, 64,
+                                                                      0, 0, 1.0),
                                           shared_mem=8 * 66 * 4)
     best = np.zeros(1, np.int64)
     module.get_function("step_greedy")((1,), (64,), (-np.arange(300, dtype=f)[::-1].copy(), best, 300, 300), shared_mem=32 * 12)
