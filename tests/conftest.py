@@ -1,6 +1,6 @@
 """Settings of the test run: how hard Hypothesis searches, and how many threads PyTorch may take.
 
-HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time), kernels or thorough. --backend NAME runs the tests marked
+HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time), few, kernels or thorough. --backend NAME runs the tests marked
 `device` on that backend, and no others.
 """
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, **_PATIENT)
 settings.register_profile("ci", max_examples=50, derandomize=True, print_blob=True, **_PATIENT)
+settings.register_profile("few", max_examples=8, derandomize=True, **_PATIENT)
 settings.register_profile("kernels", max_examples=200, **_PATIENT)
 settings.register_profile("thorough", max_examples=1000, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

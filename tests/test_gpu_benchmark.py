@@ -56,6 +56,7 @@ def test_answers_are_numpys_and_pytorchs(monkeypatch):
     assert any("WRONG" in r.get("error", "") for r in rows)
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_is_told(monkeypatch):
     """An error in the loss is a row that says WRONG, or a step that is not timed."""
     from minigrad.backend import cupy_kernels

@@ -56,7 +56,9 @@ def library(source: str, flags: tuple[str, ...]) -> Any:
         with tempfile.TemporaryDirectory(dir=place) as work:
             text, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
             text.write_text(_glue(source))
-            ran = subprocess.run([gpp, *FLAGS, *flags, "-DON_CPU", f"-I{here}", str(text), "-o", str(made)], capture_output=True, text=True)
+            alone = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}        # a sanitizer's is not for g++
+            ran = subprocess.run([gpp, *FLAGS, *flags, "-DON_CPU", f"-I{here}", str(text), "-o", str(made)], capture_output=True, text=True,
+                                 env=alone)
             if ran.returncode:
                 raise RuntimeError(f"g++ cannot compile the kernels:\n{ran.stderr}")
             made.replace(built)
@@ -77,7 +79,8 @@ class Module:
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
         self.dtypes = {"Store": _DTYPES[stored], "Strided": _DTYPES[stored], "Real": _DTYPES[computed], "Count": "int64",
                        "double": "float64"}
-        self.built = library(code, tuple(o for o in options if o.startswith("-D")))
+        more = os.environ.get("MINIGRAD_KERNEL_FLAGS", "").split()      # of g++, such as -fsanitize=address
+        self.built = library(code, (*(o for o in options if o.startswith("-D")), *more))
 
     def get_function(self, name: str) -> Callable[..., None]:
         run, types = getattr(self.built, f"run_{name}"), self.types[name]

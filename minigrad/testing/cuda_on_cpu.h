@@ -117,7 +117,7 @@ static void make_fibers(int threads) {
 static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> body) {
     int threads = block.x * block.y * block.z;
     if (threads < 1 || threads > 1024 || bytes > 48 * 1024) return 2;
-    std::vector<double> memory(bytes / sizeof(double) + 2);
+    std::vector<double> memory(std::max((bytes + 7) / 8, 1LL));         // and not one more: an address sanitizer sees what is beyond
     shared = reinterpret_cast<char*>(memory.data());
     gridDim = grid, blockDim = block, kernel = body;
     misplaced = false;
