@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from device import DEVICE, counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,9 +13,7 @@ import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.errors import UsageError
 from gpt2.model import GPT2
-from minigrad.testing import double
 
-double.install()
 mg.backend.dtype("bfloat16")
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 CONFIG = GPT2Config(vocab_size=83, n_positions=16, n_layer=2, n_head=2, n_embd=24, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
@@ -37,8 +36,9 @@ def _gradients(backend: str, compute: str | None, seed: int, scale: float = 1.0)
     return loss.item(), grads
 
 
+@pytest.mark.device
 @settings(max_examples=12)
-@given(seed=st.integers(0, 999), backend=st.sampled_from(["numpy", "double"]), compute=st.sampled_from(sorted(UNIT)),
+@given(seed=st.integers(0, 999), backend=st.sampled_from(["numpy", DEVICE]), compute=st.sampled_from(sorted(UNIT)),
        scale=st.sampled_from([1.0, 1024.0]))
 def test_loss_and_gradients_are_those_of_float32(seed: int, backend: str, compute: str, scale: float):
     """Each tensor's error, as a share of its norm, is that of so many roundings to 16 bits."""
@@ -50,14 +50,15 @@ def test_loss_and_gradients_are_those_of_float32(seed: int, backend: str, comput
         assert error <= ROUNDINGS * UNIT[compute] * np.linalg.norm(exact[name]) + 1e-6, name
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("compute", [None, *sorted(UNIT)])
 def test_a_training_step_waits_once(compute: str | None):
     """Ids and targets go there, one number comes back, and nothing is float64; a dropout's mask costs no more."""
-    model = GPT2(CONFIG, backend="double", compute_dtype=compute, seed=1)
+    model = GPT2(CONFIG, backend=DEVICE, compute_dtype=compute, seed=1)
     model.train()
     optimizer, scaler = mg.optim.AdamW(model.parameters()), mg.optim.GradScaler(enabled=compute == "float16")
     for _ in range(3):
-        with double.counting() as counts:
+        with counting() as counts:
             scaler.scale(model.loss(*_batch(1))).backward()
             scaler.unscale_(optimizer)
             norm = mg.optim.clip_grad_norm_(model.parameters(), 1.0)

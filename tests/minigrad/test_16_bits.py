@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from device import DEVICE
 
 import minigrad as mg
-from minigrad.testing import double
 
-double.install()
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of rounding once
 FUNCTIONS = {
@@ -61,7 +60,7 @@ def test_the_loss_of_16_bits_is_float32(dtype: str):
 
 
 @pytest.mark.parametrize("dtype", sorted(UNIT))
-@pytest.mark.parametrize("device", ["numpy", "double"])
+@pytest.mark.parametrize("device", ["numpy", DEVICE])
 def test_no_gradient_is_lost_below_16_bits(device: str, dtype: str):
     """A small probability by the number of rows is less than float16 has; its gradient is right all the same."""
     rng, n, V = np.random.default_rng(0), 2048, 900
@@ -82,7 +81,7 @@ def test_no_gradient_is_lost_below_16_bits(device: str, dtype: str):
 def test_products_of_float32_round_when_asked():
     """"high" changes products on a GPU and nothing on a CPU; another word is refused."""
     x = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
-    there, exact = mg.tensor(x, device="double"), x @ x
+    there, exact = mg.tensor(x, device=DEVICE), x @ x
     assert mg.get_float32_matmul_precision() == "highest"
     full = (there @ there).numpy()
     try:
