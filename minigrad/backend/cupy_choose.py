@@ -1,4 +1,4 @@
-"""The CuPy kernel that chooses a token: what calls choose.cu."""
+"""The CuPy kernels that choose a token: what calls choose.cu."""
 from __future__ import annotations
 
 from .cupy_kernels import fits, kernel
@@ -16,3 +16,11 @@ def step_choose(xp, logits, uniforms, step, seen, weights, ids, *, vocab, temper
     span = -(-vocab // (32 * SUMS))                     # times 32 tokens to a sum
     xp.launch("step_choose", logits.dtype, (rows,), (THREADS,), logits, uniforms, step, seen, weights, ids, width, vocab, top_k, span,
               inverse, top_p, min_p, penalty, shared=8 * (96 + -(-vocab // (32 * span))), file=FILE)
+
+
+@kernel("step_greedy")
+def step_greedy(xp, logits, ids, *, vocab):
+    if not fits(logits):
+        return NotImplemented
+    xp.launch("step_greedy", logits.dtype, (logits.shape[0],), (THREADS,), logits, ids, logits.shape[1], vocab,
+              shared=32 * (logits.dtype.itemsize + 8), file=FILE)

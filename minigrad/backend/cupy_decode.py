@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .cupy_kernels import fits, kernel, room, wide
+from .cupy_kernels import kernel, room, wide
 
 FILE = "decode.cu"
 THREADS = 512                                           # of a block that multiplies: as decode.cu's __launch_bounds__ has it
@@ -71,11 +71,3 @@ def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scal
     of_later = 0 if later is None else min(later.size, left - of_next)
     xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state, pad, out, parts, arrived,
               next, later, e, size, LEAST, of_next, of_later, float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)
-
-
-@kernel("step_greedy")
-def step_greedy(xp, logits, ids, *, vocab):
-    if not fits(logits):
-        return NotImplemented
-    xp.launch("step_greedy", logits.dtype, (logits.shape[0],), (1024,), logits, ids, logits.shape[1], vocab,
-              shared=32 * (logits.dtype.itemsize + 8), file=FILE)

@@ -412,29 +412,3 @@ KERNEL step_attention(const Real* q, const Store* keys, const Store* values, con
     }
     if (lane == 0) arrived[head] = 0;
 }
-
-// ── the likeliest token: a block for each row ──
-// ids[row] = the place of the highest of the first n of logits [rows, V], the lowest among equals; −1 where that is NaN or infinite
-KERNEL step_greedy(const Real* logits, Count* ids, Count V, Count n) {
-    SHARED(Real, tops);                                 // [32], and as many places
-    Count* places = reinterpret_cast<Count*>(tops + 32);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    logits += Count(blockIdx.x) * V;
-    Real top = -INFINITE;
-    Count place = n;
-    auto take = [&](Real v, Count i) { if (v > top || (v == top && i < place)) top = v, place = i; };
-    for (Count i = threadIdx.x; i < n; i += blockDim.x) {
-        Real v = logits[i];
-        take(v == v ? v : INFINITE, i);
-    }
-    for (int m = 16; m > 0; m /= 2) {
-        Real v = __shfl_xor_sync(ALL_LANES, top, m);
-        Count i = __shfl_xor_sync(ALL_LANES, place, m);
-        take(v, i);
-    }
-    if (lane == 0) tops[warp] = top, places[warp] = place;
-    __syncthreads();
-    if (threadIdx.x) return;
-    for (unsigned w = 0; w < blockDim.x / 32; ++w) take(tops[w], places[w]);
-    ids[blockIdx.x] = top - top == Real(0) ? place : -1;
-}
