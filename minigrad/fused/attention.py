@@ -95,4 +95,5 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=
     scores /= total
     if p > 0.0:
         scores = dropout_op(scores, p=p, key=key)
-    return Saved(xp.matmul(scores.astype(v.dtype, copy=False), v), lse=top + xp.log(total))
+    weights = scores if scores.dtype == v.dtype else scores.astype(v.dtype)
+    return Saved(xp.matmul(weights, v), lse=top + xp.log(total))
