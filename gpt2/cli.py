@@ -24,6 +24,8 @@ from minigrad.errors import MinigradError
 
 from .errors import GPT2Error, UsageError
 
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")     # what --dtype takes
+
 
 def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
     """Run `main` and exit with what it returns; whatever the user can cause ends in one line on stderr.
@@ -96,6 +98,14 @@ def backend_of(args: argparse.Namespace) -> str:
     except mg.errors.DeviceError as error:
         raise UsageError(f"--{'backend' if args.device is None else 'device'}: {error}") from None
     return name
+
+
+def floats_of(dtype: str) -> str:
+    """The dtype that --dtype names, one of PRECISIONS. "tf32" is float32, whose products a GPU may round from here on."""
+    import minigrad as mg
+
+    mg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    return "float32" if dtype == "tf32" else dtype
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

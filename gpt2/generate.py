@@ -6,9 +6,8 @@ import sys
 import time
 from typing import Any
 
-from .cli import Parser, add_backend, at_least, backend_of, emit_json, read_stdin, run_command, text
+from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, emit_json, floats_of, read_stdin, run_command, text
 from .errors import MissingError, UsageError
-from .pretrained import DTYPES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +21,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
     add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
+    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
+                   help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
     p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
     p.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)
     path = locate(args.model, download=args.download)
-    model = GPT2.from_pretrained(path, backend=device, dtype=args.dtype)
+    model = GPT2.from_pretrained(path, backend=device, dtype=floats_of(args.dtype))
     tokenizer = load_tokenizer(path.parent if path.is_file() else path)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "

@@ -15,7 +15,7 @@ import numpy as np
 
 import minigrad as mg
 
-from .cli import Parser, add_backend, at_least, backend_of, run_command
+from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, floats_of, run_command
 from .config import GPT2Config
 from .errors import UsageError
 from .evaluation import total_nll
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--eval-interval", type=at_least(1), default=500)
     p.add_argument("--log-interval", type=at_least(1), default=50)
     add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=["float32", "float64", "tf32", "bfloat16", "float16"],
+    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
     p.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
     p.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the stored weights")
@@ -118,10 +118,9 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
         bos_token_id=data.tokenizer.eot,
         eos_token_id=data.tokenizer.eot,
     )
-    mixed = args.dtype in ("float16", "bfloat16")
-    mg.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
-    model = GPT2(config, backend=args.backend, dtype="float64" if args.dtype == "float64" else "float32",
-                 compute_dtype=args.dtype if mixed else None, recompute=args.recompute, seed=args.seed)
+    computed = floats_of(args.dtype)
+    model = GPT2(config, backend=args.backend, dtype="float64" if computed == "float64" else "float32", compute_dtype=computed,
+                 recompute=args.recompute, seed=args.seed)
     scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
     model.train()
     mg.backend.get(model.where["device"])[0].settle()

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tiny_gpt2 import TEXT, tiny_model
 
 import gpt2.train as training
+import minigrad as mg
 from gpt2.cli import run_command
 from gpt2.errors import UsageError
 from gpt2.evaluation import total_nll, windows
@@ -169,6 +170,20 @@ def test_how_often_it_reports_changes_nothing(run, tmp_path):
     records = [json.loads((tmp_path / name / "training.json").read_text()) for name in "ab"]
     assert records[0]["step"] == records[1]["step"] == 12                     # the loss still falls, so the last is the best
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
+def test_less_precision_trains_as_well(dtype, run, tmp_path):
+    """The validation loss is float32's to a hundredth; the weights are float32, and nothing but tf32 lets products round."""
+    records = []
+    for name in ("float32", dtype):
+        assert run(tmp_path / name, "--max-iters", 30, "--dtype", name, "--save-dtype", "float32")[0] == 0
+        assert mg.get_float32_matmul_precision() == ("high" if name == "tf32" else "highest")
+        records.append(json.loads((tmp_path / name / "training.json").read_text()))
+    mg.set_float32_matmul_precision("highest")
+    a, b = (record["history"][-1]["nats_per_char"] for record in records)
+    assert abs(a - b) < 0.01 * a and records[1]["settings"]["dtype"] == dtype
+    assert all(w.dtype == np.float32 for w in load_file(tmp_path / dtype / "model.safetensors").values())
 
 
 def test_the_best_is_kept(run, tmp_path, monkeypatch):
