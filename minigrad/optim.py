@@ -40,16 +40,23 @@ class Optimizer:
         place = 0
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
+                alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}             # what can be changed together
                 for p in group["params"]:
                     if p.grad is not None:
-                        here = backend.of(p.array)
-                        here.at(p.array)
-                        self.update(here, p.array, p.grad.array, self.state.setdefault(place, {}), group)
-                        p.changed()
+                        state = self.state.setdefault(place, {"step": 0})
+                        state["step"] += 1
+                        alike.setdefault((p.device, p.dtype, state["step"]), []).append((p, p.grad.array, state))
                     place += 1
+                for some in alike.values():
+                    ps, gs, states = zip(*some)
+                    here = backend.of(gs[0])
+                    here.at(gs[0])
+                    self.update(here, [p.array for p in ps], gs, states, group)
+                    for p in ps:
+                        p.changed()
 
-    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
-        """One parameter's array p, in place, from its gradient g."""
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
+        """Change the arrays ps in place, from their gradients gs. All are of one device and dtype, and take the step states[0]["step"]."""
         raise NotImplementedError
 
 
@@ -59,25 +66,26 @@ class SGD(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
-        if group["weight_decay"]:
-            g = g + group["weight_decay"] * p
-        if group["momentum"]:
-            if "momentum" not in state:
-                state["momentum"] = xp.array(g)
-            else:
-                state["momentum"] *= group["momentum"]
-                state["momentum"] += g
-            g = state["momentum"]
-        p -= group["lr"] * g
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
+        for p, g, state in zip(ps, gs, states):
+            if group["weight_decay"]:
+                g = g + group["weight_decay"] * p
+            if group["momentum"]:
+                if "momentum" not in state:
+                    state["momentum"] = xp.array(g)
+                else:
+                    state["momentum"] *= group["momentum"]
+                    state["momentum"] += g
+                g = state["momentum"]
+            p -= group["lr"] * g
 
 
 def adamw_update(
     xp: Any,
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
+    ps: Sequence[Any],
+    gs: Sequence[Any],
+    ms: Sequence[Any],
+    vs: Sequence[Any],
     *,
     lr: float,
     beta1: float,
@@ -87,17 +95,18 @@ def adamw_update(
     correct1: float,
     correct2: float,
 ) -> None:
-    """One AdamW step on arrays, in place   (adamw.1–4; Loshchilov, Hutter 2019).
+    """One AdamW step on arrays and their gradients and moments, in place   (adamw.1–4; Loshchilov, Hutter 2019).
 
     m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← (1 − lr·λ)p − (lr/(1−β₁ᵗ))·m/(√(v/(1−β₂ᵗ)) + ε), with correct = 1 − βᵗ.
     """
-    m *= beta1
-    m += (1.0 - beta1) * g
-    v *= beta2
-    v += (1.0 - beta2) * (g * g)
-    if weight_decay:
-        p *= 1.0 - lr * weight_decay
-    p -= (lr / correct1) * m / (xp.sqrt(v / correct2) + eps)
+    for p, g, m, v in zip(ps, gs, ms, vs):
+        m *= beta1
+        m += (1.0 - beta1) * g
+        v *= beta2
+        v += (1.0 - beta2) * (g * g)
+        if weight_decay:
+            p *= 1.0 - lr * weight_decay
+        p -= (lr / correct1) * m / (xp.sqrt(v / correct2) + eps)
 
 
 class Adam(Optimizer):
@@ -109,16 +118,16 @@ class Adam(Optimizer):
                  weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def update(self, xp: Any, p: Any, g: Any, state: dict[str, Any], group: Group) -> None:
-        if not state:
-            state.update(step=0, exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
-        state["step"] += 1
-        decay = group["weight_decay"]
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
+        for p, state in zip(ps, states):
+            if "exp_avg" not in state:
+                state.update(exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
+        decay, step = group["weight_decay"], states[0]["step"]
         if decay and not self.decoupled:
-            g, decay = g + decay * p, 0.0
+            gs, decay = [g + decay * p for p, g in zip(ps, gs)], 0.0
         beta1, beta2 = group["betas"]
-        xp.run("adamw_update", adamw_update, p, g, state["exp_avg"], state["exp_avg_sq"], lr=group["lr"], beta1=beta1, beta2=beta2,
-               eps=group["eps"], weight_decay=decay, correct1=1.0 - beta1 ** state["step"], correct2=1.0 - beta2 ** state["step"])
+        xp.run("adamw_update", adamw_update, ps, gs, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], lr=group["lr"],
+               beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=decay, correct1=1.0 - beta1**step, correct2=1.0 - beta2**step)
 
 
 class AdamW(Adam):
@@ -139,8 +148,14 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
 
 
 def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
-    """Σ x² of each array, as one array."""
+    """Numbers that add up to Σ x² over the arrays, as one array [n]."""
     return xp.stack([g.reshape(-1) @ g.reshape(-1) for g in arrays])
+
+
+def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
+    """Each of the arrays times the factor, in place."""
+    for g in arrays:
+        g *= factor
 
 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -167,9 +182,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
         parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
         norm = top * math.sqrt(math.fsum(squared(parts))) if parts else top
     if max_norm < norm < math.inf:
-        factor = max_norm / (norm + 1e-6)
-        for g in grads:
-            g *= factor
+        xp.run("scale", scale, grads, max_norm / (norm + 1e-6))
     return norm
 
 
@@ -198,13 +211,11 @@ class GradScaler:
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of the optimiser's parameters by the factor, in place."""
-        if self.enabled:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        g = p.grad.array
-                        backend.of(g).at(g)
-                        g *= 1.0 / self.factor
+        grads = [p.grad.array for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.enabled and grads:
+            xp = backend.of(grads[0])
+            xp.at(grads[0])
+            xp.run("scale", scale, grads, 1.0 / self.factor)
 
     def step(self, optimizer: Optimizer, norm: float) -> bool:
         """Let the optimiser step where the gradients' norm is finite, and set the next factor; whether it did."""

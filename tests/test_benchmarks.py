@@ -399,7 +399,8 @@ def test_ctrl_c_prints_what_there_is(sent, tmp_path):
     (tmp_path / "bench_fakes.py").write_text(FAKES)
     path = tmp_path / "x.json"
     process = subprocess.Popen([sys.executable, "-c", script, "--json", str(path)], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     for line in process.stderr:
         if "waits: building" in line:
             break

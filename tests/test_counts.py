@@ -59,7 +59,7 @@ KERNELS = {
     "forward": ({"layer_norm": 2, "addmm": 3, "attention": 1, "gelu": 1}, {"layer_norm": 1, "linear_cross_entropy": 1}),
     "backward": ({"layer_norm/joint": 2, "attention/joint": 1, "gelu/joint": 1, "sum_to": 3},
                  {"layer_norm/joint": 1, "linear_cross_entropy/x": 1, "linear_cross_entropy/weight": 1, "embedding_op/weight+": 1}),
-    "update": ({"adamw_update": 12}, {"adamw_update": 4}),             # for each parameter
+    "update": ({}, {"adamw_update": 2}),                # for all that decays, and for all that does not
 }
 
 NODES_BLOCK = 3                                         # nodes besides those of ops: q, k and v, the parts of split_heads

@@ -5,6 +5,7 @@ Each is given the backend first, means what the op of its name says and is teste
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from .base import FLOATS, Saved, boost
@@ -13,7 +14,7 @@ from .bits import least_kept
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
 PARTS = 64                                              # sums over rows are taken in so many parts at most
-NORM_BLOCKS, NORM_EACH = 512, 16                        # blocks of a sum of squares at most, and numbers for each of their threads at least
+EACH = 1 << 15                                          # numbers for a block that goes over several arrays
 LINE = 64                                               # numbers of 16 bits in a line of the GPU's memory
 LOGITS = 1 << 30                                        # bytes of logits at a time
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -261,21 +262,35 @@ def embedding_into(xp, sum, g, ids, weight_shape):
     add_rows(xp, sum, xp.reshape(ids, (ids.size,)), xp.reshape(g, (ids.size, g.shape[-1])))
 
 
+def over_arrays(xp: Any, name: str, kinds: tuple[Any, ...], *args: Any, sums: bool = False) -> Any:
+    """Run a kernel that goes over several arrays in one launch; NotImplemented where they are not of one dtype, or not contiguous.
+
+    kinds: sequences of as many arrays each, of which those at one place belong together and have one size. Where they lie is uploaded.
+    sums: the kernel gives a number for each block, and they are what is returned.
+    """
+    everything = [a for kind in kinds for a in kind]
+    if not all(fits(a) and a.flags.c_contiguous and a.dtype == everything[0].dtype for a in everything):
+        return NotImplemented
+    sizes = [a.size for a in kinds[0]]
+    first = [0, *accumulate(-(-size // EACH) for size in sizes)]
+    table = xp.asarray([first[:-1], sizes, *([a.data.ptr for a in kind] for kind in kinds)], dtype="int64")
+    dtype = everything[0].dtype
+    out = xp.empty((first[-1],), dtype=real(dtype)) if sums else None
+    xp.launch(name, dtype, (first[-1],), (THREADS,), table, len(sizes), EACH, *([out] if sums else args), shared=room(dtype, 32) * sums)
+    return out
+
+
 @kernel("sums_of_squares")
 def sums_of_squares(xp, arrays):
-    if len({a.dtype for a in arrays}) > 1 or not all(map(fits, arrays)):
-        return NotImplemented
-    dtype = arrays[0].dtype
-    sums = xp.zeros((len(arrays), NORM_BLOCKS), dtype=real(dtype))
-    for row, a in zip(sums, arrays):
-        blocks = min(NORM_BLOCKS, *number_blocks(a.size, NORM_EACH))
-        xp.launch("sums_of_squares", dtype, (blocks,), (THREADS,), xp.ascontiguousarray(a), row, a.size, shared=room(dtype, 32))
-    return xp.sum(sums, axis=1)
+    return over_arrays(xp, "sums_of_squares", (arrays,), sums=True)
+
+
+@kernel("scale")
+def scale(xp, arrays, factor):
+    return over_arrays(xp, "scale", (arrays,), float(factor))
 
 
 @kernel("adamw_update")
-def adamw_update(xp, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
-    if not fits(p) or not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
-        return NotImplemented
+def adamw_update(xp, ps, gs, ms, vs, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
     settings = (lr, beta1, beta2, eps, weight_decay, correct1, correct2)
-    xp.launch("adamw_update", p.dtype, number_blocks(p.size), (THREADS,), p, xp.ascontiguousarray(g), m, v, p.size, *map(float, settings))
+    return over_arrays(xp, "adamw_update", (ps, [xp.ascontiguousarray(g) for g in gs], ms, vs), *map(float, settings))

@@ -32,6 +32,7 @@ template <int C> struct alignas(16) Chunk<C, true> {
     unsigned long long v[2];
     __device__ __forceinline__ Chunk() {}
     __device__ __forceinline__ Chunk(const Store* p, bool there) {
+        CHECK_PLACE(there ? p : nullptr, sizeof(Chunk));
         if (there) *this = *reinterpret_cast<const Chunk*>(p);
         else v[0] = v[1] = 0;
     }

@@ -8,6 +8,7 @@
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
+#define CHECK_PLACE(p, bytes)                           // a GPU answers a number that lies across its places with an error of its own
 #define SHARED(T, name) extern __shared__ __align__(16) double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
 __device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
 __device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
@@ -43,8 +44,14 @@ typedef Store Strided;                                  // what lies in memory w
 // N numbers of memory in one access; 16 bytes of them are the most that a thread can ask for
 template <int N> struct alignas(N * sizeof(Store)) Pack { Store v[N]; };
 #define WIDE int(16 / sizeof(Store))
-template <int N> __device__ __forceinline__ Pack<N> load(const Store* p) { return *reinterpret_cast<const Pack<N>*>(p); }
-template <int N> __device__ __forceinline__ void store(Store* p, const Pack<N>& pack) { *reinterpret_cast<Pack<N>*>(p) = pack; }
+template <int N> __device__ __forceinline__ Pack<N> load(const Store* p) {
+    CHECK_PLACE(p, sizeof(Pack<N>));
+    return *reinterpret_cast<const Pack<N>*>(p);
+}
+template <int N> __device__ __forceinline__ void store(Store* p, const Pack<N>& pack) {
+    CHECK_PLACE(p, sizeof(Pack<N>));
+    *reinterpret_cast<Pack<N>*>(p) = pack;
+}
 __device__ __forceinline__ bool aligned(const Store* p) { return (unsigned long long)(p) % 16 == 0; }
 
 // ── sums over the threads of a warp, and of a block ──
@@ -298,22 +305,78 @@ KERNEL add_rows(Store* sum, const Count* sorted, const Count* order, const Store
     }
 }
 
-// ── the gradients' norm: sums[part] = Σ x² over the numbers of each block, which are blockDim.x · gridDim.x apart ──
-KERNEL sums_of_squares(const Store* x, Real* sums, Count n) {
+// ── several arrays in one launch: a block has `each` numbers of one of them ──
+// table [2 + k, arrays]: each array's first block, its size, and the addresses of k arrays that belong together
+struct Part { Count array, from, to; };
+
+__device__ __forceinline__ Part part_of(const Count* table, Count arrays, Count each) {
+    Count low = 0, high = arrays;                       // table[low] ≤ blockIdx.x < table[high]
+    while (high - low > 1) {
+        Count middle = (low + high) / 2;
+        if (table[middle] <= Count(blockIdx.x)) low = middle;
+        else high = middle;
+    }
+    Count from = (Count(blockIdx.x) - table[low]) * each, size = table[arrays + low];
+    return {low, from, from + each < size ? from + each : size};
+}
+
+__device__ __forceinline__ Store* array_of(const Count* table, Count arrays, Part part, int kind) {
+    return reinterpret_cast<Store*>(table[(2 + kind) * arrays + part.array]);
+}
+
+// the gradients' norm: sums[block] = Σ x² over the numbers of each block
+KERNEL sums_of_squares(const Count* table, Count arrays, Count each, Real* sums) {
     SHARED(Real, room);                                 // [32]
+    Part part = part_of(table, arrays, each);
+    const Store* x = array_of(table, arrays, part, 0);
+    Count tail = aligned(x) ? part.to - (part.to - part.from) % WIDE : part.from;
     Real sum = 0;
-    for (Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += Count(gridDim.x) * blockDim.x) sum += Real(x[i]) * Real(x[i]);
+    for (Count i = part.from + threadIdx.x * WIDE; i < tail; i += blockDim.x * WIDE) {
+        Pack<WIDE> a = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) sum += Real(a.v[k]) * Real(a.v[k]);
+    }
+    for (Count i = tail + threadIdx.x; i < part.to; i += blockDim.x) sum += Real(x[i]) * Real(x[i]);
     sum = block_sum(sum, room);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// ── AdamW, all in one pass   (Loshchilov, Hutter 2019) ──
-KERNEL adamw_update(Store* p, const Store* g, Store* m, Store* v, Count n, double lr, double beta1, double beta2, double eps,
-                    double weight_decay, double correct1, double correct2) {
-    Count i = Count(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    Real d = g[i];
-    Real first = Real(m[i]) * Real(beta1) + d * Real(1.0 - beta1), second = Real(v[i]) * Real(beta2) + d * d * Real(1.0 - beta2);
-    m[i] = first, v[i] = second;
-    p[i] = Real(p[i]) * Real(1.0 - lr * weight_decay) - first / (sqrt(second / Real(correct2)) + Real(eps)) * Real(lr / correct1);
+// x ← factor x
+KERNEL scale(const Count* table, Count arrays, Count each, double factor) {
+    Part part = part_of(table, arrays, each);
+    Store* x = array_of(table, arrays, part, 0);
+    Count tail = aligned(x) ? part.to - (part.to - part.from) % WIDE : part.from;
+    for (Count i = part.from + threadIdx.x * WIDE; i < tail; i += blockDim.x * WIDE) {
+        Pack<WIDE> a = load<WIDE>(x + i);
+        for (int k = 0; k < WIDE; ++k) a.v[k] = Real(a.v[k]) * Real(factor);
+        store<WIDE>(x + i, a);
+    }
+    for (Count i = tail + threadIdx.x; i < part.to; i += blockDim.x) x[i] = Real(x[i]) * Real(factor);
+}
+
+// AdamW, all in one pass   (adamw.1–4; Loshchilov, Hutter 2019)
+template <int N> __device__ __forceinline__ void adamw_numbers(Store* p, const Store* g, Store* m, Store* v, double lr, double beta1,
+                                                               double beta2, double eps, double weight_decay, double correct1,
+                                                               double correct2) {
+    Pack<N> a = load<N>(p), d = load<N>(g), m1 = load<N>(m), v2 = load<N>(v);
+    for (int k = 0; k < N; ++k) {
+        Real slope = d.v[k];
+        Real first = Real(m1.v[k]) * Real(beta1) + slope * Real(1.0 - beta1);
+        Real second = Real(v2.v[k]) * Real(beta2) + slope * slope * Real(1.0 - beta2);
+        m1.v[k] = first, v2.v[k] = second;
+        a.v[k] = Real(a.v[k]) * Real(1.0 - lr * weight_decay) - first / (sqrt(second / Real(correct2)) + Real(eps)) * Real(lr / correct1);
+    }
+    store<N>(p, a), store<N>(m, m1), store<N>(v, v2);
+}
+
+KERNEL adamw_update(const Count* table, Count arrays, Count each, double lr, double beta1, double beta2, double eps, double weight_decay,
+                    double correct1, double correct2) {
+    Part part = part_of(table, arrays, each);
+    Store *p = array_of(table, arrays, part, 0), *g = array_of(table, arrays, part, 1);
+    Store *m = array_of(table, arrays, part, 2), *v = array_of(table, arrays, part, 3);
+    bool wide = aligned(p) && aligned(g) && aligned(m) && aligned(v);
+    Count tail = wide ? part.to - (part.to - part.from) % WIDE : part.from;
+    for (Count i = part.from + threadIdx.x * WIDE; i < tail; i += blockDim.x * WIDE)
+        adamw_numbers<WIDE>(p + i, g + i, m + i, v + i, lr, beta1, beta2, eps, weight_decay, correct1, correct2);
+    for (Count i = tail + threadIdx.x; i < part.to; i += blockDim.x)
+        adamw_numbers<1>(p + i, g + i, m + i, v + i, lr, beta1, beta2, eps, weight_decay, correct1, correct2);
 }

@@ -331,27 +331,28 @@ def dropout(xp, x, *, p, key):
 
 
 @kernel("adamw_update")
-def adamw_update(xp, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
-    if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+def adamw_update(xp, ps, gs, ms, vs, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
+    if not all(a.flags.c_contiguous for kind in (ps, ms, vs) for a in kind):
         return NotImplemented                           # made flat here, they would be copies, and the step lost
-    flats = [np.ascontiguousarray(a).reshape(-1, 1) if a is g else a.reshape(-1, 1) for a in (p, g, m, v)]
+    for p, g, m, v in zip(ps, gs, ms, vs):
+        flats = [np.ascontiguousarray(a).reshape(-1, 1) for a in (p, g, m, v)]
 
-    def work(i, j):
-        a, d, m1, v2 = (f[i:j] for f in flats)
-        t = d * (1.0 - beta1)
-        m1 *= beta1
-        m1 += t
-        np.multiply(d, d, out=t)
-        t *= 1.0 - beta2
-        v2 *= beta2
-        v2 += t
-        np.divide(v2, correct2, out=t)
-        np.sqrt(t, out=t)
-        t += eps
-        np.divide(m1, t, out=t)
-        t *= lr / correct1
-        if weight_decay:
-            a *= 1.0 - lr * weight_decay
-        a -= t
+        def work(i, j, flats=flats):
+            a, d, m1, v2 = (f[i:j] for f in flats)
+            t = d * (1.0 - beta1)
+            m1 *= beta1
+            m1 += t
+            np.multiply(d, d, out=t)
+            t *= 1.0 - beta2
+            v2 *= beta2
+            v2 += t
+            np.divide(v2, correct2, out=t)
+            np.sqrt(t, out=t)
+            t += eps
+            np.divide(m1, t, out=t)
+            t *= lr / correct1
+            if weight_decay:
+                a *= 1.0 - lr * weight_decay
+            a -= t
 
-    over_rows(len(flats[0]), 1, work)
+        over_rows(len(flats[0]), 1, work)

@@ -15,7 +15,7 @@ from typing import Any
 
 FLAGS = ("-O1", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas")
 _FAULTS = {1: "threads of a block wait for each other for ever", 2: "more threads or shared memory than a block can have",
-           3: "16 bytes asked for in one piece at an address that is not a multiple of 16"}
+           3: "numbers asked for in one piece at an address that is not a multiple of its bytes"}
 _DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "Bfloat": "bfloat16"}
 _KERNEL = re.compile(r"^KERNEL (?:__launch_bounds__\([\w, ]*\) )?(\w+)\(([^)]*)\)", re.MULTILINE)
 

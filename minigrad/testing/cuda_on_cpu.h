@@ -19,6 +19,7 @@
 #define __restrict__
 #define __launch_bounds__(...)
 #define threadIdx (cpu::fibers[cpu::current].index)
+#define CHECK_PLACE(p, bytes) cpu::check_place(p, bytes)
 #define SHARED(T, name) T* name = reinterpret_cast<T*>(cpu::shared)
 
 using std::erf; using std::exp; using std::exp2; using std::fmax; using std::log; using std::sqrt; using std::tanh;
@@ -61,7 +62,7 @@ static std::function<void()> kernel;
 static jmp_buf home;
 static int current, alive, alive_in_warp[32];
 static bool moved;                                      // whether anybody got further since this was made false
-static bool misplaced;                                  // whether 16 bytes were asked for in one piece where no piece begins
+static bool misplaced;                                  // whether several numbers were asked for in one piece where no piece begins
 static Barrier block_barrier, warp_barrier[32];
 static double exchanged[32][32];                        // what the lanes of each warp hand to one another
 static char* shared;
@@ -113,7 +114,7 @@ static void make_fibers(int threads) {
 }
 
 // Run `body` as every thread of the grid. 0; 1 where threads of a block wait for each other for ever; 2 for an impossible launch; 3 where
-// an address must be a multiple of 16 and is not.
+// numbers were asked for in one piece at an address that is not a multiple of its bytes.
 static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> body) {
     int threads = block.x * block.y * block.z;
     if (threads < 1 || threads > 1024 || bytes > 48 * 1024) return 2;
@@ -151,7 +152,7 @@ static int launch(dim3 grid, dim3 block, long long bytes, std::function<void()> 
     return misplaced ? 3 : 0;
 }
 
-inline void check_place(const void* p) { misplaced = misplaced || reinterpret_cast<unsigned long long>(p) % 16; }
+inline void check_place(const void* p, int bytes) { misplaced = misplaced || reinterpret_cast<unsigned long long>(p) % bytes; }
 
 // What lane `from` of this thread's warp holds; a lane that has returned gives what it gave last, as on a GPU nothing can be relied on.
 template <class T> T exchange(T value, int from) {
@@ -176,8 +177,8 @@ template <class T> T __shfl_sync(unsigned, T value, int from) { return cpu::exch
 // 16 bytes that were asked for are NaN until they are waited for: so forgetting that is seen, and so is asking while
 // somebody still needs what was there.
 inline void copy(void* to, const void* from, bool there) {
-    cpu::check_place(to);
-    cpu::check_place(there ? from : to);
+    cpu::check_place(to, 16);
+    cpu::check_place(there ? from : to, 16);
     std::memset(to, 0xff, 16);
     cpu::fibers[cpu::current].copies.push_back({to, from, there});
 }
@@ -196,7 +197,7 @@ static const unsigned short* asked[32][32];             // the rows that the lan
 static float dealt[32][32][12];                         // their shares of the factors of a product: 8 numbers of a, 4 of b
 
 inline void read_matrices(unsigned (&r)[4], const void* row, bool turned) {
-    check_place(row);
+    check_place(row, 16);
     asked[warp()][lane()] = static_cast<const unsigned short*>(row);
     wait(warp_barrier[warp()], alive_in_warp[warp()]);
     for (int m = 0; m < 4; ++m) {

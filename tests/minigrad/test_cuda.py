@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_cases import FLOAT, UNIT, both, close, normal, stored
+from cuda_cases import FLOAT, UNIT, both, close, normal, placed, stored
 from device import DEVICE, HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ def test_sums(n: int, dtype: str, seed: int):
     """a + b of one shape, in one launch, rounded once."""
     a, b = normal(seed, n).astype(dtype), normal(seed + 1, n).astype(dtype)
     with counting() as counts:
-        found = HERE.host(REGISTRY["add"](HERE.array(a), HERE.array(b)))
+        found = HERE.host(REGISTRY["add"](placed(a, seed % 2), placed(b, seed // 2 % 2)))
     assert np.array_equal(found, (a.astype(np.float64) + b.astype(np.float64)).astype(dtype)) and counts.launches == {"add": 1}
 
 
@@ -172,49 +172,85 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
     assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
 
 
+sizes = st.lists(st.integers(1, 300), min_size=1, max_size=5)
+each = st.sampled_from([16, 64, 1 << 15])               # so that an array has several blocks, or several arrays one each
+
+
+def of_sizes(seed: int, sizes: list[int], dtype: str) -> list[np.ndarray]:
+    return [normal(seed + i, n).astype(dtype) for i, n in enumerate(sizes)]
+
+
 @kernel_test
-@given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=4), dtype=stored, seed=st.integers(0, 99))
-def test_the_norm_of_the_gradients(sizes: list[int], dtype: str, seed: int):
-    """A launch for each array, one wait for all of them."""
-    arrays = [normal(seed + i, n).astype(dtype) for i, n in enumerate(sizes)]
-    parameters = [mg.Parameter(HERE.array(a)) for a in arrays]
+@given(sizes=sizes, each=each, dtype=stored, seed=st.integers(0, 99))
+def test_the_norm_of_the_gradients(sizes: list[int], each: int, dtype: str, seed: int):
+    """One launch for all arrays, wherever they begin, and one wait; where they are scaled down, one more launch."""
+    arrays = of_sizes(seed, sizes, dtype)
+    parameters = [mg.Parameter(placed(a, seed % 2)) for a in arrays]
     for p in parameters:
         p.grad = mg.Tensor(p.array)
-    with counting() as counts:
-        found = mg.optim.clip_grad_norm_(parameters, math.inf)
     wanted = math.sqrt(sum(float(np.square(a.astype(np.float64)).sum()) for a in arrays))
-    assert counts.launches == {"sums_of_squares": len(sizes)} and counts.syncs == 1
-    assert abs(found - wanted) <= bound("float32" if dtype in UNIT else dtype, 16 + 512, 1.0) * wanted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrappers, "EACH", each)
+        for most in (math.inf, wanted / 2.0):
+            with counting() as counts:
+                found = mg.optim.clip_grad_norm_(parameters, most)
+            assert counts.launches == {"sums_of_squares": 1, **({"scale": 1} if most < wanted else {})} and counts.syncs == 1
+            assert abs(found - wanted) <= bound("float32" if dtype in UNIT else dtype, 16, 1.0) * wanted
+    close([p.numpy() for p in parameters], [a.astype(np.float64) * (wanted / 2.0) / (wanted + 1e-6) for a in arrays], dtype, 32,
+          magnitude(*arrays))
 
 
 @kernel_test
-@given(n=st.integers(1, 700), dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]))
-def test_adamw(n: int, dtype: str, seed: int, decay: float):
-    """Three steps of AdamW are NumPy's, to rounding; one launch for each parameter and step."""
-    start, gradients = normal(seed, n), normal(seed + 1, 3, n)
+@given(sizes=sizes, each=each, dtype=dtypes, seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]), shift=st.booleans())
+def test_adamw(sizes: list[int], each: int, dtype: str, seed: int, decay: float, shift: bool):
+    """Three steps of AdamW are NumPy's, to rounding; one launch for all parameters, wherever in a line of memory their gradients begin."""
+    start, gradients = of_sizes(seed, sizes, dtype), [of_sizes(seed + 7 * k, sizes, dtype) for k in range(1, 4)]
     ends = []
     for device, kind in ((DEVICE, dtype), ("numpy", "float64")):
-        p = mg.Parameter(mg.tensor(start.astype(dtype).astype(kind), device=device))
-        optimizer = mg.optim.AdamW([p], lr=0.01, weight_decay=decay)
-        with counting() as counts:
-            for g in gradients:
-                p.grad = mg.tensor(g.astype(dtype).astype(kind), device=device)
+        ps = [mg.Parameter(mg.tensor(a.astype(kind), device=device)) for a in start]
+        optimizer = mg.optim.AdamW(ps, lr=0.01, weight_decay=decay)
+        with pytest.MonkeyPatch.context() as patch, counting() as counts:
+            patch.setattr(wrappers, "EACH", each)
+            for gs in gradients:
+                for p, g in zip(ps, gs):
+                    p.grad = mg.tensor(np.concatenate([g[:shift], g]).astype(kind), device=device)[int(shift):]
                 optimizer.step()
-        assert counts.launches == ({"adamw_update": 3} if device == DEVICE else {})
-        ends.append(p.numpy())
-    assert np.abs(ends[0] - ends[1]).max() <= bound(dtype, 3, magnitude(start))
+        assert counts.launches == ({"adamw_update": 3} if device == DEVICE else {}) and counts.syncs == 0
+        ends.append([p.numpy() for p in ps])
+    for a, b in zip(*ends):
+        assert np.abs(a - b).max() <= bound(dtype, 3, magnitude(*start))
+
+
+@pytest.mark.device
+def test_a_step_over_parameters_of_several_kinds():
+    """Another dtype, and a parameter that had no gradient before, take a launch of their own and the step that is theirs."""
+    start = [normal(i, 5).astype(kind) for i, kind in enumerate(("float32", "float64", "float32"))]
+    ends = []
+    for device in (DEVICE, "numpy"):
+        ps = [mg.Parameter(mg.tensor(a, device=device)) for a in start]
+        optimizer = mg.optim.AdamW(ps, lr=0.01)
+        with counting() as counts:
+            for given in (ps[:2], ps):
+                for p in given:
+                    p.grad = mg.Tensor(p.array)
+                optimizer.step()
+        assert counts.launches == ({"adamw_update": 2 + 3} if device == DEVICE else {})
+        assert [optimizer.state[i]["step"] for i in range(3)] == [2, 2, 1]
+        ends.append([p.numpy() for p in ps])
+    for a, b in zip(*ends):
+        assert np.abs(a - b).max() <= bound(str(a.dtype), 3, 3.0)
 
 
 # ── the kernels and their harness ──
 def test_every_kernel_is_called():
     """Each kernel of the file has a wrapper that launches it, and each wrapper is for something there is."""
     text = Path(wrappers.__file__).read_text(encoding="utf-8")
-    launched = {name for call in re.findall(r"launch\(([^,]*),", text) for name in re.findall(r'"(\w+)"', call)}
+    launched = {name for call in re.findall(r"(?:launch\(|over_arrays\(xp, )([^,]*),", text) for name in re.findall(r'"(\w+)"', call)}
     assert launched == cuda.parameters(SOURCE).keys() and launched
     for name in wrappers.KERNELS:
         op, _, argument = name.partition("/")
         rules = REGISTRY[op].rules if op in REGISTRY else {}
-        assert op in ("adamw_update", "sums_of_squares") or not argument or argument.removesuffix("+") in (*rules, "joint")
+        assert op in ("adamw_update", "scale", "sums_of_squares") or not argument or argument.removesuffix("+") in (*rules, "joint")
 
 
 BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE)]
@@ -262,9 +298,10 @@ def test_what_cuda_would_not_notice_is_refused():
     half = "KERNEL half(Real* x) { if (threadIdx.x % 2) __syncthreads(); else __syncwarp(); }"
     with pytest.raises(RuntimeError, match="wait for each other for ever"):
         cuda.Module(f"{SOURCE}\n{half}\n", FLOAT, lambda a: a, lambda name: None).get_function("half")((1,), (64,), (x,))
-    odd = "KERNEL odd(Store* x) { copy(x + 1, x, true); copied(); }"
-    with pytest.raises(RuntimeError, match="not a multiple of 16"):
-        cuda.Module(f"{SOURCE}\n{odd}\n", FLOAT, lambda a: a, lambda name: None).get_function("odd")((1,), (1,), (np.ones(8, np.float32),))
+    for odd in ("copy(x + 1, x, true); copied();", "store<4>(x, load<4>(x + 1));"):
+        source = f"{SOURCE}\nKERNEL odd(Store* x) {{ {odd} }}\n"
+        with pytest.raises(RuntimeError, match="not a multiple of its bytes"):
+            cuda.Module(source, FLOAT, lambda a: a, lambda name: None).get_function("odd")((1,), (1,), (np.ones(8, np.float32),))
     with pytest.raises(RuntimeError, match="g\\+\\+ cannot compile"):
         cuda.Module("KERNEL nonsense(Real* x) { y; }", FLOAT, lambda a: a, lambda name: None)
 

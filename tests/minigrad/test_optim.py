@@ -108,11 +108,11 @@ def test_adamw_over_several_blocks_and_threads(monkeypatch: pytest.MonkeyPatch):
     settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "correct1": 0.2, "correct2": 0.03}
     start = [rng.standard_normal(n), rng.standard_normal(n), rng.standard_normal(n), rng.random(n)]
     expected = [a.copy() for a in start]
-    optim.adamw_update(backend.cpu, *expected, **settings)
+    optim.adamw_update(backend.cpu, *([a] for a in expected), **settings)
     for threads in (1, 3):
         monkeypatch.setattr("minigrad.backend.numpy_kernels.cores", lambda n=threads: n)
         found = [a.copy() for a in start]
-        backend.cpu.kernels["adamw_update"](backend.cpu, *found, **settings)
+        backend.cpu.kernels["adamw_update"](backend.cpu, *([a] for a in found), **settings)
         np.testing.assert_array_equal(found[1], start[1])
         for a, b in zip(found, expected):
             close(a, b, terms=20)

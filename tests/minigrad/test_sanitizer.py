@@ -18,7 +18,7 @@ from minigrad.testing import cuda
 
 SOURCE = Path(minigrad.backend.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 # loops of a block over a row, or over rows: one step further leaves the last of them
-LOOPS = [m.end() for m in re.finditer(r"for \(Count (?:i|row) = [^;]*; (?:i|row) <(?= (?:n|rows);)", SOURCE)]
+LOOPS = [m.end() for m in re.finditer(r"for \(Count (?:i|row) = [^;]*; (?:i|row) <(?= (?:n|rows|part\.to);)", SOURCE)]
 # runs a source given on stdin: once through the kernels that have such loops, the arrays as long as they must be
 RUN = """
 import sys
@@ -33,7 +33,11 @@ run("cross_entropy", (n,), (256,), numbers(n, d), targets, numbers(n), numbers(n
 run("cross_entropy_dlogits", (n,), (256,), numbers(), numbers(n, d), targets, numbers(n), numbers(n), numbers(n, d), d, d)
 run("layer_norm_sums", (-(-d // 32), 2), (32, 8), numbers(n, d), numbers(n, d), numbers(n), numbers(n), numbers(2, 2, d), n, d, shared=2048)
 run("column_sums", (-(-d // 32), 2), (32, 8), numbers(n, d), numbers(2, d), n, d, shared=1024)
-run("sums_of_squares", (1,), (256,), numbers(d), numbers(1), d, shared=256)
+arrays = [numbers(d + 3) for _ in range(4)]
+table = np.array([0, d + 3, *(a.ctypes.data for a in arrays)])
+run("sums_of_squares", (1,), (256,), table, 1, 1 << 15, numbers(1), shared=256)
+run("scale", (1,), (256,), table, 1, 1 << 15, 0.5)
+run("adamw_update", (1,), (256,), table, 1, 1 << 15, *[0.5] * 7)
 """
 
 
