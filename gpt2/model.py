@@ -67,6 +67,10 @@ class LayerNorm(nn.Module):
     def forward(self, x):                                              # [B, T, d]
         return self.F.layer_norm(x, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)            # [B, T, d]
 
+    def of_sum(self, x, y):                                            # 2 × [B, T, d]
+        """x + y, and that normalised: what follows an addition to the residual stream."""
+        return self.F.add_layer_norm(x, y, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)     # 2 × [B, T, d]
+
 
 class Attention(nn.Module):
     """softmax(Q Kᵀ/√(d/h) + M) V in each head, with Q, K and V from one product   (attention.1)."""
@@ -110,8 +114,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x, mask=None, cache=None):                       # [B, T, d]
-        x = x + self.drop(self.attn(self.ln_1(x), mask, cache))        # [B, T, d]
-        return x + self.drop(self.mlp(self.ln_2(x)))                   # [B, T, d]
+        x, y = self.ln_2.of_sum(x, self.drop(self.attn(self.ln_1(x), mask, cache)))          # 2 × [B, T, d]
+        return x + self.drop(self.mlp(y))                              # [B, T, d]
 
 
 class GPT2(PretrainedModel):

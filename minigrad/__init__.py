@@ -9,7 +9,18 @@
 from . import backend, errors, fused, nn, optim, random
 from .backend import get_float32_matmul_precision, set_float32_matmul_precision
 from .errors import BackendUnavailable, DeviceError, DTypeError, GraphError, MinigradError, OutOfMemoryError, ShapeError
-from .fused import attention, cross_entropy, dropout, gelu, layer_norm, linear_cross_entropy, log_softmax, packed_linear, softmax
+from .fused import (
+    add_layer_norm,
+    attention,
+    cross_entropy,
+    dropout,
+    gelu,
+    layer_norm,
+    linear_cross_entropy,
+    log_softmax,
+    packed_linear,
+    softmax,
+)
 from .graph import enable_grad, no_grad
 from .ops.elementwise import (
     abs,

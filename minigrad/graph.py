@@ -150,6 +150,14 @@ class Walk:
         else:
             self.sums[node] = (backend.of(old).adopt(old + g), True)
 
+    def sent(self, node: Node) -> Any:
+        """node's sum so far, which others may hold too; None where nothing was sent yet."""
+        return self.sums[node][0] if node in self.sums else None
+
+    def replace(self, node: Node, g: Any) -> None:
+        """g, which nobody else holds, in the place of node's sum."""
+        self.sums[node] = (g, True)
+
     def sum(self, node: Node) -> Any:
         """node's sum if it may be written over, else None."""
         sum, ours = self.sums.get(node, (None, False))

@@ -8,7 +8,7 @@ A rule's signature is the list of residuals. It receives the cotangent `g` and t
 kernel returned in `Saved`. Nothing else is kept. Rules are written with ops and operators, so the same text runs on bare
 arrays in an ordinary walk back and on Tensors when the gradient itself is differentiated.
 
-A backend may have a faster kernel for an op, a faster rule, or one that adds into a gradient that is there already
+A backend may have a faster kernel for an op, a faster rule, or one that adds to a gradient that is there already
 (`Backend.kernels`). It says NotImplemented to a case that it is not for, and the op's own text is run.
 """
 from __future__ import annotations
@@ -33,7 +33,8 @@ Constant = Any                                          # annotates a kernel's a
 class Rule:
     """∂op/∂argument as text: a function of g and named residuals.
 
-    key: its name among a backend's kernels; into: that of the one that adds the gradient into a sum it is given first.
+    key: its name among a backend's kernels; into: that of the one that adds the gradient to a sum it is given first. A rule of one argument
+    writes over that; of a joint rule it is the first argument's, and its first gradient is then the new one.
     """
 
     __slots__ = ("function", "needs", "key", "into", "wants")
@@ -194,6 +195,15 @@ class Op:
             return Tensor(out)
         return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, made))
 
+    def recorded(self, out: Any, *args: Any, **settings: Any) -> Any:
+        """The Tensor of a call with these Tensors and all settings, whose result was computed elsewhere: `out`, as the kernel gives it."""
+        arrays, nodes = [a.array for a in args], [a.node for a in args]
+        out, extra = (out.out, out.extra) if type(out) is Saved else (out, None)
+        if not (state.recording and any(n is not None for n in nodes)):
+            touch(nodes)
+            return Tensor(out)
+        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, out.dtype))
+
     def _place(self, arrays: list[Any]) -> tuple[Backend, Any]:
         """The one backend of the arrays, and the one dtype of those that can have a gradient."""
         here: Backend | None = None
@@ -285,8 +295,16 @@ class Op:
             if i is not None and rule.into in kernels and (sum := walk.sum(parents[i])) is not None \
                     and kernels[rule.into](sum, g, *given) is not NotImplemented:
                 continue
+            result = NotImplemented
+            first = parents[0]
+            if i is None and rule.into in kernels and first is not None and (sum := walk.sent(first)) is not None:
+                result = kernels[rule.into](sum, g, *given)
+                if result is not NotImplemented:
+                    walk.replace(first, result[0])
+                    parents = (None, *parents[1:])
             kernel = kernels.get(rule.key)
-            result = NotImplemented if kernel is None else kernel(g, *given)
+            if result is NotImplemented and kernel is not None:
+                result = kernel(g, *given)
             if result is NotImplemented:
                 result = rule.function(g, *given)
             if i is None:

@@ -72,25 +72,43 @@ def wide(dtype: Any) -> int:
 
 @kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
-    if not fits(x):
+    return normalized(xp, x, None, weight, bias, eps)[1] if fits(x) else NotImplemented
+
+
+@kernel("add_layer_norm")
+def add_layer_norm(xp, x, y, weight, bias, *, eps=1e-5):
+    if not fits(x) or x.ndim == 0 or x.shape != y.shape or weight.shape != x.shape[-1:] or bias.shape != weight.shape \
+            or any(a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight, bias)):
         return NotImplemented
+    xp.at(x)
+    return normalized(xp, x, y, weight, bias, eps)
+
+
+def normalized(xp: Any, x: Any, more: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
+    """x + more, and what `layer_norm` gives for that; where more is None, for x."""
     x, d = xp.ascontiguousarray(x), x.shape[-1]
     rows, small = x.size // d, (*x.shape[:-1], 1)
     out, mean, rstd = xp.empty_like(x), xp.empty(small, dtype=real(x.dtype)), xp.empty(small, dtype=real(x.dtype))
-    xp.launch("layer_norm", x.dtype, row_blocks(rows), (THREADS,), x, xp.ascontiguousarray(weight), xp.ascontiguousarray(bias), out, mean,
-              rstd, rows, d, float(eps))
-    return Saved(out, mean_=mean, rstd=rstd)
+    both = None if more is None else xp.empty_like(x)
+    xp.launch("layer_norm", x.dtype, row_blocks(rows), (THREADS,), x, or_none(xp, more), both, xp.ascontiguousarray(weight),
+              xp.ascontiguousarray(bias), out, mean, rstd, rows, d, float(eps))
+    return both, Saved(out, mean_=mean, rstd=rstd)
 
 
 @kernel("layer_norm/joint")
 def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
+    return layer_norm_joint_into(xp, None, g, x, weight, mean_, rstd, wants)
+
+
+@kernel("layer_norm/joint+")
+def layer_norm_joint_into(xp, sum, g, x, weight, mean_, rstd, wants):
     if not fits(x):
         return NotImplemented
     g, x, weight, d = xp.ascontiguousarray(g), xp.ascontiguousarray(x), xp.ascontiguousarray(weight), x.shape[-1]
     rows, dx = x.size // d, None
     if wants[0]:
         dx = xp.empty_like(x)
-        xp.launch("layer_norm_dx", x.dtype, row_blocks(rows), (THREADS,), g, x, weight, mean_, rstd, dx, rows, d)
+        xp.launch("layer_norm_dx", x.dtype, row_blocks(rows), (THREADS,), g, x, weight, or_none(xp, sum), mean_, rstd, dx, rows, d)
     grid = column_blocks(rows, d)
     sums = xp.empty((grid[1], 2, d), dtype=real(x.dtype))
     xp.launch("layer_norm_sums", x.dtype, grid, (32, 8), g, x, mean_, rstd, sums, rows, d, shared=room(x.dtype, 512))

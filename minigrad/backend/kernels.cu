@@ -83,9 +83,17 @@ __device__ __forceinline__ Real block_max(Real v, Real* room) {
 // ── what is above is for all files of kernels, what is below for this one ──
 
 // ── layer norm: a warp for each row, N numbers at a time ──
-template <int N> __device__ __forceinline__ void normalized_row(const Store* x, const Store* weight, const Store* bias, Store* y,
-                                                                Real* mean, Real* rstd, Count d, double eps) {
+template <int N> __device__ __forceinline__ void normalized_row(const Store* x, const Store* more, Store* both, const Store* weight,
+                                                                const Store* bias, Store* y, Real* mean, Real* rstd, Count d, double eps) {
     int lane = threadIdx.x % 32;
+    if (more) {
+        for (Count i = lane * N; i < d; i += 32 * N) {
+            Pack<N> a = load<N>(x + i), b = load<N>(more + i);
+            for (int k = 0; k < N; ++k) a.v[k] = Real(a.v[k]) + Real(b.v[k]);
+            store<N>(both + i, a);
+        }
+        x = both;                                       // each lane reads what it wrote itself
+    }
     Real sum = 0, squares = 0;
     for (Count i = lane * N; i < d; i += 32 * N) {
         Pack<N> a = load<N>(x + i);
@@ -105,17 +113,20 @@ template <int N> __device__ __forceinline__ void normalized_row(const Store* x, 
     if (lane == 0) *mean = m, *rstd = r;
 }
 
-// y = (x − μ) rstd ⊙ weight + bias   (layer_norm.1)
-KERNEL layer_norm(const Store* x, const Store* weight, const Store* bias, Store* y, Real* mean, Real* rstd, Count rows, Count d, double eps) {
+// y = (x − μ) rstd ⊙ weight + bias   (layer_norm.1); where there is more, of both = x + more
+KERNEL layer_norm(const Store* x, const Store* more, Store* both, const Store* weight, const Store* bias, Store* y, Real* mean, Real* rstd,
+                  Count rows, Count d, double eps) {
     Count row = Count(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= rows) return;                            // a whole warp leaves
-    bool wide = d % WIDE == 0 && aligned(x) && aligned(weight) && aligned(bias) && aligned(y);
-    if (wide) normalized_row<WIDE>(x + row * d, weight, bias, y + row * d, mean + row, rstd + row, d, eps);
-    else normalized_row<1>(x + row * d, weight, bias, y + row * d, mean + row, rstd + row, d, eps);
+    bool wide = d % WIDE == 0 && aligned(x) && aligned(more) && aligned(both) && aligned(weight) && aligned(bias) && aligned(y);
+    x += row * d, y += row * d, mean += row, rstd += row;
+    if (more) more += row * d, both += row * d;
+    if (wide) normalized_row<WIDE>(x, more, both, weight, bias, y, mean, rstd, d, eps);
+    else normalized_row<1>(x, more, both, weight, bias, y, mean, rstd, d, eps);
 }
 
-template <int N> __device__ __forceinline__ void normalized_row_dx(const Store* g, const Store* x, const Store* weight, Real m, Real r,
-                                                                   Store* dx, Count d) {
+template <int N> __device__ __forceinline__ void normalized_row_dx(const Store* g, const Store* x, const Store* weight, const Store* more,
+                                                                   Real m, Real r, Store* dx, Count d) {
     int lane = threadIdx.x % 32;
     Real along_one = 0, along_x = 0;
     for (Count i = lane * N; i < d; i += 32 * N) {
@@ -129,21 +140,26 @@ template <int N> __device__ __forceinline__ void normalized_row_dx(const Store* 
     along_one = warp_sum(along_one) / d;
     along_x = warp_sum(along_x) / d;
     for (Count i = lane * N; i < d; i += 32 * N) {
-        Pack<N> a = load<N>(g + i), w = load<N>(weight + i), b = load<N>(x + i);
-        for (int k = 0; k < N; ++k)
-            a.v[k] = (Real(a.v[k]) * Real(w.v[k]) - along_one - (Real(b.v[k]) - m) * r * along_x) * r;
+        Pack<N> a = load<N>(g + i), w = load<N>(weight + i), b = load<N>(x + i), c;
+        if (more) c = load<N>(more + i);
+        for (int k = 0; k < N; ++k) {
+            Real v = (Real(a.v[k]) * Real(w.v[k]) - along_one - (Real(b.v[k]) - m) * r * along_x) * r;
+            a.v[k] = more ? Real(c.v[k]) + v : v;
+        }
         store<N>(dx + i, a);
     }
 }
 
-// ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)), ĝ = g ⊙ weight   (layer_norm.5)
-KERNEL layer_norm_dx(const Store* g, const Store* x, const Store* weight, const Real* mean, const Real* rstd, Store* dx, Count rows,
-                     Count d) {
+// ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)), ĝ = g ⊙ weight   (layer_norm.5); and more, where there is more: the residual stream's gradient
+KERNEL layer_norm_dx(const Store* g, const Store* x, const Store* weight, const Store* more, const Real* mean, const Real* rstd, Store* dx,
+                     Count rows, Count d) {
     Count row = Count(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= rows) return;
-    bool wide = d % WIDE == 0 && aligned(g) && aligned(x) && aligned(weight) && aligned(dx);
-    if (wide) normalized_row_dx<WIDE>(g + row * d, x + row * d, weight, mean[row], rstd[row], dx + row * d, d);
-    else normalized_row_dx<1>(g + row * d, x + row * d, weight, mean[row], rstd[row], dx + row * d, d);
+    bool wide = d % WIDE == 0 && aligned(g) && aligned(x) && aligned(weight) && aligned(more) && aligned(dx);
+    g += row * d, x += row * d, dx += row * d;
+    if (more) more += row * d;
+    if (wide) normalized_row_dx<WIDE>(g, x, weight, more, mean[row], rstd[row], dx, d);
+    else normalized_row_dx<1>(g, x, weight, more, mean[row], rstd[row], dx, d);
 }
 
 // sums[part, 0] = Σ g ⊙ x̂ and sums[part, 1] = Σ g over the rows of each part   (layer_norm.6–7); blocks of 32 columns and 8 rows

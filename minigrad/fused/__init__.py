@@ -8,12 +8,14 @@ from .attention import attention, attention_by_parts
 from .cross_entropy import cross_entropy, cross_entropy_by_parts
 from .dropout import dropout_op
 from .gelu import gelu, gelu_by_parts
-from .layer_norm import layer_norm, layer_norm_by_parts
+from .layer_norm import add_layer_norm, add_layer_norm_by_parts, layer_norm, layer_norm_by_parts
 from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_by_parts
 from .packed_linear import packed_linear, packed_linear_by_parts
 from .softmax import log_softmax, log_softmax_by_parts, softmax, softmax_by_parts
 
 __all__ = [
+    "add_layer_norm",
+    "add_layer_norm_by_parts",
     "attention",
     "attention_by_parts",
     "cross_entropy",

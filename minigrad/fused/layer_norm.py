@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import backend
 from ..backend.base import Saved
 from ..errors import ShapeError
 from ..op import fused
-from ..ops.elementwise import sqrt
+from ..ops.elementwise import add, sqrt
 from ..ops.reduce import mean
 from ..ops.shape import sum_to
+from ..tensor import Tensor
 
 
 def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
@@ -47,3 +49,24 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     centred = x - mean_
     rstd = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     return Saved(centred * rstd * weight + bias, mean_=mean_, rstd=rstd)
+
+
+def add_layer_norm_by_parts(x: Any, y: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> tuple[Any, Any]:
+    """s = x + y, and its layer normalisation   (layer_norm.1)"""
+    s = x + y
+    return s, layer_norm_by_parts(s, weight, bias, eps=eps)
+
+
+def add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> tuple[Any, Any]:
+    """s = x + y and layer_norm(s)   (layer_norm.1), as a residual stream has them: x, y [..., d], weight, bias [d] -> 2 × [..., d].
+
+    Where a backend computes both in one pass (a GPU's kernel `layer_norm`), the graph is the same as that of one op after the other.
+    """
+    if all(isinstance(t, Tensor) for t in (x, y, weight, bias)) and (kernel := (xp := backend.of(x.array)).kernels.get("add_layer_norm")):
+        with backend.explaining("add_layer_norm"):
+            made = kernel(xp, x.array, y.array, weight.array, bias.array, eps=eps)
+        if made is not NotImplemented:
+            s = add.recorded(made[0], x, y)
+            return s, layer_norm.recorded(made[1], s, weight, bias, eps=eps)
+    s = add(x, y)
+    return s, layer_norm(s, weight, bias, eps=eps)

@@ -86,6 +86,19 @@ def test_hessian_vector_product(explicit: bool):
 
 @pytest.mark.device
 @FORMS
+def test_recomputing_blocks_changes_no_bit(explicit: bool):
+    """Loss and gradients with recompute=True are those without it."""
+    found = []
+    for recompute in (False, True):
+        model = GPT2(tiny_config(), backend=DEVICE, explicit=explicit, recompute=recompute, seed=1)
+        loss = model.loss(*_batch(model))
+        loss.backward()
+        found.append([loss.numpy(), *(p.grad.numpy() for p in model.parameters())])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.device
+@FORMS
 def test_a_training_step(explicit: bool):
     """Forward, backward, clipping and AdamW: the one wait is for the norm that clipping returns; uploaded is where the gradients lie."""
     found = []

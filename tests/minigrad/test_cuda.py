@@ -44,6 +44,64 @@ def test_layer_norm(n: int, d: int, dtype: str, seed: int):
 
 
 @kernel_test
+@given(n=rows, d=width, dtype=stored, seed=st.integers(0, 99), share=st.sampled_from([1.0, 0.0, -0.5]))
+@example(n=2, d=64, dtype="float32", seed=0, share=1.0)  # y alone begins at an odd place
+def test_layer_norm_of_a_sum(n: int, d: int, dtype: str, seed: int, share: float):
+    """One launch for the sum and its norm, to the bit what two ops give; one on the way back, which adds the stream's gradient."""
+    x, w, b = normal(seed, n, d), normal(seed + 1, d), normal(seed + 2, d)
+    x *= 1.0 + np.abs(x).max()
+    x = x.astype(dtype).astype(np.float64)
+    y = share * x                                       # so that numbers of 16 bits hold the sum exactly
+    parts = mg.fused.add_layer_norm_by_parts
+    found, wanted, counts = both(lambda *xs: mg.concat(mg.add_layer_norm(*xs)), lambda *xs: mg.concat(parts(*xs)), dtype, x, y, w, b)
+    close(found, wanted, dtype, max(n, d), magnitude(*wanted, x))
+    assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
+    there = [mg.tensor(a.astype(dtype), device=DEVICE) for a in (x, normal(seed + 3, n, d), w, b)]
+    s, normal_of_s = mg.add_layer_norm(*there)
+    assert np.array_equal(s.numpy(), (there[0] + there[1]).numpy())
+    assert np.array_equal(normal_of_s.numpy(), mg.layer_norm(s, there[2], there[3]).numpy())
+    mean, rstd = (HERE.full((n, 1), number, dtype=wrappers.real(s.dtype)) for number in (0.0, 1.0))
+    g, wants = there[1].array, (True,) * 3
+    odd, even = (wrappers.layer_norm_joint_into(HERE, placed(x.astype(dtype), shift), g, s.array, there[2].array, mean, rstd, wants)[0]
+                 for shift in (1, 0))
+    np.testing.assert_allclose(HERE.host(odd).astype(float), HERE.host(even).astype(float), rtol=4 * UNIT.get(dtype, 2.0**-20),
+                               atol=bound("float32" if dtype in UNIT else dtype, d, magnitude(*wanted, x)))
+
+
+@pytest.mark.device
+def test_layer_norm_of_a_sum_is_recorded_as_two_ops():
+    """The same graph either way; constants stay constants; what does not fit goes, and is refused, as the ops have it."""
+    x, y, w = (mg.tensor(normal(i, *shape), device=DEVICE, requires_grad=i != 1) for i, shape in enumerate([(3, 8), (3, 8), (8,)]))
+    s, z = mg.add_layer_norm(x, y, w, w)
+    assert (s.node.op, z.node.op) == (REGISTRY["add"], mg.layer_norm) and s.node.parents == (x.node, None)
+    assert z.node.parents == (s.node, w.node, w.node)
+    assert not any(t.requires_grad for t in mg.add_layer_norm(x.detach(), y, w.detach(), w.detach()))
+    with mg.no_grad():
+        assert not any(t.requires_grad for t in mg.add_layer_norm(x, y, w, w))
+    with counting() as counts:
+        row, _ = mg.add_layer_norm(x, y[0], w, w)       # y is broadcast
+    np.testing.assert_array_equal(row.numpy(), x.numpy() + y.numpy()[0])
+    assert counts.launches == {"layer_norm": 1}
+    for bad in ((x, y, w[:5], w), (x, y, w, w[:5]), (x, y, w[:5], w[:5]), (x[0, 0], y[0, 0], w[0], w[0])):
+        with pytest.raises(mg.ShapeError, match="layer_norm: x"):
+            mg.add_layer_norm(*bad)
+    with pytest.raises(mg.DTypeError, match="add: a is float64 and b is float32"):
+        mg.add_layer_norm(x, y.astype("float32"), w, w)
+    # a checkpoint knows what it read
+    out = mg.checkpoint(lambda t: mg.add_layer_norm(t, y, w, w)[1])(x)
+    w.assign(w.array * 2.0)
+    with pytest.raises(mg.GraphError, match="was changed"):
+        out.sum().backward()
+    # one array in all places: what was sent to it is counted once
+    grads = []
+    for device in (DEVICE, "numpy"):
+        v = mg.tensor(normal(5, 8), device=device, requires_grad=True)
+        (mg.layer_norm(v, v, v) + v).sum().backward()
+        grads.append(v.grad.numpy())
+    np.testing.assert_allclose(*grads, rtol=1e-12)
+
+
+@kernel_test
 @given(n=rows | st.just(600), d=width, dtype=stored, seed=st.integers(0, 99))
 def test_sums_over_rows(n: int, d: int, dtype: str, seed: int):
     """What a bias's gradient is made of: one launch, and one sum of the parts."""

@@ -54,6 +54,21 @@ def test_an_op_stays_on_its_device(name: str, data: Any):
                 assert {t.device for t in (g, *second)} <= {device}
 
 
+@pytest.mark.parametrize("device", ["double:0", "double:1"])
+def test_what_several_ops_share_stays_on_its_device(device: str):
+    """add_layer_norm as its ops, whichever device is current; arrays of two devices are refused as `add` and `layer_norm` refuse them."""
+    x, w = (mg.tensor(np.arange(1.0, 9.0).reshape(shape), device=device, requires_grad=True) for shape in ((1, 8), (8,)))
+    elsewhere = [mg.tensor(t.numpy(), device=f"double:{1 - int(device[-1])}") for t in (x, w)]
+    _other(device)
+    s, y = mg.add_layer_norm(x, x, w, w)
+    (s + y).sum().backward()
+    assert {t.device for t in (s, y, x.grad, w.grad)} == {device}
+    with pytest.raises(mg.DeviceError, match=f"add: a is on {device} and b is on {elsewhere[0].device}"):
+        mg.add_layer_norm(x, elsewhere[0], w, w)
+    with pytest.raises(mg.DeviceError, match=f"layer_norm: x is on {device} and weight is on {elsewhere[0].device}"):
+        mg.add_layer_norm(x, x, elsewhere[1], w)
+
+
 @given(seed=st.integers(0, 99), kind=st.sampled_from(["SGD", "Adam", "AdamW"]))
 @settings(max_examples=5)
 def test_two_devices_in_turn(seed: int, kind: str):
