@@ -12,7 +12,7 @@ from ... import backend, fused, ops, random
 from ...op import REGISTRY
 from ..strategies import LAYOUTS, SIDE, Example, shapes, values
 from .basic import SEAMS, alike, dims, erf, reduced
-from .table import ANY, AXES, axis_of, constant, domain
+from .table import ANY, AXES, axis_of, constant, domain, one_of
 
 
 # ── picking ──
@@ -261,6 +261,15 @@ def _eps(draw: Any, sizes: Any, rng: Any) -> Any:
 
 domain("layer_norm", (_normed(), ["spread", "any", "any"], _eps), _layer_norm,
        lambda t, x, w, b, eps: t.nn.functional.layer_norm(x, w.shape, w, b, eps))
+
+
+def _add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, eps: float) -> Any:
+    return np.concatenate([part.reshape(-1) for part in (x + y, _layer_norm(x + y, weight, bias, eps))])
+
+
+# the numbers of a sum may lie close together, as one number does
+domain("add_layer_norm", (_normed().map(lambda s: [s[0], *s]), "any", one_of(eps=[0.1, 1.0])), _add_layer_norm,
+       lambda t, x, y, w, b, eps: (x + y, t.nn.functional.layer_norm(x + y, w.shape, w, b, eps)), call=fused.add_layer_norm)
 
 
 def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
