@@ -24,7 +24,7 @@ setup(
         "gpt2": ["py.typed", "models/**/*"],
     },
     python_requires=">=3.10",
-    install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm"],
+    install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm", "tomli; python_version < '3.11'"],
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],            # ctk: with CUDA's libraries; the driver must be there
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],

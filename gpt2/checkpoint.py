@@ -317,7 +317,9 @@ def write_checkpoint(
     header = {"format": "pt", CONFIG_KEY: json.dumps(fields), **(metadata or {})}
     fields["dtype"] = stored["wte.weight"]
     files: dict[str, Iterable[Any]] = {name: [data] for name, data in (extra_files or {}).items()}
-    files[WEIGHTS] = _safetensors(parameters, stored, header)
+    keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in stored}
+    files[WEIGHTS] = safetensors_pieces({keys[name]: a for name, a in parameters.items()},
+                                        {keys[name]: _CODES[kind] for name, kind in stored.items()}, header)
     files[CONFIG] = [json.dumps(fields, indent=2, sort_keys=True).encode() + b"\n"]
 
     made, token = not directory.exists(), secrets.token_hex(4)
@@ -342,29 +344,26 @@ def write_checkpoint(
         raise
 
 
-def _safetensors(
-    parameters: Mapping[str, np.ndarray], stored: Mapping[str, str], metadata: Mapping[str, str],
-) -> Iterator[Any]:
-    """The pieces of a safetensors file.
+def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """The pieces of a safetensors file with these arrays under these names, each stored as its code, such as "F32".
 
     The library has no bfloat16 for NumPy, and would want all tensors converted at once.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    order = sorted(stored, key=lambda name: -_NUMPY[_CODES[stored[name]]].itemsize)   # all are aligned so
+    order = sorted(codes, key=lambda name: -_NUMPY[codes[name]].itemsize)      # all are aligned so
     for name in order:
-        code, shape = _CODES[stored[name]], parameters[name].shape
-        start, end = end, end + math.prod(shape) * _NUMPY[code].itemsize
-        key = name if name == "lm_head.weight" else f"transformer.{name}"
-        header[key] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+        shape = arrays[name].shape
+        start, end = end, end + math.prod(shape) * _NUMPY[codes[name]].itemsize
+        header[name] = {"dtype": codes[name], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in order:
         try:
-            array = _as_stored(parameters[name], _CODES[stored[name]])
+            array = _as_stored(arrays[name], codes[name])
         except FloatingPointError:
-            raise UsageError(f"'{name}' has values too large for {stored[name]}; use another") from None
+            raise UsageError(f"'{name.removeprefix('transformer.')}' has values too large for {_NAMES[codes[name]]}; use another") from None
         yield array
 
 

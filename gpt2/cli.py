@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
 
 
-def add_backend(p: argparse.ArgumentParser) -> None:
+def add_backend(p: argparse._ActionsContainer) -> None:
     """The flags --backend and --device, for `backend_of`."""
     p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
     p.add_argument("--device", type=at_least(0), metavar="N", help="the GPU of this number: --backend cupy:N (nvidia-smi -L lists them)")

@@ -1,63 +1,120 @@
-"""python -m gpt2.train: train a GPT-2 on data that `gpt2.prepare` made. Flags as in nanoGPT."""
+"""python -m gpt2.train: train a GPT-2 on data that `gpt2.prepare` made, from nothing, from a model, or from where a run was stopped.
+
+Flags as in nanoGPT; --config FILE.toml holds them without their dashes. Ctrl-C and SIGTERM end a run after the step, with a checkpoint.
+"""
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
 import math
+import platform
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import minigrad as mg
+from minigrad.debug import detect_anomaly
 
+from . import snapshot
 from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, floats_of, run_command
 from .config import GPT2Config
 from .errors import UsageError
 from .evaluation import total_nll
 from .model import GPT2
 from .prepare import Data, load_data
+from .report import Report
+from .settings import as_toml, flags_given, merged, read_settings
 from .tokenizer import write_files
+from .trainer import Trainer
 
-WRITTEN = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")
+BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")
 ADVICE = "lower --learning-rate or raise --warmup-iters"
+SHAPE = ("n_layer", "n_head", "n_embd")                 # what a model that is there already has decided
+SAMPLED = 100                                           # tokens of a sample
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.train", description=__doc__)
-    p.add_argument("--data", required=True, metavar="DIR", help="a directory that gpt2.prepare wrote")
-    p.add_argument("--out-dir", required=True, metavar="DIR", help="where the checkpoint goes; must not hold one already")
-    p.add_argument("--n-layer", type=at_least(1), default=4)
-    p.add_argument("--n-head", type=at_least(1), default=4)
-    p.add_argument("--n-embd", type=at_least(1), default=256)
-    p.add_argument("--block-size", type=at_least(1), default=128, help="context, in tokens")
-    p.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches")
-    p.add_argument("--attn-dropout", type=float, default=0.0, help="of attention weights")
-    p.add_argument("--batch-size", type=at_least(1), default=16)
-    p.add_argument("--max-iters", type=at_least(1), default=2000)
-    p.add_argument("--learning-rate", type=float, default=1e-3)
-    p.add_argument("--min-lr", type=float, default=None, help="a tenth of --learning-rate when left out")
-    p.add_argument("--warmup-iters", type=at_least(0), default=100)
-    p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--beta1", type=float, default=0.9)
-    p.add_argument("--beta2", type=float, default=0.99)
-    p.add_argument("--grad-clip", type=float, default=1.0, help="largest global norm of the gradient; 0: no clipping")
-    p.add_argument("--eval-interval", type=at_least(1), default=500)
-    p.add_argument("--log-interval", type=at_least(1), default=50)
-    add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
+    p.add_argument("--config", metavar="FILE", help="settings in TOML; the command line goes before it")
+    p.add_argument("--init-from", default="scratch", metavar="scratch|resume|DIR",
+                   help="new weights; the newest checkpoint of --out-dir, with all that belongs to it; or a model, also by name")
+    p.add_argument("--data", metavar="DIR", help="a directory that gpt2.prepare wrote")
+    p.add_argument("--out-dir", metavar="DIR", help="where the best model goes, and a checkpoint-N now and then; no run may be there yet")
+    m = p.add_argument_group("model")
+    m.add_argument("--n-layer", type=at_least(1), default=4)
+    m.add_argument("--n-head", type=at_least(1), default=4)
+    m.add_argument("--n-embd", type=at_least(1), default=256)
+    m.add_argument("--block-size", type=at_least(1), default=128, help="context, in tokens")
+    m.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches")
+    m.add_argument("--attn-dropout", type=float, default=0.0, help="of attention weights")
+    m.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters to leave as they are: 'wte.*' 'h.[0-3].*'")
+    o = p.add_argument_group("optimisation")
+    o.add_argument("--batch-size", type=at_least(1), default=16)
+    o.add_argument("--gradient-accumulation-steps", type=at_least(1), default=1, help="batches for each change of the weights")
+    o.add_argument("--max-iters", type=at_least(1), default=2000)
+    o.add_argument("--learning-rate", type=float, default=1e-3)
+    o.add_argument("--min-lr", type=float, default=None, help="a tenth of --learning-rate when left out")
+    o.add_argument("--warmup-iters", type=at_least(0), default=100)
+    o.add_argument("--weight-decay", type=float, default=0.1)
+    o.add_argument("--beta1", type=float, default=0.9)
+    o.add_argument("--beta2", type=float, default=0.99)
+    o.add_argument("--grad-clip", type=float, default=1.0, help="largest global norm of the gradient; 0: no clipping")
+    o.add_argument("--overfit-one-batch", action="store_true", help="the first batch every time, which a model learns by heart")
+    o.add_argument("--seed", type=int, default=0)
+    r = p.add_argument_group("reports and checkpoints")
+    r.add_argument("--log-interval", type=at_least(1), default=50, metavar="N", help="a line every N steps")
+    r.add_argument("--eval-interval", type=at_least(1), default=500, metavar="N", help="the validation loss every N steps")
+    r.add_argument("--eval-iters", type=at_least(1), metavar="N", help="of N batches; of the whole validation text when left out")
+    r.add_argument("--sample-every", type=at_least(1), metavar="N", help="a little text every N steps")
+    r.add_argument("--save-every", type=at_least(1), metavar="N", help="a checkpoint every N steps; --eval-interval when left out")
+    r.add_argument("--keep", type=at_least(1), default=2, metavar="N", help="how many checkpoints stay")
+    r.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the best model's stored weights")
+    c = p.add_argument_group("computation")
+    add_backend(c)
+    c.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
-    p.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
-    p.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the stored weights")
-    p.add_argument("--seed", type=int, default=0)
+    c.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
+    c.add_argument("--debug-nan", action="store_true", help="name the op that first makes NaN or infinity; slow")
     return p
 
 
-def check(args: argparse.Namespace, data: Data) -> None:
+# ── before anything starts ──
+def settings(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """What the command line says over the file over what a checkpoint to resume from says; and where each setting came from."""
+    p = parser()
+    given = flags_given(p, argv)
+    file = read_settings(p, given["config"]) if "config" in given else {}
+    args, _ = merged(p, ("file", file), ("command line", given))
+    if args.out_dir is None:
+        raise UsageError("--out-dir is missing: where the checkpoints go")
+    stored = {}
+    if args.init_from == "resume":
+        known = vars(args).keys()
+        stored = {name: value for name, value in newest(args.out_dir)[1].get("settings", {}).items() if name in known}
+    args, sources = merged(p, ("checkpoint", stored), ("file", file), ("command line", given))
+    if args.data is None:
+        raise UsageError("--data is missing: a directory that python -m gpt2.prepare wrote")
+    return args, sources
+
+
+def newest(out: str) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint-N of a directory and its record. UsageError where there is none."""
+    found = snapshot.snapshots(out)
+    if not found:
+        raise UsageError(f"--out-dir {out} holds no checkpoint-N to resume from; start with --init-from scratch")
+    return found[-1], snapshot.record(found[-1])
+
+
+def check(args: argparse.Namespace) -> None:
     """UsageError for settings that cannot be trained with, before anything starts."""
     for names, top, wanted in ((("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, "a number from 0 on"),
                                (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, "from 0 on and below 1")):
@@ -68,12 +125,14 @@ def check(args: argparse.Namespace, data: Data) -> None:
     if args.n_embd % args.n_head:
         raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     args.backend = backend_of(args)
-    for split, ids in (("train", data.train), ("val", data.val)):
-        if len(ids) <= args.block_size:
-            raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
-    out = Path(args.out_dir)
-    if held := [name for name in (*WRITTEN, "tokenizer.json") if (out / name).exists()]:
-        raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another")
+    if args.init_from != "resume":
+        check_out(Path(args.out_dir))
+
+
+def check_out(out: Path) -> None:
+    """UsageError for a directory that holds a run already, or cannot be written."""
+    if held := [name for name in (*BEST, "tokenizer.json") if (out / name).exists()] or [p.name for p in snapshot.snapshots(out)]:
+        raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another, or go on with --init-from resume")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:                                                # now, not after hours of training
         out.mkdir(parents=True, exist_ok=True)
@@ -86,27 +145,10 @@ def check(args: argparse.Namespace, data: Data) -> None:
                 folder.rmdir()
 
 
-def batch(ids: Any, size: int, block: int, key: int) -> tuple[Any, Any]:
-    """`size` random windows of `block` tokens [B, T] and the tokens that follow each of theirs [B, T]."""
-    starts = mg.random.randint(key, (size,), 0, len(ids) - block).numpy()
-    rows = np.stack([np.asarray(ids[i:i + block + 1], dtype=np.int64) for i in starts])
-    return rows[:, :-1], rows[:, 1:]
-
-
-def validate(model: GPT2, data: Data) -> dict[str, float]:
-    """Loss on the whole validation text: nats per token and per character."""
-    model.eval()
-    nll, tokens = total_nll(model, data.val)
-    model.train()
-    return {"nats_per_token": nll / tokens, "nats_per_char": nll / data.meta["val"]["characters"]}
-
-
-def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
-    """Train, keep the best checkpoint by validation loss in --out-dir, and return the record that is stored beside it."""
-    out = sys.stderr
-    rate = {"max_lr": args.learning_rate, "min_lr": args.learning_rate / 10 if args.min_lr is None else args.min_lr,
-            "warmup_steps": args.warmup_iters, "total_steps": args.max_iters}
-    config = GPT2Config(
+# ── the model ──
+def new_config(args: argparse.Namespace, data: Data) -> GPT2Config:
+    """The configuration that the flags describe."""
+    return GPT2Config(
         vocab_size=data.meta["vocab_size"],
         n_positions=args.block_size,
         n_layer=args.n_layer,
@@ -118,76 +160,234 @@ def train(args: argparse.Namespace, data: Data) -> dict[str, Any]:
         bos_token_id=data.tokenizer.eot,
         eos_token_id=data.tokenizer.eot,
     )
+
+
+def fitted(config: GPT2Config, args: argparse.Namespace, sources: dict[str, str], data: Data, where: str) -> GPT2Config:
+    """The configuration of weights that are there already, with this run's dropout. UsageError for flags that contradict it."""
+    for name in (*SHAPE, "block_size"):
+        has, asked = getattr(config, name, config.n_positions), getattr(args, name)
+        wrong = asked > has if name == "block_size" else asked != has
+        if sources[name] == "default" or (sources[name] == "checkpoint" and name in SHAPE):
+            setattr(args, name, has)
+        elif wrong:
+            raise UsageError(f"--{name.replace('_', '-')} {asked} does not fit {where}, which has {has}; leave it out")
+    if config.vocab_size != data.meta["vocab_size"]:
+        raise UsageError(f"{args.data} has a vocabulary of {data.meta['vocab_size']} ids and {where} one of {config.vocab_size}; "
+                         f"prepare the data with --tokenizer {where}")
+    return replace(config, embd_pdrop=args.dropout, resid_pdrop=args.dropout, attn_pdrop=args.attn_dropout)
+
+
+def same_tokenizer(where: Path, data: Data) -> None:
+    """UsageError where the model's directory has another tokenizer than the data."""
+    from .tokenizer import load_tokenizer
+
+    if (where / "vocab.json").exists() and (theirs := load_tokenizer(where)).sha256 != data.tokenizer.sha256:
+        raise UsageError(f"{data.directory} was made with another tokenizer ({data.tokenizer.name}) than {where} has ({theirs.name}); "
+                         f"prepare it again with --tokenizer {where}")
+
+
+def start(args: argparse.Namespace, sources: dict[str, str], data: Data) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer where --init-from says that it begins, and the record of the run so far."""
     computed = floats_of(args.dtype)
-    model = GPT2(config, backend=args.backend, dtype="float64" if computed == "float64" else "float32", compute_dtype=computed,
-                 recompute=args.recompute, seed=args.seed)
-    scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
-    model.train()
-    mg.backend.get(model.where["device"])[0].settle()
-    mg.random.manual_seed(args.seed)
-    stream = mg.random.fold_in(mg.random.key(args.seed), 1)
-    optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), args.weight_decay), lr=args.learning_rate,
-                               betas=(args.beta1, args.beta2))
-    print(f"{model.num_parameters():,} parameters, {len(data.train):,} training tokens, {args.max_iters:,} steps of "
-          f"{args.batch_size}×{args.block_size} tokens", file=out)
-    started, best = time.perf_counter(), math.inf
-    recent: list[mg.Tensor] = []                        # losses on the device: asking for each would be a wait
-    settings = {name: value for name, value in vars(args).items() if name not in ("data", "out_dir")}
-    record: dict[str, Any] = {"settings": settings, "data": data.meta, "parameters": model.num_parameters(), "history": []}
-    for step in range(args.max_iters):
-        lr = mg.optim.warmup_cosine(step, **rate)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = model.loss(*batch(data.train, args.batch_size, args.block_size, mg.random.fold_in(stream, step)))
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = mg.optim.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
-        stepped = scaler.step(optimizer, norm)
-        optimizer.zero_grad()
-        recent.append(loss.detach())
-        done, last = step + 1, step + 1 == args.max_iters
-        if done % args.log_interval == 0 or last or (stepped and not math.isfinite(norm)):
-            losses = mg.stack(recent).tolist()
-            if not math.isfinite(sum(losses)):
-                bad = next(i for i, value in enumerate(losses) if not math.isfinite(value))
-                raise UsageError(f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}")
-            seconds = time.perf_counter() - started
-            mean = sum(losses) / len(losses)
-            recent = recent[-1:] if last else []
-            print(
-                f"step {done}: train loss {mean:.4f}, grad norm {norm:.2f}, lr {lr:.2e}, "
-                f"{done * args.batch_size * args.block_size / seconds:,.0f} tokens/s, {seconds / 60:.1f} min",
-                file=out,
-                flush=True,
-            )
-            record["train_loss"] = mean
+    dtype = "float64" if computed == "float64" else "float32"
+    record: dict[str, Any] = {"data": data.meta, "history": [], "best": None}
+    parameters, moments = None, dict[str, np.ndarray]()
+    if args.init_from == "scratch":
+        config = new_config(args, data)
+    elif args.init_from == "resume":
+        path = newest(args.out_dir)[0]
+        config, parameters, moments, record = snapshot.load(path)
+        if record["data"] != data.meta:
+            raise UsageError(f"{args.data} is not the data that {path} was trained on; to go on with other data give --init-from {path}")
+        if record["state"]["dtype"] != dtype:
+            raise UsageError(f"--dtype {args.dtype} computes on {dtype} weights, and {path} holds {record['state']['dtype']}; leave it out")
+        config = fitted(config, args, sources, data, str(path))
+    else:
+        from .checkpoint import read_checkpoint
+        from .locate import locate
+
+        path = locate(args.init_from)
+        found = read_checkpoint(path, dtype=dtype)
+        same_tokenizer(path if path.is_dir() else path.parent, data)
+        config = fitted(found.config, args, sources, data, args.init_from)
+        parameters = {name: np.array(a) for name, a in found.parameters.items()}         # the file stays as it is
+    for split, ids in (("train", data.train), ("val", data.val)):
+        if len(ids) <= args.block_size:
+            raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
+    model = GPT2(config, backend=args.backend, dtype=dtype, compute_dtype=computed, recompute=args.recompute, seed=args.seed,
+                 parameters=parameters)
+    freeze(model, args.freeze)
+    trainer = Trainer(model, data.train, args)
+    if args.init_from == "resume":
+        try:
+            trainer.restore(record["step"], record["state"], moments)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise snapshot.damaged(path, error) from None
+    elif record["best"] is None:
+        record["parameters"] = model.num_parameters()
+    record["settings"] = {name: value for name, value in vars(args).items() if name not in ("config", "out_dir")}
+    record["versions"] = {"minigrad": mg.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return trainer, record
+
+
+def freeze(model: GPT2, patterns: list[str]) -> None:
+    """Parameters of these names want no gradient. UsageError for a pattern that no name matches, and where nothing is left to train."""
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            raise UsageError(f"--freeze {pattern!r} matches no parameter; they are called {', '.join(list(named)[:3])}, …")
+        for name in matched:
+            named[name].requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise UsageError("--freeze leaves nothing to train")
+
+
+# ── the run ──
+class Stop:
+    """SIGINT and SIGTERM inside the block: the first is remembered, and the step goes on to its end; a second ends all at once."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> Stop:
+        self.was: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):       # not the main thread
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.was[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.was.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def evaluating(model: GPT2) -> Iterator[None]:
+    """Evaluation mode inside the block."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def validate(model: GPT2, data: Data, limit: int | None = None) -> dict[str, float]:
+    """Loss on the whole validation text, or on its first `limit` tokens: nats per token and per character."""
+    ids = data.val if limit is None else data.val[:limit]
+    with evaluating(model):
+        nll, tokens = total_nll(model, ids)
+    characters = data.meta["val"]["characters"] * len(ids) / len(data.val)
+    return {"nats_per_token": nll / tokens, "nats_per_char": nll / characters}
+
+
+def sample(model: GPT2, data: Data, seed: int) -> str:
+    """A little text of the model, at temperature 1."""
+    from .sampling import SamplingOptions
+    from .text import continue_text
+
+    with evaluating(model), mg.no_grad():
+        prompt = data.tokenizer.decode([int(i) for i in data.val[:1]])
+        room = max(1, min(SAMPLED, model.config.n_positions - 1))
+        return prompt + continue_text(model, data.tokenizer, prompt, max_new_tokens=room, options=SamplingOptions(), seed=seed)[0].text
+
+
+def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data) -> None:
+    """The model in --out-dir itself, where transformers and `gpt2.generate --model` find it, and training.json."""
+    out = Path(args.out_dir)
+    (out / snapshot.RECORD).unlink(missing_ok=True)     # it tells of the weights beside it, or is not there
+    trainer.model.save_pretrained(out, dtype=args.save_dtype, tokenizer=data.tokenizer)
+    told = {name: value for name, value in record.items() if name not in ("best", "state")} | record["best"]
+    write_files(out, {snapshot.RECORD: (json.dumps(told, indent=1) + "\n").encode()})
+
+
+def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data, report: Report) -> Path:
+    """checkpoint-N, from which --init-from resume goes on."""
+    state = {**trainer.state(), "pending": report.losses(), "seconds": report.seconds}
+    return snapshot.save(args.out_dir, trainer.model, trainer.moments(), {**record, "step": trainer.done, "state": state}, data.tokenizer,
+                         args.keep)
+
+
+def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
+    """Train up to --max-iters or until told to stop; the best model, the checkpoints and `record` are kept up to date."""
+    limit = None if args.eval_iters is None else args.eval_iters * args.batch_size * args.block_size + 1
+    if trainer.done == 0:
+        save(args, trainer, record, data, report)       # whatever happens, there is one; and a disk that is too small shows now
+    while trainer.done < args.max_iters and stop.signal is None:
+        started = time.perf_counter()
+        step = trainer.step()
+        report.count(step, time.perf_counter() - started)
+        done, last = trainer.done, trainer.done == args.max_iters
+        if done % args.log_interval == 0 or last or (step.changed and not math.isfinite(step.norm)):
+            healthy(report.losses(), done)
+            record["train_loss"] = report.line(step)
         if done % args.eval_interval == 0 or last:
-            val = validate(model, data)
-            if not math.isfinite(val["nats_per_char"]):
-                raise UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}")
-            record["history"].append({"step": done, **val})
-            print(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)",
-                  file=out, flush=True)
-            if val["nats_per_char"] < best:
-                best = val["nats_per_char"]
-                record.update(step=done, validation=val, minutes=(time.perf_counter() - started) / 60)
-                model.save_pretrained(args.out_dir, dtype=args.save_dtype, tokenizer=data.tokenizer)
-                write_files(args.out_dir, {"training.json": (json.dumps(record, indent=1) + "\n").encode()})
-    return record
+            evaluate(args, data, trainer, record, report, limit)
+        if args.sample_every and done % args.sample_every == 0:
+            text = sample(trainer.model, data, args.seed + done)
+            report.say(f"step {done}: sample: {text!r}")
+            report.note(sample=text)
+        if done % (args.save_every or args.eval_interval) == 0 or last or stop.signal is not None:
+            save(args, trainer, record, data, report)
+
+
+def healthy(losses: list[float], done: int) -> None:
+    """UsageError where one of the last losses is NaN or infinite."""
+    bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+    if bad is not None:
+        raise UsageError(f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}, or find the op with --debug-nan")
+
+
+def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, limit: int | None) -> None:
+    """The validation loss; the best model so far is saved."""
+    val, done = validate(trainer.model, data, limit), trainer.done
+    if not math.isfinite(val["nats_per_char"]):
+        raise UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}")
+    record["history"].append({"step": done, **val})
+    report.val = val["nats_per_token"]
+    report.say(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)")
+    report.note(val_loss=val["nats_per_token"], val_nats_per_char=val["nats_per_char"])
+    if record["best"] is None or val["nats_per_char"] < record["best"]["validation"]["nats_per_char"]:
+        record["best"] = {"step": done, "validation": val, "minutes": report.seconds / 60}
+        save_best(args, trainer, record, data)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args, sources = settings(argv)
     data = load_data(args.data)
-    check(args, data)
-    try:
-        record = train(args, data)
-    except KeyboardInterrupt:
-        kept = (Path(args.out_dir) / "config.json").exists()
-        where = f"the best checkpoint so far is in {args.out_dir}" if kept else "before the first checkpoint"
-        print(f"gpt2.train: interrupted; {where}", file=sys.stderr)
-        return 130
-    print(f"best: step {record['step']}, {record['validation']['nats_per_char']:.4f} nats per character; saved in {args.out_dir}")
+    check(args)
+    trainer, record = start(args, sources, data)
+    if trainer.done >= args.max_iters:
+        raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
+    out = Path(args.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    snapshot.clear(out)
+    print(as_toml({name: value for name, value in vars(args).items() if name != "config"}, sources), file=sys.stderr)
+    state = record.get("state", {})
+    report = Report(out, trainer, state.get("seconds", 0.0), state.get("pending"))
+    trained = sum(p.numel() for p in trainer.trained.values())
+    report.say(f"{trainer.model.num_parameters():,} parameters, {trained:,} of them trained, {len(data.train):,} training tokens, "
+               f"{args.max_iters - trainer.done:,} steps of {trainer.tokens:,} tokens, peak {report.peak / 1e9:,.0f} GFLOP/s")
+    with Stop() as stop:
+        try:
+            with detect_anomaly() if args.debug_nan else contextlib.nullcontext():
+                run(args, data, trainer, record, report, stop)
+        except KeyboardInterrupt:
+            stop.signal = stop.signal or signal.SIGINT
+        finally:
+            report.close()
+    if stop.signal is not None and trainer.done < args.max_iters:
+        kept = snapshot.snapshots(out)
+        rest = f"go on from {kept[-1].name} with --init-from resume --out-dir {out}" if kept else "nothing was kept"
+        print(f"gpt2.train: stopped by {signal.Signals(stop.signal).name} after step {trainer.done}; {rest}", file=sys.stderr)
+        return 128 + stop.signal
+    best = record["best"]
+    print(f"best: step {best['step']}, {best['validation']['nats_per_char']:.4f} nats per character; saved in {out}")
     return 0
 
 

@@ -1,10 +1,15 @@
-"""What a graph keeps: `explain(loss)` lists the ops behind a Tensor and the memory that waits there for the walk back.
+"""What a graph keeps: `explain(loss)` lists the ops behind a Tensor and the memory that waits there for the walk back. And where NaN
 
-    from minigrad.debug import explain
+comes from: `detect_anomaly()`.
+
+    from minigrad.debug import detect_anomaly, explain
     print(explain(loss))                                # a line for each kind of op; nodes=True: for each node
+    with detect_anomaly():                              # a GraphError names the op that makes NaN
+        model.loss(ids, targets).backward()
 """
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import backend
+from .backend.base import FLOATS
+from .errors import GraphError
 from .graph import Leaf, Node, leaf_under
+from .op import Op
 from .tensor import Tensor
 
 
@@ -124,6 +132,48 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
     out.leaf_count, out.leaves, out.shared = len(leaves), sum(map(_nbytes, leaves)), sum(map(_nbytes, shared))
     out.largest = sorted(out.largest, key=lambda r: -r.nbytes)[:5]
     return out
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Inside the block a GraphError names the first op whose result holds NaN or +∞, or whose rule sends NaN back, and its module.
+
+    −∞ is no anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling is for. Slow: every
+    result is looked at, and on a GPU waited for. PyTorch's torch.autograd.detect_anomaly.
+    """
+    call, recorded, send = Op.__call__, Op.recorded, Op._send
+
+    def look(op: Op, args: Any, out: Any) -> Any:
+        for part in out if isinstance(out, tuple) else (out,):
+            if isinstance(part, Tensor) and (bad := _anomaly(part.array, infinity=True)):
+                before = [f"{op._arg(i)} holds {b}" for i, a in enumerate(args) if isinstance(a, Tensor) and (b := _anomaly(a.array, True))]
+                cause = f"for {' and '.join(before)}" if before else "of finite numbers"
+                raise GraphError(f"{op.shown}: {op._describe([getattr(a, 'array', a) for a in args])}: the result holds {bad}, {cause}")
+        return out
+
+    def checked_send(op: Op, node: Node, i: int, parent: Node, gp: Any, *rest: Any) -> None:
+        array = gp.array if isinstance(gp, Tensor) else gp
+        if str(array.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
+            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{op._arg(i)} holds {bad}")
+        send(op, node, i, parent, gp, *rest)
+
+    Op.__call__ = lambda op, *args, **settings: look(op, args, call(op, *args, **settings))      # type: ignore[method-assign]
+    Op.recorded = lambda op, out, *args, **settings: look(op, args, recorded(op, out, *args, **settings))    # type: ignore[method-assign]
+    Op._send = checked_send                             # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Op.__call__, Op.recorded, Op._send = call, recorded, send      # type: ignore[method-assign]
+
+
+def _anomaly(array: Any, infinity: bool) -> str:
+    """"NaN" or "+∞" where the array holds one; else nothing."""
+    if array.dtype.kind not in FLOATS or array.size == 0:
+        return ""
+    xp = backend.of(array)
+    xp.at(array)
+    top = float(xp.host(xp.max(array)))                 # the highest number; NaN where there is one
+    return "NaN" if math.isnan(top) else "+∞" if infinity and top == math.inf else ""
 
 
 def size_of(nbytes: float) -> str:

@@ -5,13 +5,9 @@ import errno
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from data import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -19,6 +15,7 @@ from tiny_gpt2 import TEXT, tiny_model
 
 import gpt2.train as training
 import minigrad as mg
+from gpt2 import trainer
 from gpt2.cli import run_command
 from gpt2.errors import UsageError
 from gpt2.evaluation import total_nll, windows
@@ -30,7 +27,15 @@ from minigrad.errors import BackendUnavailable
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--warmup-iters", "3",
          "--learning-rate", "0.01", "--backend", "numpy"]
-WRITTEN = {"config.json", "merges.txt", "model.safetensors", "training.json", "vocab.json"}
+BEST = {"config.json", "merges.txt", "model.safetensors", "training.json", "vocab.json"}
+WRITTEN = BEST | {"metrics.jsonl", "loss.png"}          # and directories checkpoint-N
+
+
+def held(folder):
+    """The names in a directory but for checkpoint-N, and the steps of those."""
+    names = {path.name for path in folder.iterdir()}
+    steps = sorted(int(name.removeprefix("checkpoint-")) for name in names if name.startswith("checkpoint-"))
+    return {name for name in names if not name.startswith("checkpoint-")}, steps
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +82,7 @@ def test_the_loss_falls(run, data, tmp_path):
     assert len(losses) == 4 and losses == sorted(losses, reverse=True)
     assert losses[0] < math.log(300) and losses[-1] < 0.5 * math.log(300)
     assert [entry["step"] for entry in record["history"]] == [40, 80, 120][:len(record["history"])]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
+    assert held(tmp_path / "out") == (WRITTEN, [80, 120])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -118,8 +123,8 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
 
 def test_the_seed_decides_weights_and_batches(run, tmp_path, monkeypatch):
     """Another seed draws other first weights and other batches; every step has a batch of its own."""
-    real, batches, first = training.batch, [], []
-    monkeypatch.setattr(training, "batch", lambda *args: batches.append(real(*args)) or batches[-1])
+    real, batches, first = trainer.batch, [], []
+    monkeypatch.setattr(trainer, "batch", lambda *args: batches.append(real(*args)) or batches[-1])
     for seed in (1, 2):
         out = tmp_path / str(seed)
         assert run(out, "--seed", seed, "--max-iters", 3, "--learning-rate", 0, "--save-dtype", "float32")[0] == 0
@@ -135,10 +140,10 @@ def test_training_follows_pytorch(run, data, tmp_path, monkeypatch):
     iters, top, low, warmup, clip = 12, 0.01, 0.002, 3, 0.5
     flags = ("--seed", 3, "--dtype", "float64", "--save-dtype", "float64")
     assert run(tmp_path / "first", *flags, "--max-iters", 1, "--learning-rate", 0)[0] == 0           # the weights as drawn
-    batch, loss, batches, losses = training.batch, GPT2.loss, [], []
-    monkeypatch.setattr(training, "batch", lambda *args: batches.append(batch(*args)) or batches[-1])
+    batch, loss, batches, losses = trainer.batch, GPT2.loss, [], []
+    monkeypatch.setattr(trainer, "batch", lambda *args: batches.append(batch(*args)) or batches[-1])
     monkeypatch.setattr(GPT2, "loss", lambda self, *args, **options: losses.append(loss(self, *args, **options)) or losses[-1])
-    monkeypatch.setattr(training, "validate", lambda model, data: {"nats_per_token": 1.0, "nats_per_char": 1.0})
+    monkeypatch.setattr(training, "validate", lambda model, data, limit=None: {"nats_per_token": 1.0, "nats_per_char": 1.0})
     assert run(tmp_path / "out", *flags, "--max-iters", iters, "--learning-rate", top, "--min-lr", low, "--warmup-iters", warmup,
                "--grad-clip", clip, "--weight-decay", 0.5, "--beta1", 0.8, "--beta2", 0.9)[0] == 0
 
@@ -190,9 +195,9 @@ def test_the_best_is_kept(run, tmp_path, monkeypatch):
     """The checkpoint is that of the lowest validation loss, not the last."""
     losses = iter([3.0, 2.0, 2.5, 2.0])
     saved = []
-    monkeypatch.setattr(training, "validate", lambda model, data: {"nats_per_token": 1.0, "nats_per_char": next(losses)})
-    save = GPT2.save_pretrained
-    monkeypatch.setattr(GPT2, "save_pretrained", lambda self, *args, **options: (saved.append(1), save(self, *args, **options)))
+    monkeypatch.setattr(training, "validate", lambda model, data, limit=None: {"nats_per_token": 1.0, "nats_per_char": next(losses)})
+    save = training.save_best
+    monkeypatch.setattr(training, "save_best", lambda *args: (saved.append(1), save(*args)))
     assert run(tmp_path / "out", "--max-iters", 8, "--eval-interval", 2)[:2] == \
         (0, f"best: step 4, 2.0000 nats per character; saved in {tmp_path / 'out'}\n")
     assert len(saved) == 2 and json.loads((tmp_path / "out" / "training.json").read_text())["step"] == 4
@@ -258,7 +263,7 @@ def test_a_missing_backend_is_said_first(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [*sorted(WRITTEN), "tokenizer.json"])
+@pytest.mark.parametrize("name", [*sorted(BEST), "tokenizer.json"])
 def test_nothing_is_overwritten(name, run, tmp_path):
     """An --out-dir that holds any file of a checkpoint is refused and stays as it is; one with other files is taken."""
     (tmp_path / name).write_text("mine")
@@ -267,12 +272,12 @@ def test_nothing_is_overwritten(name, run, tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
     (tmp_path / name).rename(tmp_path / "log.txt")
     assert run(tmp_path, "--max-iters", 1)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"log.txt"}
+    assert held(tmp_path) == (WRITTEN | {"log.txt"}, [0, 1])
 
 
 def test_an_unwritable_directory_is_said_before_training(run, tmp_path, monkeypatch):
     """An --out-dir that cannot be written ends with exit 2 before the first step, and leaves nothing behind."""
-    monkeypatch.setattr(training, "train", lambda *args: pytest.fail("training started"))
+    monkeypatch.setattr(training, "run", lambda *args: pytest.fail("training started"))
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0o500)
     places = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / "new" / ("x" * 300)]
@@ -298,12 +303,12 @@ def test_a_directory_that_takes_no_file(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_fails_on_the_way_leaves_nothing(run, tmp_path, monkeypatch, diverging):
-    """When the loss becomes NaN before the first checkpoint the run ends with exit 2 and advice, and no directory is left."""
+def test_a_run_that_fails_on_the_way(run, tmp_path, monkeypatch, diverging):
+    """When the loss becomes NaN the run ends with exit 2 and advice; where it began is kept, and no model."""
     diverging(2)
     code, out, err = run(tmp_path / "new" / "out", "--max-iters", 10)
     assert (code, out) == (2, "") and "the loss became nan at step 4; lower --learning-rate" in err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert held(tmp_path / "new" / "out") == (set(), [0])
 
 
 def test_a_loss_that_becomes_nan_keeps_the_best(run, tmp_path, diverging):
@@ -313,7 +318,7 @@ def test_a_loss_that_becomes_nan_keeps_the_best(run, tmp_path, diverging):
         folder = tmp_path / str(bad)
         code, out, err = run(folder, "--max-iters", 12, "--eval-interval", 3)
         assert (code, out) == (2, "") and where in err.splitlines()[-1] and "Traceback" not in err
-        assert {path.name for path in folder.iterdir()} == WRITTEN
+        assert held(folder)[0] == WRITTEN
         record = json.loads((folder / "training.json").read_text())
         assert record["step"] == bad // 3 * 3 and all(math.isfinite(entry["nats_per_char"]) for entry in record["history"])
 
@@ -323,13 +328,13 @@ def test_weights_too_large_for_fp16_are_an_error(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training.mg.optim, "warmup_cosine", lambda n, **rate: 1e6)
     code, out, err = run(tmp_path / "out", "--max-iters", 1)
     assert (code, out) == (2, "") and "too large for float16" in err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert held(tmp_path / "out") == ({"metrics.jsonl", "loss.png"}, [0])
 
 
 @pytest.mark.parametrize("after", [2, 7])
-def test_control_c(after, run, tmp_path, monkeypatch):
-    """Ctrl-C ends with 130 and says whether there is a checkpoint; the best one is whole."""
-    real, calls = training.batch, []
+def test_control_c_in_the_middle_of_a_step(after, run, tmp_path, monkeypatch):
+    """A second Ctrl-C, which does not wait for the end of the step, ends with 130 and names the checkpoint that is left."""
+    real, calls = trainer.batch, []
 
     def batch(*args):
         calls.append(1)
@@ -337,33 +342,13 @@ def test_control_c(after, run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(training, "batch", batch)
+    monkeypatch.setattr(trainer, "batch", batch)
     code, out, err = run(tmp_path / "out", "--max-iters", 50, "--eval-interval", 5)
+    last = (after - 1) // 5 * 5
     assert (code, out) == (130, "")
-    if after == 2:
-        assert err.endswith("gpt2.train: interrupted; before the first checkpoint\n") and list(tmp_path.iterdir()) == []
-    else:
-        assert err.endswith(f"gpt2.train: interrupted; the best checkpoint so far is in {tmp_path / 'out'}\n")
-        assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
-        GPT2.from_pretrained(tmp_path / "out")
-
-
-def test_sigint_keeps_the_best(data, tmp_path):
-    """SIGINT to the process: exit 130, no traceback, a checkpoint that loads."""
-    argv = [sys.executable, "-m", "gpt2.train", "--data", str(data), "--out-dir", str(tmp_path / "out"), *SMALL, "--max-iters", "1000000",
-            "--eval-interval", "20"]
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as running:
-        said = 0
-        for line in running.stderr:
-            said += "validation" in line
-            if said == 3:
-                break
-        running.send_signal(signal.SIGINT)
-        rest = running.stderr.read()
-        assert (running.wait(60), running.stdout.read()) == (130, "") and "Traceback" not in rest
-    assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
-    GPT2.from_pretrained(tmp_path / "out")
+    assert err.splitlines()[-1] == (f"gpt2.train: stopped by SIGINT after step {after - 1}; go on from checkpoint-{last} with --init-from "
+                                    f"resume --out-dir {tmp_path / 'out'}")
+    assert held(tmp_path / "out")[1] == sorted({0, last})
 
 
 # ── evaluation ──

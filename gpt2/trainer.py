@@ -1,0 +1,107 @@
+"""A step of training, and all that the next one depends on."""
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import minigrad as mg
+
+from .model import GPT2
+
+
+class Step(NamedTuple):
+    """What a step tells: its mean loss (on the device: asking for it is a wait), the gradient's norm before clipping, and the rate."""
+
+    loss: mg.Tensor
+    norm: float
+    lr: float
+    changed: bool                                       # False where a gradient overflowed, and the scale was lowered instead
+
+
+def batch(ids: Any, size: int, block: int, key: int) -> tuple[Any, Any]:
+    """`size` random windows of `block` tokens [B, T] and the tokens that follow each of theirs [B, T]."""
+    starts = mg.random.randint(key, (size,), 0, len(ids) - block).numpy()
+    rows = np.stack([np.asarray(ids[i:i + block + 1], dtype=np.int64) for i in starts])
+    return rows[:, :-1], rows[:, 1:]
+
+
+class Trainer:
+    """A model, AdamW, and batches that a seed and the number of the step decide. args: the settings of `gpt2.train`.
+
+    The state that `state` and `moments` give, taken over by `restore`, makes the next steps the same to the last bit.
+    """
+
+    def __init__(self, model: GPT2, ids: Any, args: argparse.Namespace) -> None:
+        self.model, self.ids, self.args, self.done = model, ids, args, 0
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = mg.optim.AdamW(mg.optim.decay_groups(self.trained.values(), args.weight_decay), lr=args.learning_rate,
+                                        betas=(args.beta1, args.beta2))
+        self.scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
+        self.stream = mg.random.fold_in(mg.random.key(args.seed), 1)
+        mg.random.manual_seed(args.seed)
+        model.train()
+        mg.backend.get(model.where["device"])[0].settle()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a step reads."""
+        return int(self.args.batch_size * self.args.gradient_accumulation_steps * self.args.block_size)
+
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        a = self.args
+        return mg.optim.warmup_cosine(self.done, max_lr=a.learning_rate, min_lr=a.learning_rate / 10 if a.min_lr is None else a.min_lr,
+                                      warmup_steps=a.warmup_iters, total_steps=a.max_iters)
+
+    def step(self) -> Step:
+        """Forward and backward over each part of a batch, then one change of the weights."""
+        a, lr, losses = self.args, self.lr(), []
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        key = mg.random.fold_in(self.stream, 0 if a.overfit_one_batch else self.done)
+        ids, targets = batch(self.ids, a.batch_size * a.gradient_accumulation_steps, a.block_size, key)
+        for at in range(0, len(ids), a.batch_size):
+            part = slice(at, at + a.batch_size)
+            loss = self.model.loss(ids[part], targets[part])
+            losses.append(loss.detach())
+            self.scaler.scale(loss / a.gradient_accumulation_steps if len(ids) > a.batch_size else loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = mg.optim.clip_grad_norm_(self.trained.values(), a.grad_clip or math.inf)
+        changed = self.scaler.step(self.optimizer, norm)
+        self.optimizer.zero_grad()
+        self.done += 1
+        return Step(losses[0] if len(losses) == 1 else mg.stack(losses).mean(), norm, lr, changed)
+
+    # ── stopped and taken up again ──
+    def _states(self) -> Iterator[tuple[str, mg.Tensor, dict[str, Any]]]:
+        """Each trained parameter with what AdamW knows of it."""
+        names = {id(p): name for name, p in self.trained.items()}
+        order = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for place, p in enumerate(order):
+            yield names[id(p)], p, self.optimizer.state.setdefault(place, {"step": 0})
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """AdamW's running means by name, "exp_avg.wte.weight" and the like, on the host."""
+        return {f"{kind}.{name}": mg.backend.of(state[kind]).host(state[kind]) for name, _, state in self._states()
+                for kind in ("exp_avg", "exp_avg_sq") if kind in state}
+
+    def state(self) -> dict[str, Any]:
+        """All else, as JSON can hold it."""
+        return {"dtype": self.model.where["dtype"], "random": list(mg.random.get_state()),
+                "adamw_steps": {name: state["step"] for name, _, state in self._states()},
+                "scaler": {"factor": self.scaler.factor, "good": self.scaler.good}}
+
+    def restore(self, done: int, state: Mapping[str, Any], moments: Mapping[str, np.ndarray]) -> None:
+        """Go on after step `done` from what `state` and `moments` gave then. KeyError where something of it is missing."""
+        self.done = done
+        mg.random.set_state((state["random"][0], state["random"][1]))
+        self.scaler.factor, self.scaler.good = float(state["scaler"]["factor"]), int(state["scaler"]["good"])
+        for name, p, mine in self._states():
+            mine["step"] = int(state["adamw_steps"][name])
+            here, number = mg.backend.get(p.device)
+            if mine["step"]:
+                mine.update({kind: here.array(moments[f"{kind}.{name}"], device=number) for kind in ("exp_avg", "exp_avg_sq")})
