@@ -167,6 +167,10 @@ class GPT2(PretrainedModel):
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
         """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
-        x = self.states(ids)                                           # [B, T, d]
-        return self.F.linear_cross_entropy(x, self.lm_head.weight.type_as(x), self.integers(targets, "targets"),
-                                           ignore_index=ignore_index)  # [B, T, d] -> []
+        try:
+            x = self.states(ids)                                       # [B, T, d]
+            return self.F.linear_cross_entropy(x, self.lm_head.weight.type_as(x), self.integers(targets, "targets"),
+                                               ignore_index=ignore_index)          # [B, T, d] -> []
+        except mg.MinigradError as error:
+            self.locate(error)
+            raise

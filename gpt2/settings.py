@@ -93,7 +93,7 @@ def merged(parser: argparse.ArgumentParser, *layers: tuple[str, Mapping[str, Any
 
 def as_toml(settings: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """The settings as a file that `read_settings` takes; those that are not set are left out."""
-    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None and value != []]
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items() if value is not None and value != []]
     width = min(40, max(map(len, lines), default=0))
     names = [name for name, value in settings.items() if value is not None and value != []]
     return "\n".join(f"{line:{width}}  # {sources[name]}" for name, line in zip(names, lines))

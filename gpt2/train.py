@@ -214,8 +214,9 @@ def start(args: argparse.Namespace, sources: dict[str, str], data: Data) -> tupl
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= args.block_size:
             raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
-    model = GPT2(config, backend=args.backend, dtype=dtype, compute_dtype=computed, recompute=args.recompute, seed=args.seed,
-                 parameters=parameters)
+    # what is computed again is not looked at when it is computed first
+    model = GPT2(config, backend=args.backend, dtype=dtype, compute_dtype=computed, recompute=args.recompute and not args.debug_nan,
+                 seed=args.seed, parameters=parameters)
     freeze(model, args.freeze)
     trainer = Trainer(model, data.train, args)
     if args.init_from == "resume":

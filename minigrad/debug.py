@@ -136,20 +136,19 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
 
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside the block a GraphError names the first op whose result holds NaN or +∞, or whose rule sends NaN back, and its module.
+    """Inside the block a GraphError names the first recorded op whose result holds NaN or +∞, or whose rule sends NaN back, and its module.
 
-    −∞ is no anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling is for. Slow: every
-    result is looked at, and on a GPU waited for. PyTorch's torch.autograd.detect_anomaly.
+    −∞ is no anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling is for. Of a checkpointed
+    function only the result is looked at. Slow: on a GPU every result is waited for. PyTorch's torch.autograd.detect_anomaly.
     """
-    call, recorded, send = Op.__call__, Op.recorded, Op._send
+    record, send = Op._record, Op._send
 
-    def look(op: Op, args: Any, out: Any) -> Any:
-        for part in out if isinstance(out, tuple) else (out,):
-            if isinstance(part, Tensor) and (bad := _anomaly(part.array, infinity=True)):
-                before = [f"{op._arg(i)} holds {b}" for i, a in enumerate(args) if isinstance(a, Tensor) and (b := _anomaly(a.array, True))]
-                cause = f"for {' and '.join(before)}" if before else "of finite numbers"
-                raise GraphError(f"{op.shown}: {op._describe([getattr(a, 'array', a) for a in args])}: the result holds {bad}, {cause}")
-        return out
+    def checked_record(op: Op, arrays: Any, nodes: Any, out: Any, *rest: Any) -> Node:
+        if out is not None and (bad := _anomaly(out, infinity=True)):
+            before = [f"{op._arg(i)} holds {b}" for i, a in enumerate(arrays) if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
+            cause = f"for {' and '.join(before)}" if before else "of finite numbers"
+            raise GraphError(f"{op.shown}: {op._describe(arrays)}: the result holds {bad}, {cause}")
+        return record(op, arrays, nodes, out, *rest)
 
     def checked_send(op: Op, node: Node, i: int, parent: Node, gp: Any, *rest: Any) -> None:
         array = gp.array if isinstance(gp, Tensor) else gp
@@ -157,13 +156,11 @@ def detect_anomaly() -> Iterator[None]:
             raise GraphError(f"backward of {node}: ∂{op.shown}/∂{op._arg(i)} holds {bad}")
         send(op, node, i, parent, gp, *rest)
 
-    Op.__call__ = lambda op, *args, **settings: look(op, args, call(op, *args, **settings))      # type: ignore[method-assign]
-    Op.recorded = lambda op, out, *args, **settings: look(op, args, recorded(op, out, *args, **settings))    # type: ignore[method-assign]
-    Op._send = checked_send                             # type: ignore[method-assign,assignment]
+    Op._record, Op._send = checked_record, checked_send  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        Op.__call__, Op.recorded, Op._send = call, recorded, send      # type: ignore[method-assign]
+        Op._record, Op._send = record, send              # type: ignore[method-assign]
 
 
 def _anomaly(array: Any, infinity: bool) -> str:

@@ -30,11 +30,15 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self.forward(*args, **kwargs)
-        except MinigradError as error:                  # on its way out an error learns which module it came from
-            error.modules.append(self)
-            inner = error.modules[0]
-            error.where = next((name for name, module in self.named_modules() if module is inner and name), error.where)
+        except MinigradError as error:
+            self.locate(error)
             raise
+
+    def locate(self, error: MinigradError) -> None:
+        """On its way out an error learns which module it came from, by its name as seen from here."""
+        error.modules.append(self)
+        inner = error.modules[0]
+        error.where = next((name for name, module in self.named_modules() if module is inner and name), error.where)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Direct submodules and their names; those in a list are called name.0, name.1, …"""

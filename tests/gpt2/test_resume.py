@@ -24,8 +24,8 @@ from gpt2.model import GPT2
 from gpt2.prepare import prepare
 from gpt2.tokenizer import load_tokenizer
 
-FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1", "--attn-dropout", "0.1",
-         "--save-dtype", "float32", "--gradient-accumulation-steps", "2"]
+FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1",
+         "--attn-dropout", "0.1", "--save-dtype", "float32", "--gradient-accumulation-steps", "2"]
 TIMES = {"ms", "tokens_per_second", "share_of_peak"}
 
 
@@ -93,9 +93,10 @@ def same(a, b):
 
 # ── the same bits ──
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("stops", [[(1, signal.SIGTERM)], [(4, signal.SIGINT), (3, signal.SIGTERM)], [(5, signal.SIGTERM), (1, signal.SIGINT)]])
+@pytest.mark.parametrize("stops", [
+    [(1, signal.SIGTERM)], [(4, signal.SIGINT), (3, signal.SIGTERM)], [(5, signal.SIGTERM), (1, signal.SIGINT)]])
 def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
-    """SIGINT and SIGTERM end a run after the step with a checkpoint and 128 + their number; what follows is the run that was not stopped."""
+    """SIGINT and SIGTERM end a run after the step, with a checkpoint and 128 + their number; what follows is the run without a stop."""
     assert run(tmp_path / "whole", *fresh(data, "--dtype", dtype))[0] == 0
     flags, done = fresh(data, "--dtype", dtype), 0
     for step, number in stops:
@@ -114,10 +115,11 @@ def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
 
 
 def killed(argv, after, out):
-    """Start the command and kill it so many seconds after its first checkpoint is there; whether it ended by itself before."""
+    """Start the command and kill it so many seconds after its first new checkpoint is there; whether it ended by itself before."""
+    there = snapshot.snapshots(out)
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
         until = time.monotonic() + 60
-        while running.poll() is None and not snapshot.snapshots(out) and time.monotonic() < until:
+        while running.poll() is None and snapshot.snapshots(out) == there and time.monotonic() < until:
             time.sleep(0.005)
         time.sleep(after)
         running.kill()
@@ -131,12 +133,12 @@ def killed(argv, after, out):
 def test_killed_at_any_moment(kills, data, tmp_path):
     """kill -9 at random moments, saving included: every checkpoint that is there is whole, and the end is the same to the bit."""
     base = [sys.executable, "-m", "gpt2.train", "--out-dir"]
-    more = ["--max-iters", str(30 * kills), "--eval-interval", "7", "--save-every", "2", "--eval-iters", "1"]
+    more = ["--max-iters", str(60 * kills), "--eval-interval", "7", "--save-every", "2", "--eval-iters", "1"]
     flags = [*fresh(data), *more]
     assert subprocess.run([*base, str(tmp_path / "whole"), *flags], cwd=ROOT, capture_output=True).returncode == 0
     out, rng, seen = tmp_path / "parts", random.Random(kills), 0
     while seen < kills:
-        if killed([*base, str(out), *flags], rng.uniform(0.0, 1.0), out):
+        if killed([*base, str(out), *flags], rng.uniform(0.0, 0.2), out):
             break
         seen += 1
         for path in snapshot.snapshots(out):
@@ -144,7 +146,7 @@ def test_killed_at_any_moment(kills, data, tmp_path):
         flags = ["--init-from", "resume"] if snapshot.snapshots(out) else flags
     done = subprocess.run([*base, str(out), *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 or "is taken already" in done.stderr, done.stderr
-    assert seen >= min(kills, 3)
+    assert seen >= 0.75 * kills
     same(tmp_path / "whole", out)
     assert not [path.name for path in out.rglob(".*")]
 

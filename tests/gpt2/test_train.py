@@ -213,6 +213,64 @@ def test_weight_decay_spares_vectors(run, tmp_path):
         assert np.array_equal(decayed[name], weight) == (weight.ndim == 1), name
 
 
+def told(out, name):
+    """The numbers of this name in metrics.jsonl, with their steps."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def test_accumulation_is_a_larger_batch(run, tmp_path):
+    """Four batches of 2 for each change of the weights are one of 8, to rounding; the tokens of a step are counted so."""
+    flags = ("--max-iters", 6, "--log-interval", 1, "--eval-interval", 3, "--dtype", "float64", "--save-dtype", "float64")
+    assert run(tmp_path / "whole", *flags, "--batch-size", 8)[0] == 0
+    code, _, err = run(tmp_path / "parts", *flags, "--batch-size", 2, "--gradient-accumulation-steps", 4)
+    assert code == 0 and "6 steps of 128 tokens" in err
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        a, b = (np.array(told(tmp_path / place, name)) for place in ("whole", "parts"))
+        # 64 terms in the longest sum, and AdamW's steps of 0.01 over gradients that are off by eps and no smaller than about 1e-6
+        assert len(a) and np.abs(a - b).max() < 64 * np.finfo(np.float64).eps * 6 * 0.01 / 1e-6
+    a, b = (load_file(tmp_path / place / "model.safetensors") for place in ("whole", "parts"))
+    assert all(np.abs(a[name] - b[name]).max() < 1e-6 for name in a)
+
+
+def test_one_batch_is_learned_by_heart(run, tmp_path):
+    """--overfit-one-batch takes the loss of that batch below 0.01; the validation loss is what it is."""
+    code, _, _ = run(tmp_path / "out", "--overfit-one-batch", "--max-iters", 400, "--eval-interval", 400, "--log-interval", 100,
+                       "--n-embd", 32, "--n-layer", 2)
+    losses = told(tmp_path / "out", "train_loss")
+    assert code == 0 and losses[-1][1] < 0.01 < losses[0][1]
+
+
+def test_what_is_told(run, tmp_path):
+    """A line and a line of metrics.jsonl for each interval, a validation loss, samples, a picture; the settings that went in, first."""
+    from matplotlib.image import imread
+
+    often = ("--log-interval", 5, "--eval-interval", 6, "--sample-every", 4, "--eval-iters", 1)
+    code, _, err = run(tmp_path / "out", "--max-iters", 12, *often)
+    assert code == 0
+    assert [step for step, _ in told(tmp_path / "out", "train_loss")] == [5, 10, 12]
+    assert [step for step, _ in told(tmp_path / "out", "val_loss")] == [6, 12]
+    samples = told(tmp_path / "out", "sample")
+    assert [step for step, _ in samples] == [4, 8, 12] and all(text for _, text in samples)
+    lines = err.splitlines()
+    assert "log_interval = 5" in lines[[line.startswith("log_interval") for line in lines].index(True)]
+    line = next(line for line in lines if line.startswith("step 10: train loss"))
+    for part in ("val loss", "grad norm", "lr ", " ms, ", "tokens/s", "of peak"):
+        assert part in line
+    assert all(0 < share < 1.5 for _, share in told(tmp_path / "out", "share_of_peak"))
+    assert imread(tmp_path / "out" / "loss.png").shape[2] == 4
+    assert sum(line.startswith("step") and "sample" in line for line in lines) == 3
+
+
+def test_the_op_that_made_nan_is_named(run, tmp_path, diverging):
+    """--debug-nan ends the run with the op, its module and the step; without it the loss is all there is to say."""
+    diverging(2)
+    code, out, err = run(tmp_path / "out", "--max-iters", 10, "--debug-nan")
+    last = err.splitlines()[-1]
+    assert (code, out) == (1, "") and last.startswith("gpt2.train: embedding: ") and "the result holds NaN, for weight holds NaN" in last
+    assert "in wte" in last
+
+
 # ── what a user can get wrong ──
 @pytest.mark.parametrize(("flags", "message"), [
     (["--lr", "0.1"], "unrecognized arguments: --lr 0.1"),
@@ -230,6 +288,8 @@ def test_weight_decay_spares_vectors(run, tmp_path):
     (["--max-iters", "0"], "argument --max-iters: 0 is less than 1"),
     (["--batch-size", "-4"], "argument --batch-size: -4 is less than 1"),
     (["--block-size", "1.5"], "argument --block-size: '1.5' is not a whole number"),
+    (["--gradient-accumulation-steps", "0"], "argument --gradient-accumulation-steps: 0 is less than 1"),
+    (["--keep", "0"], "argument --keep: 0 is less than 1"),
     (["--n-head", "3"], "--n-embd 16 is not a multiple of --n-head 3"),
     (["--block-size", "200"], "val holds "),
     (["--block-size", "100000"], "train holds "),

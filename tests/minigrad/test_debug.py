@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import fused
-from minigrad.debug import explain, size_of
+from minigrad.debug import detect_anomaly, explain, size_of
+from minigrad.errors import GraphError
 from minigrad.fused import by_parts
 from minigrad.testing import double
 
@@ -264,3 +265,35 @@ def test_importing_minigrad_does_not_import_it():
     """It is loaded when it is asked for."""
     code = "import sys, minigrad; sys.exit('minigrad.debug' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ── where NaN comes from ──
+def _numbers(*numbers: float) -> mg.Tensor:
+    return mg.tensor(np.array(numbers), requires_grad=True)
+
+
+@pytest.mark.parametrize(("f", "message"), [
+    (lambda: mg.log(_numbers(1.0, -1.0)), r"log: x is float64\[2\]: the result holds NaN, of finite numbers"),
+    (lambda: mg.exp(_numbers(1.0, 1e4)), r"exp: .*: the result holds \+∞, of finite numbers"),
+    (lambda: _numbers(1.0, np.nan) * 2.0, r"mul: .*: the result holds NaN, for a holds NaN"),
+])
+def test_the_op_that_makes_nan(f: Any, message: str):
+    """The first op whose result is not finite is named, whatever stands in what it was given; outside the block nobody looks."""
+    with np.errstate(all="ignore"):
+        f()
+        with detect_anomaly(), pytest.raises(GraphError, match=message):
+            f()
+        f()
+
+
+def test_the_rule_that_makes_nan():
+    """On the way back it is the rule's argument that is named; −∞ of a mask is no anomaly, nor is what float16 does there."""
+    x = _numbers(0.0, 4.0)
+    with np.errstate(all="ignore"):
+        y = mg.where(mg.tensor([True, False]), mg.sqrt(x) * 0.0, 1.0).sum()
+        with detect_anomaly(), pytest.raises(GraphError, match=r"backward of <sqrt .*: ∂sqrt/∂x holds NaN"):
+            y.backward()
+        with detect_anomaly():
+            half = mg.tensor(np.array([0.0], np.float16), requires_grad=True)
+            (mg.sqrt(half) * 0.0).sum().backward()
+            assert mg.softmax(mg.tensor([1.0, -np.inf]) + _numbers(0.0, 0.0).astype("float32")).numpy()[1] == 0.0
