@@ -29,6 +29,7 @@ from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, floats_o
 from .config import GPT2Config
 from .errors import UsageError
 from .evaluation import total_nll
+from .footprint import check_fits, footprint, table
 from .model import GPT2
 from .prepare import Data, load_data
 from .report import Report
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
     c.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
+    c.add_argument("--dry-run", action="store_true", help="say what memory a step needs, part by part, and start nothing")
     c.add_argument("--debug-nan", action="store_true", help="name the op that first makes NaN or infinity; slow")
     return p
 
@@ -186,22 +188,28 @@ def same_tokenizer(where: Path, data: Data) -> None:
                          f"prepare it again with --tokenizer {where}")
 
 
-def start(args: argparse.Namespace, sources: dict[str, str], data: Data) -> tuple[Trainer, dict[str, Any]]:
-    """A trainer where --init-from says that it begins, and the record of the run so far."""
-    computed = floats_of(args.dtype)
-    dtype = "float64" if computed == "float64" else "float32"
+Origin = tuple[GPT2Config, dict[str, Any] | None, dict[str, Any], dict[str, Any], str]
+
+
+def origin(args: argparse.Namespace, sources: dict[str, str], data: Data) -> Origin:
+    """Where --init-from says to begin: configuration, weights (None: new ones), AdamW's moments, the record of the run so far, its place.
+
+    UsageError where the flags, the data and what is there do not fit together.
+    """
+    dtype = stored_dtype(args)
     record: dict[str, Any] = {"data": data.meta, "history": [], "best": None}
-    parameters, moments = None, dict[str, np.ndarray]()
+    parameters, moments, place = None, dict[str, Any](), args.init_from
     if args.init_from == "scratch":
         config = new_config(args, data)
     elif args.init_from == "resume":
         path = newest(args.out_dir)[0]
+        place = str(path)
         config, parameters, moments, record = snapshot.load(path)
         if record["data"] != data.meta:
             raise UsageError(f"{args.data} is not the data that {path} was trained on; to go on with other data give --init-from {path}")
         if record["state"]["dtype"] != dtype:
             raise UsageError(f"--dtype {args.dtype} computes on {dtype} weights, and {path} holds {record['state']['dtype']}; leave it out")
-        config = fitted(config, args, sources, data, str(path))
+        config = fitted(config, args, sources, data, place)
     else:
         from .checkpoint import read_checkpoint
         from .locate import locate
@@ -209,24 +217,35 @@ def start(args: argparse.Namespace, sources: dict[str, str], data: Data) -> tupl
         path = locate(args.init_from)
         found = read_checkpoint(path, dtype=dtype)
         same_tokenizer(path if path.is_dir() else path.parent, data)
-        config = fitted(found.config, args, sources, data, args.init_from)
+        config = fitted(found.config, args, sources, data, place)
         parameters = {name: np.array(a) for name, a in found.parameters.items()}         # the file stays as it is
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= args.block_size:
             raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
+    return config, parameters, moments, record, place
+
+
+def stored_dtype(args: argparse.Namespace) -> str:
+    """The dtype of weights and moments."""
+    return "float64" if args.dtype == "float64" else "float32"
+
+
+def start(args: argparse.Namespace, data: Data, begin: Origin) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer that begins there, and the record of its run so far."""
+    config, parameters, moments, record, place = begin
     # what is computed again is not looked at when it is computed first
-    model = GPT2(config, backend=args.backend, dtype=dtype, compute_dtype=computed, recompute=args.recompute and not args.debug_nan,
-                 seed=args.seed, parameters=parameters)
+    model = GPT2(config, backend=args.backend, dtype=stored_dtype(args), compute_dtype=floats_of(args.dtype),
+                 recompute=args.recompute and not args.debug_nan, seed=args.seed, parameters=parameters)
     freeze(model, args.freeze)
     trainer = Trainer(model, data.train, args)
     if args.init_from == "resume":
         try:
             trainer.restore(record["step"], record["state"], moments)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise snapshot.damaged(path, error) from None
+            raise snapshot.damaged(Path(place), error) from None
     elif record["best"] is None:
         record["parameters"] = model.num_parameters()
-    record["settings"] = {name: value for name, value in vars(args).items() if name not in ("config", "out_dir")}
+    record["settings"] = {name: value for name, value in vars(args).items() if name not in ("config", "out_dir", "dry_run")}
     record["versions"] = {"minigrad": mg.__version__, "numpy": np.__version__, "python": platform.python_version()}
     return trainer, record
 
@@ -362,7 +381,14 @@ def main(argv: list[str] | None = None) -> int:
     args, sources = settings(argv)
     data = load_data(args.data)
     check(args)
-    trainer, record = start(args, sources, data)
+    begin = origin(args, sources, data)
+    needs, free = footprint(begin[0], args), mg.backend.get(args.backend)[0].free_memory()
+    if args.dry_run:
+        print(table(needs, free))
+    check_fits(needs, free, args)
+    if args.dry_run:
+        return 0
+    trainer, record = start(args, data, begin)
     if trainer.done >= args.max_iters:
         raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
     out = Path(args.out_dir)

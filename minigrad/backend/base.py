@@ -44,6 +44,7 @@ class Backend:
     tf32 = False                                        # whether products of float32 may round what they multiply, where that is faster
     scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
     kernels: dict[str, Callable[..., Any]] = {}
+    logits = 1 << 30                                    # bytes of logits that `linear_cross_entropy` has at a time
 
     def run(self, name: str, plain: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """What `plain` computes, by the kernel of this name if there is one for this case."""
@@ -109,6 +110,10 @@ class Backend:
         while isinstance(array.base, self.array_types):
             array = array.base
         return array
+
+    def free_memory(self) -> int:
+        """Bytes of the current device's memory that new arrays may take."""
+        raise NotImplementedError
 
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import BackendUnavailable, DeviceError, MinigradError
 from . import cublas, cupy_attention, cupy_choose, cupy_decode  # noqa: F401  they add their kernels to KERNELS
 from .base import Backend
-from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
-from .cupy_kernels import KERNELS, add_rows, fits
+from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, free_and_total, no_gpu, unusable
+from .cupy_kernels import KERNELS, LOGITS, add_rows, fits
 from .special import flat_places, running_sums
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
@@ -84,6 +84,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
     devices = True
+    logits = LOGITS
 
     def __init__(self, cupy: Any) -> None:
         self.namespace = cupy
@@ -203,6 +204,9 @@ class CupyBackend(Backend):
 
     def captured(self, f: Callable[[], None]) -> Callable[[], None]:
         return Captured(self.namespace.cuda, f)
+
+    def free_memory(self) -> int:
+        return free_and_total(self.namespace)[0]
 
     def lay_out(self, matrix: Any) -> Any:
         # what one number of the result is made of lies in one piece

@@ -97,16 +97,21 @@ def _no_memory(cupy: Any, said: str, place: str) -> str:
         parts.append(f": {_gb(int(asked[1].replace(',', '')))} asked for")
     limit = re.search(r"limit set to: ([\d,]+) bytes", said)
     try:
-        free, total = cupy.cuda.runtime.memGetInfo()
-        pool = cupy.get_default_memory_pool()
-        used = pool.used_bytes()
-        free += pool.total_bytes() - used
+        free, total = free_and_total(cupy)
+        used = cupy.get_default_memory_pool().used_bytes()
         parts.append(f"{',' if asked else ':'} {_gb(free)} free of {_gb(total)}, {_gb(used)} in use by this process")
     except Exception:                                   # a device that has failed answers nothing
         pass
     if limit:
         parts.append(f", limit set to {_gb(int(limit[1].replace(',', '')))}")
     return "".join(parts) + "; lower the batch or the block size, compute in 16 bits (--dtype bfloat16), or train with --recompute"
+
+
+def free_and_total(cupy: Any) -> tuple[int, int]:
+    """Bytes of the current device that can be allocated, what CuPy's pool holds unused included, and bytes that it has."""
+    free, total = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    return free + pool.total_bytes() - pool.used_bytes(), total
 
 
 def _gb(size: int) -> str:

@@ -1,7 +1,10 @@
 """NumPy: arrays in the memory of this machine."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ class NumpyBackend(Backend):
     def __init__(self) -> None:
         from . import numpy_attention, numpy_classifier, numpy_kernels
 
+        self.logits = numpy_classifier.LOGITS
         self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
 
     def errstate(self, **kinds: Any) -> Any:
@@ -49,6 +53,16 @@ class NumpyBackend(Backend):
 
     def owns(self, array: Any) -> bool:
         return array.base is None
+
+    def free_memory(self) -> int:
+        # what Linux would give without swapping, and what a container may still take; elsewhere nobody says
+        free = [sys.maxsize]
+        with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+            free.append(1024 * int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable:")).split()[1]))
+        with contextlib.suppress(OSError, ValueError):
+            most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+            free.append(max(0, most - used))
+        return min(free)
 
     def settle(self) -> None:
         # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
