@@ -12,8 +12,15 @@ from .tokenizer import BYTES_IN_ORDER, GPT2_SPLIT, Tokenizer
 Pair = tuple[int, int]
 
 
-def train_bpe(text: str | Iterable[str], vocab_size: int, name: str | None = None) -> Tokenizer:
-    """A tokenizer of `vocab_size` ids learned from one text, or from several that no token spans.
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each word of GPT-2's split occurs in the texts."""
+    import regex
+
+    return Counter(word for text in texts for word in regex.findall(GPT2_SPLIT, text))
+
+
+def train_bpe(text: str | Iterable[str] | Counter[str], vocab_size: int, name: str | None = None) -> Tokenizer:
+    """A tokenizer of `vocab_size` ids learned from one text, from several that no token spans, or from what `count_words` gave.
 
     The ids are the 256 bytes in GPT-2's order, vocab_size − 257 merges, and <|endoftext|> last; 257 is plain
     bytes. Each step merges the pair of neighbours that occurs most often within the words of GPT-2's split;
@@ -21,12 +28,9 @@ def train_bpe(text: str | Iterable[str], vocab_size: int, name: str | None = Non
     the same as that of the `tokenizers` library with its byte-level alphabet.
     Raises UsageError for fewer than 257 ids, or for more than the text has pairs to merge.
     """
-    import regex
-
     if vocab_size < 257:
         raise UsageError(f"a vocabulary of {vocab_size} is too small: 256 bytes and <|endoftext|> make 257")
-    texts = [text] if isinstance(text, str) else text
-    words = Counter(word for part in texts for word in regex.findall(GPT2_SPLIT, part))
+    words = text if isinstance(text, Counter) else count_words([text] if isinstance(text, str) else text)
     merged = _merge(words, vocab_size - 257)
     if len(merged) < vocab_size - 257:
         raise UsageError(f"the text has pairs for a vocabulary of {257 + len(merged)} only, not {vocab_size}")

@@ -50,7 +50,7 @@ class Checkpoint:
         return sum(a.nbytes for a in self.parameters.values())
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """Where a tensor lies: its name and dtype as the file has them, its shape, and its first byte."""
 
     file: Path
@@ -105,7 +105,7 @@ def read_checkpoint(
     return Checkpoint(config, parameters, _NAMES[found["wte.weight"].dtype], path)
 
 
-def _open(path: Path) -> tuple[Path, list[_Stored], dict[str, str]]:
+def _open(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
     """The file that errors are about, what is stored in it or its shards, and its metadata."""
     if not path.exists():
         raise MissingError(f"{path} does not exist")
@@ -119,7 +119,7 @@ def _open(path: Path) -> tuple[Path, list[_Stored], dict[str, str]]:
     if path.suffix in _PICKLES:
         raise _pickled(path)
     if not path.name.endswith(".index.json"):
-        return path, *_header(path)
+        return path, *read_header(path)
     try:
         places = json.loads(path.read_text("utf-8"))["weight_map"].values()
         shards = sorted({path.parent / Path(name).name for name in places})
@@ -128,7 +128,7 @@ def _open(path: Path) -> tuple[Path, list[_Stored], dict[str, str]]:
     for shard in shards:
         if not shard.is_file():
             raise MissingError(f"{path} names {shard.name}, which is not there; is the download whole?")
-    return path, [entry for shard in shards for entry in _header(shard)[0]], {}
+    return path, [entry for shard in shards for entry in read_header(shard)[0]], {}
 
 
 def _pickled(path: Path) -> MissingError:
@@ -138,8 +138,8 @@ def _pickled(path: Path) -> MissingError:
     )
 
 
-def _header(file: Path) -> tuple[list[_Stored], dict[str, str]]:
-    """What is stored in one safetensors file, and its metadata."""
+def read_header(file: Path) -> tuple[list[Stored], dict[str, str]]:
+    """What is stored in one safetensors file, and its metadata. Raises OSError, or MissingError where it is none or cut short."""
     from safetensors import SafetensorError, safe_open
 
     with open(file, "rb") as f:
@@ -152,14 +152,14 @@ def _header(file: Path) -> tuple[list[_Stored], dict[str, str]]:
         header = json.loads(f.read(length))
     metadata = header.pop("__metadata__", None) or {}
     return [
-        _Stored(file, key, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        Stored(file, key, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for key, entry in header.items()
     ], metadata
 
 
-def _by_name(source: Path, stored: Iterable[_Stored]) -> dict[str, _Stored]:
+def _by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
     """Stored tensors by parameter name: prefixes taken off, mask buffers left out."""
-    found: dict[str, _Stored] = {}
+    found: dict[str, Stored] = {}
     for entry in stored:
         name = _PREFIX.sub("", entry.key)
         if name in found:
@@ -170,7 +170,7 @@ def _by_name(source: Path, stored: Iterable[_Stored]) -> dict[str, _Stored]:
 
 
 def _find_config(
-    source: Path, metadata: Mapping[str, str], found: Mapping[str, _Stored], load: _Loader,
+    source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: _Loader,
 ) -> tuple[GPT2Config, str]:
     """The configuration, and who says it."""
     beside = source.parent / CONFIG
@@ -210,7 +210,7 @@ def _find_config(
     return config, "its other shapes"
 
 
-def _check(source: Path, found: Mapping[str, _Stored], config: GPT2Config, said_by: str) -> None:
+def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_by: str) -> None:
     """Every parameter there, in floating point, of its shape, and nothing else."""
     if config.n_layer > len(found) > 0:                 # before anything grows as long as a mistaken n_layer
         raise MissingError(f"{source} has {len(found)} tensors; {said_by} has n_layer={config.n_layer}")
@@ -252,7 +252,7 @@ class _Loader:
         self.wanted = wanted
         self.maps: dict[Path, np.ndarray] = {}
 
-    def __call__(self, entry: _Stored) -> np.ndarray:
+    def __call__(self, entry: Stored) -> np.ndarray:
         dtype, count = _NUMPY[entry.dtype], math.prod(entry.shape)
         same = dtype == self.wanted or (entry.dtype == "BF16" and self.wanted.name == "bfloat16")
         if same and entry.offset % dtype.itemsize == 0:
@@ -271,7 +271,7 @@ class _Loader:
                 array[i:i + _PIECE] = piece              # what overflows is warned of later
         return array.reshape(entry.shape)
 
-    def same(self, a: _Stored, b: _Stored) -> bool:
+    def same(self, a: Stored, b: Stored) -> bool:
         """The same numbers, NaN being one. Compared row by row: a whole comparison takes much memory."""
         if a.shape != b.shape or not {a.dtype, b.dtype} <= _NAMES.keys():
             return False

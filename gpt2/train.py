@@ -27,11 +27,11 @@ from minigrad.debug import detect_anomaly
 from . import snapshot
 from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, floats_of, run_command
 from .config import GPT2Config
+from .data import Data, load_data
 from .errors import UsageError
 from .evaluation import total_nll
 from .footprint import check_fits, footprint, table
 from .model import GPT2
-from .prepare import Data, load_data
 from .report import Report
 from .settings import as_toml, flags_given, merged, read_settings
 from .tokenizer import write_files

@@ -156,7 +156,7 @@ def test_parameters_keep_their_own_dtypes_when_none_is_named(tmp_path):
     config = GPT2Config(vocab_size=3, n_positions=1, n_embd=3, n_layer=1, n_head=1, n_inner=1)
     given_ = {name: a.astype(np.float16 if "ln_" in name else np.float64) for name, a in weights(config).items()}
     write_checkpoint(tmp_path, config, dict(reversed(given_.items())))
-    for entry in checkpoint._header(tmp_path / "model.safetensors")[0]:
+    for entry in checkpoint.read_header(tmp_path / "model.safetensors")[0]:
         assert entry.offset % {"F16": 2, "F64": 8}[entry.dtype] == 0
     stored = load_file(tmp_path / "model.safetensors")
     assert_same({name.removeprefix("transformer."): a for name, a in stored.items()}, given_)

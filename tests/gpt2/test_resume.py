@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from data import ROOT
 from safetensors.numpy import load_file, save_file
-from test_train import SMALL, TEXT, held
+from test_train import SMALL, held
+from tiny_gpt2 import TEXT, prepare_texts
 
 import gpt2.train as training
 from gpt2 import snapshot, trainer
 from gpt2.cli import run_command
 from gpt2.model import GPT2
-from gpt2.prepare import prepare
 from gpt2.tokenizer import load_tokenizer
 
 FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1",
@@ -32,7 +32,7 @@ TIMES = {"ms", "tokens_per_second", "share_of_peak"}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "poem"
-    prepare([TEXT * 8], folder, "train:300")
+    prepare_texts([TEXT * 8], folder, "train:300")
     return folder
 
 
@@ -181,7 +181,7 @@ def test_what_a_resumed_run_refuses(run, data, tmp_path):
     assert run(out, *fresh(data))[0] == 0
     last, resume = out / "checkpoint-14", ("--init-from", "resume")
     other = tmp_path / "other"
-    prepare([TEXT * 7], other, str(data))
+    prepare_texts([TEXT * 7], other, str(data))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for flags, wanted, message in [
         ((), 2, "step 14 is taken already, and --max-iters is 14; raise it"),
@@ -241,9 +241,9 @@ def test_what_fine_tuning_refuses(run, data, tmp_path):
     """A model that is not there, one with another vocabulary, shapes that contradict it, and patterns that freeze nothing or all."""
     assert run(tmp_path / "first", *fresh(data))[0] == 0
     other = tmp_path / "other"
-    prepare([TEXT * 8], other, "train:310")
+    prepare_texts([TEXT * 8], other, "train:310")
     twin = tmp_path / "twin"
-    prepare([TEXT[::-1] * 8], twin, "train:300")
+    prepare_texts([TEXT[::-1] * 8], twin, "train:300")
     assert load_tokenizer(twin).sha256 != load_tokenizer(data).sha256
     ours = ("--init-from", tmp_path / "first", "--max-iters", 1, "--backend", "numpy")
     for flags, wanted, message in [

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tiny_gpt2 import TEXT, tiny_model
+from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import gpt2.train as training
 import minigrad as mg
 from gpt2 import trainer
 from gpt2.cli import run_command
+from gpt2.data import load_data
 from gpt2.errors import UsageError
 from gpt2.evaluation import total_nll, windows
 from gpt2.model import GPT2
-from gpt2.prepare import load_data, prepare
 from gpt2.tokenizer import load_tokenizer
 from minigrad import backend
 from minigrad.errors import BackendUnavailable
@@ -42,7 +42,7 @@ def held(folder):
 def data(tmp_path_factory):
     """A small text as gpt2.prepare writes it."""
     folder = tmp_path_factory.mktemp("data") / "poem"
-    prepare([TEXT * 8], folder, "train:300")
+    prepare_texts([TEXT * 8], folder, "train:300")
     return folder
 
 

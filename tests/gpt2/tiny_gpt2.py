@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
 from gpt2.bpe import train_bpe
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
+from gpt2.prepare import prepare
 from gpt2.tokenizer import Tokenizer
 
 TEXT = """Once upon a midnight dreary, while I pondered, weak and weary,
@@ -56,3 +59,12 @@ def scripted_model(says, **fields) -> GPT2:
     model.wte.weight.assign(wte.astype(np.float32))
     model.wpe.weight.assign((1000.0 * wte[script]).astype(np.float32))
     return model
+
+
+def prepare_texts(texts, out, tokenizer="gpt2", **options):
+    """`gpt2.prepare.prepare` for texts, each in a file of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{i}.txt") for i in range(len(texts))]
+        for path, text in zip(paths, texts):
+            path.write_bytes(text.encode())
+        return prepare(paths, out, tokenizer, **options)
