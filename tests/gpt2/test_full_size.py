@@ -1,10 +1,12 @@
-"""The whole GPT-2 of 124M parameters, random weights, against transformers: logits, loss, every gradient, the cache, ten AdamW steps.
+"""The whole GPT-2 of 124M parameters, random weights, against transformers: logits, loss, every gradient, the cache, ten AdamW steps,
+and ten steps of gpt2.train.
 
 With -s a report is printed: a line per tensor, with max |Δ| and that in units of its bound (see agreement.py).
 """
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +17,15 @@ from agreement import Line, everything, in_pieces, lengths, logits, loss, report
 import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
+from gpt2.train import parser
+from gpt2.trainer import Trainer
+from gpt2.trainer import batch as drawn
 from minigrad.optim import AdamW, decay_groups
+from minigrad.random import fold_in
 
-pytestmark = pytest.mark.slow                           # two minutes, and 8 GB for the steps in float64
+pytestmark = pytest.mark.slow                           # four minutes, and 8 GB for the steps in float64
 
-CONFIG = GPT2Config.from_name("gpt2")
+CONFIG = replace(GPT2Config.from_name("gpt2"), embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
 LOGITS = {"float32": 1e-4, "float64": 1e-10}            # absolute
 GRADIENTS = {"float32": 1e-5, "float64": 1e-10}         # ‖difference‖ / ‖gradient‖ of each tensor
 
@@ -160,6 +166,40 @@ def test_ten_adamw_steps_agree(directory):
     print("\n" + table(lines, "GPT-2 124M, weights after ten AdamW steps, float64: ours beside PyTorch's"))
     assert all(np.abs(p.numpy() - before[name]).max() > how["lr"] for name, p in ours.named_parameters() if name in before)
     assert {line.name: line.units for line in lines if not line.units <= 1.0} == {}
+
+
+@pytest.mark.parametrize("dtype, apart", [("float32", 1e-5), ("float64", 1e-9)])
+def test_ten_steps_of_training_agree(directory, dtype, apart):
+    """The losses of ten steps of `gpt2.train` are those of PyTorch's own AdamW, clip_grad_norm_ and gradients summed over two parts of
+    each batch, on the same rows and at the same learning rates; clipping changes every one of these steps.
+    """
+    args = parser().parse_args(["--batch-size", "1", "--gradient-accumulation-steps", "2", "--block-size", "8", "--max-iters", "10",
+                                "--warmup-iters", "2", "--learning-rate", "1e-4", "--grad-clip", "0.5", "--dtype", dtype])
+    text = np.random.default_rng(5).integers(0, CONFIG.vocab_size, 200)
+    ours = Trainer(GPT2.from_pretrained(directory, dtype=dtype), text, args)
+    found, norms, rates = zip(*((step.loss.item(), step.norm, step.lr) for step in (ours.step() for _ in range(10))))
+    stream = ours.stream
+    del ours
+    model = theirs(directory, dtype).train()
+    matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(args.beta1, args.beta2), eps=1e-8)
+    wanted, lengths_there = [], []
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, targets = drawn(text, 2, 8, fold_in(stream, step))
+        losses = [loss(model, ids[row:row + 1], targets[row:row + 1]) for row in range(2)]
+        sum(losses).div(2).backward()
+        lengths_there.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)))
+        optimizer.step()
+        optimizer.zero_grad()
+        wanted.append(sum(value.item() for value in losses) / 2)
+    differ = [float(np.abs(np.subtract(*pair)).max()) for pair in ((found, wanted), (norms, lengths_there))]
+    print(f"\n{dtype}: ten losses apart by {differ[0]:.1e} at most, norms before clipping by {differ[1]:.1e}")
+    assert min(norms) > args.grad_clip and len(set(rates)) == 10
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=apart)
+    np.testing.assert_allclose(norms, lengths_there, rtol=10 * apart)
 
 
 def test_the_first_loss_is_that_of_no_knowledge(directory):
