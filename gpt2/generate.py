@@ -6,23 +6,14 @@ import sys
 import time
 from typing import Any
 
-from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, emit_json, floats_of, read_stdin, run_command, text
-from .errors import MissingError, UsageError
+from .cli import Parser, add_model, at_least, emit_json, model_of, read_stdin, run_command, text
+from .errors import UsageError
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.generate", description=__doc__)
     p.add_argument("--prompt", type=text, default="\n", metavar="TEXT", help="what to continue; - reads stdin (default: a new line)")
-    p.add_argument(
-        "--model",
-        default="shakespeare",
-        metavar="NAME|DIR",
-        help="shakespeare (ships with the package), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory, or a .safetensors file",
-    )
-    p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
-    add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
-                   help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
+    add_model(p)
     p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
     p.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
@@ -65,23 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     if not prompt:
         raise UsageError("the prompt is empty; give --prompt TEXT, or text on stdin with --prompt -")
 
-    device = backend_of(args)                           # says what is missing before anything is loaded
-
     from .decode import Timing
-    from .locate import locate
-    from .model import GPT2
     from .sampling import SamplingOptions
     from .text import continue_text
-    from .tokenizer import load_tokenizer
 
     options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)
-    path = locate(args.model, download=args.download)
-    model = GPT2.from_pretrained(path, backend=device, dtype=floats_of(args.dtype))
-    tokenizer = load_tokenizer(path.parent if path.is_file() else path)
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
-                           "they do not belong together")
+    model, tokenizer = model_of(args)
     prompt_tokens = len(tokenizer.encode(prompt))
     room = max(1, model.config.n_positions + 1 - prompt_tokens)         # the last new token is not read
     loaded = time.perf_counter() - started

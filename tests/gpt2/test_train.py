@@ -8,18 +8,14 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tiny_gpt2 import TEXT, prepare_texts, tiny_model
+from tiny_gpt2 import TEXT, prepare_texts
 
 import gpt2.train as training
 import minigrad as mg
 from gpt2 import trainer
 from gpt2.cli import run_command
 from gpt2.data import load_data
-from gpt2.errors import UsageError
-from gpt2.evaluation import total_nll, windows
 from gpt2.model import GPT2
 from gpt2.tokenizer import load_tokenizer
 from minigrad import backend
@@ -409,41 +405,3 @@ def test_control_c_in_the_middle_of_a_step(after, run, tmp_path, monkeypatch):
     assert err.splitlines()[-1] == (f"gpt2.train: stopped by SIGINT after step {after - 1}; go on from checkpoint-{last} with --init-from "
                                     f"resume --out-dir {tmp_path / 'out'}")
     assert held(tmp_path / "out")[1] == sorted({0, last})
-
-
-# ── evaluation ──
-@given(st.integers(0, 60), st.integers(1, 20), st.data())
-def test_windows_count_every_token_once(n, window, data):
-    """Every token but the first is counted once, has all tokens since its window's start before it, and min(window − stride + 1,
-    all there are) of them at least; no window is longer than the context."""
-    stride = data.draw(st.integers(1, window))
-    counted = []
-    for start, stop, first in windows(n, window, stride):
-        assert 0 <= start < first < stop <= n and stop - 1 - start <= window
-        assert all(token - start >= min(window - stride + 1, token) for token in range(first, stop))
-        counted += range(first, stop)
-    assert counted == list(range(1, n))
-
-
-@given(st.integers(2, 150), st.integers(1, 64), st.integers(1, 5))
-def test_the_total_is_the_sum_over_tokens(n, stride, batch_size):
-    """total_nll is Σ −log p(token | its window), for any stride and batch size, as counted token by token."""
-    model = tiny_model(seed=2)
-    ids = np.random.default_rng(n).integers(0, 300, n)
-    expected = 0.0
-    for start, stop, first in windows(n, 64, stride):
-        logits = model(ids[None, start:stop - 1]).numpy()[0].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        expected -= sum(logp[token - start - 1, ids[token]] for token in range(first, stop))
-    total, count = total_nll(model, ids, stride=stride, batch_size=batch_size)
-    assert count == n - 1
-    # each term is float32 after sums of up to 128 terms, and the mean of a batch is float32
-    assert abs(total - expected) < 128 * np.finfo(np.float32).eps * expected
-
-
-@pytest.mark.parametrize("stride", [0, -1, 65])
-def test_a_stride_that_would_leave_tokens_out(stride):
-    """A stride outside 1 … context is refused."""
-    with pytest.raises(UsageError, match=f"the stride must be from 1 to the context of 64, not {stride}"):
-        total_nll(tiny_model(), np.arange(10), stride=stride)

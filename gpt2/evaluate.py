@@ -1,0 +1,276 @@
+"""python -m gpt2.evaluate: how well a model predicts a text, picks the ending of HellaSwag, or ends LAMBADA's passages."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .cli import Parser, add_model, at_least, emit_json, model_of, run_command
+from .corpus import JSONL, encode, in_parallel, pieces
+from .data import load_data
+from .errors import GPT2Error, MissingError, UsageError
+from .evaluation import Score, continuation_spans, extent, scores, text_counts, text_spans
+
+TEXT = ("loss", "perplexity", "bits-per-byte")          # tasks that differ only in what is said first
+ITEMS = ("hellaswag", "lambada")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.evaluate", description=__doc__)
+    p.add_argument("--task", required=True, choices=[*TEXT, *ITEMS],
+                   help="the first three predict a text, and differ in what is said first; the others take their JSONL files")
+    p.add_argument("--data", required=True, type=Path, metavar="PATH", help="a text or JSONL file; or a directory of gpt2.prepare, its val")
+    add_model(p)
+    p.add_argument("--max-length", type=at_least(1), metavar="N", help="tokens of a window at most (default: the model's context)")
+    p.add_argument("--stride", type=at_least(1), metavar="N", help="how far windows move on in what is longer (default: half a window)")
+    p.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="windows or endings at a time (default: 8)")
+    p.add_argument("--limit", type=at_least(1), metavar="N", help="the first N tokens or items alone")
+    p.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return p
+
+
+# ── text ──
+def text_ids(path: Path, tokenizer: Any, name: str) -> Any:
+    """The ids of a file, or of the validation part of prepared data. UsageError where that was made with another tokenizer."""
+    if not path.is_dir():
+        return np.concatenate([part.ids for part in in_parallel(encode, pieces([path]), 1, "encoding", tokenizer)])
+    data = load_data(path)
+    if data.meta["tokenizer"]["sha256"] != tokenizer.sha256:
+        raise UsageError(f"{path} was made with another tokenizer ({data.meta['tokenizer']['name']}) than {name} has ({tokenizer.name}); "
+                         f"prepare it again with --tokenizer {name}")
+    return data.val
+
+
+def run_text(args: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[dict[str, Any], bool]:
+    """The result, and whether Ctrl-C ended it early."""
+    window, stride = extent(model, args.max_length, args.stride)
+    ids = text_ids(args.data, tokenizer, args.model)[:args.limit and args.limit + 1]
+    if len(ids) < 2:
+        raise MissingError(f"{args.data} holds {len(ids)} token; the first is not predicted, so there must be 2")
+    each = scores(model, text_spans(ids, window, stride), args.batch_size)
+    found, cut = progress(each, len(ids) - 1, "token", lambda score: score.tokens)
+    nll, tokens = math.fsum(score.nll for score in found), sum(score.tokens for score in found)
+    counts = dict(zip(("byte", "character", "word"), text_counts(ids[1:tokens + 1], tokenizer)))
+    per = {unit: {"count": count, "nats": nll / count, "bits": nll / count / math.log(2), "perplexity": exp(nll / count)}
+           for unit, count in {"token": tokens, **counts}.items() if count}
+    return {"window": window, "stride": stride, "total": len(ids) - 1, "done": tokens, "unit": "tokens", "nll": nll, "per": per}, cut
+
+
+def text_table(result: dict[str, Any], task: str) -> Iterator[str]:
+    """What `run_text` found, in lines."""
+    per = result["per"]
+    if task == "loss":
+        yield f"loss {per['token']['nats']:.4f} nats per token"
+    elif task == "perplexity":
+        yield f"perplexity {number(per['token']['perplexity'])} per token"
+    else:
+        yield f"bits per byte {per['byte']['bits']:.4f}" if "byte" in per else "bits per byte: no text among the tokens"
+    yield f"{'per':<10}{'nats':>10}{'bits':>10}{'perplexity':>14}{'count':>16}"
+    for unit in ("token", "word", "character", "byte"):
+        if unit in per:
+            row = per[unit]
+            yield f"{unit:<10}{row['nats']:>10.4f}{row['bits']:>10.4f}{number(row['perplexity']):>14}{row['count']:>16,}"
+
+
+# ── items ──
+class Item(NamedTuple):
+    """A context and the ways it may go on, and which of them is right."""
+
+    context: str
+    endings: list[str]
+    label: int
+
+
+def hellaswag(line: dict[str, Any]) -> Item:
+    """An item as lm-evaluation-harness makes it of a line of HellaSwag   (Zellers et al. 2019).
+
+    KeyError, TypeError or ValueError for a line that is none.
+    """
+    context = f"{line['activity_label']}: {line['ctx_a']} {line['ctx_b'].capitalize()}"
+    endings, label = [clean(ending) for ending in line["endings"]], int(line["label"])
+    if not 0 <= label < len(endings):
+        raise ValueError(f"label {label} of {len(endings)} endings")
+    if "" in endings:
+        raise ValueError("an ending is empty")
+    return Item(clean(context), [f" {ending}" for ending in endings], label)
+
+
+def clean(text: str) -> str:
+    """Without WikiHow's marks: a title ends a sentence, and all else in brackets goes."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def lambada(line: dict[str, Any]) -> Item:
+    """A passage up to its last word, and that   (Paperno et al. 2016). ValueError where there is no word before it."""
+    context, space, word = line["text"].rpartition(" ")
+    if not context.strip() or not word:
+        raise ValueError("no last word after others")
+    return Item(context, [space + word], 0)
+
+
+def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | None) -> list[Item]:
+    """The items of a JSONL file. MissingError for a file that cannot be read or holds none, and for a line that is none."""
+    if path.is_dir() or path.suffix.lower() not in JSONL:
+        raise UsageError(f"--task {made.__name__} reads a JSONL file of items, and {path} is none")
+    items: list[Item] = []
+    try:
+        with open(path, "rb") as file:
+            for at, line in enumerate(file, 1):
+                if line.strip():
+                    items.append(read_item(line, made, f"{path}, line {at}"))
+                if len(items) == limit:
+                    break
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}") from None
+    if not items:
+        raise MissingError(f"{path} holds no item")
+    return items
+
+
+def read_item(line: bytes, made: Callable[[dict[str, Any]], Item], where: str) -> Item:
+    """The item that a line holds, as `made` makes it. MissingError for a line that is none."""
+    try:
+        return made(json.loads(line))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise MissingError(f"{where} is no item of {made.__name__} ({why})") from None
+
+
+def pair(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of its ending. White space between the two goes to the ending, as GPT-2's tokens have it."""
+    bare = context.rstrip()
+    return tokenizer.encode(bare), tokenizer.encode(context[len(bare):] + ending)
+
+
+def run_items(args: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[dict[str, Any], bool]:
+    """The result, and whether Ctrl-C ended it early."""
+    window, stride = extent(model, args.max_length, args.stride)
+    items = read_items(args.data, {"hellaswag": hellaswag, "lambada": lambada}[args.task], args.limit)
+    endings = [pair(tokenizer, item.context, ending) for item in items for ending in item.endings]
+    spans = [continuation_spans(*ids, window, stride) for ids in endings]
+    longer = sum(len(context) + len(ending) > window + 1 for context, ending in endings)
+    found, cut = progress(summed(spans, scores(model, (span for some in spans for span in some), args.batch_size)),
+                          len(spans), "ending", lambda score: 1)
+    rest = iter(found)
+    rows = [[next(rest) for _ in item.endings] for item in items[:complete(items, len(found))]]
+    result = {"window": window, "stride": stride, "total": len(items), "done": len(rows), "unit": "items", "longer": longer}
+    return result | (chosen(items, rows) if args.task == "hellaswag" else last_words(rows)), cut
+
+
+def complete(items: list[Item], endings: int) -> int:
+    """How many items the first `endings` endings are all the endings of."""
+    done = 0
+    while done < len(items) and len(items[done].endings) <= endings:
+        endings -= len(items[done].endings)
+        done += 1
+    return done
+
+
+def summed(spans: list[list[Any]], found: Iterator[Score]) -> Iterator[Score]:
+    """The score of each ending from those of its spans."""
+    for some in spans:
+        parts = [next(found) for _ in some]
+        yield Score(sum(part.nll for part in parts), sum(part.tokens for part in parts), all(part.greedy for part in parts))
+
+
+def chosen(items: list[Item], rows: list[list[Score]]) -> dict[str, Any]:
+    """How often the right ending is the likeliest: as a whole, by its characters, by its tokens."""
+    per: dict[str, Callable[[Score, str], float]] = {
+        "acc": lambda score, ending: score.nll,
+        "acc_norm": lambda score, ending: score.nll / (len(ending) - 1),               # the space before it does not count
+        "acc_per_token": lambda score, ending: score.nll / score.tokens,
+    }
+    return {name: share([np.argmin([cost(score, ending) for score, ending in zip(row, item.endings)]) == item.label
+                         for item, row in zip(items, rows)]) for name, cost in per.items()}
+
+
+def last_words(rows: list[list[Score]]) -> dict[str, Any]:
+    """How often all tokens of the last word are the most likely ones, and the perplexity of last words."""
+    return {"acc": share([row[0].greedy for row in rows]),
+            "perplexity": exp(math.fsum(row[0].nll for row in rows) / len(rows)) if rows else None}
+
+
+def share(hits: list[Any]) -> dict[str, float] | None:
+    """The mean of what is true or false, and its standard error."""
+    if not hits:
+        return None
+    mean = sum(map(bool, hits)) / len(hits)
+    return {"value": mean, "stderr": math.sqrt(mean * (1 - mean) / max(1, len(hits) - 1))}
+
+
+def items_table(result: dict[str, Any], task: str) -> Iterator[str]:
+    """What `run_items` found, in lines."""
+    for name, what in (("acc", "the likeliest ending" if task == "hellaswag" else "last words whose every token is the likeliest"),
+                       ("acc_norm", "by characters"), ("acc_per_token", "by tokens")):
+        if name in result:
+            yield f"{name:<14}{result[name]['value']:.4f} ± {result[name]['stderr']:.4f}  {what}"
+    if "perplexity" in result:
+        yield f"{'perplexity':<14}{number(result['perplexity'])}  of last words"
+
+
+# ── the command ──
+def progress(found: Iterator[Score], total: int, unit: str, size: Callable[[Score], int]) -> tuple[list[Score], bool]:
+    """All scores under a progress bar, or those there are when Ctrl-C comes; and whether it came.
+
+    KeyboardInterrupt where there are none; GPT2Error for one that is not finite.
+    """
+    out: list[Score] = []
+    with tqdm(total=total, unit=f" {unit}s", disable=None, leave=False) as bar:
+        try:
+            for score in found:
+                if not math.isfinite(score.nll):
+                    raise GPT2Error(f"the negative log-likelihood of {unit} {sum(map(size, out)) + 1} or after it is {score.nll}; "
+                                    "the weights hold NaN, or are too large for --dtype")
+                out.append(score)
+                bar.update(size(score))
+        except KeyboardInterrupt:
+            if not out:
+                raise
+            return out, True
+    return out, False
+
+
+def exp(x: float) -> float | None:
+    """eˣ, and None where no float is as large."""
+    return math.exp(x) if x < 709.0 else None
+
+
+def number(x: float | None) -> str:
+    """A perplexity as text."""
+    return "above 1e307" if x is None else f"{x:.2f}" if x < 1e6 else f"{x:.3g}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if not args.data.exists():
+        raise MissingError(f"--data {args.data} does not exist")
+    model, tokenizer = model_of(args)
+    run, table = (run_text, text_table) if args.task in TEXT else (run_items, items_table)
+    result, cut = run(args, model, tokenizer)
+    if not result["done"]:
+        raise KeyboardInterrupt
+    if args.json:
+        emit_json({"task": args.task, "data": str(args.data), "model": args.model, "backend": model.where["device"], "dtype": args.dtype,
+                   "partial": cut, **result})
+    else:
+        for line in table(result, args.task):
+            print(line)
+        done = f"partial: {result['done']:,} of {result['total']:,}" if cut else f"{result['done']:,}"
+        longer = f", {result['longer']:,} endings longer than that with their context" if result.get("longer") else ""
+        print(f"{args.data}, {args.model} in {args.dtype}: {done} {result['unit']}, window {result['window']:,} tokens, "
+              f"stride {result['stride']:,}{longer}")
+    if cut:
+        print("gpt2.evaluate: interrupted", file=sys.stderr)
+    return 130 if cut else 0
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.evaluate")
