@@ -28,7 +28,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],            # ctk: with CUDA's libraries; the driver must be there
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
-        "mpi": ["mpi4py", "mpich"],
+        "mpi": ["mpi4py", "mpich"],                                  # an MPI from a wheel; one that is there already goes as well
         "bench": ["torch==2.13.0", "transformers", "ctranslate2", "tokenizers", "jax", "mygrad", "autograd"],  # peers
         "docs": ["sphinx", "myst-parser", "furo"],
         "test": [
@@ -41,6 +41,9 @@ setup(
             "tokenizers",
             "threadpoolctl",
             "ml_dtypes",                        # bfloat16
+            "mpi4py",                           # two processes
+            "mpich",
+            "accelerate",                       # transformers' Trainer
             "ruff",
             "mypy",
         ],

@@ -11,10 +11,11 @@ from minigrad.debug import size_of
 
 from .config import GPT2Config, parameter_shapes
 from .errors import UsageError
+from .trainer import rows_of
 
 
-def footprint(config: GPT2Config, args: argparse.Namespace) -> dict[str, int]:
-    """Bytes of a step by what they are for, under the settings `args` of `gpt2.train`.
+def footprint(config: GPT2Config, args: argparse.Namespace, world_size: int = 1) -> dict[str, int]:
+    """Bytes of a step by what they are for, in one of world_size processes, under the settings `args` of `gpt2.train`.
 
     With N = batch·block tokens, width d, MLP n, h heads, a block keeps N (8 d + 2 n + h + 4) numbers for the walk back: what goes into
     LayerNorm twice, into c_attn, c_fc and mlp.c_proj, into GELU, and attention's Q, K, V and result; h + 4 are statistics. At the peak,
@@ -24,15 +25,17 @@ def footprint(config: GPT2Config, args: argparse.Namespace) -> dict[str, int]:
     numbers = sum(sizes.values())
     trained = sum(size for name, size in sizes.items() if not any(fnmatchcase(name, pattern) for pattern in args.freeze))
     stored, computed = 8 if args.dtype == "float64" else 4, {"float64": 8, "float16": 2, "bfloat16": 2}.get(args.dtype, 4)
-    d, n, tokens = config.n_embd, config.n_inner or 4 * config.n_embd, args.batch_size * args.block_size
+    rows = rows_of(args, world_size)
+    d, n, tokens = config.n_embd, config.n_inner or 4 * config.n_embd, min(args.batch_size, rows) * args.block_size
     block = tokens * (8 * d + 2 * n + config.n_head + 4) * computed
     kept = config.n_layer * tokens * d * computed + block if args.recompute else config.n_layer * block
     casts = numbers * computed if computed < stored else 0
     logits = min(tokens * config.vocab_size * computed, mg.backend.get(args.backend)[0].logits)
     head = config.vocab_size * d * stored               # the head's gradient is made with the loss
     walk = kept + casts + 3 * tokens * d * computed + max(logits, 4 * tokens * n * computed) + head
-    gradients = trained * stored
-    earlier = gradients if args.gradient_accumulation_steps > 1 else 0         # of the batches before
+    own = trained * stored
+    gradients = own if world_size == 1 else 2 * own     # and the buffer in which they are summed
+    earlier = (own if rows > args.batch_size else 0) + gradients - own         # of the batches before
     return {"parameters": numbers * stored, "optimizer": 2 * trained * stored, "gradients": gradients, "activations": walk - head - logits,
             "logits": logits, "total": numbers * stored + 2 * trained * stored + max(walk + earlier, gradients + block)}
 

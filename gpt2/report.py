@@ -44,16 +44,19 @@ def peak_flops(device: str, dtype: str) -> float:
 
 
 class Report:
-    """Keeps count of steps since the last line, and of the numbers that were told."""
+    """Keeps count of steps since the last line, and of the numbers that were told; of several processes, the first tells them."""
 
     def __init__(self, out: Path, trainer: Trainer, seconds: float = 0.0, pending: list[float] | None = None) -> None:
         self.out, self.trainer, self.seconds = out, trainer, seconds
         self.pending: list[Any] = list(pending or [])   # losses since the last line, most of them on the device
         self.steps, self.spent = 0, 0.0                 # since the last line
         self.val: float | None = None
-        self.peak = peak_flops(trainer.model.where["device"], trainer.model.compute_dtype)
-        self.bar = self._bar() if sys.stderr is not None and sys.stderr.isatty() else None
-        self._cut()
+        group = trainer.group
+        self.peak = sum(group.all_gather_object(peak_flops(trainer.model.where["device"], trainer.model.compute_dtype)))
+        self.tells = group.rank == 0
+        self.bar = self._bar() if self.tells and sys.stderr is not None and sys.stderr.isatty() else None
+        if self.tells:
+            self._cut()
 
     def _bar(self) -> Any:
         from tqdm import tqdm
@@ -71,11 +74,13 @@ class Report:
         """A line on stderr, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
-        elif sys.stderr is not None:
+        elif self.tells and sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
     def note(self, **numbers: Any) -> None:
         """A line of metrics.jsonl."""
+        if not self.tells:
+            return
         with open(self.out / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.trainer.done, **numbers}) + "\n")
 
@@ -87,10 +92,10 @@ class Report:
             self.bar.update()
 
     def losses(self) -> list[float]:
-        """The losses since the last line, as numbers."""
+        """The losses since the last line, as numbers: means over the processes, which all ask at the same place."""
         waiting = [x for x in self.pending if isinstance(x, mg.Tensor)]
         if waiting:
-            self.pending[len(self.pending) - len(waiting):] = mg.stack(waiting).tolist()
+            self.pending[len(self.pending) - len(waiting):] = self.trainer.group.mean(mg.stack(waiting).tolist())
         return self.pending
 
     def line(self, step: Step) -> float:
@@ -112,7 +117,7 @@ class Report:
         """Take the bar away and draw what metrics.jsonl holds."""
         if self.bar is not None:
             self.bar.close()
-        if (self.out / METRICS).exists():
+        if self.tells and (self.out / METRICS).exists():
             draw(self.out / METRICS, self.out / PICTURE)
 
 

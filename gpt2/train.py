@@ -8,38 +8,35 @@ import argparse
 import contextlib
 import json
 import math
-import platform
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import minigrad as mg
 from minigrad.debug import detect_anomaly
+from minigrad.distributed import ProcessGroup, init_process_group
+from minigrad.errors import DistributedError
 
 from . import snapshot
-from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, floats_of, run_command
-from .config import GPT2Config
+from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, run_command
 from .data import Data, load_data
 from .errors import UsageError
-from .evaluation import total_nll
+from .evaluation import extent, scores, text_spans
 from .footprint import check_fits, footprint, table
 from .model import GPT2
+from .origin import newest, origin, start
 from .report import Report
 from .settings import as_toml, flags_given, merged, read_settings
 from .tokenizer import write_files
-from .trainer import Trainer
+from .trainer import Trainer, rows_of
 
 BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")
 ADVICE = "lower --learning-rate or raise --warmup-iters"
-SHAPE = ("n_layer", "n_head", "n_embd")                 # what a model that is there already has decided
 SAMPLED = 100                                           # tokens of a sample
 
 
@@ -81,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the best model's stored weights")
     c = p.add_argument_group("computation")
     add_backend(c)
+    c.add_argument("--distributed", default="none", choices=["none", "mpi", "nccl"],
+                   help="share each step's batch out over the processes that mpiexec started; nccl: a GPU each")
     c.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
     c.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
@@ -108,15 +107,7 @@ def settings(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]
     return args, sources
 
 
-def newest(out: str) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint-N of a directory and its record. UsageError where there is none."""
-    found = snapshot.snapshots(out)
-    if not found:
-        raise UsageError(f"--out-dir {out} holds no checkpoint-N to resume from; start with --init-from scratch")
-    return found[-1], snapshot.record(found[-1])
-
-
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, group: ProcessGroup) -> None:
     """UsageError for settings that cannot be trained with, before anything starts."""
     for names, top, wanted in ((("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, "a number from 0 on"),
                                (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, "from 0 on and below 1")):
@@ -126,8 +117,11 @@ def check(args: argparse.Namespace) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
     if args.n_embd % args.n_head:
         raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
-    args.backend = backend_of(args)
-    if args.init_from != "resume":
+    rows, each = args.batch_size * args.gradient_accumulation_steps, rows_of(args, group.world_size)
+    if each * group.world_size != rows or each % min(args.batch_size, each or 1):
+        raise UsageError(f"{rows} rows a step (--batch-size {args.batch_size} × --gradient-accumulation-steps "
+                         f"{args.gradient_accumulation_steps}) cannot be shared out evenly over {group.world_size} processes")
+    if args.init_from != "resume" and group.rank == 0:
         check_out(Path(args.out_dir))
 
 
@@ -147,127 +141,15 @@ def check_out(out: Path) -> None:
                 folder.rmdir()
 
 
-# ── the model ──
-def new_config(args: argparse.Namespace, data: Data) -> GPT2Config:
-    """The configuration that the flags describe."""
-    return GPT2Config(
-        vocab_size=data.meta["vocab_size"],
-        n_positions=args.block_size,
-        n_layer=args.n_layer,
-        n_head=args.n_head,
-        n_embd=args.n_embd,
-        embd_pdrop=args.dropout,
-        resid_pdrop=args.dropout,
-        attn_pdrop=args.attn_dropout,
-        bos_token_id=data.tokenizer.eot,
-        eos_token_id=data.tokenizer.eot,
-    )
-
-
-def fitted(config: GPT2Config, args: argparse.Namespace, sources: dict[str, str], data: Data, where: str) -> GPT2Config:
-    """The configuration of weights that are there already, with this run's dropout. UsageError for flags that contradict it."""
-    for name in (*SHAPE, "block_size"):
-        has, asked = getattr(config, name, config.n_positions), getattr(args, name)
-        wrong = asked > has if name == "block_size" else asked != has
-        if sources[name] == "default" or (sources[name] == "checkpoint" and name in SHAPE):
-            setattr(args, name, has)
-        elif wrong:
-            raise UsageError(f"--{name.replace('_', '-')} {asked} does not fit {where}, which has {has}; leave it out")
-    if config.vocab_size != data.meta["vocab_size"]:
-        raise UsageError(f"{args.data} has a vocabulary of {data.meta['vocab_size']} ids and {where} one of {config.vocab_size}; "
-                         f"prepare the data with --tokenizer {where}")
-    return replace(config, embd_pdrop=args.dropout, resid_pdrop=args.dropout, attn_pdrop=args.attn_dropout)
-
-
-def same_tokenizer(where: Path, data: Data) -> None:
-    """UsageError where the model's directory has another tokenizer than the data."""
-    from .tokenizer import load_tokenizer
-
-    if (where / "vocab.json").exists() and (theirs := load_tokenizer(where)).sha256 != data.tokenizer.sha256:
-        raise UsageError(f"{data.directory} was made with another tokenizer ({data.tokenizer.name}) than {where} has ({theirs.name}); "
-                         f"prepare it again with --tokenizer {where}")
-
-
-Origin = tuple[GPT2Config, dict[str, Any] | None, dict[str, Any], dict[str, Any], str]
-
-
-def origin(args: argparse.Namespace, sources: dict[str, str], data: Data) -> Origin:
-    """Where --init-from says to begin: configuration, weights (None: new ones), AdamW's moments, the record of the run so far, its place.
-
-    UsageError where the flags, the data and what is there do not fit together.
-    """
-    dtype = stored_dtype(args)
-    record: dict[str, Any] = {"data": data.meta, "history": [], "best": None}
-    parameters, moments, place = None, dict[str, Any](), args.init_from
-    if args.init_from == "scratch":
-        config = new_config(args, data)
-    elif args.init_from == "resume":
-        path = newest(args.out_dir)[0]
-        place = str(path)
-        config, parameters, moments, record = snapshot.load(path)
-        if record["data"] != data.meta:
-            raise UsageError(f"{args.data} is not the data that {path} was trained on; to go on with other data give --init-from {path}")
-        if record["state"]["dtype"] != dtype:
-            raise UsageError(f"--dtype {args.dtype} computes on {dtype} weights, and {path} holds {record['state']['dtype']}; leave it out")
-        config = fitted(config, args, sources, data, place)
-    else:
-        from .checkpoint import read_checkpoint
-        from .locate import locate
-
-        path = locate(args.init_from)
-        found = read_checkpoint(path, dtype=dtype)
-        same_tokenizer(path if path.is_dir() else path.parent, data)
-        config = fitted(found.config, args, sources, data, place)
-        parameters = {name: np.array(a) for name, a in found.parameters.items()}         # the file stays as it is
-    for split, ids in (("train", data.train), ("val", data.val)):
-        if len(ids) <= args.block_size:
-            raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} needs one more than its size")
-    return config, parameters, moments, record, place
-
-
-def stored_dtype(args: argparse.Namespace) -> str:
-    """The dtype of weights and moments."""
-    return "float64" if args.dtype == "float64" else "float32"
-
-
-def start(args: argparse.Namespace, data: Data, begin: Origin) -> tuple[Trainer, dict[str, Any]]:
-    """A trainer that begins there, and the record of its run so far."""
-    config, parameters, moments, record, place = begin
-    # what is computed again is not looked at when it is computed first
-    model = GPT2(config, backend=args.backend, dtype=stored_dtype(args), compute_dtype=floats_of(args.dtype),
-                 recompute=args.recompute and not args.debug_nan, seed=args.seed, parameters=parameters)
-    freeze(model, args.freeze)
-    trainer = Trainer(model, data.train, args)
-    if args.init_from == "resume":
-        try:
-            trainer.restore(record["step"], record["state"], moments)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise snapshot.damaged(Path(place), error) from None
-    elif record["best"] is None:
-        record["parameters"] = model.num_parameters()
-    record["settings"] = {name: value for name, value in vars(args).items() if name not in ("config", "out_dir", "dry_run")}
-    record["versions"] = {"minigrad": mg.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return trainer, record
-
-
-def freeze(model: GPT2, patterns: list[str]) -> None:
-    """Parameters of these names want no gradient. UsageError for a pattern that no name matches, and where nothing is left to train."""
-    named = dict(model.named_parameters())
-    for pattern in patterns:
-        matched = [name for name in named if fnmatchcase(name, pattern)]
-        if not matched:
-            raise UsageError(f"--freeze {pattern!r} matches no parameter; they are called {', '.join(list(named)[:3])}, …")
-        for name in matched:
-            named[name].requires_grad_(False)
-    if not any(p.requires_grad for p in named.values()):
-        raise UsageError("--freeze leaves nothing to train")
-
-
 # ── the run ──
 class Stop:
-    """SIGINT and SIGTERM inside the block: the first is remembered, and the step goes on to its end; a second ends all at once."""
+    """SIGINT and SIGTERM inside the block: the first is remembered, and the step goes on to its end; a second ends all at once.
+
+    told: the signal that all processes know of.
+    """
 
     signal: int | None = None
+    told: int | None = None
 
     def __enter__(self) -> Stop:
         self.was: dict[int, Any] = {}
@@ -281,6 +163,11 @@ class Stop:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+
+    def agreed(self, group: ProcessGroup) -> bool:
+        """Whether one of the processes had a signal; asked by all at the same place."""
+        self.told = next((number for number in group.all_gather_object(self.signal) if number is not None), None)
+        return self.told is not None
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.was.items():
@@ -297,13 +184,14 @@ def evaluating(model: GPT2) -> Iterator[None]:
         model.train()
 
 
-def validate(model: GPT2, data: Data, limit: int | None = None) -> dict[str, float]:
-    """Loss on the whole validation text, or on its first `limit` tokens: nats per token and per character."""
+def validate(model: GPT2, data: Data, group: ProcessGroup, limit: int | None = None) -> dict[str, float]:
+    """Loss on the whole validation text, or on its first `limit` tokens: nats per token and per character. Windows are shared out."""
     ids = data.val if limit is None else data.val[:limit]
     with evaluating(model):
-        nll, tokens = total_nll(model, ids)
+        found = list(scores(model, islice(text_spans(ids, *extent(model)), group.rank, None, group.world_size)))
+    nll, tokens = group.mean([sum(score.nll for score in found), float(sum(score.tokens for score in found))])
     characters = data.meta["val"]["characters"] * len(ids) / len(data.val)
-    return {"nats_per_token": nll / tokens, "nats_per_char": nll / characters}
+    return {"nats_per_token": nll / tokens, "nats_per_char": nll * group.world_size / characters}
 
 
 def sample(model: GPT2, data: Data, seed: int) -> str:
@@ -326,33 +214,44 @@ def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any]
     write_files(out, {snapshot.RECORD: (json.dumps(told, indent=1) + "\n").encode()})
 
 
-def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data, report: Report) -> Path:
-    """checkpoint-N, from which --init-from resume goes on."""
+def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data, report: Report) -> None:
+    """checkpoint-N, from which --init-from resume goes on; process 0 writes it. DistributedError where the weights are not the same."""
     state = {**trainer.state(), "pending": report.losses(), "seconds": report.seconds}
-    return snapshot.save(args.out_dir, trainer.model, trainer.moments(), {**record, "step": trainer.done, "state": state}, data.tokenizer,
-                         args.keep)
+    agree(trainer)
+    if trainer.group.rank == 0:
+        snapshot.save(args.out_dir, trainer.model, trainer.moments(), {**record, "step": trainer.done, "state": state}, data.tokenizer,
+                      args.keep)
+
+
+def agree(trainer: Trainer) -> None:
+    """DistributedError where the processes have not the same weights, to the bit."""
+    if trainer.group.world_size > 1 and not trainer.group.same(trainer.model.parameters()):
+        raise DistributedError(f"the weights of the processes differ after step {trainer.done}: are their machines and files the same?")
 
 
 def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
     """Train up to --max-iters or until told to stop; the best model, the checkpoints and `record` are kept up to date."""
     limit = None if args.eval_iters is None else args.eval_iters * args.batch_size * args.block_size + 1
+    agree(trainer)
     if trainer.done == 0:
         save(args, trainer, record, data, report)       # whatever happens, there is one; and a disk that is too small shows now
-    while trainer.done < args.max_iters and stop.signal is None:
+    stopping = stop.agreed(trainer.group)
+    while trainer.done < args.max_iters and not stopping:
         started = time.perf_counter()
         step = trainer.step()
         report.count(step, time.perf_counter() - started)
+        stopping = stop.agreed(trainer.group)
         done, last = trainer.done, trainer.done == args.max_iters
         if done % args.log_interval == 0 or last or (step.changed and not math.isfinite(step.norm)):
             healthy(report.losses(), done)
             record["train_loss"] = report.line(step)
         if done % args.eval_interval == 0 or last:
             evaluate(args, data, trainer, record, report, limit)
-        if args.sample_every and done % args.sample_every == 0:
+        if args.sample_every and done % args.sample_every == 0 and trainer.group.rank == 0:
             text = sample(trainer.model, data, args.seed + done)
             report.say(f"step {done}: sample: {text!r}")
             report.note(sample=text)
-        if done % (args.save_every or args.eval_interval) == 0 or last or stop.signal is not None:
+        if done % (args.save_every or args.eval_interval) == 0 or last or stopping:
             save(args, trainer, record, data, report)
 
 
@@ -365,7 +264,7 @@ def healthy(losses: list[float], done: int) -> None:
 
 def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, limit: int | None) -> None:
     """The validation loss; the best model so far is saved."""
-    val, done = validate(trainer.model, data, limit), trainer.done
+    val, done = validate(trainer.model, data, trainer.group, limit), trainer.done
     if not math.isfinite(val["nats_per_char"]):
         raise UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}")
     record["history"].append({"step": done, **val})
@@ -374,47 +273,78 @@ def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dic
     report.note(val_loss=val["nats_per_token"], val_nats_per_char=val["nats_per_char"])
     if record["best"] is None or val["nats_per_char"] < record["best"]["validation"]["nats_per_char"]:
         record["best"] = {"step": done, "validation": val, "minutes": report.seconds / 60}
-        save_best(args, trainer, record, data)
+        if trainer.group.rank == 0:
+            save_best(args, trainer, record, data)
+
+
+def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGroup, parts: int
+             ) -> tuple[Data, Trainer, dict[str, Any]] | None:
+    """The data, and a trainer with the record of its run; None after --dry-run. UsageError or MissingError for what cannot be trained.
+
+    parts: how many processes share the memory here.
+    """
+    data = load_data(args.data)
+    check(args, group)
+    begin = origin(args, sources, data)
+    needs, free = footprint(begin.config, args, group.world_size), mg.backend.get(group.place(args.backend))[0].free_memory() // parts
+    if args.dry_run and group.rank == 0:
+        print(table(needs, free))
+    check_fits(needs, free, args)
+    if args.dry_run:
+        return None
+    trainer, record = start(args, data, begin, group)
+    if trainer.done >= args.max_iters:
+        raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
+    return data, trainer, record
 
 
 def main(argv: list[str] | None = None) -> int:
     args, sources = settings(argv)
-    data = load_data(args.data)
-    check(args)
-    begin = origin(args, sources, data)
-    needs, free = footprint(begin[0], args), mg.backend.get(args.backend)[0].free_memory()
-    if args.dry_run:
-        print(table(needs, free))
-    check_fits(needs, free, args)
-    if args.dry_run:
+    group = init_process_group(args.distributed, args.backend if args.device is None else f"cupy:{args.device}")
+    args.backend = group.together(lambda: backend_of(args))
+    where = group.together(lambda: group.place(args.backend))
+    part, parts = group.sharing(where)
+    ready = group.together(lambda: prepared(args, sources, group, parts))
+    if ready is None:
         return 0
-    trainer, record = start(args, data, begin)
-    if trainer.done >= args.max_iters:
-        raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
-    out = Path(args.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    snapshot.clear(out)
-    print(as_toml({name: value for name, value in vars(args).items() if name != "config"}, sources), file=sys.stderr)
+    data, trainer, record = ready
+    mg.backend.get(where)[0].settle(part, parts)
+    with group.watched():
+        return trained(args, sources, data, trainer, record)
+
+
+def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, trainer: Trainer, record: dict[str, Any]) -> int:
+    """The run itself, and the command's exit code."""
+    out, group = Path(args.out_dir), trainer.group
+    if group.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        snapshot.clear(out)
+        print(as_toml({name: value for name, value in vars(args).items() if name != "config"}, sources), file=sys.stderr)
     state = record.get("state", {})
     report = Report(out, trainer, state.get("seconds", 0.0), state.get("pending"))
-    trained = sum(p.numel() for p in trainer.trained.values())
-    report.say(f"{trainer.model.num_parameters():,} parameters, {trained:,} of them trained, {len(data.train):,} training tokens, "
-               f"{args.max_iters - trainer.done:,} steps of {trainer.tokens:,} tokens, peak {report.peak / 1e9:,.0f} GFLOP/s")
+    numbers = sum(p.numel() for p in trainer.trained.values())
+    processes = f" on {group.world_size} processes" if group.world_size > 1 else ""
+    report.say(f"{trainer.model.num_parameters():,} parameters, {numbers:,} of them trained, {len(data.train):,} training tokens, "
+               f"{args.max_iters - trainer.done:,} steps of {trainer.tokens:,} tokens{processes}, peak {report.peak / 1e9:,.0f} GFLOP/s")
     with Stop() as stop:
         try:
             with detect_anomaly() if args.debug_nan else contextlib.nullcontext():
                 run(args, data, trainer, record, report, stop)
         except KeyboardInterrupt:
-            stop.signal = stop.signal or signal.SIGINT
+            if group.world_size > 1:                    # the others wait for this one
+                raise
+            stop.told = stop.signal or signal.SIGINT
         finally:
             report.close()
-    if stop.signal is not None and trainer.done < args.max_iters:
+    if stop.told is not None and trainer.done < args.max_iters:
         kept = snapshot.snapshots(out)
         rest = f"go on from {kept[-1].name} with --init-from resume --out-dir {out}" if kept else "nothing was kept"
-        print(f"gpt2.train: stopped by {signal.Signals(stop.signal).name} after step {trainer.done}; {rest}", file=sys.stderr)
-        return 128 + stop.signal
+        if group.rank == 0:
+            print(f"gpt2.train: stopped by {signal.Signals(stop.told).name} after step {trainer.done}; {rest}", file=sys.stderr)
+        return 128 + stop.told
     best = record["best"]
-    print(f"best: step {best['step']}, {best['validation']['nats_per_char']:.4f} nats per character; saved in {out}")
+    if group.rank == 0:
+        print(f"best: step {best['step']}, {best['validation']['nats_per_char']:.4f} nats per character; saved in {out}")
     return 0
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minigrad as mg
+from minigrad.distributed import DataParallel, ProcessGroup
 
 from .model import GPT2
 
@@ -22,29 +24,39 @@ class Step(NamedTuple):
     changed: bool                                       # False where a gradient overflowed, and the scale was lowered instead
 
 
-def batch(ids: Any, size: int, block: int, key: int) -> tuple[Any, Any]:
-    """`size` random windows of `block` tokens [B, T] and the tokens that follow each of theirs [B, T]."""
+def batch(ids: Any, size: int, block: int, key: int, rank: int = 0, world_size: int = 1) -> tuple[Any, Any]:
+    """`size` random windows of `block` tokens [B, T] and the tokens that follow each of theirs [B, T]; or a process's share of them."""
     starts = mg.random.randint(key, (size,), 0, len(ids) - block).numpy()
-    rows = np.stack([np.asarray(ids[i:i + block + 1], dtype=np.int64) for i in starts])
+    share = size // world_size
+    rows = np.stack([np.asarray(ids[i:i + block + 1], dtype=np.int64) for i in starts[rank * share:(rank + 1) * share]])
     return rows[:, :-1], rows[:, 1:]
+
+
+def rows_of(args: argparse.Namespace, world_size: int) -> int:
+    """How many rows of a step are each process's."""
+    return int(args.batch_size * args.gradient_accumulation_steps // world_size)
 
 
 class Trainer:
     """A model, AdamW, and batches that a seed and the number of the step decide. args: the settings of `gpt2.train`.
 
-    The state that `state` and `moments` give, taken over by `restore`, makes the next steps the same to the last bit.
+    group: the processes that share each step's rows, in equal parts: the weights after a step do not depend on how many there are, but
+    for rounding and the draws of dropout. The state that `state` and `moments` give, taken over by `restore`, makes the next steps the
+    same to the last bit.
     """
 
-    def __init__(self, model: GPT2, ids: Any, args: argparse.Namespace) -> None:
-        self.model, self.ids, self.args, self.done = model, ids, args, 0
+    def __init__(self, model: GPT2, ids: Any, args: argparse.Namespace, group: ProcessGroup | None = None) -> None:
+        self.model, self.ids, self.args, self.done, self.group = model, ids, args, 0, group or ProcessGroup()
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = mg.optim.AdamW(mg.optim.decay_groups(self.trained.values(), args.weight_decay), lr=args.learning_rate,
                                         betas=(args.beta1, args.beta2))
         self.scaler = mg.optim.GradScaler(enabled=args.dtype == "float16")
         self.stream = mg.random.fold_in(mg.random.key(args.seed), 1)
         mg.random.manual_seed(args.seed)
+        if self.group.rank:                             # dropout of other rows is drawn from another stream
+            mg.random.set_state((mg.random.fold_in(mg.random.fold_in(mg.random.key(args.seed), 2), self.group.rank), 0))
+        self.parallel = DataParallel(self.trained.values(), self.group)
         model.train()
-        mg.backend.get(model.where["device"])[0].settle()
 
     @property
     def tokens(self) -> int:
@@ -63,12 +75,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         key = mg.random.fold_in(self.stream, 0 if a.overfit_one_batch else self.done)
-        ids, targets = batch(self.ids, a.batch_size * a.gradient_accumulation_steps, a.block_size, key)
-        for at in range(0, len(ids), a.batch_size):
-            part = slice(at, at + a.batch_size)
+        ids, targets = batch(self.ids, a.batch_size * a.gradient_accumulation_steps, a.block_size, key, self.group.rank,
+                             self.group.world_size)
+        parts = [slice(at, at + a.batch_size) for at in range(0, len(ids), a.batch_size)]
+        for part in parts:
             loss = self.model.loss(ids[part], targets[part])
             losses.append(loss.detach())
-            self.scaler.scale(loss / a.gradient_accumulation_steps if len(ids) > a.batch_size else loss).backward()
+            with contextlib.nullcontext() if part is parts[-1] else self.parallel.no_sync():
+                self.scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
+        self.parallel.finish()
         self.scaler.unscale_(self.optimizer)
         norm = mg.optim.clip_grad_norm_(self.trained.values(), a.grad_clip or math.inf)
         changed = self.scaler.step(self.optimizer, norm)
@@ -98,7 +113,8 @@ class Trainer:
     def restore(self, done: int, state: Mapping[str, Any], moments: Mapping[str, np.ndarray]) -> None:
         """Go on after step `done` from what `state` and `moments` gave then. KeyError where something of it is missing."""
         self.done = done
-        mg.random.set_state((state["random"][0], state["random"][1]))
+        key, count = state["random"]
+        mg.random.set_state((mg.random.get_state()[0] if self.group.rank else key, count))
         self.scaler.factor, self.scaler.good = float(state["scaler"]["factor"]), int(state["scaler"]["good"])
         for name, p, mine in self._states():
             mine["step"] = int(state["adamw_steps"][name])

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from . import backend
 from .backend.base import FLOATS
 from .errors import GraphError
-from .graph import Leaf, Node, leaf_under
+from .graph import Leaf, Node, leaf_under, sources
 from .op import Op
 from .tensor import Tensor
 
@@ -193,7 +193,7 @@ def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
             leaves.add(node)
         elif isinstance(node, Node) and node not in seen:
             seen.add(node)
-            queue += [*node.parents, *(x for x in _flat(node.saved) if isinstance(x, Leaf))]
+            queue += sources(node)
     return sorted(seen, key=lambda node: node.id), leaves
 
 

@@ -47,3 +47,11 @@ class BackendUnavailable(MinigradError, RuntimeError):
     """A backend whose library, driver or device is missing. The message names the command that gets it."""
 
     exit_code = 4
+
+
+class DistributedError(MinigradError, RuntimeError):
+    """What another process could not do, and with which exit code it would have ended."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

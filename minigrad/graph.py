@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Any
 
@@ -27,6 +28,7 @@ class _State(threading.local):
 
 
 state = _State()
+hooked: weakref.WeakSet[Leaf] = weakref.WeakSet()       # the leaves that have hooks
 
 
 class Node:
@@ -47,13 +49,17 @@ class Node:
 
 
 class Leaf(Node):
-    """The start of a graph: a Tensor whose gradient is wanted. `version` counts the changes of its value."""
+    """The start of a graph: a Tensor whose gradient is wanted. `version` counts the changes of its value.
 
-    __slots__ = ("grad",)
+    hooks: what is called, without arguments, once a walk back has added to `grad`.
+    """
+
+    __slots__ = ("grad", "hooks")
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
         super().__init__(None, None, (), (), {}, shape, dtype)
         self.grad: Any = None
+        self.hooks: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<leaf #{self.id} {self.dtype}{list(self.shape)}>"
@@ -122,15 +128,16 @@ class differentiating:
 class Walk:
     """A walk back: what has been sent to each node so far, and whether nobody else holds the memory of that.
 
-    live: cotangents are Tensors of a graph. oldest: the number of the oldest target; nothing older can depend on one.
+    live: cotangents are Tensors of a graph. oldest: the number of the oldest target; nothing older can depend on one. turns: of leaves
+    that are wanted as soon as their sums are complete, when that is; all others come last.
     """
 
-    __slots__ = ("live", "oldest", "sums", "heap")
+    __slots__ = ("live", "oldest", "turns", "sums", "heap")
 
-    def __init__(self, live: bool, oldest: int) -> None:
-        self.live, self.oldest = live, oldest
+    def __init__(self, live: bool, oldest: int, turns: Mapping[Node, float]) -> None:
+        self.live, self.oldest, self.turns = live, oldest, turns
         self.sums: dict[Node, tuple[Any, bool]] = {}
-        self.heap: list[tuple[int, Node]] = []          # the newest node first: nothing younger can still send to it
+        self.heap: list[tuple[float, Node]] = []        # the newest node first: nothing younger can still send to it
 
     def send(self, node: Node, g: Any, fresh: bool = False, slot: int | None = None) -> None:
         """Add g to node's sum. `fresh`: nobody else holds the memory of g. slot: of an op's several outputs, each sent once."""
@@ -138,7 +145,7 @@ class Walk:
             return
         if node not in self.sums:
             self.sums[node] = (g if slot is None else {slot: g}, fresh)
-            heappush(self.heap, (-node.id, node))
+            heappush(self.heap, (self.turns.get(node, -node.id), node))
             return
         old, ours = self.sums[node]
         if slot is not None:
@@ -164,16 +171,44 @@ class Walk:
         return sum if ours else None
 
 
+def sources(node: Node) -> tuple[Node | None, ...]:
+    """What a node's walk back may send to: its parents, and the leaves that a checkpointed function read."""
+    return node.parents if node.plan is not None else (*node.parents, *node.op.captured(node))
+
+
+def turns(roots: Iterable[Node]) -> dict[Node, float]:
+    """When a walk back from these nodes has the whole gradient of each leaf with hooks: after the oldest node that read it."""
+    oldest: dict[Leaf, int] = {}
+    seen: set[Node] = set()
+    queue = list(roots)
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for parent in sources(node):
+            if isinstance(parent, Leaf):
+                if parent.hooks:
+                    oldest[parent] = min(node.id, oldest.get(parent, node.id))
+            elif parent is not None:
+                queue.append(parent)
+    return {leaf: -at + (i + 1) / (len(oldest) + 1) for i, (leaf, at) in enumerate(oldest.items())}
+
+
 def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *, create_graph: bool = False,
-             retain_graph: bool = False) -> dict[Node, tuple[Any, bool]]:
+             retain_graph: bool = False, arrived: Callable[[Leaf, Any, bool], None] | None = None) -> dict[Node, tuple[Any, bool]]:
     """Cotangents of `targets` (default: of every leaf reached), each with whether its memory is nobody else's.
 
     seeds: pairs of a node and its cotangent, an array of the node's shape and dtype (a Tensor with create_graph, which
     makes the results differentiable). Residuals die as they are used unless retain_graph or create_graph.
+    arrived: called with a leaf that has hooks, its cotangent and whether that is nobody else's, as soon as it is complete; such a leaf
+    is not among the results.
     GraphError on a second walk over a node whose residuals are gone.
     """
     wanted = None if targets is None else frozenset(targets)
-    walk = Walk(create_graph, 0 if not wanted else min([node.id for node in wanted]))
+    seeds = list(seeds)
+    early = {} if arrived is None else turns(node for node, _ in seeds)
+    walk = Walk(create_graph, 0 if not wanted else min([node.id for node in wanted]), early)
     retain, result = retain_graph or create_graph, {}
     sums, heap = walk.sums, walk.heap
     for node, g in seeds:
@@ -183,6 +218,10 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
         while heap:
             node = heappop(heap)[1]
             g, fresh = sums.pop(node)
+            if node in early:
+                assert arrived is not None and isinstance(node, Leaf)
+                arrived(node, g, fresh)
+                continue
             if node.op is None:
                 if wanted is None or node in wanted:
                     result[node] = (g, fresh)

@@ -403,6 +403,9 @@ class _Pick:
 
     shown, variadic, view = "pick", False, True
 
+    def captured(self, node: Node) -> tuple[()]:
+        return ()
+
     def pullback(self, node: Node, saved: tuple[int], g: Any, walk: Walk) -> None:
         whole = node.parents[0]
         assert whole is not None

@@ -1,12 +1,13 @@
 """Tensor: an array and, perhaps, the node that made it. It knows of no op; `minigrad.ops` attaches the operators."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import backend
 from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
-from .graph import Leaf, Node, backprop, state
+from .graph import Leaf, Node, backprop, hooked, state
 
 
 class Tensor:
@@ -140,6 +141,29 @@ class Tensor:
             raise ShapeError(f".grad of {self.dtype}{list(self.shape)} cannot be {value.dtype}{list(value.shape)}")
         self.node.grad = value
 
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
+        """Call hook(self) whenever a backward has added its whole share to `.grad` of this leaf, while it goes on with what is older.
+
+        Returns a function that takes the hook away. GraphError for what is no leaf that requires a gradient. PyTorch's name.
+        """
+        leaf = self.node
+        if not isinstance(leaf, Leaf):
+            raise GraphError("only a leaf that requires a gradient has .grad to wait for; make one with requires_grad_()")
+
+        def called() -> None:
+            hook(self)
+
+        leaf.hooks.append(called)
+        hooked.add(leaf)
+
+        def remove() -> None:
+            if called in leaf.hooks:
+                leaf.hooks.remove(called)
+            if not leaf.hooks:
+                hooked.discard(leaf)
+
+        return remove
+
     def requires_grad_(self, on: bool = True) -> Tensor:
         """Make this leaf want a gradient, or stop wanting one."""
         if not self.is_leaf:
@@ -186,10 +210,7 @@ class Tensor:
             seed = self.seed(gradient)
         except MemoryError as error:
             raise backend.explained(error, "backward") or error from None
-        grads = backprop([(self.node, Tensor(seed.array, seed.node) if create_graph else seed.array)],
-                         create_graph=create_graph, retain_graph=retain_graph)
-        for leaf, (g, fresh) in grads.items():
-            assert isinstance(leaf, Leaf)
+        def add(leaf: Leaf, g: Any, fresh: bool) -> None:
             if create_graph:
                 leaf.grad = g if leaf.grad is None else leaf.grad + g
             elif leaf.grad is None:
@@ -199,6 +220,14 @@ class Tensor:
                 leaf.grad = Tensor(backend.of(g).adopt(leaf.grad.array + g))
             else:
                 leaf.grad = leaf.grad + Tensor(g)
+            for hook in leaf.hooks:
+                hook()
+
+        grads = backprop([(self.node, Tensor(seed.array, seed.node) if create_graph else seed.array)],
+                         create_graph=create_graph, retain_graph=retain_graph, arrived=add if hooked else None)
+        for leaf, (g, fresh) in grads.items():
+            assert isinstance(leaf, Leaf)
+            add(leaf, g, fresh)
 
     def seed(self, gradient: Any = None) -> Tensor:
         """The cotangent to start a walk from self with: `gradient` checked, or 1 for a scalar."""

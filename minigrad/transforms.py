@@ -10,7 +10,7 @@ from typing import Any
 
 from . import backend, random
 from .errors import GraphError, ShapeError
-from .graph import Node, Walk, backprop, differentiating, no_grad, recording, state, touching
+from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -184,6 +184,10 @@ class _Checkpoint:
         saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn,
                  [(leaf, leaf.version) for leaf in leaves])
         return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype))
+
+    def captured(self, node: Node) -> list[Leaf]:
+        """The leaves that the function read."""
+        return [leaf for leaf, _ in node.saved[-1]] if node.saved else []
 
     def pullback(self, node: Node, saved: Any, g: Any, walk: Walk) -> None:
         arrays, were_tensors, drawn, leaves = saved

@@ -118,11 +118,16 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""
 
-    def settle(self) -> None:
+    def settle(self, part: int = 0, parts: int = 1) -> None:
         """Prepare the process for a loop of equal steps, while nothing is being computed: what is freed is kept for what is allocated
 
-        next, and threads that have nothing to do leave their cores to others sooner.
+        next, and threads that have nothing to do leave their cores to others sooner. Where `parts` processes that do the same share the
+        device, this is the one of number `part`, and takes its part of the cores.
         """
+
+    def communicator(self) -> Any:
+        """What sums arrays over several devices of this kind (`cupy_nccl.Communicator`). DeviceError where there is nothing of the kind."""
+        raise DeviceError(f"NCCL sums on GPUs, and {self.name} has none; choose mpi")
 
     def captured(self, f: Callable[[], None]) -> Callable[[], None]:
         """`f`, which is called again and again, in the form in which that costs the least.

@@ -202,6 +202,11 @@ class CupyBackend(Backend):
         """How many multiprocessors the current device has."""
         return int(self.namespace.cuda.Device().attributes["MultiProcessorCount"])
 
+    def communicator(self) -> Any:
+        from .cupy_nccl import Communicator
+
+        return Communicator(self.namespace)
+
     def captured(self, f: Callable[[], None]) -> Callable[[], None]:
         return Captured(self.namespace.cuda, f)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from . import blas, numpy_panels
+from . import blas, numpy_kernels, numpy_panels
 from .base import Backend
 from .numpy_kernels import BLOCK, add_rows, over_rows
 
@@ -28,7 +29,7 @@ class NumpyBackend(Backend):
                     np.uint8, np.uint16, np.uint32, np.uint64)
 
     def __init__(self) -> None:
-        from . import numpy_attention, numpy_classifier, numpy_kernels
+        from . import numpy_attention, numpy_classifier
 
         self.logits = numpy_classifier.LOGITS
         self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
@@ -64,12 +65,17 @@ class NumpyBackend(Backend):
             free.append(max(0, most - used))
         return min(free)
 
-    def settle(self) -> None:
+    def settle(self, part: int = 0, parts: int = 1) -> None:
         # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(-4, 0)                         # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
+        n = numpy_kernels.cores()
+        if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):     # else somebody has dealt out the cores already
+            mine = sorted(os.sched_getaffinity(0))[part * n // parts:max(part * n // parts + 1, (part + 1) * n // parts)]
+            os.sched_setaffinity(0, mine)
+            blas.call("set_num_threads", min(len(mine), blas.call("get_num_threads") or 1))
         blas.sleep_after(SPIN)
 
     def lay_out(self, matrix: Any) -> Any:

@@ -16,7 +16,7 @@ from gpt2 import evaluate, evaluation
 from gpt2.cli import run_command
 from gpt2.data import load_data
 from gpt2.errors import UsageError
-from gpt2.evaluation import Span, continuation_spans, scores, text_counts, text_spans, total_nll, windows
+from gpt2.evaluation import Score, Span, continuation_spans, scores, text_counts, text_spans, total_nll, windows
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -131,6 +131,12 @@ def test_greedy_is_for_every_token():
     rows = [[9, *says], [9, 5, 6, 7, 9], [9, 9, 6, 7, 8]]
     assert [score.greedy for score in scores(model, [Span(row, 1) for row in rows])] == [True, False, False]
     assert [score.greedy for score in scores(model, [Span(row, 2) for row in rows])] == [True, False, True]
+
+
+def test_a_continuation_of_several_spans():
+    """Its score is the sum over them, and it is greedy where all of them are."""
+    parts = [Score(1.0, 2, True), Score(2.0, 3, False), Score(4.0, 1, True)]
+    assert list(evaluate.summed([[0, 0], [0]], iter(parts))) == [Score(3.0, 5, False), Score(4.0, 1, True)]
 
 
 @pytest.mark.parametrize("window, stride, said", [

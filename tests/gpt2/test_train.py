@@ -19,6 +19,7 @@ from gpt2.data import load_data
 from gpt2.model import GPT2
 from gpt2.tokenizer import load_tokenizer
 from minigrad import backend
+from minigrad.distributed import ProcessGroup
 from minigrad.errors import BackendUnavailable
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--warmup-iters", "3",
@@ -87,7 +88,7 @@ def test_the_checkpoint_has_the_recorded_loss(dtype, run, data, tmp_path):
     assert run(tmp_path / "out", "--max-iters", 20, "--eval-interval", 10, "--dtype", dtype, "--save-dtype", dtype)[0] == 0
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     model = GPT2.from_pretrained(tmp_path / "out", dtype=dtype)
-    assert training.validate(model, load_data(data)) == record["validation"]
+    assert training.validate(model, load_data(data), ProcessGroup()) == record["validation"]
     assert record["parameters"] == model.num_parameters() and record["settings"]["n_embd"] == model.config.n_embd == 16
     tokenizer = load_tokenizer(tmp_path / "out")
     assert tokenizer.sha256 == load_tokenizer(data).sha256 and model.config.eos_token_id == tokenizer.eot
@@ -139,7 +140,7 @@ def test_training_follows_pytorch(run, data, tmp_path, monkeypatch):
     batch, loss, batches, losses = trainer.batch, GPT2.loss, [], []
     monkeypatch.setattr(trainer, "batch", lambda *args: batches.append(batch(*args)) or batches[-1])
     monkeypatch.setattr(GPT2, "loss", lambda self, *args, **options: losses.append(loss(self, *args, **options)) or losses[-1])
-    monkeypatch.setattr(training, "validate", lambda model, data, limit=None: {"nats_per_token": 1.0, "nats_per_char": 1.0})
+    monkeypatch.setattr(training, "validate", lambda model, data, group, limit=None: {"nats_per_token": 1.0, "nats_per_char": 1.0})
     assert run(tmp_path / "out", *flags, "--max-iters", iters, "--learning-rate", top, "--min-lr", low, "--warmup-iters", warmup,
                "--grad-clip", clip, "--weight-decay", 0.5, "--beta1", 0.8, "--beta2", 0.9)[0] == 0
 
@@ -191,7 +192,7 @@ def test_the_best_is_kept(run, tmp_path, monkeypatch):
     """The checkpoint is that of the lowest validation loss, not the last."""
     losses = iter([3.0, 2.0, 2.5, 2.0])
     saved = []
-    monkeypatch.setattr(training, "validate", lambda model, data, limit=None: {"nats_per_token": 1.0, "nats_per_char": next(losses)})
+    monkeypatch.setattr(training, "validate", lambda *_: {"nats_per_token": 1.0, "nats_per_char": next(losses)})
     save = training.save_best
     monkeypatch.setattr(training, "save_best", lambda *args: (saved.append(1), save(*args)))
     assert run(tmp_path / "out", "--max-iters", 8, "--eval-interval", 2)[:2] == \

@@ -236,7 +236,7 @@ def test_only_what_was_asked_for_is_reported():
 def test_sums_are_written_over_only_where_they_are_ours():
     """The first sum of two arrays that others hold is a new array, and further ones go into it; a fresh one is ours at once."""
     node, a, b = _leaf([0.0]).node, np.ones(2), np.full(2, 2.0)
-    walk = Walk(live=False, oldest=0)
+    walk = Walk(live=False, oldest=0, turns={})
     walk.send(node, a)
     assert walk.sum(node) is None and walk.heap == [(-node.id, node)]
     walk.send(node, b)

@@ -21,7 +21,7 @@ from engine_mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 # from quick to slow
 GROUPS = [["test_kernels", "test_engine", "test_16_bits"], ["test_versions", "test_memory", "test_transforms", "test_threads"],
-          ["test_graph"]]
+          ["test_graph", "test_distributed"]]
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:

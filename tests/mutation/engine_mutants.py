@@ -3,7 +3,10 @@ from __future__ import annotations
 
 G, OP, T, F, R = "minigrad.graph", "minigrad.op", "minigrad.tensor", "minigrad.transforms", "minigrad.random"
 MUTANTS: list[tuple[str, str, str, str, str]] = [
-    ("the heap takes the oldest node", G, "Walk.send", "heappush(self.heap, (-node.id, node))", "heappush(self.heap, (node.id, node))"),
+    ("the heap takes the oldest node", G, "Walk.send", "self.turns.get(node, -node.id)", "self.turns.get(node, node.id)"),
+    ("a leaf with hooks comes before its oldest reader", G, "turns", "min(node.id, oldest.get(parent, node.id))", "node.id"),
+    ("a leaf with hooks comes last, as all do", G, "turns", "return {leaf: -at + ", "return {leaf: -leaf.id - 1 + "),
+    ("what a checkpoint read is not looked for", G, "sources", "(*node.parents, *node.op.captured(node))", "node.parents"),
     ("the cut is at the newest target", G, "backprop", "min([node.id for node in wanted])", "max([node.id for node in wanted])"),
     ("no cut", G, "backprop", "0 if not wanted else min([node.id for node in wanted])", "0"),
     ("the cut takes the oldest target too", G, "Walk.send", "if node.id < self.oldest:", "if node.id <= self.oldest:"),
@@ -125,8 +128,8 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
      "create_graph=create_graph, retain_graph=retain_graph)\n    return",
      "create_graph=create_graph)\n    return"),
     ("backward ignores retain_graph", T, "Tensor.backward",
-     "create_graph=create_graph, retain_graph=retain_graph)",
-     "create_graph=create_graph)"),
+     "create_graph=create_graph, retain_graph=retain_graph, arrived",
+     "create_graph=create_graph, arrived"),
     ("inner gradients do not look at the context", F, "_vjp", "state.depth > 0 or any(", "any("),
     ("inner gradients do not look at their arguments", F, "_vjp",
      "nested = state.recording and (state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals))",

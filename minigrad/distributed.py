@@ -1,0 +1,274 @@
+"""Several processes that train one model: a group of them, and gradients that become their mean while backward goes on.
+
+    from minigrad.distributed import DataParallel, init_process_group
+    group = init_process_group("mpi")                   # under: mpiexec -n 2 python …
+    parallel = DataParallel(model.parameters(), group)
+    loss.backward()                                     # buckets of gradients are on their way before it ends
+    parallel.finish()                                   # now .grad of every parameter is the mean over the processes
+
+The names are PyTorch's (torch.distributed; Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020).
+"""
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import os
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from . import backend
+from .errors import BackendUnavailable, DistributedError, GraphError
+from .tensor import Tensor
+
+BUCKET = 25 << 20                                       # bytes
+GRACE = 2.0                                             # seconds in which the others may meet the same error by themselves
+
+
+class ProcessGroup:
+    """The processes that work together: here, one alone.
+
+    rank: this one's number, from 0. world_size: how many there are. local_rank: its number among those on its machine.
+    """
+
+    rank, world_size, local_rank = 0, 1, 0
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """What each process gave, by rank. Every process must call it."""
+        return [value]
+
+    def all_reduce(self, array: Any) -> Callable[[], None]:
+        """Start to sum an array over the processes, in place. Returns what waits for it; until then the array is not to be touched."""
+        return lambda: None
+
+    def progress(self) -> None:
+        """Give what was started a moment to get on, where nobody else does."""
+
+    def abort(self, code: int) -> None:
+        """End every process, as far as they can be reached."""
+
+    # ── made of these ──
+    def mean(self, numbers: list[float]) -> list[float]:
+        """Each number's mean over the processes, the same on all."""
+        rows = self.all_gather_object(numbers)
+        return [math.fsum(column) / self.world_size for column in zip(*rows)]
+
+    def together(self, f: Callable[[], Any]) -> Any:
+        """f() on every process; where one of them cannot, none goes on.
+
+        Process 0 raises its own error, or a DistributedError that says which process had one; all others end without a word, with the
+        same exit code.
+        """
+        result = error = None
+        try:
+            result = f()
+        except Exception as caught:
+            error = caught
+        said = self.all_gather_object(None if error is None else (str(error), _code(error)))
+        first = next((rank for rank, found in enumerate(said) if found is not None), None)
+        if first is None:
+            return result
+        if self.rank == 0:
+            raise error or DistributedError(f"rank {first}: {said[first][0]}", said[first][1])
+        raise SystemExit(said[first][1])
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """An error inside the block, of which the others may know nothing, ends them all once this process has said what it is."""
+        try:
+            yield
+        except BaseException as error:
+            if self.world_size == 1 or isinstance(error, SystemExit):
+                raise
+            code = _code(error)
+            if self.rank:
+                time.sleep(GRACE)                       # where all meet the same error, 0 says so and ends the others
+            atexit.register(self.abort, code)           # before MPI waits for the others to come to their ends
+            if self.rank and (hasattr(error, "exit_code") or isinstance(error, (OSError, MemoryError))):
+                raise DistributedError(f"rank {self.rank}: {error}", code) from None
+            raise
+
+    def same(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether every process has the same bits in these."""
+        checksum = 0
+        for p in parameters:
+            here = backend.of(p.array)
+            checksum = zlib.crc32(here.host(here.ascontiguousarray(p.array)), checksum)
+        return len(set(self.all_gather_object(checksum))) == 1
+
+    def place(self, name: str) -> str:
+        """The device of this process, where `name` is a backend: GPUs are dealt out to the processes of a machine."""
+        here, _ = backend.get(name)
+        return name if self.world_size == 1 or ":" in name else here.label(self.local_rank % here.count())
+
+    def sharing(self, device: str) -> tuple[int, int]:
+        """Of the processes of this machine that compute on this device: which one this is, from 0, and how many they are."""
+        everybody = self.all_gather_object((socket.gethostname(), device))
+        mine = everybody[self.rank]
+        return everybody[:self.rank].count(mine), everybody.count(mine)
+
+
+class MPIGroup(ProcessGroup):
+    """The processes that mpiexec started. Arrays of a GPU go through the host, unless the MPI takes them as they are (`direct`)."""
+
+    def __init__(self, MPI: Any, direct: bool = False) -> None:
+        self.MPI, self.comm, self.direct = MPI, MPI.COMM_WORLD, direct
+        self.rank, self.world_size = self.comm.Get_rank(), self.comm.Get_size()
+        self.local_rank = self.comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
+        self.under_way: list[Any] = []
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return list(self.comm.allgather(value))
+
+    def all_reduce(self, array: Any) -> Callable[[], None]:
+        here = backend.of(array)
+        here.at(array)
+        if self.direct:
+            here.synchronize()                          # MPI does not know what the device has yet to do
+        buffer = array if self.direct else here.host(array)            # NumPy's is the array itself
+        request = self.comm.Iallreduce(self.MPI.IN_PLACE, buffer, op=self.MPI.SUM)
+        self.under_way.append(request)
+
+        def wait() -> None:
+            request.Wait()
+            self.under_way.remove(request)
+            if buffer is not array:
+                array[...] = here.adopt(buffer, device=backend.get(here.device(array))[1])
+
+        return wait
+
+    def progress(self) -> None:
+        for request in self.under_way:
+            request.Test()                              # an MPI without a thread of its own works only while it is called
+
+    def abort(self, code: int) -> None:
+        self.comm.Abort(code)
+
+
+class NCCLGroup(MPIGroup):
+    """GPUs that sum among themselves (NCCL), of processes that mpiexec started. name: a backend or a device."""
+
+    def __init__(self, MPI: Any, name: str) -> None:
+        super().__init__(MPI)
+        self.between = self.together(lambda: backend.get(self.place(name))[0].communicator())
+        unique = self.comm.bcast(self.between.unique_id() if self.rank == 0 else None)
+        self.together(lambda: self.between.connect(self.rank, self.world_size, unique))
+
+    def all_reduce(self, array: Any) -> Callable[[], None]:
+        backend.of(array).at(array)
+        wait: Callable[[], None] = self.between.all_reduce(array)
+        return wait
+
+
+def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
+    """The group of this process: "none" (it alone), "mpi", or "nccl" for GPUs; name: the backend, or a device of it.
+
+    BackendUnavailable where mpi4py, an MPI or NCCL is missing; DeviceError for NCCL without GPUs; ValueError for another kind.
+    """
+    if kind == "none":
+        return ProcessGroup()
+    if kind not in ("mpi", "nccl"):
+        raise ValueError(f"init_process_group: choose none, mpi or nccl, not {kind!r}")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:        # RuntimeError: mpi4py is there, and no MPI
+        raise BackendUnavailable(f"{kind} needs mpi4py and an MPI ({error}); pip install mpi4py mpich") from None
+    return MPIGroup(MPI, aware()) if kind == "mpi" else NCCLGroup(MPI, name)
+
+
+def aware() -> bool:
+    """Whether the environment says that the MPI takes memory of GPUs (MPICH's and Open MPI's variables)."""
+    return os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1" or os.environ.get("OMPI_MCA_opal_cuda_support", "").lower() in ("1", "true")
+
+
+def _code(error: BaseException) -> int:
+    """The exit code of a process that ends with this."""
+    return 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
+
+
+class DataParallel:
+    """Makes the gradients of parameters their mean over the processes of a group, one flat buffer, bucket by bucket, as backward goes.
+
+    parameters: the same on every process, with the same values; of one dtype and device. The last ones come first, as in backward. A
+    bucket is on its way once each of its gradients is there; backward goes on meanwhile. A group of one does nothing. GraphError out of a
+    second backward that is neither in `no_sync` nor after `finish`.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], group: ProcessGroup, bucket: int = BUCKET) -> None:
+        self.group, self.waiting, self.on = group, list[Callable[[], None]](), True
+        self.parameters = list(parameters)[::-1] if group.world_size > 1 else []
+        if not self.parameters:
+            return
+        first = self.parameters[0].array
+        here = backend.of(first)
+        here.at(first)
+        self.flat = here.empty_like(first, shape=(sum(p.numel() for p in self.parameters),))
+        self.places: list[Any] = []                     # of each parameter in it, and the parameter's shape
+        self.buckets: list[list[int]] = [[]]            # numbers of parameters
+        start = size = 0
+        for i, p in enumerate(self.parameters):
+            self.places.append(here.reshape(self.flat[start:start + p.numel()], p.shape))
+            if size and size + p.array.nbytes > bucket:
+                self.buckets.append([])
+                size = 0
+            self.buckets[-1].append(i)
+            start, size = start + p.numel(), size + p.array.nbytes
+            p.register_post_accumulate_grad_hook(lambda p, i=i: self._arrived(i))          # type: ignore[misc]
+        self.bucket_of = {i: k for k, some in enumerate(self.buckets) for i in some}
+        ends = [0]
+        for some in self.buckets:
+            ends.append(ends[-1] + sum(self.parameters[i].numel() for i in some))
+        self.spans = [self.flat[a:b] for a, b in pairwise(ends)]
+        self._begin()
+
+    def _begin(self) -> None:
+        self.missing = [set(some) for some in self.buckets]            # gradients that each bucket waits for
+        self.waiting = []                               # for each bucket that is on its way
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside the block gradients only add up: of batches before the last of a step."""
+        was, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = was
+
+    def _arrived(self, i: int) -> None:
+        if not self.on:
+            return
+        if self.bucket_of[i] < len(self.waiting):
+            raise GraphError("DataParallel: a second backward before finish(), when gradients are on their way; put all but the last of a "
+                             "step into no_sync()")
+        grad = self.parameters[i].grad
+        assert grad is not None
+        self.places[i][...] = grad.array
+        self.missing[self.bucket_of[i]].discard(i)
+        self._send()
+
+    def _send(self) -> None:
+        """Buckets go in order, which is then the same on every process."""
+        while len(self.waiting) < len(self.buckets) and not self.missing[len(self.waiting)]:
+            self.waiting.append(self.group.all_reduce(self.spans[len(self.waiting)]))
+        self.group.progress()
+
+    def finish(self) -> None:
+        """Wait; then .grad of each parameter is the mean, in the buffer. Where there is none of a parameter's, it counts as 0."""
+        if not self.parameters:
+            return
+        for some in self.missing:
+            for i in some:
+                grad = self.parameters[i].grad
+                self.places[i][...] = 0.0 if grad is None else grad.array
+            some.clear()
+        self._send()
+        for wait, span in zip(self.waiting, self.spans):
+            wait()
+            span *= 1.0 / self.group.world_size
+        for p, place in zip(self.parameters, self.places):
+            p.grad = Tensor(place)
+        self._begin()
