@@ -22,6 +22,13 @@ def numbers() -> Any:
     return np.linspace(-1.0, 1.0, 10).astype(np.float32)
 
 
+def about() -> str:
+    from minigrad import info
+
+    blas = info.collect()["blas"]
+    return f"minigrad on {blas['name']} {blas['version']}, kernels {blas['architecture']}, {blas['threads']} threads"
+
+
 def _chain(gradient: Callable[[], Any], about: str) -> Work:
     return Work(gradient, lambda: {"gradient": [float(v) for v in gradient()]}, about)
 
@@ -105,8 +112,6 @@ def told(out: Any, gradients: Mapping[str, Any]) -> dict[str, Any]:
 
 def minigrad_op(task: Mapping[str, Any]) -> Work:
     import minigrad as mg
-
-    from .peer_minigrad import about
 
     row = Row.from_dict(task["row"])
     given, cotangent = inputs(row)

@@ -58,7 +58,7 @@ def reading(config: Any) -> tuple[float, Callable[[], Any]]:
 
 def build(task: Mapping[str, Any]) -> Work:
     """run() gives the row's floor in seconds: its FLOP at the rate of the products just measured, or its bytes at that of gemv."""
-    from .peer_minigrad import about
+    from .engines import about
 
     row = Row.from_dict(task["row"])
     config = config_of(row.size)
@@ -83,7 +83,7 @@ def build(task: Mapping[str, Any]) -> Work:
 
 def rates(task: Mapping[str, Any]) -> Work:
     """The machine's rates at the shapes of a size, as an answer: sgemm at 256 and 1024 positions in FLOP/s, gemv and copy in B/s."""
-    from .peer_minigrad import about
+    from .engines import about
 
     def measure() -> dict[str, Any]:
         import numpy as np

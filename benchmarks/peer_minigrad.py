@@ -9,13 +9,6 @@ from .peers import Work
 from .rows import Row
 
 
-def about() -> str:
-    from minigrad import info
-
-    blas = info.collect()["blas"]
-    return f"minigrad on {blas['name']} {blas['version']}, kernels {blas['architecture']}, {blas['threads']} threads"
-
-
 def build(task: Mapping[str, Any]) -> Work:
     row = Row.from_dict(task["row"])
     if row.kind == "chain":
@@ -45,7 +38,7 @@ def work(model: Any, row: Row) -> Work:
 
     if row.kind == "forward":
         here.settle()                              # as in any loop of equal passes
-        return Work(logits, lambda: {"values": {"logits": agreement.sketch("logits", here.host(logits().array))}}, about(), peak)
+        return Work(logits, lambda: {"values": {"logits": agreement.sketch("logits", here.host(logits().array))}}, engines.about(), peak)
     if row.kind == "decode":
         def generate() -> list[list[int]]:
             out: list[list[int]] = model.generate(ids, max_new_tokens=row.new, greedy=True, eos_token_id=None)
@@ -64,7 +57,7 @@ def work(model: Any, row: Row) -> Work:
             margins = np.stack([best[..., 1] - best[..., 0], np.abs(z).max(-1)], -1)
             return {"ids": new, "scores": scores.tolist(), "margins": margins.tolist()}
 
-        return Work(generate, answer, about(), peak)
+        return Work(generate, answer, engines.about(), peak)
 
     model.train()
     here.settle()
@@ -86,7 +79,7 @@ def work(model: Any, row: Row) -> Work:
         optimizer.zero_grad()
         return {"loss": float(loss), "gradients": gradients, "next_loss": float(step()), "size": model.num_parameters()}
 
-    return Work(step, first, about(), peak)
+    return Work(step, first, engines.about(), peak)
 
 
 START = """

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 from minigrad.errors import MinigradError
 
-from .errors import GPT2Error, MissingError, UsageError
+from .errors import GPT2Error, UsageError
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")     # what --dtype takes
 
@@ -98,33 +98,6 @@ def backend_of(args: argparse.Namespace) -> str:
     except mg.errors.DeviceError as error:
         raise UsageError(f"--{'backend' if args.device is None else 'device'}: {error}") from None
     return name
-
-
-def add_model(p: argparse._ActionsContainer) -> None:
-    """The flags --model, --download, --backend, --device and --dtype, for `model_of`."""
-    p.add_argument("--model", default="shakespeare", metavar="NAME|DIR",
-                   help="shakespeare (ships with the package), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory, or a .safetensors file")
-    p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
-    add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
-                   help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
-
-
-def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model that --model names, where --backend says, and its tokenizer. MissingError where the two do not belong together."""
-    device = backend_of(args)                           # says what is missing before anything is loaded
-
-    from .locate import locate
-    from .model import GPT2
-    from .tokenizer import load_tokenizer
-
-    path = locate(args.model, download=args.download)
-    model = GPT2.from_pretrained(path, backend=device, dtype=floats_of(args.dtype))
-    tokenizer = load_tokenizer(path.parent if path.is_file() else path)
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
-                           "they do not belong together")
-    return model, tokenizer
 
 
 def floats_of(dtype: str) -> str:

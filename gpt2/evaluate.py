@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .cli import Parser, add_model, at_least, emit_json, model_of, run_command
+from .cli import Parser, at_least, emit_json, run_command
 from .corpus import JSONL, encode, in_parallel, pieces
 from .data import load_data
 from .errors import GPT2Error, MissingError, UsageError
 from .evaluation import Score, continuation_spans, extent, scores, text_counts, text_spans
+from .model_flags import add_model, model_of
 
 TEXT = ("loss", "perplexity", "bits-per-byte")          # tasks that differ only in what is said first
 ITEMS = ("hellaswag", "lambada")

@@ -6,8 +6,9 @@ import sys
 import time
 from typing import Any
 
-from .cli import Parser, add_model, at_least, emit_json, model_of, read_stdin, run_command, text
+from .cli import Parser, at_least, emit_json, read_stdin, run_command, text
 from .errors import UsageError
+from .model_flags import add_model, model_of
 
 
 def parser() -> argparse.ArgumentParser:
