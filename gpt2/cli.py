@@ -189,7 +189,8 @@ def _fresh_line() -> str:
 def _say(line: str) -> None:
     if sys.stderr is not None:                          # closed by `2>&-`; print would fall back to stdout
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(line + "\n")               # at once: print writes twice, and other processes may come between
+            sys.stderr.flush()
 
 
 def _let_go(stream: TextIO | None) -> None:

@@ -75,7 +75,8 @@ class Report:
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         elif self.tells and sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
     def note(self, **numbers: Any) -> None:
         """A line of metrics.jsonl."""

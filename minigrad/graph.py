@@ -183,7 +183,7 @@ def turns(roots: Iterable[Node]) -> dict[Node, float]:
     queue = list(roots)
     while queue:
         node = queue.pop()
-        if node in seen:
+        if node in seen or isinstance(node, Leaf):      # a root may be one
             continue
         seen.add(node)
         for parent in sources(node):

@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time), fe
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from typing import Any
@@ -23,6 +24,9 @@ settings.register_profile("thorough", max_examples=1000, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TORCH_THREADS = 2
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as shells start what goes into the background; some tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: Any) -> None:
