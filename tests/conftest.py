@@ -33,6 +33,15 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--backend", metavar="NAME", help="run the tests marked `device` on cupy, cupy:N or double, and no others")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: Any) -> None:
+    """`pytest` alone runs in a process for each core, up to eight, where pytest-xdist is installed; -n 0 keeps it in one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
+    alone = config.getoption("usepdb") or config.option.capture == "no" or config.getoption("--backend") is not None
+    if whole and not alone and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = min(8, os.cpu_count() or 1)
+
+
 def pytest_configure(config: Any) -> None:
     """The device has a name before test modules are imported, and in the processes of pytest-xdist. UsageError where it cannot be had."""
     name = config.getoption("--backend")
