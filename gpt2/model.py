@@ -11,10 +11,12 @@ from typing import Any
 import minigrad as mg
 from minigrad import fused, nn
 from minigrad.fused import by_parts
+from minigrad.fused.attention import attention_weights
 from minigrad.nn import empty_parameter
 
 from .cache import KVCache
 from .config import GPT2Config
+from .hooks import Hooked, Tapped
 from .pretrained import Matrix, PretrainedModel
 
 ACTIVATIONS = {
@@ -72,7 +74,7 @@ class LayerNorm(nn.Module):
         return self.F.add_layer_norm(x, y, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)     # 2 × [B, T, d]
 
 
-class Attention(nn.Module):
+class Attention(Tapped):
     """softmax(Q Kᵀ/√(d/h) + M) V in each head, with Q, K and V from one product   (attention.1)."""
 
     def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
@@ -85,14 +87,19 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, cache=None):                       # [B, T, d], [B, 1, 1, S]
         q, k, v = mg.split_heads(self.c_attn(x), heads=self.config.n_head, parts=3)          # [B, T, 3d] -> 3 × [B, h, T, d/h]
+        q, k, v = self.at("q", q), self.at("k", k), self.at("v", v)    # 3 × [B, h, T, d/h]
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
         p = self.config.attn_pdrop if self.training else 0.0
-        y = self.F.attention(q, k, v, mask, scale=self.scale, p=p, key=mg.random.next_key() if p else 0)   # [B, h, T, d/h]
-        return self.c_proj(mg.join_heads(y))                           # [B, h, T, d/h] -> [B, T, d]
+        weights = attention_weights(q, k, mask, scale=self.scale) if "pattern" in self.taps else None      # [B, h, T, S]
+        if weights is not None and (chosen := self.at("pattern", weights)) is not weights:
+            y = mg.matmul(chosen, v)                                   # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
+        else:
+            y = self.F.attention(q, k, v, mask, scale=self.scale, p=p, key=mg.random.next_key() if p else 0)         # [B, h, T, d/h]
+        return self.c_proj(mg.join_heads(self.at("z", y)))             # [B, h, T, d/h] -> [B, T, d]
 
 
-class MLP(nn.Module):
+class MLP(Tapped):
     """act(x W₁ + b₁) W₂ + b₂, with b₁ added where act is computed."""
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
@@ -101,11 +108,13 @@ class MLP(nn.Module):
         self.c_fc, self.c_proj = Conv1D(config.n_embd, n, **where), Conv1D(n, config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
-        y = self.act(self.F, self.c_fc.product(x), self.c_fc.bias.type_as(x))      # [B, T, d] -> [B, T, n]
-        return self.c_proj(y)                                          # [B, T, n] -> [B, T, d]
+        y, bias = self.c_fc.product(x), self.c_fc.bias.type_as(x)      # [B, T, d] -> [B, T, n], [n]
+        if "pre" in self.taps and (chosen := self.at("pre", pre := y + bias)) is not pre:
+            y, bias = chosen, bias * 0.0                               # [B, T, n], [n]
+        return self.c_proj(self.at("act", self.act(self.F, y, bias)))  # [B, T, n] -> [B, T, d]
 
 
-class Block(nn.Module):
+class Block(Tapped):
     """x + attention(LN(x)), then x + MLP(LN(x)): pre-norm on a residual stream."""
 
     def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
@@ -114,11 +123,16 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x, mask=None, cache=None):                       # [B, T, d]
-        x, y = self.ln_2.of_sum(x, self.drop(self.attn(self.ln_1(x), mask, cache)))          # 2 × [B, T, d]
-        return x + self.drop(self.mlp(y))                              # [B, T, d]
+        x = self.at("resid_pre", x)                                    # [B, T, d]
+        y = self.at("attn.out", self.attn(self.at("ln_1.out", self.ln_1(x)), mask, cache))   # [B, T, d]
+        x, y = self.ln_2.of_sum(x, self.drop(y))                       # 2 × [B, T, d]
+        if (chosen := self.at("resid_mid", x)) is not x:
+            x, y = chosen, self.ln_2(chosen)                           # 2 × [B, T, d]
+        y = self.at("mlp.out", self.mlp(self.at("ln_2.out", y)))       # [B, T, d]
+        return self.at("resid_post", x + self.drop(y))                 # [B, T, d]
 
 
-class GPT2(PretrainedModel):
+class GPT2(Hooked, PretrainedModel):
     """GPT-2 with transformers' parameter names: wte, wpe, h.0 … h.L−1, ln_f, and lm_head where the head is not tied.
 
     backend: "numpy", "cupy", "cupy:N" or "auto". dtype: of the parameters, "float32", "float64", "float16", "bfloat16".
@@ -151,7 +165,8 @@ class GPT2(PretrainedModel):
     def states(self, ids, cache: KVCache | None = None, last: int = 0):           # [B, T]
         """What the head reads: the residual stream after ln_f, [B, T, d], or [B, last, d] at the last places alone."""
         ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
-        x = self.drop(self.wte(ids) + self.wpe(positions))             # [B, T, d] + [T, d] -> [B, T, d]
+        x = self.at("embed", self.wte(ids)) + self.at("pos_embed", self.wpe(positions))      # [B, T, d] + [T, d] -> [B, T, d]
+        x = self.drop(x)                                               # [B, T, d]
         if x.dtype != self.compute_dtype:
             x = x.astype(self.compute_dtype)                           # [B, T, d]
         for block in self.h:
@@ -159,15 +174,17 @@ class GPT2(PretrainedModel):
             x = run(x, mask, cache)                                    # [B, T, d]
         if cache is not None:
             cache.advance(ids.shape[1])
-        return self.ln_f(x[:, -last:] if last else x)                  # [B, T, d]
+        return self.at("ln_f.out", self.ln_f(x[:, -last:] if last else x))         # [B, T, d]
 
     def forward(self, ids, *, cache: KVCache | None = None, last: int = 0):       # [B, T]
         """Logits [B, T, V] of the token after each place, or [B, last, V] after the last places alone."""
-        return self.lm_head.scores(self.states(ids, cache, last))      # [B, T, d] -> [B, T, V]
+        return self.at("logits", self.lm_head.scores(self.states(ids, cache, last)))         # [B, T, d] -> [B, T, V]
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
         """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
         try:
+            if "logits" in self.taps:                                  # else there are no logits as a whole
+                return self.F.cross_entropy(self(ids), self.integers(targets, "targets"), ignore_index=ignore_index)         # []
             x = self.states(ids)                                       # [B, T, d]
             return self.F.linear_cross_entropy(x, self.lm_head.weight.type_as(x), self.integers(targets, "targets"),
                                                ignore_index=ignore_index)          # [B, T, d] -> []

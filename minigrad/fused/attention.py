@@ -30,11 +30,10 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
     return mask
 
 
-def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
-                       p: float = 0.0, key: int = 0) -> Any:
-    """softmax(s Q Kᵀ + M) V with M = 0 where a key may be seen and −∞ where not, s = 1/√d by default   (attention.1)
+def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None) -> Any:
+    """softmax(s Q Kᵀ + M) [..., queries, keys] with M = 0 where a key may be seen and −∞ where not, s = 1/√d by default.
 
-    A query that may see no key at all gets zeros. p > 0 drops attention weights, with the key's mask.
+    A query that may see no key at all gets zeros.
     """
     scores = matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     array = scores.array if isinstance(scores, Tensor) else scores
@@ -43,8 +42,13 @@ def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool
     if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
-    if seen is not None:
-        weights = where(seen, weights, 0.0)
+    return weights if seen is None else where(seen, weights, 0.0)
+
+
+def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
+                       p: float = 0.0, key: int = 0) -> Any:
+    """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask, times V."""
+    weights = attention_weights(q, k, mask, causal=causal, scale=scale)
     return matmul_op(dropout_op(weights, p=p, key=key) if p > 0.0 else weights, v)
 
 
