@@ -170,7 +170,7 @@ def test_hooks_with_a_cache(model):
 def test_hooks_take_decoding_the_long_way(model):
     """On a GPU a step of decoding is one function without points: while there are hooks it is not taken, and they are met."""
     install()
-    there = GPT2(model.config, backend="cupy", parameters=model.state_dict())
+    there = GPT2(model.config, backend="double", parameters=model.state_dict())
     assert Stepper.fits(there, 1)
     met, wanted = [], there.generate(IDS[:1], max_new_tokens=3, greedy=True)
     with there.hooks({"ln_f.out": lambda x, name: met.append(name)}):
