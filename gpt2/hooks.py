@@ -82,15 +82,22 @@ class Hooked(Tapped):
         return any(isinstance(module, Tapped) and module.taps for _, module in self.named_modules())
 
     @contextlib.contextmanager
-    def hooks(self, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    def hooks(self, hooks: Mapping[str, Hook], gradients: Mapping[str, Hook] | None = None) -> Iterator[None]:
         """Inside the block call hooks[name](x, name) whenever x arrives at a point; a Tensor or an array that it returns goes on instead.
 
         Names may be patterns; of several hooks at a point each gets what the one before it gave, those of an outer block first. However the
-        block is left, they are gone. UsageError for a name that is none, and out of the pass for what has not x's shape and dtype.
+        block is left, they are gone. gradients[name](g, name) is called with the loss's gradient there, when backward comes by, also after
+        the block; what it returns goes back instead. UsageError for a name that is none, for gradients at attn.pattern and mlp.pre, which
+        are read beside the pass, and out of the pass for what has not x's shape and dtype.
         A model that is decoding step by step on a GPU goes the long way while there are hooks.
         """
         points, before = self.points(), dict[int, tuple[Tapped, Any]]()
         wanted = [(name, hook) for pattern, hook in hooks.items() for name in self.chosen(pattern)]
+        for pattern, hook in (gradients or {}).items():
+            for name in self.chosen(pattern):
+                if aside := [other for kind, other in BESIDE.items() if name.endswith(kind)]:
+                    raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {aside[0][-1]}, or trace()")
+                wanted.append((name, partial(_on_the_way_back, hook)))
         try:
             for name, hook in wanted:
                 module, inner = points[name]
@@ -141,6 +148,15 @@ class Hooked(Tapped):
 
 def _keep(seen: dict[str, mg.Tensor], x: mg.Tensor, name: str) -> None:
     seen[name] = x
+
+
+def _on_the_way_back(hook: Hook, x: mg.Tensor, name: str) -> mg.Tensor | None:
+    """x with a hook of its gradient; where nothing is recorded, there is none."""
+    if x.node is None:
+        return None
+    x = mg.Tensor(x.array, x.node)                      # who has x already goes on without the hook
+    x.register_hook(lambda g: hook(g, name))
+    return x
 
 
 def _called(before: Callable[[mg.Tensor], mg.Tensor] | None, hook: Hook, name: str, x: mg.Tensor) -> mg.Tensor:

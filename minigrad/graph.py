@@ -171,6 +171,23 @@ class Walk:
         return sum if ours else None
 
 
+class GradientHook:
+    """The op of a node that passes its cotangent on, or what f makes of it: f takes a Tensor's array, or a Tensor in a live walk."""
+
+    shown, variadic, view = "hook", False, True
+
+    def __init__(self, f: Callable[[Any], Any]) -> None:
+        self.f = f
+
+    def captured(self, node: Node) -> tuple[()]:
+        return ()
+
+    def pullback(self, node: Node, saved: Any, g: Any, walk: Walk) -> None:
+        parent = node.parents[0]
+        assert parent is not None
+        walk.send(parent, self.f(g))
+
+
 def sources(node: Node) -> tuple[Node | None, ...]:
     """What a node's walk back may send to: its parents, and the leaves that a checkpointed function read."""
     return node.parents if node.plan is not None else (*node.parents, *node.op.captured(node))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import backend
 from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
-from .graph import Leaf, Node, backprop, hooked, state
+from .graph import GradientHook, Leaf, Node, backprop, hooked, state
 
 
 class Tensor:
@@ -140,6 +140,27 @@ class Tensor:
         if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
             raise ShapeError(f".grad of {self.dtype}{list(self.shape)} cannot be {value.dtype}{list(value.shape)}")
         self.node.grad = value
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
+        """Call hook(∂L/∂self) when a walk back comes by; a Tensor that it returns is sent on instead.
+
+        It sees what self is used for from here on, and goes with the graph, so that there is nothing to remove. GraphError for a leaf,
+        whose gradient is `.grad`, and for what no gradient goes through. PyTorch's name.
+        """
+        node = self.node
+        if node is None or isinstance(node, Leaf):
+            raise GraphError("only a result that a gradient goes through takes a hook; a leaf has .grad")
+
+        def passed(g: Any) -> Any:
+            given = g if isinstance(g, Tensor) else Tensor(g)
+            made = hook(given)
+            if made is None:
+                return g
+            if made.shape != given.shape or made.dtype != given.dtype:
+                raise ShapeError(f"a hook of {self.dtype}{list(self.shape)} gave {made.dtype}{list(made.shape)}")
+            return made if isinstance(g, Tensor) else made.array
+
+        self.node = Node(GradientHook(passed), None, (node,), (), {}, node.shape, node.dtype)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
         """Call hook(self) whenever a backward has added its whole share to `.grad` of this leaf, while it goes on with what is older.

@@ -126,6 +126,50 @@ def test_the_gradient_is_the_slope(wide, name):
     assert abs(slope - (grad * direction).sum()) < 1e-7 * (1 + abs(slope)), (slope, (grad * direction).sum())
 
 
+@pytest.mark.parametrize("name", [name for name in POINTS if not name.endswith(("pattern", "pre"))])
+def test_gradients_come_by(model, name):
+    """A gradient hook gets what the trace says, and changes nothing unless it returns something; zeros end the way back there."""
+    wanted = model.trace(IDS, TARGETS, only=name, gradients=True)[f"{name}.grad"]
+
+    def grads(*hooks):
+        model.zero_grad()
+        with model.hooks({}, *hooks):
+            loss = model.F.cross_entropy(model(IDS), model.integers(TARGETS))
+        loss.backward()
+        return {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+
+    seen = []
+    plain, read = grads(), grads({name: lambda g, name: seen.append((name, g.numpy()))})
+    assert [at for at, _ in seen] == [name]
+    np.testing.assert_array_equal(seen[0][1], wanted)
+    for key, g in plain.items():
+        np.testing.assert_array_equal(read[key], g)
+    ended = grads({name: lambda g, name: g * 0.0})
+    changed = {key for key in plain if not np.array_equal(ended[key], plain[key])}
+    if name == "logits":
+        assert changed == plain.keys() and not any(g.any() for g in ended.values())
+    elif name == "blocks.1.mlp.act":
+        assert {"h.1.mlp.c_fc.weight", "h.1.mlp.c_fc.bias"} <= changed and not changed & {"h.1.mlp.c_proj.weight", "ln_f.weight"}
+        assert not ended["h.1.mlp.c_fc.weight"].any()
+    else:
+        assert changed
+
+
+def test_gradients_that_do_not_come_by(model):
+    """At points beside the pass, without a graph, and of what does not fit: a line, or nothing at all."""
+    for name, instead in (("blocks.0.attn.pattern", "attn.z"), ("blocks.1.mlp.pre", "mlp.act")):
+        with pytest.raises(UsageError, match=f"no gradient comes by at {name}, .*; take {instead}, or trace"):
+            with model.hooks({}, {name: print}):
+                pass
+    assert not model.hooked
+    plain = logits(model)
+    with model.hooks({}, {"ln_f.out": lambda g, name: g[:1]}):
+        np.testing.assert_array_equal(logits(model), plain)            # nothing is recorded
+        loss = model.loss(IDS, TARGETS)
+    with pytest.raises(mg.ShapeError, match=r"a hook of float32\[2, 9, 32\] gave float32\[1, 9, 32\]"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("name", POINTS)
 def test_what_is_put_there_goes_on(model, name):
     """The value itself as another array changes the logits by rounding alone; zeros in its place change them."""

@@ -111,6 +111,30 @@ def test_hooks_of_gradients_of_gradients():
     assert mg.gradients(x.grad.sum(), [x])[0].item() == 18.0
 
 
+def test_a_hook_of_a_result():
+    """It gets the whole gradient of what the result is used for from then on, may change it, and can be differentiated through."""
+    x, seen = mg.tensor([1.0, 2.0], requires_grad=True), []
+    y = x * 3.0
+    before = y.sum()
+    y.register_hook(lambda g: seen.append(g.numpy().copy()))
+    ((y * y).sum() + y.sum() + before).backward()
+    np.testing.assert_array_equal(seen, [[7.0, 13.0]])
+    np.testing.assert_array_equal(x.grad.numpy(), [24.0, 42.0])
+    z = x * x
+    z.register_hook(lambda g: g * 2.0)
+    (first,) = mg.gradients((z * z).sum(), [x], create_graph=True)
+    np.testing.assert_array_equal(first.numpy(), [8.0, 64.0])          # 2 · 4x³
+    # it is 8 x z: 8 z, and 8 x through z, where the hook doubles once more
+    np.testing.assert_array_equal(mg.gradients(first.sum(), [x])[0].numpy(), [40.0, 160.0])
+    for bad in (x, mg.tensor(1.0)):
+        with pytest.raises(GraphError, match=r"only a result that a gradient goes through takes a hook"):
+            bad.register_hook(print)
+    y = x * 1.0
+    y.register_hook(lambda g: g[:1])
+    with pytest.raises(mg.ShapeError, match="gave"):
+        y.sum().backward()
+
+
 # ── the mean ──
 class Thread(ProcessGroup):
     """A thread as a process of a group of threads; notes what is asked of it."""
