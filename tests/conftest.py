@@ -38,7 +38,8 @@ def pytest_cmdline_main(config: Any) -> None:
     """`pytest` alone runs in a process for each core, up to eight, where pytest-xdist is installed; -n 0 keeps it in one."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
     alone = config.getoption("usepdb") or config.option.capture == "no" or config.getoption("--backend") is not None
-    if whole and not alone and getattr(config.option, "numprocesses", 0) is None:
+    worker = hasattr(config, "workerinput")             # one of those processes, which comes by here too
+    if whole and not alone and not worker and getattr(config.option, "numprocesses", 0) is None:
         config.option.numprocesses = min(8, os.cpu_count() or 1)
 
 
