@@ -81,12 +81,14 @@ def _score(model: Any, x: Any, targets: np.ndarray) -> tuple[Any, Any]:         
     return model.F.cross_entropy(logits, ids), here.all(here.argmax(logits.array, axis=-1) == ids)
 
 
-def total_nll(model: Any, ids: Any, *, window: int | None = None, stride: int | None = None, batch_size: int = 16) -> tuple[float, int]:
+def total_nll(model: Any, ids: Any, *, window: int | None = None, stride: int | None = None, batch_size: int = 16, part: int = 0,
+              parts: int = 1) -> tuple[float, int]:
     """Σ −log p(token | tokens before it in its window) in nats, and the number of tokens counted (all but the first).
 
-    ids [N] integer. window and stride: as `extent` has them. UsageError for those that cannot be.
+    ids [N] integer. window and stride: as `extent` has them. Of `parts` that share the windows out, this one counts those of number
+    `part`. UsageError for windows that cannot be.
     """
-    found = list(scores(model, text_spans(ids, *extent(model, window, stride)), batch_size))
+    found = list(scores(model, islice(text_spans(ids, *extent(model, window, stride)), part, None, parts), batch_size))
     return sum(score.nll for score in found), sum(score.tokens for score in found)
 
 

@@ -24,8 +24,6 @@ from .errors import UsageError
 Hook = Callable[[mg.Tensor, str], Any]
 BLOCK = ("resid_pre", "ln_1.out", "attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.out", "resid_mid", "ln_2.out", "mlp.pre",
          "mlp.act", "mlp.out", "resid_post")
-
-
 BESIDE = {"attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}   # read beside the pass, and what their slopes follow from
 
 

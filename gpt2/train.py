@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from . import snapshot
 from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, run_command
 from .data import Data, load_data
 from .errors import UsageError
-from .evaluation import extent, scores, text_spans
+from .evaluation import total_nll
 from .footprint import check_fits, footprint, table
 from .model import GPT2
 from .origin import newest, origin, start
@@ -188,8 +187,8 @@ def validate(model: GPT2, data: Data, group: ProcessGroup, limit: int | None = N
     """Loss on the whole validation text, or on its first `limit` tokens: nats per token and per character. Windows are shared out."""
     ids = data.val if limit is None else data.val[:limit]
     with evaluating(model):
-        found = list(scores(model, islice(text_spans(ids, *extent(model)), group.rank, None, group.world_size)))
-    nll, tokens = group.mean([sum(score.nll for score in found), float(sum(score.tokens for score in found))])
+        mine = total_nll(model, ids, part=group.rank, parts=group.world_size)
+    nll, tokens = group.mean([*map(float, mine)])
     characters = data.meta["val"]["characters"] * len(ids) / len(data.val)
     return {"nats_per_token": nll / tokens, "nats_per_char": nll * group.world_size / characters}
 
@@ -232,9 +231,10 @@ def agree(trainer: Trainer) -> None:
 def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
     """Train up to --max-iters or until told to stop; the best model, the checkpoints and `record` are kept up to date."""
     limit = None if args.eval_iters is None else args.eval_iters * args.batch_size * args.block_size + 1
-    agree(trainer)
     if trainer.done == 0:
         save(args, trainer, record, data, report)       # whatever happens, there is one; and a disk that is too small shows now
+    else:
+        agree(trainer)                                  # which saving does
     stopping = stop.agreed(trainer.group)
     while trainer.done < args.max_iters and not stopping:
         started = time.perf_counter()
