@@ -3,16 +3,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import secrets
-import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +18,13 @@ import minigrad as mg
 
 from .config import PUBLISHED, GPT2Config, parameter_shapes
 from .errors import MissingError, UsageError
+from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 CONFIG_KEY = "gpt2_config"                              # config.json once more, in the header of the weights
 
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-_NAMES = {code: name for name, code in _CODES.items()}
-_NUMPY: dict[str, np.dtype[Any]] = {                    # NumPy has no bfloat16: its bits
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8"),
-}
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
 _MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
-_PIECE = 1 << 18                                         # numbers converted at a time: about what fits a cache
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -48,16 +41,6 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of the parameters as they are here."""
         return sum(a.nbytes for a in self.parameters.values())
-
-
-class Stored(NamedTuple):
-    """Where a tensor lies: its name and dtype as the file has them, its shape, and its first byte."""
-
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
 
 
 # ── reading ──
@@ -78,15 +61,15 @@ def read_checkpoint(
     Warns of NaN and infinity. Raises MissingError for files that are missing, truncated, foreign or disagree
     with their configuration, and UsageError for a dtype or a configuration that is not supported.
     """
-    if dtype not in (None, *_CODES):
+    if dtype not in (None, *CODES):
         raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64, float16 or bfloat16")
     try:
-        path, load = Path(path), _Loader(np.dtype(mg.backend.dtype(dtype or "float32")))
+        path, load = Path(path), Loader(np.dtype(mg.backend.dtype(dtype or "float32")))
     except mg.errors.DTypeError as error:               # no ml_dtypes
         raise UsageError(str(error)) from None
     try:
-        source, stored, metadata = _open(path)
-        found = _by_name(source, stored)
+        source, stored, metadata = open_checkpoint(path)
+        found = by_name(source, stored)
         said_by = "the config given"
         if config is None:
             config, said_by = _find_config(source, metadata, found, load)
@@ -102,10 +85,10 @@ def read_checkpoint(
         raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
     if bad := [name for name, array in parameters.items() if not _finite(array)]:
         warnings.warn(f"{source}: NaN or infinity in {_some(bad)}", stacklevel=2)
-    return Checkpoint(config, parameters, _NAMES[found["wte.weight"].dtype], path)
+    return Checkpoint(config, parameters, NAMES[found["wte.weight"].dtype], path)
 
 
-def _open(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
+def open_checkpoint(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
     """The file that errors are about, what is stored in it or its shards, and its metadata."""
     if not path.exists():
         raise MissingError(f"{path} does not exist")
@@ -138,26 +121,7 @@ def _pickled(path: Path) -> MissingError:
     )
 
 
-def read_header(file: Path) -> tuple[list[Stored], dict[str, str]]:
-    """What is stored in one safetensors file, and its metadata. Raises OSError, or MissingError where it is none or cut short."""
-    from safetensors import SafetensorError, safe_open
-
-    with open(file, "rb") as f:
-        try:
-            with safe_open(os.fspath(file), framework="numpy"):
-                pass                                    # judges the file, but does not tell offsets
-        except SafetensorError as error:
-            raise MissingError(f"{file} is not a whole safetensors file ({error}); is it truncated?") from None
-        (length,) = struct.unpack("<Q", f.read(8))
-        header = json.loads(f.read(length))
-    metadata = header.pop("__metadata__", None) or {}
-    return [
-        Stored(file, key, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for key, entry in header.items()
-    ], metadata
-
-
-def _by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
+def by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
     """Stored tensors by parameter name: prefixes taken off, mask buffers left out."""
     found: dict[str, Stored] = {}
     for entry in stored:
@@ -170,7 +134,7 @@ def _by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
 
 
 def _find_config(
-    source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: _Loader,
+    source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: Loader,
 ) -> tuple[GPT2Config, str]:
     """The configuration, and who says it."""
     beside = source.parent / CONFIG
@@ -227,8 +191,8 @@ def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_b
         )
     for name, shape in shapes.items():
         entry = found[name]
-        if entry.dtype not in _NAMES:
-            known = ", ".join(_NAMES)
+        if entry.dtype not in NAMES:
+            known = ", ".join(NAMES)
             raise MissingError(f"{source}: '{name}' is stored as {entry.dtype}; only {known} can be read")
         if entry.shape != shape:
             hint = "is it of another model?"
@@ -243,39 +207,6 @@ def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_b
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more if names else "nothing"
-
-
-class _Loader:
-    """Arrays of stored tensors in the wanted dtype; one memory map for each file."""
-
-    def __init__(self, wanted: np.dtype[Any]) -> None:
-        self.wanted = wanted
-        self.maps: dict[Path, np.ndarray] = {}
-
-    def __call__(self, entry: Stored) -> np.ndarray:
-        dtype, count = _NUMPY[entry.dtype], math.prod(entry.shape)
-        same = dtype == self.wanted or (entry.dtype == "BF16" and self.wanted.name == "bfloat16")
-        if same and entry.offset % dtype.itemsize == 0:
-            if entry.file not in self.maps:
-                self.maps[entry.file] = np.asarray(np.memmap(entry.file, np.uint8, mode="c"))
-            stored = self.maps[entry.file][entry.offset:entry.offset + count * dtype.itemsize]
-            return stored.view(self.wanted).reshape(entry.shape)
-        # read piece by piece, not mapped: the pages of a map would stay in memory beside the result
-        array = np.empty(count, self.wanted)
-        with open(entry.file, "rb", buffering=0) as f, np.errstate(over="ignore", invalid="ignore"):
-            f.seek(entry.offset)
-            for i in range(0, count, _PIECE):
-                piece = np.fromfile(f, dtype, min(_PIECE, count - i))
-                if entry.dtype == "BF16":               # the upper half of a float32
-                    piece = (piece.astype("<u4") << 16).view("<f4")
-                array[i:i + _PIECE] = piece              # what overflows is warned of later
-        return array.reshape(entry.shape)
-
-    def same(self, a: Stored, b: Stored) -> bool:
-        """The same numbers, NaN being one. Compared row by row: a whole comparison takes much memory."""
-        if a.shape != b.shape or not {a.dtype, b.dtype} <= _NAMES.keys():
-            return False
-        return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(self(a), self(b)))
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -310,8 +241,8 @@ def write_checkpoint(
             have, want = list(parameters[name].shape), list(shapes[name])
             raise UsageError(f"'{name}' is {have}, but {want} by the config")
     stored = {name: dtype or parameters[name].dtype.name for name in shapes}
-    if unknown := set(stored.values()) - set(_CODES):
-        known = ", ".join(_CODES)
+    if unknown := set(stored.values()) - set(CODES):
+        known = ", ".join(CODES)
         raise UsageError(f"weights cannot be stored as {unknown.pop()}; choose one of {known}")
     fields = config.to_dict()
     header = {"format": "pt", CONFIG_KEY: json.dumps(fields), **(metadata or {})}
@@ -319,7 +250,7 @@ def write_checkpoint(
     files: dict[str, Iterable[Any]] = {name: [data] for name, data in (extra_files or {}).items()}
     keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in stored}
     files[WEIGHTS] = safetensors_pieces({keys[name]: a for name, a in parameters.items()},
-                                        {keys[name]: _CODES[kind] for name, kind in stored.items()}, header)
+                                        {keys[name]: CODES[kind] for name, kind in stored.items()}, header)
     files[CONFIG] = [json.dumps(fields, indent=2, sort_keys=True).encode() + b"\n"]
 
     made, token = not directory.exists(), secrets.token_hex(4)
@@ -342,41 +273,6 @@ def write_checkpoint(
         if isinstance(error, OSError):
             raise UsageError(f"cannot write {directory}: {error.strerror or error}") from None
         raise
-
-
-def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str], metadata: Mapping[str, str]) -> Iterator[Any]:
-    """The pieces of a safetensors file with these arrays under these names, each stored as its code, such as "F32".
-
-    The library has no bfloat16 for NumPy, and would want all tensors converted at once.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    order = sorted(codes, key=lambda name: -_NUMPY[codes[name]].itemsize)      # all are aligned so
-    for name in order:
-        shape = arrays[name].shape
-        start, end = end, end + math.prod(shape) * _NUMPY[codes[name]].itemsize
-        header[name] = {"dtype": codes[name], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for name in order:
-        try:
-            array = _as_stored(arrays[name], codes[name])
-        except FloatingPointError:
-            raise UsageError(f"'{name.removeprefix('transformer.')}' has values too large for {_NAMES[codes[name]]}; use another") from None
-        yield array
-
-
-def _as_stored(array: np.ndarray, code: str) -> np.ndarray:
-    """The array, C-contiguous, in its stored dtype; bfloat16 as the bits of the nearest, ties to even."""
-    with np.errstate(over="raise"):
-        if code != "BF16":
-            return np.ascontiguousarray(array, _NUMPY[code])
-        bits = np.ascontiguousarray(array, "<f4").view("<u4")
-    rounded = ((bits >> 16) & 1) + np.uint32(0x7FFF)
-    rounded += bits                                     # only a NaN wraps round
-    rounded >>= 16
-    return np.where(np.isnan(array), 0x7FC0, rounded).astype("<u2")
 
 
 def _put(directory: Path, temporary: Mapping[str, Path]) -> None:

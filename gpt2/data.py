@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .checkpoint import read_header
 from .errors import MissingError, UsageError
+from .stored import read_header
 from .tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "val")

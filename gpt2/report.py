@@ -11,7 +11,7 @@ from typing import Any
 import minigrad as mg
 
 from .config import GPT2Config
-from .tokenizer import write_files
+from .files import write_files
 from .trainer import Step, Trainer
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import read_checkpoint, safetensors_pieces
+from .checkpoint import read_checkpoint
 from .config import GPT2Config
 from .errors import GPT2Error, MissingError, UsageError
 from .pretrained import PretrainedModel
+from .stored import safetensors_pieces
 
 RECORD, MOMENTS = "training.json", "optimizer.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -26,12 +26,12 @@ from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, run_comm
 from .data import Data, load_data
 from .errors import UsageError
 from .evaluation import total_nll
+from .files import write_files
 from .footprint import check_fits, footprint, table
 from .model import GPT2
 from .origin import newest, origin, start
 from .report import Report
 from .settings import as_toml, flags_given, merged, read_settings
-from .tokenizer import write_files
 from .trainer import Trainer, rows_of
 
 BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")

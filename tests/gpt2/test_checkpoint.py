@@ -21,10 +21,10 @@ from safetensors.torch import save_file as save_torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
-from gpt2 import checkpoint
 from gpt2.checkpoint import read_checkpoint, write_checkpoint
 from gpt2.config import GPT2Config, parameter_shapes
 from gpt2.errors import GPT2Error, MissingError, UsageError
+from gpt2.stored import _as_stored, read_header
 
 TINY = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10)
 UNTIED = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10, tie_word_embeddings=False)
@@ -96,7 +96,7 @@ _HALVES = st.integers(0, 0xFFFF) | st.sampled_from([0, 0x7F7F, 0x7F80, 0x7FFF, 0
 def test_bfloat16_is_rounded_as_torch_rounds_it(halves):
     """Nearest, ties to even, infinity and signed zero kept, NaN a NaN; bit for bit except for a NaN's payload."""
     array = np.array([high << 16 | low for high, low in halves], np.uint32).view(np.float32)
-    ours, theirs = checkpoint._as_stored(array, "BF16"), torch.from_numpy(array).bfloat16()
+    ours, theirs = _as_stored(array, "BF16"), torch.from_numpy(array).bfloat16()
     nan = np.isnan(array)
     assert np.array_equal(ours[~nan], theirs.view(torch.int16).numpy().view(np.uint16)[~nan])
     assert np.isnan((ours[nan].astype(np.uint32) << 16).view(np.float32)).all()
@@ -156,7 +156,7 @@ def test_parameters_keep_their_own_dtypes_when_none_is_named(tmp_path):
     config = GPT2Config(vocab_size=3, n_positions=1, n_embd=3, n_layer=1, n_head=1, n_inner=1)
     given_ = {name: a.astype(np.float16 if "ln_" in name else np.float64) for name, a in weights(config).items()}
     write_checkpoint(tmp_path, config, dict(reversed(given_.items())))
-    for entry in checkpoint.read_header(tmp_path / "model.safetensors")[0]:
+    for entry in read_header(tmp_path / "model.safetensors")[0]:
         assert entry.offset % {"F16": 2, "F64": 8}[entry.dtype] == 0
     stored = load_file(tmp_path / "model.safetensors")
     assert_same({name.removeprefix("transformer."): a for name, a in stored.items()}, given_)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from gpt2.bpe import train_bpe
 from gpt2.errors import MissingError, UsageError
-from gpt2.tokenizer import GPT2_SPLIT, Tokenizer, load_tokenizer, write_files
+from gpt2.files import write_files
+from gpt2.tokenizer import GPT2_SPLIT, Tokenizer, load_tokenizer
 
 PUBLISHED_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CORPUS = ("The quick brown fox doesn't jump over 12 lazy dogs; they're sleeping.\n\n  \tŒuvre naïve, 東京と京都, 🤗🤗🤗 😀!\n"
