@@ -21,7 +21,7 @@ setup(
         "minigrad": ["py.typed"],
         "minigrad.backend": ["*.cu"],
         "minigrad.testing": ["*.h"],
-        "gpt2": ["py.typed", "models/**/*"],
+        "gpt2": ["py.typed", "models/**/*", "inspect/*.html"],
     },
     python_requires=">=3.10",
     install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm", "tomli; python_version < '3.11'"],
@@ -40,6 +40,7 @@ setup(
             "transformers>=5",
             "tokenizers",
             "threadpoolctl",
+            "scipy",                            # statistics to check ours against
             "ml_dtypes",                        # bfloat16
             "mpi4py",                           # two processes
             "mpich",

@@ -43,7 +43,46 @@ class Checkpoint:
         return sum(a.nbytes for a in self.parameters.values())
 
 
+@dataclass
+class Tensors:
+    """What lies in a checkpoint, be it a whole one, a part of one, or no GPT-2 at all; arrays are read one by one.
+
+    stored: by parameter name, in the file's order. buffers: mask buffers, which are no parameters. config: None where nothing tells it.
+    """
+
+    source: Path
+    stored: dict[str, Stored]
+    buffers: list[str]
+    config: GPT2Config | None
+
+    def __call__(self, name: str, dtype: str = "float32") -> np.ndarray:
+        """The tensor of this name. MissingError where it is not there, or is stored as no float."""
+        entry = self.stored.get(name)
+        if entry is None:
+            raise MissingError(f"{self.source} has no tensor '{name}'")
+        if entry.dtype not in NAMES:
+            raise MissingError(f"{self.source}: '{name}' is stored as {entry.dtype}; only {', '.join(NAMES)} can be read")
+        return Loader(np.dtype(dtype))(entry)
+
+    def missing(self) -> list[str]:
+        """Parameters that the configuration has and the file has not."""
+        return [name for name in parameter_shapes(self.config) if name not in self.stored] if self.config else []
+
+
 # ── reading ──
+def read_tensors(path: str | Path) -> Tensors:
+    """The tensors in a directory or a .safetensors file. MissingError for what is none or cut short."""
+    try:
+        source, stored, metadata = open_checkpoint(Path(path))
+        found, config = by_name(source, stored), None
+        with contextlib.suppress(MissingError):         # of another kind, or of a size that nobody published
+            config = _find_config(source, metadata, found, Loader(np.dtype("float32")))[0]
+    except OSError as error:
+        raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+    kept = {entry.key for entry in found.values()}
+    return Tensors(source, found, [entry.key for entry in stored if entry.key not in kept], config)
+
+
 def read_checkpoint(
     path: str | Path, *, dtype: str | None = None, config: GPT2Config | None = None,
 ) -> Checkpoint:

@@ -19,11 +19,17 @@ from typing import TYPE_CHECKING, Any
 import minigrad as mg
 from minigrad import nn
 
+from .config import GPT2Config
 from .errors import UsageError
 
 Hook = Callable[[mg.Tensor, str], Any]
-BLOCK = ("resid_pre", "ln_1.out", "attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.out", "resid_mid", "ln_2.out", "mlp.pre",
-         "mlp.act", "mlp.out", "resid_post")
+EQUATIONS = {                                           # by the end of a point's name: what gives the value there
+    "embed": "embedding.1", "pos_embed": "embedding.1", "resid_pre": "block.1", "ln_1.out": "layer_norm.1", "attn.q": "attention.8",
+    "attn.k": "attention.8", "attn.v": "attention.8", "attn.pattern": "attention.2", "attn.z": "attention.3", "attn.out": "linear.1",
+    "resid_mid": "block.2", "ln_2.out": "layer_norm.1", "mlp.pre": "linear.1", "mlp.act": "gelu.2", "mlp.out": "linear.1",
+    "resid_post": "block.3", "ln_f.out": "layer_norm.1", "logits": "linear.2",
+}
+BLOCK = tuple(EQUATIONS)[2:-2]
 BESIDE = {"attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}   # read beside the pass, and what their slopes follow from
 
 
@@ -43,6 +49,7 @@ class Hooked(Tapped):
 
     if TYPE_CHECKING:
         h: list[Any]
+        config: GPT2Config
         F: Any
         recompute: bool
 
@@ -63,6 +70,11 @@ class Hooked(Tapped):
                 deeper = inner != "out" and part in ("attn", "mlp")
                 out[f"blocks.{i}.{name}"] = (getattr(block, part), inner) if deeper else (block, name)
         return out | {name: (self, name) for name in ("ln_f.out", "logits")}
+
+    def equations(self) -> dict[str, str]:
+        """The label of the equation that each point's value comes from, in the order of the pass."""
+        own = EQUATIONS | {"mlp.act": {"gelu_new": "gelu.2", "gelu": "gelu.1", "relu": "relu.1"}[self.config.activation_function]}
+        return {name: own[name.split(".", 2)[-1] if name.startswith("blocks.") else name] for name in self.points()}
 
     def chosen(self, pattern: str) -> list[str]:
         """The points of this name, or that a pattern such as "blocks.*.mlp.act" matches. UsageError, with near names, where none is."""
@@ -133,7 +145,7 @@ class Hooked(Tapped):
             slopes = dict(zip(on, mg.gradients(loss, [seen[name] for name in on])))
             for name, kind in aside.items():
                 given = [name.replace(kind, other) for other in BESIDE[kind]]
-                if kind == "attn.pattern":              # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ   (attention.4)
+                if kind == "attn.pattern":              # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ   (attention.5)
                     slopes[name] = mg.matmul(slopes[given[1]], seen[given[0]].detach().T)
                 else:
                     mlp: Any = self.points()[name][0]

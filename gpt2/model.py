@@ -115,7 +115,7 @@ class MLP(Tapped):
 
 
 class Block(Tapped):
-    """x + attention(LN(x)), then x + MLP(LN(x)): pre-norm on a residual stream."""
+    """x (block.1), then m = x + attention(LN(x)) (block.2), and m + MLP(LN(m)) (block.3): pre-norm on a residual stream."""
 
     def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
         self.ln_1, self.attn = LayerNorm(F, config, **where), Attention(F, config, layer, **where)

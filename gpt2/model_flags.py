@@ -1,35 +1,115 @@
-"""What commands that read a model share: its flags, and the model and the tokenizer that they name."""
+"""What commands that read a model share: its flags, and the model, the tokenizer and the ids that they name."""
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from .cli import PRECISIONS, add_backend, backend_of, floats_of
-from .errors import MissingError
+from .cli import PRECISIONS, add_backend, at_least, backend_of, floats_of, read_stdin, text
+from .config import PUBLISHED, GPT2Config
+from .errors import MissingError, UsageError
+
+EXAMPLE = "The way you do anything is the way you do everything"
 
 
-def add_model(p: argparse._ActionsContainer) -> None:
-    """The flags --model, --download, --backend, --device and --dtype, for `model_of`."""
+def add_weights(p: argparse._ActionsContainer) -> None:
+    """The flags --model and --download, for `weights_of` and `config_of`."""
     p.add_argument("--model", default="shakespeare", metavar="NAME|DIR",
                    help="shakespeare (ships with the package), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory, or a .safetensors file")
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
+
+
+def add_model(p: argparse._ActionsContainer) -> None:
+    """The flags of `add_weights`, --random-weights, --backend, --device and --dtype, for `model_of`."""
+    add_weights(p)
+    p.add_argument("--random-weights", type=at_least(0), metavar="SEED",
+                   help="draw the weights from SEED; a published size then needs nothing that must be downloaded but its tokenizer")
     add_backend(p)
     p.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
 
 
+def add_prompt(p: argparse._ActionsContainer) -> None:
+    """The flags --prompt and --ids, for `prompt_ids`."""
+    given = p.add_mutually_exclusive_group() if isinstance(p, argparse.ArgumentParser) else p
+    given.add_argument("--prompt", type=text, default=EXAMPLE, metavar="TEXT",
+                       help=f"what the model reads; - reads stdin (default: {EXAMPLE!r})")
+    given.add_argument("--ids", type=_ids, metavar="I,J,…", help="token ids instead of a text")
+
+
+def _ids(value: str) -> list[int]:
+    try:
+        return [int(part) for part in value.replace(",", " ").split()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} are no ids; write them as 15496,11,314") from None
+
+
+def config_of(args: argparse.Namespace) -> GPT2Config:
+    """The configuration of what --model names; a published size needs no weights for that. MissingError where nothing tells it."""
+    if args.model in PUBLISHED:
+        return GPT2Config.from_name(args.model)
+    tensors = weights_of(args)
+    if tensors.config is None:
+        raise MissingError(f"{tensors.source} does not tell its configuration; put its config.json beside it")
+    return tensors.config
+
+
+def weights_of(args: argparse.Namespace) -> Any:
+    """The `Tensors` of what --model names, whole or partial."""
+    from .checkpoint import read_tensors
+    from .locate import locate
+
+    return read_tensors(locate(args.model, download=args.download))
+
+
 def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model that --model names, where --backend says, and its tokenizer. MissingError where the two do not belong together."""
+    """The model that --model names, where --backend says, and its tokenizer. MissingError where the two do not belong together.
+
+    With --ids the tokenizer is None where there is none.
+    """
     device = backend_of(args)                           # says what is missing before anything is loaded
 
     from .locate import locate  # not before --help has been answered
     from .model import GPT2
-    from .tokenizer import load_tokenizer
 
-    path = locate(args.model, download=args.download)
-    model = GPT2.from_pretrained(path, backend=device, dtype=floats_of(args.dtype))
-    tokenizer = load_tokenizer(path.parent if path.is_file() else path)
-    if tokenizer.n_vocab > model.config.vocab_size:
+    how: dict[str, Any] = {"backend": device, "dtype": floats_of(args.dtype)}
+    if args.random_weights is not None:
+        model, home = GPT2(config_of(args), seed=args.random_weights, **how), args.model
+        path = Path(home) if home in PUBLISHED else locate(home)
+    else:
+        path = locate(args.model, download=args.download)
+        model, home = GPT2.from_pretrained(path, **how), None
+    tokenizer = _tokenizer_of(args, home if home in PUBLISHED else path.parent if path.is_file() else path)
+    if tokenizer is not None and tokenizer.n_vocab > model.config.vocab_size:
         raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
                            "they do not belong together")
     return model, tokenizer
+
+
+def _tokenizer_of(args: argparse.Namespace, home: Any) -> Any:
+    from .tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer("gpt2" if home in PUBLISHED else home)
+    except MissingError:
+        if getattr(args, "ids", None) is None:
+            raise
+        return None
+
+
+def prompt_ids(args: argparse.Namespace, model: Any, tokenizer: Any) -> list[int]:
+    """The ids [T] that --prompt or --ids names. UsageError where there are none, or more than the model's context."""
+    if args.ids is not None:
+        ids = args.ids
+    else:
+        ids = tokenizer.encode(read_stdin() if args.prompt == "-" else args.prompt)
+    if not ids:
+        raise UsageError("the prompt is empty; give it a token at least")
+    if len(ids) > model.config.n_positions:
+        raise UsageError(f"the prompt has {len(ids)} tokens, and the model's context is {model.config.n_positions}")
+    return list(ids)
+
+
+def labels(tokenizer: Any, ids: list[int]) -> list[str]:
+    """What each token looks like in a table, spaces and line ends to be seen; its id where there is no tokenizer."""
+    return [str(i) if tokenizer is None else tokenizer.label(i) for i in ids]

@@ -93,6 +93,15 @@ class Tokenizer:
             raise UsageError(f"token id {token} at place {place} is not in the vocabulary of {self.name!r}"
                              f" (ids 0 to {self.n_vocab - 1})") from None
 
+    def label(self, token: int) -> str:
+        """What a token looks like in a table: · for a space, ⏎ for a line's end, and <0xE2> for bytes that are no character."""
+        data = self.decode_bytes([token])
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in data)
+        return "".join({" ": "·", "\n": "⏎", "\t": "⇥"}.get(c, c if c.isprintable() else f"<U+{ord(c):04X}>") for c in text)
+
     def stream(self) -> StreamDecoder:
         """A decoder that takes one id at a time."""
         return StreamDecoder(self)

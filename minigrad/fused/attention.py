@@ -31,9 +31,9 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
 
 
 def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None) -> Any:
-    """softmax(s Q Kᵀ + M) [..., queries, keys] with M = 0 where a key may be seen and −∞ where not, s = 1/√d by default.
+    """P = softmax(s Q Kᵀ + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
 
-    A query that may see no key at all gets zeros.
+    s is 1/√d by default. A query that may see no key at all gets zeros.
     """
     scores = matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     array = scores.array if isinstance(scores, Tensor) else scores
@@ -47,7 +47,9 @@ def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, 
 
 def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
                        p: float = 0.0, key: int = 0) -> Any:
-    """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask, times V."""
+    """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask,
+    times V   (attention.3).
+    """
     weights = attention_weights(q, k, mask, causal=causal, scale=scale)
     return matmul_op(dropout_op(weights, p=p, key=key) if p > 0.0 else weights, v)
 

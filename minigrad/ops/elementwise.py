@@ -100,7 +100,7 @@ def sigmoid(xp, x):
 
 @elementwise(x=lambda g, out: where(out > 0.0, g, 0.0))
 def relu(xp, x):
-    """max(x, 0), with derivative 0 at 0."""
+    """max(x, 0)   (relu.1), with derivative 0 at 0."""
     return xp.maximum(x, xp.zeros_like(x))
 
 

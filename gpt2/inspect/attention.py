@@ -1,0 +1,85 @@
+"""Where each head looks: its pattern over the tokens of a prompt, and what kind of head that makes it."""
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from ..cli import at_least
+from ..errors import UsageError
+from ..figures import name_ticks, new_figure
+from ..model_flags import add_model, add_prompt, labels, model_of, prompt_ids
+from ..stats import entropy
+from ..table import table
+from .found import Found
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    add_model(p)
+    add_prompt(p)
+    p.add_argument("--layer", type=at_least(0), metavar="I", help="this layer's heads alone")
+    p.add_argument("--head", type=at_least(0), metavar="J", help="this head of each layer alone")
+
+
+def patterns(model: Any, ids: list[int]) -> np.ndarray:
+    """Every head's weights on the host, [L, h, T, T]."""
+    found = model.trace([ids], only="blocks.*.attn.pattern")
+    return np.stack([mg.backend.of(a).host(a)[0] for a in found.values()]).astype(np.float64)
+
+
+def character(pattern: np.ndarray) -> dict[str, float]:
+    """What a head's pattern [T, T] is like, means over the queries from the second on (or of the one there is).
+
+    entropy in nats; distance in tokens back; and the shares of the weight on the first token, the token before and the token itself.
+    """
+    rows = slice(1, None) if len(pattern) > 1 else slice(None)
+    places = np.arange(len(pattern))
+    back = places[:, None] - places[None]
+    return {"entropy": float(entropy(pattern)[rows].mean()), "distance": float((pattern * back).sum(-1)[rows].mean()),
+            "first": float(pattern[rows, 0].mean()), "previous": float(np.diagonal(pattern, -1).mean()) if len(pattern) > 1 else 0.0,
+            "itself": float(np.diagonal(pattern)[rows].mean())}
+
+
+def run(args: argparse.Namespace) -> Found:
+    model, tokenizer = model_of(args)
+    ids = prompt_ids(args, model, tokenizer)
+    for flag, value, size in (("layer", args.layer, model.config.n_layer), ("head", args.head, model.config.n_head)):
+        if value is not None and value >= size:
+            raise UsageError(f"--{flag} {value} is not there; the model's are 0 … {size - 1}")
+    found, tokens = patterns(model, ids), labels(tokenizer, ids)
+    heads = [(i, j) for i in range(found.shape[0]) for j in range(found.shape[1]) if args.layer in (None, i) and args.head in (None, j)]
+    rows = [{"layer": i, "head": j, **character(found[i, j])} for i, j in heads]
+    names = ("entropy", "distance", "first", "previous", "itself")
+    lines = [*table(("head", *names), [(f"{row['layer']}.{row['head']}", *(row[name] for name in names)) for row in rows]), "",
+             f"{len(ids)} tokens: {' '.join(tokens)}", "entropy in nats, distance in tokens; then the share of the weight on the first "
+             "token, the token before, the token itself; means over the queries from the second on"]
+    patterns_of = {f"{i}.{j}": found[i, j] for i, j in heads}
+    return Found({"model": args.model, "ids": ids, "tokens": tokens, "heads": rows, "patterns": patterns_of}, lines,
+                 lambda: draw(patterns_of, tokens))
+
+
+def draw(found: dict[str, np.ndarray], tokens: list[str]) -> Any:
+    """A map for each head, queries down, keys across; tokens are named where there is room for them."""
+    columns = min(len(found), 4 if len(found) <= 16 else 12)
+    count, size = -(-len(found) // columns), 3.0 if len(found) <= 16 else 1.3
+    if len(found) == 1:
+        size = 6.0
+    figure, axes = new_figure(size * columns + 0.9, size * count + 0.8, count, columns)
+    named = len(tokens) * 0.13 < size
+    for (name, pattern), panel in zip(found.items(), axes.flat):
+        shown = panel.imshow(np.where(np.tri(len(pattern), dtype=bool), pattern, np.nan), vmin=0.0, vmax=1.0, cmap="Blues")
+        panel.set_title(f"head {name}" if size > 2 else name, fontsize=9 if size > 2 else 6, pad=2)
+        panel.set_facecolor("#eeeeee")
+        for axis in "xy":
+            name_ticks(panel, axis, tokens if named else [], fontsize=6)
+        panel.tick_params(axis="x", rotation=90, length=0)
+        panel.tick_params(axis="y", length=0)
+    for panel in axes.flat[len(found):]:
+        panel.set_visible(False)
+    figure.colorbar(shown, ax=axes, label="attention weight", shrink=0.6 if count > 1 else 0.9)
+    figure.supxlabel("key", fontsize=8)
+    figure.supylabel("query", fontsize=8)
+    return figure

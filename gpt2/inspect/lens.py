@@ -1,0 +1,76 @@
+"""The logit lens (nostalgebraist 2020): what the model would say if the residual stream were read out after each block."""
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from ..figures import name_ticks, new_figure
+from ..model_flags import add_model, add_prompt, labels, model_of, prompt_ids
+from ..sampling import log_softmax
+from ..table import table
+from .found import Found
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    add_model(p)
+    add_prompt(p)
+
+
+def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
+    """ln_f and the head on the residual stream at the entrance and after each block: {"embeddings" or "block i": log p [T, V]} on the host.
+
+    The last one is the model's own: log softmax of its logits.
+    """
+    found, out = model.trace([ids], only="blocks.*.resid_*"), dict[str, np.ndarray]()
+    with mg.no_grad():
+        for name, array in found.items():
+            block, point = name.split(".")[1:]
+            if point == "resid_post" or name == "blocks.0.resid_pre":
+                logits = model.lm_head.scores(model.ln_f(mg.Tensor(array)))            # [1, T, d] -> [1, T, V]
+                out["embeddings" if point == "resid_pre" else f"block {block}"] = log_softmax(logits.numpy()[0].astype(np.float64))
+    return out
+
+
+def run(args: argparse.Namespace) -> Found:
+    model, tokenizer = model_of(args)
+    ids = prompt_ids(args, model, tokenizer)
+    found, tokens = lens(model, ids), labels(tokenizer, ids)
+    known = model.config.vocab_size if tokenizer is None else tokenizer.n_vocab
+    last = list(found.values())[-1]
+    rows, following = [], [*ids[1:], None]
+    for name, logp in found.items():
+        best = logp[:, :known].argmax(-1)
+        p = np.exp(last)
+        rows.append({"after": name, "ids": best.tolist(), "tokens": labels(tokenizer, best.tolist()),
+                     "p": np.exp(logp[np.arange(len(ids)), best]).tolist(),
+                     "kl": (p * (last - logp)).sum(-1).tolist(),
+                     "nll": [None if t is None else -float(logp[i, t]) for i, t in enumerate(following)]})
+    lines = [*table(("token", *(row["after"] for row in rows)),
+                    [(token, *(f"{row['tokens'][i]} {row['p'][i]:.2f}" for row in rows)) for i, token in enumerate(tokens)]), "",
+             *table(("mean over the places", *(row["after"] for row in rows)),
+                    [("loss in nats", *(float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows)),
+                     ("KL from the model's own", *(float(np.mean(row["kl"])) for row in rows))]), "",
+             "each cell: the likeliest next token after the token on the left, and its probability, were ln_f and the head applied there"]
+    return Found({"model": args.model, "ids": ids, "tokens": tokens, "lens": rows}, lines, lambda: draw(rows, tokens))
+
+
+def draw(rows: list[dict[str, Any]], tokens: list[str]) -> Any:
+    """A cell for each place and depth: the likeliest token, coloured by its probability; the last layer on top."""
+    figure, axes = new_figure(max(5.0, 0.75 * len(tokens) + 1.6), 0.36 * len(rows) + 1.5)
+    panel = axes[0, 0]
+    up = rows[::-1]
+    shown = panel.imshow(np.array([row["p"] for row in up]), vmin=0.0, vmax=1.0, cmap="YlGnBu", aspect="auto")
+    for y, row in enumerate(up):
+        for x, (token, p) in enumerate(zip(row["tokens"], row["p"])):
+            panel.text(x, y, token, ha="center", va="center", fontsize=7, color="white" if p > 0.55 else "black", parse_math=False)
+    name_ticks(panel, "x", tokens, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
+    name_ticks(panel, "y", [row["after"] for row in up], fontsize=8)
+    panel.set_xlabel("token that was read")
+    panel.set_title("The likeliest next token, were the residual stream read out there", fontsize=9)
+    figure.colorbar(shown, ax=panel, label="its probability")
+    return figure

@@ -1,0 +1,147 @@
+"""How weights are distributed: the two embeddings, the layers by depth, and Q, K and V."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import Tensors
+from ..errors import MissingError
+from ..figures import COLOURS, new_figure
+from ..model_flags import add_weights, weights_of
+from ..stats import QUANTILES, ks, spearman, summary
+from ..table import table
+from .found import Found
+from .tensors import said_missing
+
+WHICH = ("embeddings", "layers", "qkv")
+BINS = {"embeddings": np.linspace(-0.6, 0.6, 71), "layers": np.linspace(-1.0, 1.0, 171), "qkv": np.linspace(-1.0, 1.0, 151)}
+
+
+class Sample(NamedTuple):
+    """Numbers under a name; part of a panel `group`, of layer `depth` or of all (None)."""
+
+    group: str
+    name: str
+    depth: int | None
+    values: Callable[[], np.ndarray]
+
+
+def samples(tensors: Tensors, which: str) -> list[Sample]:
+    """The samples that the checkpoint has for one of WHICH."""
+    layers = range(tensors.config.n_layer if tensors.config else 0)
+
+    def have(names: list[str]) -> list[str]:
+        return [name for name in names if name in tensors.stored]
+
+    if which == "embeddings":
+        return [Sample("", name, None, lambda name=name: tensors(name)) for name in have(["wte.weight", "wpe.weight"])]  # type: ignore[misc]
+    if which == "layers":
+        return [Sample(part, f"h.{i}.{part}.weight", i, lambda name=f"h.{i}.{part}.weight": tensors(name))  # type: ignore[misc]
+                for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for i in layers if have([f"h.{i}.{part}.weight"])]
+    out = []
+    for at, part in enumerate("QKV"):
+        found = [(i, f"h.{i}.attn.c_attn.weight") for i in layers if have([f"h.{i}.attn.c_attn.weight"])]
+
+        def third(name: str, at: int = at) -> np.ndarray:
+            return np.split(tensors(name), 3, axis=1)[at]          # [d, 3d] -> [d, d]
+
+        out += [Sample(part, f"h.{i} {part}", i, lambda name=name, third=third: third(name)) for i, name in found]  # type: ignore[misc]
+        if found:
+            out.append(Sample(part, f"{part} of all layers", None,
+                              lambda found=found, third=third: np.concatenate([third(name) for _, name in found])))  # type: ignore[misc]
+    return out
+
+
+def distributions(tensors: Tensors, which: str) -> dict[str, Any]:
+    """Statistics of each sample, its histogram over BINS[which], and how the samples compare.
+
+    embeddings: the KS distance of the two. layers: Spearman's correlation of depth and deviation, per kind. qkv: KS distances of Q and
+    K, Q and V, K and V, pooled and per layer, and Spearman's. MissingError where the checkpoint has none of these tensors.
+    """
+    found = samples(tensors, which)
+    if not found:
+        raise MissingError(f"{tensors.source} has no tensors for {which!r}")
+    rows, bins, pairs = [], BINS[which], dict[str, float]()
+    ordered: dict[tuple[str, int | None], np.ndarray] = {}             # sorting takes most of the time
+    for sample in found:
+        values = np.sort(sample.values(), axis=None)
+        if which != "layers":
+            ordered[sample.name if which == "embeddings" else sample.group, sample.depth] = values
+        shares = np.histogram(values, bins)[0] / values.size
+        rows.append({"name": sample.name, "group": sample.group, "depth": sample.depth, **summary(values, quantiles=True),
+                     "outside": 1.0 - float(shares.sum()), "histogram": shares.tolist()})
+    if which == "embeddings":
+        if len(found) == 2:
+            pairs["KS wte, wpe"] = ks(*ordered.values())
+    else:
+        for group in dict.fromkeys(sample.group for sample in found):
+            own = [row for row in rows if row["group"] == group and row["depth"] is not None]
+            pairs[f"Spearman of depth and std, {group}"] = spearman([row["depth"] for row in own], [row["std"] for row in own])
+    if which == "qkv":
+        for a, b in ("QK", "QV", "KV"):
+            for depth in dict.fromkeys(sample.depth for sample in found):
+                where = "all layers" if depth is None else f"h.{depth}"
+                pairs[f"KS {a}, {b} in {where}"] = ks(ordered[a, depth], ordered[b, depth])
+    return {"which": which, "bins": bins.tolist(), "samples": rows, "comparisons": pairs}
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    add_weights(p)
+    p.add_argument("--which", choices=[*WHICH, "all"], default="all", help="(default: all that the checkpoint has)")
+
+
+def run(args: argparse.Namespace) -> Found:
+    tensors = weights_of(args)
+    chosen = [which for which in WHICH if args.which == which or (args.which == "all" and samples(tensors, which))]
+    if not chosen:
+        raise MissingError(f"{tensors.source} has no weights of GPT-2's names")
+    found = [distributions(tensors, which) for which in chosen]
+    lines = []
+    for one in found:
+        lines += [*distribution_lines(one), ""]
+    lines += said_missing(tensors)
+    return Found({"source": str(tensors.source), "distributions": found, "missing": tensors.missing()}, lines, lambda: draw(found))
+
+
+def distribution_lines(found: dict[str, Any]) -> list[str]:
+    """What `distributions` found, as tables."""
+    header = (found["which"], "mean", "std", "kurtosis", *(f"{q:.0%}" for q in QUANTILES), "min", "max")
+    pairs = found["comparisons"].items()
+    lines = list(table(header, [(row["name"], row["mean"], row["std"], row["kurtosis"], *row["quantiles"], row["min"], row["max"])
+                                for row in found["samples"]]))
+    return [*lines, "", *table(("compared", ""), list(pairs))] if pairs else lines
+
+
+def draw(found: list[dict[str, Any]]) -> Any:
+    """A row of panels for each of WHICH that was found: histograms, layers coloured by depth."""
+    from matplotlib import colormaps
+
+    panels = [list(dict.fromkeys(row["group"] for row in one["samples"])) for one in found]
+    figure, axes = new_figure(3.4 * max(map(len, panels)) + 0.6, 2.9 * len(found), len(found), max(map(len, panels)))
+    for one, groups, line in zip(found, panels, axes):
+        for unused in line[len(groups):]:
+            unused.set_visible(False)
+        centres = (np.array(one["bins"][1:]) + np.array(one["bins"][:-1])) / 2
+        deepest = max((row["depth"] for row in one["samples"] if row["depth"] is not None), default=0)
+        for group, panel in zip(groups, line):
+            own = [row for row in one["samples"] if row["group"] == group]
+            for i, row in enumerate(own):
+                share = np.array(row["histogram"]) / (one["bins"][1] - one["bins"][0])
+                colour = COLOURS[i] if one["which"] == "embeddings" else \
+                    "black" if row["depth"] is None else colormaps["viridis"](0.9 * row["depth"] / max(1, deepest))
+                named = one["which"] == "embeddings" or row["depth"] in (None, 0, deepest)
+                who = row["name"] if one["which"] == "embeddings" else "all" if row["depth"] is None else f"layer {row['depth']}"
+                panel.plot(centres, share, color=colour, linewidth=1.6 if row["depth"] is None else 1.0,
+                           label=f"{who}, std {row['std']:.3f}" if named else None)
+            wide = max(abs(q) for row in own for q in (row["quantiles"][0], row["quantiles"][-1])) * 1.6
+            panel.set_xlim(-min(wide, one["bins"][-1]), min(wide, one["bins"][-1]))
+            panel.set_ylim(0.0, 1.2 * panel.get_ylim()[1])
+            panel.set_title({"": "token and position embeddings"}.get(group, f"{group} weights, by depth"), fontsize=9)
+            panel.set_xlabel("weight", fontsize=8)
+            panel.set_ylabel("density", fontsize=8)
+            panel.tick_params(labelsize=7)
+            panel.legend(fontsize=7, loc="upper right")
+    return figure

@@ -1,0 +1,71 @@
+"""What numbers look like as a whole: moments, quantiles, and how far two samples differ. All in float64."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+_PIECE = 1 << 20                                        # numbers in float64 at a time
+
+
+def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
+    """count, nan and inf (how many), and of the finite numbers: mean, std (population), min, max, norm and excess kurtosis.
+
+    kurtosis is m₄/m₂² − 3: 0 for a normal distribution, above 0 for heavier tails, NaN where all are equal. quantiles=True adds
+    "quantiles", those of QUANTILES.
+    """
+    flat = array.reshape(-1)
+    finite = np.isfinite(flat)
+    out: dict[str, Any] = {"count": flat.size, "nan": int(np.isnan(flat).sum())}
+    out["inf"] = flat.size - int(finite.sum()) - out["nan"]
+    flat = flat if finite.all() else flat[finite]
+    if not flat.size:
+        return out | dict.fromkeys(("mean", "std", "min", "max", "norm", "kurtosis"), math.nan)
+    mean = float(np.mean(flat, dtype=np.float64))
+    second = fourth = squares = 0.0
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start:start + _PIECE].astype(np.float64)
+        squares += float(piece @ piece)
+        piece -= mean
+        piece *= piece
+        second += float(piece.sum())
+        fourth += float(piece @ piece)
+    low, high = float(flat.min()), float(flat.max())
+    spread = second / flat.size if low != high else 0.0
+    out |= {"mean": mean, "std": math.sqrt(spread), "min": low, "max": high, "norm": math.sqrt(squares),
+            "kurtosis": fourth / flat.size / spread ** 2 - 3.0 if spread ** 2 else math.nan}
+    if quantiles:
+        out["quantiles"] = np.quantile(flat, QUANTILES).tolist()
+    return out
+
+
+def ks(a: np.ndarray, b: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's distance of two samples: the largest difference of their distribution functions, 0 … 1."""
+    both = np.concatenate([np.sort(a, axis=None), np.sort(b, axis=None)])
+    order = np.argsort(both, kind="stable")             # which merges what is sorted
+    below = np.cumsum(order < a.size)                   # how many of a, and of b, are no larger
+    values = both[order]
+    steps = np.append(values[1:] != values[:-1], True)  # equal numbers count together
+    return float(np.abs(below / a.size - (np.arange(1, both.size + 1) - below) / b.size)[steps].max())
+
+
+def spearman(x: Any, y: Any) -> float:
+    """Spearman's rank correlation: 1 where y grows whenever x does, −1 where it falls; equal numbers share their ranks."""
+    a, b = (_ranks(np.asarray(values, np.float64)) for values in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    size = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / size if size else math.nan
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    _, group, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2.0)[group]
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """−Σ p log p in nats over the last axis; 0 log 0 is 0."""
+    p = np.asarray(p, np.float64)
+    return -(p * np.log(np.where(p > 0.0, p, 1.0))).sum(-1)

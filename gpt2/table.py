@@ -1,0 +1,37 @@
+"""Rows as aligned text, and what a token, a number or a count looks like in one."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Iterator[str]:
+    """The lines of a table under its header; the first `left` columns start on the left, the others end on the right."""
+    text = [list(header), *([cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
+    for row in text:
+        yield "  ".join(cell.ljust(width) if i < left else cell.rjust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+
+
+def number(x: Any) -> str:
+    """Five digits of a float, an integer with commas, nothing for None."""
+    if x is None:
+        return ""
+    if isinstance(x, bool) or not isinstance(x, float):
+        return f"{x:,}" if isinstance(x, int) and not isinstance(x, bool) else str(x)
+    if x == 0 or not math.isfinite(x):
+        return f"{x:g}"
+    return f"{x:.4f}" if 1e-2 <= abs(x) < 1e4 else f"{x:.4g}"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can have it: arrays as lists, NumPy's numbers as Python's, and None for a NaN or an infinity."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
