@@ -97,16 +97,16 @@ def _tokenizer_of(args: argparse.Namespace, home: Any) -> Any:
         return None
 
 
-def prompt_ids(args: argparse.Namespace, model: Any, tokenizer: Any) -> list[int]:
-    """The ids [T] that --prompt or --ids names. UsageError where there are none, or more than the model's context."""
+def prompt_ids(args: argparse.Namespace, tokenizer: Any, context: int) -> list[int]:
+    """The ids [T] that --prompt or --ids names. UsageError where there are none, or more than the context has room for."""
     if args.ids is not None:
         ids = args.ids
     else:
         ids = tokenizer.encode(read_stdin() if args.prompt == "-" else args.prompt)
     if not ids:
         raise UsageError("the prompt is empty; give it a token at least")
-    if len(ids) > model.config.n_positions:
-        raise UsageError(f"the prompt has {len(ids)} tokens, and the model's context is {model.config.n_positions}")
+    if len(ids) > context:
+        raise UsageError(f"the prompt has {len(ids)} tokens, and the model's context is {context}")
     return list(ids)
 
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingError, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .errors import UsageError
+from .files import read_toml
 
 _UNSET = object()
 
@@ -30,14 +25,7 @@ def read_settings(parser: argparse.ArgumentParser, path: str | Path) -> dict[str
 
     MissingError where it cannot be read, UsageError for what is no TOML, no flag, or no value that the flag takes.
     """
-    try:
-        found = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise MissingError(f"--config {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--config {path} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {path} is not TOML: {error}") from None
+    found = read_toml(path, "--config")
     actions, settings = _actions(parser), {}
     for key, value in found.items():
         name = key.replace("-", "_")

@@ -5,9 +5,7 @@ moments) and training.json (all else that decides the steps after N). What is ki
 """
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -20,6 +18,7 @@ import numpy as np
 from .checkpoint import read_checkpoint
 from .config import GPT2Config
 from .errors import GPT2Error, MissingError, UsageError
+from .files import sync, write_new
 from .pretrained import PretrainedModel
 from .stored import safetensors_pieces
 
@@ -60,11 +59,11 @@ def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarr
     try:
         beside.mkdir(parents=True)
         model.save_pretrained(beside, tokenizer=tokenizer)
-        _write(beside / MOMENTS, *safetensors_pieces(moments, codes, {"format": "np"}))
-        _write(beside / RECORD, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-        _sync(beside)
+        write_new(beside / MOMENTS, *safetensors_pieces(moments, codes, {"format": "np"}))
+        write_new(beside / RECORD, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        sync(beside)
         beside.rename(place)
-        _sync(place.parent)
+        sync(place.parent)
         for old in snapshots(out)[:-keep]:
             old.rename(gone := old.with_name(f".{old.name}.{token}.old"))      # from here on it is none, whatever happens
             shutil.rmtree(gone, ignore_errors=True)
@@ -108,20 +107,3 @@ def load(path: Path) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.nd
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise damaged(path, error) from None
     return found.config, {name: np.array(a) for name, a in found.parameters.items()}, moments, told
-
-
-def _write(path: Path, *pieces: Any) -> None:
-    with open(path, "xb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    with contextlib.suppress(OSError):                  # not every system opens a directory
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

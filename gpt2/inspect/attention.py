@@ -45,7 +45,7 @@ def character(pattern: np.ndarray) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
-    ids = prompt_ids(args, model, tokenizer)
+    ids = prompt_ids(args, tokenizer, model.config.n_positions)
     for flag, value, size in (("layer", args.layer, model.config.n_layer), ("head", args.head, model.config.n_head)):
         if value is not None and value >= size:
             raise UsageError(f"--{flag} {value} is not there; the model's are 0 … {size - 1}")

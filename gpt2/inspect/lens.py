@@ -38,7 +38,7 @@ def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
 
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
-    ids = prompt_ids(args, model, tokenizer)
+    ids = prompt_ids(args, tokenizer, model.config.n_positions)
     found, tokens = lens(model, ids), labels(tokenizer, ids)
     known = model.config.vocab_size if tokenizer is None else tokenizer.n_vocab
     last = list(found.values())[-1]

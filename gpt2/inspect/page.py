@@ -99,7 +99,7 @@ def html(found: dict[str, Any]) -> bytes:
 
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
-    ids = prompt_ids(args, model, tokenizer)
+    ids = prompt_ids(args, tokenizer, model.config.n_positions)
     found = document(model, tokenizer, ids, args.model, args.values)
     rows = [{key: value for key, value in one.items() if key not in ("data", "steps", "kept")} for one in found["tensors"]]
     said = ("mean", "std", "min", "max", "norm")

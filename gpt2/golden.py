@@ -1,0 +1,243 @@
+"""python -m gpt2.golden: what a port of GPT-2 must compute, as safetensors with a manifest: activations, loss, gradients, AdamW steps."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import minigrad as mg
+
+from .cli import Parser, at_least, emit_json, run_command
+from .config import GPT2Config
+from .errors import MissingError, UsageError
+from .files import write_folder
+from .model import GPT2
+from .model_flags import add_model, add_prompt, model_of, prompt_ids
+from .stored import CODES, Loader, Stored, read_header, safetensors_pieces
+from .table import number, plain, table
+
+MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
+RULES = {                                               # of gradients at points, by the end of the name
+    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.q": "attention.6", "attn.k": "attention.7",
+    "resid_pre": "layer_norm.5", "resid_mid": "layer_norm.5", "resid_post": "layer_norm.5",
+}
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+class Adam(NamedTuple):
+    """Settings of the AdamW steps, those of llm.c's test: weight decay on all parameters, no clipping."""
+
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+class Entry(NamedTuple):
+    """A tensor of the manifest. unit, unit_rms: what our own float32 run is off by, at most and in the mean square."""
+
+    name: str
+    equation: str
+    shape: list[int]
+    dtype: str
+    norm: float
+    unit: float
+    unit_rms: float
+
+
+class Golden(NamedTuple):
+    """What a folder of gpt2.golden holds. manifest["tensors"] as `entries`, in order; `array(name)` reads one, in float64."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    entries: dict[str, Entry]
+    stored: dict[str, Stored]
+
+    def array(self, name: str) -> np.ndarray:
+        return Loader(np.dtype(np.float64))(self.stored[name])
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.golden", description=__doc__)
+    add_model(p)
+    add_prompt(p)
+    p.set_defaults(dtype="float64")
+    p.add_argument("--batch-size", type=at_least(1), default=1, metavar="B",
+                   help="rows that the ids are laid out in, one after the other (default: 1)")
+    p.add_argument("--grad", action="store_true", help="the gradient of the loss at every point and parameter, too")
+    p.add_argument("--steps", type=at_least(0), default=0, metavar="N",
+                   help="AdamW steps on the same batch: loss and parameters after each (default: 0)")
+    for name, value in Adam()._asdict().items():
+        flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
+        p.add_argument(f"--{flag}", dest=name, type=float, default=value, metavar="X", help=f"of the steps (default: {value})")
+    p.add_argument("--out", type=Path, default=Path("golden"), metavar="DIR", help="the folder to write (default: golden)")
+    p.add_argument("--json", action="store_true", help="the manifest instead of a table")
+    return p
+
+
+def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """ids as inputs [B, T] and the tokens after them [B, T], or None where there is one id. UsageError where they do not fill the rows."""
+    if len(ids) < 2:
+        if learns or rows > 1:
+            raise UsageError("one id has none after it to predict; --grad, --steps and --batch-size need more")
+        return np.array([ids]), None
+    if (len(ids) - 1) % rows:
+        raise UsageError(f"{len(ids)} ids are B·T + 1 for no T with --batch-size {rows}; leave out {(len(ids) - 1) % rows}")
+    return np.array(ids[:-1]).reshape(rows, -1), np.array(ids[1:]).reshape(rows, -1)
+
+
+# ── what there is to say ──
+def backward_order(names: Iterable[str]) -> list[str]:
+    """Parameters as backward gets done with them: the last block first, the tables last, each weight before its bias."""
+    own = list(names)
+    blocks: dict[str, list[str]] = {}
+    for name in own:
+        blocks.setdefault(name.rpartition(".")[0], []).append(name)
+    ends = [key for key in ("lm_head", "ln_f") if key in blocks]
+    inner = [key for key in blocks if key.startswith("h.")]
+    return [name for key in [*ends, *reversed(inner), "wpe", "wte"] for name in blocks[key]]
+
+
+def equation_of_gradient(name: str, forward: Mapping[str, str]) -> str:
+    """The label of the rule that gives the gradient of a point or a parameter."""
+    if name in forward:
+        end = name.split(".", 2)[-1] if name.startswith("blocks.") else name
+        if end == "mlp.pre":
+            return {"gelu.1": "gelu.3", "gelu.2": "gelu.4", "relu.1": "relu.1"}[forward[name.replace("mlp.pre", "mlp.act")]]
+        return RULES.get(end, "matmul.2")
+    if ".ln_" in name or name.startswith("ln_"):
+        return "layer_norm.6" if name.endswith("weight") else "layer_norm.7"
+    tables = {"wte.weight": "embedding.3, matmul.3", "wpe.weight": "embedding.3"}
+    return tables.get(name, "matmul.3" if name.endswith("weight") else "linear.1")
+
+
+def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: bool, steps: int,
+             adam: Adam) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, equation, array on the host) of all that a port is compared by, in the order in which it is computed.
+
+    Points as `Hooked.points` names them; "loss"; NAME.grad of points, the last first, and of parameters; "step.K.loss" before the K-th
+    AdamW step, and "step.K.PARAMETER" after it.
+    """
+    def host(a: Any) -> np.ndarray:
+        return np.array(mg.backend.of(a).host(a))
+
+    def gradient(p: mg.Tensor) -> Any:
+        assert p.grad is not None
+        return p.grad.array
+
+    equations = model.equations()
+    found = model.trace(ids, targets, gradients=grad)
+    yield from ((name, label, host(found[name])) for name, label in equations.items())
+    if targets is None:
+        return
+    yield "loss", "cross_entropy.1", host(found["loss"])
+    parameters = dict(model.named_parameters())
+    order = backward_order(parameters)
+    if grad:
+        for name in reversed(equations):
+            yield f"{name}.grad", equation_of_gradient(name, equations), host(found[f"{name}.grad"])
+        loss = model.loss(ids, targets)
+        loss.backward()
+        yield from ((f"{name}.grad", equation_of_gradient(name, equations), host(gradient(parameters[name]))) for name in order)
+    optimizer = mg.optim.AdamW(list(parameters.values()), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
+    for step in range(1, steps + 1):
+        model.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        yield f"step.{step}.loss", "cross_entropy.1", host(loss.array)
+        optimizer.step()
+        yield from ((f"step.{step}.{name}", "adamw.4", host(parameters[name].array)) for name in order)
+
+
+def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str) -> Entry:
+    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32."""
+    a, b = wide.astype(np.float64), narrow.astype(np.float64)
+    least = 0.5 * EPS32                                 # a number that is rounded to float32 is off by that much of it
+    size = float(np.abs(a).max(initial=0.0))
+    rms = float(np.sqrt(np.square(a).mean())) if a.size else 0.0
+    gap = np.abs(b - a)
+    off = float(np.sqrt(np.square(gap).mean())) if a.size else 0.0
+    return Entry(name, equation, list(a.shape), dtype, float(np.sqrt(np.square(a).sum())), max(float(gap.max(initial=0.0)), least * size),
+                 max(off, least * rms))
+
+
+def both(model: GPT2, device: str) -> tuple[GPT2, GPT2]:
+    """The model by its definitions in float64, and with its kernels in float32, on copies of the same weights."""
+    host = {name: np.array(mg.backend.of(p.array).host(p.array)) for name, p in model.named_parameters()}
+    wide, narrow = ({name: a.astype(dtype) for name, a in host.items()} for dtype in ("float64", "float32"))
+    return (GPT2(model.config, backend=device, dtype="float64", explicit=True, parameters=wide),
+            GPT2(model.config, backend=device, dtype="float32", parameters=narrow))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.dtype not in ("float64", "float32"):
+        raise UsageError(f"--dtype {args.dtype}: ground truth is written in float64 or float32")
+    given, args.dtype = args.dtype, "float32"
+    model, tokenizer = model_of(args)
+    given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
+    ids, targets = batch_of(given_ids, args.batch_size, args.grad or args.steps > 0)
+    if ids.shape[1] > model.config.n_positions:
+        raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")
+    adam = Adam(*(getattr(args, name) for name in Adam._fields))
+    how = (ids, targets, args.grad, args.steps, adam)
+    wide, narrow = both(model, model.where["device"])
+    arrays, entries = dict[str, np.ndarray](), list[Entry]()
+    for (name, label, a), (_, _, b) in zip(computed(wide, *how), computed(narrow, *how)):
+        arrays[name] = a if given == "float64" else b
+        entries.append(entry(name, label, a, b, given))
+    manifest = {
+        "format": "gpt2-golden", "version": 1, "model": args.model, "random_weights": args.random_weights, "config": model.config.to_dict(),
+        "dtype": given, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
+        "grad": args.grad, "steps": args.steps, "adamw": adam._asdict(), "tensors": [one._asdict() for one in entries],
+    }
+    files: dict[str, Iterable[Any]] = {TENSORS: safetensors_pieces(arrays, dict.fromkeys(arrays, CODES[given]), {"format": "np"})}
+    if args.random_weights is not None:                 # nobody else has them
+        host = {name: mg.backend.of(p.array).host(p.array) for name, p in model.named_parameters()}
+        keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in host}
+        files[f"{MODEL}/model.safetensors"] = safetensors_pieces(
+            {keys[n]: a for n, a in host.items()}, dict.fromkeys(keys.values(), "F32"), {"format": "pt"})
+        files[f"{MODEL}/config.json"] = [json.dumps(model.config.to_dict(), indent=2).encode()]
+    files[MANIFEST] = [json.dumps(plain(manifest), indent=1).encode() + b"\n"]
+    write_folder(args.out, files, MANIFEST)
+    if args.json:
+        emit_json(plain(manifest))
+    else:
+        for line in table(("tensor", "equation", "shape", "norm", "unit"),
+                          [(e.name, e.equation, str(e.shape), e.norm, e.unit) for e in entries], left=3):
+            print(line)
+        losses = [float(arrays[e.name]) for e in entries if e.name == "loss" or e.name.endswith(".loss")]
+        print(f"\n{len(entries)} tensors in {given}" + (f"; losses {', '.join(map(number, losses))}" if losses else "")
+              + "; unit: what float32 here is off by at most", flush=True)
+        print(f"gpt2.golden: wrote {args.out}; compare a port with: python -m gpt2.verify --golden {args.out} --against PORT",
+              file=sys.stderr)
+    return 0
+
+
+def read_golden(folder: Path) -> Golden:
+    """The ground truth in a folder. MissingError where there is none, or it is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest.get("format") != "gpt2-golden":
+            raise ValueError("it is another's manifest")
+        entries = {one["name"]: Entry(**one) for one in manifest["tensors"]}
+        stored = {one.key: one for one in read_header(folder / TENSORS)[0]}
+        GPT2Config.from_dict(manifest["config"])
+        if lost := [name for name in entries if name not in stored]:
+            raise ValueError(f"{TENSORS} lacks {lost[0]}")
+    except OSError as error:
+        raise MissingError(f"{folder} is no folder of gpt2.golden ({error.filename}: {error.strerror}); "
+                           "make one with: python -m gpt2.golden --grad --out DIR") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MissingError(f"{folder} is no folder of gpt2.golden ({error})") from None
+    return Golden(folder, manifest, entries, stored)
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.golden")

@@ -1,0 +1,201 @@
+"""The tensors of somebody's port of GPT-2, under our names, and how far they are from the ground truth."""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import MissingError, UsageError
+from .files import read_toml
+from .golden import EPS32, Entry, Golden
+from .stored import NAMES, Loader, read_header
+
+ALLOWED = 32.0                                          # units
+EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+class Tensor(NamedTuple):
+    """A tensor of a port: the dtype it is stored in, and the array, in float64."""
+
+    dtype: str
+    array: np.ndarray
+
+
+Port = Mapping[str, Callable[[], Tensor]]
+
+
+def read_port(path: Path) -> Port:
+    """The tensors in a .safetensors, .npz or .npy file, or in all such files of a folder, by name; each is read when called.
+
+    A .npy file's name is the tensor's. MissingError where nothing can be read, UsageError for a name that is there twice.
+    """
+    try:
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".npz", ".npy")) if path.is_dir() else [path]
+        found: dict[str, Callable[[], Tensor]] = {}
+        for file in files:
+            for name, tensor in _tensors(file):
+                if name in found:
+                    raise UsageError(f"{path} has {name!r} twice")
+                found[name] = tensor
+    except OSError as error:
+        raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+    if not found:
+        raise MissingError(f"{path} holds no tensors in .safetensors, .npz or .npy files")
+    return found
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    if file.suffix == ".safetensors":
+        load = Loader(np.dtype(np.float64))
+        for entry in read_header(file)[0]:
+            if entry.dtype in NAMES:
+                yield entry.key, lambda entry=entry: Tensor(NAMES[entry.dtype], load(entry))  # type: ignore[misc]
+    elif file.suffix in (".npz", ".npy"):
+        try:
+            loaded = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise MissingError(f"{file} is no whole {file.suffix} file ({error})") from None
+        for name in loaded.files if file.suffix == ".npz" else [file.stem]:
+            yield name, lambda name=name: _numpy(loaded[name] if file.suffix == ".npz" else loaded, name)  # type: ignore[misc]
+    else:
+        raise MissingError(f"{file} is no tensors' file: it must end in .safetensors, .npz or .npy")
+
+
+def _numpy(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.name not in EPS:
+        raise MissingError(f"{name!r} is {array.dtype}; only {', '.join(EPS)} can be compared")
+    return Tensor(array.dtype.name, array.astype(np.float64))
+
+
+# ── names ──
+class Named(NamedTuple):
+    """What a port calls a tensor of ours, and the axes in which it has it ("transpose", as in NumPy), if others."""
+
+    name: str
+    transpose: tuple[int, ...] | None
+
+
+def read_map(path: Path | None) -> dict[str, Named]:
+    """Patterns of our names to names of a port, from a TOML file:
+
+        "blocks.*.attn.out" = "layer*.attention"                # one * stands for the same text on both sides
+        "blocks.*.attn.q" = { name = "q*", transpose = [0, 2, 1, 3] }
+
+    UsageError for what is neither.
+    """
+    out = {}
+    for ours, value in (read_toml(path, "--map") if path else {}).items():
+        fields = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str) or fields.keys() - {"name", "transpose"}:
+            raise UsageError(f'--map {path}: {ours!r} must be a name, or {{ name = "…", transpose = [0, 2, 1, 3] }}')
+        axes = fields.get("transpose")
+        if axes is not None and (not isinstance(axes, list) or sorted(map(str, axes)) != sorted(map(str, range(len(axes))))):
+            raise UsageError(f"--map {path}: {ours!r}: transpose must be the axes 0 … n − 1 in another order, is {axes}")
+        if ours.count("*") != fields["name"].count("*") or ours.count("*") > 1:
+            raise UsageError(f"--map {path}: {ours!r} and {fields['name']!r} must have one * each, or none")
+        out[ours] = Named(fields["name"], None if axes is None else tuple(axes))
+    return out
+
+
+def name_in(port: Port, name: str, names: Mapping[str, Named]) -> Named | None:
+    """What the port calls our tensor `name`; None where it has none."""
+    for ours, theirs in names.items():
+        pattern = re.escape(ours).replace(r"\*", "(.+)")
+        if hit := re.fullmatch(pattern, name):
+            called = theirs.name.replace("*", hit[1]) if hit.groups() else theirs.name
+            return Named(called, theirs.transpose) if called in port else None
+    return Named(name, None) if name in port else None
+
+
+# ── how far ──
+class Compared(NamedTuple):
+    """A tensor of the port beside ours. units: how often the bound's unit its error is, the larger of two; ok: within ALLOWED.
+
+    worst: the largest error, `at` which index, with both values there. trouble: what is wrong with it besides: its shape, a NaN.
+    """
+
+    name: str
+    equation: str
+    units: float
+    worst: float
+    at: tuple[int, ...]
+    found: float
+    wanted: float
+    trouble: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.trouble and self.units <= ALLOWED
+
+
+def unit_of(entry: Entry, dtype: str) -> tuple[float, float]:
+    """The units of an error, at most and in the mean square, for a port that computes in dtype.
+
+    They are what our own float32 run is off by, and as much more or less as the dtype rounds more or less; the truth's own rounding stays.
+    """
+    scale = max(EPS[dtype], EPS[entry.dtype]) / EPS32
+    return entry.unit * scale, entry.unit_rms * scale
+
+
+def distance(entry: Entry, a: np.ndarray, b: np.ndarray, dtype: str) -> float:
+    """How many units b is from a: by its largest error, or by the mean square where that says more."""
+    gap, (most, mean) = np.abs(b - a), unit_of(entry, dtype)
+    if not gap.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        largest, square = float(gap.max()), float(np.sqrt(np.square(gap).mean()))
+    return max(_ratio(largest, most), _ratio(square, mean))
+
+
+def _ratio(x: float, unit: float) -> float:
+    return x / unit if unit else (0.0 if x == 0.0 else float("inf"))
+
+
+def aligned(theirs: np.ndarray, named: Named, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The port's array in our axes; axes of length 1 may be there or not. None where the shapes do not fit."""
+    if named.transpose is not None:
+        if len(named.transpose) != theirs.ndim:
+            return None
+        theirs = theirs.transpose(named.transpose)
+    bare = [size for size in shape if size != 1]
+    return theirs.reshape(shape) if [size for size in theirs.shape if size != 1] == bare else None
+
+
+def compare(golden: Golden, port: Port, names: Mapping[str, Named]) -> tuple[list[Compared], list[str]]:
+    """Every tensor that both have, in the order in which it is computed, and the names that the port has not.
+
+    MissingError, with near names, where they have none in common.
+    """
+    out, missing = [], []
+    for name, entry in golden.entries.items():
+        named = name_in(port, name, names)
+        if named is None:
+            missing.append(name)
+            continue
+        dtype, raw = port[named.name]()
+        theirs = aligned(raw, named, tuple(entry.shape))
+        if theirs is None:
+            hint = ", the transpose" if list(raw.shape) == entry.shape[::-1] else ""
+            out.append(Compared(name, entry.equation, float("inf"), float("nan"), (), float("nan"), float("nan"),
+                                f"is {list(raw.shape)}{hint}; {entry.shape} is wanted"))
+            continue
+        ours = golden.array(name)
+        if not np.isfinite(theirs).all():
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(theirs))[0])
+            out.append(Compared(name, entry.equation, float("inf"), float("nan"), at, float(theirs[at]), float(ours[at]),
+                                f"has {int((~np.isfinite(theirs)).sum()):,} × NaN or infinity, the first at {list(at)}"))
+            continue
+        gap = np.abs(theirs - ours)
+        at = tuple(int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape)) if gap.size else ()
+        out.append(Compared(name, entry.equation, distance(entry, ours, theirs, dtype), float(gap.max(initial=0.0)), at,
+                            float(theirs[at]) if gap.size else 0.0, float(ours[at]) if gap.size else 0.0))
+    if not out:
+        wanted = next(iter(golden.entries))
+        near = difflib.get_close_matches(wanted, list(port), 1, 0.3) or [next(iter(port))]
+        raise MissingError(f"the port has none of the {len(missing)} tensors, such as {wanted!r}; it has {near[0]!r} and "
+                           f"{len(port) - 1} more; name them with --map")
+    return out, missing

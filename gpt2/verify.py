@@ -1,0 +1,111 @@
+"""python -m gpt2.verify: a port's tensors against ground truth, and why they differ; or OpenAI's weights against published figures."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import published
+from .cli import Parser, add_backend, emit_json, run_command
+from .diagnosis import causes, reader
+from .errors import GPT2Error, MissingError, UsageError
+from .golden import MODEL, Golden, read_golden
+from .locate import locate
+from .model import GPT2
+from .port import ALLOWED, compare, read_map, read_port
+from .table import number, plain, table
+
+SHOWN = 12                                              # lines of tensors that are wrong
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.verify", description=__doc__)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--against", type=Path, metavar="PATH",
+                      help="a port's tensors: a .safetensors, .npz or .npy file, or a folder of such")
+    what.add_argument("--model", metavar="NAME|DIR", help="OpenAI's weights: gpt2, or a directory; runs the published figures on them")
+    p.add_argument("--golden", type=Path, default=Path("golden"), metavar="DIR", help="what gpt2.golden wrote (default: golden)")
+    p.add_argument("--map", type=Path, metavar="FILE.toml", help='our names to the port\'s: "blocks.*.attn.out" = "layer*.attention"')
+    p.add_argument("--all", action="store_true", help="a line for every tensor, and not only for those that are wrong")
+    p.add_argument("--data", type=Path, metavar="DIR",
+                   help="with --model: a folder with tinyshakespeare.txt, wikitext2-test.raw, lambada_test.jsonl, hellaswag_val.jsonl")
+    p.add_argument("--slow", action="store_true", help="with --model: also the figures that take many minutes on a CPU")
+    add_backend(p)
+    p.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return p
+
+
+def truth_of(golden: Golden) -> GPT2 | None:
+    """The model that the truth was made with, in float64 by its definitions, on the CPU; None where its weights are not here."""
+    inside = golden.folder / MODEL
+    try:
+        path = inside if inside.exists() else locate(golden.manifest["model"])
+        model = GPT2.from_pretrained(path, dtype="float64", explicit=True)
+    except GPT2Error:
+        return None
+    return model if model.config.to_dict() == golden.manifest["config"] else None
+
+
+def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    """The document, the lines and the exit code of a comparison."""
+    golden, names = read_golden(args.golden), read_map(args.map)
+    port = read_port(args.against)
+    found, missing = compare(golden, port, names)
+    wrong = [c for c in found if not c.ok]
+    lines = []
+    shown = found if args.all else wrong[:SHOWN]
+    if shown:
+        lines += [*table(("tensor", "equation", "units", "max error", "at", "port", "truth", ""),
+                         [(c.name, c.equation, c.units, c.worst, str(list(c.at)), c.found, c.wanted, c.trouble or ("" if c.ok else "wrong"))
+                          for c in shown], left=2)]
+        lines += [f"… and {len(wrong) - SHOWN} more"] * (not args.all and len(wrong) > SHOWN) + [""]
+    said: list[str] = []
+    if wrong:
+        model = truth_of(golden)
+        said = causes(golden, model, found, reader(golden, port, names))
+        after = found[found.index(wrong[0]) - 1].name if found.index(wrong[0]) else None
+        first = wrong[0]
+        lines.append(f"the first to differ: {first.name} ({first.equation}) "
+                     + (first.trouble or f"by {number(first.units)} units, where {ALLOWED:g} are allowed")
+                     + (f"; all {found.index(first)} before it agree, up to {after}" if after else ""))
+        lines += [f"{'perhaps' if len(said) > 1 else 'likely'}: {cause}" for cause in said]
+        if model is None and not first.trouble:
+            lines.append("the weights are not here, so bugs could not be planted to compare with")
+    lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
+                 + (f"; the port lacks {len(missing)}: {', '.join(missing[:3])}{' …' * (len(missing) > 3)}" if missing else ""))
+    document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
+                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said, "allowed": ALLOWED}
+    return document, lines, 1 if wrong else 0
+
+
+def figures(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    """The document, the lines and the exit code of the published figures."""
+    found = published.run(args)
+    failed = sum(c.verdict == "FAILED" for c in found)
+    skipped = sum(c.verdict == "skipped" for c in found)
+    lines = [*table(("figure", "source", "published", "found", ""),
+                    [(c.what, c.source, c.expected, c.found or c.why, c.verdict) for c in found], left=4), "",
+             f"{len(found) - failed - skipped} hold, {failed} do not, {skipped} skipped"]
+    return {"model": args.model, "figures": [c._asdict() for c in found]}, lines, 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.model is None and (args.slow or args.data):
+        raise UsageError("--data and --slow go with --model")
+    if args.against and not args.against.exists():
+        raise MissingError(f"--against {args.against} does not exist")
+    with np.errstate(over="ignore", invalid="ignore"):
+        document, lines, code = against(args) if args.against else figures(args)
+    if args.json:
+        emit_json(plain(document))
+    else:
+        for line in lines:
+            print(line)
+    return code
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.verify")
