@@ -185,8 +185,8 @@ BUGS = [
     Bug("ln_1.out", "ε is added to the deviation; it belongs inside the root: (x − μ)/√(σ² + ε)", norms(
         lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b)),
     Bug("ln_1.out", "ε is left out of LayerNorm", norms(lambda x, w, b, eps: normalised(x, 0.0) * w + b)),
+    Bug("ln_1.out", "LayerNorm's ε is BERT's, 1e-12; GPT-2's is 1e-5", norms(lambda x, w, b, eps: normalised(x, 1e-12) * w + b)),
     Bug("ln_1.out", "LayerNorm's ε is 1e-6; GPT-2's is 1e-5", norms(lambda x, w, b, eps: normalised(x, 1e-6) * w + b)),
-    Bug("ln_1.out", "LayerNorm's ε is 1e-12, as BERT's; GPT-2's is 1e-5", norms(lambda x, w, b, eps: normalised(x, 1e-12) * w + b)),
     Bug("ln_1.out", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
         norms(lambda x, w, b, eps: normalised(x, eps, ddof=1) * w + b)),
     Bug("ln_1.out", "LayerNorm's weight is not applied", norms(lambda x, w, b, eps: normalised(x, eps) + b)),

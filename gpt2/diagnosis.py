@@ -280,7 +280,7 @@ def _factors(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, theirs: Th
         return
     ids = np.array(golden.manifest["ids"])
     config = golden.manifest["config"]
-    known = {"the number of tokens": ids.size, "the number of rows": ids.shape[0], "the tokens of a row": ids.shape[1], "2": 2,
+    known = {"2": 2, "the number of tokens": ids.size, "the number of rows": ids.shape[0], "the tokens of a row": ids.shape[1],
              "ln 2": math.log(2), "√(d/h)": math.sqrt(config["n_embd"] / config["n_head"]), "√d": math.sqrt(config["n_embd"]),
              "the number of heads": config["n_head"]}
     for what, value in known.items():

@@ -182,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     given, args.dtype = args.dtype, "float32"
     model, tokenizer = model_of(args)
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
+    model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
     ids, targets = batch_of(given_ids, args.batch_size, args.grad or args.steps > 0)
     if ids.shape[1] > model.config.n_positions:
         raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")

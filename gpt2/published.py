@@ -113,8 +113,8 @@ def perplexity(model: GPT2, ids: list[int]) -> float:
 
 
 def wikitext(path: Path) -> str:
-    """The text as transformers' page joins it: the rows of the file, by empty lines between them."""
-    return "\n\n".join(path.read_text("utf-8").splitlines(keepends=True))
+    """The text as transformers' page joins it: the rows of the data set, where a blank line is an empty row, by "\\n\\n"."""
+    return "\n\n".join(row if row.strip() else "" for row in path.read_text("utf-8").splitlines(keepends=True))
 
 
 def items(model: GPT2, tokenizer: Any, path: Path, task: str) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def test_the_order_is_that_of_the_computation(made):
     names = list(golden.read_golden(made[3]).entries)
     at = {name: i for i, name in enumerate(names)}
     assert names[0] == "embed" and at["logits"] + 1 == at["loss"] and at["loss"] + 1 == at["logits.grad"]
-    assert at["blocks.2.mlp.act.grad"] < at["blocks.2.mlp.pre.grad"] < at["blocks.1.resid_post.grad"] < at["embed.grad"] < at["ln_f.weight.grad"]
+    assert at["blocks.2.mlp.act.grad"] < at["blocks.2.mlp.pre.grad"] < at["blocks.1.resid_post.grad"] < at["embed.grad"]
+    assert at["embed.grad"] + 1 == at["ln_f.weight.grad"]
     assert at["h.2.mlp.c_proj.weight.grad"] < at["h.2.ln_1.bias.grad"] < at["h.0.mlp.c_fc.weight.grad"] < at["wte.weight.grad"]
     assert at["wte.weight.grad"] < at["step.1.loss"] < at["step.1.wte.weight"] < at["step.2.loss"] and names[-1] == "step.3.wte.weight"
 
@@ -140,7 +141,7 @@ def test_random_weights_are_written_along(run, tmp_path):
     model = GPT2.from_pretrained(tmp_path / "a" / "model", dtype="float64", explicit=True)
     np.testing.assert_array_equal(model.trace([[1, 2]])["logits"], a["logits"])
     code, out, _ = run(verify, "--golden", tmp_path / "a", "--against", tmp_path / "b")
-    assert code == 0 and "59 tensors compared, 59 agree" in out or code == 0
+    assert code == 0 and out == f"{len(a)} tensors compared, {len(a)} agree\n"
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypatch):
@@ -202,19 +203,23 @@ def test_float64_that_is_float32_inside_is_found(run, made, tmp_path):
 
 # ── wrong ports ──
 FORWARD = [
-    ("positions from 1", "pos_embed", "start at row 1"), ("no positions", "pos_embed", "not added"), ("times sqrt d", "embed", "multiplied by √d"),
+    ("positions from 1", "pos_embed", "start at row 1"), ("no positions", "pos_embed", "not added"),
+    ("times sqrt d", "embed", "multiplied by √d"),
     ("eps outside", "blocks.0.ln_1.out", "inside the root"), ("no eps", "blocks.0.ln_1.out", "left out of LayerNorm"),
-    ("eps 1e-6", "blocks.0.ln_1.out", "1e-6"), ("eps 1e-12", "blocks.0.ln_1.out", "1e-12"),
+    ("eps 1e-6", "blocks.0.ln_1.out", "1e-6"), ("eps 1e-12", "blocks.0.ln_1.out", "BERT's, 1e-12"),
     ("sample variance", "blocks.0.ln_1.out", "n − 1"), ("no norm weight", "blocks.0.ln_1.out", "weight is not applied"),
     ("no norm bias", "blocks.0.ln_1.out", "bias is not added"), ("rmsnorm", "blocks.0.ln_1.out", "RMSNorm"),
     ("norm over places", "blocks.0.ln_1.out", "over the places"),
-    ("attn.c_attn transposed", "blocks.0.attn.q", "c_attn's weight is read transposed"), ("no attn.c_attn bias", "blocks.0.attn.q", "c_attn's bias"),
-    ("heads of q, k, v", "blocks.0.attn.q", "not each head's Q, K, V"), ("heads inside", "blocks.0.attn.q", "not number by number through the heads"),
+    ("attn.c_attn transposed", "blocks.0.attn.q", "c_attn's weight is read transposed"),
+    ("no attn.c_attn bias", "blocks.0.attn.q", "c_attn's bias"),
+    ("heads of q, k, v", "blocks.0.attn.q", "not each head's Q, K, V"),
+    ("heads inside", "blocks.0.attn.q", "not number by number through the heads"),
     ("q and k swapped", "blocks.0.attn.q", "it is blocks.0.attn.k"),
     ("no scale", "blocks.0.attn.pattern", "not divided by √(d/h)"), ("scale d", "blocks.0.attn.pattern", "divided by √d;"),
     ("scale d_head", "blocks.0.attn.pattern", "divided by d/h"), ("scale times", "blocks.0.attn.pattern", "multiplied by √(d/h)"),
     ("no mask", "blocks.0.attn.pattern", "no causal mask"), ("mask after softmax", "blocks.0.attn.pattern", "after softmax"),
-    ("mask by zeros", "blocks.0.attn.pattern", "masked scores are 0"), ("mask hides itself", "blocks.0.attn.pattern", "hides each query's own key"),
+    ("mask by zeros", "blocks.0.attn.pattern", "masked scores are 0"),
+    ("mask hides itself", "blocks.0.attn.pattern", "hides each query's own key"),
     ("mask shows next", "blocks.0.attn.pattern", "one key too many"), ("mask upside down", "blocks.0.attn.pattern", "from their own on"),
     ("softmax over queries", "blocks.0.attn.pattern", "over the queries"),
     ("pattern transposed", "blocks.0.attn.z", "multiplied transposed"), ("no transpose", "blocks.0.attn.out", "without the transpose"),
@@ -222,16 +227,20 @@ FORWARD = [
     ("no attn.c_proj bias", "blocks.0.attn.out", "attn.c_proj's bias"), ("no c_proj", "blocks.0.attn.out", "without c_proj"),
     ("no residual 1", "blocks.0.resid_mid", "replaces the residual stream"), ("post-norm 1", "blocks.0.resid_mid", "what ln_1 made"),
     ("ln_2 too early", "blocks.0.ln_2.out", "ln_2 is applied to the block's input"),
-    ("mlp.c_fc transposed", "blocks.0.mlp.pre", "mlp.c_fc's weight is read transposed"), ("no mlp.c_fc bias", "blocks.0.mlp.pre", "mlp.c_fc's bias"),
+    ("mlp.c_fc transposed", "blocks.0.mlp.pre", "mlp.c_fc's weight is read transposed"),
+    ("no mlp.c_fc bias", "blocks.0.mlp.pre", "mlp.c_fc's bias"),
     ("erf", "blocks.0.mlp.act", "by erf"), ("relu", "blocks.0.mlp.act", "is ReLU"), ("quick", "blocks.0.mlp.act", "1.702"),
-    ("silu", "blocks.0.mlp.act", "SiLU"), ("identity", "blocks.0.mlp.act", "no activation"), ("no cube", "blocks.0.mlp.act", "lacks the term 0.044715 x³"),
+    ("silu", "blocks.0.mlp.act", "SiLU"), ("identity", "blocks.0.mlp.act", "no activation"),
+    ("no cube", "blocks.0.mlp.act", "lacks the term 0.044715 x³"),
     ("no root", "blocks.0.mlp.act", "lacks the factor √(2/π)"),
     ("mlp.c_proj transposed", "blocks.0.mlp.out", "mlp.c_proj's weight is read transposed"),
-    ("no mlp.c_proj bias", "blocks.0.mlp.out", "mlp.c_proj's bias"), ("no residual 2", "blocks.0.resid_post", "replaces the residual stream"),
+    ("no mlp.c_proj bias", "blocks.0.mlp.out", "mlp.c_proj's bias"),
+    ("no residual 2", "blocks.0.resid_post", "replaces the residual stream"),
     ("post-norm 2", "blocks.0.resid_post", "what ln_2 made"), ("parallel", "blocks.0.resid_post", "attention's part is lost"),
     ("no ln_f", "ln_f.out", "ln_f, is not applied"),
     ("sum", "loss", "sum over the tokens"), ("rows", "loss", "mean over rows of sums"), ("bits", "loss", "in bits"),
-    ("perplexity", "loss", "perplexity"), ("not shifted", "loss", "not shifted"), ("last", "loss", "last place alone"), ("sign", "loss", "wrong sign"),
+    ("perplexity", "loss", "perplexity"), ("not shifted", "loss", "not shifted"), ("last", "loss", "last place alone"),
+    ("sign", "loss", "wrong sign"),
 ]
 
 
@@ -240,22 +249,23 @@ def test_a_planted_bug_is_found_and_named(run, made, bug, first, says):
     """By the first tensor that is wrong, and by what causes it, as the one thing that is said or the first."""
     code, found = judged(run, made, ported(made, bug))
     assert code == 1 and found["first"] == first, (found["first"], found["causes"])
-    assert found["causes"] and says in found["causes"][0], found["causes"]
+    # in float32 an ε of 1e-12 is none
+    assert found["causes"] and says in found["causes"][bug == "eps 1e-12"], found["causes"]
 
 
 @pytest.mark.parametrize("bug, end, says", [(b, f, s) for b, f, s in FORWARD if f.startswith("blocks.0.") and b != "q and k swapped"][::3],
                          ids=lambda v: v if isinstance(v, str) else None)
 @pytest.mark.parametrize("only", [(2,), (1, 2)])
 def test_a_bug_of_some_blocks_is_found_there(run, made, bug, end, says, only):
-    """In one block, or from one on: the first of them is named, and whether it is alone."""
-    code, found = judged(run, made, ported(made, bug, only))
+    """In one block, or from one on: the first of them is named. In float64, for ε is below float32's bound where variances are 1."""
+    code, found = judged(run, made, ported(made, bug, only, torch.float64))
     assert code == 1 and found["first"] == end.replace("blocks.0", f"blocks.{only[0]}")
     assert says in found["causes"][0], found["causes"]
 
 
-@pytest.mark.parametrize("bug, end, says", [(b, f, s) for b, f, s in FORWARD if f.startswith(("blocks.0.", "pos", "ln_f")) and b != "q and k swapped"],
-                         ids=lambda v: v if isinstance(v, str) else None)
-def test_the_logits_alone_are_enough(run, made, bug, end, says):
+@pytest.mark.parametrize("bug, says", [(bug, says) for bug, first, says in FORWARD
+                                       if first.startswith(("blocks.0.", "pos", "ln_f")) and bug != "q and k swapped"])
+def test_the_logits_alone_are_enough(run, made, bug, says):
     """A port that has nothing but logits is told the same."""
     def bare(arrays):
         for name in [name for name in arrays if name != "logits"]:
@@ -302,7 +312,7 @@ def softmaxed(a):
 
 
 def scores_back(a, which):
-    q, k, p, v, gz = (a[f"blocks.1.attn.{n}"] for n in ("q", "k", "pattern", "v", "z.grad"))
+    k, p, v, gz = (a[f"blocks.1.attn.{n}"] for n in ("k", "pattern", "v", "z.grad"))
     dp = gz @ v.swapaxes(-1, -2)
     ds = {"plain": p * (dp - (p * dp).sum(-1, keepdims=True)) * 4.0, "no row sum": p * dp, "identity": dp}[which]
     return {"blocks.1.attn.q.grad": ds @ k / 4.0}
@@ -318,13 +328,15 @@ BACKWARD = [
     ("weight transposed", lambda a, w: {"h.2.attn.c_proj.weight.grad": a["h.2.attn.c_proj.weight.grad"].T}, "h.2.attn.c_proj.weight.grad",
      "axes are in another order"),
     ("no one-hot", lambda a, w: softmaxed(a), "logits.grad", "softmax alone"),
-    ("no gelu derivative", lambda a, w: {"blocks.2.mlp.pre.grad": a["blocks.2.mlp.act.grad"]}, "blocks.2.mlp.pre.grad", "derivative is left out"),
+    ("no gelu derivative", lambda a, w: {"blocks.2.mlp.pre.grad": a["blocks.2.mlp.act.grad"]}, "blocks.2.mlp.pre.grad",
+     "derivative is left out"),
     ("relu derivative", lambda a, w: {"blocks.2.mlp.pre.grad": a["blocks.2.mlp.act.grad"] * (a["blocks.2.mlp.pre"] > 0)},
      "blocks.2.mlp.pre.grad", "that of ReLU"),
     ("no scale back", lambda a, w: scores_back(a, "plain"), "blocks.1.attn.q.grad", "scale 1/√(d/h) is left out"),
     ("no row sum", lambda a, w: scores_back(a, "no row sum"), "blocks.1.attn.q.grad", "lacks −⟨p, g⟩"),
     ("no softmax back", lambda a, w: scores_back(a, "identity"), "blocks.1.attn.q.grad", "softmax's derivative is left out"),
-    ("skip only", lambda a, w: {"blocks.1.resid_mid.grad": a["blocks.1.resid_post.grad"]}, "blocks.1.resid_mid.grad", "through ln_2 is left out"),
+    ("skip only", lambda a, w: {"blocks.1.resid_mid.grad": a["blocks.1.resid_post.grad"]}, "blocks.1.resid_mid.grad",
+     "through ln_2 is left out"),
     ("no skip", lambda a, w: {"blocks.1.resid_pre.grad": a["blocks.1.resid_pre.grad"] - a["blocks.1.resid_mid.grad"],
                               "blocks.0.resid_post.grad": a["blocks.0.resid_post.grad"] - a["blocks.1.resid_mid.grad"]},
      "blocks.1.resid_pre.grad", "past ln_1 is left out"),
@@ -343,7 +355,8 @@ def test_a_wrong_gradient_is_found_and_named(run, made, bug, change, first, says
 
 OPTIMIZER = [("no decay", 1, "left out"), ("coupled", 1, "added to the gradient"), ("no correction", 1, "bias correction"),
              ("t stays 1", 2, "does not grow"), ("eps inside", 1, "ε is inside the root"), ("matrices", 1, "only matrices decay"),
-             ("moments kept not", 2, "start from zero"), ("summed", 2, "not zeroed"), ("clipped", 1, "clipped"), ("sgd", 1, "gradient descent"),
+             ("moments kept not", 2, "start from zero"), ("summed", 2, "not zeroed"), ("clipped", 1, "clipped"),
+             ("sgd", 1, "gradient descent"),
              ("plus", 1, "wrong sign")]
 
 
@@ -402,7 +415,8 @@ def spoil(name, value):
 
 
 @pytest.mark.parametrize("edit, says", [
-    (spoil("blocks.1.mlp.pre", lambda a: np.where(a == a[1, 2, 3], np.nan, a).astype(np.float32)), "has 1 × NaN or infinity, the first at [1, 2, 3]"),
+    (spoil("blocks.1.mlp.pre", lambda a: np.where(a == a[1, 2, 3], np.nan, a).astype(np.float32)),
+     "has 1 × NaN or infinity, the first at [1, 2, 3]"),
     (spoil("blocks.1.attn.q", lambda a: a[:, :, :5]), "is [2, 2, 5, 16]; [2, 2, 10, 16] is wanted"),
     (spoil("logits", lambda a: np.ascontiguousarray(a.T)), "is [300, 10, 2], the transpose; [2, 10, 300] is wanted"),
     (spoil("blocks.2.resid_post", lambda a: np.zeros_like(a)), "it is all zero"),
@@ -477,7 +491,8 @@ def test_tiny_models_of_other_kinds(run, tmp_path):
     """An untied head, another activation, one layer: written, read, and equal to itself."""
     tiny_model(n_layer=1, tie_word_embeddings=False, activation_function="relu", n_inner=40).save_pretrained(tmp_path / "m")
     flags = ("--model", tmp_path / "m", "--ids", "1,2,3", "--grad", "--steps", 1)
-    assert run(golden, *flags, "--out", tmp_path / "g")[0] == 0 and run(golden, *flags, "--dtype", "float32", "--out", tmp_path / "h")[0] == 0
+    assert run(golden, *flags, "--out", tmp_path / "g")[0] == 0
+    assert run(golden, *flags, "--dtype", "float32", "--out", tmp_path / "h")[0] == 0
     code, out, err = run(verify, "--golden", tmp_path / "g", "--against", tmp_path / "h")
     assert code == 0, out + err
     assert "lm_head.weight.grad" in golden.read_golden(tmp_path / "g").entries

@@ -368,8 +368,9 @@ def test_the_page_in_a_browser(run, folder, tmp_path, width):
     logits, known = found["logits"][0].astype(np.float64), tiny_tokenizer().n_vocab
 
     def table(place, tau):
-        p = np.exp(logits[place, :known] / tau)
-        return [[str(i), f"{logits[place, i]:.4f}", f"{p[i] / p.sum():.6f}"] for i in np.argsort(-logits[place, :known], kind="stable")[:20]]
+        row = logits[place, :known]
+        p = np.exp(row / tau)
+        return [[str(i), f"{row[i]:.4f}", f"{p[i] / p.sum():.6f}"] for i in np.argsort(-row, kind="stable")[:20]]
 
     assert said["before"] == table(4, 1.0)
     for mine, wanted in ((said["after"], table(4, 10 ** 0.3)), (said["second"], table(1, 10 ** 0.3))):
