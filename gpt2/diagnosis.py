@@ -55,24 +55,22 @@ def causes(golden: Golden, model: GPT2 | None, found: Sequence[Compared], theirs
     elif name.endswith(".grad"):
         tried = gradients(golden, name, theirs)
     else:
-        tried = forward(golden, model, found, name, theirs) if model else iter(())
+        tried = forward(golden, model, name, theirs) if model else iter(())
     said = list(itertools.islice(dict.fromkeys(tried), 3))
     return said or list(itertools.islice(pictures(golden, name, theirs), 2))
 
 
 # ── the forward pass ──
-def forward(golden: Golden, model: GPT2, found: Sequence[Compared], name: str, theirs: Theirs) -> Iterator[str]:
-    """Bugs that, planted in our model, give what the port has, at this point and before it; those of all blocks where there are any."""
-    points = list(model.points())
-    before = [c.name for c in found if c.name in points][:[c.name for c in found].index(name) + 1]
+def forward(golden: Golden, model: GPT2, name: str, theirs: Theirs) -> Iterator[str]:
+    """Bugs that, planted in our model, give what the port has at this point; those of all blocks where there are any."""
     ids = np.array(golden.manifest["ids"])
     hits = 0
     for says, planted, hooks in candidates(model, name):
         if hits and (", from block" in says or ", in block" in says):
             return
         with planted.hooks(hooks):
-            arrays = planted.trace(ids)
-        if all(agrees(golden, point, arrays[point], theirs) for point in reversed(before)):
+            arrays = planted.trace(ids, only=name)
+        if agrees(golden, name, arrays[name], theirs):
             hits += 1
             yield says
 

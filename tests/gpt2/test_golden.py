@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
         patch.setattr("gpt2.files.write_new", full)
         code, _, err = run(golden, *flags, "--grad", "--out", tmp_path / "g")
     assert code == 2 and "No space left" in err and (tmp_path / "g" / golden.TENSORS).read_bytes() == before
+    rename = Path.rename
+
+    def stuck(self, target):
+        if self.name.endswith(".tmp"):
+            raise OSError(13, "Permission denied", str(self))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:                # when the old one has stepped aside already
+        patch.setattr(Path, "rename", stuck)
+        assert run(golden, *flags, "--grad", "--out", tmp_path / "g")[0] == 2
+    assert (tmp_path / "g" / golden.TENSORS).read_bytes() == before
     assert run(golden, *flags, "--grad", "--out", tmp_path / "g")[0] == 0
     assert "logits.grad" in golden.read_golden(tmp_path / "g").entries and sorted(p.name for p in tmp_path.iterdir()) == ["g", "mine"]
 

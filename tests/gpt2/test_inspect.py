@@ -311,6 +311,13 @@ def test_the_page_takes_any_text_and_needs_no_network(run, tmp_path):
     assert "".join(data_of(tmp_path / "t.html")["tokens"]) == "</script><b>&'\""
 
 
+def test_no_text_ends_the_script():
+    """Whatever a model is called."""
+    text = page.html({"what": "</script><!--"}).decode()
+    assert text.count("</script>") == 2 and "<!--" not in text
+    assert json.loads(text.split('id="data">')[1].split("</script>")[0])["what"] == "</script><!--"
+
+
 def test_thinning():
     assert page.sampling_steps((4, 100, 100), 10_000) == [1, 2, 2] and page.sampling_steps((3, 5), 15) == [1, 1]
     assert page.limit_for([10, 100, 1000], 210) == 100 and page.limit_for([10, 100, 1000], 120) == 55 and page.limit_for([5], 9) == 5

@@ -1,0 +1,117 @@
+"""python -m gpt2.experiments: what is claimed of GPT-2, measured: an equation, a table, a verdict, and a picture of each."""
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import minigrad as mg
+
+from ..cli import Parser, add_backend, at_least, backend_of, emit_json, run_command
+from ..errors import UsageError
+from ..figures import image
+from ..files import write_files
+from ..table import plain, table
+from . import NAMES, experiment
+from .lab import Lab
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m gpt2.experiments", description=__doc__)
+    p.add_argument("names", nargs="*", metavar="NAME", help="experiments, or all")
+    p.add_argument("--list", action="store_true", help="what there is")
+    p.add_argument("--out", type=Path, default=Path("experiments"), metavar="DIR",
+                   help="where NAME.png, .csv and .json go (default: experiments)")
+    p.add_argument("--model", default="shakespeare", metavar="NAME|DIR", help="the model that is looked at (default: the one that ships)")
+    p.add_argument("--data", type=Path, metavar="FILE", help="a text to train and test on (default: what the model writes itself)")
+    p.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add_backend(p)
+    p.add_argument("--json", action="store_true", help="one JSON document instead of tables")
+    return p
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The experiments that are meant. UsageError, with near names, for one that is none."""
+    if not names:
+        raise UsageError("name an experiment, or all; --list shows what there is")
+    if names == ["all"]:
+        return list(NAMES)
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 3)
+            hint = f"near to it: {', '.join(near)}" if near else "--list shows what there is"
+            raise UsageError(f"there is no experiment {name!r}; {hint}")
+    return names
+
+
+def csv_of(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as CSV; all columns that any row has."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
+    """Run an experiment and write its three files; its document."""
+    module, started = experiment(name), time.perf_counter()
+    lab.files.clear()
+    found = plain(module.measure(lab))
+    verdicts = [v._asdict() for v in module.judge(found)]
+    document = {"experiment": name, "about": module.__doc__.strip().splitlines()[0], "equation": module.EQUATION, "model": lab.model_name,
+                "backend": lab.device, "seed": lab.seed, "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found}
+    picture = image(module.draw(found))
+    write_files(out, {**lab.files, f"{name}.png": picture, f"{name}.csv": csv_of(found["rows"]),
+                      f"{name}.json": json.dumps(document, indent=1).encode() + b"\n"})
+    return document
+
+
+def lines_of(document: dict[str, Any]) -> Iterator[str]:
+    """What is printed of an experiment."""
+    yield f"{document['experiment']}: {document['about']}"
+    yield document["equation"]
+    yield ""
+    rows = document["rows"]
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    yield from table(header, [[row.get(key) if not isinstance(row.get(key), list) else str(row[key]) for key in header] for row in rows],
+                     left=sum(isinstance(rows[0].get(key), str) for key in header[:2]) or 1)
+    yield ""
+    yield from document.get("notes", [])
+    for one in document["verdicts"]:
+        yield f"VERDICT: {one['verdict']} — {one['claim']} ({one['because']})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.list:
+        for line in table(("experiment", "what it asks"), [(name, experiment(name).__doc__.strip().splitlines()[0]) for name in NAMES],
+                          left=2):
+            print(line)
+        return 0
+    names = chosen(args.names)
+    library, number = mg.backend.get(backend_of(args))
+    lab = Lab(args.model, library.label(number), args.data, args.seed)
+    _ = lab.path                                        # a model that is not there is said before anything is measured
+    documents = []
+    for i, name in enumerate(names):
+        documents.append(perform(name, lab, args.out))
+        if not args.json:
+            print("\n".join(lines_of(documents[-1])), flush=True)
+            if i + 1 < len(names):
+                print()
+        print(f"gpt2.experiments: {name}: {documents[-1]['seconds']:.1f} s, wrote {args.out / name}.png, .csv, .json", file=sys.stderr)
+    if args.json:
+        emit_json(documents if len(documents) > 1 else documents[0])
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, "gpt2.experiments")

@@ -1,0 +1,63 @@
+"""Where do heads look: at the token before, at the first one, at all alike?"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..figures import COLOURS, new_figure
+from ..inspect.attention import character, patterns
+from .lab import Lab, Verdict, verdict
+
+EQUATION = "P = softmax(Q Kᵀ/√(d/h) + M)   (attention.2); a head that looks at all alike has P_ts = 1/(t + 1) and entropy ln(t + 1)"
+ROWS = 8
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    length = min(63, lab.model.config.n_positions - 1)
+    texts = lab.blocks(ROWS, length)[:, :-1]
+    heads: dict[tuple[int, ...], list[dict[str, float]]] = {}
+    example = None
+    for text in texts:
+        found = patterns(lab.model, text.tolist())
+        example = found if example is None else example
+        for i, j in np.ndindex(found.shape[:2]):
+            heads.setdefault((i, j), []).append(character(found[i, j]))
+    alike = float(np.mean([math.log(t + 1) for t in range(1, length)]))
+    rows: list[dict[str, Any]] = [{"head": f"{i}.{j}", **{key: float(np.mean([c[key] for c in every])) for key in every[0]}}
+                                  for (i, j), every in heads.items()]
+    first = float(np.mean([1 / (t + 1) for t in range(1, length)]))
+    assert example is not None
+    most = max(rows, key=lambda row: row["previous"])["head"]
+    i, j = map(int, most.split("."))
+    return {"rows": rows, "alike": alike, "first": first, "example": example[i, j].tolist(), "example of": most, "length": length}
+
+
+def judge(found: dict[str, Any]) -> list[Verdict]:
+    """A previous-token head gives the token before more than 0.4. The first token: twice the share that it has with all alike."""
+    best = max(found["rows"], key=lambda row: row["previous"])
+    first = float(np.mean([row["first"] for row in found["rows"]]))
+    entropy = float(np.mean([row["entropy"] for row in found["rows"]]))
+    return [
+        verdict(best["previous"] > 0.4, "there is a head that looks at the token before",
+                f"head {best['head']} gives it {best['previous']:.2f}"),
+        verdict(first > 2 * found["first"], "heads rest on the first token",
+                f"it gets {first:.3f} of the weight on average; {found['first']:.3f} were all alike"),
+        verdict(entropy < 0.9 * found["alike"], "heads choose: their entropy is below that of looking at all alike",
+                f"{entropy:.2f} of {found['alike']:.2f} nats on average"),
+    ]
+
+
+def draw(found: dict[str, Any]) -> Any:
+    figure, axes = new_figure(9, 3.8, 1, 2)
+    for row in found["rows"]:
+        layer = int(row["head"].split(".")[0])
+        axes[0, 0].plot(row["previous"], row["first"], "o", color=COLOURS[layer % len(COLOURS)])
+        axes[0, 0].annotate(row["head"], (row["previous"], row["first"]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axes[0, 0].axhline(found["first"], color="black", linestyle="--", linewidth=1)
+    axes[0, 0].set(title="heads (layer.head, coloured by layer)", xlabel="share on the token before", ylabel="share on the first token")
+    shown = axes[0, 1].imshow(found["example"], cmap="Blues", vmin=0.0)
+    axes[0, 1].set(title=f"head {found['example of']} on a text", xlabel="key", ylabel="query")
+    figure.colorbar(shown, ax=axes[0, 1], shrink=0.8)
+    return figure

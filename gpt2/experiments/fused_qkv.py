@@ -1,0 +1,101 @@
+"""Is one product with c_attn the same as three matrices, and as a loop over heads?"""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from ..figures import COLOURS, new_figure
+from .lab import Lab, Verdict, verdict
+
+EQUATION = "x [W_Q W_K W_V] = [x W_Q, x W_K, x W_V]; head j of Q is its columns j·d/h … (j + 1)·d/h − 1   (attention.8)"
+T, D, H = 256, 256, 8
+
+
+def ways() -> dict[str, Callable[[mg.Tensor, mg.Tensor], mg.Tensor]]:
+    """Causal attention of x [1, T, d] with the weights [d, 3d], in four ways, as [1, T, d]."""
+    k = D // H
+    scale = 1.0 / math.sqrt(k)
+
+    def fused(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
+        return mg.join_heads(mg.attention(*mg.split_heads(mg.matmul(x, w), heads=H, parts=3), scale=scale))
+
+    def three(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
+        q, k_, v = (mg.split_heads(mg.matmul(x, part), heads=H, parts=1)[0] for part in mg.split(w, 3, axis=-1))
+        return mg.join_heads(mg.attention(q, k_, v, scale=scale))
+
+    def loop(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
+        out = []
+        for j in range(H):
+            q, k_, v = (mg.matmul(x, w[:, D * part + k * j:D * part + k * (j + 1)]) for part in range(3))
+            out.append(single(q, k_, v))
+        return mg.concat(out, axis=-1)
+
+    def single(q: mg.Tensor, k_: mg.Tensor, v: mg.Tensor) -> mg.Tensor:
+        scores = mg.matmul(q, mg.transpose(k_)) * scale
+        seen = mg.Tensor(mg.backend.of(q.array).adopt(np.tri(q.shape[1], dtype=bool)))
+        return mg.matmul(mg.softmax(mg.where(seen, scores, float(np.finfo(np.float32).min))), v)
+
+    return {"fused c_attn": fused, "three matrices": three, "a loop over heads": loop}
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    rng = np.random.default_rng(lab.seed)
+    x, w, g = rng.standard_normal((1, T, D)), rng.standard_normal((D, 3 * D)) / math.sqrt(D), rng.standard_normal((1, T, D))
+    rows, first = [], None
+    for name, f in ways().items():
+        made = []
+        for dtype in ("float64", "float32"):
+            a, b = lab.tensor(x, dtype), lab.tensor(w, dtype)
+            dx, dw = mg.grad(lambda a, b, f=f, dtype=dtype: mg.sum(f(a, b) * lab.tensor(g, dtype)), (0, 1))(a, b)
+            made.append((f(a, b).numpy(), dx.numpy(), dw.numpy()))
+        first = first or made
+        a, b, took = lab.tensor(x), lab.tensor(w), []
+        for _ in range(7):
+            started = time.perf_counter()
+            with mg.no_grad():
+                f(a, b).numpy()
+            took.append(time.perf_counter() - started)
+        rows.append({"way": name, "products": {"fused c_attn": 1, "three matrices": 3}.get(name, 3 * H),
+                     "ms": 1e3 * float(np.median(took[2:])),
+                     **{f"{what}, {dtype}": float(np.abs(made[i][j] - first[i][j]).max() / np.abs(first[i][j]).max())
+                        for i, dtype in enumerate(("float64", "float32")) for j, what in enumerate(("value", "∂x", "∂W"))}})
+    return {"rows": rows, "T": T, "d": D, "heads": H}
+
+
+def judge(found: dict[str, Any]) -> list[Verdict]:
+    """Values and gradients equal, relative to their largest, to d·eps of each dtype; times by their medians, 10 % being no difference."""
+    rows = {row["way"]: row for row in found["rows"]}
+    worst = {dtype: max(row[f"{what}, {dtype}"] for row in found["rows"] for what in ("value", "∂x", "∂W"))
+             for dtype in ("float64", "float32")}
+    same = all(worst[dtype] <= found["d"] * float(np.finfo(dtype).eps) for dtype in worst)
+    one, loop = rows["fused c_attn"]["ms"], rows["a loop over heads"]["ms"]
+    return [
+        verdict(same, "fused, three matrices and a loop over heads are one function, in value and gradient",
+                f"relative difference {worst['float64']:.1e} in float64, {worst['float32']:.1e} in float32"),
+        verdict(None if abs(loop / one - 1.0) < 0.1 else loop > one, "the fused product is faster than a loop over heads",
+                f"{one:.2f} ms, three matrices {rows['three matrices']['ms']:.2f} ms, loop {loop:.2f} ms"),
+    ]
+
+
+def draw(found: dict[str, Any]) -> Any:
+    figure, axes = new_figure(8, 3.2, 1, 2)
+    names = [row["way"] for row in found["rows"]]
+    axes[0, 0].barh(names, [row["ms"] for row in found["rows"]], color=COLOURS[:3])
+    axes[0, 0].set(title=f"T = {found['T']}, d = {found['d']}, {found['heads']} heads", xlabel="ms, forward")
+    axes[0, 0].invert_yaxis()
+    at = np.arange(3)
+    for i, (row, colour) in enumerate(zip(found["rows"], COLOURS)):
+        axes[0, 1].bar(at + 0.27 * i, [max(row[f"{what}, float32"], 1e-9) for what in ("value", "∂x", "∂W")], 0.27, color=colour,
+                       label=row["way"])
+    axes[0, 1].axhline(float(np.finfo(np.float32).eps), color="black", linestyle="--", linewidth=1, label="eps of float32")
+    axes[0, 1].set_yscale("log")
+    axes[0, 1].set_xticks(at + 0.27, ["value", "∂x", "∂W"])
+    axes[0, 1].set(title="difference from the fused one", ylabel="relative")
+    axes[0, 1].legend(fontsize=7)
+    return figure

@@ -1,0 +1,91 @@
+"""How far apart are the two GELUs and ReLU, as functions and as what a model learns with?"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from ..figures import COLOURS, new_figure
+from ..model import GPT2
+from .lab import Lab, Verdict, held_out, small_config, spread, train, verdict
+
+EQUATION = ("gelu(x) = x Φ(x)   (gelu.1);  ½x(1 + tanh(√(2/π)(x + 0.044715 x³)))   (gelu.2);  "
+            "gelu′ = Φ + x φ   (gelu.3), ½(1 + t) + ½x(1 − t²)√(2/π)(1 + 0.134145 x²)   (gelu.4)")
+STEPS, SEEDS, T95 = 80, 3, 4.303                        # Student's t for 2 degrees of freedom, 95 %
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    x = np.linspace(-6.0, 6.0, 120_001)
+
+    def of(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        f = mg.relu if kind == "relu" else lambda t: mg.gelu(t, approximate=kind)
+        t = lab.tensor(x, "float64")
+        return f(t).numpy(), mg.grad(lambda t: mg.sum(f(t)))(t).numpy()
+
+    (tanh, tanh_slope), (erf, erf_slope), (relu, relu_slope) = of("tanh"), of("none"), of("relu")
+    phi = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    cdf = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    closed = {"tanh": 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x * x), "erf": cdf + x * phi,
+              "relu": (x > 0).astype(float)}
+    slopes = {name: float(np.abs(a - closed[name]).max()) for name, a in (("tanh", tanh_slope), ("erf", erf_slope), ("relu", relu_slope))}
+    gap, low = np.abs(tanh - erf), int(tanh.argmin())
+    ids, rows = lab.text_ids, lab.blocks(32, 64)
+    trained = []
+    for name in ("gelu_new", "gelu", "relu"):
+        losses = []
+        for seed in range(SEEDS):
+            model = GPT2(small_config(lab.model.config.vocab_size, activation_function=name), backend=lab.device, seed=seed)
+            train(model, model.loss, ids, steps=STEPS, rows=8, block=64, seed=seed)
+            losses.append(held_out(model.loss, rows))
+        trained.append({"activation": {"gelu_new": "GELU by tanh", "gelu": "GELU by erf", "relu": "ReLU"}[name],
+                        "loss after training": float(np.mean(losses)), "± (seeds)": float(np.std(losses, ddof=1)), "each": losses})
+    some = slice(None, None, 600)
+    return {
+        "rows": [{k: v for k, v in row.items() if k != "each"} for row in trained],
+        "losses": {row["activation"]: row["each"] for row in trained},
+        "gap": float(gap.max()), "gap_at": float(abs(x[gap.argmax()])), "minimum": float(tanh[low]), "minimum_at": float(x[low]),
+        "slopes": slopes,
+        "curves": {"x": x[some].tolist(), "GELU by tanh": tanh[some].tolist(), "ReLU": relu[some].tolist(),
+                   "gap": (tanh - erf)[some].tolist()},
+        "notes": [f"tanh − erf: {gap.max():.6e} at most, at ±{abs(x[gap.argmax()]):.4f}",
+                  f"GELU by tanh is least at {x[low]:.4f}: {tanh[low]:.8f}"],
+    }
+
+
+def judge(found: dict[str, Any]) -> list[Verdict]:
+    """The published numbers to their digits (the grid is 1e-4); slopes to 1e-12; what was learned: paired by seeds, 95 % of Student's t."""
+    losses = {name: np.array(v) for name, v in found["losses"].items()}
+    (other, other_error), (gain, gain_error) = (spread(losses[name] - losses["GELU by tanh"]) for name in ("GELU by erf", "ReLU"))
+    return [
+        verdict(abs(found["gap"] - 4.732355e-4) < 1e-9 and abs(found["gap_at"] - 2.69894) < 1e-4,
+                "the GELUs are 4.732355e-4 apart at most, at ±2.69894", f"{found['gap']:.6e} at ±{found['gap_at']:.4f}"),
+        verdict(abs(found["minimum"] + 0.17004075) < 1e-8 and abs(found["minimum_at"] + 0.75246) < 1e-4,
+                "GELU by tanh is least at −0.75246: −0.17004075", f"{found['minimum']:.8f} at {found['minimum_at']:.4f}"),
+        verdict(max(found["slopes"].values()) < 1e-12, "autograd gives the closed forms",
+                f"largest difference {max(found['slopes'].values()):.1e}"),
+        verdict(abs(other) < 0.01, "a model learns the same with either GELU", f"losses {other:+.4f} ± {other_error:.4f} nats apart"),
+        verdict(None if abs(gain) < T95 * gain_error else gain > 0, "GELU learns better than ReLU",
+                f"ReLU's loss {gain:+.4f} ± {gain_error:.4f} nats from it, {SEEDS} pairs of seeds"),
+    ]
+
+
+def draw(found: dict[str, Any]) -> Any:
+    figure, axes = new_figure(10, 3.4, 1, 3)
+    curves = found["curves"]
+    for colour, name in zip(COLOURS, ("GELU by tanh", "ReLU")):
+        axes[0, 0].plot(curves["x"], curves[name], color=colour, label=name)
+    axes[0, 0].set(title="activations", xlabel="x", xlim=(-4, 3), ylim=(-0.5, 3))
+    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].plot(curves["x"], curves["gap"], color=COLOURS[2])
+    axes[0, 1].set(title="GELU by tanh − GELU by erf", xlabel="x")
+    axes[0, 1].ticklabel_format(axis="y", scilimits=(-2, 2))
+    for i, losses in enumerate(found["losses"].values()):
+        axes[0, 2].plot([i] * len(losses), losses, "o", color=COLOURS[i])
+    axes[0, 2].set_xticks(range(3), list(found["losses"]), fontsize=7)
+    axes[0, 2].set(title=f"loss after {STEPS} steps, a dot a seed", ylabel="nats")
+    axes[0, 2].margins(x=0.3)
+    return figure

@@ -1,0 +1,71 @@
+"""How are weights distributed: token against position embeddings, by depth, and Q, K and V?"""
+from __future__ import annotations
+
+from typing import Any
+
+from ..checkpoint import read_tensors
+from ..errors import MissingError
+from ..inspect.weights import WHICH, distributions
+from ..inspect.weights import draw as draw_distributions
+from .lab import Lab, Verdict, verdict
+
+EQUATION = "KS(a, b) = max_x |F_a(x) − F_b(x)|;  ρ = Spearman's correlation of depth and standard deviation"
+CLAIMS = {
+    "embeddings": "token embeddings are spread wide, position embeddings sit near 0",
+    "layers": "later layers have wider weights",
+    "qkv": "Q and K are distributed alike, and V is narrower",
+}
+ALIKE = 0.05                                            # KS distances of this size are not seen in a histogram
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    tensors, found = read_tensors(lab.path), {}
+    for which in WHICH:
+        try:
+            found[which] = distributions(tensors, which)
+        except MissingError:
+            continue
+    rows = [{"weights": row["name"], "std": row["std"], "kurtosis": row["kurtosis"], "1 %": row["quantiles"][0],
+             "99 %": row["quantiles"][-1]}
+            for one in found.values() for row in one["samples"]]
+    if not rows:
+        raise MissingError(f"{tensors.source} has no weights of GPT-2's names")
+    missing = tensors.missing()
+    notes = [f"{name}: {value:.4f}" for one in found.values() for name, value in one["comparisons"].items() if " in h." not in name]
+    notes += [f"missing: {len(missing)} tensors, {missing[0]} and others"] if missing else []
+    return {"rows": rows, "distributions": found, "notes": notes, "missing": missing}
+
+
+def judge(found: dict[str, Any]) -> list[Verdict]:
+    """Embeddings: the middle half of wpe is narrower than half of wte's. Layers: every ρ above 0.5, contradicted where none is.
+
+    Q, K and V: KS(Q, K) below 0.05, and V's deviation below both others'. Inconclusive where tensors are missing.
+    """
+    return [_of(which, found["distributions"].get(which)) for which in WHICH]
+
+
+def _of(which: str, one: dict[str, Any] | None) -> Verdict:
+    claim = CLAIMS[which]
+    samples = {row["name"]: row for row in one["samples"]} if one else {}
+    if which == "embeddings":
+        if not one or len(samples) < 2:
+            return verdict(None, claim, f"{' and '.join(samples) or 'nothing'} alone is there")
+        widths = {name: row["quantiles"][3] - row["quantiles"][1] for name, row in samples.items()}
+        wte, wpe = widths["wte.weight"], widths["wpe.weight"]
+        return verdict(wpe < 0.5 * wte, claim,
+                       f"middle half: wte {wte:.4f} wide, wpe {wpe:.4f}; KS {one['comparisons']['KS wte, wpe']:.3f}")
+    if not one:
+        return verdict(None, claim, "these tensors are missing")
+    if which == "layers":
+        rho = {name.rpartition(", ")[2]: value for name, value in one["comparisons"].items() if value is not None}
+        up = [value > 0.5 for value in rho.values()]
+        said = ", ".join(f"{name} ρ = {value:.2f}" for name, value in rho.items())
+        return verdict((True if all(up) else None if any(up) else False) if up else None, claim, said or "one layer alone")
+    ks = one["comparisons"]["KS Q, K in all layers"]
+    std = {part: samples[f"{part} of all layers"]["std"] for part in "QKV"}
+    return verdict(ks < ALIKE and std["V"] < min(std["Q"], std["K"]), claim,
+                   f"KS(Q, K) {ks:.4f}; std Q {std['Q']:.3f}, K {std['K']:.3f}, V {std['V']:.3f}")
+
+
+def draw(found: dict[str, Any]) -> Any:
+    return draw_distributions(list(found["distributions"].values()))
