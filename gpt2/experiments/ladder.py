@@ -73,7 +73,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         out.append({"model": name, "parameters": model.num_parameters(), "untrained": before, "trained": held_out(model.loss, held),
                     "tokens/s": ROWS * 64 / made.seconds})
         curves[name] = made.losses
-    return {"rows": out, "curves": curves, "uniform": math.log(lab.model.config.vocab_size)}
+    return {"rows": out, "curves": curves, "steps": STEPS, "uniform": math.log(lab.model.config.vocab_size)}
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
@@ -87,7 +87,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
         verdict(losses[0] - losses[-1] > 0.05, "a whole GPT-2 learns more than embeddings alone",
                 f"{losses[0]:.3f} and {losses[-1]:.3f} nats"),
         verdict(not worse, "every part helps",
-                f"{', '.join(f'{s:+.3f}' for s in steps)} nats from rung to rung after {STEPS} steps, one seed"
+                f"{', '.join(f'{s:+.3f}' for s in steps)} nats from rung to rung after {found['steps']} steps, one seed"
                 + (f"; not {', '.join(worse)}" if worse else "")),
     ]
 

@@ -11,7 +11,7 @@ from ..model import GPT2
 from .lab import Lab, Verdict, held_out, small_config, train, verdict
 
 EQUATION = "logits = x Wᵀ with W the token table;  ∂L/∂W = ∂L/∂W_embedding + ∂L/∂W_head   (embedding.3, linear.2)"
-STEPS = 150
+STEPS, VOCAB = 150, GPT2Config().vocab_size
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def measure(lab: Lab) -> dict[str, Any]:
         "rows": [{k: v for k, v in row.items() if k != "losses"} for row in table], "losses": {row["head"]: row["losses"] for row in table},
         "sum": sums, "scale": float(np.abs(total).max()),
         "parts": {name: float(np.linalg.norm(grads["apart"][name])) for name in ("wte.weight", "lm_head.weight")},
-        "saved": {name: 50257 * sizes["n_embd"] for name, sizes in PUBLISHED.items()}, "vocab": GPT2Config().vocab_size,
-        "notes": [f"tying saves {50257 * sizes['n_embd']:,} parameters in {name}" for name, sizes in PUBLISHED.items()],
+        "saved": {name: VOCAB * sizes["n_embd"] for name, sizes in PUBLISHED.items()}, "steps": STEPS,
+        "notes": [f"tying saves {VOCAB * sizes['n_embd']:,} parameters in {name}" for name, sizes in PUBLISHED.items()],
     }
 
 
@@ -58,7 +58,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
         verdict(found["sum"] <= 100 * eps * found["scale"] and min(parts.values()) > 0.0, "the tied gradient is the sum of both uses",
                 f"off by {found['sum']:.1e} of {found['scale']:.2g}; norms {parts['wte.weight']:.3g} and {parts['lm_head.weight']:.3g}"),
         verdict(rows["tied"]["apart"] == 0.0 and rows["copied"]["apart"] > 0.01, "Parameter(embedding.weight) is not tying",
-                f"after {STEPS} steps the copy is {100 * rows['copied']['apart']:.0f} % away and has "
+                f"after {found['steps']} steps the copy is {100 * rows['copied']['apart']:.0f} % away and has "
                 f"{rows['copied']['parameters'] - rows['tied']['parameters']:,} parameters more"),
         verdict(found["saved"]["gpt2"] == 38_597_376, "tying saves 38,597,376 parameters in GPT-2 small", f"{found['saved']['gpt2']:,}"),
     ]

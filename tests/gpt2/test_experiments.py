@@ -270,6 +270,7 @@ def test_the_hessians_product_is_the_hessians():
     product, gradient, params = hessian.products(model, x, y)
     rng = np.random.default_rng(0)
     v = rng.standard_normal(gradient.size)
+    v /= np.linalg.norm(v)
     found = product(v)
     at = [p.numpy().copy() for p in params]
 
@@ -310,15 +311,16 @@ def test_training_lowers_the_loss():
     ids = np.tile(np.arange(10), 60)
     model = GPT2(lab.small_config(10), seed=0)
     made = lab.train(model, model.loss, ids, steps=40, rows=4, block=16)
-    assert made.losses[0] == pytest.approx(math.log(10), abs=0.1) and made.losses[-1] < 0.5 and made.seconds > 0
+    assert made.losses[0] == pytest.approx(math.log(10), abs=0.3) and made.losses[-1] < 0.5 and made.seconds > 0
     assert lab.held_out(model.loss, np.tile(np.arange(10), 8)[:68].reshape(4, 17)) < 1.0
     assert lab.slope([1, 2, 3], [2, 4, 6]) == pytest.approx(2.0) and lab.spread([1.0, 3.0]) == (2.0, 1.0)
 
 
 # ── the command ──
 def test_the_command(run, tmp_path):
-    code, out, err = run("parameter-counts", "causal-averaging", "--out", tmp_path)
-    assert code == 0 and out.count("VERDICT: ") == 2 and "VERDICT: contradicted — LayerNorm is under 0.01 % of the parameters (0.031 %" in out
+    code, out, _ = run("parameter-counts", "causal-averaging", "--out", tmp_path)
+    assert code == 0 and out.count("VERDICT: ") == 2
+    assert "VERDICT: contradicted — LayerNorm is under 0.01 % of the parameters (0.031 %" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in ("parameter-counts", "causal-averaging")
                                                                 for s in ("png", "csv", "json"))
     code, out, _ = run("parameter-counts", "--out", tmp_path, "--json")
