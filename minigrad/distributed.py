@@ -27,6 +27,7 @@ from .tensor import Tensor
 
 BUCKET = 25 << 20                                       # bytes
 GRACE = 2.0                                             # seconds in which the others may meet the same error by themselves
+PASSING_ON = 0.3                                        # seconds for what was written last to come through mpiexec
 
 
 class ProcessGroup:
@@ -146,6 +147,7 @@ class MPIGroup(ProcessGroup):
             request.Test()                              # an MPI without a thread of its own works only while it is called
 
     def abort(self, code: int) -> None:
+        time.sleep(PASSING_ON)                          # on a busy machine mpiexec drops what it has not passed on by then
         self.comm.Abort(code)
 
 

@@ -22,27 +22,35 @@ HARMLESS = 0.1                                          # nats
 
 @contextlib.contextmanager
 def replaced(model: Any, part: str, layers: list[int], how: str, seed: int, head: int | None = None) -> Iterator[None]:
-    """Inside the block W_part of these layers (or one head's columns of it) is noise, zero or permuted; afterwards all is as it was."""
+    """Inside the block W_part of these layers (or one head's columns of it) is noise, zero or permuted; afterwards all is as it was.
+
+    part: Q, K or V, or "bias" for c_attn's bias as a whole.
+    """
     d, size = model.config.n_embd, model.config.n_embd // model.config.n_head
-    start = d * PARTS.index(part) + (0 if head is None else head * size)
-    columns = slice(start, start + (d if head is None else size))
+    start = 0 if part == "bias" else d * PARTS.index(part) + (0 if head is None else head * size)
+    columns = slice(start, None if part == "bias" else start + (d if head is None else size))
     before = {}
     try:
         for i in layers:
-            p = model.h[i].attn.c_attn.weight
+            p = parameter(model, i, part)
             own = before[i] = p.numpy().copy()
-            rng, block = np.random.default_rng([seed, i]), own[:, columns]
+            rng, block = np.random.default_rng([seed, i]), own[..., columns]
             new = own.copy()
             if how == "noise":
-                new[:, columns] = block.mean() + block.std() * rng.standard_normal(block.shape)
+                new[..., columns] = block.mean() + block.std() * rng.standard_normal(block.shape)
             else:
-                new[:, columns] = 0.0 if how == "zero" else rng.permutation(block.reshape(-1)).reshape(block.shape)
+                new[..., columns] = 0.0 if how == "zero" else rng.permutation(block.reshape(-1)).reshape(block.shape)
             p.assign(mg.backend.of(p.array).adopt(new.astype(own.dtype)))
         yield
     finally:
         for i, own in before.items():
-            p = model.h[i].attn.c_attn.weight
+            p = parameter(model, i, part)
             p.assign(mg.backend.of(p.array).adopt(own))
+
+
+def parameter(model: Any, layer: int, part: str) -> Any:
+    own = model.h[layer].attn.c_attn
+    return own.bias if part == "bias" else own.weight
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def measure(lab: Lab) -> dict[str, Any]:
                          "KL": float(np.mean([one["KL"] for one in every])),
                          "entropy of attention": float(np.mean([one["entropy"] for one in every])), "layers": len(which)})
 
-    for part in PARTS:
+    for part in (*PARTS, "bias"):
         for i in range(layers):
             add(f"layer {i}", part, [i])
     for n in range(1, layers + 1):

@@ -248,6 +248,17 @@ def test_an_ablation_replaces_what_it_says_and_restores_it(how):
     assert all(np.array_equal(b.attn.c_attn.weight.numpy(), w) for b, w in zip(model.h, before))
 
 
+def test_the_bias_is_ablated_too():
+    model = tiny_model()
+    bias = model.h[1].attn.c_attn.bias
+    bias.assign(np.arange(96, dtype=np.float32))
+    with ablate_query.replaced(model, "bias", [1], "zero", 0):
+        assert not bias.numpy().any()
+    with ablate_query.replaced(model, "bias", [1], "permuted", 0):
+        assert sorted(bias.numpy()) == list(range(96)) != bias.numpy().tolist()
+    assert bias.numpy().tolist() == list(range(96))
+
+
 def test_lanczos_finds_the_outer_eigenvalues():
     """Of a matrix that is known, to the bound that comes with them; of a small one all."""
     rng = np.random.default_rng(0)
