@@ -19,7 +19,7 @@ def softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
 
 
 def _softmax_dx(g: Any, out: Any, axis: int) -> Any:
-    """(diag(p) − p pᵀ) g = p ⊙ (g − ⟨p, g⟩)   (softmax.4)"""
+    """(diag(p) − p pᵀ) g = p ⊙ (g − ⟨p, g⟩)   (softmax.2–4)"""
     return out * (g - sum(g * out, axis=axis, keepdims=True))
 
 
@@ -39,7 +39,7 @@ def log_softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
 
 
 def _log_softmax_dx(g: Any, out: Any, axis: int) -> Any:
-    """(I − 1 pᵀ)ᵀ g = g − p Σ g   (log_softmax.3)"""
+    """(I − 1 pᵀ)ᵀ g = g − p Σ g   (log_softmax.2–3)"""
     return g - exp(out) * sum(g, axis=axis, keepdims=True)
 
 

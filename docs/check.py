@@ -1,0 +1,173 @@
+"""python -m docs.check [PAGE ...]: whether the pages say what is so; one line for each thing that is not.
+
+Labels of equations in code and pages match both ways; names of sources exist; links lead somewhere; numbers that were measured say where
+they come from; samples of Python run and print what is shown; commands run. --quick leaves the commands out, which take minutes.
+"""
+from __future__ import annotations
+
+import argparse
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import pages
+from .pages import ROOT, name_of
+
+MEASURED = re.compile(r"(?<![\w.])\d[\d.,]* ?(?:ms|µs|ns|s a step|seconds|minutes|GB/s|GFLOP/s|TFLOP/s|tok/s|tokens a second)(?![\w])")
+IN_CLONE = re.compile(r"pytest|ruff|mypy|HYPOTHESIS_PROFILE=\w+ pytest|python (-m (docs|benchmarks)\b|tests/|docs/)")
+LONGEST = 900                                           # seconds that a command may take
+
+
+# ── what is read ──
+def labels() -> Iterator[str]:
+    """What does not match between the labels in code and those of equations."""
+    code, shown = pages.labels_of_code(), pages.labels_of_pages()
+    for label in sorted(code.keys() - shown.keys()):
+        yield f"{code[label][0]}: names ({label}), which no page derives"
+    for label in sorted(shown.keys() - code.keys()):
+        yield f"{shown[label][0]}: derives ({label}), which no docstring or comment names"
+    for label, where in sorted(shown.items()):
+        if len(where) > 1:
+            yield f"{where[1]}: the label ({label}) is there twice, first in {where[0]}"
+
+
+def names(page: Path) -> Iterator[str]:
+    """Sources that a page names and that are not there."""
+    for name, path in pages.named_sources(page):
+        try:
+            pages.source_of(name, path)
+        except (LookupError, OSError, ValueError) as error:
+            yield f"{name_of(page)}: Code: {error}"
+
+
+def links(page: Path) -> Iterator[str]:
+    """Links that lead nowhere, and labels in the text that no equation has."""
+    for target in pages.links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists():
+            yield f"{name_of(page)}: the link {target} leads nowhere"
+        elif anchor and there.suffix == ".md" and anchor not in anchors(there):
+            yield f"{name_of(page)}: {name_of(there)} has no heading #{anchor}"
+    known = pages.labels_of_pages()
+    for label in sorted(pages.labels_in(page.read_text("utf-8")) - known.keys()):
+        yield f"{name_of(page)}: names ({label}), which no page derives"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as repository browsers make them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def measured(page: Path) -> Iterator[str]:
+    """Sections with numbers that a machine was asked for, and neither a file of results nor a command that asks again."""
+    for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
+        found = MEASURED.search(re.sub(r"^```.*?^```", "", part, flags=re.M | re.S))
+        if found and not re.search(r"results/|`?python -m |pytest |timeit", part):
+            yield f"{name_of(page)}: {part.splitlines()[0].lstrip('# ')!r} says {found[0]!r}, and not which file of results or command it is from"
+
+
+# ── what is run ──
+def samples(page: Path) -> Iterator[str]:
+    """Blocks of Python that do not run, or do not print what they show; each page has a process of its own."""
+    if not any(pages.blocks(page, "python", "pycon")):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-m", "docs.check", "--samples-here", str(page)], cwd=folder, text=True, capture_output=True,
+                              env=environment(), stdin=subprocess.DEVNULL, timeout=LONGEST)
+    if done.returncode:
+        yield f"{name_of(page)}: {done.stdout.strip() or done.stderr.strip()[-2000:]}"
+
+
+def samples_here(page: Path) -> list[str]:
+    """The same in this process, in one namespace."""
+    space: dict[str, object] = {"__name__": "__main__"}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for block in pages.blocks(page, "python", "pycon"):
+        if block.skipped:
+            continue
+        where, said = f"line {block.line}", []
+        if ">>> " in block.text:
+            test = doctest.DocTestParser().get_doctest(block.text, space, where, str(page), block.line)
+            test.globs = space
+            runner.run(test, out=said.append, clear_globs=False)
+        else:
+            try:
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), space)
+            except BaseException:
+                said.append(traceback.format_exc(limit=-2))
+        if said:
+            return [f"{where}: {''.join(said)}"]
+    return []
+
+
+def commands(page: Path, tell: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+    """Commands that do not end well. What is about a clone runs here, all else in a folder of the page's own, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        for command, skipped in pages.commands(page):
+            if skipped or command.startswith(("cd ", "git clone")):
+                continue
+            if command.startswith("pip install"):
+                yield from extras(page, command)
+                continue
+            started = time.perf_counter()
+            done = subprocess.run(["bash", "-uo", "pipefail", "-c", command], cwd=ROOT if IN_CLONE.match(command) else folder, text=True,
+                                  env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONGEST)
+            tell(f"{time.perf_counter() - started:6.1f} s  {name_of(page)}: {command}")
+            if done.returncode:
+                yield f"{name_of(page)}: {command!r} ended with {done.returncode}: {(done.stderr.strip() or done.stdout.strip())[-600:]}"
+
+
+def extras(page: Path, command: str) -> Iterator[str]:
+    """Extras that setup.py does not have; the installing itself is done where the suite runs."""
+    known = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text("utf-8"), re.M)
+    for group in re.findall(r"\.\[([\w,]+)\]", " ".join(shlex.split(command.split("&&")[0]))):
+        for name in group.split(","):
+            if name not in known:
+                yield f"{name_of(page)}: {command!r}: setup.py has no extra {name!r}"
+
+
+def environment() -> dict[str, str]:
+    """This Python first, the clone importable, nothing that shows a window, no network asked for."""
+    here = os.path.dirname(sys.executable)
+    return {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
+            "HF_HUB_OFFLINE": "1", "HYPOTHESIS_PROFILE": "few", "PYTHONIOENCODING": "utf-8"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m docs.check", description=__doc__, allow_abbrev=False)
+    p.add_argument("pages", nargs="*", type=Path, metavar="PAGE", help="Markdown files (default: all)")
+    p.add_argument("--quick", action="store_true", help="leave the commands out")
+    p.add_argument("--samples-here", action="store_true", help=argparse.SUPPRESS)
+    args = p.parse_args(argv)
+    if missing := [page for page in args.pages if not page.is_file()]:
+        p.exit(2, f"docs.check: there is no page {missing[0]}\n")
+    chosen = [page.resolve() for page in args.pages] or pages.pages()
+    if args.samples_here:
+        wrong = samples_here(chosen[0])
+        print("\n".join(wrong))
+        return bool(wrong)
+    wrong = []
+    looked: list[Iterator[str]] = [labels()] if not args.pages else []
+    looked += [what(page) for page in chosen for what in (names, links, measured, samples)]
+    if not args.quick:
+        looked += [commands(page, lambda line: print(line, file=sys.stderr, flush=True)) for page in chosen]
+    for defects in looked:
+        for defect in defects:
+            wrong.append(defect)
+            print(defect, flush=True)
+    print(f"docs.check: {len(chosen)} pages, {len(wrong)} defects", file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
