@@ -186,7 +186,7 @@ def public(module: Any) -> list[str]:
 def as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """A docstring is text: its paragraphs stay paragraphs, what is indented stays as it is, `names` are code, and nothing else is markup."""
     out: list[str] = []
-    inside = False
+    inside = listed = False
     for line in inspect.cleandoc("\n".join(lines)).splitlines():
         indented = line.startswith("    ")
         if indented and not inside and (not out or out[-1] == ""):
@@ -201,11 +201,14 @@ def as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: 
         else:
             if line.strip() and out and out[-1] and re.match(r"[\w*, ]+: ", line):
                 out.append("")                          # arguments, one a line
-            out.append(escaped(line.strip()))
+            listed = bool(re.match(r"(\d+\.|[*-]) ", line)) or (listed and line.startswith("  "))
+            out.append((line[:len(line) - len(line.lstrip())] if listed else "") + escaped(line.strip(), listed))
     lines[:] = [*out, ""]
 
 
-def escaped(line: str) -> str:
+def escaped(line: str, listed: bool = False) -> str:
+    if listed and line[:2] in ("* ", "- "):
+        return line[:2] + escaped(line[2:])
     parts = re.split(r"(`[^`]+`)", line)
     return "".join(f"`{p}`" if p.startswith("`") and len(p) > 2 else re.sub(r"([\\*_|`])", r"\\\1", p) for p in parts)
 

@@ -12,7 +12,8 @@ from .errors import UsageError
 
 
 class KVCache:
-    """Room for `size` tokens of `batch` rows, in every layer: 2·L·d numbers a token and row.
+    """Room for `size` tokens of `batch` rows, in every layer: 2·L·d numbers a token and row. Both depend on what came before a token
+    and on nothing after it   (cache.1), so that they are computed once.
 
     pad: how many places at the left of each row hold no token; such places are masked, and positions count from the
     first token on, so that a padded row computes what it would compute alone.
@@ -30,11 +31,14 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory taken."""
+        """Bytes of memory taken: 2·L·d·size·batch numbers   (cache.3)."""
         return 2 * self.keys.nbytes
 
     def layout(self, rows: int, tokens: int) -> tuple[Any, Any]:
-        """Positions [T] or [B, T] of the next tokens, and the mask [B, 1, 1, S] of places that hold a token (None: all)."""
+        """Positions [T] or [B, T] of the next tokens, and the mask [B, 1, 1, S] of places that hold a token (None: all).
+
+        At place j of a row with c places of padding they are max(j − c, 0) and j ≥ c   (cache.4–5).
+        """
         end = self.length + tokens
         if rows != self.keys.shape[1]:
             raise UsageError(f"the KV cache is for {self.keys.shape[1]} rows; these are {rows}")
@@ -46,7 +50,7 @@ class KVCache:
         return self.xp.maximum(places[None, self.length:] - self.pad, 0), (places[None] >= self.pad)[:, None, None]
 
     def extend(self, layer: int, k: mg.Tensor, v: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
-        """Store k and v [B, h, T, d/h] of the next tokens, and return all that is stored, [B, h, S, d/h] each."""
+        """Store k and v [B, h, T, d/h] of the next tokens, and return all that is stored, [B, h, S, d/h] each   (cache.2)."""
         if k.requires_grad:                             # gradients would stop here, and nobody would notice
             raise mg.errors.GraphError("a pass through a KV cache has no gradient; run it inside minigrad.no_grad()")
         end = self.length + k.shape[2]

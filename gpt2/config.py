@@ -217,5 +217,5 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(config: GPT2Config) -> int:
-    """How many numbers the model has; a tied weight counts once."""
+    """How many numbers the model has   (size.1); a tied weight counts once."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())

@@ -56,7 +56,7 @@ class _Reader:
     """Feeds the model what it has not read yet.
 
     Rows of different lengths are padded at the left. When the context is full, the later half of it is read again from
-    position 0: positions are absolute, so keys of old positions cannot be kept.
+    position 0: positions are absolute, so keys of old positions cannot be kept   (cache.6).
     """
 
     def __init__(self, model: PretrainedModel, rows: Sequence[Sequence[int]], room: int, use_cache: bool, lookup: int,
@@ -180,8 +180,8 @@ def steps(
     is padded. UsageError for bad values.
 
     lookup: read up to so many tokens ahead, those that followed the same tokens before, for one prompt only. A guess is kept
-    where it is what the model chooses there, with that token's own draw; so the ids are those of lookup=0, greedy and sampled,
-    unless two logits (or a draw and a border) are equal up to rounding: one product of several rows adds up in another order
+    where it is what the model chooses there, with that token's own draw (sampling.17); so the ids are those of lookup=0, greedy and
+    sampled, unless two logits (or a draw and a border) are equal up to rounding: one product of several rows adds up in another order
     than several products of one row.
     """
     options = options or SamplingOptions()

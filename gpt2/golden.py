@@ -40,7 +40,7 @@ class Adam(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor of the manifest. unit, unit_rms: what our own float32 run is off by, at most and in the mean square."""
+    """A tensor of the manifest. unit, unit_rms: what our own float32 run is off by, at most (tolerance.7) and in the mean square."""
 
     name: str
     equation: str
@@ -156,7 +156,7 @@ def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: boo
 
 
 def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str) -> Entry:
-    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32."""
+    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32   (tolerance.7)."""
     a, b = wide.astype(np.float64), narrow.astype(np.float64)
     least = 0.5 * EPS32                                 # a number that is rounded to float32 is off by that much of it
     size = float(np.abs(a).max(initial=0.0))

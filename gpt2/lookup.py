@@ -25,7 +25,7 @@ class Lookup:
     def propose(self, n: int) -> list[int]:
         """Up to n tokens, copied from where the longest run that the text ends with was seen before; [] where none was.
 
-        The copy may run into itself, as in LZ77: after a b a b it goes on with a b a b for as long as wanted.
+        The copy may run into itself, as in LZ77: after a b a b it goes on with a b a b for as long as wanted   (sampling.16).
         """
         for length in range(min(LONGEST, len(self.tokens)), 0, -1):
             at = self.after.get(tuple(self.tokens[-length:]))

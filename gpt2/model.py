@@ -100,7 +100,7 @@ class Attention(Tapped):
 
 
 class MLP(Tapped):
-    """act(x W₁ + b₁) W₂ + b₂, with b₁ added where act is computed."""
+    """act(x W₁ + b₁) W₂ + b₂ (mlp.1), with b₁ added where act is computed; back by (mlp.2)."""
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
         n = config.n_inner or 4 * config.n_embd
@@ -115,7 +115,10 @@ class MLP(Tapped):
 
 
 class Block(Tapped):
-    """x (block.1), then m = x + attention(LN(x)) (block.2), and m + MLP(LN(m)) (block.3): pre-norm on a residual stream."""
+    """x (block.1), then m = x + attention(LN(x)) (block.2), and m + MLP(LN(m)) (block.3): pre-norm on a residual stream.
+
+    On the way back each addition hands its gradient on as it is, and what comes out of the branch is added to it   (block.4–7).
+    """
 
     def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
         self.ln_1, self.attn = LayerNorm(F, config, **where), Attention(F, config, layer, **where)
@@ -153,6 +156,7 @@ class GPT2(Hooked, PretrainedModel):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = [Block(self.F, config, layer, **self.where) for layer in range(config.n_layer)]
         self.ln_f = LayerNorm(self.F, config, **self.where)
+        # tied, head and embedding are one parameter, whose gradient is the sum of both uses   (tying.1–2)
         self.lm_head = self.wte if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, **self.where)
         self.fill(seed, parameters)
 

@@ -135,7 +135,8 @@ class Compared(NamedTuple):
 def unit_of(entry: Entry, dtype: str) -> tuple[float, float]:
     """The units of an error, at most and in the mean square, for a port that computes in dtype.
 
-    They are what our own float32 run is off by, and as much more or less as the dtype rounds more or less; the truth's own rounding stays.
+    They are what our own float32 run is off by, and as much more or less as the dtype rounds more or less; the truth's own rounding
+    stays   (tolerance.8).
     """
     scale = max(EPS[dtype], EPS[entry.dtype]) / EPS32
     return entry.unit * scale, entry.unit_rms * scale

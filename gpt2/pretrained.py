@@ -96,7 +96,7 @@ class PretrainedModel(nn.Module):
         self.eval()
 
     def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
-        """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream; LayerNorm 1 and 0."""
+        """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream (block.8); LayerNorm 1 and 0."""
         here, number = mg.backend.get(self.where["device"])
         if name.endswith("bias"):
             return here.adopt(here.zeros(shape, dtype=self.where["dtype"]), device=number)

@@ -19,7 +19,7 @@ SIZE, SECONDS = 1024, 0.2                               # of the square matrices
 
 
 def flop_per_token(config: GPT2Config, block: int) -> float:
-    """Floating-point operations of a training step for each token: 6 N + 12 L d T, N without the position table (Kaplan et al. 2020)."""
+    """Floating-point operations of a training step a token: 6 N + 12 L d T, N without the position table   (size.2; Kaplan et al. 2020)."""
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
     block_parameters = 4 * d * d + 2 * d * n + 9 * d + n
     return 6.0 * (config.vocab_size * d + config.n_layer * block_parameters + 2 * d) + 12.0 * config.n_layer * d * block

@@ -48,7 +48,7 @@ class SamplingOptions:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether nothing is left to chance: the highest logit is taken, the lowest id among equals   (sampling.3)."""
         return self.greedy or self.temperature == 0.0
 
 
@@ -78,9 +78,10 @@ def process_logits(logits: np.ndarray, options: SamplingOptions,
 
 
 def sample(logprobs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Ids [B] drawn by inverting the cumulative sums of exp(logprobs) [B, V] at uniforms [B], each in [0, 1).
+    """Ids [B] drawn by inverting the cumulative sums of exp(logprobs) [B, V] at uniforms [B], each in [0, 1)   (sampling.4–5).
 
-    The first id whose cumulative sum exceeds the uniform number: one of probability 0 is never drawn.
+    The first id whose cumulative sum exceeds the uniform number: one of probability 0 is never drawn. Gumbel-max draws from the same
+    distribution (sampling.7–9), with V numbers where this takes one.
     """
     return np.array([_drawn(np.exp(x), u) for x, u in zip(logprobs, uniforms)], np.int64)
 
@@ -130,7 +131,7 @@ def _checked(logits: np.ndarray) -> np.ndarray:
 
 
 def _penalized(logits: np.ndarray, options: SamplingOptions, previous: Sequence[Sequence[int]]) -> np.ndarray:
-    """A float64 copy of logits [B, V] with the repetition penalty, checked."""
+    """A float64 copy of logits [B, V] with the repetition penalty   (sampling.15), checked."""
     x = logits.astype(np.float64)
     penalty = options.repetition_penalty
     if penalty != 1.0:
@@ -142,14 +143,17 @@ def _penalized(logits: np.ndarray, options: SamplingOptions, previous: Sequence[
 
 
 def _kept(x: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray | None, np.ndarray]:
-    """The ids that may be drawn (None: all) and their logarithms of weights, the highest 0. x [V] is used up."""
+    """The ids that may be drawn (None: all) and their logarithms of weights, the highest 0. x [V] is used up.
+
+    Min-p compares weights with the highest   (sampling.14).
+    """
     if options.is_greedy:
         return np.array([x.argmax()]), np.zeros(1)
     ids = None
     if options.top_k is not None and options.top_k < len(x):
         ids = _highest(x, options.top_k)
         x = x[ids]
-    if options.top_p is not None and options.top_p < 1.0:              # a filter sees raw logits: a temperature keeps their order
+    if options.top_p is not None and options.top_p < 1.0:              # a filter sees raw logits: their order stays (sampling.2)
         _keep_nucleus(x, options.top_p, options.temperature)
     _shift(x, options.temperature)
     if options.min_p:
@@ -160,7 +164,7 @@ def _kept(x: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray | None, n
 def _drawn(weights: np.ndarray, uniform: float) -> int:
     """The first place at which the cumulative sum of weights [V] exceeds uniform ∈ [0, 1) times the whole.
 
-    Sums of blocks say in which block that is, so that only there one number is added after the other.
+    Sums of blocks say in which block that is, so that only there one number is added after the other   (sampling.6).
     """
     starts = np.arange(0, len(weights), BLOCK)
     sums = np.add.reduceat(weights, starts).cumsum()
@@ -174,7 +178,7 @@ def _drawn(weights: np.ndarray, uniform: float) -> int:
 
 
 def _shift(x: np.ndarray, temperature: float) -> None:
-    """x ← (x − max x) / temperature, in this order: x / temperature may overflow."""
+    """x ← (x − max x) / temperature, in this order: x / temperature may overflow   (sampling.1)"""
     x -= x.max()
     if temperature != 1.0:
         with np.errstate(over="ignore"):                # to −inf, and rightly so
@@ -182,14 +186,14 @@ def _shift(x: np.ndarray, temperature: float) -> None:
 
 
 def _weights(x: np.ndarray, temperature: float) -> np.ndarray:
-    """exp((x − max x) / temperature) of x [V], the highest 1."""
+    """exp((x − max x) / temperature) of x [V], the highest 1   (sampling.1)"""
     weights = x.copy()
     _shift(weights, temperature)
     return np.exp(weights, out=weights)
 
 
 def _keep_nucleus(x: np.ndarray, p: float, temperature: float) -> None:
-    """Set to −inf, in x [V], all but the fewest tokens whose probabilities reach p."""
+    """Set to −inf, in x [V], all but the fewest tokens whose probabilities reach p   (sampling.11–13)."""
     weights = _weights(x, temperature)
     whole = weights.sum()
     spare = (1.0 - p) * whole
@@ -204,7 +208,7 @@ def _keep_nucleus(x: np.ndarray, p: float, temperature: float) -> None:
 
 
 def _highest(x: np.ndarray, k: int) -> np.ndarray:
-    """Ids, rising, of the k highest of x [V] and of all that equal the last of them."""
+    """Ids, rising, of the k highest of x [V] and of all that equal the last of them   (sampling.10)."""
     ids = np.arange(len(x))
     peaks = np.maximum.reduceat(x, ids[::BLOCK])
     if k <= len(peaks):                                 # k blocks reach the k-th highest peak, so nothing below it is wanted

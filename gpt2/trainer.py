@@ -70,7 +70,7 @@ class Trainer:
                                       warmup_steps=a.warmup_iters, total_steps=a.max_iters)
 
     def step(self) -> Step:
-        """Forward and backward over each part of a batch, then one change of the weights."""
+        """Forward and backward over each part of a batch, whose gradients add up   (accumulate.1–2), then one change of the weights."""
         a, lr, losses = self.args, self.lr(), []
         for group in self.optimizer.param_groups:
             group["lr"] = lr

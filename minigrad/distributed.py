@@ -43,7 +43,10 @@ class ProcessGroup:
         return [value]
 
     def all_reduce(self, array: Any) -> Callable[[], None]:
-        """Start to sum an array over the processes, in place. Returns what waits for it; until then the array is not to be touched."""
+        """Start to sum an array over the processes, in place. Returns what waits for it; until then the array is not to be touched.
+
+        A ring of n moves 2 (n − 1)/n of the bytes out of each, in 2 (n − 1) messages   (parallel.5–6).
+        """
         return lambda: None
 
     def progress(self) -> None:
@@ -195,6 +198,9 @@ def _code(error: BaseException) -> int:
 class DataParallel:
     """Makes the gradients of parameters their mean over the processes of a group, one flat buffer, bucket by bucket, as backward goes.
 
+    That is the gradient of the mean over all rows where each process has as many (parallel.1–2); else each must weigh its loss by its
+    share first (parallel.3).
+
     parameters: the same on every process, with the same values; of one dtype and device. The last ones come first, as in backward. A
     bucket is on its way once each of its gradients is there; backward goes on meanwhile. A group of one does nothing. GraphError out of a
     second backward that is neither in `no_sync` nor after `finish`.
@@ -233,7 +239,7 @@ class DataParallel:
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside the block gradients only add up: of batches before the last of a step."""
+        """Inside the block gradients only add up: of batches before the last of a step   (parallel.4)."""
         was, self.on = self.on, False
         try:
             yield
@@ -253,7 +259,7 @@ class DataParallel:
         self._send()
 
     def _send(self) -> None:
-        """Buckets go in order, which is then the same on every process."""
+        """Buckets go in order, which is then the same on every process   (parallel.7)."""
         while len(self.waiting) < len(self.buckets) and not self.missing[len(self.waiting)]:
             self.waiting.append(self.group.all_reduce(self.spans[len(self.waiting)]))
         self.group.progress()

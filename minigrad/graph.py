@@ -1,7 +1,7 @@
 """The graph: nodes numbered at birth, recording contexts, and the walk back.
 
-Creation order is a topological order, for a node's parents exist before it does. So the walk back needs no sort and no
-recursion: a heap hands out the newest node that has a cotangent, and nothing younger can still send to it.
+Creation order is a topological order, for a node's parents exist before it does   (reverse.5). So the walk back needs no sort
+and no recursion: a heap hands out the newest node that has a cotangent, and nothing younger can still send to it.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ hooked: weakref.WeakSet[Leaf] = weakref.WeakSet()       # the leaves that have h
 
 
 class Node:
-    """One application of an op: whom it came from and what its rules keep. Holds no Tensor."""
+    """One application of an op: whom it came from and what its rules keep; numbered after its parents   (reverse.5). Holds no Tensor."""
 
     __slots__ = ("id", "op", "plan", "parents", "saved", "static", "shape", "dtype", "version", "leaf", "__weakref__")
 
@@ -140,7 +140,7 @@ class Walk:
         self.heap: list[tuple[float, Node]] = []        # the newest node first: nothing younger can still send to it
 
     def send(self, node: Node, g: Any, fresh: bool = False, slot: int | None = None) -> None:
-        """Add g to node's sum. `fresh`: nobody else holds the memory of g. slot: of an op's several outputs, each sent once."""
+        """Add g to node's sum   (reverse.4). `fresh`: nobody else holds g's memory. slot: of an op's several outputs, each sent once."""
         if node.id < self.oldest:
             return
         if node not in self.sums:
@@ -194,7 +194,7 @@ def sources(node: Node) -> tuple[Node | None, ...]:
 
 
 def turns(roots: Iterable[Node]) -> dict[Node, float]:
-    """When a walk back from these nodes has the whole gradient of each leaf with hooks: after the oldest node that read it."""
+    """When a walk back from these nodes has the whole gradient of each leaf with hooks: after the oldest node that read it (parallel.8)."""
     oldest: dict[Leaf, int] = {}
     seen: set[Node] = set()
     queue = list(roots)
@@ -214,7 +214,8 @@ def turns(roots: Iterable[Node]) -> dict[Node, float]:
 
 def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *, create_graph: bool = False,
              retain_graph: bool = False, arrived: Callable[[Leaf, Any, bool], None] | None = None) -> dict[Node, tuple[Any, bool]]:
-    """Cotangents of `targets` (default: of every leaf reached), each with whether its memory is nobody else's.
+    """Cotangents J₁ᵀ (J₂ᵀ … (J_Kᵀ g))   (reverse.1–5) of `targets` (default: of every leaf reached), each with whether its memory is
+    nobody else's.
 
     seeds: pairs of a node and its cotangent, an array of the node's shape and dtype (a Tensor with create_graph, which
     makes the results differentiable). Residuals die as they are used unless retain_graph or create_graph.

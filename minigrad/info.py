@@ -49,6 +49,13 @@ def collect() -> dict[str, Any]:
     return info
 
 
+def machine() -> str:
+    """This machine in a line: cores, CPU, NumPy and its BLAS."""
+    cpu, library = _cpu(), _blas()
+    kind = " ".join(str(library[key]) for key in ("name", "version", "architecture") if library[key])
+    return f"{cpu['usable']} cores of {cpu['model']}, NumPy {np.__version__}, {kind}"
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 

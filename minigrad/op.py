@@ -269,7 +269,7 @@ class Op:
 
     # ── backward ──
     def pullback(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
-        """Send each wanted argument's cotangent to its parent; g is the cotangent of the node's output."""
+        """Send each wanted argument's share Jᵢᵀ g to its parent   (reverse.3); g is the cotangent of the node's output."""
         plan, parents, static = node.plan, node.parents, node.static
         if plan.watched and node.version != versions(plan.watched, parents):
             raise GraphError(f"{node}: a value that its gradient needs was changed after it was used; run forward again")
@@ -318,7 +318,7 @@ class Op:
                 self._send(node, i, parent, result, g, saved, walk)
 
     def _alive(self, node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The residuals with the arrays that have a place in the graph as Tensors of it again."""
+        """The residuals with the arrays that have a place in the graph as Tensors of it again, for ∂(Jᵀ g)   (reverse.6)."""
         values = list(saved)
         for k, (kind, at) in enumerate(node.plan.sources):
             if kind == "arg" and at < len(node.parents) and node.parents[at] is not None:
@@ -361,7 +361,7 @@ class Op:
                      for i, s in enumerate(node.shape))
 
     def _replay(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
-        """Run the definition again, recorded, and let the walk go on through what it records: its nodes are the newest."""
+        """Run the definition again, recorded   (reverse.7), and let the walk go on through what it records: its nodes are the newest."""
         values = dict(zip(node.plan.names, saved))
         inputs = [Tensor(values[a], p) if hasattr(values[a], "dtype") else values[a] for a, p in zip(self.args, node.parents)]
         assert self.definition is not None
@@ -448,7 +448,7 @@ def op(joint: Callable[..., Any] | None = None, **rules: Callable[..., Any]) -> 
 
 
 def elementwise(**rules: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
-    """Declare an op that broadcasts; the engine undoes the broadcasting, so its rules never mention shapes."""
+    """Declare an op that broadcasts; the engine undoes the broadcasting   (sum_to.4), so its rules never mention shapes."""
     return lambda kernel: _register(Op(kernel, rules, elementwise=True))
 
 

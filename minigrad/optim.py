@@ -61,7 +61,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """p ← p − lr·(g + weight_decay·p), or with momentum μ: b ← μ b + g, p ← p − lr·b."""
+    """p ← p − lr·(g + weight_decay·p)   (sgd.1), or with momentum μ: b ← μ b + g + weight_decay·p, p ← p − lr·b   (sgd.2)."""
 
     def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -110,7 +110,7 @@ def adamw_update(
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba 2015); its weight_decay is added to the gradient, as in PyTorch."""
+    """Adam (Kingma, Ba 2015); its weight_decay is added to the gradient   (adamw.5), as in PyTorch."""
 
     decoupled = False
 
@@ -159,10 +159,10 @@ def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
 
 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients so that their norm together is at most max_norm; returns the norm before.
+    """Scale all gradients so that their norm together is at most max_norm   (clip.1–2); returns the norm before.
 
     Where a gradient is infinite or NaN the norm is too, and nothing is scaled. On a GPU the host waits once, for the norm; twice more
-    where its square overflows.
+    where its square overflows, and it is computed with the largest number taken out   (clip.3).
     """
     grads = [p.grad.array for p in parameters if p.grad is not None]
     if not grads:
@@ -232,7 +232,7 @@ class GradScaler:
 
 
 def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear from 0 to max_lr over warmup_steps, then half a cosine down to min_lr at total_steps, min_lr after."""
+    """Linear up to max_lr over warmup_steps (schedule.1), then half a cosine down to min_lr at total_steps (schedule.2), min_lr after."""
     if step < warmup_steps:
         return max_lr * (step + 1) / (warmup_steps + 1)
     if step >= total_steps:

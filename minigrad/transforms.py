@@ -113,7 +113,7 @@ def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable
 
 
 def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J."""
+    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8)."""
     y, pull = vjp(f, *primals)
     zero = _zeros(y)
 
@@ -128,7 +128,7 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 
 def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
-    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H."""
+    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9)."""
     at = tuple(range(len(primals)))
     fixed = [_constant(t) for t in tangents]
 
@@ -143,7 +143,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
-    """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row after the other by reverse mode."""
+    """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row Jᵀeᵢ after the other by reverse mode   (reverse.10)."""
 
     def df(*args: Any) -> Tensor:
         x = _constant(args[argnums])
@@ -160,12 +160,12 @@ def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor
 
 
 def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
-    """x -> the matrix of second derivatives of a scalar f, of shape (*x.shape, *x.shape)."""
+    """x -> the matrix of second derivatives of a scalar f, the Jacobian of ∇f   (reverse.10), of shape (*x.shape, *x.shape)."""
     return jacobian(grad(f, argnums), argnums)
 
 
 class _Checkpoint:
-    """A function as one node: its inside is forgotten, and computed again when the walk back comes to it."""
+    """A function as one node: its inside is forgotten, and computed again when the walk back comes to it   (reverse.7)."""
 
     variadic = view = False
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import difflib
 import io
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import minigrad as mg
+from minigrad.info import machine
 
 from ..cli import Parser, add_backend, at_least, backend_of, emit_json, run_command
 from ..errors import UsageError
@@ -67,7 +69,8 @@ def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
     found = plain(module.measure(lab))
     verdicts = [v._asdict() for v in module.judge(found)]
     document = {"experiment": name, "about": module.__doc__.strip().splitlines()[0], "equation": module.EQUATION, "model": lab.model_name,
-                "backend": lab.device, "seed": lab.seed, "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found}
+                "backend": lab.device, "seed": lab.seed, "date": datetime.date.today().isoformat(), "machine": machine(),
+                "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found}
     picture = image(module.draw(found))
     write_files(out, {**lab.files, f"{name}.png": picture, f"{name}.csv": csv_of(found["rows"]),
                       f"{name}.json": json.dumps(document, indent=1).encode() + b"\n"})

@@ -10,12 +10,13 @@ import minigrad as mg
 from ..figures import new_figure
 from .lab import Lab, Verdict, verdict
 
-EQUATION = "y = A x, A = tril(1) with rows normalised = softmax(log tril(1)); A_ts = 1/(t + 1) for s ≤ t, 0 after   (causal.1)"
+EQUATION = "y = A x, A = tril(1) with rows normalised = softmax(log tril(1)); A_ts = 1/(t + 1) for s ≤ t, 0 after   (causal.1–2)"
 CLAIM = "averaging the past is the softmax of a causal mask, and no output depends on a later input"
 T = 8
 
 
 def measure(lab: Lab) -> dict[str, Any]:
+    """A (causal.1), the softmax of the mask (causal.2), and the slopes from later inputs, of A and of a block (causal.4)."""
     ones = mg.tril(lab.tensor(np.ones((T, T)), "float64"))
     averaged = ones / mg.sum(ones, axis=-1, keepdims=True)                             # [T, T]
     mask = np.where(np.tri(T, dtype=bool), 0.0, np.finfo(np.float64).min)              # log of tril(1); the lowest number for −∞

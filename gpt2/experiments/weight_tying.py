@@ -31,7 +31,8 @@ def measure(lab: Lab) -> dict[str, Any]:
     sums = float(np.abs(grads["tied"]["wte.weight"] - total).max())
     single = GPT2(config, backend=lab.device, seed=lab.seed)
     start = {k: p.array.copy() for k, p in single.named_parameters()}
-    # Parameter(embedding.weight) makes a second entry of the optimiser with a gradient of its own: the same start, and then two tables
+    # Parameter(embedding.weight) makes a second entry of the optimiser with a gradient of its own: the same start, and then two
+    # tables   (tying.3)
     copied = GPT2(small_config(config.vocab_size, tie_word_embeddings=False), backend=lab.device,
                   parameters={**start, "lm_head.weight": start["wte.weight"].copy()})
     table = []

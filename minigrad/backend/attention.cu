@@ -1,7 +1,8 @@
 // Attention in tiles   (attention.1, .4–7; Dao 2023). Compiled after what kernels.cu starts with.
 //
-// The weights are never stored. A block keeps some queries and walks over the keys a tile at a time, as far as its queries see, and
-// corrects each row's greatest score, its sum and its result as it goes; on the way back the weights are computed again from lse.
+// The weights are never stored. A block keeps some queries and walks over the keys a tile at a time, as far as its queries see
+// (attention.13), and corrects each row's greatest score, its sum and its result as it goes (attention.11); on the way back the weights
+// are computed again from lse (attention.10), and the tiles' parts are added up (attention.14).
 // Rows are padded with zeros to D numbers. A tile is 8 KB, whatever it holds, and a block has 48 KB at most.
 #define LOG2_E Real(1.44269504088896340736)
 #define LN_2 Real(0.69314718055994530942)
@@ -310,7 +311,7 @@ template <int D, int TILES> struct Dealt {
     static constexpr int WARPS = ROWS / LEAST < 4 ? ROWS / LEAST : 4, W = ROWS / WARPS, THREADS = 32 * WARPS;
 };
 
-// out = softmax(s q kᵀ) v and lse = log Σ exp(s q kᵀ) for the queries of a block   (attention.1)
+// out = softmax(s q kᵀ) v and lse = log Σ exp(s q kᵀ) for the queries of a block   (attention.1, .11–12)
 template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows& q, const Rows& k, const Rows& v, const Results& out,
                                                         Real* lse, int first, bool causal, Real s) {
     typedef Dealt<D, 2> Deal;

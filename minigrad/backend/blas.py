@@ -108,8 +108,8 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
     """a @ b, into `out` or added to what stands there. Large float32 matrices are multiplied CHUNK terms at a time, each part added
     to what is there; those of 16 bits as float32, and always into a new array.
 
-    A sum of n terms one after the other is off by about u√(n/6) of its size, and in parts of c, by u√(c/6 + n/6c). OpenBLAS
-    takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
+    A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
+    (tolerance.14). OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
     """
     if a.dtype.itemsize == 2 and a.dtype == b.dtype and a.dtype.kind in FLOATS:        # sums are float32's, as on a GPU
         made = matmul(a.astype(np.float32), b.astype(np.float32))

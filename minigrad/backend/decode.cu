@@ -276,7 +276,7 @@ KERNEL __launch_bounds__(512, 1) step_qkv_few(const Real* x, const Store* gain, 
     for_few(tile, p, IntoHeads{bias, q, keys, values, p.k, int(e), size, state[0] - 1});
 }
 
-// ── attention of one query over the keys of its row, in parts (Dao et al. 2023, flash-decoding) ──
+// ── attention of one query over the keys of its row, in parts   (decode.1; Dao et al. 2023, flash-decoding) ──
 __device__ __forceinline__ Real share(Real top, Real all) { return top == -INFINITE ? Real(0) : exp(top - all); }
 
 // What another block wrote, past this one's own cache

@@ -150,7 +150,8 @@ template <int N> __device__ __forceinline__ void normalized_row_dx(const Store* 
     }
 }
 
-// ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)), ĝ = g ⊙ weight   (layer_norm.5); and more, where there is more: the residual stream's gradient
+// ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)), ĝ = g ⊙ weight   (layer_norm.5); and more, where there is more: what comes along the
+// residual stream   (block.5–6)
 KERNEL layer_norm_dx(const Store* g, const Store* x, const Store* weight, const Store* more, const Real* mean, const Real* rstd, Store* dx,
                      Count rows, Count d) {
     Count row = Count(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;

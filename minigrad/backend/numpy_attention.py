@@ -74,6 +74,7 @@ def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
 
 
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
+    """Blocks of queries, each with all keys that its last query sees (attention.13), and the logarithm of each row's sum (attention.10)."""
     if q.shape[-2] == 1 and k.size and v.size and mask is None and p == 0.0 and q.dtype.itemsize > 2:
         return _one_query(q, k, v, q.dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale))
     if not causal or not _plain(q, k, mask):
@@ -110,6 +111,7 @@ def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
 
 
 def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
+    """The gradients block by block (attention.4–7, .14), with the weights computed again from lse (attention.10)."""
     if not causal or not _plain(q, k, mask):
         return NotImplemented
     T, dtype, shapes = q.shape[-2], q.dtype, (q.shape, k.shape, v.shape)

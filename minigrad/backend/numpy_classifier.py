@@ -39,7 +39,7 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
 
 
 def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
-    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale, and nll [n] is filled, while a row or a few are in the cache."""
+    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale (cross_entropy.3), and nll [n] is filled, while some rows are in the cache."""
     at = np.arange(len(ids))
 
     def work(i: int, j: int) -> None:

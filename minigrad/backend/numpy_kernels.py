@@ -118,6 +118,7 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
 
 @kernel("embedding_op/weight+")
 def embedding_into(sum, g, ids, weight_shape):
+    """Into a gradient that is there already, the head's where the table is tied to it   (tying.2)."""
     add_rows(sum, ids.reshape(-1), g.reshape(-1, g.shape[-1]))
 
 

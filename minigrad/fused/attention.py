@@ -22,7 +22,7 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
     """Which keys a query may look at, as bool that broadcasts to [..., queries, keys]; None when it is all of them.
 
     causal: query i stands at position keys − queries + i and sees the keys up to its own: a lower triangle of ones
-    (causal.1). mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
+    (causal.1, .6). mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
     """
     if causal and queries > 1:
         triangle = xp.tri(queries, keys, keys - queries, dtype=bool)
@@ -33,7 +33,8 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
 def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None) -> Any:
     """P = softmax(s Q Kᵀ + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
 
-    s is 1/√d by default. A query that may see no key at all gets zeros.
+    M is the logarithm of what `allowed` gives (causal.2–3). s is 1/√d by default. A query that may see no key at all gets zeros
+    (causal.5).
     """
     scores = matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     array = scores.array if isinstance(scores, Tensor) else scores
@@ -56,7 +57,7 @@ def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool
 
 def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: Any, causal: bool, scale: Any, p: float,
                      key: int) -> tuple[Any, Any, Any, None]:
-    """With P = exp(s Q Kᵀ − lse) on the keys that are seen and D = rowsum(g ⊙ out):
+    """With P = exp(s Q Kᵀ − lse) on the keys that are seen (attention.10) and D = rowsum(g ⊙ out):
 
     ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q   (attention.4–7).
     """

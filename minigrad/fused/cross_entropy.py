@@ -23,7 +23,7 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
 
 
 def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
-    """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.3)"""
+    """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.2–3)"""
     places = where(scale[..., 0] > 0.0, targets, 0)[..., None]      # rows that do not count may have any place: their scale is 0
     dlogits = scatter_add(exp(_wide(logits) - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
     return dlogits if logits.dtype == lse.dtype else astype(dlogits, dtype=logits.dtype)

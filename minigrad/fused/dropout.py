@@ -9,6 +9,6 @@ from ..op import op
 def dropout_op(xp, x, *, p, key):
     """x with each element zeroed with probability p and the rest divided by 1 − p   (dropout.1).
 
-    Linear in x with a symmetric matrix: its derivative is the same op with the same key.
+    Linear in x with a symmetric matrix: its derivative is the same op with the same key   (dropout.2).
     """
     return x * keep_mask(xp, key, x.shape, p).astype(x.dtype) * (1.0 / (1.0 - p))

@@ -23,7 +23,7 @@ def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) ->
 def _layer_norm_joint(
     g: Any, x: Any, weight: Any, mean_: Any, rstd: Any, wants: tuple[bool, ...]
 ) -> tuple[Any, Any, Any]:
-    """With ĝ = g ⊙ weight:  ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)),  ∂weight = Σ g ⊙ x̂,  ∂bias = Σ g   (layer_norm.5–7).
+    """With ĝ = g ⊙ weight:  ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)),  ∂weight = Σ g ⊙ x̂,  ∂bias = Σ g   (layer_norm.2–7).
 
     Reading ∂x: the part of ĝ along 1 and along x̂ is taken away (shifting or stretching x changes nothing), then rescaled.
     """
@@ -61,6 +61,7 @@ def add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, *, eps: float = 1e-5)
     """s = x + y and layer_norm(s)   (layer_norm.1), as a residual stream has them: x, y [..., d], weight, bias [d] -> 2 × [..., d].
 
     Where a backend computes both in one pass (a GPU's kernel `layer_norm`), the graph is the same as that of one op after the other.
+    On the way back s gets the sum of what comes along the stream and of what comes through layer_norm   (block.5–6).
     """
     if all(isinstance(t, Tensor) for t in (x, y, weight, bias)) and (kernel := (xp := backend.of(x.array)).kernels.get("add_layer_norm")):
         with backend.explaining("add_layer_norm"):

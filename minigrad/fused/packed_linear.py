@@ -52,7 +52,7 @@ def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) ->
 def packed_linear(xp, x, panels, bias=None, *, size):
     """x W + b with W [k, size] cut into panels by `Backend.pack`   (packed_linear.2). x [..., k], bias [size] or None -> [..., size].
 
-    The k terms of a sum are added up in q parts. ShapeError where the shapes do not fit.
+    The k terms of a sum are added up in q parts   (packed_linear.4). ShapeError where the shapes do not fit.
     """
     P, q, c, w = panels.shape
     n = math.prod(x.shape[:-1])

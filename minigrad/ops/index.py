@@ -41,7 +41,7 @@ def embedding_op(xp, weight, ids: Constant):
 
 @op(values=lambda g, ids: embedding_op(g, ids))
 def scatter_rows(xp, values, ids: Constant, *, rows):
-    """The transpose of embedding: row r of the result is the sum of values[k] over ids[k] = r   (embedding.3)."""
+    """The transpose of embedding: row r of the result is the sum of values[k] over ids[k] = r   (embedding.2–3)."""
     d = values.shape[-1]
     return xp.add_at_rows(rows, xp.reshape(ids, (math.prod(ids.shape),)), xp.reshape(values, (math.prod(ids.shape), d)))
 

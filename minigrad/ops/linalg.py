@@ -1,4 +1,4 @@
-"""Derivatives of products: ∂L/∂A = G Bᵀ and ∂L/∂B = Aᵀ G for C = A B."""
+"""Derivatives of products: ∂L/∂A = G Bᵀ and ∂L/∂B = Aᵀ G for C = A B   (matmul.1–3)."""
 from __future__ import annotations
 
 import math
@@ -10,12 +10,12 @@ from .shape import broadcast_to, reshape, sum_to, transpose
 
 
 def _matmul_da(g: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
-    """G Bᵀ   (matmul.2)"""
+    """G Bᵀ   (matmul.2), summed over the axes along which A was repeated   (matmul.4)"""
     return sum_to(matmul_op(g, transpose(b)), shape=a_shape)
 
 
 def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
-    """Aᵀ G   (matmul.3); with a matrix b, the batch is one long axis that the product sums over"""
+    """Aᵀ G   (matmul.3, .4); with a matrix b, the batch is one long axis that the product sums over   (matmul.5)"""
     if len(b_shape) == 2:
         return matmul_op(transpose(_rows(a)), _rows(g))
     return sum_to(matmul_op(transpose(a), g), shape=b_shape)
@@ -27,7 +27,7 @@ def _rows(x: Any) -> Any:
 
 @op(a=_matmul_da, b=_matmul_db)
 def matmul_op(xp, a, b):
-    """A B over the last two axes, the others broadcast   (matmul.1)."""
+    """A B over the last two axes, the others broadcast   (matmul.1). 2·n·k·m operations for [n, k] @ [k, m]   (matmul.6)."""
     if a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is {b.dtype}{list(b.shape)} "
                          f"({a.shape[-1]} ≠ {b.shape[-2]})")
@@ -75,7 +75,7 @@ def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
        x=lambda g, weight: matmul_op(g, transpose(weight)),
        weight=lambda g, x: matmul_op(transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
-    """x W + b with the bias added into the product's own memory   (linear.1). bias [m], x [..., k], weight [k, m] -> [..., m]."""
+    """x W + b with the bias added into the product's own memory   (linear.1, .3, .4). bias [m], x [..., k], weight [k, m] -> [..., m]."""
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), weight)
     out += bias
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
@@ -102,7 +102,7 @@ def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
 def linear(xp, x, weight, bias=None):
     """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).
 
-    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out [m, k], not transposed.
+    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out [m, k], not transposed   (linear.3, .5).
     """
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), xp.swapaxes(weight, 0, 1))
     if bias is not None:
@@ -111,7 +111,7 @@ def linear(xp, x, weight, bias=None):
 
 
 def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
-    """Each operand's gradient is the einsum of g and the other operands; indices that only it has are repeated."""
+    """Each operand's gradient is the einsum of g and the other operands   (einsum.2); indices that only it has are repeated."""
     inputs, output = subscripts.split("->")
     terms = inputs.split(",")
     grads: list[Any] = []
@@ -129,7 +129,7 @@ def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
 
 @op(joint=_einsum_rule)
 def einsum_op(xp, *xs, subscripts):
-    """Σ of products over the indices that `subscripts` names, "->" included."""
+    """Σ of products over the indices that `subscripts` names, "->" included   (einsum.1)."""
     if any(x.size == 0 for x in xs):                    # NumPy's may then return what stood in memory before
         sizes = {c: n for term, x in zip(subscripts.split("->")[0].split(","), xs) for c, n in zip(term, x.shape)}
         return xp.zeros(tuple(sizes[c] for c in subscripts.split("->")[1]), dtype=xs[0].dtype)

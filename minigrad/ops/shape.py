@@ -62,13 +62,13 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
 
 @op(x=lambda g, x_shape: sum_to(g, shape=x_shape))
 def broadcast_to(xp, x, *, shape):
-    """x repeated along new axes and axes of size 1 (a view)."""
+    """x repeated along new axes and axes of size 1 (a view): x_π(i)   (sum_to.2). Its transpose is sum_to   (sum_to.3)."""
     return xp.broadcast_to(x, shape)
 
 
 @op(x=lambda g, x_shape: broadcast_to(g, shape=x_shape))
 def sum_to(xp, x, *, shape):
-    """The transpose of broadcast_to: x summed over the axes along which `shape` was repeated."""
+    """The transpose of broadcast_to   (sum_to.3): x summed over the axes along which `shape` was repeated   (sum_to.1)."""
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
     if axes:

@@ -106,7 +106,7 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
 
 
 def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
-          definition: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
+          definition: Callable[..., Any] | None = None, torch: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
           dtypes: Sequence[str] = ("float64", "float32"), device: str = "numpy", examples: int = 100, **settings: Any) -> Report:
     """Put f to the laws; LawsBroken, with a report, if one breaks.
 
@@ -116,11 +116,12 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, 
     vjp(cotangent, *arrays, **settings): somebody else's gradient of f, one array per argument (a tuple, or the array itself).
     oracle: an independent definition on NumPy arrays; it must take complex numbers, for the complex step.
     definition: a function of Tensors that f must equal, such as `mg.softmax` for a softmax of yours.
+    torch: PyTorch's, as f(torch, *tensors, **settings).
     """
     subject = subject_of(f)
     if vjp is not None:
         subject = Subject(subject.name, None, value=f, pull=vjp)
-    subject = replace(subject, oracle=oracle, definition=definition or subject.definition)
+    subject = replace(subject, oracle=oracle, definition=definition or subject.definition, torch=torch or subject.torch)
     if unknown := [name for name in laws or () if name not in LAWS]:
         raise ValueError(f"check: there is no law {unknown[0]!r}; the laws are {', '.join(LAWS)}")
     if not strategies:

@@ -229,7 +229,7 @@ class Run:
         return magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2
 
     def compare(self, what: str, found: Any, truth: Any, *, scale: float, noise: float = 0.0) -> float:
-        """|found − truth| in units of its bound; Broken above 1, and where the shapes or the places of inf and NaN differ."""
+        """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ."""
         a, b = host(found), host(truth)
         if a.shape != b.shape:
             raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")

@@ -1,10 +1,10 @@
 """How far apart two right answers may lie: the one place where every bound of the laws comes from.
 
-Each operation of floating point rounds once, with a relative error of at most u = eps/2 (Higham 2002, §2.2). A number that is
-a sum of n terms, each the result of at most k operations, is therefore off by at most (n + k) u Σ|terms| to first order
-(§3.1), and Σ|terms| ≤ n·S with S the largest magnitude met on the way. Hence
+Each operation of floating point rounds once, with a relative error of at most u = eps/2 (tolerance.1; Higham 2002, §2.2). A number
+that is a sum of n terms, each the result of at most k operations, is therefore off by at most (n + k) u Σ|terms| to first order
+(tolerance.2–4; Higham, §3.1), and Σ|terms| ≤ n·S with S the largest magnitude met on the way. Hence
 
-    |computed − exact| ≤ (n + k) · n · u · S.
+    |computed − exact| ≤ (n + k) · n · u · S   (tolerance.5).
 
 n  the length of the longest sum: no op sums over more elements than its largest array has.
 k  ROUNDINGS for each derivative taken: the longest chain of operations that leads from an argument to a result without a
@@ -25,7 +25,7 @@ ROUNDINGS = 40
 
 
 def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> float:
-    """(n + k)·n·u·S for sums of `length` terms, numbers up to `scale` and derivatives up to `order`."""
+    """(n + k)·n·u·S   (tolerance.5) for sums of `length` terms, numbers up to `scale` and derivatives up to `order`."""
     n = max(1, length)
     return (n + ROUNDINGS * max(1, order)) * n * 0.5 * float(np.finfo(dtype).eps) * max(1.0, scale)
 
@@ -42,16 +42,16 @@ def magnitude(*arrays: Any) -> float:
 
 
 def step(dtype: Any) -> float:
-    """The step of a central difference of order 6: eps^(1/5), where truncation and rounding are about equally small."""
+    """The step of a central difference: eps^(1/5), where the h⁴ of `difference`'s D and the rounding eps/h are about equally small."""
     return float(np.finfo(dtype).eps) ** 0.2
 
 
 def difference(f: Any, dtype: Any) -> tuple[Any, Any]:
     """f'(0) of an array-valued f of one number, and how far off it may be; dtype: what f computes in.
 
-    With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h, exact to h⁴ (Abramowitz, Stegun 25.3.6), the result is
-    (16 D(h) − D(2h))/15, exact to h⁶. Its truncation is less than its distance to D(h), which is what is returned, with
-    the rounding of D: 1.5·eps·max|f|/h, twice.
+    With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h, exact to h⁴ (tolerance.10; Abramowitz, Stegun 25.3.6), the result is
+    (16 D(h) − D(2h))/15, exact to h⁶ (tolerance.11). Its truncation is less than its distance to D(h), which is what is returned,
+    with the rounding of D: 1.5·eps·max|f|/h, twice   (tolerance.12).
     """
     h = WIDE(step(dtype))
     at = {k: np.asarray(f(k * h), WIDE) for k in (-4, -2, -1, 1, 2, 4)}
@@ -63,6 +63,6 @@ def difference(f: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def complex_step(f: Any) -> Any:
-    """f'(0) of an analytic f of one number: Im f(ih)/h, without cancellation and so without error (Squire, Trapp 1998)."""
+    """f'(0) of an analytic f of one number: Im f(ih)/h, without cancellation and so without error (tolerance.9; Squire, Trapp 1998)."""
     h = WIDE(1e-100)
     return np.imag(f(1j * h)) / h

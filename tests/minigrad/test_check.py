@@ -207,3 +207,12 @@ def test_wrong_flags_are_usage_errors(main: Any, argv: list[str], monkeypatch: p
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_pytorch_may_be_named_as_the_truth():
+    """torch= puts the law of that name to f; one that is not f breaks it."""
+    pytest.importorskip("torch", reason="PyTorch is not installed; pip install torch==2.13.0")
+    report = check(mg.tanh, arrays(), torch=lambda t, x: t.tanh(x), laws=["torch"], examples=5)
+    assert [v.status for v in report.verdicts] == ["held", "held"]
+    with pytest.raises(LawsBroken, match="torch"):
+        check(mg.tanh, arrays(), torch=lambda t, x: t.tanh(x) * 1.001, laws=["torch"], examples=5)

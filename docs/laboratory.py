@@ -1,0 +1,112 @@
+"""python -m docs.laboratory: the experiments' pages, from what `python -m gpt2.experiments` wrote; --run has it write them anew.
+
+docs/experiments/NAME.json and NAME.png are results; NAME.md and the table of verdicts in index.md are made of them.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2.experiments import NAMES, experiment
+from gpt2.table import number
+
+from .pages import DOCS, ROOT
+
+FOLDER = DOCS / "experiments"
+MOST = 24                                               # rows of a table on a page
+BEGIN, END = "<!-- verdicts, by python -m docs.laboratory -->", "<!-- end of verdicts -->"
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown that says just this."""
+    return re.sub(r"([\\`*_|<>\[\]$#~])", r"\\\1", text)
+
+
+def of_file(name: str) -> dict[str, Any]:
+    """What an experiment found."""
+    return dict(json.loads((FOLDER / f"{name}.json").read_text("utf-8")))
+
+
+def cells(row: dict[str, Any], header: list[str]) -> Iterator[str]:
+    for key in header:
+        value = row.get(key)
+        yield escaped(value if isinstance(value, str) else str(value) if isinstance(value, list) else number(value))
+
+
+def definitions(name: str) -> Iterator[str]:
+    """Links to the experiment's functions that are short enough to be read beside the text."""
+    module = f"gpt2.experiments.{name.replace('-', '_')}"
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("measure", "judge") and node.end_lineno is not None:
+            yield f"[`{module}.{node.name}`](../../{module.replace('.', '/')}.py)"
+
+
+def page(name: str) -> str:
+    """An experiment's page."""
+    found, module = of_file(name), experiment(name)
+    about, _, more = module.__doc__.strip().partition("\n")
+    rows = found["rows"]
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"# {name}", "", escaped(about), "", *([escaped(" ".join(p.split())) + "\n" for p in more.strip().split("\n\n")] if more.strip() else [])]
+    lines += ["```text", found["equation"], "```", ""]
+    lines += [f"**{v['verdict'].capitalize()}**: {escaped(v['claim'])} ({escaped(v['because'])}).\n" for v in found["verdicts"]]
+    lines += [f"![{escaped(about)}]({name}.png)", "", "## The numbers", ""]
+    lines += [f"| {' | '.join(escaped(key) for key in header)} |", f"|{'---|' * len(header)}"]
+    lines += [f"| {' | '.join(cells(row, header))} |" for row in rows[:MOST]]
+    if len(rows) > MOST:
+        lines += ["", f"{MOST} rows of {len(rows)}; all of them are in [`{name}.json`]({name}.json)."]
+    if found.get("notes"):
+        lines += ["", "```text", *(note.replace("```", "'''") for note in found["notes"][:MOST]), "```"]
+    data = f" --data {found['data']}" if found.get("data") else ""
+    lines += ["", "## How it is measured and judged", "",
+              f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; {found['date']}, "
+              f"{escaped(found['machine'])}. The verdicts are a function of the numbers in [`{name}.json`]({name}.json) alone, by the rule in the "
+              "docstring of `judge`.", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
+              f"python -m gpt2.experiments {name}{data} --seed {found['seed']}",
+              f"pytest -n 0 tests/gpt2/test_experiments.py -k \"{name.replace('-', ' and ')} or {name}\"", "```", ""]
+    return "\n".join(lines)
+
+
+def verdicts() -> str:
+    """The table of all verdicts, for index.md."""
+    lines = [BEGIN, "", "| experiment | what is claimed | verdict |", "|---|---|---|"]
+    for name in NAMES:
+        for i, v in enumerate(of_file(name)["verdicts"]):
+            shown = f"[{name}]({name}.md)" if i == 0 else ""
+            lines.append(f"| {shown} | {escaped(v['claim'])} | **{v['verdict']}**: {escaped(v['because'])} |")
+    return "\n".join([*lines, "", END])
+
+
+def files() -> dict[Path, str]:
+    """Every file that this makes, as it should be."""
+    index = FOLDER / "index.md"
+    text = index.read_text("utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    return {**{FOLDER / f"{name}.md": page(name) for name in NAMES}, index: before + verdicts() + after}
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m docs.laboratory", description=__doc__, allow_abbrev=False)
+    p.add_argument("--run", nargs="*", metavar="NAME", help="measure these experiments anew, or all where none is named")
+    args = p.parse_args(argv)
+    if args.run is not None:
+        command = [sys.executable, "-m", "gpt2.experiments", *(args.run or ["all"]), "--out", str(FOLDER)]
+        if (code := subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode):
+            return code
+        for made in (*FOLDER.glob("*.csv"), *FOLDER.glob("*.html")):
+            made.unlink()                               # the table is in the JSON, and the page of a pass is large
+    for path, text in files().items():
+        path.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

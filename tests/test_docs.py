@@ -1,0 +1,201 @@
+"""The pages say what is so; and where a label, a name, a link, a sample, a number or a command is broken, somebody notices."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from data import ROOT
+
+sys.path.insert(0, str(ROOT))
+from docs import check, pages
+from gpt2.hooks import EQUATIONS
+from minigrad.op import REGISTRY
+
+PAGES = pages.pages()
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+
+
+def ids(page):
+    return pages.name_of(page)
+
+
+# ── what is so ──
+def test_labels_match_both_ways():
+    """What code names is derived on a page, what a page derives is named by code, and no label is there twice."""
+    assert list(check.labels()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_a_page_names_sources_that_are_there(page):
+    assert list(check.names(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page):
+    assert list(check.links(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_measured_numbers_say_where_they_are_from(page):
+    assert list(check.measured(page)) == []
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(pages.blocks(p, "python", "pycon"))], ids=ids)
+def test_samples_run_and_print_what_is_shown(page):
+    assert list(check.samples(page)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if any(pages.commands(p))], ids=ids)
+def test_commands_run(page):
+    assert list(check.commands(page)) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_does_what_it_says(path):
+    """Each ends with an assertion of its own."""
+    if path.stem == "foreign_kernel" and shutil.which("cc") is None:
+        pytest.skip("cc is not installed; get a C compiler, as in apt-get install gcc")
+    done = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=check.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "assert " in path.read_text("utf-8") or "SystemExit" in path.read_text("utf-8")
+
+
+def test_every_fused_op_carries_its_label():
+    """Definition, kernel and rules of each name an equation, and all of one family or one that it is made of."""
+    known = pages.labels_of_pages()
+    for name, op in REGISTRY.items():
+        if op.definition is not None and op.__module__.startswith("minigrad."):
+            rules = [r.function for r in (*op.rules.values(), op.joint) if r is not None and r.function.__name__ != "<lambda>"]
+            for f in (op, op.definition, *rules):
+                labels = pages.labels_in(f.__doc__ or "")
+                assert labels and labels <= known.keys(), f"{name}: {getattr(f, '__name__', f)} names {labels or 'no equation'}"
+
+
+def test_every_point_of_the_model_has_an_equation():
+    assert set(EQUATIONS.values()) <= pages.labels_of_pages().keys()
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    """index.md, and experiments/index.md for those, lead to every page."""
+    found = {(page.parent / link).resolve() for name in ("index.md", "experiments/index.md") for page in [pages.DOCS / name]
+             for link in pages.links(page)}
+    assert [pages.name_of(p) for p in pages.DOCS.rglob("*.md") if p.resolve() not in found and p.name != "index.md"] == []
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx", reason="Sphinx is not installed; pip install -e '.[docs]'")
+    done = subprocess.run([sys.executable, "-m", "docs.build", "--out", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "site" / "softmax.html").read_text("utf-8")
+    assert 'id="eq-softmax-4"' in page and "_softmax_dx" in page and "https://cdn" not in page and 'class="beside' in page
+    assert (tmp_path / "site" / "_static" / "tex-svg.js").stat().st_size > 1_000_000
+
+
+# ── what is broken is noticed ──
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A page of docs/ that a test writes, alone; its folder stands for the repository's docs/."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "minigrad").mkdir()
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "DOCS", tmp_path / "docs")
+    path = tmp_path / "docs" / "page.md"
+
+    def write(text, code=""):
+        path.write_text(text, "utf-8")
+        (tmp_path / "minigrad" / "it.py").write_text(code, "utf-8")
+        return path
+
+    return write
+
+
+TRUE = "# Page\n\n$$ a = b \\tag{thing.1} $$\n\nBy (thing.1).\n\nCode: [`minigrad.it.f`](../minigrad/it.py)\n"
+CODE = 'def f():\n    """a = b   (thing.1)"""\n'
+
+
+def test_a_page_that_is_right_has_no_defects(page):
+    at = page(TRUE, CODE)
+    assert [*check.labels(), *check.names(at), *check.links(at)] == []
+
+
+@pytest.mark.parametrize(("text", "code", "said"), [
+    (TRUE, CODE.replace("thing.1", "thing.2"), "names (thing.2), which no page derives"),
+    (TRUE, CODE.replace("thing.1", "think.1"), "names (think.1), which no page derives"),
+    (TRUE, CODE.replace("thing.1", "thing.1–3"), "names (thing.3), which no page derives"),
+    (TRUE, CODE.replace("(thing.1)", ""), "derives (thing.1), which no docstring or comment names"),
+    (TRUE + "\n$$ c \\tag{thing.2} $$\n", CODE, "derives (thing.2), which no docstring or comment names"),
+    (TRUE + "\n$$ c \\tag{thing.1} $$\n", CODE, "the label (thing.1) is there twice"),
+], ids=["another number", "another family", "a range too long", "code without", "page alone", "twice"])
+def test_a_label_that_is_broken_is_noticed(page, text, code, said):
+    page(text, code)
+    assert any(said in defect for defect in check.labels())
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (TRUE.replace("it.f`", "it.g`"), "there is no minigrad.it.g"),
+    (TRUE.replace("minigrad.it.f`", "minigrad.at.f`"), "is not a name of minigrad/it.py"),
+    (TRUE.replace("/it.py", "/at.py"), "No such file"),
+], ids=["name", "module", "file"])
+def test_a_name_that_is_broken_is_noticed(page, text, said):
+    assert any(said in defect for defect in check.names(page(text, CODE)))
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ("[x](other.md)", "the link other.md leads nowhere"), ("[x](#nothing)", "has no heading #nothing"),
+    ("![x](plots/none.png)", "the link plots/none.png leads nowhere"), ("By (thing.7).", "names (thing.7), which no page derives"),
+], ids=["page", "heading", "picture", "label"])
+def test_a_link_that_is_broken_is_noticed(page, more, said):
+    assert any(said in defect for defect in check.links(page(f"{TRUE}\n{more}\n", CODE)))
+
+
+def test_a_number_out_of_nowhere_is_noticed(page):
+    """A section that names a time says what measured it; that another section does is not enough."""
+    assert list(check.measured(page("# A\n\nIt takes 3 ms.\n\n# B\n\n`python -m timeit`\n"))) == [
+        "docs/page.md: 'A' says '3 ms', and not which file of results or command it is from"]
+    assert list(check.measured(page("# A\n\nIt takes 3 ms (`python -m timeit`).\n"))) == []
+
+
+@pytest.mark.parametrize(("block", "said"), [
+    ("```pycon\n>>> 1 + 1\n3\n```", "Expected:\n    3\nGot:\n    2"), ("```python\nx = 1 / 0\n```", "ZeroDivisionError"),
+    ("```python\nx = 1\n```\n\n```pycon\n>>> x\n1\n>>> y\n2\n```", "NameError"), ("```python\nimport sys; sys.exit(0)\n```", "SystemExit"),
+], ids=["output", "error", "name", "exit"])
+def test_a_sample_that_is_broken_is_noticed(page, block, said):
+    assert said in "".join(check.samples_here(page(f"# Page\n\n{block}\n")))
+
+
+def test_samples_of_a_page_share_a_namespace_and_what_is_not_run_is_not(page):
+    at = page("```python\nx = 1\n```\n\n<!-- not run: needs a GPU -->\n```python\nx = 2\n```\n\n```pycon\n>>> x\n1\n```\n")
+    assert check.samples_here(at) == []
+
+
+@pytest.mark.parametrize("command", ["python -m gpt2.generate --no-such-flag", "pytest no_such_file.py", "no-such-program", "true && false",
+                                     "pip install -e '.[nosuch]'", "pytest -n 0 tests/test_packaging.py -k no_such_law"])
+def test_a_command_that_is_broken_is_noticed(page, command):
+    assert len(list(check.commands(page(f"# Page\n\n```bash\n{command}\n```\n")))) == 1
+
+
+def test_commands_that_are_right_run_one_after_the_other(page):
+    """In a folder of the page's, which is gone afterwards; what is said not to run does not."""
+    at = page("# Page\n\n```bash\necho a > x      # a comment\ntest -f \\\n  x\n```\n\n<!-- not run: takes hours -->\n```bash\nfalse\n```\n\n"
+              "```bash\ntest -f x\npip install -e '.[docs]'\n```\n")
+    assert list(check.commands(at)) == [] and not (ROOT / "x").exists()
+
+
+def test_labels_are_read_as_they_are_written():
+    """One, several, ranges, the family left out, and what is cited beside them; no versions, no decimals, no names of files."""
+    text = "a (softmax.1). b (layer_norm.5–7), (attention.1, .4–5; Dao 2023) (GPT-2's, gelu.2) (v 0.1) (h.0.mlp) (about 3.5) (see x.py)"
+    assert pages.labels_in(text) == {"softmax.1", "layer_norm.5", "layer_norm.6", "layer_norm.7", "attention.1", "attention.4",
+                                     "attention.5", "gelu.2"}
+
+
+def test_source_is_found_by_name():
+    """Decorators and all; of a class's method; of a .cu file."""
+    text, line = pages.source_of("minigrad.fused.softmax.softmax", ROOT / "minigrad/fused/softmax.py")
+    lines = (ROOT / "minigrad/fused/softmax.py").read_text("utf-8").splitlines()
+    assert text.splitlines()[0] == lines[line - 1] == "@fused(softmax_by_parts, x=_softmax_dx)" and text.endswith("return out")
+    text, _ = pages.source_of("gpt2.model.GPT2.forward", ROOT / "gpt2/model.py")
+    assert text.startswith("def forward(")
