@@ -76,6 +76,27 @@ def measured(page: Path) -> Iterator[str]:
             yield f"{name_of(page)}: {part.splitlines()[0].lstrip('# ')!r} says {found[0]!r}, and not which file of results or command it is from"
 
 
+def tables(page: Path) -> Iterator[str]:
+    """Numbers of a table's row that the row of the same name has not got in the results, where the section links a table of results."""
+    for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
+        found = [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)]*benchmarks/results/[^)]*\.md)\)", part)]
+        results: dict[str, list[str]] = {}
+        for path in filter(Path.exists, found):
+            name = ""
+            for line in path.read_text("utf-8").splitlines():
+                if line.startswith("| "):
+                    cells = line.strip("| ").split(" | ")
+                    name = cells[0].strip() if not line.startswith("|  |") else name
+                    results.setdefault(name, []).extend(re.findall(r"\d[\d.]*", line))
+        for line in part.splitlines():
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if line.startswith("|") and name in results:
+                for shown in re.findall(r"(?<![\w.])\d[\d.]*", " ".join(cells)):
+                    digits = len(shown.partition(".")[2])
+                    if not any(f"{float(n):.{digits}f}" == shown for n in results[name]):
+                        yield f"{name_of(page)}: {name!r} says {shown}, which its results do not"
+
+
 # ── what is run ──
 def samples(page: Path) -> Iterator[str]:
     """Blocks of Python that do not run, or do not print what they show; each page has a process of its own."""
@@ -158,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         return bool(wrong)
     wrong = []
     looked: list[Iterator[str]] = [labels()] if not args.pages else []
-    looked += [what(page) for page in chosen for what in (names, links, measured, samples)]
+    looked += [what(page) for page in chosen for what in (names, links, measured, tables, samples)]
     if not args.quick:
         looked += [commands(page, lambda line: print(line, file=sys.stderr, flush=True)) for page in chosen]
     for defects in looked:

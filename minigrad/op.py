@@ -225,8 +225,9 @@ class Op:
                 if dtype is None:
                     dtype, typed = d, i
                 elif d != dtype:
+                    to = d if d.kind in FLOATS and dtype.kind not in FLOATS else dtype          # towards the float of the two
                     raise DTypeError(f"{self.shown}: {self._arg(typed)} is {dtype} and {self._arg(i)} is {d}; "
-                                     f"dtypes never mix silently, cast one with .astype(\"{dtype}\")")
+                                     f"dtypes never mix silently, cast one with .astype(\"{to}\")")
         if here is None:
             raise TypeError(f"{self.shown}: no argument is a Tensor or an array; make one with minigrad.tensor")
         if here.devices:

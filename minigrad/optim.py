@@ -188,7 +188,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 class GradScaler:
     """Loss scaling for float16 (Micikevicius et al. 2018), under PyTorch's name: gradients below float16's least number are lifted
-    above it, and a scale that makes them overflow is halved.
+    above it   (scaler.1–3), and a scale that makes them overflow is halved   (scaler.4).
 
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -206,11 +206,11 @@ class GradScaler:
         self.good = 0                                   # steps since the factor last changed
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the factor."""
+        """The loss times the factor, and so every gradient on the way back   (scaler.1)."""
         return loss * self.factor if self.enabled else loss
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients of the optimiser's parameters by the factor, in place."""
+        """Divide the gradients of the optimiser's parameters by the factor, in place   (scaler.2)."""
         grads = [p.grad.array for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.enabled and grads:
             xp = backend.of(grads[0])
@@ -218,7 +218,7 @@ class GradScaler:
             xp.run("scale", scale, grads, 1.0 / self.factor)
 
     def step(self, optimizer: Optimizer, norm: float) -> bool:
-        """Let the optimiser step where the gradients' norm is finite, and set the next factor; whether it did."""
+        """Let the optimiser step where the gradients' norm is finite, and set the next factor   (scaler.4); whether it did."""
         finite = math.isfinite(norm) or not self.enabled
         if finite:
             optimizer.step()

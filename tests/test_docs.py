@@ -42,6 +42,11 @@ def test_measured_numbers_say_where_they_are_from(page):
     assert list(check.measured(page)) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_tables_have_the_numbers_of_their_results(page):
+    assert list(check.tables(page)) == []
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if any(pages.blocks(p, "python", "pycon"))], ids=ids)
 def test_samples_run_and_print_what_is_shown(page):
     assert list(check.samples(page)) == []
@@ -157,6 +162,15 @@ def test_a_number_out_of_nowhere_is_noticed(page):
     assert list(check.measured(page("# A\n\nIt takes 3 ms.\n\n# B\n\n`python -m timeit`\n"))) == [
         "docs/page.md: 'A' says '3 ms', and not which file of results or command it is from"]
     assert list(check.measured(page("# A\n\nIt takes 3 ms (`python -m timeit`).\n"))) == []
+
+
+def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path):
+    """As it is rounded; of the row of the same name, in the file that the section links."""
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "r.md").write_text("| row | peer |\n|---|---|\n| train | us | 13.23 | 7 ms |\n|  | them | 0.97 |\n")
+    text = "# A\n\n[r](../benchmarks/results/r.md)\n\n| a | b |\n|---|---|\n| train | 13.2 | **0.97** |\n| other | 5 |\n"
+    assert list(check.tables(page(text))) == []
+    assert list(check.tables(page(text.replace("0.97", "0.96")))) == ["docs/page.md: 'train' says 0.96, which its results do not"]
 
 
 @pytest.mark.parametrize(("block", "said"), [

@@ -190,7 +190,7 @@ def greater_equal(xp, a, b):
 
 @op(x=lambda g, x_dtype: astype(g, dtype=x_dtype))
 def astype(xp, x, *, dtype):
-    """x in another dtype; between floats the gradient is cast back."""
+    """x in another dtype; between floats the gradient is cast back   (cast.1–2)."""
     return x.astype(backend.dtype(dtype))
 
 
