@@ -24,7 +24,8 @@ from .table import number, plain, table
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
 RULES = {                                               # of gradients at points, by the end of the name
     "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.q": "attention.6", "attn.k": "attention.7",
-    "resid_pre": "layer_norm.5", "resid_mid": "layer_norm.5", "resid_post": "layer_norm.5",
+    "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6", "attn.out": "block.5", "resid_mid": "block.5",
+    "ln_f.out": "linear.5",
 }
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -104,17 +105,20 @@ def backward_order(names: Iterable[str]) -> list[str]:
     return [name for key in [*ends, *reversed(inner), "wpe", "wte"] for name in blocks[key]]
 
 
-def equation_of_gradient(name: str, forward: Mapping[str, str]) -> str:
-    """The label of the rule that gives the gradient of a point or a parameter."""
+def equation_of_gradient(name: str, forward: Mapping[str, str], tied: bool) -> str:
+    """The label of the rule that gives the gradient of a point or a parameter; tied: wte is the head's matrix too."""
     if name in forward:
         end = name.split(".", 2)[-1] if name.startswith("blocks.") else name
         if end == "mlp.pre":
             return {"gelu.1": "gelu.3", "gelu.2": "gelu.4", "relu.1": "relu.1"}[forward[name.replace("mlp.pre", "mlp.act")]]
-        return RULES.get(end, "matmul.2")
+        if end in ("mlp.out", "resid_post"):            # what comes back from the next block, or from ln_f
+            block = int(name.split(".")[1])
+            return "block.6" if f"blocks.{block + 1}.resid_pre" in forward else "layer_norm.5"
+        return RULES.get(end, "linear.4")
     if ".ln_" in name or name.startswith("ln_"):
         return "layer_norm.6" if name.endswith("weight") else "layer_norm.7"
-    tables = {"wte.weight": "embedding.3, matmul.3", "wpe.weight": "embedding.3"}
-    return tables.get(name, "matmul.3" if name.endswith("weight") else "linear.1")
+    tables = {"wte.weight": "tying.2" if tied else "embedding.3", "wpe.weight": "embedding.3", "lm_head.weight": "linear.5"}
+    return tables.get(name, "linear.4" if name.endswith("weight") else "linear.3")
 
 
 def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: bool, steps: int,
@@ -131,7 +135,7 @@ def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: boo
         assert p.grad is not None
         return p.grad.array
 
-    equations = model.equations()
+    equations, tied = model.equations(), model.config.tie_word_embeddings
     found = model.trace(ids, targets, gradients=grad)
     yield from ((name, label, host(found[name])) for name, label in equations.items())
     if targets is None:
@@ -141,10 +145,10 @@ def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: boo
     order = backward_order(parameters)
     if grad:
         for name in reversed(equations):
-            yield f"{name}.grad", equation_of_gradient(name, equations), host(found[f"{name}.grad"])
+            yield f"{name}.grad", equation_of_gradient(name, equations, tied), host(found[f"{name}.grad"])
         loss = model.loss(ids, targets)
         loss.backward()
-        yield from ((f"{name}.grad", equation_of_gradient(name, equations), host(gradient(parameters[name]))) for name in order)
+        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), host(gradient(parameters[name]))) for name in order)
     optimizer = mg.optim.AdamW(list(parameters.values()), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
     for step in range(1, steps + 1):
         model.zero_grad()

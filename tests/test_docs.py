@@ -8,7 +8,6 @@ import sys
 import pytest
 from data import ROOT
 
-sys.path.insert(0, str(ROOT))
 from docs import check, pages
 from gpt2.hooks import EQUATIONS
 from minigrad.op import REGISTRY
