@@ -73,7 +73,8 @@ def measured(page: Path) -> Iterator[str]:
     for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
         found = MEASURED.search(re.sub(r"^```.*?^```", "", part, flags=re.M | re.S))
         if found and not re.search(r"results/|`?python -m |pytest |timeit", part):
-            yield f"{name_of(page)}: {part.splitlines()[0].lstrip('# ')!r} says {found[0]!r}, and not which file of results or command it is from"
+            heading = part.splitlines()[0].lstrip("# ")
+            yield f"{name_of(page)}: {heading!r} says {found[0]!r}, and not which file of results or command it is from"
 
 
 def tables(page: Path) -> Iterator[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
@@ -122,7 +121,8 @@ class Files(SphinxTransform):
     default_priority = 120
 
     def apply(self, **kwargs: Any) -> None:
-        for node in list(self.document.findall(lambda n: isinstance(n, (nodes.reference, addnodes.download_reference, addnodes.pending_xref)))):
+        kinds = (nodes.reference, addnodes.download_reference, addnodes.pending_xref)
+        for node in list(self.document.findall(lambda n: isinstance(n, kinds))):
             target = node.get("reftarget") or node.get("refuri") or ""
             if re.match(r"[a-z]+:|#|source/", target) or not target:
                 continue
@@ -168,9 +168,6 @@ class Api(SphinxDirective):
         return self.parse_rst(lines)
 
     def parse_rst(self, lines: list[str]) -> list[nodes.Node]:
-        from myst_parser.mocking import MockStateMachine
-
-        assert MockStateMachine
         text = "\n".join(["```{eval-rst}", *lines, "```"])
         return self.parse_text_to_nodes(text, allow_section_headings=False)
 
@@ -184,7 +181,7 @@ def public(module: Any) -> list[str]:
 
 
 def as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """A docstring is text: its paragraphs stay paragraphs, what is indented stays as it is, `names` are code, and nothing else is markup."""
+    """A docstring is text: paragraphs stay paragraphs, what is indented stays as it is, `names` are code, and nothing else is markup."""
     out: list[str] = []
     inside = listed = False
     for line in inspect.cleandoc("\n".join(lines)).splitlines():

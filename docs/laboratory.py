@@ -55,7 +55,8 @@ def page(name: str) -> str:
     about, _, more = module.__doc__.strip().partition("\n")
     rows = found["rows"]
     header = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"# {name}", "", escaped(about), "", *([escaped(" ".join(p.split())) + "\n" for p in more.strip().split("\n\n")] if more.strip() else [])]
+    lines = [f"# {name}", "", escaped(about), ""]
+    lines += [escaped(" ".join(paragraph.split())) + "\n" for paragraph in more.strip().split("\n\n") if paragraph]
     lines += ["```text", found["equation"], "```", ""]
     lines += [f"**{v['verdict'].capitalize()}**: {escaped(v['claim'])} ({escaped(v['because'])}).\n" for v in found["verdicts"]]
     lines += [f"![{escaped(about)}]({name}.png)", "", "## The numbers", ""]
@@ -67,9 +68,9 @@ def page(name: str) -> str:
         lines += ["", "```text", *(note.replace("```", "'''") for note in found["notes"][:MOST]), "```"]
     data = f" --data {found['data']}" if found.get("data") else ""
     lines += ["", "## How it is measured and judged", "",
-              f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; {found['date']}, "
-              f"{escaped(found['machine'])}. The verdicts are a function of the numbers in [`{name}.json`]({name}.json) alone, by the rule in the "
-              "docstring of `judge`.", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
+              f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; "
+              f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in [`{name}.json`]({name}.json) alone, "
+              "by the rule in the docstring of `judge`.", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
               f"python -m gpt2.experiments {name}{data} --seed {found['seed']}",
               f"pytest -n 0 tests/gpt2/test_experiments.py -k \"{name.replace('-', ' and ')} or {name}\"", "```", ""]
     return "\n".join(lines)

@@ -166,7 +166,8 @@ def test_a_number_out_of_nowhere_is_noticed(page):
 def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path):
     """As it is rounded; of the row of the same name, in the file that the section links."""
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "results" / "r.md").write_text("| row | peer |\n|---|---|\n| train | us | 13.23 | 7 ms |\n|  | them | 0.97 |\n")
+    (tmp_path / "benchmarks" / "results" / "r.md").write_text("| row | peer |\n|---|---|\n| train | us | 13.23 | 7 ms |\n"
+                                                              "|  | them | 0.97 |\n")
     text = "# A\n\n[r](../benchmarks/results/r.md)\n\n| a | b |\n|---|---|\n| train | 13.2 | **0.97** |\n| other | 5 |\n"
     assert list(check.tables(page(text))) == []
     assert list(check.tables(page(text.replace("0.97", "0.96")))) == ["docs/page.md: 'train' says 0.96, which its results do not"]
@@ -193,8 +194,8 @@ def test_a_command_that_is_broken_is_noticed(page, command):
 
 def test_commands_that_are_right_run_one_after_the_other(page):
     """In a folder of the page's, which is gone afterwards; what is said not to run does not."""
-    at = page("# Page\n\n```bash\necho a > x      # a comment\ntest -f \\\n  x\n```\n\n<!-- not run: takes hours -->\n```bash\nfalse\n```\n\n"
-              "```bash\ntest -f x\npip install -e '.[docs]'\n```\n")
+    at = page("# Page\n\n```bash\necho a > x      # a comment\ntest -f \\\n  x\n```\n\n<!-- not run: takes hours -->\n```bash\nfalse\n```\n"
+              "\n```bash\ntest -f x\npip install -e '.[docs]'\n```\n")
     assert list(check.commands(at)) == [] and not (ROOT / "x").exists()
 
 

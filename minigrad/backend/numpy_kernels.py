@@ -79,6 +79,8 @@ def column_sums(x: Any) -> Any:
     rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
     n, whole = len(x), len(x) // 128 * 128
+    if x.dtype.itemsize == 2:
+        return column_sums(x.astype(np.float32)).astype(x.dtype)
     if n < 2 or x.dtype.kind != "f" or not x.flags.c_contiguous or x.shape[1] < 2:
         return x.sum(axis=0)
     if n < 256:
@@ -113,7 +115,8 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
         order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
-        out[sorted_index[starts]] += np.add.reduceat(values[order], starts, axis=0)
+        wide = np.float32 if values.dtype.itemsize == 2 else values.dtype
+        out[sorted_index[starts]] += np.add.reduceat(values[order], starts, axis=0, dtype=wide).astype(values.dtype)
 
 
 @kernel("embedding_op/weight+")
@@ -210,6 +213,9 @@ def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
 @kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     n = x.shape[-1]
+    if x.dtype.itemsize == 2:                           # in float32, as on a GPU; what is kept for backward too
+        made = layer_norm(xp, *(a.astype(np.float32) for a in (x, weight, bias)), eps=eps)
+        return Saved(made.out.astype(x.dtype), **made.extra)
     if x.size == n and x.dtype in (np.float32, np.float64):
         return _one_layer_norm(x, weight, bias, eps)
     rows = as_rows(np.ascontiguousarray(x))
@@ -236,6 +242,9 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
 @kernel("layer_norm/joint")
 def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     n = x.shape[-1]
+    if x.dtype.itemsize == 2:
+        wide = layer_norm_joint(*(a.astype(np.float32) for a in (g, x, weight)), mean_, rstd, wants)
+        return tuple(None if a is None else a.astype(x.dtype) for a in wide)
     rows, gs = as_rows(np.ascontiguousarray(x)), as_rows(np.ascontiguousarray(g))
     means, scales = mean_.reshape(-1, 1), rstd.reshape(-1, 1)
     out = np.empty_like(rows)

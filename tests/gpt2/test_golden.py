@@ -108,7 +108,8 @@ def test_every_tensor_has_its_equation(made):
     wanted = {"blocks.1.attn.pattern": "attention.2", "blocks.1.attn.q.grad": "attention.6", "blocks.0.mlp.pre.grad": "gelu.4",
               "h.1.ln_2.bias.grad": "layer_norm.7", "h.1.attn.c_attn.weight.grad": "linear.4", "wpe.weight.grad": "embedding.3",
               "logits.grad": "cross_entropy.3", "blocks.0.attn.z.grad": "linear.4", "blocks.2.resid_post.grad": "layer_norm.5",
-              "blocks.1.resid_post.grad": "block.6", "h.0.mlp.c_fc.bias.grad": "linear.3", "wte.weight.grad": "tying.2", "step.2.ln_f.bias": "adamw.4"}
+              "blocks.1.resid_post.grad": "block.6", "h.0.mlp.c_fc.bias.grad": "linear.3", "wte.weight.grad": "tying.2",
+              "step.2.ln_f.bias": "adamw.4"}
     assert {name: entries[name].equation for name in wanted} == wanted
     known = pages.labels_of_pages()
     assert {label for e in entries.values() for label in e.equation.split(", ")} <= known.keys()

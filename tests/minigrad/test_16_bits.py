@@ -95,3 +95,24 @@ def test_products_of_float32_round_when_asked():
     assert np.array_equal(here, exact)
     with pytest.raises(ValueError, match="choose"):
         mg.set_float32_matmul_precision("medium")
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("name", ["sum", "rows", "columns", "mean", "var", "softmax", "layer_norm", "bias", "table", "places"])
+def test_sums_of_many_16_bits_add_up_in_float32(name: str, dtype: str):
+    """4,096 numbers, where a sum in 16 bits stops growing at 256 or 2,048 ones: values and gradients stay within a few roundings."""
+    rng, n = np.random.default_rng(0), 4096
+    x = np.abs(rng.standard_normal((n, 2))).astype(dtype)
+    ids = np.zeros(n, int)
+    f = {"sum": lambda x: x.sum(), "rows": lambda x: x.sum(axis=0), "columns": lambda x: x.T.sum(axis=1), "mean": lambda x: x.mean(axis=0),
+         "var": lambda x: x.var(axis=0), "softmax": lambda x: mg.softmax(x * 0.0, axis=0).sum(axis=0),
+         "layer_norm": lambda x: mg.layer_norm(x.T, mg.tensor(np.ones(n), dtype=x.dtype), mg.tensor(np.zeros(n), dtype=x.dtype)),
+         "bias": lambda b: b[:1] + mg.tensor(x, dtype=b.dtype), "table": lambda w: mg.embedding(ids, w), "places": lambda w: w[ids]}[name]
+    results = []
+    for kind in (dtype, "float32"):
+        at = mg.tensor(x, dtype=kind, requires_grad=True)
+        y = f(at)
+        y.backward(mg.tensor(np.abs(np.random.default_rng(1).standard_normal(y.shape)).astype(dtype), dtype=kind))
+        results.append([y.numpy().astype("float64"), at.grad.numpy().astype("float64")])
+    for found, wanted in zip(*results):
+        assert np.abs(found - wanted).max() <= 4 * UNIT[dtype] * np.abs(wanted).max()
