@@ -69,8 +69,9 @@ def page(name: str) -> str:
     data = f" --data {found['data']}" if found.get("data") else ""
     lines += ["", "## How it is measured and judged", "",
               f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; "
-              f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in [`{name}.json`]({name}.json) alone, "
-              "by the rule in the docstring of `judge`.", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
+              f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in "
+              f"[`{name}.json`]({name}.json) alone, by the rule in the docstring of `judge`.",
+              "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
               f"python -m gpt2.experiments {name}{data} --seed {found['seed']}",
               f"pytest -n 0 tests/gpt2/test_experiments.py -k \"{name.replace('-', ' and ')} or {name}\"", "```", ""]
     return "\n".join(lines)

@@ -174,23 +174,27 @@ def gelu_joint(g, x, bias, approximate):
     width = 1 if bias is None else x.shape[-1]
     rows, gs, outs = (np.ascontiguousarray(a).reshape(-1, width) for a in (x, g, out))
 
+    most = 10.0 if x.dtype.itemsize == 2 else 80.0      # whose exponential every such float holds; beyond it gelu′ is 0 to rounding
+
     def work(i, j):
+        # with v = c(x + a x³) and s = ½(1 + tanh v) = 1/(1 + e^(−2v)), gelu′ is s(1 + (1 − s) 2x v′), 1 − s = e^(−2v) s   (gelu.6)
         d = outs[i:j]
         a = rows[i:j] if bias is None else np.add(rows[i:j], bias, out=d)  # read for the last time before d is written
         t, u = np.multiply(a, a), np.empty_like(a)
-        np.multiply(t, _C * _A, out=u)
-        u += _C
+        np.multiply(t, -2.0 * _C * _A, out=u)
+        u += -2.0 * _C
         u *= a
-        np.tanh(u, out=u)                               # u = tanh(c(x + a x³))
-        t *= 1.5 * _C * _A
-        t += 0.5 * _C
-        t *= a                                          # t = ½ x c(1 + 3a x²)
-        np.multiply(u, u, out=d)
-        np.subtract(1.0, d, out=d)
-        d *= t
+        np.minimum(u, most, out=u)
+        np.exp(u, out=u)                                # e^(−2v)
+        t *= 6.0 * _C * _A
+        t += 2.0 * _C
+        t *= a                                          # 2x v′ = 2x c(1 + 3a x²)
+        np.add(u, 1.0, out=d)
+        np.reciprocal(d, out=d)
+        u *= d
+        u *= t
         u += 1.0
-        u *= 0.5
-        d += u
+        d *= u
         d *= gs[i:j]
         return None if bias is None else column_sums(d)
 

@@ -1,4 +1,4 @@
-"""The laws that differentiable array code obeys, put to every op here and to yours. Needs hypothesis.
+"""The laws that differentiable array code obeys, put to every op here and to yours. All but the double of a GPU needs hypothesis.
 
     from minigrad.testing import arrays, check
     check(my_op, arrays())                              # LawsBroken, with the smallest example, if one breaks
@@ -9,19 +9,21 @@
 rule on purpose and counts which law noticed.
 """
 import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-try:
-    import hypothesis
-except ImportError:
-    _MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
-    if sys.argv[0] == "-m":                             # a command is about to be run: one line, no traceback
-        sys.exit(_MISSING)
-    raise ImportError(_MISSING) from None
-
-from .check import LawsBroken, Report, Verdict, check
-from .laws import LAWS
-from .strategies import Example, arrays, broadcastable, shapes, values
-from .tolerance import bound
-
+_MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
 __all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes", "values"]
-assert hypothesis
+
+if TYPE_CHECKING or find_spec("hypothesis"):
+    from .check import LawsBroken, Report, Verdict, check
+    from .laws import LAWS
+    from .strategies import Example, arrays, broadcastable, shapes, values
+    from .tolerance import bound
+elif sys.argv[0] == "-m":                               # a command is about to be run: one line, no traceback
+    sys.exit(_MISSING)
+else:
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            raise ImportError(_MISSING)
+        raise AttributeError(f"module 'minigrad.testing' has no attribute {name!r}")
