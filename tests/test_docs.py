@@ -8,7 +8,8 @@ import sys
 import pytest
 from data import ROOT
 
-from docs import check, pages
+from docs import check, laboratory, pages
+from gpt2.experiments import NAMES, experiment
 from gpt2.hooks import EQUATIONS
 from minigrad.op import REGISTRY
 
@@ -213,3 +214,20 @@ def test_source_is_found_by_name():
     assert text.splitlines()[0] == lines[line - 1] == "@fused(softmax_by_parts, x=_softmax_dx)" and text.endswith("return out")
     text, _ = pages.source_of("gpt2.model.GPT2.forward", ROOT / "gpt2/model.py")
     assert text.startswith("def forward(")
+
+
+# ── the experiments' pages ──
+def test_the_pages_of_experiments_are_their_results():
+    """What python -m docs.laboratory makes of the JSON is what lies there, and the verdicts are those of the numbers."""
+    assert [pages.name_of(path) for path, text in laboratory.files().items() if path.read_text("utf-8") != text] == []
+    for name in NAMES:
+        found = laboratory.of_file(name)
+        assert [v._asdict() for v in experiment(name).judge(found)] == found["verdicts"], name
+
+
+def test_a_result_that_changes_changes_its_page(monkeypatch):
+    """Other numbers, another page: it is not written by hand."""
+    before, found = laboratory.page("layer-norm"), laboratory.of_file("layer-norm")
+    found["rows"][0]["std"] = 123.456
+    monkeypatch.setattr(laboratory, "of_file", lambda name: found)
+    assert "123.4560" in laboratory.page("layer-norm") and laboratory.page("layer-norm") != before

@@ -9,20 +9,22 @@
 rule on purpose and counts which law noticed.
 """
 import sys
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
 __all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes", "values"]
 
-if TYPE_CHECKING or find_spec("hypothesis"):
+try:
     from .check import LawsBroken, Report, Verdict, check
     from .laws import LAWS
     from .strategies import Example, arrays, broadcastable, shapes, values
     from .tolerance import bound
-elif sys.argv[0] == "-m":                               # a command is about to be run: one line, no traceback
-    sys.exit(_MISSING)
-else:
+except ModuleNotFoundError as error:
+    if error.name != "hypothesis":
+        raise
+    if sys.argv[0] == "-m":                             # a command is about to be run: one line, no traceback
+        sys.exit(_MISSING)
+
     def __getattr__(name: str) -> Any:
         if name in __all__:
             raise ImportError(_MISSING)
