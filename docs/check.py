@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import pages
@@ -23,6 +24,7 @@ from .pages import ROOT, name_of
 
 MEASURED = re.compile(r"(?<![\w.])\d[\d.,]* ?(?:ms|µs|ns|s a step|seconds|minutes|GB/s|GFLOP/s|TFLOP/s|tok/s|tokens a second)(?![\w])")
 IN_CLONE = re.compile(r"pytest|ruff|mypy|HYPOTHESIS_PROFILE=\w+ pytest|python (-m (docs|benchmarks)\b|tests/|docs/)")
+CORES = min(8, os.cpu_count() or 1)                      # pages that are looked at at a time
 LONGEST = 900                                           # seconds that a command may take
 
 
@@ -132,8 +134,11 @@ def samples_here(page: Path) -> list[str]:
     return []
 
 
-def commands(page: Path, tell: Callable[[str], None] = lambda line: None) -> Iterator[str]:
-    """Commands that do not end well. What is about a clone runs here, all else in a folder of the page's own, one after the other."""
+def commands(page: Path, tell: Callable[[str], None] = lambda line: None, collect: bool = False) -> Iterator[str]:
+    """Commands that do not end well. What is about a clone runs here, all else in a folder of the page's own, one after the other.
+
+    collect: of pytest it is asked only whether there are such tests.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for command, skipped in pages.commands(page):
             if skipped or command.startswith(("cd ", "git clone")):
@@ -142,7 +147,8 @@ def commands(page: Path, tell: Callable[[str], None] = lambda line: None) -> Ite
                 yield from extras(page, command)
                 continue
             started = time.perf_counter()
-            done = subprocess.run(["bash", "-uo", "pipefail", "-c", command], cwd=ROOT if IN_CLONE.match(command) else folder, text=True,
+            asked = f"{command} --collect-only -q" if collect and re.match(r"(\w+=\w+ )?pytest ", command) else command
+            done = subprocess.run(["bash", "-uo", "pipefail", "-c", asked], cwd=ROOT if IN_CLONE.match(command) else folder, text=True,
                                   env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONGEST)
             tell(f"{time.perf_counter() - started:6.1f} s  {name_of(page)}: {command}")
             if done.returncode:
@@ -159,16 +165,17 @@ def extras(page: Path, command: str) -> Iterator[str]:
 
 
 def environment() -> dict[str, str]:
-    """This Python first, the clone importable, nothing that shows a window, no network asked for."""
+    """This Python first, the clone importable, no windows, no network, and one thread each, for several run at a time."""
     here = os.path.dirname(sys.executable)
     return {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
-            "HF_HUB_OFFLINE": "1", "HYPOTHESIS_PROFILE": "few", "PYTHONIOENCODING": "utf-8"}
+            "HF_HUB_OFFLINE": "1", "HYPOTHESIS_PROFILE": "few", "PYTHONIOENCODING": "utf-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m docs.check", description=__doc__, allow_abbrev=False)
     p.add_argument("pages", nargs="*", type=Path, metavar="PAGE", help="Markdown files (default: all)")
     p.add_argument("--quick", action="store_true", help="leave the commands out")
+    p.add_argument("--collect", action="store_true", help="of pytest ask only whether there are such tests, where the suite has just run")
     p.add_argument("--samples-here", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     if missing := [page for page in args.pages if not page.is_file()]:
@@ -179,14 +186,17 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(wrong))
         return bool(wrong)
     wrong = []
-    looked: list[Iterator[str]] = [labels()] if not args.pages else []
-    looked += [what(page) for page in chosen for what in (names, links, measured, tables, samples)]
-    if not args.quick:
-        looked += [commands(page, lambda line: print(line, file=sys.stderr, flush=True)) for page in chosen]
-    for defects in looked:
-        for defect in defects:
-            wrong.append(defect)
-            print(defect, flush=True)
+    def everything(page: Path) -> list[str]:
+        found = [defect for what in (names, links, measured, tables, samples) for defect in what(page)]
+        return found if args.quick else [*found, *commands(page, lambda line: print(line, file=sys.stderr, flush=True), args.collect)]
+
+    if not args.pages:
+        wrong += labels()
+    with ThreadPoolExecutor(CORES) as pool:             # each page's commands one after the other, in processes of their own
+        for defects in pool.map(everything, chosen):
+            wrong += defects
+    if wrong:
+        print("\n".join(wrong))
     print(f"docs.check: {len(chosen)} pages, {len(wrong)} defects", file=sys.stderr)
     return bool(wrong)
 

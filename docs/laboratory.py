@@ -30,9 +30,14 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]$#~])", r"\\\1", text)
 
 
-def of_file(name: str) -> dict[str, Any]:
-    """What an experiment found."""
-    return dict(json.loads((FOLDER / f"{name}.json").read_text("utf-8")))
+def of_file(stem: str) -> dict[str, Any]:
+    """What an experiment found, by its name, or by another that its files were given."""
+    return dict(json.loads((FOLDER / f"{stem}.json").read_text("utf-8")))
+
+
+def stems() -> list[str]:
+    """The experiments in their order, and what there is of other models after it."""
+    return [*NAMES, *sorted({path.stem for path in FOLDER.glob("*.json")} - set(NAMES))]
 
 
 def cells(row: dict[str, Any], header: list[str]) -> Iterator[str]:
@@ -50,40 +55,43 @@ def definitions(name: str) -> Iterator[str]:
             yield f"[`{module}.{node.name}`](../../{module.replace('.', '/')}.py)"
 
 
-def page(name: str) -> str:
-    """An experiment's page."""
-    found, module = of_file(name), experiment(name)
+def page(stem: str) -> str:
+    """The page of a file of results."""
+    found = of_file(stem)
+    name = found["experiment"]
+    module = experiment(name)
     about, _, more = module.__doc__.strip().partition("\n")
     rows = found["rows"]
     header = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"# {name}", "", escaped(about), ""]
+    shipped = found["model"] == "shakespeare"
+    command = f"python -m gpt2.experiments {name}{'' if shipped else ' --model ' + found['model']}"
+    lines = [f"# {name}{'' if shipped else ' on ' + found['model'].partition('.')[0]}", "", f"{escaped(about)} `{command}`", ""]
     lines += [escaped(" ".join(paragraph.split())) + "\n" for paragraph in more.strip().split("\n\n") if paragraph]
     lines += ["```text", found["equation"], "```", ""]
     lines += [f"**{v['verdict'].capitalize()}**: {escaped(v['claim'])} ({escaped(v['because'])}).\n" for v in found["verdicts"]]
-    lines += [f"![{escaped(about)}]({name}.png)", "", "## The numbers", ""]
+    lines += [f"![{escaped(about)}]({stem}.png)", "", "## The numbers", ""]
     lines += [f"| {' | '.join(escaped(key) for key in header)} |", f"|{'---|' * len(header)}"]
     lines += [f"| {' | '.join(cells(row, header))} |" for row in rows[:MOST]]
     if len(rows) > MOST:
-        lines += ["", f"{MOST} rows of {len(rows)}; all of them are in [`{name}.json`]({name}.json)."]
+        lines += ["", f"{MOST} rows of {len(rows)}; all of them are in [`{stem}.json`]({stem}.json)."]
     if found.get("notes"):
         lines += ["", "```text", *(note.replace("```", "'''") for note in found["notes"][:MOST]), "```"]
-    data = f" --data {found['data']}" if found.get("data") else ""
     lines += ["", "## How it is measured and judged", "",
               f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; "
               f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in "
-              f"[`{name}.json`]({name}.json) alone, by the rule in the docstring of `judge`.",
-              "", f"Code: {', '.join(definitions(name))}", "", "## Check it", "", "```bash",
-              f"python -m gpt2.experiments {name}{data} --seed {found['seed']}",
-              f"pytest -n 0 tests/gpt2/test_experiments.py -k \"{name.replace('-', ' and ')} or {name}\"", "```", ""]
+              f"[`{stem}.json`]({stem}.json) alone, by the rule in the docstring of `judge`.",
+              "", f"Code: {', '.join(definitions(name))}", "", "## Check it", ""]
+    lines += ["```bash", *([f"{command} --seed {found['seed']}"] if shipped else []),
+              f"pytest -n 0 tests/gpt2/test_experiments.py -k {name}", "```", ""]
     return "\n".join(lines)
 
 
 def verdicts() -> str:
     """The table of all verdicts, for index.md."""
     lines = [BEGIN, "", "| experiment | what is claimed | verdict |", "|---|---|---|"]
-    for name in NAMES:
-        for i, v in enumerate(of_file(name)["verdicts"]):
-            shown = f"[{name}]({name}.md)" if i == 0 else ""
+    for stem in stems():
+        for i, v in enumerate(of_file(stem)["verdicts"]):
+            shown = f"[{stem}]({stem}.md)" if i == 0 else ""
             lines.append(f"| {shown} | {escaped(v['claim'])} | **{v['verdict']}**: {escaped(v['because'])} |")
     return "\n".join([*lines, "", END])
 
@@ -93,7 +101,7 @@ def files() -> dict[Path, str]:
     index = FOLDER / "index.md"
     text = index.read_text("utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    return {**{FOLDER / f"{name}.md": page(name) for name in NAMES}, index: before + verdicts() + after}
+    return {**{FOLDER / f"{stem}.md": page(stem) for stem in stems()}, index: before + verdicts() + after}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -74,11 +74,13 @@ def read_tensors(path: str | Path) -> Tensors:
     """The tensors in a directory or a .safetensors file. MissingError for what is none or cut short."""
     try:
         source, stored, metadata = open_checkpoint(Path(path))
-        found, config = by_name(source, stored), None
+        found, config, guessed = by_name(source, stored), None, ""
         with contextlib.suppress(MissingError):         # of another kind, or of a size that nobody published
-            config = _find_config(source, metadata, found, Loader(np.dtype("float32")))[0]
+            config, _, guessed = _find_config(source, metadata, found, Loader(np.dtype("float32")))
     except OSError as error:
         raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+    if guessed:
+        warnings.warn(guessed, stacklevel=2)
     kept = {entry.key for entry in found.values()}
     return Tensors(source, found, [entry.key for entry in stored if entry.key not in kept], config)
 
@@ -109,9 +111,9 @@ def read_checkpoint(
     try:
         source, stored, metadata = open_checkpoint(path)
         found = by_name(source, stored)
-        said_by = "the config given"
+        said_by, guessed = "the config given", ""
         if config is None:
-            config, said_by = _find_config(source, metadata, found, load)
+            config, said_by, guessed = _find_config(source, metadata, found, load)
         head = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
         _check(source, found, config, said_by)
         if head and not load.same(head, found["wte.weight"]):
@@ -122,6 +124,8 @@ def read_checkpoint(
         parameters = {name: load(found[name]) for name in parameter_shapes(config)}
     except OSError as error:
         raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+    if guessed:                                         # not before an error, whose line stands alone
+        warnings.warn(guessed, stacklevel=2)
     if bad := [name for name, array in parameters.items() if not _finite(array)]:
         warnings.warn(f"{source}: NaN or infinity in {_some(bad)}", stacklevel=2)
     return Checkpoint(config, parameters, NAMES[found["wte.weight"].dtype], path)
@@ -174,14 +178,14 @@ def by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
 
 def _find_config(
     source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: Loader,
-) -> tuple[GPT2Config, str]:
-    """The configuration, and who says it."""
+) -> tuple[GPT2Config, str, str]:
+    """The configuration, who says it, and what is to be warned of where a part of it is guessed."""
     beside = source.parent / CONFIG
     if beside.exists():
-        return GPT2Config.from_file(beside), str(beside)
+        return GPT2Config.from_file(beside), str(beside), ""
     if CONFIG_KEY in metadata:
         with contextlib.suppress(ValueError):           # somebody else's; shapes are left
-            return GPT2Config.from_dict(json.loads(metadata[CONFIG_KEY])), "its metadata"
+            return GPT2Config.from_dict(json.loads(metadata[CONFIG_KEY])), "its metadata", ""
     wte, wpe, c_fc = (
         found[name].shape if name in found and len(found[name].shape) == 2 else None
         for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")
@@ -206,11 +210,8 @@ def _find_config(
     if wte and "lm_head.weight" in found:
         fields["tie_word_embeddings"] = load.same(found["lm_head.weight"], found["wte.weight"])
     config = GPT2Config(**fields)
-    warnings.warn(
-        f"{beside} is not there; n_head={config.n_head} and all else that shapes do not tell is {name}'s",
-        stacklevel=3,
-    )
-    return config, "its other shapes"
+    guessed = f"{beside} is not there; n_head={config.n_head} and all else that shapes do not tell is {name}'s"
+    return config, "its other shapes", guessed
 
 
 def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_by: str) -> None:

@@ -38,6 +38,15 @@ def name_ticks(axes: Any, axis: str, names: Sequence[str], **options: Any) -> No
         label.set_parse_math(False)
 
 
+def legend_below(axes: Any, columns: int = 2) -> None:
+    """The panel's legend under its names and ticks, where it covers nothing that is drawn."""
+    from matplotlib.transforms import ScaledTranslation
+
+    inches = 0.42 if axes.get_xlabel() else 0.24
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, fontsize=7, frameon=False, borderaxespad=0.0,
+                bbox_transform=axes.transAxes + ScaledTranslation(0.0, -inches, axes.figure.dpi_scale_trans))
+
+
 def image(figure: Any, suffix: str = ".png") -> bytes:
     """The figure as a file of this kind; the same figure gives the same bytes."""
     out, kind = BytesIO(), suffix.lower()[1:]

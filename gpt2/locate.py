@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from .config import PUBLISHED
@@ -16,7 +17,8 @@ def locate(name: str | Path, *, download: bool = False) -> Path:
 
     A text that is a name means that model, also where a directory is called so: "./gpt2" and Path("gpt2") mean the
     directory. download=True fetches a published size that is not here yet. UsageError for an unknown name (with the names
-    there are), MissingError for a published size that is not here (with the command that gets it).
+    there are), MissingError for a path where nothing is and for a published size that is not here (with the command that
+    gets it).
     """
     text = str(name)
     if name in SHIPPED:
@@ -34,6 +36,9 @@ def locate(name: str | Path, *, download: bool = False) -> Path:
     if path.exists():
         return path
     names = [*SHIPPED, *PUBLISHED]
-    near = difflib.get_close_matches(text.lower().removeprefix("openai-community/"), names, 1)
+    short = text.lower().removeprefix("openai-community/")
+    near = difflib.get_close_matches(short, names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"there is no model or directory {text!r}{hint} (models: {', '.join(names)}, or a directory)")
+    is_path = isinstance(name, Path) or not {"/", os.sep}.isdisjoint(short) or short.endswith(".safetensors")
+    raise (MissingError if is_path else UsageError)(
+        f"there is no model or directory {text!r}{hint} (models: {', '.join(names)}, or a directory)")

@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,23 @@ def prompt_ids(args: argparse.Namespace, tokenizer: Any, context: int) -> list[i
     if len(ids) > context:
         raise UsageError(f"the prompt has {len(ids)} tokens, and the model's context is {context}")
     return list(ids)
+
+
+@contextlib.contextmanager
+def numbers_watched(model: Any) -> Iterator[None]:
+    """One warning in place of those that NumPy has for each op in the block. None where weights are NaN or infinite: reading them warned."""
+    import numpy as np  # not before --help has been answered
+
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield
+    said = [str(one.message) for one in met if issubclass(one.category, RuntimeWarning)]
+    for one in met:
+        if not issubclass(one.category, RuntimeWarning):
+            warnings.warn(one.message, stacklevel=3)
+    if said and all(np.isfinite(p.numpy()).all() for p in model.parameters()):
+        hint = "" if model.compute_dtype == "float64" else "; try --dtype float64"
+        warnings.warn(f"{said[0]} in {model.compute_dtype}, though every weight is finite{hint}", stacklevel=3)
 
 
 def labels(tokenizer: Any, ids: list[int]) -> list[str]:

@@ -2,20 +2,26 @@
 from __future__ import annotations
 
 import difflib
+import lzma
 import re
-from collections.abc import Callable, Iterator, Mapping
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import MissingError, UsageError
 from .files import read_toml
 from .golden import EPS32, Entry, Golden
-from .stored import NAMES, Loader, read_header
+from .stored import NAMES, Loader, Stored, read_header
 
 ALLOWED = 32.0                                          # units
 EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# what NumPy and zipfile raise for a file that is cut short, changed, encrypted, or packed in a way they do not know
+BROKEN = (ValueError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError)
 
 
 class Tensor(NamedTuple):
@@ -52,23 +58,44 @@ def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     if file.suffix == ".safetensors":
         load = Loader(np.dtype(np.float64))
         for entry in read_header(file)[0]:
-            if entry.dtype in NAMES:
-                yield entry.key, lambda entry=entry: Tensor(NAMES[entry.dtype], load(entry))  # type: ignore[misc]
+            yield entry.key, lambda entry=entry: _stored(entry, load)          # type: ignore[misc]
     elif file.suffix in (".npz", ".npy"):
-        try:
-            loaded = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise MissingError(f"{file} is no whole {file.suffix} file ({error})") from None
+        loaded = _whole(file, lambda: np.load(file, allow_pickle=False))
+        if isinstance(loaded, np.lib.npyio.NpzFile) != (file.suffix == ".npz"):
+            raise MissingError(f"{file} is no {file.suffix} file, though it is called so; save it again")
         for name in loaded.files if file.suffix == ".npz" else [file.stem]:
-            yield name, lambda name=name: _numpy(loaded[name] if file.suffix == ".npz" else loaded, name)  # type: ignore[misc]
+            yield name, lambda name=name: _numpy(loaded, name, file)           # type: ignore[misc]
     else:
         raise MissingError(f"{file} is no tensors' file: it must end in .safetensors, .npz or .npy")
 
 
-def _numpy(array: np.ndarray, name: str) -> Tensor:
+def _whole(file: Path, read: Callable[[], Any], what: str = "") -> Any:
+    """What read() gives. MissingError where the file is damaged; what: the tensor that is read, where it is not the file that is opened."""
+    try:
+        return read()
+    except BROKEN as error:
+        if isinstance(error, OSError) and not what:     # it cannot be opened at all
+            raise
+        raise MissingError(f"{file} is no whole {file.suffix} file ({what}{error}); save it again") from None
+
+
+def _stored(entry: Stored, load: Loader) -> Tensor:
+    if entry.dtype not in NAMES:
+        raise _not_compared(entry.key, re.sub(r"^([IU])(\d+)$", lambda m: {"I": "int", "U": "uint"}[m[1]] + m[2], entry.dtype))
+    return Tensor(NAMES[entry.dtype], load(entry))
+
+
+def _numpy(loaded: Any, name: str, file: Path) -> Tensor:
+    array = _whole(file, lambda: loaded[name], f"{name!r}: ") if file.suffix == ".npz" else loaded
+    if not isinstance(array, np.ndarray):
+        raise MissingError(f"{file}: {name!r} is no array; save arrays alone, with np.savez")
     if array.dtype.name not in EPS:
-        raise MissingError(f"{name!r} is {array.dtype}; only {', '.join(EPS)} can be compared")
+        raise _not_compared(name, array.dtype.name)
     return Tensor(array.dtype.name, array.astype(np.float64))
+
+
+def _not_compared(name: str, dtype: str) -> MissingError:
+    return MissingError(f"{name!r}: {dtype} is not compared; only {', '.join(EPS)} are")
 
 
 # ── names ──
@@ -101,11 +128,24 @@ def read_map(path: Path | None) -> dict[str, Named]:
     return out
 
 
+def _match(pattern: str, name: str) -> re.Match[str] | None:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), name)
+
+
+def check_map(names: Mapping[str, Named], known: Iterable[str]) -> None:
+    """UsageError, with near names, for a pattern of ours that none of the known names matches: it would have no effect."""
+    known = list(known)
+    for ours in names:
+        if not any(_match(ours, name) for name in known):
+            near = difflib.get_close_matches(ours.replace("*", "0"), known, 3)
+            hint = f"near to it: {', '.join(near)}" if near else f"there are {known[0]} … {known[-1]}"
+            raise UsageError(f"--map: {ours!r} matches no tensor of the golden file; {hint}")
+
+
 def name_in(port: Port, name: str, names: Mapping[str, Named]) -> Named | None:
     """What the port calls our tensor `name`; None where it has none."""
     for ours, theirs in names.items():
-        pattern = re.escape(ours).replace(r"\*", "(.+)")
-        if hit := re.fullmatch(pattern, name):
+        if hit := _match(ours, name):
             called = theirs.name.replace("*", hit[1]) if hit.groups() else theirs.name
             return Named(called, theirs.transpose) if called in port else None
     return Named(name, None) if name in port else None
@@ -181,6 +221,8 @@ def compare(golden: Golden, port: Port, names: Mapping[str, Named]) -> tuple[lis
         theirs = aligned(raw, named, tuple(entry.shape))
         if theirs is None:
             hint = ", the transpose" if list(raw.shape) == entry.shape[::-1] else ""
+            if name.endswith(".bias.grad") and list(raw.shape[-1:]) == entry.shape:
+                hint = ", not summed over the batch"
             out.append(Compared(name, entry.equation, float("inf"), float("nan"), (), float("nan"), float("nan"),
                                 f"is {list(raw.shape)}{hint}; {entry.shape} is wanted"))
             continue

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+STANDS_OUT = 3.0                                        # times the median of all columns
 _PIECE = 1 << 20                                        # numbers in float64 at a time
 
 
@@ -14,7 +15,7 @@ def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
     """count, nan and inf (how many), and of the finite numbers: mean, std (population), min, max, norm and excess kurtosis.
 
     kurtosis is m₄/m₂² − 3: 0 for a normal distribution, above 0 for heavier tails, NaN where all are equal. quantiles=True adds
-    "quantiles", those of QUANTILES.
+    "quantiles", those of QUANTILES. All are NaN where no number is finite.
     """
     flat = array.reshape(-1)
     finite = np.isfinite(flat)
@@ -22,7 +23,8 @@ def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
     out["inf"] = flat.size - int(finite.sum()) - out["nan"]
     flat = flat if finite.all() else flat[finite]
     if not flat.size:
-        return out | dict.fromkeys(("mean", "std", "min", "max", "norm", "kurtosis"), math.nan)
+        out |= dict.fromkeys(("mean", "std", "min", "max", "norm", "kurtosis"), math.nan)
+        return out | ({"quantiles": [math.nan] * len(QUANTILES)} if quantiles else {})
     mean = float(np.mean(flat, dtype=np.float64))
     second = fourth = squares = 0.0
     for start in range(0, flat.size, _PIECE):
@@ -41,8 +43,26 @@ def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
     return out
 
 
+def outlier_columns(table: np.ndarray) -> list[tuple[int, float]]:
+    """Columns of a table [n, d] whose root mean square is above STANDS_OUT times the median column's, and that ratio; the largest first.
+
+    A column that is not finite throughout counts for nothing.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.sqrt(np.einsum("ij,ij->j", table, table, dtype=np.float64) / max(1, len(table)))
+        finite = size[np.isfinite(size)]
+        ratio = size / np.median(finite) if finite.size else size
+    found = np.flatnonzero(np.isfinite(size) & (ratio > STANDS_OUT))
+    return [(int(i), float(ratio[i])) for i in found[np.argsort(-ratio[found], kind="stable")]]
+
+
 def ks(a: np.ndarray, b: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's distance of two samples: the largest difference of their distribution functions, 0 … 1."""
+    """Kolmogorov and Smirnov's distance of two samples: the largest difference of their distribution functions, 0 … 1.
+
+    NaN where one of them is empty.
+    """
+    if not a.size or not b.size:
+        return math.nan
     both = np.concatenate([np.sort(a, axis=None), np.sort(b, axis=None)])
     order = np.argsort(both, kind="stable")             # which merges what is sorted
     below = np.cumsum(order < a.size)                   # how many of a, and of b, are no larger
@@ -52,8 +72,14 @@ def ks(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spearman(x: Any, y: Any) -> float:
-    """Spearman's rank correlation: 1 where y grows whenever x does, −1 where it falls; equal numbers share their ranks."""
-    a, b = (_ranks(np.asarray(values, np.float64)) for values in (x, y))
+    """Spearman's rank correlation: 1 where y grows whenever x does, −1 where it falls; equal numbers share their ranks.
+
+    NaN where one of them is NaN, or all are equal.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if np.isnan(x).any() or np.isnan(y).any():
+        return math.nan
+    a, b = _ranks(x), _ranks(y)
     a, b = a - a.mean(), b - b.mean()
     size = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / size if size else math.nan

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import minigrad as mg
+from minigrad.backend import explained
+from minigrad.errors import MinigradError
 from minigrad.info import machine
 
 from ..cli import Parser, add_backend, at_least, backend_of, emit_json, run_command
-from ..errors import UsageError
+from ..errors import GPT2Error, UsageError
 from ..figures import image
 from ..files import write_files
+from ..inspect.weights import WHICH
 from ..table import plain, table
 from . import NAMES, experiment
 from .lab import Lab
@@ -34,23 +37,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default="shakespeare", metavar="NAME|DIR", help="the model that is looked at (default: the one that ships)")
     p.add_argument("--data", type=Path, metavar="FILE", help="a text to train and test on (default: what the model writes itself)")
     p.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all that is drawn (default: 0)")
+    p.add_argument("--which", choices=[*WHICH, "all"], help="the weights that weight-histograms looks at (default: all of these)")
     add_backend(p)
     p.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     return p
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The experiments that are meant. UsageError, with near names, for one that is none."""
+    """The experiments that are meant; all of them where "all" is among the names. UsageError, with near names, for one that is none."""
     if not names:
         raise UsageError("name an experiment, or all; --list shows what there is")
-    if names == ["all"]:
-        return list(NAMES)
     for name in names:
-        if name not in NAMES:
+        if name not in (*NAMES, "all"):
             near = difflib.get_close_matches(name, NAMES, 3)
             hint = f"near to it: {', '.join(near)}" if near else "--list shows what there is"
             raise UsageError(f"there is no experiment {name!r}; {hint}")
-    return names
+    return list(NAMES) if "all" in names else names
 
 
 def csv_of(rows: list[dict[str, Any]]) -> bytes:
@@ -100,20 +102,27 @@ def main(argv: list[str] | None = None) -> int:
             print(line)
         return 0
     names = chosen(args.names)
+    if args.which and "weight-histograms" not in names:
+        raise UsageError(f"--which is of weight-histograms alone, and not of {', '.join(names)}")
     library, number = mg.backend.get(backend_of(args))
-    lab = Lab(args.model, library.label(number), args.data, args.seed)
+    lab = Lab(args.model, library.label(number), args.data, args.seed, args.which or "all")
     _ = lab.path                                        # a model that is not there is said before anything is measured
-    documents = []
-    for i, name in enumerate(names):
-        documents.append(perform(name, lab, args.out))
+    documents, code = list[dict[str, Any]](), 0
+    for name in names:
+        try:
+            document = perform(name, lab, args.out)
+        except (GPT2Error, MinigradError, OSError, ImportError, MemoryError) as error:      # the others may well run without what it lacks
+            ours = explained(error) or error
+            print(f"gpt2.experiments: {name}: {' '.join(str(ours).split()) or type(ours).__name__}", file=sys.stderr, flush=True)
+            code = code or getattr(ours, "exit_code", 1)
+            continue
         if not args.json:
-            print("\n".join(lines_of(documents[-1])), flush=True)
-            if i + 1 < len(names):
-                print()
-        print(f"gpt2.experiments: {name}: {documents[-1]['seconds']:.1f} s, wrote {args.out / name}.png, .csv, .json", file=sys.stderr)
-    if args.json:
-        emit_json(documents if len(documents) > 1 else documents[0])
-    return 0
+            print("\n".join([""] * bool(documents) + list(lines_of(document))), flush=True)
+        documents.append(document)
+        print(f"gpt2.experiments: {name}: {document['seconds']:.1f} s, wrote {args.out / name}.png, .csv, .json", file=sys.stderr)
+    if args.json and (documents or len(names) > 1):
+        emit_json(documents if len(names) > 1 else documents[0])
+    return code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from ..tokenizer import load_tokenizer
 from ..trainer import batch
 
 
+BETAS, DECAY = (0.9, 0.99), 0.1                         # of every training
+
+
 class Verdict(NamedTuple):
     """confirmed, contradicted or inconclusive; the claim; and the statistic that says so."""
 
@@ -35,12 +38,16 @@ def verdict(holds: bool | None, claim: str, because: str) -> Verdict:
 
 @dataclass
 class Lab:
-    """What the flags say. device: a backend's name. data: a text file, or None for what the model writes itself."""
+    """What the flags say. device: a backend's name. data: a text file, or None for what the model writes itself.
+
+    which: of the weights that weight-histograms looks at, or "all".
+    """
 
     model_name: str = "shakespeare"
     device: str = "numpy"
     data: Path | None = None
     seed: int = 0
+    which: str = "all"
     files: dict[str, bytes] = field(default_factory=dict)       # what an experiment writes besides its three
 
     @cached_property
@@ -87,12 +94,15 @@ class Trained(NamedTuple):
 
 
 def train(model: Any, loss: Callable[[Any, Any], mg.Tensor], ids: np.ndarray, *, steps: int, rows: int, block: int, lr: float = 3e-3,
-          seed: int = 0) -> Trained:
-    """AdamW on random batches of the text, warm-up and cosine, as every model of an experiment is trained."""
+          seed: int = 0, groups: Any = None) -> Trained:
+    """AdamW on random batches of the text, warm-up and cosine, as every model of an experiment is trained.
+
+    groups: what the optimiser is given, else `decay_groups` of the model's parameters.
+    """
     import time
 
     model.train()
-    optimizer = mg.optim.AdamW(mg.optim.decay_groups(model.parameters(), 0.1), lr, (0.9, 0.99))
+    optimizer = mg.optim.AdamW(groups or mg.optim.decay_groups(model.parameters(), DECAY), lr, BETAS)
     losses, took = [], []
     for step in range(steps):
         started = time.perf_counter()

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..checkpoint import read_tensors
 from ..errors import MissingError
-from ..inspect.weights import WHICH, distributions
+from ..inspect.weights import WHICH, distributions, measurable, remarks, samples
 from ..inspect.weights import draw as draw_distributions
 from .lab import Lab, Verdict, verdict
 
@@ -19,38 +19,40 @@ ALIKE = 0.05                                            # KS distances of this s
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    tensors, found = read_tensors(lab.path), {}
-    for which in WHICH:
-        try:
-            found[which] = distributions(tensors, which)
-        except MissingError:
-            continue
+    tensors = read_tensors(lab.path)
+    chosen = [which for which in WHICH if lab.which in (which, "all")]
+    found = {which: distributions(tensors, which) for which in chosen if samples(tensors, which)}
     rows = [{"weights": row["name"], "std": row["std"], "kurtosis": row["kurtosis"], "1 %": row["quantiles"][0],
              "99 %": row["quantiles"][-1]}
             for one in found.values() for row in one["samples"]]
     if not rows:
-        raise MissingError(f"{tensors.source} has no weights of GPT-2's names")
+        raise MissingError(f"{tensors.source} has no weights of GPT-2's names" if lab.which == "all" else
+                           f"{tensors.source} has no tensors for {lab.which!r}")
     missing = tensors.missing()
     notes = [f"{name}: {value:.4f}" for one in found.values() for name, value in one["comparisons"].items() if " in h." not in name]
+    notes += [line for one in found.values() for line in remarks(one)]
     notes += [f"missing: {len(missing)} tensors, {missing[0]} and others"] if missing else []
-    return {"rows": rows, "distributions": found, "notes": notes, "missing": missing}
+    return {"rows": rows, "which": chosen, "distributions": found, "notes": notes, "missing": missing}
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
     """Embeddings: the middle half of wpe is narrower than half of wte's. Layers: every ρ above 0.5, contradicted where none is.
 
-    Q, K and V: KS(Q, K) below 0.05, and V's deviation below both others'. Inconclusive where tensors are missing.
+    Q, K and V: KS(Q, K) below 0.05, and V's deviation below both others'. Inconclusive where tensors are missing or have no finite
+    number. What was not asked for is not judged.
     """
-    return [_of(which, found["distributions"].get(which)) for which in WHICH]
+    return [_of(which, found["distributions"].get(which)) for which in found["which"]]
 
 
 def _of(which: str, one: dict[str, Any] | None) -> Verdict:
     claim = CLAIMS[which]
-    samples = {row["name"]: row for row in one["samples"]} if one else {}
+    rows = {row["name"]: row for row in one["samples"]} if one else {}
+    if broken := [name for name, row in rows.items() if not measurable(row)]:
+        return verdict(None, claim, f"{broken[0]} has no finite number")
     if which == "embeddings":
-        if not one or len(samples) < 2:
-            return verdict(None, claim, f"{' and '.join(samples) or 'nothing'} alone is there")
-        widths = {name: row["quantiles"][3] - row["quantiles"][1] for name, row in samples.items()}
+        if not one or len(rows) < 2:
+            return verdict(None, claim, f"{' and '.join(rows) or 'nothing'} alone is there")
+        widths = {name: row["quantiles"][3] - row["quantiles"][1] for name, row in rows.items()}
         wte, wpe = widths["wte.weight"], widths["wpe.weight"]
         return verdict(wpe < 0.5 * wte, claim,
                        f"middle half: wte {wte:.4f} wide, wpe {wpe:.4f}; KS {one['comparisons']['KS wte, wpe']:.3f}")
@@ -62,7 +64,7 @@ def _of(which: str, one: dict[str, Any] | None) -> Verdict:
         said = ", ".join(f"{name} ρ = {value:.2f}" for name, value in rho.items())
         return verdict((True if all(up) else None if any(up) else False) if up else None, claim, said or "one layer alone")
     ks = one["comparisons"]["KS Q, K in all layers"]
-    std = {part: samples[f"{part} of all layers"]["std"] for part in "QKV"}
+    std = {part: rows[f"{part} of all layers"]["std"] for part in "QKV"}
     return verdict(ks < ALIKE and std["V"] < min(std["Q"], std["K"]), claim,
                    f"KS(Q, K) {ks:.4f}; std Q {std['Q']:.3f}, K {std['K']:.3f}, V {std['V']:.3f}")
 

@@ -1,77 +1,150 @@
-"""What does it mean that the head is the embedding, and what goes wrong with a copy?"""
+"""What does it mean that the head is the embedding, and what goes wrong with a second parameter, on the same memory or on a copy?"""
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 
+import minigrad as mg
+
 from ..config import PUBLISHED, GPT2Config
 from ..figures import COLOURS, new_figure
 from ..model import GPT2
-from .lab import Lab, Verdict, held_out, small_config, train, verdict
+from .lab import BETAS, DECAY, Lab, Verdict, held_out, small_config, spread, train, verdict
 
 EQUATION = "logits = x Wᵀ with W the token table;  ∂L/∂W = ∂L/∂W_embedding + ∂L/∂W_head   (embedding.3, linear.2)"
-STEPS, VOCAB = 150, GPT2Config().vocab_size
+STEPS, SEEDS, VOCAB = 150, 3, GPT2Config().vocab_size
+HEADS = ("tied", "shared", "copied")
+T95 = {2: 12.706, 3: 4.303}                             # Student's t, 95 %, for so many pairs
+
+
+def model_with(head: str, lab: Lab, seed: int, dtype: str = "float32") -> GPT2:
+    """The same first numbers under each of HEADS.
+
+    tied: one parameter. shared: Parameter(embedding.weight), a second parameter on the same memory. copied: on memory of its own.
+    """
+    vocab = lab.model.config.vocab_size
+    tied = GPT2(small_config(vocab), backend=lab.device, dtype=dtype, seed=seed)
+    if head == "tied":
+        return tied
+    own = {name: p.array for name, p in tied.named_parameters()}
+    model = GPT2(small_config(vocab, tie_word_embeddings=False), backend=lab.device, dtype=dtype,
+                 parameters={**own, "lm_head.weight": own["wte.weight"].copy()})
+    if head == "shared":
+        model.lm_head.weight = mg.Parameter(model.wte.weight)
+    return model
+
+
+def groups(model: GPT2, decay: float = DECAY) -> list[dict[str, Any]]:
+    """What an optimiser is given. The head's own entry is last and alone: a GPU would write all of a group at once, to one memory twice."""
+    head = [] if model.lm_head.weight is model.wte.weight else [model.lm_head.weight]
+    rest = mg.optim.decay_groups([p for p in model.parameters() if not head or p is not head[0]], decay)
+    return [*rest, {"params": head, "weight_decay": decay}] if head else rest
+
+
+def tables(model: GPT2) -> np.ndarray:
+    """What the model reads as embedding and as head, [2, V, d], as they are now."""
+    return np.stack([model.wte.weight.numpy(), model.lm_head.weight.numpy()])
+
+
+def first_step(model: GPT2, optimizer: Any, rows: np.ndarray) -> np.ndarray:
+    """By how much the optimiser's first step on these rows changes both tables, [2, V, d]."""
+    before = tables(model)
+    model.loss(rows[:, :-1], rows[:, 1:]).backward()
+    optimizer.step()
+    return tables(model) - before
+
+
+def one_memory(model: GPT2) -> bool:
+    """Whether what is written to the embedding is the head's; leaves it written."""
+    model.wte.weight.array[...] = 1.0
+    return bool((model.lm_head.weight.numpy() == 1.0).all())
+
+
+def away(a: np.ndarray, b: np.ndarray) -> float:
+    """‖a − b‖/‖b‖"""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    ids = lab.text_ids
-    rows = lab.blocks(32, 64)
-    config = small_config(lab.model.config.vocab_size)
-    tied = GPT2(config, backend=lab.device, dtype="float64", seed=lab.seed)
-    own = dict(tied.named_parameters())
-    apart = GPT2(small_config(config.vocab_size, tie_word_embeddings=False), backend=lab.device, dtype="float64",
-                 parameters={**{k: p.array for k, p in own.items()}, "lm_head.weight": own["wte.weight"].array.copy()})
-    grads = {}
-    for name, model in (("tied", tied), ("apart", apart)):
-        model.zero_grad()
-        model.loss(rows[:4, :-1], rows[:4, 1:]).backward()
-        grads[name] = {k: p.grad.numpy() for k, p in model.named_parameters() if p.grad is not None}
-    total = grads["apart"]["wte.weight"] + grads["apart"]["lm_head.weight"]
-    sums = float(np.abs(grads["tied"]["wte.weight"] - total).max())
-    single = GPT2(config, backend=lab.device, seed=lab.seed)
-    start = {k: p.array.copy() for k, p in single.named_parameters()}
-    # Parameter(embedding.weight) makes a second entry of the optimiser with a gradient of its own: the same start, and then two
-    # tables   (tying.3)
-    copied = GPT2(small_config(config.vocab_size, tie_word_embeddings=False), backend=lab.device,
-                  parameters={**start, "lm_head.weight": start["wte.weight"].copy()})
-    table = []
-    for name, model in (("tied", single), ("copied", copied)):
-        made = train(model, model.loss, ids, steps=STEPS, rows=8, block=64, seed=lab.seed)
-        head, embedding = model.lm_head.weight.numpy(), model.wte.weight.numpy()
-        table.append({"head": name, "parameters": model.num_parameters(), "loss": held_out(model.loss, rows),
-                      "apart": float(np.linalg.norm(head - embedding) / np.linalg.norm(embedding)), "losses": made.losses})
+    ids, rows = lab.text_ids, lab.blocks(32, 64)
+    grads, steps = {}, {}
+    for head in HEADS:
+        model = model_with(head, lab, lab.seed, "float64")
+        plain = first_step(model, mg.optim.SGD(groups(model, 0.0), 0.1), rows[:4])
+        grads[head] = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+        model = model_with(head, lab, lab.seed, "float64")
+        steps[head] = plain, first_step(model, mg.optim.AdamW(groups(model), 3e-3, BETAS), rows[:4])
+    parts = {name: grads["copied"][name] for name in ("wte.weight", "lm_head.weight")}
+    total = parts["wte.weight"] + parts["lm_head.weight"]
+    table, losses, held = [], {}, {}
+    for head in HEADS:
+        held[head] = list[float]()
+        for seed in range(lab.seed, lab.seed + SEEDS):
+            model = model_with(head, lab, seed)
+            made = train(model, model.loss, ids, steps=STEPS, rows=8, block=64, seed=seed, groups=groups(model))
+            losses.setdefault(head, made.losses)
+            held[head].append(held_out(model.loss, rows))
+        embedding, unembedding = tables(model)
+        plain, adamw = (away(own, tied) for own, tied in zip(steps[head], steps["tied"]))
+        table.append({"head": head, "parameters": model.num_parameters(), "entries": sum(len(group["params"]) for group in groups(model)),
+                      "first step off, SGD": plain, "AdamW": adamw, "loss": float(np.mean(held[head])),
+                      "apart": away(unembedding, embedding), "one memory": one_memory(model)})
     return {
-        "rows": [{k: v for k, v in row.items() if k != "losses"} for row in table], "losses": {row["head"]: row["losses"] for row in table},
-        "sum": sums, "scale": float(np.abs(total).max()),
-        "parts": {name: float(np.linalg.norm(grads["apart"][name])) for name in ("wte.weight", "lm_head.weight")},
-        "saved": {name: VOCAB * sizes["n_embd"] for name, sizes in PUBLISHED.items()}, "steps": STEPS,
+        "rows": table, "losses": losses, "held": held, "steps": STEPS,
+        "sum": float(np.abs(grads["tied"]["wte.weight"] - total).max()), "scale": float(np.abs(total).max()),
+        "parts": {name: float(np.linalg.norm(part)) for name, part in parts.items()},
+        "unsummed": min(away(grads["shared"][name], total) for name in parts),
+        "saved": {name: VOCAB * sizes["n_embd"] for name, sizes in PUBLISHED.items()},
         "notes": [f"tying saves {VOCAB * sizes['n_embd']:,} parameters in {name}" for name, sizes in PUBLISHED.items()],
     }
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
-    """The gradients equal to 100 eps of the largest, in float64. A copy is no tying where the two tables are 1 % apart after training."""
+    """The gradients equal to 100 eps of the largest, in float64.
+
+    No tying: an entry more on one memory, no gradient within 1 % of the sum, AdamW's first step more than 1 % away. Wrong training: that
+    first step away, and a held-out loss that is higher: paired by seeds, 95 % of Student's t.
+    """
     eps = float(np.finfo(np.float64).eps)
     rows = {row["head"]: row for row in found["rows"]}
-    parts = found["parts"]
+    parts, tied, shared = found["parts"], rows["tied"], rows["shared"]
+    more = shared["entries"] - tied["entries"]
     return [
         verdict(found["sum"] <= 100 * eps * found["scale"] and min(parts.values()) > 0.0, "the tied gradient is the sum of both uses",
                 f"off by {found['sum']:.1e} of {found['scale']:.2g}; norms {parts['wte.weight']:.3g} and {parts['lm_head.weight']:.3g}"),
-        verdict(rows["tied"]["apart"] == 0.0 and rows["copied"]["apart"] > 0.01, "Parameter(embedding.weight) is not tying",
-                f"after {found['steps']} steps the copy is {100 * rows['copied']['apart']:.0f} % away and has "
-                f"{rows['copied']['parameters'] - rows['tied']['parameters']:,} parameters more"),
+        verdict(more == 1 and found["unsummed"] > 0.01 and shared["AdamW"] > 0.01 if shared["one memory"] else None,
+                "Parameter(embedding.weight) is not tying: two optimiser entries, gradients not summed",
+                f"{'one memory' if shared['one memory'] else 'two memories'}, {shared['entries']} entries for {tied['entries']}; the gradients "
+                f"are {found['unsummed']:.2f} of the sum or more from it; the first step is off by {shared['AdamW']:.2f} with AdamW, with SGD, "
+                f"whose two steps add up, by {shared['first step off, SGD']:.0e}"),
+        _trained(found, shared, "Parameter(embedding.weight) trains wrongly"),
+        _trained(found, rows["copied"], "a copied parameter trains wrongly"),
         verdict(found["saved"]["gpt2"] == 38_597_376, "tying saves 38,597,376 parameters in GPT-2 small", f"{found['saved']['gpt2']:,}"),
     ]
 
 
+def _trained(found: dict[str, Any], row: dict[str, Any], claim: str) -> Verdict:
+    held = {head: np.array(losses) for head, losses in found["held"].items()}
+    more, error = spread(held[row["head"]] - held["tied"])
+    pairs = len(held["tied"])
+    worse = None if abs(more) < T95[pairs] * error else more > 0.0
+    return verdict(worse if row["AdamW"] > 0.01 else False, claim,
+                   f"the first step is off by {row['AdamW']:.2f}; after {found['steps']} steps the held-out loss is {more:+.4f} ± {error:.4f} "
+                   f"nats from the tied one's, {pairs} pairs of seeds, and the tables are {100 * row['apart']:.0f} % apart")
+
+
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(8, 3.4, 1, 2)
-    for colour, (name, losses) in zip(COLOURS, found["losses"].items()):
+    figure, axes = new_figure(11, 3.4, 1, 3)
+    for i, (colour, (name, losses)) in enumerate(zip(COLOURS, found["losses"].items())):
         smooth = np.convolve(losses, np.ones(10) / 10, "valid")
         axes[0, 0].plot(np.arange(len(smooth)) + 10, smooth, color=colour, label=name)
-    axes[0, 0].set(title="tied, and copied by mistake", xlabel="step", ylabel="training loss, nats (mean of 10)")
+        axes[0, 1].plot([i] * len(found["held"][name]), found["held"][name], "o", color=colour)
+    axes[0, 0].set(title="tied, shared and copied", xlabel="step", ylabel="training loss, nats (mean of 10)")
     axes[0, 0].legend(fontsize=8)
-    axes[0, 1].bar(["embedding", "head"], list(found["parts"].values()), color=COLOURS[:2])
-    axes[0, 1].set(title="two gradients that a tied table adds", ylabel="norm at the start")
+    axes[0, 1].set_xticks(range(len(found["held"])), list(found["held"]))
+    axes[0, 1].set(title=f"held-out loss after {found['steps']} steps, a dot a seed", ylabel="nats")
+    axes[0, 1].margins(x=0.3)
+    axes[0, 2].bar(["embedding", "head"], list(found["parts"].values()), color=COLOURS[3:5])
+    axes[0, 2].set(title="two gradients that a tied table adds", ylabel="norm at the start")
     return figure

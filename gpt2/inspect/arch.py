@@ -120,13 +120,15 @@ def params(args: argparse.Namespace) -> Found:
     block = {name.removeprefix("h.0."): math.prod(shape) for name, shape in shapes.items() if name.startswith("h.0.")}
     weight, bias = (sum(parts[part] for parts in by_kind.values()) for part in ("weight", "bias"))
     tied = config.vocab_size * config.n_embd if config.tie_word_embeddings else 0
-    rows: list[tuple[Any, ...]] = [(kind, p["weight"], p["bias"], sum(p.values()), f"{100 * sum(p.values()) / total:.3f}")
+    percent = {kind: {"weight": 100 * p["weight"] / total, "together": 100 * sum(p.values()) / total} for kind, p in by_kind.items()}
+    rows: list[tuple[Any, ...]] = [(kind, p["weight"], p["bias"], sum(p.values()), *(f"{share:.3f}" for share in percent[kind].values()))
                                    for kind, p in by_kind.items()]
-    lines = [*table(("kind", "weight", "bias", "together", "%"), [*rows, ("all", weight, bias, total, "100.000")]), "",
+    lines = [*table(("kind", "weight", "bias", "together", "weight, %", "together, %"),
+                    [*rows, ("all", weight, bias, total, f"{100 * weight / total:.3f}", "100.000")]), "",
              *table((f"each of the {config.n_layer} blocks", "numbers", "shape"),
                     [(name, size, str(list(shapes[f"h.0.{name}"]))) for name, size in block.items()]
                     + [("together", sum(block.values()), "")]), ""]
     if tied:
         lines.append(f"the head is the token embedding: an untied one would add {number(tied)}, {100 * tied / total:.2f} %")
-    return Found({"model": args.model, "total": total, "weight": weight, "bias": bias, "kinds": by_kind, "block": block,
+    return Found({"model": args.model, "total": total, "weight": weight, "bias": bias, "kinds": by_kind, "percent": percent, "block": block,
                   "blocks": config.n_layer, "saved_by_tying": tied}, lines)

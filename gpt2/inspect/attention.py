@@ -11,10 +11,13 @@ import minigrad as mg
 from ..cli import at_least
 from ..errors import UsageError
 from ..figures import name_ticks, new_figure
-from ..model_flags import add_model, add_prompt, labels, model_of, prompt_ids
+from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
 from ..stats import entropy
 from ..table import table
 from .found import Found
+
+
+FEW, LARGEST = 32, 45.0                                 # for so many tokens a picture may grow, and to so many inches
 
 
 def flags(p: argparse.ArgumentParser) -> None:
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> Found:
     for flag, value, size in (("layer", args.layer, model.config.n_layer), ("head", args.head, model.config.n_head)):
         if value is not None and value >= size:
             raise UsageError(f"--{flag} {value} is not there; the model's are 0 … {size - 1}")
-    found, tokens = patterns(model, ids), labels(tokenizer, ids)
+    tokens = labels(tokenizer, ids)
+    with numbers_watched(model):
+        found = patterns(model, ids)
     heads = [(i, j) for i in range(found.shape[0]) for j in range(found.shape[1]) if args.layer in (None, i) and args.head in (None, j)]
     rows = [{"layer": i, "head": j, **character(found[i, j])} for i, j in heads]
     names = ("entropy", "distance", "first", "previous", "itself")
@@ -62,13 +67,14 @@ def run(args: argparse.Namespace) -> Found:
 
 
 def draw(found: dict[str, np.ndarray], tokens: list[str]) -> Any:
-    """A map for each head, queries down, keys across; tokens are named where there is room for them."""
+    """A map for each head, queries down, keys across; tokens are named where there is room, which grows for those of a short prompt."""
     columns = min(len(found), 4 if len(found) <= 16 else 12)
-    count, size = -(-len(found) // columns), 3.0 if len(found) <= 16 else 1.3
-    if len(found) == 1:
-        size = 6.0
+    count, size = -(-len(found) // columns), 6.0 if len(found) == 1 else 3.0 if len(found) <= 16 else 1.3
+    room = 0.1 * len(tokens) + 0.07 * max(map(len, tokens)) + 0.35     # inches of the map, of the longest name beside it, of the title
+    if len(tokens) <= FEW and max(columns, count) * room <= LARGEST:
+        size = max(size, room)
+    named = room <= size
     figure, axes = new_figure(size * columns + 0.9, size * count + 0.8, count, columns)
-    named = len(tokens) * 0.13 < size
     for (name, pattern), panel in zip(found.items(), axes.flat):
         shown = panel.imshow(np.where(np.tri(len(pattern), dtype=bool), pattern, np.nan), vmin=0.0, vmax=1.0, cmap="Blues")
         panel.set_title(f"head {name}" if size > 2 else name, fontsize=9 if size > 2 else 6, pad=2)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import read_tensors
+from ..cli import at_least
 from ..errors import MissingError
 from ..locate import locate
 from ..stored import NAMES
@@ -19,25 +20,31 @@ from .tensors import said_missing
 def flags(p: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         p.add_argument(name, metavar=name.upper(), help="shakespeare, gpt2, …, a directory, or a .safetensors file, whole or a part")
-    p.add_argument("--limit", type=int, metavar="N", help="the first N rows alone")
+    p.add_argument("--limit", type=at_least(1), metavar="N", help="the first N rows alone")
 
 
 def compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """How b differs from a of the same shape, in float64.
 
-    max: the largest |b − a|, and `at`, where it is. relative: ‖b − a‖/‖a‖. cosine: of the angle between them. A NaN in one of the two
-    alone counts as an infinite difference.
+    max: the largest |b − a|, and `at`, where it is. relative: ‖b − a‖/‖a‖. cosine: of the angle between them. NaN, or the same infinity,
+    at the same place of both is no difference and adds to no norm; in one of the two alone it is an infinite difference.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    x, y = (np.where(same & ~np.isfinite(v), 0.0, v) for v in (x, y))
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.abs(y - x)
-        gap[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
-        gap[np.isnan(gap)] = np.inf
+        gap = np.where(same, 0.0, np.abs(y - x))
+        gap = np.where(np.isnan(gap), np.inf, gap)
         norm, size, other = (float(np.sqrt(np.square(v).sum())) for v in (gap, x, y))
         cosine = float((x * y).sum()) / (size * other) if size * other else math.nan
     at = np.unravel_index(int(gap.argmax()), gap.shape) if gap.size else ()
-    relative = norm / size if size else (math.inf if norm else 0.0)
+    relative = norm / size if size and norm < math.inf else (math.inf if norm else 0.0)
     return {"max": float(gap.max(initial=0.0)), "at": [int(i) for i in at], "relative": relative, "cosine": cosine}
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for JSON, which has no infinity and no NaN: "inf" and "nan"."""
+    return {key: f"{value:g}" if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def run(args: argparse.Namespace) -> Found:
@@ -61,14 +68,14 @@ def run(args: argparse.Namespace) -> Found:
             row |= {"relative": math.nan, "note": "no floats"}
         rows.append(row)
     rows.sort(key=lambda row: -row["relative"] if row["relative"] == row["relative"] else 0.0)
-    same = sum(row["relative"] == 0.0 for row in rows)
+    same = sum(row.get("max") == 0.0 for row in rows)
     only = {"A": [name for name in left.stored if name not in right.stored],
             "B": [name for name in right.stored if name not in left.stored]}
-    shown = [row for row in rows if row["relative"] != 0.0][:args.limit]
+    shown = [row for row in rows if row.get("max") != 0.0][:args.limit]
     lines = [*(table(("tensor", "shape", "‖B−A‖/‖A‖", "max |B−A|", "cosine", "at"),
                      [(row["name"], str(row["shape"]), row["relative"], row.get("max"), row.get("cosine"),
                        row.get("note") or str(row["at"])) for row in shown], left=2) if shown else ["no difference"]), "",
              f"A {left.source}, B {right.source}: {len(both)} tensors in both, {same} of them equal"]
     lines += [f"in {side} alone: {len(names)}: {', '.join(names[:4])}{' …' * (len(names) > 4)}" for side, names in only.items() if names]
     lines += [f"{name}, {line}" for name, side in (("A", left), ("B", right)) if side.config for line in said_missing(side)]
-    return Found({"a": str(left.source), "b": str(right.source), "tensors": rows, "equal": same, "only": only}, lines)
+    return Found({"a": str(left.source), "b": str(right.source), "tensors": [told(row) for row in rows], "equal": same, "only": only}, lines)

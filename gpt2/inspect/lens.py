@@ -10,8 +10,7 @@ import numpy as np
 import minigrad as mg
 
 from ..figures import name_ticks, new_figure
-from ..model_flags import add_model, add_prompt, labels, model_of, prompt_ids
-from ..sampling import log_softmax
+from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
 from ..table import table
 from .found import Found
 
@@ -24,7 +23,7 @@ def flags(p: argparse.ArgumentParser) -> None:
 def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
     """ln_f and the head on the residual stream at the entrance and after each block: {"embeddings" or "block i": log p [T, V]} on the host.
 
-    The last one is the model's own: log softmax of its logits.
+    The last one is the model's own: log softmax of its logits. A place whose logits are NaN or infinite has NaN.
     """
     found, out = model.trace([ids], only="blocks.*.resid_*"), dict[str, np.ndarray]()
     with mg.no_grad():
@@ -32,26 +31,28 @@ def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
             block, point = name.split(".")[1:]
             if point == "resid_post" or name == "blocks.0.resid_pre":
                 logits = model.lm_head.scores(model.ln_f(mg.Tensor(array)))            # [1, T, d] -> [1, T, V]
-                out["embeddings" if point == "resid_pre" else f"block {block}"] = log_softmax(logits.numpy()[0].astype(np.float64))
+                out["embeddings" if point == "resid_pre" else f"block {block}"] = mg.log_softmax(mg.tensor(logits.numpy()[0].astype(np.float64))).numpy()
     return out
 
 
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
     ids = prompt_ids(args, tokenizer, model.config.n_positions)
-    found, tokens = lens(model, ids), labels(tokenizer, ids)
+    tokens = labels(tokenizer, ids)
+    with numbers_watched(model):
+        found = lens(model, ids)
     known = model.config.vocab_size if tokenizer is None else tokenizer.n_vocab
     last = list(found.values())[-1]
     rows, following = [], [*ids[1:], None]
     for name, logp in found.items():
-        best = logp[:, :known].argmax(-1)
+        best = [None if np.isnan(row).any() else int(row[:known].argmax()) for row in logp]
         p = np.exp(last)
-        rows.append({"after": name, "ids": best.tolist(), "tokens": labels(tokenizer, best.tolist()),
-                     "p": np.exp(logp[np.arange(len(ids)), best]).tolist(),
+        rows.append({"after": name, "ids": best, "tokens": ["" if i is None else labels(tokenizer, [i])[0] for i in best],
+                     "p": [math.nan if i is None else math.exp(row[i]) for i, row in zip(best, logp)],
                      "kl": (p * (last - logp)).sum(-1).tolist(),
                      "nll": [None if t is None else -float(logp[i, t]) for i, t in enumerate(following)]})
     lines = [*table(("token", *(row["after"] for row in rows)),
-                    [(token, *(f"{row['tokens'][i]} {row['p'][i]:.2f}" for row in rows)) for i, token in enumerate(tokens)]), "",
+                    [(token, *(f"{row['tokens'][i]} {row['p'][i]:.2f}".lstrip() for row in rows)) for i, token in enumerate(tokens)]), "",
              *table(("mean over the places", *(row["after"] for row in rows)),
                     [("loss in nats", *(float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows)),
                      ("KL from the model's own", *(float(np.mean(row["kl"])) for row in rows))]), "",

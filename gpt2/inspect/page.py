@@ -13,7 +13,7 @@ import numpy as np
 import minigrad as mg
 
 from ..cli import at_least
-from ..model_flags import add_model, add_prompt, labels, model_of, prompt_ids
+from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
 from ..stats import summary
 from ..table import plain, table
 from .found import Found
@@ -100,7 +100,8 @@ def html(found: dict[str, Any]) -> bytes:
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
     ids = prompt_ids(args, tokenizer, model.config.n_positions)
-    found = document(model, tokenizer, ids, args.model, args.values)
+    with numbers_watched(model):
+        found = document(model, tokenizer, ids, args.model, args.values)
     rows = [{key: value for key, value in one.items() if key not in ("data", "steps", "kept")} for one in found["tensors"]]
     said = ("mean", "std", "min", "max", "norm")
     lines = list(table(("point", "equation", "shape", *said),

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,14 @@ from ..checkpoint import Tensors
 from ..errors import MissingError
 from ..figures import COLOURS, new_figure
 from ..model_flags import add_weights, weights_of
-from ..stats import QUANTILES, ks, spearman, summary
+from ..stats import QUANTILES, STANDS_OUT, ks, outlier_columns, spearman, summary
 from ..table import table
 from .found import Found
 from .tensors import said_missing
 
 WHICH = ("embeddings", "layers", "qkv")
+MOST = 8                                                # outlier dimensions that a line names
+EMBEDDINGS = {"wte.weight": "token", "wpe.weight": "position"}
 BINS = {"embeddings": np.linspace(-0.6, 0.6, 71), "layers": np.linspace(-1.0, 1.0, 171), "qkv": np.linspace(-1.0, 1.0, 151)}
 
 
@@ -30,21 +32,28 @@ class Sample(NamedTuple):
 
 
 def samples(tensors: Tensors, which: str) -> list[Sample]:
-    """The samples that the checkpoint has for one of WHICH."""
+    """The samples that the checkpoint has for one of WHICH. MissingError where one is of a shape that cannot be told apart into them."""
     layers = range(tensors.config.n_layer if tensors.config else 0)
 
     def have(names: list[str]) -> list[str]:
         return [name for name in names if name in tensors.stored]
 
     if which == "embeddings":
-        return [Sample("", name, None, lambda name=name: tensors(name)) for name in have(["wte.weight", "wpe.weight"])]  # type: ignore[misc]
+        for name in have([*EMBEDDINGS]):
+            if len(shape := tensors.stored[name].shape) != 2:
+                raise MissingError(f"{tensors.source}: '{name}' is {list(shape)}, and a table of rows [n, d] is expected; is it flattened?")
+        return [Sample("", name, None, lambda name=name: tensors(name)) for name in have([*EMBEDDINGS])]  # type: ignore[misc]
     if which == "layers":
         return [Sample(part, f"h.{i}.{part}.weight", i, lambda name=f"h.{i}.{part}.weight": tensors(name))  # type: ignore[misc]
                 for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for i in layers if have([f"h.{i}.{part}.weight"])]
     out = []
+    found = [(i, f"h.{i}.attn.c_attn.weight") for i in layers if have([f"h.{i}.attn.c_attn.weight"])]
+    d = tensors.config.n_embd if tensors.config else 0
+    for _, name in found:                               # where 3 divides d, [3d, d] would be split as well
+        if (shape := tensors.stored[name].shape) != (d, 3 * d):
+            raise MissingError(f"{tensors.source}: '{name}' is {list(shape)}, and {[d, 3 * d]} is expected, stored [in, out]; "
+                               "is it transposed?")
     for at, part in enumerate("QKV"):
-        found = [(i, f"h.{i}.attn.c_attn.weight") for i in layers if have([f"h.{i}.attn.c_attn.weight"])]
-
         def third(name: str, at: int = at) -> np.ndarray:
             return np.split(tensors(name), 3, axis=1)[at]          # [d, 3d] -> [d, d]
 
@@ -58,8 +67,9 @@ def samples(tensors: Tensors, which: str) -> list[Sample]:
 def distributions(tensors: Tensors, which: str) -> dict[str, Any]:
     """Statistics of each sample, its histogram over BINS[which], and how the samples compare.
 
-    embeddings: the KS distance of the two. layers: Spearman's correlation of depth and deviation, per kind. qkv: KS distances of Q and
-    K, Q and V, K and V, pooled and per layer, and Spearman's. MissingError where the checkpoint has none of these tensors.
+    embeddings: the KS distance of the two, and of each its "outliers", dimensions and ratios as `outlier_columns` has them. layers:
+    Spearman's correlation of depth and deviation, per kind. qkv: KS distances of Q and K, Q and V, K and V, pooled and per layer, and
+    Spearman's. All are of the finite numbers. MissingError where the checkpoint has none of these tensors.
     """
     found = samples(tensors, which)
     if not found:
@@ -67,12 +77,17 @@ def distributions(tensors: Tensors, which: str) -> dict[str, Any]:
     rows, bins, pairs = [], BINS[which], dict[str, float]()
     ordered: dict[tuple[str, int | None], np.ndarray] = {}             # sorting takes most of the time
     for sample in found:
-        values = np.sort(sample.values(), axis=None)
+        array = sample.values()
+        values = np.sort(array, axis=None)
+        row = {"name": sample.name, "group": sample.group, "depth": sample.depth, **summary(values, quantiles=True)}
+        values = values[np.isfinite(values)] if left_out(row) else values
         if which != "layers":
             ordered[sample.name if which == "embeddings" else sample.group, sample.depth] = values
-        shares = np.histogram(values, bins)[0] / values.size
-        rows.append({"name": sample.name, "group": sample.group, "depth": sample.depth, **summary(values, quantiles=True),
-                     "outside": 1.0 - float(shares.sum()), "histogram": shares.tolist()})
+        shares = np.histogram(values, bins)[0] / max(1, values.size)
+        row |= {"outside": 1.0 - float(shares.sum()), "histogram": shares.tolist()}
+        if which == "embeddings":
+            row["outliers"] = [{"dimension": i, "ratio": ratio} for i, ratio in outlier_columns(array)]
+        rows.append(row)
     if which == "embeddings":
         if len(found) == 2:
             pairs["KS wte, wpe"] = ks(*ordered.values())
@@ -106,13 +121,43 @@ def run(args: argparse.Namespace) -> Found:
     return Found({"source": str(tensors.source), "distributions": found, "missing": tensors.missing()}, lines, lambda: draw(found))
 
 
+def left_out(row: dict[str, Any]) -> int:
+    """How many of a sample's numbers are not finite."""
+    return int(row["nan"] + row["inf"])
+
+
+def measurable(row: dict[str, Any]) -> bool:
+    """Whether a sample has a finite number."""
+    return left_out(row) < row["count"]
+
+
+def remarks(found: dict[str, Any]) -> Iterator[str]:
+    """A line on each sample that has numbers which are not finite, and on each table's outlier dimensions, the first of them."""
+    for row in found["samples"]:
+        if not measurable(row):
+            yield f"{row['name']} has no finite number: {row['nan']:,} × NaN, {row['inf']:,} × infinity"
+        elif left_out(row):
+            yield f"{row['name']}: {left_out(row):,} of {row['count']:,} numbers are NaN or infinite, and are left out"
+        if measurable(row) and (some := row.get("outliers")) is not None:
+            told = ", ".join(f"{one['dimension']} ({one['ratio']:.3g}×)" for one in some[:MOST])
+            more = f" and {len(some) - MOST} more" if len(some) > MOST else ""
+            yield (f"{row['name']}: outlier dimensions, root mean square more than {STANDS_OUT:g} times the median column's: "
+                   f"{told or 'none'}{more}")
+
+
 def distribution_lines(found: dict[str, Any]) -> list[str]:
     """What `distributions` found, as tables."""
     header = (found["which"], "mean", "std", "kurtosis", *(f"{q:.0%}" for q in QUANTILES), "min", "max")
     pairs = found["comparisons"].items()
     lines = list(table(header, [(row["name"], row["mean"], row["std"], row["kurtosis"], *row["quantiles"], row["min"], row["max"])
                                 for row in found["samples"]]))
+    lines += ["", *said] if (said := list(remarks(found))) else []
     return [*lines, "", *table(("compared", ""), list(pairs))] if pairs else lines
+
+
+def title(found: dict[str, Any], group: str) -> str:
+    """What a panel shows: of the embeddings those that are there."""
+    return f"{group} weights, by depth" if group else f"{' and '.join(EMBEDDINGS[row['name']] for row in found['samples'])} embeddings"
 
 
 def draw(found: list[dict[str, Any]]) -> Any:
@@ -127,7 +172,11 @@ def draw(found: list[dict[str, Any]]) -> Any:
         centres = (np.array(one["bins"][1:]) + np.array(one["bins"][:-1])) / 2
         deepest = max((row["depth"] for row in one["samples"] if row["depth"] is not None), default=0)
         for group, panel in zip(groups, line):
-            own = [row for row in one["samples"] if row["group"] == group]
+            own = [row for row in one["samples"] if row["group"] == group and measurable(row)]
+            panel.set_title(title(one, group), fontsize=9)
+            if not own:
+                panel.text(0.5, 0.5, "no finite number", ha="center", va="center", transform=panel.transAxes, fontsize=8)
+                continue
             for i, row in enumerate(own):
                 share = np.array(row["histogram"]) / (one["bins"][1] - one["bins"][0])
                 colour = COLOURS[i] if one["which"] == "embeddings" else \
@@ -139,7 +188,6 @@ def draw(found: list[dict[str, Any]]) -> Any:
             wide = max(abs(q) for row in own for q in (row["quantiles"][0], row["quantiles"][-1])) * 1.6
             panel.set_xlim(-min(wide, one["bins"][-1]), min(wide, one["bins"][-1]))
             panel.set_ylim(0.0, 1.2 * panel.get_ylim()[1])
-            panel.set_title({"": "token and position embeddings"}.get(group, f"{group} weights, by depth"), fontsize=9)
             panel.set_xlabel("weight", fontsize=8)
             panel.set_ylabel("density", fontsize=8)
             panel.tick_params(labelsize=7)
