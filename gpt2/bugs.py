@@ -5,12 +5,14 @@ or not, and the hooks that plant it. All is NumPy in float64, and spelled out.
 """
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
+import minigrad as mg
 
 from .hooks import BLOCK, EQUATIONS
 from .model import GPT2
@@ -34,17 +36,6 @@ def in_weights(part: str, edit: Callable[[GPT2, np.ndarray], np.ndarray]) -> Cal
         for i in layers:
             own[f"h.{i}.{part}"] = np.ascontiguousarray(edit(model, own[f"h.{i}.{part}"]))
         return GPT2(model.config, dtype="float64", explicit=True, parameters=own), {}
-
-    return plant
-
-
-def in_config(**fields: Any) -> Callable[[GPT2, list[int]], Planted]:
-    """Another configuration, in all blocks."""
-    def plant(model: GPT2, layers: list[int]) -> Planted:
-        config = dataclasses.replace(model.config, **fields)
-        if len(layers) < config.n_layer:
-            return model, {}
-        return GPT2(config, dtype="float64", explicit=True, parameters={name: p.array for name, p in model.named_parameters()}), {}
 
     return plant
 
@@ -122,11 +113,17 @@ def other_layout(model: GPT2, a: np.ndarray, order: str) -> np.ndarray:
     return a[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
 
 
-def in_columns(order: str) -> Callable[[GPT2, list[int]], Planted]:
-    """c_attn's columns, weight and bias, as `other_layout` has them."""
+def other_parts(model: GPT2, a: np.ndarray, order: str) -> np.ndarray:
+    """The columns of c_attn as a port reads them that takes its thirds for `order`, such as "kqv"."""
+    thirds = np.split(a, 3, axis=-1)
+    return np.concatenate([thirds[order.index(part)] for part in "qkv"], axis=-1)
+
+
+def in_columns(edit: Callable[[GPT2, np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
+    """c_attn's columns, weight and bias, changed."""
     def plant(model: GPT2, layers: list[int]) -> Planted:
         for part in ("attn.c_attn.weight", "attn.c_attn.bias"):
-            model, _ = in_weights(part, lambda m, a: other_layout(m, a, order))(model, layers)
+            model, _ = in_weights(part, edit)(model, layers)
         return model, {}
 
     return plant
@@ -158,6 +155,19 @@ def zero(model: GPT2, w: np.ndarray) -> np.ndarray:
 
 def ones(model: GPT2, w: np.ndarray) -> np.ndarray:
     return np.ones_like(w)
+
+
+def layer_norm(at: str, point: str, weights: str) -> Callable[[GPT2, list[int]], Planted]:
+    """At `at`, the LayerNorm that has these weights, of what passes at `point`."""
+    def made(model: GPT2, seen: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        own = getattr(model.h[seen["layer"]], weights)
+        return normalised(seen[point], model.config.layer_norm_epsilon) * own.weight.array + own.bias.array
+
+    return at_point(at, made, point)
+
+
+def gelu(approximate: str) -> Callable[[GPT2, list[int]], Planted]:
+    return at_point("mlp.act", lambda m, seen, x: m.F.gelu(mg.Tensor(seen["mlp.pre"]), approximate=approximate).array, "mlp.pre")
 
 
 def act(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
@@ -195,16 +205,24 @@ BUGS = [
         lambda x, w, b, eps: x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * w + b)),
     Bug("ln_1.out", "LayerNorm's mean and variance run over the places; they run over the d numbers of each place",
         norms(lambda x, w, b, eps: normalised(x, eps, axis=-2) * w + b)),
+    Bug("ln_1.out", "ln_1 has ln_2's weight and bias", layer_norm("ln_1.out", "resid_pre", "ln_2")),
     # Q, K, V
     Bug("attn.q", f"c_attn's weight is read transposed; {CONV1D}", in_weights("attn.c_attn.weight", transposed)),
     Bug("attn.q", "c_attn's bias is not added", in_weights("attn.c_attn.bias", zero)),
-    *(Bug("attn.q", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})", in_columns(order))
+    *(Bug("attn.q", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})",
+          in_columns(partial(other_layout, order=order)))
       for order, said in (("hpk", "not each head's Q, K, V"), ("pkh", "not number by number through the heads"),
                           ("hkp", "not q, k, v number by number"), ("khp", "not q, k, v number by number, heads inside"))),
+    *(Bug("attn.k" if order == "qvk" else "attn.q", f"{said} in c_attn's columns: they are Q, K, V",
+          in_columns(partial(other_parts, order=order)))
+      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
+                          ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
     # attention weights
     Bug("attn.pattern", "scores are not divided by √(d/h)", patterns(lambda m, s, seen: softmax(masked(s, seen)))),
     Bug("attn.pattern", "scores are divided by √d; they are divided by √(d/h), of one head",
         patterns(lambda m, s, seen: softmax(masked(s / math.sqrt(m.config.n_embd), seen)))),
+    Bug("attn.pattern", "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one head's width",
+        patterns(lambda m, s, seen: softmax(masked(s / math.sqrt(m.config.n_head), seen)))),
     Bug("attn.pattern", "scores are divided by d/h; they are divided by its root",
         patterns(lambda m, s, seen: softmax(masked(s / scale_of(m) ** 2, seen)))),
     Bug("attn.pattern", "scores are multiplied by √(d/h); they are divided by it",
@@ -237,12 +255,15 @@ BUGS = [
     Bug("resid_mid", "attention's output is added to what ln_1 made; it is added to the stream before it (pre-norm)",
         at_point("resid_mid", lambda m, seen, x: seen["ln_1.out"] + seen["attn.out"], "ln_1.out", "attn.out")),
     # MLP
-    Bug("ln_2.out", "ln_2 is applied to the block's input; it is applied after attention was added", at_point(
-        "ln_2.out", lambda m, seen, x: seen["ln_1.out"], "ln_1.out")),
+    Bug("ln_2.out", "ln_2 is applied to the block's input; it is applied after attention was added",
+        layer_norm("ln_2.out", "resid_pre", "ln_2")),
+    Bug("ln_2.out", "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was added",
+        layer_norm("ln_2.out", "resid_pre", "ln_1")),
+    Bug("ln_2.out", "ln_2 has ln_1's weight and bias", layer_norm("ln_2.out", "resid_mid", "ln_1")),
     Bug("mlp.pre", f"mlp.c_fc's weight is read transposed; {CONV1D}", in_weights("mlp.c_fc.weight", transposed)),
     Bug("mlp.pre", "mlp.c_fc's bias is not added", in_weights("mlp.c_fc.bias", zero)),
-    Bug("mlp.act", "GELU is the exact one, by erf (PyTorch's default); GPT-2 has the one by tanh", in_config(activation_function="gelu")),
-    Bug("mlp.act", "GELU is the one by tanh; this model has the exact one", in_config(activation_function="gelu_new")),
+    Bug("mlp.act", "GELU is the exact one, by erf (PyTorch's default); GPT-2 has the one by tanh", gelu("none")),
+    Bug("mlp.act", "GELU is the one by tanh; this model's activation is another", gelu("tanh")),
     Bug("mlp.act", "the activation is ReLU", act(lambda x: np.maximum(x, 0.0))),
     Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh", act(lambda x: x * sigmoid(1.702 * x))),
     Bug("mlp.act", "the activation is SiLU, x·sigmoid(x)", act(lambda x: x * sigmoid(x))),

@@ -139,7 +139,25 @@ def gradients(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
                  (scale * back(dp), "softmax's derivative is left out")]
     elif bare.endswith(("resid_mid", "resid_pre", "resid_post")):
         made += list(_residual(golden, bare))
+    elif bare.endswith(".bias"):
+        g = _added_to(golden, bare)
+        made += [(row.sum(0), f"row {i} of the batch alone is in it; a bias is added at all places of all rows, and its gradient their sum")
+                 for i, row in enumerate(g)]
+        made.append((g[:, -1].sum(0), "the last place alone is in it; a bias is added at all places, and its gradient is their sum"))
     yield from (says for value, says in made if agrees(golden, name, value, theirs))
+
+
+def _added_to(golden: Golden, bias: str) -> np.ndarray:
+    """The gradient [B, T, n] of what a bias is added to."""
+    module = bias.removesuffix(".bias")
+    if not module.startswith("h."):
+        return golden.array(f"{module}.out.grad")
+    block, end = f"blocks.{module.split('.')[1]}", module.split(".", 2)[2]
+    if end == "attn.c_attn":                                           # 3 × [B, h, T, d/h] -> [B, T, 3d]
+        parts = [golden.array(f"{block}.attn.{part}.grad").transpose(0, 2, 1, 3) for part in "qkv"]
+        return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=-1)
+    point = {"attn.c_proj": "attn.out", "mlp.c_fc": "mlp.pre", "mlp.c_proj": "mlp.out"}.get(end, f"{end}.out")
+    return golden.array(f"{block}.{point}.grad")
 
 
 def _residual(golden: Golden, bare: str) -> Iterator[tuple[np.ndarray, str]]:
@@ -186,33 +204,71 @@ STEPS = {
 }
 
 
+SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of AdamW, and what others have them at
+    "lr": ("the learning rate", ()),
+    "beta1": ("β₁", (0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)),
+    "beta2": ("β₂", (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)),
+    "eps": ("ε", (0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)),
+    "weight_decay": ("weight decay", (1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 1.0)),
+}
+
+
 def steps(golden: Golden, model: GPT2, name: str, theirs: Theirs) -> Iterator[str]:
-    """Optimisers with one mistake each, run on our model up to the step."""
-    last, parameter = int(name.split(".")[1]), name.split(".", 2)[2]
-    if parameter == "loss":
+    """Optimisers with one mistake each, then with one setting each that is another, run on our model up to the step."""
+    last, what = int(name.split(".")[1]), name.split(".", 2)[2]
+    start = slopes(golden, model)
+    if what != "loss" and what not in start[1]:
         return
+
+    def ended(wrong: str = "", **settings: float) -> np.ndarray:
+        return stepped(golden, model, start, last, what, wrong, **settings)
+
     for wrong, says in STEPS.items():
-        value = stepped(golden, model, wrong, last)[parameter]
-        if agrees(golden, name, value, theirs):
+        if agrees(golden, name, ended(wrong), theirs):
             yield says
+    dtype, b = theirs(name)
+    for key, (says, usual) in SETTINGS.items():
+        own = golden.manifest["adamw"][key]
+        values = {*usual, *(own * factor for factor in (0.01, 0.1, 0.5, 2.0, 10.0, 100.0) if key in ("lr", "weight_decay"))} - {0.0, own}
+        if key in ("lr", "weight_decay") and what != "loss":           # a step is nearly linear in them: the line meets the port's at
+            probe = 2.0 * own or 0.1
+            slope = (ended(**{key: probe}) - golden.array(name)) / (probe - own)
+            met = own + float(((b - golden.array(name)) * slope).sum()) / max(float(np.square(slope).sum()), 1e-300)
+            values |= {value for value in (met, *(float(f"{met:.{digits}g}") for digits in (1, 2, 3))) if value > 0.0}
+        tried = {value: distance(golden.entries[name], ended(**{key: value}), b, dtype) for value in sorted(values)}
+        value = min(tried, key=lambda value: tried[value])
+        if agrees(golden, name, ended(**{key: value}), theirs):
+            times = f", {value / own:.4g} times as much" if own else ""
+            yield f"{says} is {value:.4g}{times}; here it is {own:g}"
 
 
-def stepped(golden: Golden, model: GPT2, wrong: str, count: int) -> dict[str, np.ndarray]:
-    """The parameters after `count` steps of AdamW with this mistake, one of STEPS."""
-    lr, beta1, beta2, eps, decay = (golden.manifest["adamw"][key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
-    copy = GPT2(model.config, dtype="float64", explicit=True, parameters={k: p.array.copy() for k, p in model.named_parameters()})
-    own = dict(copy.named_parameters())
-    m, v, sums = ({k: np.zeros_like(p.array) for k, p in own.items()} for _ in range(3))
-    for t in range(1, count + 1):
-        copy.zero_grad()
-        copy.loss(np.array(golden.manifest["ids"]), np.array(golden.manifest["targets"])).backward()
-        gs = {k: p.grad.array for k, p in own.items() if p.grad is not None}
-        norm = math.sqrt(sum(float(np.square(g).sum()) for g in gs.values()))
-        for k, p in own.items():
-            g, x = gs[k], p.array.copy()
+def slopes(golden: Golden, model: GPT2) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The loss of a model, and its gradients by parameter."""
+    model.zero_grad()
+    loss = model.loss(np.array(golden.manifest["ids"]), np.array(golden.manifest["targets"]))
+    loss.backward()
+    return loss.array, {name: p.grad.array for name, p in model.named_parameters() if p.grad is not None}
+
+
+def stepped(golden: Golden, model: GPT2, start: tuple[np.ndarray, dict[str, np.ndarray]], last: int, what: str, wrong: str = "",
+            **settings: float) -> np.ndarray:
+    """A parameter after the last step of AdamW, or the loss before it, with a mistake, one of STEPS, or other settings.
+
+    start: the `slopes` of the model as it is, the same for all.
+    """
+    lr, beta1, beta2, eps, decay = ((golden.manifest["adamw"] | settings)[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+    own = {k: p.array for k, p in model.named_parameters()}
+    m, v, sums = ({k: np.zeros_like(p) for k, p in own.items() if last > 1 or k == what} for _ in range(3))
+    for t in range(1, last + 1):
+        loss, gs = start if t == 1 else slopes(golden, GPT2(model.config, dtype="float64", explicit=True, parameters=own))
+        if t == last and what == "loss":
+            return loss
+        norm = math.sqrt(sum(float(np.square(g).sum()) for g in gs.values())) if wrong == "clipped" else 0.0
+        for k in own if t < last else [what]:
+            g, x = gs[k], own[k]
             if wrong == "summed":
                 g = sums[k] = sums[k] + g
-            if wrong == "clipped" and norm > 1.0:
+            if norm > 1.0:
                 g = g / norm
             if wrong == "coupled":
                 g = g + decay * x
@@ -224,10 +280,10 @@ def stepped(golden: Golden, model: GPT2, wrong: str, count: int) -> dict[str, np
             root = np.sqrt(v[k] / c2) + eps
             root = {"eps inside": np.sqrt(v[k] / c2 + eps), "eps early": (np.sqrt(v[k]) + eps) / math.sqrt(c2)}.get(wrong, root)
             if wrong not in ("no decay", "coupled") and not (wrong == "matrices" and x.ndim < 2):
-                x *= 1 - lr * decay
+                x = x * (1 - lr * decay)
             move = lr * g if wrong == "sgd" else lr * (m[k] / c1) / root
-            p.assign(x + move if wrong == "plus" else x - move)
-    return {k: p.array for k, p in own.items()}
+            own[k] = x + move if wrong == "plus" else x - move
+    return own[what]
 
 
 # ── what it looks like ──
@@ -254,15 +310,29 @@ def pictures(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
             if agrees(golden, name, moved, theirs):
                 yield f"it is shifted by one place, {'later' if shift == 1 else 'earlier'}"
         yield from _places(golden, name, a, b, dtype)
-    off = float(np.sqrt(np.square(b - a).mean()))
-    gap = off / max(float(np.sqrt(np.square(a).mean())), 1e-300)
-    for kind, or_that in (("float16", "float16 or tf32"), ("bfloat16", "bfloat16")):
-        most, mean = unit_of(golden.entries[name], kind)
-        if EPS[kind] > EPS[dtype] and off <= 2 * mean and float(np.abs(b - a).max()) <= ALLOWED * most:
-            yield f"the error is the size of {kind}'s rounding: is something computed or stored in {or_that}?"
+    most, _ = unit_of(golden.entries[name], dtype)
+    for kind in ("float16", "bfloat16"):
+        if EPS[kind] > EPS[dtype] and _held(b, kind) and (np.abs(b - a) <= 0.5 * EPS[kind] * np.abs(a) + 2.0**-25 + ALLOWED * most).all():
+            yield f"it is right but for {kind}'s rounding: is it computed or stored in {kind}?"
             return
-    if gap < 0.5:
-        yield f"{100 * gap:.3g} % off in the mean square, with no pattern that is known here"
+    off, size = (float(np.sqrt(np.square(x).mean())) for x in (b - a, a))
+    yield (f"it is off by {100 * off / size:.3g} % in the mean square" if size else "it should be all zero") + _alike(a, b) \
+        + ", with no pattern that is known here"
+
+
+def _held(b: np.ndarray, kind: str) -> bool:
+    """Whether all numbers are such as float16 or bfloat16 has."""
+    with np.errstate(over="ignore"):
+        if kind == "float16":
+            return np.array_equal(b.astype(np.float16), b)
+        narrow = b.astype(np.float32)
+    return np.array_equal(narrow, b) and not (narrow.view(np.uint32) & 0xFFFF).any()     # bfloat16 is the upper half of a float32
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> str:
+    """How much two arrays go together, where they are more than a number."""
+    spread = float(a.std() * b.std()) if a.size > 1 else 0.0
+    return f", its correlation with ours {float(((a - a.mean()) * (b - b.mean())).mean()) / spread:.3f}" if spread else ""
 
 
 def _near(name: str, other: str) -> bool:

@@ -42,7 +42,7 @@ def legend_below(axes: Any, columns: int = 2) -> None:
     """The panel's legend under its names and ticks, where it covers nothing that is drawn."""
     from matplotlib.transforms import ScaledTranslation
 
-    inches = 0.42 if axes.get_xlabel() else 0.24
+    inches = 0.5 if axes.get_xlabel() else 0.24
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, fontsize=7, frameon=False, borderaxespad=0.0,
                 bbox_transform=axes.transAxes + ScaledTranslation(0.0, -inches, axes.figure.dpi_scale_trans))
 

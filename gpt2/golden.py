@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +21,10 @@ from .cli import Parser, at_least, emit_json, run_command
 from .config import GPT2Config
 from .errors import MissingError, UsageError
 from .files import write_folder
+from .hooks import BLOCK
 from .model import GPT2
 from .model_flags import add_model, add_prompt, model_of, prompt_ids
-from .stored import CODES, Loader, Stored, read_header, safetensors_pieces
+from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 from .table import number, plain, table
 
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
@@ -76,10 +82,22 @@ def parser() -> argparse.ArgumentParser:
                    help="AdamW steps on the same batch: loss and parameters after each (default: 0)")
     for name, value in Adam()._asdict().items():
         flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
-        p.add_argument(f"--{flag}", dest=name, type=float, default=value, metavar="X", help=f"of the steps (default: {value})")
+        below = 1.0 if name.startswith("beta") else math.inf
+        p.add_argument(f"--{flag}", dest=name, type=from_0(below), default=value, metavar="X", help=f"of the steps (default: {value})")
     p.add_argument("--out", type=Path, default=Path("golden"), metavar="DIR", help="the folder to write (default: golden)")
     p.add_argument("--json", action="store_true", help="the manifest instead of a table")
     return p
+
+
+def from_0(below: float) -> Callable[[str], float]:
+    """For `add_argument(type=)`: a number from 0 on and below this one."""
+
+    def number_of(value: str) -> float:
+        if not 0.0 <= (x := float(value)) < below:
+            raise argparse.ArgumentTypeError(f"{value} is not in [0, {'∞' if below == math.inf else format(below, 'g')})")
+        return x
+
+    return number_of
 
 
 def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -184,7 +202,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.dtype not in ("float64", "float32"):
         raise UsageError(f"--dtype {args.dtype}: ground truth is written in float64 or float32")
     given, args.dtype = args.dtype, "float32"
-    model, tokenizer = model_of(args)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*NaN or infinity in")        # they are refused below
+        model, tokenizer = model_of(args)
+    for name, p in model.named_parameters():
+        if not np.isfinite(mg.backend.of(p.array).host(p.array)).all():
+            raise MissingError(f"{args.model}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
     model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
     ids, targets = batch_of(given_ids, args.batch_size, args.grad or args.steps > 0)
@@ -194,9 +217,14 @@ def main(argv: list[str] | None = None) -> int:
     how = (ids, targets, args.grad, args.steps, adam)
     wide, narrow = both(model, model.where["device"])
     arrays, entries = dict[str, np.ndarray](), list[Entry]()
-    for (name, label, a), (_, _, b) in zip(computed(wide, *how), computed(narrow, *how)):
-        arrays[name] = a if given == "float64" else b
-        entries.append(entry(name, label, a, b, given))
+    with np.errstate(all="ignore"):                     # what comes of it is looked at
+        for (name, label, a), (_, _, b) in zip(computed(wide, *how), computed(narrow, *how)):
+            if not np.isfinite(a).all() or not np.isfinite(b).all():
+                where = "float32" if np.isfinite(a).all() else "float64"
+                advice = "lower --learning-rate" if name.startswith("step.") else "the weights are too large"
+                raise MissingError(f"{args.model}: {name} has NaN or infinity in {where}; {advice}")
+            arrays[name] = a if given == "float64" else b
+            entries.append(entry(name, label, a, b, given))
     manifest = {
         "format": "gpt2-golden", "version": 1, "model": args.model, "random_weights": args.random_weights, "config": model.config.to_dict(),
         "dtype": given, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
@@ -210,6 +238,8 @@ def main(argv: list[str] | None = None) -> int:
             {keys[n]: a for n, a in host.items()}, dict.fromkeys(keys.values(), "F32"), {"format": "pt"})
         files[f"{MODEL}/config.json"] = [json.dumps(model.config.to_dict(), indent=2).encode()]
     files[MANIFEST] = [json.dumps(plain(manifest), indent=1).encode() + b"\n"]
+    with contextlib.suppress(OSError):                  # an empty folder is no earlier run, and nothing is lost with it
+        args.out.rmdir()
     write_folder(args.out, files, MANIFEST)
     if args.json:
         emit_json(plain(manifest))
@@ -233,15 +263,45 @@ def read_golden(folder: Path) -> Golden:
             raise ValueError("it is another's manifest")
         entries = {one["name"]: Entry(**one) for one in manifest["tensors"]}
         stored = {one.key: one for one in read_header(folder / TENSORS)[0]}
-        GPT2Config.from_dict(manifest["config"])
-        if lost := [name for name in entries if name not in stored]:
-            raise ValueError(f"{TENSORS} lacks {lost[0]}")
+        check_manifest(manifest, entries)
+        for name, one in entries.items():
+            if name not in stored:
+                raise ValueError(f"{TENSORS} lacks {name}")
+            if NAMES.get(stored[name].dtype) != one.dtype or list(stored[name].shape) != one.shape:
+                raise ValueError(f"{name} is {stored[name].dtype}{list(stored[name].shape)} in {TENSORS}, and {one.dtype}{one.shape} here")
     except OSError as error:
         raise MissingError(f"{folder} is no folder of gpt2.golden ({error.filename}: {error.strerror}); "
                            "make one with: python -m gpt2.golden --grad --out DIR") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise MissingError(f"{folder} is no folder of gpt2.golden (its manifest lacks {error})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MissingError(f"{folder} is no folder of gpt2.golden ({error})") from None
     return Golden(folder, manifest, entries, stored)
+
+
+def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    """ValueError, KeyError or TypeError for a manifest that a comparison or a diagnosis would stumble over."""
+    config, ids, targets = (manifest[key] for key in ("config", "ids", "targets"))
+    for field in dataclasses.fields(GPT2Config):
+        config[field.name]                              # all are written, and a default would be another model
+    own = GPT2Config.from_dict(config)
+    Adam(**{name: float(value) for name, value in manifest["adamw"].items()})
+    if not isinstance(manifest["model"], str):
+        raise ValueError("its model has no name")
+    for rows in (ids, targets) if targets is not None else (ids,):
+        if np.ndim(rows) != 2 or np.shape(rows) != np.shape(ids) or np.array(rows).dtype.kind != "i":
+            raise ValueError("ids and targets are no rows of integers")
+    if targets is None and "loss" in entries:
+        raise ValueError("there is a loss, and no targets")
+    for name, one in entries.items():
+        if not all(isinstance(unit, float) and math.isfinite(unit) for unit in (one.unit, one.unit_rms)):
+            raise ValueError(f"{name} has no finite unit; were there NaN in the weights? make it anew")
+    kinds = ["", ".grad"] if any(name.endswith(".grad") for name in entries) else [""]
+    points = itertools.chain(("embed", "pos_embed", "ln_f.out", "logits"),
+                             (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK))
+    for name in points:
+        for kind in kinds:
+            entries[name + kind]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@
 from __future__ import annotations
 
 import difflib
-import lzma
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +16,6 @@ from .stored import NAMES, Loader, Stored, read_header
 
 ALLOWED = 32.0                                          # units
 EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-# what NumPy and zipfile raise for a file that is cut short, changed, encrypted, or packed in a way they do not know
-BROKEN = (ValueError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError)
 
 
 class Tensor(NamedTuple):
@@ -73,7 +67,7 @@ def _whole(file: Path, read: Callable[[], Any], what: str = "") -> Any:
     """What read() gives. MissingError where the file is damaged; what: the tensor that is read, where it is not the file that is opened."""
     try:
         return read()
-    except BROKEN as error:
+    except Exception as error:                          # of NumPy, zipfile, zlib, tokenize: there are ten kinds and more
         if isinstance(error, OSError) and not what:     # it cannot be opened at all
             raise
         raise MissingError(f"{file} is no whole {file.suffix} file ({what}{error}); save it again") from None

@@ -14,7 +14,7 @@ from .errors import GPT2Error, MissingError, UsageError
 from .golden import MODEL, Golden, read_golden
 from .locate import locate
 from .model import GPT2
-from .port import ALLOWED, compare, read_map, read_port
+from .port import ALLOWED, check_map, compare, read_map, read_port
 from .table import number, plain, table
 
 SHOWN = 12                                              # lines of tensors that are wrong
@@ -51,6 +51,7 @@ def truth_of(golden: Golden) -> GPT2 | None:
 def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     """The document, the lines and the exit code of a comparison."""
     golden, names = read_golden(args.golden), read_map(args.map)
+    check_map(names, golden.entries)
     port = read_port(args.against)
     found, missing = compare(golden, port, names)
     wrong = [c for c in found if not c.ok]
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--data and --slow go with --model")
     if args.against and not args.against.exists():
         raise MissingError(f"--against {args.against} does not exist")
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         document, lines, code = against(args) if args.against else figures(args)
     if args.json:
         emit_json(plain(document))

@@ -2,22 +2,34 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
+import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..sampling import log_softmax
 from ..stats import entropy
+from .device_timing import inside
 from .lab import Lab, Verdict, spread, verdict
+from .temperature import repetition
 
 EQUATION = ("W_Q, columns 0 … d − 1 of c_attn, replaced by noise of the same mean and deviation, by zero, or by its own numbers permuted;\n"
             "Δ = loss − clean loss")
-PARTS, SEEDS, ROWS = "QKV", 3, 6
+PARTS, SEEDS, ROWS = "QKV", 3, 4
+ALL = ("noise", "zero", "permuted")
+HEADS = 48                                              # of more, K's and V's are left out
+PROMPT, TOKENS = 8, 48                                  # of each row: what greedy goes on from, and how far
 HARMLESS = 0.1                                          # nats
+LOOPS = 0.5                                             # share of 4-grams that were there before
+NOISE = 0.9                                             # of ln V
+CLAIMED = ("harmless", "loses meaning", "loops", "noise")   # of 12 layers: 1–3, 4–6, 7–9, more
 
 
 @contextlib.contextmanager
@@ -61,97 +73,220 @@ def measure(lab: Lab) -> dict[str, Any]:
     x, y = text[:, :-1], text[:, 1:]
     clean = look(model, x)
 
-    def change(part: str, which: list[int], how: str, seed: int = 0, head: int | None = None) -> dict[str, float]:
-        with replaced(model, part, which, how, seed, head):
-            return compared(clean, look(model, x), y)
+    @cache
+    def change(part: str, which: tuple[int, ...], how: str, seed: int, head: int | None) -> dict[str, float]:
+        with replaced(model, part, list(which), how, seed, head):
+            return compared(clean, look(model, x, which[0], clean), y)
 
-    rows = []
-
-    def add(kind: str, part: str, which: list[int], head: int | None = None, ways: tuple[str, ...] = ("noise", "zero", "permuted")) -> None:
+    plan: list[tuple[str, str, tuple[int, ...], int | None, tuple[str, ...]]] = []
+    plan += [(f"layer {i}", part, (i,), None, ALL) for part in (*PARTS, "bias") for i in range(layers)]
+    plan += [(f"layers 0 … {n - 1}", part, tuple(range(n)), None, ALL if part == "Q" else ALL[:1])
+             for part in PARTS for n in range(1, layers + 1)]
+    plan += [(f"head {i}.{j}", part, (i,), j, ALL[:1]) for part in (PARTS if layers * heads <= HEADS else "Q")
+             for i in range(layers) for j in range(heads)]
+    rows, said = [], time.monotonic()
+    for done, (kind, part, which, head, ways) in enumerate(plan):
+        said = progress(said, f"{kind} of {part}, {done} of {len(plan)} done")
         for how in ways:
             every = [change(part, which, how, seed, head) for seed in range(1 if how == "zero" else SEEDS)]
-            mean, error = spread([one["Δ loss"] for one in every])
-            rows.append({"what": kind, "part": part, "by": how, "Δ loss": mean, "±": error,
-                         "KL": float(np.mean([one["KL"] for one in every])),
-                         "entropy of attention": float(np.mean([one["entropy"] for one in every])), "layers": len(which)})
-
-    for part in (*PARTS, "bias"):
-        for i in range(layers):
-            add(f"layer {i}", part, [i])
-    for n in range(1, layers + 1):
-        add(f"layers 0 … {n - 1}", "Q", list(range(n)))
-    for i in range(layers if layers * heads <= 48 else 0):
-        for j in range(heads):
-            add(f"head {i}.{j}", "Q", [i], j, ("noise",))
-    start = lab.tokenizer.encode("\n")[-1:]
-    samples = []
+            row: dict[str, Any] = {"what": kind, "part": part, "by": how}
+            for key, error in (("Δ loss", "±"), ("KL", "± KL"), ("entropy of attention", "± entropy")):
+                row[key], row[error] = spread([one[key] for one in every])
+            rows.append(row | {"layers": len(which)})
+    greedy, samples = [], []
+    prompts = text[:, :min(PROMPT, length)].tolist()
     for n in range(layers + 1):
-        with replaced(model, "Q", list(range(n)), "noise", 0):
-            made = model.generate([start], max_new_tokens=24, seed=lab.seed, greedy=True, eos_token_id=None)[0]
-            samples.append(f"greedy, W_Q noise in {n} layers: {lab.tokenizer.decode(made[1:])!r}")
+        said, shares = progress(said, f"greedy text, {n} of {layers} layers"), []
+        for seed in range(SEEDS if n else 1):
+            with replaced(model, "Q", list(range(n)), "noise", seed):
+                made = model.generate(prompts, max_new_tokens=min(TOKENS, length), seed=lab.seed, greedy=True, eos_token_id=None)
+            texts = [row[len(prompt):] for row, prompt in zip(made, prompts)]
+            shares.append(float(np.mean([repetition(row) for row in texts])))
+            if not seed:
+                samples.append(f"greedy, W_Q noise in {n} layers: {lab.tokenizer.decode(texts[0])!r}")
+        mean, deviation = spread(shares)
+        greedy.append({"layers": n, "repeated": mean, "±": deviation})
     again = compared(clean, look(model, x), y)
+    left_out = [f"heads of K and V are left out: there are {layers * heads}"] if layers * heads > HEADS else []
     return {"rows": rows, "clean": float(nll(clean["logp"], y).mean()), "entropy": float(entropy(clean["pattern"]).mean()),
-            "layers": layers,
-            "restored": again["Δ loss"], "notes": samples}
+            "layers": layers, "greedy": greedy, "uniform": math.log(clean["logp"].shape[-1]),
+            "restored": again["Δ loss"],
+            "notes": [f"{x.size} tokens, {SEEDS} seeds; ± is the standard error over the seeds", *left_out, *samples]}
 
 
-def look(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Log-probabilities [B, T, V] and every head's weights [L, B, h, T, T] on the host."""
-    found = model.trace(x, only="*")
-    host = {name: mg.backend.of(a).host(a) for name, a in found.items() if name == "logits" or name.endswith("pattern")}
-    return {"logp": log_softmax(host["logits"].astype(np.float64)),
-            "pattern": np.stack([a for name, a in host.items() if name != "logits"])}
+def progress(said: float, what: str) -> float:
+    """Say what is being done, on a line of stderr, where nothing was said for 5 s; when something was."""
+    now = time.monotonic()
+    if now - said < 5.0:
+        return said
+    print(f"gpt2.experiments: ablate-query: {what}", file=sys.stderr, flush=True)
+    return now
+
+
+def look(model: Any, x: np.ndarray, first: int = 0, clean: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Log-probabilities [B, T, V] and every head's weights [L, B, h, T, T] on the host, and what comes into each block, on the device.
+
+    first: the first block whose weights are not those of `clean`; what is before it is taken from there.
+    """
+    names = [f"blocks.{i}.attn.pattern" for i in range(len(model.h))]
+    if clean is None:
+        found = model.trace(x, only="*")
+        host = {name: mg.backend.of(a).host(a) for name, a in found.items() if name == "logits" or name in names}
+        before = [found[f"blocks.{i}.resid_pre"] for i in range(len(names))]
+        return {"logp": log_softmax(host["logits"].astype(np.float64)), "pattern": np.stack([host[name] for name in names]),
+                "before": before}
+    seen: list[np.ndarray] = []
+    with mg.no_grad(), model.hooks(dict.fromkeys(names[first:], lambda weights, name: seen.append(weights.numpy()))):
+        stream = mg.Tensor(clean["before"][first])
+        for block in model.h[first:]:
+            stream = block(stream)
+        logits = model.lm_head.scores(model.ln_f(stream)).numpy()
+    return {"logp": log_softmax(logits.astype(np.float64)), "pattern": np.concatenate([clean["pattern"][:first], np.stack(seen)])}
 
 
 def nll(logp: np.ndarray, y: np.ndarray) -> np.ndarray:
     return -np.take_along_axis(logp, y[..., None], -1)[..., 0]
 
 
-def compared(clean: dict[str, np.ndarray], now: dict[str, np.ndarray], y: np.ndarray) -> dict[str, float]:
+def compared(clean: dict[str, Any], now: dict[str, Any], y: np.ndarray) -> dict[str, float]:
     """What changed: loss in nats, KL of the clean next token from the new one, entropy of attention."""
     p = np.exp(clean["logp"])
     return {"Δ loss": float((nll(now["logp"], y) - nll(clean["logp"], y)).mean()),
             "KL": float((p * (clean["logp"] - now["logp"])).sum(-1).mean()),
-            "entropy": float(entropy(now["pattern"]).mean())}
+            "entropy of attention": float(entropy(now["pattern"]).mean())}
+
+
+def quarter(n: int, layers: int) -> int:
+    """The quarter of the depth, 0 … 3, that the first n of so many layers reach into."""
+    return math.ceil(4 * n / layers) - 1
+
+
+def both(answers: list[bool | None]) -> bool | None:
+    """Whether all hold; None where the numbers do not tell, or where there is none."""
+    return False if False in answers else None if None in answers or not answers else True
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
-    """Harmless: Δ below 0.1 nats by noise, by two standard errors either way. V against Q: the mean of single layers, by noise."""
-    rows, layers = found["rows"], found["layers"]
-    quarter = max(1, layers // 4)
-    early = next(r for r in rows if r["what"] == f"layers 0 … {quarter - 1}" and r["by"] == "noise")
-    late = next(r for r in rows if r["what"] == f"layers 0 … {layers - 1}" and r["by"] == "noise")
-    harm, error = early["Δ loss"] - HARMLESS, 2 * (early["±"] or 0.0)
-    alone = {part: np.array([r["Δ loss"] for r in rows if r["part"] == part and r["by"] == "noise" and r["what"].startswith("layer ")])
-             for part in PARTS}
+    """What is said of 12 layers, by quarters of the depth, W_Q of the first n layers being noise: it holds for each n of the quarter.
+
+    Harmless: Δ below 0.1 nats. Loses meaning: Δ above that, and the loss below 90 % of ln V. Loops: of greedy text more than half of the
+    4-grams were there before, which tells nothing where the clean model does so itself. Noise: the loss above 90 % of ln V. Values
+    against queries: the mean of single layers. All by two standard errors over the seeds either way; in between the numbers do not tell,
+    nor where a quarter has no layer of its own.
+    """
+    layers, clean, limit = found["layers"], found["clean"], NOISE * found["uniform"]
+    noise = [r for r in found["rows"] if r["by"] == "noise"]
+    several = sorted((r for r in noise if r["part"] == "Q" and r["what"].startswith("layers ")), key=lambda r: r["layers"])
+    greedy = {g["layers"]: g for g in found["greedy"]}
+
+    def above(value: float, error: float | None, least: float) -> bool | None:
+        return inside(value - 2 * (error or 0.0), value + 2 * (error or 0.0), least)
+
+    def harm(r: dict[str, Any]) -> bool | None:
+        return above(r["Δ loss"], r["±"], HARMLESS)
+
+    def wild(r: dict[str, Any]) -> bool | None:
+        return above(clean + r["Δ loss"], r["±"], limit)
+
+    def loops(r: dict[str, Any]) -> bool | None:
+        share = greedy[r["layers"]]
+        return above(share["repeated"], share["±"], LOOPS) if greedy[0]["repeated"] < LOOPS else None
+
+    def negated(answer: bool | None) -> bool | None:
+        return None if answer is None else not answer
+
+    rules = (lambda r: negated(harm(r)), lambda r: both([harm(r), negated(wild(r))]), loops, wild)
+    claims = ("do no harm", "cost the text its meaning", "make the text loop", "make noise of it")
+    verdicts = []
+    for k, (rule, said) in enumerate(zip(rules, claims)):
+        own = [r for r in several if quarter(r["layers"], layers) == k]
+        if k == 2:
+            numbers = ", ".join(f"{r['what']}: {greedy[r['layers']]['repeated']:.2f} ± {greedy[r['layers']]['±'] or 0.0:.2f}" for r in own)
+            because = f"share of repeated 4-grams, {greedy[0]['repeated']:.2f} by the clean model; {numbers}"
+        else:
+            because = ", ".join(f"{r['what']}: {r['Δ loss']:+.3f} ± {r['±'] or 0.0:.3f}" for r in own) + f" nats on {clean:.2f}"
+            because += f", ln V {found['uniform']:.2f}" if k else ""
+        named = ("the first quarter", "half", "three quarters", "more than three quarters")[k]
+        verdicts.append(verdict(both([rule(r) for r in own]), f"random queries in {named} of the layers {said}",
+                                because if own else f"{layers} layers have none there"))
+    alone = {part: [r for r in noise if r["part"] == part and r["what"].startswith("layer ")] for part in PARTS}
+    means = {part: float(np.mean([r["Δ loss"] for r in own])) for part, own in alone.items()}
+    error = math.sqrt(sum((r["±"] or 0.0) ** 2 for part in "QV" for r in alone[part])) / layers
+    late = several[-1]
     return [
-        verdict(None if abs(harm) < error else harm < 0, "random queries in the first quarter of the layers do no harm",
-                f"layers 0 … {quarter - 1}: {early['Δ loss']:+.3f} ± {early['±'] or 0.0:.3f} nats on {found['clean']:.2f}"),
-        verdict(late["Δ loss"] - 2 * (late["±"] or 0.0) > HARMLESS, "random queries in all layers do harm",
-                f"{late['Δ loss']:+.3f} ± {late['±'] or 0.0:.3f} nats"),
-        verdict(bool(alone["V"].mean() > alone["Q"].mean()), "values matter more than queries",
-                ", ".join(f"{part} {alone[part].mean():+.3f}" for part in PARTS) + " nats, one layer at a time"),
+        *verdicts,
+        verdict(harm(late), "random queries in all layers do harm", f"{late['Δ loss']:+.3f} ± {late['±'] or 0.0:.3f} nats"),
+        verdict(above(means["V"] - means["Q"], error, 0.0), "values matter more than queries",
+                ", ".join(f"{part} {means[part]:+.3f}" for part in PARTS) + f" nats, one layer at a time; V − Q ± {error:.3f}"),
         verdict(found["restored"] == 0.0, "the weights are restored after each ablation", f"loss differs by {found['restored']:g}"),
     ]
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(10, 3.4, 1, 3)
-    for colour, part in zip(COLOURS, PARTS):
-        own = [r for r in found["rows"] if r["part"] == part and r["by"] == "noise" and r["what"].startswith("layer ")]
-        axes[0, 0].errorbar(range(len(own)), [r["Δ loss"] for r in own], [r["±"] for r in own], fmt="o-", color=colour, capsize=3,
-                            label=f"W_{part}")
-    axes[0, 0].set(title="one layer's matrix made noise", xlabel="layer", ylabel="Δ loss, nats")
-    for colour, how in zip(COLOURS, ("noise", "zero", "permuted")):
-        own = [r for r in found["rows"] if r["what"].startswith("layers 0 …") and r["by"] == how]
-        axes[0, 1].errorbar([r["layers"] for r in own], [r["Δ loss"] for r in own], [r["±"] or 0.0 for r in own], fmt="o-", color=colour,
-                            capsize=3, label=how)
-    axes[0, 1].set(title="W_Q of the first n layers", xlabel="n", ylabel="Δ loss, nats")
-    heads = [r for r in found["rows"] if r["what"].startswith("head")]
-    axes[0, 2].bar(range(len(heads)), [r["Δ loss"] for r in heads], yerr=[r["±"] for r in heads], color=COLOURS[4])
-    axes[0, 2].set_xticks(range(len(heads)), [r["what"].removeprefix("head ") for r in heads], fontsize=7, rotation=90)
-    axes[0, 2].set(title="W_Q of one head made noise", xlabel="head", ylabel="Δ loss, nats")
-    for panel in axes[0, :2]:
-        panel.axhline(HARMLESS, color="black", linestyle="--", linewidth=1)
-        panel.legend(fontsize=8)
+    figure, axes = new_figure(12, 7.4, 2, 3)
+    rows, layers = found["rows"], found["layers"]
+    noise = [r for r in rows if r["by"] == "noise"]
+    for panel in (axes[0, 0], axes[1, 0], axes[1, 1]):
+        panel.set_yscale("symlog", linthresh=0.02)
+        panel.margins(y=0.12)
+
+    def points(panel: Any, x: Any, own: list[dict[str, Any]], key: str, error: str, shape: str, colour: str, label: str) -> None:
+        panel.errorbar(x, [r[key] for r in own], [r[error] or 0.0 for r in own], fmt=shape, color=colour, capsize=3, markersize=4,
+                       label=label)
+
+    for k, part in enumerate((*PARTS, "bias")):
+        own = [r for r in noise if r["part"] == part and r["what"].startswith("layer ")]
+        at = np.arange(layers) + 0.08 * (k - 1.5)       # side by side, so that no bar hides another
+        for panel, key, error in zip(axes[0], ("Δ loss", "KL", "entropy of attention"), ("±", "± KL", "± entropy")):
+            points(panel, at, own, key, error, "o-", COLOURS[k], part if part == "bias" else f"W_{part}")
+    axes[0, 0].set(title="one layer made noise: loss", ylabel="Δ loss, nats")
+    axes[0, 1].set(title="one layer made noise: KL", ylabel="nats of the clean next token", yscale="log")
+    axes[0, 2].set(title="one layer made noise: entropy of attention", ylabel="nats")
+    axes[0, 2].axhline(found["entropy"], color="black", linestyle="--", linewidth=1, label="clean")
+    for panel in axes[0]:
+        panel.set_xlabel("layer")
+        panel.set_xticks(range(layers))
+    for k, (part, how, colour) in enumerate((("Q", "noise", 0), ("Q", "zero", 5), ("Q", "permuted", 4), ("K", "noise", 1), ("V", "noise", 2))):
+        own = [r for r in rows if r["part"] == part and r["by"] == how and r["what"].startswith("layers ")]
+        points(axes[1, 0], np.arange(1, layers + 1) + 0.08 * (k - 2), own, "Δ loss", "±", "o-", COLOURS[colour], f"W_{part} {how}")
+    axes[1, 0].axhline(NOISE * found["uniform"] - found["clean"], color="black", linestyle=":", linewidth=1,
+                       label=f"noise: loss above {NOISE:g} ln V")
+    axes[1, 0].set(title="the first n layers: loss", xlabel="n", ylabel="Δ loss, nats")
+    chosen = [r for r in noise if r["what"].startswith("head ")]
+    for k, part in enumerate(PARTS):
+        own = [r for r in chosen if r["part"] == part]
+        if own:
+            points(axes[1, 1], np.arange(len(own)) + 0.25 * (k - 1), own, "Δ loss", "±", "o", COLOURS[k], f"W_{part}")
+    names = [r["what"].removeprefix("head ") for r in chosen if r["part"] == "Q"]
+    per = len(names) // layers
+    if len(names) <= 24:
+        axes[1, 1].set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    else:
+        axes[1, 1].set_xticks(np.arange(layers) * per + (per - 1) / 2, [str(i) for i in range(layers)])
+    for i in range(1, layers):
+        axes[1, 1].axvline(i * per - 0.5, color="#cccccc", linewidth=0.8)
+    axes[1, 1].set(title="one head made noise: loss", xlabel="layer.head" if len(names) <= 24 else "layer", ylabel="Δ loss, nats")
+    points(axes[1, 2], [g["layers"] for g in found["greedy"]], found["greedy"], "repeated", "±", "o-", COLOURS[0], "W_Q noise")
+    axes[1, 2].axhline(LOOPS, color="black", linestyle="--", linewidth=1, label=f"loops: above {LOOPS:g}")
+    axes[1, 2].set(title="4-grams repeated in greedy text", xlabel="n, the first n layers", ylabel="share", ylim=(-0.03, 1.12))
+    for panel in (axes[0, 0], axes[1, 0], axes[1, 1]):
+        panel.axhline(HARMLESS, color="black", linestyle="--", linewidth=1, label=f"harmless: below {HARMLESS:g}")
+        panel.set_yticks(marks(panel), [f"{v:g}".replace("-", "−") for v in marks(panel)])
+        panel.minorticks_off()
+    for panel in (axes[1, 0], axes[1, 2]):
+        panel.set_xticks([g["layers"] for g in found["greedy"]][0 if panel is axes[1, 2] else 1:])
+        panel.set_xlim(0.5 - (panel is axes[1, 2]), layers + 0.5)
+        for k, said in enumerate(CLAIMED):
+            panel.text((k + 0.5) * layers / 4 + 0.5, 0.97, said, ha="center", va="top", fontsize=6, color="#555555",
+                       transform=panel.get_xaxis_transform())
+            panel.axvline(k * layers / 4 + 0.5, color="#cccccc", linewidth=0.8)
+    for panel in axes.flat:
+        legend_below(panel, 3)
+    figure.suptitle("W_Q, W_K, W_V or the bias replaced (standard errors over seeds; grey: what is claimed of these quarters)", fontsize=11)
     return figure
+
+
+def marks(panel: Any) -> list[float]:
+    """Ticks of a scale that is linear about 0 and logarithmic beyond."""
+    low, high = panel.get_ylim()
+    return [v for v in (-10.0, -1.0, -0.1, -0.02, 0.0, 0.02, 0.1, 1.0, 10.0) if low <= v <= high]

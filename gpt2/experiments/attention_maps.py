@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import COLOURS, new_figure
+from ..figures import legend_below, new_figure
 from ..inspect.attention import character, patterns
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "P = softmax(Q Kᵀ/√(d/h) + M)   (attention.2); a head that looks at all alike has P_ts = 1/(t + 1) and entropy ln(t + 1)"
-ROWS = 8
+ROWS, OUTSTANDING = 8, 4
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -50,14 +50,29 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(9, 3.8, 1, 2)
-    for row in found["rows"]:
-        layer = int(row["head"].split(".")[0])
-        axes[0, 0].plot(row["previous"], row["first"], "o", color=COLOURS[layer % len(COLOURS)])
-        axes[0, 0].annotate(row["head"], (row["previous"], row["first"]), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    axes[0, 0].axhline(found["first"], color="black", linestyle="--", linewidth=1)
-    axes[0, 0].set(title="heads (layer.head, coloured by layer)", xlabel="share on the token before", ylabel="share on the first token")
+    figure, axes = new_figure(10, 4.0, 1, 2)
+    rows = found["rows"]
+    layers = [int(row["head"].split(".")[0]) for row in rows]
+    dots = axes[0, 0].scatter([row["previous"] for row in rows], [row["first"] for row in rows], c=layers, cmap="viridis", s=24)
+    figure.colorbar(dots, ax=axes[0, 0], shrink=0.8, label="layer", ticks=sorted(set(layers)))
+    for row in outstanding(rows):
+        axes[0, 0].annotate(row["head"], (row["previous"], row["first"]), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes[0, 0].axhline(found["first"], color="black", linestyle="--", linewidth=1, label="all tokens alike")
+    axes[0, 0].margins(0.1)
+    axes[0, 0].set(title="heads; the outstanding by layer.head", xlabel="share on the token before", ylabel="share on the first token")
+    legend_below(axes[0, 0])
     shown = axes[0, 1].imshow(found["example"], cmap="Blues", vmin=0.0)
     axes[0, 1].set(title=f"head {found['example of']} on a text", xlabel="key", ylabel="query")
-    figure.colorbar(shown, ax=axes[0, 1], shrink=0.8)
+    figure.colorbar(shown, ax=axes[0, 1], shrink=0.8, label="weight")
     return figure
+
+
+def outstanding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The heads that look most at the token before, and at the first one, OUTSTANDING of each; none too near to another to be labelled."""
+    wide = {key: max(max(row[key] for row in rows) - min(row[key] for row in rows), 1e-9) for key in ("previous", "first")}
+    chosen: list[dict[str, Any]] = []
+    for key in wide:
+        for row in sorted(rows, key=lambda row: -row[key])[:OUTSTANDING]:
+            if all(any(abs(row[k] - other[k]) > room * wide[k] for k, room in (("previous", 0.12), ("first", 0.08))) for other in chosen):
+                chosen.append(row)
+    return chosen

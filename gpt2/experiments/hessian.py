@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import Lab, Verdict, small_config, train, verdict
 
@@ -130,16 +130,20 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(10, 3.4, 1, 3)
+    figure, axes = new_figure(11, 3.6, 1, 3)
     for panel, (name, c) in zip(axes[0, :2], found["curves"].items()):
         panel.plot(ALPHAS, c["top"], "o-", color=COLOURS[0], markersize=3, label="most curved direction")
         panel.plot(ALPHAS, c["parabola"], "--", color="black", linewidth=1, label="its parabola, by H")
         panel.plot(ALPHAS, c["random"], color=COLOURS[1], label="random direction")
         panel.set(title=f"{name}: loss along a line", xlabel="α", ylabel="nats")
-        panel.legend(fontsize=7)
+        legend_below(panel)
     for i, (name, values) in enumerate(found["spectrum"].items()):
         axes[0, 2].plot(values, [i] * len(values), "|", color=COLOURS[i], markersize=24, label=name)
     axes[0, 2].set_xscale("symlog", linthresh=0.01)
+    reach = max(abs(v) for values in found["spectrum"].values() for v in values)
+    marks = [mark for mark in (0.1, 10.0, 1000.0) if mark <= max(reach, 0.1)]      # every second power of ten, as more have no room
+    axes[0, 2].set_xticks([*(-mark for mark in marks[::-1]), 0.0, *marks], [*(f"−{mark:g}" for mark in marks[::-1]), "0",
+                                                                             *(f"{mark:g}" for mark in marks)])
     axes[0, 2].set_yticks([0, 1], list(found["spectrum"]))
     axes[0, 2].set(title=f"Ritz values, {LANCZOS} steps of Lanczos", xlabel="eigenvalue", ylim=(-0.6, 1.6))
     return figure

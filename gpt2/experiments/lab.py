@@ -19,7 +19,6 @@ from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..trainer import batch
 
-
 BETAS, DECAY = (0.9, 0.99), 0.1                         # of every training
 
 

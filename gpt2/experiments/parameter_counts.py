@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PUBLISHED, GPT2Config
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..inspect.arch import KINDS, counts
 from .lab import Lab, Verdict, verdict
 
@@ -33,7 +33,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(8, 3.6, 1, 2)
+    figure, axes = new_figure(11, 3.8, 1, 3)
     rows = found["rows"]
     bottom = np.zeros(len(rows))
     for colour, kind in zip(COLOURS, [kind for kind in KINDS if kind in rows[0]]):
@@ -44,13 +44,18 @@ def draw(found: dict[str, Any]) -> Any:
         axes[0, 0].text(i, 101, f"{row['parameters'] / 1e6:,.0f} M", ha="center", fontsize=8)
     axes[0, 0].set_ylim(0, 112)
     axes[0, 0].set_ylabel("share of the parameters, %")
-    axes[0, 0].set_xticks(range(len(rows)), [row["model"] for row in rows], fontsize=8)
-    axes[0, 0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
-    axes[0, 0].set_title("Matrices are nearly all of it", fontsize=10)
-    axes[0, 1].bar(range(len(rows)), [row["LayerNorm %"] for row in rows], color=COLOURS[4], label="LayerNorm")
-    axes[0, 1].axhline(0.01, color="black", linestyle="--", linewidth=1, label="claimed: under 0.01 %")
-    axes[0, 1].set_xticks(range(len(rows)), [row["model"] for row in rows], fontsize=8)
-    axes[0, 1].set_ylabel("share of LayerNorm, %")
-    axes[0, 1].set_title("LayerNorm is little, but more than claimed", fontsize=10)
-    axes[0, 1].legend(fontsize=7)
+    axes[0, 0].set_title("By kind: matrices are nearly all of it", fontsize=10)
+    for i, (what, digits) in enumerate((("weights", 3), ("biases", 1))):
+        bars = axes[0, 1].bar(np.arange(len(rows)) + 0.4 * i - 0.2, [row[what] for row in rows], 0.4, color=COLOURS[i], label=what)
+        axes[0, 1].bar_label(bars, [f"{100 * row[what] / row['parameters']:.{digits}g} %" for row in rows], fontsize=6)
+    axes[0, 1].set(yscale="log", ylim=(1e4, 1e10))
+    axes[0, 1].set_ylabel("parameters")
+    axes[0, 1].set_title("By weight and bias: biases are under a thousandth", fontsize=10)
+    axes[0, 2].bar(range(len(rows)), [row["LayerNorm %"] for row in rows], color=COLOURS[4], label="LayerNorm")
+    axes[0, 2].axhline(0.01, color="black", linestyle="--", linewidth=1, label="claimed: under 0.01 %")
+    axes[0, 2].set_ylabel("share of LayerNorm, %")
+    axes[0, 2].set_title("LayerNorm is little, but more than claimed", fontsize=10)
+    for panel in axes.flat:
+        panel.set_xticks(range(len(rows)), [row["model"].removeprefix("gpt2-") for row in rows], fontsize=8)
+        legend_below(panel)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 import minigrad as mg
 
 from ..errors import UsageError
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..sampling import SamplingOptions, process_logits, sample
 from ..stats import entropy
 from .lab import Lab, Verdict, verdict
@@ -43,7 +43,8 @@ def measure(lab: Lab) -> dict[str, Any]:
         alive = np.isfinite(kept)
         texts = [row[len(start):] for row in model.generate([start] * 8, max_new_tokens=48, seed=lab.seed, eos_token_id=None, **options)]
         rows.append({"method": name, "tokens kept": int(alive.sum()), "their mass": float(np.exp(whole[alive]).sum()),
-                     "entropy, nats": float(entropy(np.exp(kept))), "distinct-2 of 8 texts": distinct(texts, 2)})
+                     "entropy, nats": float(entropy(np.exp(kept))) + 0.0,     # 0 of one token, not −0
+                     "distinct-2 of 8 texts": distinct(texts, 2)})
     refused = {}
     for said, options in (("--temperature", {"temperature": -1.0}), ("--top-k", {"top_k": 0}), ("--top-p", {"top_p": 1.5}),
                           ("--min-p", {"min_p": 2.0})):
@@ -52,8 +53,10 @@ def measure(lab: Lab) -> dict[str, Any]:
         except UsageError as error:
             refused[said] = str(error)
     order = np.sort(np.exp(whole))[::-1]
+    ranks = np.unique(np.geomspace(1, len(order), 100).round().astype(int))
     return {
-        "rows": rows, "draws": draws, "wanted": p.tolist(), "refused": refused, "sorted": order[:60].tolist(),
+        "rows": rows, "draws": draws, "wanted": p.tolist(), "refused": refused, "ranks": ranks.tolist(),
+        "sorted": order[ranks - 1].tolist(),
         "nucleus": int((order.cumsum() < 0.9).sum()) + 1, "min_p": int((order >= 0.1 * order[0]).sum()),
         "notes": [f"{name}: {', '.join(f'{100 * c / DRAWS:.2f} %' for c in d['counts'])} of {DRAWS:,}; χ² {d['chi2']:.2f}, P {d['p']:.2f}"
                   for name, d in draws.items()] + list(refused.values()),
@@ -80,20 +83,23 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(10, 3.4, 1, 3)
+    figure, axes = new_figure(11, 3.8, 1, 3)
     at = np.arange(3)
     for i, (name, d) in enumerate(found["draws"].items()):
         axes[0, 0].bar(at + 0.3 * i, [100 * c / DRAWS for c in d["counts"]], 0.3, color=COLOURS[i], label=name)
-    axes[0, 0].plot(at + 0.15, [100 * p for p in found["wanted"]], "k_", markersize=36, label="wanted")
+    axes[0, 0].hlines([100 * p for p in found["wanted"]], at - 0.2, at + 0.5, color="black", label="wanted")
     axes[0, 0].set_xticks(at + 0.15, [f"weight {w:g}" for w in WEIGHTS])
     axes[0, 0].set(title="drawn, %")
-    axes[0, 0].legend(fontsize=8)
-    axes[0, 1].semilogy(np.arange(1, len(found["sorted"]) + 1), found["sorted"], color="#888888")
-    for colour, row in zip(COLOURS, found["rows"][1:]):
-        n = min(row["tokens kept"], len(found["sorted"]))
-        axes[0, 1].axvline(n, color=colour, label=f"{row['method']}: {row['tokens kept']}")
-    axes[0, 1].set(title="tokens kept of one distribution", xlabel="rank", ylabel="probability")
-    axes[0, 1].legend(fontsize=7)
+    legend_below(axes[0, 0], 3)
+    axes[0, 1].loglog(found["ranks"], found["sorted"], color="black", label="the model's")
+    lowest = min(p for p in found["sorted"] if p > 0.0)
+    for i, row in enumerate(found["rows"]):             # each on a line of its own, as two may keep as many
+        axes[0, 1].plot([1, row["tokens kept"]], [lowest / 4.0 ** (i + 1)] * 2, "o-", markersize=4, markevery=[1], color=COLOURS[i],
+                        label=f"{row['method']}: {row['tokens kept']:,}")
+    axes[0, 1].set(title="ranks kept of one distribution", xlabel="rank", ylabel="probability")
+    axes[0, 1].set_yticks([tick for tick in axes[0, 1].get_yticks() if lowest <= tick <= 1.0])
+    axes[0, 1].minorticks_off()
+    legend_below(axes[0, 1], 3)
     axes[0, 2].barh([row["method"] for row in found["rows"]], [row["distinct-2 of 8 texts"] for row in found["rows"]], color=COLOURS[:5])
     axes[0, 2].invert_yaxis()
     axes[0, 2].set(title="different pairs in 8 texts, share", xlim=(0, 1))

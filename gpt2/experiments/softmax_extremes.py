@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, slope, verdict
 
 EQUATION = ("softmax(x)_i = exp(x_i − m) / Σ_j exp(x_j − m)   (softmax.1);  ∂p_i/∂τ = −p_i (x_i − ⟨p, x⟩)/τ² for p = softmax(x/τ);\n"
@@ -70,7 +70,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    figure, axes = new_figure(10, 3.4, 1, 3)
+    figure, axes = new_figure(10, 3.6, 1, 3)
     for colour, s in zip(COLOURS, found["slopes"]):
         axes[0, 0].semilogy(found["x"], s["p"], color=colour, label=f"τ = {s['τ']:g}")
     axes[0, 0].set(title="softmax(x/τ)", xlabel="x", ylabel="probability")
@@ -84,5 +84,5 @@ def draw(found: dict[str, Any]) -> Any:
         axes[0, 2].semilogx([g["range"] for g in own], [g["largest p"] for g in own], "o-", color=colour, label=f"τ = {tau:g}")
     axes[0, 2].set(title=f"largest of {N} probabilities", xlabel="range of x", ylabel="probability", ylim=(0, 1.05))
     for panel in axes.flat:
-        panel.legend(fontsize=8)
+        legend_below(panel, 3)
     return figure

@@ -17,7 +17,7 @@ from ..table import table
 from .found import Found
 
 
-FEW, LARGEST = 32, 45.0                                 # for so many tokens a picture may grow, and to so many inches
+FEW, LARGEST = 24, 40.0                                 # for so many tokens a picture may grow, and to so many inches
 
 
 def flags(p: argparse.ArgumentParser) -> None:

@@ -5,9 +5,12 @@ import copy
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
 import minigrad as mg
@@ -340,11 +343,77 @@ def test_the_command(run, tmp_path):
     assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == list(NAMES)
 
 
+def test_one_that_fails_does_not_end_the_rest(run, tmp_path, monkeypatch):
+    """Each is a line, the others are printed and written, and the exit code is that of the first; Ctrl-C ends all."""
+    names = ["layer-norm", "parameter-counts", "fused-qkv", "device-errors", "induction", "ladder"]
+
+    def failing(error):
+        def measure(_):
+            raise error
+        return measure
+
+    for name, error in (("layer-norm", ImportError("No module named 'x'")), ("fused-qkv", MissingError("no\nweights")),
+                        ("induction", MemoryError()), ("ladder", mg.errors.ShapeError("shapes"))):
+        monkeypatch.setattr(experiment(name), "measure", failing(error))
+    code, out, err = run(*names, "--out", tmp_path)
+    assert code == 1 and out.count("VERDICT: ") == 2 and "\n\n\n" not in out and not out.endswith("\n\n")
+    lines = err.splitlines()
+    assert lines[0] == "gpt2.experiments: layer-norm: No module named 'x'" and lines[2] == "gpt2.experiments: fused-qkv: no weights"
+    assert lines[4:] == ["gpt2.experiments: induction: MemoryError", "gpt2.experiments: ladder: shapes"] and len(lines) == 6
+    assert sorted({p.stem for p in tmp_path.iterdir()}) == ["device-errors", "parameter-counts"]
+    code, out, _ = run(*names[1:], "--out", tmp_path, "--json")
+    assert code == 3 and [d["experiment"] for d in json.loads(out)] == ["parameter-counts", "device-errors"]
+    assert run("ladder", "--out", tmp_path, "--json") == (mg.errors.ShapeError.exit_code, "", "gpt2.experiments: ladder: shapes\n")
+    monkeypatch.setattr(experiment("fused-qkv"), "measure", failing(KeyboardInterrupt()))
+    code, out, err = run(*names, "--out", tmp_path)
+    assert code == 130 and out.count("VERDICT: ") == 1 and err.splitlines()[-1] == "gpt2.experiments: interrupted"
+
+
+def test_a_part_of_a_model_is_enough_for_those_that_need_none(run, tmp_path, monkeypatch):
+    """all, with other names beside it; those that run the model say in a line each what is missing."""
+    part = {"wpe.weight": np.zeros((4, 768), np.float32), **{f"h.{i}.ln_1.weight": np.ones(768, np.float32) for i in range(12)}}
+    save_file(part, tmp_path / "x.safetensors")
+    monkeypatch.setattr("gpt2.experiments.__main__.NAMES", ("parameter-counts", "causal-averaging", "device-errors", "induction"))
+    code, out, err = run("device-errors", "all", "--model", tmp_path / "x.safetensors", "--out", tmp_path / "out")
+    assert code == 3 and sorted({p.stem for p in (tmp_path / "out").iterdir()}) == ["device-errors", "parameter-counts"]
+    assert out.index("parameter-counts: ") < out.index("device-errors: ")
+    lines = err.splitlines()
+    assert len(lines) == 4 and all("has no tensor 'wte.weight'" in line for line in (lines[1], lines[3])), err
+
+
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("hypothesis", "torch", "scipy"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from gpt2.experiments import NAMES, experiment
+for name in NAMES:
+    assert experiment(name).measure
+from gpt2.cli import run_command
+from gpt2.experiments.__main__ import main
+experiment("attention-vs-pytorch").LENGTHS = (64, 128, 256)
+run_command(lambda: main(["device-errors", "attention-vs-pytorch", "--json", "--backend", "numpy", "--out", sys.argv[1]]), "x")
+"""
+
+
+def test_nothing_but_the_packages_own_needs_is_needed(tmp_path):
+    """Where hypothesis, PyTorch and SciPy are not installed every experiment is there, and a comparison with PyTorch is inconclusive."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors, attention = json.loads(done.stdout)
+    assert [v["verdict"] for v in errors["verdicts"]] == ["confirmed"]
+    assert attention["torch"] is None and attention["verdicts"][0]["verdict"] == "inconclusive"
+
+
 @pytest.mark.parametrize("flags, code, says", [
     (["wieght-tying"], 2, "there is no experiment 'wieght-tying'; near to it: weight-tying"),
+    (["all", "temprature"], 2, "there is no experiment 'temprature'; near to it: temperature"),
     (["xyz"], 2, "there is no experiment 'xyz'; --list shows what there is"),
     ([], 2, "name an experiment, or all"),
     (["ladder", "--model", "gpt9"], 2, "there is no model or directory 'gpt9'"),
+    (["ladder", "--model", "no/where"], 3, "there is no model or directory 'no/where'"),
     (["ladder", "--data", "/nonexistent"], 3, "--data /nonexistent cannot be read"),
     (["parameter-counts", "--out", "/dev/null/x"], 2, "cannot write"),
     (["ladder", "--backend", "tpu"], 2, "there is no backend 'tpu'"),

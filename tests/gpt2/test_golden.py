@@ -231,8 +231,11 @@ FORWARD = [
     ("no attn.c_attn bias", "blocks.0.attn.q", "c_attn's bias"),
     ("heads of q, k, v", "blocks.0.attn.q", "not each head's Q, K, V"),
     ("heads inside", "blocks.0.attn.q", "not number by number through the heads"),
-    ("q and k swapped", "blocks.0.attn.q", "it is blocks.0.attn.k"),
+    ("q and k swapped", "blocks.0.attn.q", "Q and K are swapped"), ("k and v swapped", "blocks.0.attn.k", "K and V are swapped"),
+    ("q and v swapped", "blocks.0.attn.q", "Q and V are swapped"), ("k, v, q", "blocks.0.attn.q", "K, V, Q are read"),
+    ("v, q, k", "blocks.0.attn.q", "V, Q, K are read"),
     ("no scale", "blocks.0.attn.pattern", "not divided by √(d/h)"), ("scale d", "blocks.0.attn.pattern", "divided by √d;"),
+    ("scale h", "blocks.0.attn.pattern", "divided by √h"),
     ("scale d_head", "blocks.0.attn.pattern", "divided by d/h"), ("scale times", "blocks.0.attn.pattern", "multiplied by √(d/h)"),
     ("no mask", "blocks.0.attn.pattern", "no causal mask"), ("mask after softmax", "blocks.0.attn.pattern", "after softmax"),
     ("mask by zeros", "blocks.0.attn.pattern", "masked scores are 0"),
@@ -244,6 +247,8 @@ FORWARD = [
     ("no attn.c_proj bias", "blocks.0.attn.out", "attn.c_proj's bias"), ("no c_proj", "blocks.0.attn.out", "without c_proj"),
     ("no residual 1", "blocks.0.resid_mid", "replaces the residual stream"), ("post-norm 1", "blocks.0.resid_mid", "what ln_1 made"),
     ("ln_2 too early", "blocks.0.ln_2.out", "ln_2 is applied to the block's input"),
+    ("mlp after ln_1", "blocks.0.ln_2.out", "reads what ln_1 made"), ("ln_1 in ln_2", "blocks.0.ln_2.out", "ln_2 has ln_1's weight"),
+    ("ln_2 in ln_1", "blocks.0.ln_1.out", "ln_1 has ln_2's weight"),
     ("mlp.c_fc transposed", "blocks.0.mlp.pre", "mlp.c_fc's weight is read transposed"),
     ("no mlp.c_fc bias", "blocks.0.mlp.pre", "mlp.c_fc's bias"),
     ("erf", "blocks.0.mlp.act", "by erf"), ("relu", "blocks.0.mlp.act", "is ReLU"), ("quick", "blocks.0.mlp.act", "1.702"),
@@ -270,7 +275,7 @@ def test_a_planted_bug_is_found_and_named(run, made, bug, first, says):
     assert found["causes"] and says in found["causes"][bug == "eps 1e-12"], found["causes"]
 
 
-@pytest.mark.parametrize("bug, end, says", [(b, f, s) for b, f, s in FORWARD if f.startswith("blocks.0.") and b != "q and k swapped"][::3],
+@pytest.mark.parametrize("bug, end, says", [(b, f, s) for b, f, s in FORWARD if f.startswith("blocks.0.")][::3],
                          ids=lambda v: v if isinstance(v, str) else None)
 @pytest.mark.parametrize("only", [(2,), (1, 2)])
 def test_a_bug_of_some_blocks_is_found_there(run, made, bug, end, says, only):
@@ -281,7 +286,7 @@ def test_a_bug_of_some_blocks_is_found_there(run, made, bug, end, says, only):
 
 
 @pytest.mark.parametrize("bug, says", [(bug, says) for bug, first, says in FORWARD
-                                       if first.startswith(("blocks.0.", "pos", "ln_f")) and bug != "q and k swapped"])
+                                       if first.startswith(("blocks.0.", "pos", "ln_f"))])
 def test_the_logits_alone_are_enough(run, made, bug, says):
     """A port that has nothing but logits is told the same."""
     def bare(arrays):

@@ -71,7 +71,12 @@ def test_published_counts(told, run, name):
     assert (total, sum(kinds["LayerNorm"].values()), found["bias"]) == COUNTS[name]
     assert (round(100 * kinds["attention"]["weight"] / total, 2), round(100 * kinds["MLP"]["weight"] / total, 2)) == PERCENT[name]
     assert found["weight"] + found["bias"] == total == sum(sum(parts.values()) for parts in kinds.values())
-    assert f"{total:,}" in run("params", "--model", name)[1]
+    percent = found["percent"]
+    assert (round(percent["attention"]["weight"], 2), round(percent["MLP"]["weight"], 2)) == PERCENT[name]
+    assert sum(parts["together"] for parts in percent.values()) == pytest.approx(100)
+    said = run("params", "--model", name)[1]
+    cells = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("attention", "MLP"))}
+    assert f"{total:,}" in said and tuple(round(float(cells[kind][4]), 2) for kind in ("attention", "MLP")) == PERCENT[name]
 
 
 def test_an_untied_head_is_a_kind():
@@ -223,6 +228,61 @@ def test_patterns_are_transformers(told, folder, tmp_path):
     assert list(told("attention", "--model", folder, "--head", 1, "--layer", 0)["patterns"]) == ["0.1"]
 
 
+@pytest.mark.parametrize("heads, tokens, named", [(144, 8, True), (16, 20, True), (1, 30, True), (144, 60, False), (1200, 20, False)])
+def test_tokens_are_named_where_they_can_be_read(heads, tokens, named):
+    """Of a short prompt on every map, and no two names touch; of a long one, or where there are too many maps for it, on none."""
+    figure = attention.draw({f"{i // 12}.{i % 12}": np.tri(tokens) for i in range(heads)}, ["·everything"] * tokens)
+    panels = [panel for panel in figure.axes if panel.get_visible() and panel.get_title()]
+    assert len(panels) == heads
+    texts = [[axis.get_ticklabels() for axis in (panel.xaxis, panel.yaxis)] for panel in panels]
+    assert all(len(names) == (tokens if named else 0) for both in texts for names in both)
+    assert max(figure.get_size_inches()) < (45 if named else 140)
+    if named:
+        figure.draw_without_rendering()
+        for across, down in (texts[0], texts[-1]):
+            boxes = [[name.get_window_extent() for name in names] for names in (across, down)]
+            assert all(a.x1 <= b.x0 for a, b in zip(boxes[0], boxes[0][1:])) and all(a.y0 >= b.y1 for a, b in zip(boxes[1], boxes[1][1:]))
+        if heads > 1:
+            assert panels[0].get_window_extent().x1 < min(name.get_window_extent().x0 for name in texts[1][1])
+
+
+# ── weights that are no numbers ──
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("command", ["attention", "logit-lens", "trace"])
+def test_a_weight_that_is_no_number_is_one_warning(run, tmp_path, command, value):
+    """It names the first tensor, and the result comes, with what cannot be known as NaN."""
+    model = tiny_model(seed=3)
+    for weight in (model.h[0].attn.c_attn.weight, model.h[1].mlp.c_fc.weight):
+        weight.array[0, 0] = value
+    model.save_pretrained(tmp_path, tokenizer=tiny_tokenizer())
+    out = ["--out", tmp_path / {"trace": "t.html"}.get(command, "t.svg")]
+    code, said, err = run(command, "--model", tmp_path, "--prompt", "Once upon", *out)
+    assert code == 0 and "nan" in said and out[1].stat().st_size > 1000
+    warning, wrote = err.splitlines()
+    assert warning.startswith("gpt2.inspect: warning: ") and "NaN or infinity in 'h.0.attn.c_attn.weight'" in warning
+    assert wrote.startswith("gpt2.inspect: wrote ")
+    assert run(command, "--model", tmp_path, "--prompt", "Once upon", "--json", *out)[0] == 0
+
+
+def test_numbers_that_overflow_are_one_warning(run, tmp_path):
+    """It says in which dtype, and float64 holds them."""
+    model = tiny_model(seed=3)
+    model.h[1].mlp.c_fc.weight.array[0, 0] = 1e30
+    model.save_pretrained(tmp_path, tokenizer=tiny_tokenizer())
+    code, _, err = run("logit-lens", "--model", tmp_path)
+    assert code == 0 and err.count("\n") == 1 and "overflow" in err and "in float32, though every weight is finite; try --dtype float64" in err
+    assert run("logit-lens", "--model", tmp_path, "--dtype", "float64")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("command", ["attention", "logit-lens", "trace"])
+def test_a_part_of_a_model_is_one_line(run, tmp_path, command):
+    """Where the whole is needed, the error alone is said, and not also what had been guessed till then."""
+    part = {"wpe.weight": np.zeros((4, 768), np.float32), **{f"h.{i}.ln_1.weight": np.ones(768, np.float32) for i in range(12)}}
+    save_file(part, tmp_path / "x.safetensors")
+    code, out, err = run(command, "--model", tmp_path / "x.safetensors", "--ids", "1,2")
+    assert (code, out, err.count("\n")) == (3, "", 1) and "has no tensor 'wte.weight'; is it a partial checkpoint?" in err
+
+
 # ── logit lens ──
 def test_the_lens_is_the_head_on_hidden_states(folder, told):
     """ln_f and the head on transformers' hidden states; the last is the model itself."""
@@ -270,6 +330,28 @@ def test_the_worst_comes_first(told, run, tmp_path):
     said = run("diff", a, b)[1]
     assert "in A alone: 1: ln_f.bias" in said and "B, missing: 1 of 28 tensors: ln_f.bias" in said
     assert run("diff", a, a)[1].startswith("no difference\n")
+    assert by_name["h.1.attn.c_attn.weight"]["relative"] == by_name["h.1.attn.c_attn.weight"]["max"] == "inf"
+    assert by_name["h.1.attn.c_attn.weight"]["cosine"] == "nan"
+    limited = run("diff", a, b, "--limit", 1)[1].splitlines()
+    assert limited[2] == "" and f"{len(rows)} tensors in both, {len(rows) - 5} of them equal" in limited[3]
+
+
+def test_what_is_equal_to_the_bit_is_no_difference(told, run, tmp_path):
+    """NaN and infinity too, and a scalar; a number beside them that differs is measured as it is without them."""
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    arrays = {"odd": np.array([np.nan, np.inf, -np.inf, 3.0, 4.0], np.float32), "scalar": np.array(2.0, np.float32),
+              "empty": np.zeros((0, 3), np.float32), "all NaN": np.full(3, np.nan, np.float32)}
+    save_file(arrays, a)
+    assert run("diff", a, a)[0] == 0 and run("diff", a, a)[1].startswith("no difference\n")
+    assert told("diff", a, a)["equal"] == 4
+    save_file({**arrays, "odd": np.array([np.nan, np.inf, -np.inf, 3.0, 4.5], np.float32), "scalar": np.array(3.0, np.float32)}, b)
+    rows = {row["name"]: row for row in told("diff", a, b)["tensors"]}
+    assert (rows["odd"]["relative"], rows["odd"]["max"], rows["odd"]["at"]) == (pytest.approx(0.1), 0.5, [4])
+    assert (rows["scalar"]["relative"], rows["scalar"]["max"], rows["scalar"]["at"]) == (0.5, 1.0, [])
+    save_file({**arrays, "odd": np.array([np.nan, -np.inf, -np.inf, 3.0, 4.0], np.float32)}, b)
+    found = told("diff", a, b)
+    assert found["equal"] == 3 and found["tensors"][0]["name"] == "odd"
+    assert (found["tensors"][0]["relative"], found["tensors"][0]["at"]) == ("inf", [1])
 
 
 # ── trace ──
@@ -423,6 +505,9 @@ BAD = [
     ([], 2, "the following arguments are required: COMMAND"),
     (["tensors", "--model", "/etc/passwd"], 3, "is not a whole safetensors file"),
     (["diff", "shakespeare", "nothing"], 2, "there is no model or directory 'nothing'"),
+    (["diff", "shakespeare", "no/thing"], 3, "there is no model or directory 'no/thing'"),
+    (["diff", "shakespeare", "shakespeare", "--limit", "0"], 2, "argument --limit: 0 is less than 1"),
+    (["diff", "shakespeare", "shakespeare", "--limit", "-3"], 2, "argument --limit: -3 is less than 1"),
     (["attention", "--out", "/dev/null/x.png"], 2, "cannot write"),
 ]
 

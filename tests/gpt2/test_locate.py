@@ -67,10 +67,10 @@ def test_a_path_is_itself(downloads, tmp_path):
 @pytest.mark.parametrize(("name", "meant"), [
     ("shakspeare", "shakespeare"), ("Shakespeare", "shakespeare"), ("GPT2", "gpt2"), ("gpt2-meduim", "gpt2-medium"), ("gpt-2", "gpt2"),
     ("GPT2-XL", "gpt2-xl"), ("openai-community/gpt2", "gpt2"), ("openai-community/gpt2-large", "gpt2-large"), ("gpt2xl", "gpt2-xl"),
-    ("llama", None), ("models/mine", None), ("", None),
+    ("llama", None), ("", None),
 ])
 def test_an_unknown_name_is_answered_with_the_names(name, meant, downloads):
-    """What is neither a name nor a path raises UsageError with all names, and with the one that was probably meant."""
+    """What is neither a name nor a path raises UsageError (exit 2) with all names, and with the one that was probably meant."""
     if not name:
         assert locate(name) == Path()                   # the current directory, as Path has it
         return
@@ -79,4 +79,12 @@ def test_an_unknown_name_is_answered_with_the_names(name, meant, downloads):
     message = str(error.value)
     assert message.startswith(f"there is no model or directory {name!r}") and all(n in message for n in (*SHIPPED, *PUBLISHED))
     assert (f"; did you mean {meant}? (" in message) if meant else "did you mean" not in message
-    assert downloads.fetched == [] and "\n" not in message
+    assert downloads.fetched == [] and "\n" not in message and error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("path", ["models/mine", "./gpt3", "/nonexistent", "gpt2-124M.safetensors", "models/", Path("nowhere")])
+def test_a_path_where_nothing_is_is_missing(path, downloads):
+    """Exit 3, as for all weights that are not there."""
+    with pytest.raises(MissingError, match="^there is no model or directory ") as error:
+        locate(path, download=True)
+    assert error.value.exit_code == 3 and repr(str(path)) in str(error.value) and downloads.fetched == []

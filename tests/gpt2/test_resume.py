@@ -247,7 +247,7 @@ def test_what_fine_tuning_refuses(run, data, tmp_path):
     assert load_tokenizer(twin).sha256 != load_tokenizer(data).sha256
     ours = ("--init-from", tmp_path / "first", "--max-iters", 1, "--backend", "numpy")
     for flags, wanted, message in [
-        (("--init-from", tmp_path / "nowhere", "--data", data), 2, "there is no model or directory"),
+        (("--init-from", tmp_path / "nowhere", "--data", data), 3, "there is no model or directory"),
         ((*ours, "--data", other), 2, "was made with another tokenizer"),
         ((*ours, "--data", twin), 2, "was made with another tokenizer"),
         ((*ours, "--data", data, "--n-embd", 32), 2, "--n-embd 32 does not fit"),

@@ -67,12 +67,15 @@ class Port:
         if self.has("heads inside", i):
             return [p.reshape(B, T, k, h).permute(0, 3, 1, 2) for p in y.split(h * k, -1)]
         q, k_, v = (p.reshape(B, T, h, k).transpose(1, 2) for p in y.split(h * k, -1))
-        return (k_, q, v) if self.has("q and k swapped", i) else (q, k_, v)
+        orders = {"q and k swapped": (k_, q, v), "k and v swapped": (q, v, k_), "q and v swapped": (v, k_, q), "k, v, q": (v, q, k_),
+                  "v, q, k": (k_, v, q)}
+        return orders[self.bug] if self.bug in orders and self.has(self.bug, i) else (q, k_, v)
 
     def attention(self, q, k, v, i):
         T, size = q.shape[-2], q.shape[-1]
         scores = q @ k.transpose(-1, -2)
-        scale = {"no scale": 1.0, "scale d": 1 / math.sqrt(self.config.n_embd), "scale d_head": 1 / size, "scale times": math.sqrt(size)}
+        scale = {"no scale": 1.0, "scale d": 1 / math.sqrt(self.config.n_embd), "scale h": 1 / math.sqrt(self.config.n_head),
+                 "scale d_head": 1 / size, "scale times": math.sqrt(size)}
         scores = scores * (scale[self.bug] if self.bug in scale and self.has(self.bug, i) else 1 / math.sqrt(size))
         diagonal = {"mask hides itself": -1, "mask shows next": 1}
         seen = torch.tril(torch.ones(T, T, dtype=torch.bool), diagonal[self.bug] if self.bug in diagonal and self.has(self.bug, i) else 0)
@@ -92,7 +95,8 @@ class Port:
     def block(self, x, i):
         name, at = f"blocks.{i}.", self.at
         x = at(name + "resid_pre", x * 1.0)
-        n1 = at(name + "ln_1.out", self.norm(x, f"h.{i}.ln_1", i))
+        first, second = "ln_2" if self.has("ln_2 in ln_1", i) else "ln_1", "ln_1" if self.has("ln_1 in ln_2", i) else "ln_2"
+        n1 = at(name + "ln_1.out", self.norm(x, f"h.{i}.{first}", i))
         q, k, v = self.heads(self.linear(n1, f"h.{i}.attn.c_attn", i), i)
         q, k, v = at(name + "attn.q", q), at(name + "attn.k", k), at(name + "attn.v", v)
         z = at(name + "attn.z", self.attention(q, k, v, i))
@@ -100,7 +104,8 @@ class Port:
         a = at(name + "attn.out", merged * 1.0 if self.has("no c_proj", i) else self.linear(merged, f"h.{i}.attn.c_proj", i))
         m = a * 1.0 if self.has("no residual 1", i) else (n1 if self.has("post-norm 1", i) else x) + a
         m = at(name + "resid_mid", m)
-        n2 = at(name + "ln_2.out", n1 * 1.0 if self.has("ln_2 too early", i) else self.norm(m, f"h.{i}.ln_2", i))
+        n2 = self.norm(x if self.has("ln_2 too early", i) else m, f"h.{i}.{second}", i)
+        n2 = at(name + "ln_2.out", n1 * 1.0 if self.has("mlp after ln_1", i) else n2)
         pre = at(name + "mlp.pre", self.linear(n2, f"h.{i}.mlp.c_fc", i))
         f = ACTIVATIONS[self.bug if self.bug in ACTIVATIONS and self.has(self.bug, i) else None]
         o = at(name + "mlp.out", self.linear(at(name + "mlp.act", f(pre)), f"h.{i}.mlp.c_proj", i))
