@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,6 @@ import minigrad as mg
 from .cache import KVCache
 from .errors import MissingError, UsageError
 from .lookup import Lookup
-from .pretrained import FEW, rows_of
 from .sampling import BROKEN, SamplingOptions, choose, top_logprobs
 from .step import Choose, Stepper, chooser
 
@@ -136,7 +137,7 @@ def _layout(model: PretrainedModel, rows: int, passes: int) -> contextlib.Abstra
     """The weights in the layout that so many passes over so many rows read fastest, where they are enough for it to pay."""
     if rows == 1 and passes >= LONG:
         model.lay_out()
-    return model.packed() if 1 < rows <= FEW and passes >= WORTH else contextlib.nullcontext()
+    return model.packed() if 1 < rows <= model.few and passes >= WORTH else contextlib.nullcontext()
 
 
 def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None, draw: np.random.Generator,
@@ -284,3 +285,12 @@ def generate(
         if all(done):
             break
     return out
+
+
+def rows_of(ids: Any) -> list[list[int]]:
+    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths. UsageError for all else."""
+    try:
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        return [list(map(operator.index, row)) for row in (ids if ids and hasattr(ids[0], "__iter__") else [ids])]
+    except TypeError:
+        raise UsageError(f"ids must be integers, in one row or in several; these are {brief(ids)}") from None

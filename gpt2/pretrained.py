@@ -3,10 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import minigrad as mg
@@ -19,21 +17,19 @@ if TYPE_CHECKING:
     from .cache import KVCache
 
 Model = TypeVar("Model", bound="PretrainedModel")
-
-
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
 
 
 class Matrix(nn.Module):
     """A module with one matrix, `weight`; `panels` holds it once more while `PretrainedModel.packed()` lasts."""
 
+    few = 32                                            # rows; BLAS multiplies more of them with a matrix as fast as with its panels
     weight: nn.Parameter
     panels: Any = None
 
     def packs(self, x: mg.Tensor) -> bool:
         """Whether the product with x [..., k] is to be that with the panels."""
-        return self.panels is not None and x.numel() <= FEW * x.shape[-1]
+        return self.panels is not None and x.numel() <= self.few * x.shape[-1]
 
 
 class PretrainedModel(nn.Module):
@@ -43,6 +39,7 @@ class PretrainedModel(nn.Module):
     where: dict[str, Any]
     compute_dtype: str
     path: Path | None = None                            # where the weights came from
+    few = Matrix.few                                    # rows that packed() is for
 
     def __init__(self, config: GPT2Config, **options: Any) -> None:
         raise NotImplementedError
@@ -180,7 +177,7 @@ class PretrainedModel(nn.Module):
 
     @contextlib.contextmanager
     def packed(self) -> Iterator[None]:
-        """Inside the block a pass over 2 … FEW rows multiplies with panels, which is up to three times as fast; without gradients only.
+        """Inside the block a pass over 2 … `few` rows multiplies with panels, which is up to three times as fast; without gradients only.
 
         They are copies: the weights take as much memory again. The weights must not change meanwhile.
         """
@@ -202,12 +199,3 @@ class PretrainedModel(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers are trained; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
-
-
-def rows_of(ids: Any) -> list[list[int]]:
-    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths. UsageError for all else."""
-    try:
-        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-        return [list(map(operator.index, row)) for row in (ids if ids and hasattr(ids[0], "__iter__") else [ids])]
-    except TypeError:
-        raise UsageError(f"ids must be integers, in one row or in several; these are {brief(ids)}") from None
