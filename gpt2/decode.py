@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minigrad as mg
+from minigrad.fused.packed_linear import FEW
 
 from .cache import KVCache
 from .errors import MissingError, UsageError
@@ -137,7 +138,7 @@ def _layout(model: PretrainedModel, rows: int, passes: int) -> contextlib.Abstra
     """The weights in the layout that so many passes over so many rows read fastest, where they are enough for it to pay."""
     if rows == 1 and passes >= LONG:
         model.lay_out()
-    return model.packed() if 1 < rows <= model.few and passes >= WORTH else contextlib.nullcontext()
+    return model.packed() if 1 < rows <= FEW and passes >= WORTH else contextlib.nullcontext()
 
 
 def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None, draw: np.random.Generator,

@@ -228,16 +228,18 @@ def steps(golden: Golden, model: GPT2, name: str, theirs: Theirs) -> Iterator[st
             yield says
     dtype, b = theirs(name)
     for key, (says, usual) in SETTINGS.items():
-        own = golden.manifest["adamw"][key]
-        values = {*usual, *(own * factor for factor in (0.01, 0.1, 0.5, 2.0, 10.0, 100.0) if key in ("lr", "weight_decay"))} - {0.0, own}
-        if key in ("lr", "weight_decay") and what != "loss":           # a step is nearly linear in them: the line meets the port's at
-            probe = 2.0 * own or 0.1
-            slope = (ended(**{key: probe}) - golden.array(name)) / (probe - own)
-            met = own + float(((b - golden.array(name)) * slope).sum()) / max(float(np.square(slope).sum()), 1e-300)
-            values |= {value for value in (met, *(float(f"{met:.{digits}g}") for digits in (1, 2, 3))) if value > 0.0}
-        tried = {value: distance(golden.entries[name], ended(**{key: value}), b, dtype) for value in sorted(values)}
-        value = min(tried, key=lambda value: tried[value])
-        if agrees(golden, name, ended(**{key: value}), theirs):
+        own, values = golden.manifest["adamw"][key], set(usual)
+        if key in ("lr", "weight_decay"):
+            values |= {own * factor for factor in (0.01, 0.1, 0.5, 2.0, 10.0, 100.0)}
+            if what != "loss":                          # a step is nearly linear in them: where the line meets the port's numbers
+                probe = 2.0 * own or 0.1
+                slope = (ended("", **{key: probe}) - golden.array(name)) / (probe - own)
+                met = own + float(((b - golden.array(name)) * slope).sum()) / max(float(np.square(slope).sum()), 1e-300)
+                values |= {float(f"{met:.{digits}g}") for digits in (1, 2, 3, 17) if met > 0.0}
+            values -= {0.0}
+        tried = {value: ended("", **{key: value}) for value in values - {own}}
+        far = {value: distance(golden.entries[name], array, b, dtype) for value, array in tried.items() if np.isfinite(array).all()}
+        if far and agrees(golden, name, tried[value := min(far, key=lambda value: far[value])], theirs):
             times = f", {value / own:.4g} times as much" if own else ""
             yield f"{says} is {value:.4g}{times}; here it is {own:g}"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import minigrad as mg
 from minigrad import nn
+from minigrad.fused.packed_linear import FEW
 
 from .config import GPT2Config
 from .errors import UsageError
@@ -23,13 +24,12 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 class Matrix(nn.Module):
     """A module with one matrix, `weight`; `panels` holds it once more while `PretrainedModel.packed()` lasts."""
 
-    few = 32                                            # rows; BLAS multiplies more of them with a matrix as fast as with its panels
     weight: nn.Parameter
     panels: Any = None
 
     def packs(self, x: mg.Tensor) -> bool:
         """Whether the product with x [..., k] is to be that with the panels."""
-        return self.panels is not None and x.numel() <= self.few * x.shape[-1]
+        return self.panels is not None and x.numel() <= FEW * x.shape[-1]
 
 
 class PretrainedModel(nn.Module):
@@ -39,7 +39,6 @@ class PretrainedModel(nn.Module):
     where: dict[str, Any]
     compute_dtype: str
     path: Path | None = None                            # where the weights came from
-    few = Matrix.few                                    # rows that packed() is for
 
     def __init__(self, config: GPT2Config, **options: Any) -> None:
         raise NotImplementedError
@@ -177,7 +176,7 @@ class PretrainedModel(nn.Module):
 
     @contextlib.contextmanager
     def packed(self) -> Iterator[None]:
-        """Inside the block a pass over 2 … `few` rows multiplies with panels, which is up to three times as fast; without gradients only.
+        """Inside the block a pass over 2 … FEW rows multiplies with panels, which is up to three times as fast; without gradients only.
 
         They are copies: the weights take as much memory again. The weights must not change meanwhile.
         """

@@ -16,7 +16,6 @@ from ..stats import entropy
 from ..table import table
 from .found import Found
 
-
 FEW, LARGEST = 24, 40.0                                 # for so many tokens a picture may grow, and to so many inches
 
 
@@ -52,9 +51,9 @@ def run(args: argparse.Namespace) -> Found:
     for flag, value, size in (("layer", args.layer, model.config.n_layer), ("head", args.head, model.config.n_head)):
         if value is not None and value >= size:
             raise UsageError(f"--{flag} {value} is not there; the model's are 0 … {size - 1}")
-    tokens = labels(tokenizer, ids)
     with numbers_watched(model):
         found = patterns(model, ids)
+    tokens = labels(tokenizer, ids)
     heads = [(i, j) for i in range(found.shape[0]) for j in range(found.shape[1]) if args.layer in (None, i) and args.head in (None, j)]
     rows = [{"layer": i, "head": j, **character(found[i, j])} for i, j in heads]
     names = ("entropy", "distance", "first", "previous", "itself")

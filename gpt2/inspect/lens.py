@@ -38,9 +38,9 @@ def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
 def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
     ids = prompt_ids(args, tokenizer, model.config.n_positions)
-    tokens = labels(tokenizer, ids)
     with numbers_watched(model):
         found = lens(model, ids)
+    tokens = labels(tokenizer, ids)
     known = model.config.vocab_size if tokenizer is None else tokenizer.n_vocab
     last = list(found.values())[-1]
     rows, following = [], [*ids[1:], None]

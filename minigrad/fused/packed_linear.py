@@ -10,6 +10,8 @@ from ..ops.index import unslice
 from ..ops.linalg import matmul_op
 from ..ops.shape import permute, reshape, sum_to, transpose
 
+FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
+
 
 def unpack(panels: Any, size: int) -> Any:
     """The matrix W [k, size] of panels [P, q, c, w], k = q·c: W[s·c + t, p·w + j] = panels[p, s, t, j]   (packed_linear.1)"""

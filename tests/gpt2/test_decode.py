@@ -15,6 +15,7 @@ from gpt2.decode import Timing, steps
 from gpt2.errors import MissingError, UsageError
 from gpt2.model import GPT2
 from gpt2.sampling import SamplingOptions, choose, log_softmax, top_logprobs
+from minigrad.fused.packed_linear import FEW
 
 
 @functools.cache
@@ -93,8 +94,6 @@ def test_a_ragged_batch_slides_as_one():
 
 class Watched:
     """A model that notes the rows and tokens of each pass."""
-
-    few = GPT2.few
 
     def __init__(self, model):
         self.model, self.config, self.where, self.compute_dtype, self.read = model, model.config, model.where, model.compute_dtype, []
@@ -302,8 +301,9 @@ PACKED = decode.WORTH
 
 
 @pytest.mark.parametrize("rows, passes, options, packed", [
-    (2, PACKED, {}, True), (2, PACKED - 1, {}, False), (GPT2.few, PACKED, {}, True), (GPT2.few + 1, PACKED, {}, False),
-    (1, PACKED, {}, False), (1, PACKED, {"lookup": 1}, True), (1, PACKED, {"lookup": GPT2.few}, False), (3, PACKED, {"use_cache": False}, False),
+    (2, PACKED, {}, True), (2, PACKED - 1, {}, False), (FEW, PACKED, {}, True), (FEW + 1, PACKED, {}, False),
+    (1, PACKED, {}, False), (1, PACKED, {"lookup": 1}, True), (1, PACKED, {"lookup": FEW}, False),
+    (3, PACKED, {"use_cache": False}, False),
 ])
 def test_a_run_over_a_few_rows_packs_its_weights(rows, passes, options, packed, monkeypatch):
     """Two to FEW rows, or guesses, and passes enough: products with panels after the first token, the same ids, and no panels after it."""
@@ -330,7 +330,7 @@ def test_panels_go_when_a_run_is_given_up():
     before = model(ids).numpy()
     run = steps(model, ids, max_new_tokens=decode.WORTH + 1)
     next(run), next(run)
-    few, more = (mg.Tensor(np.ones((n, 1, 32))) for n in (GPT2.few, GPT2.few + 1))
+    few, more = (mg.Tensor(np.ones((n, 1, 32))) for n in (FEW, FEW + 1))
     assert module.panels is not None and module.packs(few) and not module.packs(more)
     assert (model(ids).numpy() == before).all()         # 36 rows
     run.close()

@@ -58,11 +58,11 @@ def made(tmp_path_factory):
     return folder, weights, model.config, folder / "truth"
 
 
-def ported(made, bug=None, only=None, dtype=torch.float32, steps=0, grad=False, edit=None):
+def ported(made, bug=None, only=None, dtype=torch.float32, steps=0, grad=False, edit=None, adam=ADAM):
     """What the PyTorch port computes, saved; edit changes the tensors before that."""
     folder, weights, config, _ = made
     ids = np.array(IDS)
-    found = Port(weights, config, bug, only, dtype).run(ids[:-1].reshape(2, 10), ids[1:].reshape(2, 10), grad, steps, ADAM)
+    found = Port(weights, config, bug, only, dtype).run(ids[:-1].reshape(2, 10), ids[1:].reshape(2, 10), grad, steps, adam)
     arrays = {name: x.numpy().copy() for name, x in found.items()}
     if edit is not None:
         edit(arrays)
@@ -365,6 +365,14 @@ BACKWARD = [
     ("no means", lambda a, w: norm_back(a, "", w), "blocks.1.resid_mid.grad", "lacks its two means"),
     ("no second mean", lambda a, w: norm_back(a, "a", w), "blocks.1.resid_mid.grad", "lacks −x̂ mean(ĝ ⊙ x̂)"),
     ("no first mean", lambda a, w: norm_back(a, "b", w), "blocks.1.resid_mid.grad", "lacks −mean(ĝ)"),
+    ("last row", lambda a, w: {"h.2.mlp.c_fc.bias.grad": a["blocks.2.mlp.pre.grad"][1].sum(0)}, "h.2.mlp.c_fc.bias.grad",
+     "row 1 of the batch alone"),
+    ("first row", lambda a, w: {"ln_f.bias.grad": a["ln_f.out.grad"][0].sum(0)}, "ln_f.bias.grad", "row 0 of the batch alone"),
+    ("last place", lambda a, w: {"h.0.ln_1.bias.grad": a["blocks.0.ln_1.out.grad"][:, -1].sum(0)}, "h.0.ln_1.bias.grad",
+     "the last place alone"),
+    ("last row of q, k, v", lambda a, w: {"h.1.attn.c_attn.bias.grad": np.concatenate(
+        [a[f"blocks.1.attn.{p}.grad"][1].transpose(1, 0, 2).reshape(10, 32) for p in "qkv"], -1).sum(0)}, "h.1.attn.c_attn.bias.grad",
+     "row 1 of the batch alone"),
 ]
 
 
@@ -387,6 +395,38 @@ def test_a_wrong_step_is_found_and_named(run, made, bug, step, says):
     code, found = judged(run, made, ported(made, bug, steps=3, dtype=torch.float64))
     assert code == 1 and found["first"].startswith(f"step.{step}."), (found["first"], found["causes"])
     assert any(says in cause for cause in found["causes"]), (found["first"], found["causes"])
+
+
+@pytest.mark.parametrize("settings, step, says", [
+    ({"lr": 0.1}, 1, "the learning rate is 0.1, 10 times as much; here it is 0.01"),
+    ({"lr": 0.0137}, 1, "the learning rate is 0.0137, 1.37 times as much"),
+    ({"beta1": 0.95}, 2, "β₁ is 0.95"), ({"beta1": 0.8}, 2, "β₁ is 0.8"), ({"beta2": 0.99}, 2, "β₂ is 0.99"),
+    ({"beta2": 0.95}, 2, "β₂ is 0.95"), ({"eps": 1e-5}, 1, "ε is 1e-05"), ({"eps": 1e-3}, 1, "ε is 0.001"),
+    ({"weight_decay": 0.1}, 1, "weight decay is 0.1, 10 times as much"), ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 30 times as much"),
+], ids=str)
+def test_another_setting_of_adamw_is_named(run, made, settings, step, says):
+    adam = golden.Adam(*ADAM)._replace(**settings)
+    code, found = judged(run, made, ported(made, steps=3, adam=adam))
+    assert code == 1 and found["first"].startswith(f"step.{step}."), (found["first"], found["causes"])
+    assert any(says in cause for cause in found["causes"]), (found["first"], found["causes"])
+    assert not any("rounding" in cause for cause in found["causes"])
+
+
+def test_a_setting_of_adamw_is_named_from_a_later_step(run, made):
+    """Of a port that has the last step's tensors alone, or the losses alone."""
+    def last(arrays):
+        for name in [name for name in arrays if not name.startswith("step.3.")]:
+            del arrays[name]
+
+    def losses(arrays):
+        for name in [name for name in arrays if not name.endswith(".loss")]:
+            del arrays[name]
+
+    adam = golden.Adam(*ADAM)._replace(lr=0.02)
+    for edit, first in ((last, "step.3.loss"), (losses, "step.2.loss")):
+        code, found = judged(run, made, ported(made, steps=3, adam=adam, edit=edit))
+        assert code == 1 and found["first"] == first
+        assert any("the learning rate is 0.02, 2 times as much" in cause for cause in found["causes"]), found["causes"]
 
 
 # ── names, shapes, files ──
@@ -440,16 +480,23 @@ def spoil(name, value):
     (spoil("blocks.1.mlp.pre", lambda a: np.where(a == a[1, 2, 3], np.nan, a).astype(np.float32)),
      "has 1 × NaN or infinity, the first at [1, 2, 3]"),
     (spoil("blocks.1.attn.q", lambda a: a[:, :, :5]), "is [2, 2, 5, 16]; [2, 2, 10, 16] is wanted"),
+    (spoil("h.2.mlp.c_fc.bias.grad", lambda a: np.stack([a, a])), "is [2, 128], not summed over the batch; [128] is wanted"),
     (spoil("logits", lambda a: np.ascontiguousarray(a.T)), "is [300, 10, 2], the transpose; [2, 10, 300] is wanted"),
     (spoil("blocks.2.resid_post", lambda a: np.zeros_like(a)), "it is all zero"),
     (spoil("blocks.1.mlp.act", lambda a: a * 1.2345), "it is 1.2345 times what it should be"),
     (spoil("blocks.1.attn.k", lambda a: np.ascontiguousarray(np.roll(a, 1, 2))), "it is shifted by one place, later"),
     (spoil("blocks.1.resid_mid", lambda a: a + np.eye(10, dtype=np.float32)[4][:, None]), "only place 4 of 10 is wrong"),
-    (spoil("blocks.1.resid_mid", lambda a: a.astype(np.float16).astype(np.float32)), "size of float16's rounding"),
-], ids=range(8))
+    (spoil("blocks.1.resid_mid", lambda a: a.astype(np.float16).astype(np.float32)), "right but for float16's rounding"),
+    (spoil("blocks.1.resid_mid", lambda a: (a.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)), "right but for bfloat16's rounding"),
+    (spoil("blocks.1.resid_mid", lambda a: a * (1 + 1e-4 * np.sin(np.arange(32, dtype=np.float32)))), "is off by 0.00"),
+    (spoil("blocks.2.resid_mid", lambda a: np.float32(3) * np.sin(np.arange(a.size, dtype=np.float32)).reshape(a.shape)),
+     "% in the mean square, its correlation with ours "),
+    (spoil("loss", lambda a: a + np.float32(1.5)), "with no pattern that is known here"),
+], ids=range(13))
 def test_what_a_wrong_tensor_looks_like(run, made, edit, says):
-    code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit))
+    code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit, grad=True))
     assert code == 1 and says in out, out
+    assert ("rounding" in says) == ("rounding" in out), out
 
 
 def test_bad_input_is_one_line(run, made, tmp_path):

@@ -202,6 +202,77 @@ def test_each_third_of_c_attn_is_its_own(tmp_path):
     assert found["V of all layers"].shape == (64, 32)
 
 
+def broken(folder, name, edit, **fields):
+    """A tiny model's file with one tensor edited."""
+    tiny_model(**fields).save_pretrained(folder)
+    arrays = load_file(folder / "model.safetensors")
+    (key,) = (key for key in arrays if key.endswith(name))
+    arrays[key] = np.ascontiguousarray(edit(arrays[key]))
+    save_file(arrays, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name, edit, says", [
+    ("h.1.attn.c_attn.weight", np.transpose, "is [144, 48], and [48, 144] is expected, stored [in, out]; is it transposed?"),
+    ("h.0.attn.c_attn.weight", np.ravel, "is [6912], and [48, 144] is expected, stored [in, out]; is it transposed?"),
+    ("wte.weight", np.ravel, "is [14400], and a table of rows [n, d] is expected; is it flattened?"),
+])
+def test_shapes_that_are_not_gpt2s_are_said(run, tmp_path, name, edit, says):
+    """Also [3d, d] where 3 divides d and a split along the wrong axis would come out: a width of 48 is such a one."""
+    code, out, err = run("weights", "--model", broken(tmp_path, name, edit, n_embd=48))
+    assert (code, out, err.count("\n")) == (3, "", 1) and f"'{name}' {says}" in err, err
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight"])
+def test_weights_that_are_not_finite(run, told, tmp_path, name):
+    """A tensor without a finite number has no quantiles, and one with some is measured by those; both are said, and drawn."""
+    where = broken(tmp_path, name, lambda a: np.full_like(a, np.nan))
+    code, out, err = run("weights", "--model", where, "--out", tmp_path / "w.png")
+    count = math.prod(read_tensors(where).stored[name].shape)
+    assert code == 0 and f"{name} has no finite number: {count:,} × NaN, 0 × infinity\n" in out, err
+    row = next(row for one in told("weights", "--model", where)["distributions"] for row in one["samples"] if row["name"] == name)
+    assert row["nan"] == count and row["quantiles"] == [None] * 5 and row["std"] is None
+
+    def some(a):
+        a[0, :3] = np.nan, np.inf, -np.inf
+        return a
+
+    kept = broken(tmp_path, name, some)
+    assert f"{name}: 3 of {count:,} numbers are NaN or infinite, and are left out\n" in run("weights", "--model", kept)[1]
+    row = next(row for one in told("weights", "--model", kept)["distributions"] for row in one["samples"] if row["name"] == name)
+    array = read_tensors(kept)(name)
+    assert row["quantiles"] == pytest.approx(np.quantile(array[np.isfinite(array)], [0.01, 0.25, 0.5, 0.75, 0.99]).tolist())
+    assert sum(row["histogram"]) == pytest.approx(1.0)
+
+
+def test_the_title_says_what_is_there(tmp_path):
+    """Of a part of a checkpoint, too."""
+    def titles(*names):
+        save_file({name: np.random.default_rng(0).standard_normal((8, 768)).astype(np.float32) for name in names}, tmp_path / "x.safetensors")
+        with pytest.warns(UserWarning, match="config.json is not there"):
+            found = weights.distributions(read_tensors(tmp_path / "x.safetensors"), "embeddings")
+        return [panel.get_title() for panel in weights.draw([found]).axes]
+
+    assert titles("wpe.weight") == ["position embeddings"] and titles("wte.weight") == ["token embeddings"]
+    assert titles("wte.weight", "wpe.weight") == ["token and position embeddings"]
+
+
+def test_outlier_dimensions(run, told, tmp_path):
+    """Columns of an embedding that stand out, with their ratios; a line names the first of them."""
+    def widen(a):
+        a[:] = 1.0
+        a[:, 20:30] = np.arange(4, 14)
+        return a
+
+    where = broken(tmp_path, "wpe.weight", widen)
+    embeddings = told("weights", "--model", where)["distributions"][0]["samples"]
+    assert embeddings[1]["outliers"] == [{"dimension": 29 - i, "ratio": 13.0 - i} for i in range(10)] and embeddings[0]["outliers"] == []
+    said = run("weights", "--model", where)[1]
+    assert "wpe.weight: outlier dimensions, root mean square more than 3 times the median column's: 29 (13×), 28 (12×), " in said
+    assert "22 (6×) and 2 more\n" in said
+    assert "wte.weight: outlier dimensions, root mean square more than 3 times the median column's: none\n" in said
+
+
 # ── attention ──
 def test_characters_of_planted_patterns():
     """A head that looks at the first token, one at the token before, one at itself, one at all alike."""

@@ -60,6 +60,25 @@ def test_what_is_not_finite_is_counted_and_left_out(monkeypatch):
     assert wanted["std"] == pytest.approx(a.std()) and wanted["kurtosis"] == pytest.approx(theirs.kurtosis(a))
     nothing = stats.summary(np.array([np.nan, np.inf]))
     assert (nothing["nan"], nothing["inf"]) == (1, 1) and math.isnan(nothing["mean"])
+    quantiles = stats.summary(np.array([np.nan, np.inf]), quantiles=True)["quantiles"]
+    assert len(quantiles) == len(stats.QUANTILES) and all(map(math.isnan, quantiles))
+
+
+def test_nothing_to_compare_is_nan():
+    some, none = np.arange(3.0), np.empty(0)
+    assert all(math.isnan(stats.ks(a, b)) for a, b in ((some, none), (none, some), (none, none)))
+    assert math.isnan(stats.spearman([0, 1, 2], [1.0, math.nan, 3.0])) and math.isnan(stats.spearman([math.nan, 1.0], [0, 1]))
+
+
+def test_columns_that_stand_out():
+    """By the ratio of their root mean square to the median column's, above 3 and not at it; the largest first."""
+    table = np.random.default_rng(0).choice([-1.0, 1.0], (50, 9)).astype(np.float32)
+    table[:, 2], table[:, 7], table[:, 4] = 5 * table[:, 2], -3 * table[:, 7], 3.5 * table[:, 4]
+    assert stats.outlier_columns(table) == [(2, 5.0), (4, 3.5)]
+    table[0, 2] = np.nan                                # of which nothing can be said, and the others stay
+    assert stats.outlier_columns(table) == [(4, 3.5)]
+    assert stats.outlier_columns(np.eye(4)[:, :3] * [0, 0, 1]) == [(2, math.inf)]
+    assert stats.outlier_columns(np.full((2, 3), np.nan)) == stats.outlier_columns(np.zeros((0, 3))) == []
 
 
 def test_entropy():
