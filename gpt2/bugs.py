@@ -6,7 +6,7 @@ or not, and the hooks that plant it. All is NumPy in float64, and spelled out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -283,17 +283,19 @@ BUGS = [
 ]
 
 
-def candidates(model: GPT2, point: str) -> Iterator[tuple[str, GPT2, dict[str, Any]]]:
-    """(what to say, model, hooks) of bugs that may show at a point first: in all blocks, then from its own block on, and in it alone."""
-    parts = point.split(".", 2)
-    layer, end = (int(parts[1]), parts[2]) if parts[0] == "blocks" else (None, point)
-    ends, n = list(EQUATIONS), model.config.n_layer
-    spans = [("", list(range(n)))]
-    if layer:
-        spans += [(f", from block {layer} on", list(range(layer, n))), (f", in block {layer} alone", [layer])]
-    for where, layers in spans:
-        for bug in BUGS:
-            # in the first block nothing that comes later can have been first
-            if (layer != 0 or ends.index(bug.at) <= ends.index(end)) and (not where or bug.at in BLOCK):
-                planted, hooks = bug.plant(model, layers)
-                yield bug.says + where, planted, hooks
+def spans(model: GPT2, point: str) -> list[tuple[str, list[int]]]:
+    """(what to say, the blocks) where a bug that shows at a point first may be: in all, from its own block on, or in it alone."""
+    n = model.config.n_layer
+    out = [("", list(range(n)))]
+    if point.startswith("blocks.") and n > 1:
+        layer = int(point.split(".")[1])
+        out += [(f", from block {layer} on", list(range(layer, n)))] * (layer > 0) + [(f", in block {layer} alone", [layer])]
+    return out
+
+
+def possible(point: str, where: str) -> list[Bug]:
+    """Bugs that may show at a point first; where: what is said of their blocks."""
+    ends = list(EQUATIONS)
+    first, end = point.startswith("blocks.0."), point.split(".", 2)[2] if point.startswith("blocks.") else point
+    # in the first block nothing that comes later can have been first
+    return [bug for bug in BUGS if (not first or ends.index(bug.at) <= ends.index(end)) and (not where or bug.at in BLOCK)]

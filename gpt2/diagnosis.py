@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .bugs import candidates, softmax
+from .bugs import Bug, possible, softmax, spans
 from .golden import Golden
 from .model import GPT2
 from .port import ALLOWED, EPS, Compared, Named, Port, aligned, distance, name_in, unit_of
@@ -55,24 +55,33 @@ def causes(golden: Golden, model: GPT2 | None, found: Sequence[Compared], theirs
     elif name.endswith(".grad"):
         tried = gradients(golden, name, theirs)
     else:
-        tried = forward(golden, model, name, theirs) if model else iter(())
+        tried = forward(golden, model, found, theirs) if model else iter(())
     said = list(itertools.islice(dict.fromkeys(tried), 3))
     return said or list(itertools.islice(pictures(golden, name, theirs), 2))
 
 
 # ── the forward pass ──
-def forward(golden: Golden, model: GPT2, name: str, theirs: Theirs) -> Iterator[str]:
-    """Bugs that, planted in our model, give what the port has at this point; those of all blocks where there are any."""
-    ids = np.array(golden.manifest["ids"])
-    hits = 0
-    for says, planted, hooks in candidates(model, name):
-        if hits and (", from block" in says or ", in block" in says):
-            return
-        with planted.hooks(hooks):
-            arrays = planted.trace(ids, only=name)
-        if agrees(golden, name, arrays[name], theirs):
-            hits += 1
-            yield says
+def forward(golden: Golden, model: GPT2, found: Sequence[Compared], theirs: Theirs) -> Iterator[str]:
+    """Bugs that, planted in our model, give what the port has at the first point that is wrong; of several, those that hold for longest."""
+    ids, points = np.array(golden.manifest["ids"]), model.points()
+    wrong = next(i for i, c in enumerate(found) if not c.ok)
+    names = [c.name for c in found[wrong:] if c.name in points and not c.trouble]
+    hits: list[tuple[int, Bug, str]] = []
+    for where, layers in spans(model, names[0]):
+        for bug in dict.fromkeys(bug for _, bug, _ in hits) or possible(names[0], where):
+            planted, hooks = bug.plant(model, layers)
+            with planted.hooks(hooks):
+                if not agrees(golden, names[0], planted.trace(ids, only=names[0])[names[0]], theirs):
+                    continue
+                arrays = planted.trace(ids)
+            held = next((i for i, name in enumerate(names) if not agrees(golden, name, arrays[name], theirs)), len(names))
+            hits.append((held, bug, where))
+    best = max((held for held, _, _ in hits), default=0)
+    said = set[str]()
+    for held, bug, where in hits:                       # what is in all blocks is said before what may be in one alone
+        if held == best and bug.says not in said:
+            said.add(bug.says)
+            yield bug.says + where
 
 
 # ── the loss ──

@@ -115,7 +115,7 @@ def prompt_ids(args: argparse.Namespace, tokenizer: Any, context: int) -> list[i
 
 @contextlib.contextmanager
 def numbers_watched(model: Any) -> Iterator[None]:
-    """One warning in place of those that NumPy has for each op in the block. None where weights are NaN or infinite: reading them warned."""
+    """One warning in place of those that NumPy has for each op in the block. None where weights are not finite: reading them warned."""
     import numpy as np  # not before --help has been answered
 
     with warnings.catch_warnings(record=True) as met:

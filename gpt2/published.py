@@ -4,6 +4,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +14,10 @@ import numpy as np
 
 import minigrad as mg
 
-from .checkpoint import read_tensors
+from .checkpoint import Tensors, read_tensors
 from .cli import backend_of
-from .config import GPT2Config
-from .errors import UsageError
+from .config import GPT2Config, parameter_shapes
+from .errors import GPT2Error, MissingError, UsageError
 from .evaluate import hellaswag, lambada, read_items, run_items
 from .evaluation import Span, scores
 from .locate import locate
@@ -180,20 +182,32 @@ def lacking(figure: Figure, data: Path | None, slow: bool) -> str:
     return "it takes many minutes on a CPU; add --slow" if figure.slow and not slow else ""
 
 
-def of_file(path: Path) -> list[Checked]:
-    """The published file itself: its bytes, tensors and buffers."""
-    tensors = read_tensors(path)
-    size = tensors.source.stat().st_size
-    published = size == SIZE
+def of_file(tensors: Tensors) -> list[Checked]:
+    """The published file itself: its bytes, tensors and buffers; of a partial checkpoint there is nothing to count."""
+    size, source = tensors.source.stat().st_size, "openai-community/gpt2"
+    published, why = size == SIZE, partial(tensors)
     same = published and _sha256(tensors.source) == SHA256
-    file = Checked("sha256 of model.safetensors", "openai-community/gpt2", f"{SHA256[:8]}…",
+    file = Checked("sha256 of model.safetensors", source, f"{SHA256[:8]}…",
                    "" if not published else f"{SHA256[:8]}…" if same else "another",
                    "skipped" if not published else "holds" if same else "FAILED",
                    "" if published else f"a file of {size:,} bytes, not {SIZE:,}")
     names = [name for name in tensors.stored if name != "lm_head.weight"]
-    count = sum(math.prod(tensors.stored[name].shape) for name in names)
-    return [file, judged(Figure("tensors", "openai-community/gpt2", 148, 0, lambda *_: None), len(names)),
-            judged(Figure("parameters", "Radford et al. 2019", 124_439_808, 0, lambda *_: None), count)]
+    masks = [key for key in tensors.buffers if re.search(r"\bh\.\d+\.attn\.bias$", key)]
+    out = [file]
+    for what, by, wanted, found, lacks in (
+            ("tensors", source, 148, len(names), why),
+            ("parameters", "Radford et al. 2019", 124_439_808, sum(math.prod(tensors.stored[name].shape) for name in names), why),
+            ("mask buffers", source, 12, len(masks), why or ("" if masks else "the file has none; transformers writes them no more"))):
+        figure = Figure(what, by, wanted, 0, lambda *_: None)
+        out.append(skipped(figure, lacks) if lacks else judged(figure, found))
+    return out
+
+
+def partial(tensors: Tensors) -> str:
+    """What a partial checkpoint lacks, or nothing."""
+    missing = tensors.missing()
+    count = len(parameter_shapes(tensors.config)) if tensors.config else 0
+    return f"the checkpoint is partial: {count - len(missing)} of {count} tensors, no {missing[0]!r}" if missing else ""
 
 
 def _sha256(path: Path) -> str:
@@ -211,10 +225,20 @@ def run(args: argparse.Namespace) -> list[Checked]:
     if tensors.config is None or (sizes := (tensors.config.n_layer, tensors.config.n_embd)) != (GPT2Config().n_layer, GPT2Config().n_embd):
         told = "unknown" if tensors.config is None else f"{sizes[0]} layers, width {sizes[1]}"
         raise UsageError(f"the published figures are of OpenAI's gpt2 (12 layers, width 768); {args.model} is another ({told})")
-    out = of_file(path)
-    model = GPT2.from_pretrained(path, backend=device)
-    tokenizer = load_tokenizer(path if path.is_dir() and (path / "vocab.json").exists() else "gpt2")
+    out, model, why = of_file(tensors), None, partial(tensors)
+    try:
+        if not why:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*is not there; n_head=")     # it was said when the tensors were looked at
+                model = GPT2.from_pretrained(path, backend=device)
+            tokenizer = load_tokenizer(path if path.is_dir() and (path / "vocab.json").exists() else "gpt2")
+    except MissingError as error:
+        model, why = None, str(error)
     for figure in FIGURES:
-        why = lacking(figure, args.data, args.slow)
-        out.append(skipped(figure, why) if why else judged(figure, figure.found(model, tokenizer, args.data or Path())))
+        lacks = why or lacking(figure, args.data, args.slow)
+        try:
+            out.append(skipped(figure, lacks) if lacks or model is None else
+                       judged(figure, figure.found(model, tokenizer, args.data or Path())))
+        except (GPT2Error, OSError, UnicodeDecodeError) as error:      # a file of --data that is damaged
+            out.append(skipped(figure, str(error)))
     return out

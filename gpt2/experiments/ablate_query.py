@@ -241,12 +241,13 @@ def draw(found: dict[str, Any]) -> Any:
             points(panel, at, own, key, error, "o-", COLOURS[k], part if part == "bias" else f"W_{part}")
     axes[0, 0].set(title="one layer made noise: loss", ylabel="Δ loss, nats")
     axes[0, 1].set(title="one layer made noise: KL", ylabel="nats of the clean next token", yscale="log")
-    axes[0, 2].set(title="one layer made noise: entropy of attention", ylabel="nats")
+    axes[0, 2].set(title="one layer made noise: entropy", ylabel="nats of attention")
     axes[0, 2].axhline(found["entropy"], color="black", linestyle="--", linewidth=1, label="clean")
     for panel in axes[0]:
         panel.set_xlabel("layer")
         panel.set_xticks(range(layers))
-    for k, (part, how, colour) in enumerate((("Q", "noise", 0), ("Q", "zero", 5), ("Q", "permuted", 4), ("K", "noise", 1), ("V", "noise", 2))):
+    ways = (("Q", "noise", 0), ("Q", "zero", 5), ("Q", "permuted", 4), ("K", "noise", 1), ("V", "noise", 2))
+    for k, (part, how, colour) in enumerate(ways):
         own = [r for r in rows if r["part"] == part and r["by"] == how and r["what"].startswith("layers ")]
         points(axes[1, 0], np.arange(1, layers + 1) + 0.08 * (k - 2), own, "Δ loss", "±", "o-", COLOURS[colour], f"W_{part} {how}")
     axes[1, 0].axhline(NOISE * found["uniform"] - found["clean"], color="black", linestyle=":", linewidth=1,

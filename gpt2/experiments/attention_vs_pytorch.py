@@ -114,7 +114,8 @@ def draw(found: dict[str, Any]) -> Any:
     for colour, name in zip(COLOURS, ("tiled", "by parts", "PyTorch")):
         for panel, unit in ((axes[0, 0], "ms"), (axes[0, 1], "MB")):
             if f"{name} {unit}" in found["rows"][0]:
-                bars = whiskers([[row[f"{name} {key}"] for key in ("ms", "25 %", "75 %")] for row in found["rows"]]) if unit == "ms" else None
+                times = [[row[f"{name} {key}"] for key in ("ms", "25 %", "75 %")] for row in found["rows"]]
+                bars = whiskers(times) if unit == "ms" else None
                 panel.errorbar(t, [row[f"{name} {unit}"] for row in found["rows"]], bars, fmt="o-", capsize=3, color=colour, label=name)
     reference = found["rows"][0]["by parts MB"]
     axes[0, 1].loglog(t, [reference * (x / t[0]) ** 2 for x in t], "--", color="black", linewidth=1, label="T²")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         first = first or made
         a, b = lab.tensor(x), lab.tensor(w)
         with mg.no_grad():
-            ms, low, high = quartiles(clock(lambda f=f, a=a, b=b: f(a, b), here.synchronize, repeats=REPEATS)[0])
+            ms, low, high = quartiles(clock(partial(f, a, b), here.synchronize, repeats=REPEATS)[0])
         rows.append({"way": name, "products": {"fused c_attn": 1, "three matrices": 3}.get(name, 3 * H),
                      "ms": ms, "25 %": low, "75 %": high,
                      **{f"{what}, {dtype}": float(np.abs(made[i][j] - first[i][j]).max() / np.abs(first[i][j]).max())

@@ -63,8 +63,10 @@ class Rung(PretrainedModel):
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    ids, rows, out, curves = lab.text_ids, lab.blocks(32, 64), [], {}
-    cut, uniform, finals = int(0.9 * len(ids)), math.log(lab.model.config.vocab_size), []
+    ids, rows, out = lab.text_ids, lab.blocks(32, 64), []
+    cut, uniform = int(0.9 * len(ids)), math.log(lab.model.config.vocab_size)
+    curves: dict[str, list[float]] = {}
+    finals: list[list[float]] = []
     held = np.array([ids[i:i + 65] for i in range(cut, len(ids) - 65, 32)])
     for rung, name in enumerate(RUNGS):
         config = small_config(lab.model.config.vocab_size, n_head=4 if rung == 5 else 1, n_layer=2 if rung > 3 else 1)

@@ -22,7 +22,8 @@ T95 = {2: 12.706, 5: 2.776}                             # Student's t, 95 %, for
 def model_with(head: str, lab: Lab, seed: int, dtype: str = "float32") -> GPT2:
     """The same first numbers under each of HEADS.
 
-    tied: one parameter. shared: Parameter(embedding.weight), a second parameter on the same memory. copied: on memory of its own.
+    tied: one parameter. shared: Parameter(embedding.weight), a second parameter on the same memory   (tying.3). copied: on memory of
+    its own   (tying.4).
     """
     vocab = lab.model.config.vocab_size
     tied = GPT2(small_config(vocab), backend=lab.device, dtype=dtype, seed=seed)

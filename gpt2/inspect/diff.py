@@ -78,4 +78,4 @@ def run(args: argparse.Namespace) -> Found:
              f"A {left.source}, B {right.source}: {len(both)} tensors in both, {same} of them equal"]
     lines += [f"in {side} alone: {len(names)}: {', '.join(names[:4])}{' …' * (len(names) > 4)}" for side, names in only.items() if names]
     lines += [f"{name}, {line}" for name, side in (("A", left), ("B", right)) if side.config for line in said_missing(side)]
-    return Found({"a": str(left.source), "b": str(right.source), "tensors": [told(row) for row in rows], "equal": same, "only": only}, lines)
+    return Found({"a": str(left.source), "b": str(right.source), "tensors": list(map(told, rows)), "equal": same, "only": only}, lines)

@@ -31,7 +31,8 @@ def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
             block, point = name.split(".")[1:]
             if point == "resid_post" or name == "blocks.0.resid_pre":
                 logits = model.lm_head.scores(model.ln_f(mg.Tensor(array)))            # [1, T, d] -> [1, T, V]
-                out["embeddings" if point == "resid_pre" else f"block {block}"] = mg.log_softmax(mg.tensor(logits.numpy()[0].astype(np.float64))).numpy()
+                logp = mg.log_softmax(mg.tensor(logits.numpy()[0].astype(np.float64)))
+                out["embeddings" if point == "resid_pre" else f"block {block}"] = logp.numpy()
     return out
 
 

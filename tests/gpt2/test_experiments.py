@@ -10,21 +10,35 @@ import sys
 
 import numpy as np
 import pytest
+from crowded import crowded
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
 import minigrad as mg
 from gpt2.cli import run_command
 from gpt2.errors import MissingError
-from gpt2.experiments import NAMES, ablate_query, experiment, hessian, lab, nano_sort, temperature, weight_tying
+from gpt2.experiments import (
+    NAMES,
+    ablate_query,
+    attention_maps,
+    device_timing,
+    experiment,
+    hessian,
+    lab,
+    ladder,
+    nano_sort,
+    temperature,
+    weight_tying,
+)
 from gpt2.experiments.__main__ import main, perform
 from gpt2.model import GPT2
 
 SHORT = {                                               # what makes one quick enough for a test; the command runs them whole
-    "weight-tying": {"STEPS": 12, "SEEDS": 2}, "gelu-relu": {"STEPS": 8, "SEEDS": 2}, "ladder": {"STEPS": 8, "SEEDS": 2}, "nano-sort": {"MOST": 50},
-    "hessian": {"STEPS": 5, "LANCZOS": 10}, "device-timing": {"SIZES": (32, 64), "REPEATS": 2}, "sampling": {"DRAWS": 20_000},
-    "ablate-query": {"ROWS": 2, "SEEDS": 2, "TOKENS": 16}, "temperature": {"ROWS": 4}, "attention-maps": {"ROWS": 2}, "induction": {"ROWS": 2},
-    "attention-vs-pytorch": {"LENGTHS": (64, 128, 256), "REPEATS": 3}, "embedding-linear": {"TOKENS": (16, 64)},
+    "weight-tying": {"STEPS": 12, "SEEDS": 2}, "gelu-relu": {"STEPS": 8, "SEEDS": 2}, "ladder": {"STEPS": 8, "SEEDS": 2},
+    "nano-sort": {"MOST": 50}, "hessian": {"STEPS": 5, "LANCZOS": 10}, "device-timing": {"SIZES": (32, 64), "REPEATS": 2},
+    "sampling": {"DRAWS": 20_000}, "ablate-query": {"ROWS": 2, "SEEDS": 2, "TOKENS": 16}, "temperature": {"ROWS": 4},
+    "attention-maps": {"ROWS": 2}, "induction": {"ROWS": 2}, "attention-vs-pytorch": {"LENGTHS": (64, 128, 256), "REPEATS": 3},
+    "embedding-linear": {"TOKENS": (16, 64)},
 }
 
 
@@ -249,6 +263,51 @@ def test_every_verdict_can_flip(ran):
             assert any(f[:2] == (name, number) and f[3] != now["verdict"] for f in FLIPS), (name, number, now)
 
 
+# ── pictures ──
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("embedding-linear", "induction")])
+def test_nothing_in_a_picture_covers_something_else(ran, name):
+    """No legend lies on what is drawn, no mark on its text, and no two names or ticks on each other."""
+    assert crowded(experiment(name).draw(ran(name)[0])) == []
+
+
+def test_heads_of_a_large_model_are_told_apart():
+    """Of 144 heads the outstanding ones are labelled, and no label is on another."""
+    rng = np.random.default_rng(0)
+    heads = [{"head": f"{i}.{j}", "previous": float(p), "first": float(f), "entropy": 1.0}
+             for (i, j), p, f in zip(np.ndindex(12, 12), rng.random(144) ** 4, rng.random(144) ** 2)]
+    figure = attention_maps.draw({"rows": heads, "first": 0.06, "example": [[1.0]], "example of": "0.0"})
+    labelled = {text.get_text() for text in figure.axes[0].texts}
+    assert {max(heads, key=lambda row: row[key])["head"] for key in ("previous", "first")} <= labelled and len(labelled) <= 8
+    assert crowded(figure) == []
+    model = {"layers": 12, "clean": 3.0, "entropy": 1.0, "uniform": 10.8}
+    ablated = [{"what": what, "part": "Q", "by": "noise", "Δ loss": 0.1, "±": 0.01, "KL": 0.1, "± KL": 0.01, "entropy of attention": 1.0,
+                "± entropy": 0.1, "layers": n} for what, n in [*((f"head {i}.{j}", 1) for i, j in np.ndindex(12, 12)),
+                                                               *((f"layers 0 … {n - 1}", n) for n in range(1, 13)),
+                                                               *((f"layer {i}", 1) for i in range(12))]]
+    greedy = [{"layers": n, "repeated": 0.5, "±": 0.1} for n in range(13)]
+    whole = [row | {"part": part} for part in ("Q", "K", "V", "bias") for row in ablated if part == "Q" or "head" not in row["what"]]
+    whole += [row | {"by": how} for how in ("zero", "permuted") for row in ablated if row["what"].startswith("layers ")]
+    assert crowded(ablate_query.draw(model | {"rows": whole, "greedy": greedy})) == []
+
+
+def test_marks_of_methods_that_keep_as_many_are_told_apart(ran):
+    """On flat logits top-p and min-p keep nearly all, as multinomial does: each has a line of its own, as long as it keeps."""
+    found, _ = ran("sampling")
+    put(found["rows"], **{"tokens kept": 1000})
+    put(found, ranks=[1, 32, 1024], sorted=[1 / 1024] * 3)
+    figure = experiment("sampling").draw(found)
+    lines = [line for line in figure.axes[1].lines if ": " in line.get_label()]
+    assert len({float(line.get_ydata()[0]) for line in lines}) == len(lines) == 5
+    assert {float(line.get_xdata()[-1]) for line in lines} == {1000.0} and crowded(figure) == []
+
+
+def test_parameters_are_drawn_by_weight_and_bias(ran):
+    found, _ = ran("parameter-counts")
+    panel = experiment("parameter-counts").draw(found).axes[1]
+    bars = {bars.get_label(): [bar.get_height() for bar in bars] for bars in panel.containers}
+    assert bars == {what: [row[what] for row in found["rows"]] for what in ("weights", "biases")}
+
+
 # ── what is measured ──
 def test_known_figures(ran):
     """The numbers of the sources that the experiments are about."""
@@ -347,6 +406,104 @@ def test_the_bias_is_ablated_too():
     with ablate_query.replaced(model, "bias", [1], "permuted", 0):
         assert sorted(bias.numpy()) == list(range(96)) != bias.numpy().tolist()
     assert bias.numpy().tolist() == list(range(96))
+
+
+def test_what_is_before_an_ablation_is_not_computed_again():
+    """From the first block that changed on, the pass gives what the whole one does, to the last bit."""
+    model = tiny_model(n_layer=3)
+    x = np.arange(24).reshape(2, 12) % model.config.vocab_size
+    clean = ablate_query.look(model, x)
+    for first in range(3):
+        with ablate_query.replaced(model, "Q", [first], "noise", 0):
+            short, whole = ablate_query.look(model, x, first, clean), ablate_query.look(model, x)
+        assert all(np.array_equal(short[key], whole[key]) for key in ("logp", "pattern"))
+        assert not np.array_equal(whole["pattern"], clean["pattern"])
+    assert all(np.array_equal(ablate_query.look(model, x)[key], clean[key]) for key in ("logp", "pattern", "before"))
+
+
+def test_an_ablation_has_error_bars_and_every_part(ran):
+    """KL and entropy too; Q, K and V layer by layer, of the first n and head by head; more than one seed unless it is zero."""
+    found, _ = ran("ablate-query")
+    layers = found["layers"]
+    heads = len(rows(found, part="Q", layers=1, by="noise")) - layers - 1
+    for part in "QKV":
+        own = [row["what"] for row in rows(found, part=part, by="noise")]
+        assert own == [*(f"layer {i}" for i in range(layers)), *(f"layers 0 … {n}" for n in range(layers)),
+                       *(f"head {i}.{j}" for i in range(layers) for j in range(heads // layers))]
+    for how in ("zero", "permuted"):
+        assert len([row for row in rows(found, part="Q", by=how) if row["what"].startswith("layers ")]) == layers
+    for row in found["rows"]:
+        assert all((row[key] is None) == (row["by"] == "zero") for key in ("±", "± KL", "± entropy"))
+
+
+def deep(layers, greedy, clean=3.0):
+    """What is found of a model of so many layers with W_Q of the first n made noise; greedy: n to the share of repeated 4-grams."""
+    def row(what, part, change, n):
+        return {"what": what, "part": part, "by": "noise", "Δ loss": change, "±": 0.01, "layers": n}
+
+    changes = {n: 0.0 if n <= layers / 4 else 1.0 if n <= 3 * layers / 4 else 7.5 for n in range(1, layers + 1)}
+    return {"layers": layers, "clean": clean, "uniform": 10.8, "restored": 0.0,
+            "rows": [*(row(f"layer {i}", part, 0.5, 1) for part in "QKV" for i in range(layers)),
+                     *(row(f"layers 0 … {n - 1}", "Q", change, n) for n, change in changes.items())],
+            "greedy": [{"layers": n, "repeated": greedy(n), "±": 0.01} for n in range(layers + 1)]}
+
+
+def test_the_whole_claim_is_judged_by_quarters():
+    """1–3 harmless, 4–6 lose meaning, 7–9 loop, above 9 noise; another depth in the same shares; one that has no such quarter is open."""
+    said = [v.verdict for v in ablate_query.judge(deep(12, lambda n: 0.9 if 7 <= n <= 9 else 0.1))]
+    assert said[:4] == ["confirmed"] * 4
+    assert ["".join(str(ablate_query.quarter(n, layers)) for n in range(1, layers + 1)) for layers in (12, 4, 2, 6)] == [
+        "000111222333", "0123", "13", "011233"]
+    for n in (7, 8, 9):                                 # each of a quarter has to
+        assert ablate_query.judge(deep(12, lambda m, n=n: 0.9 if 7 <= m <= 9 and m != n else 0.1))[2].verdict == "contradicted"
+    assert ablate_query.judge(deep(12, lambda n: 0.9))[2].verdict == "inconclusive", "the clean model loops"
+    shallow = ablate_query.judge(deep(2, lambda n: 0.1))
+    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "2 layers have none there"
+
+
+def test_a_long_ablation_says_how_far_it_is(capsys, monkeypatch):
+    clock = iter([1.0, 4.9, 5.0, 11.0])
+    monkeypatch.setattr(ablate_query.time, "monotonic", lambda: next(clock))
+    said = 0.0
+    for i in range(4):
+        said = ablate_query.progress(said, f"part {i}")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == "".join(f"gpt2.experiments: ablate-query: part {i}\n" for i in (2, 3))
+
+
+def test_a_time_is_timed_after_a_warm_up(monkeypatch):
+    """Medians and quartiles of the runs but the first; a ratio's range; what a limit within the spread makes of it."""
+    calls, now = [], iter(np.cumsum([0, 9, *[0, 1, 1] * 2, 0, 3, 1, 0, 4, 0]) * 1e-3)
+    monkeypatch.setattr(device_timing.time, "perf_counter", lambda: float(next(now)))
+    run, left = device_timing.clock(lambda: calls.append("f"), lambda: None, lambda: calls.append("before"), 4)
+    assert calls == ["before", "f"] * 5 and run == pytest.approx([2, 2, 4, 4]) and left == pytest.approx([1, 1, 3, 4])
+    assert device_timing.quartiles([1.0, 2.0, 3.0, 4.0, 100.0]) == (3.0, 2.0, 4.0)
+    assert device_timing.ratio(took(4.0, 1.0), took(2.0, 0.5)) == pytest.approx((2.0, 1.2, 5 / 1.5))
+    assert [device_timing.inside(*ends, 1.5, 3.0) for ends in ((1.6, 2.9), (1.4, 2.0), (2.9, 3.1), (1.0, 1.4), (3.1, 9.0))] == [
+        True, None, None, False, False]
+
+
+def test_a_gpu_wins_from_where_it_always_does():
+    """Faster by chance at a small size, or within the spread, is not from there on."""
+    host, device = ((10.0, 9.0, 11.0),) * 5, ((5.0, 4.0, 6.0), (12.0, 9.0, 14.0), (9.5, 8.5, 10.5), (5.0, 4.0, 6.0), (5.0, 4.0, 6.0))
+    sweep = [{"n": n, "µs": {"numpy": a, "cupy:0": b}} for n, a, b in zip((32, 64, 128, 256, 512), host, device)]
+    assert device_timing.wins(sweep, "cupy:0") == 256 and device_timing.wins(sweep[:3], "cupy:0") is None
+
+
+def test_rungs_of_the_ladder(ran):
+    """Embeddings with a head of their own; tied from the second rung on; a change is that of the same seeds."""
+    config = lab.small_config(50)
+    loose, tied = (ladder.Rung(config, rung, backend="numpy", seed=0) for rung in (0, 1))
+    assert loose.num_parameters() == 2 * 50 * 64 and loose.lm_head.weight is not loose.wte.weight and tied.lm_head is tied.wte
+    found, _ = ran("ladder")
+    assert [row["change"] for row in found["rows"][1:]] == pytest.approx(np.diff([row["trained"] for row in found["rows"]]))
+    assert all(row["±"] > 0 for row in found["rows"]) and found["rows"][0]["change"] is None
+
+
+def test_greedy_has_no_entropy(ran):
+    """And none is 0, without a sign."""
+    value, = (row["entropy, nats"] for row in ran("sampling")[0]["rows"] if row["method"] == "greedy")
+    assert value == 0.0 and math.copysign(1.0, value) == 1.0
 
 
 def test_lanczos_finds_the_outer_eigenvalues():

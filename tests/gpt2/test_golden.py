@@ -1,81 +1,22 @@
 """Ground truth for ports: what gpt2.golden writes is right, and gpt2.verify finds where a port differs, and why."""
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
+import ported as fixtures
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-from tiny_gpt2 import tiny_config, tiny_model, tiny_tokenizer
+from ported import ADAM, IDS, judged, ported
+from safetensors.numpy import load_file
+from tiny_gpt2 import tiny_config, tiny_model
 from torch_port import Port
 
 from docs import pages
-from gpt2 import golden, port, verify
-from gpt2.cli import run_command
+from gpt2 import golden, verify
 from gpt2.model import GPT2
-from minigrad import random
 
-IDS = [5, 17, 5, 99, 201, 7, 7, 42, 12, 250, 3, 3, 88, 9, 130, 61, 77, 4, 5, 17, 33]           # 2 rows of 10, and the last target
-ADAM = (1e-2, 0.9, 0.999, 1e-8, 0.01)
-
-
-@pytest.fixture
-def run(capsys):
-    """run(command, *flags): exit code, stdout and stderr of golden or verify."""
-
-    def ended(command, *flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: command.main([*map(str, flags)]), f"gpt2.{command.__name__.split('.')[-1]}")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return ended
-
-
-def some_model(**fields):
-    """Three blocks, with biases and LayerNorm weights that matter, and norms small enough for ε to."""
-    model = GPT2(tiny_config(n_layer=3, initializer_range=0.15, **fields), seed=4)
-    for i, (name, p) in enumerate(model.named_parameters()):
-        if p.ndim == 1:
-            p.assign(p.array + random.normal(random.fold_in(6, i), p.shape, std=0.3).array)
-        elif name == "wte.weight":                      # variances of about 1e-2: ε = 1e-5 is a thousandth of them
-            p.assign(p.array * 0.5)
-    return model
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A saved model, its weights, and its ground truth with gradients and three steps, at (folder, weights, config, golden folder)."""
-    folder = tmp_path_factory.mktemp("golden")
-    model = some_model()
-    model.save_pretrained(folder / "model", tokenizer=tiny_tokenizer())
-    golden.main(["--model", str(folder / "model"), "--ids", ",".join(map(str, IDS)), "--batch-size", "2", "--grad", "--steps", "3",
-                 "--learning-rate", str(ADAM[0]), "--out", str(folder / "truth")])
-    weights = {name: p.array.copy() for name, p in model.named_parameters()}
-    return folder, weights, model.config, folder / "truth"
-
-
-def ported(made, bug=None, only=None, dtype=torch.float32, steps=0, grad=False, edit=None, adam=ADAM):
-    """What the PyTorch port computes, saved; edit changes the tensors before that."""
-    folder, weights, config, _ = made
-    ids = np.array(IDS)
-    found = Port(weights, config, bug, only, dtype).run(ids[:-1].reshape(2, 10), ids[1:].reshape(2, 10), grad, steps, adam)
-    arrays = {name: x.numpy().copy() for name, x in found.items()}
-    if edit is not None:
-        edit(arrays)
-    path = folder / "port.safetensors"
-    save_file(arrays, path)
-    return path
-
-
-def judged(run, made, path, *flags):
-    """Exit code and document of a comparison."""
-    code, out, err = run(verify, "--golden", made[3], "--against", path, "--json", *flags)
-    assert err == "", err
-    return code, json.loads(out)
+made, run = fixtures.made, fixtures.run
 
 
 # ── what golden writes ──
@@ -182,40 +123,39 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
     assert "logits.grad" in golden.read_golden(tmp_path / "g").entries and sorted(p.name for p in tmp_path.iterdir()) == ["g", "mine"]
 
 
-# ── right ports ──
-@pytest.mark.parametrize("dtype, steps", [(torch.float32, 3), (torch.float64, 3)])
-def test_a_right_port_agrees(run, made, dtype, steps):
-    """PyTorch in float32 is within the bound everywhere, and in float64 within that of float64."""
-    code, found = judged(run, made, ported(made, dtype=dtype, steps=steps, grad=True))
-    assert code == 0 and found["first"] is None and found["missing"] == []
-    assert len(found["compared"]) == len(golden.read_golden(made[3]).entries)
+def test_bad_flags_are_one_line(run, tmp_path):
+    for flags, says in ((["--ids", "1", "--grad"], "one id has none after it"), (["--ids", "1,2,3,4", "--batch-size", "2"], "leave out 1"),
+                        (["--dtype", "float16"], "float64 or float32"), (["--ids", "1,2,3,4,5000"], "outside the vocabulary"),
+                        (["--ids", " ".join(["1"] * 130)], "the prompt has 130 tokens"), (["--steps", "-1"], "less than 0"),
+                        (["--learning-rate", "nan"], "nan is not in [0, ∞)"), (["--learning-rate", "-1"], "-1 is not in [0, ∞)"),
+                        (["--learning-rate", "x"], "invalid"), (["--beta1", "1"], "1 is not in [0, 1)"),
+                        (["--weight-decay", "inf"], "inf is not in [0, ∞)")):
+        ended, out, err = run(golden, *flags, "--out", tmp_path / "out")
+        assert (ended, out, err.count("\n")) == (2, "", 1) and says in err and not (tmp_path / "out").exists(), (flags, err)
 
 
-def test_a_slow_port_agrees(run, made, tmp_path):
-    """One that adds number by number in float32, the worst order there is, is within the bound."""
-    truth = golden.read_golden(made[3])
-    w = made[1]
-
-    def product(x, weight):
-        out = np.zeros((*x.shape[:-1], weight.shape[1]), np.float32)
-        for i in range(x.shape[-1]):
-            out += x[..., i:i + 1] * weight[i]
-        return out
-
-    x = truth.array("blocks.1.ln_2.out").astype(np.float32)
-    pre = product(x, w["h.1.mlp.c_fc.weight"]) + w["h.1.mlp.c_fc.bias"]
-    act = truth.array("blocks.1.mlp.act").astype(np.float32)
-    save_file({"blocks.1.mlp.pre": pre, "blocks.1.mlp.out": product(act, w["h.1.mlp.c_proj.weight"]) + w["h.1.mlp.c_proj.bias"]},
-              tmp_path / "p.safetensors")
-    code, found = judged(run, made, tmp_path / "p.safetensors")
-    assert code == 0 and [c["units"] < 16 for c in found["compared"]] == [True, True]
+def test_weights_that_are_not_finite_have_no_truth(run, tmp_path):
+    """The first tensor that is not finite is named, in one line; nor is there any where the numbers overflow on their way."""
+    for name, value, says in (("h.1.mlp.c_fc.weight", np.nan, "'h.1.mlp.c_fc.weight' has NaN or infinity"),
+                              ("h.0.ln_1.bias", np.inf, "'h.0.ln_1.bias' has NaN or infinity"),
+                              ("h.1.mlp.c_proj.weight", 1e38,
+                               "blocks.1.mlp.out has NaN or infinity in float32; the weights are too large")):
+        model = tiny_model()
+        p = dict(model.named_parameters())[name]
+        p.assign(np.full_like(p.array, value))
+        model.save_pretrained(tmp_path / "m")
+        code, out, err = run(golden, "--model", tmp_path / "m", "--ids", "1,2,3", "--out", tmp_path / "g")
+        assert (code, out, err.count("\n")) == (3, "", 1) and says in err and not (tmp_path / "g").exists(), err
+    tiny_model().save_pretrained(tmp_path / "m")
+    code, out, err = run(golden, "--model", tmp_path / "m", "--ids", "1,2,3", "--steps", 2, "--learning-rate", "1e38",
+                         "--out", tmp_path / "g")
+    assert (code, out, err.count("\n")) == (3, "", 1) and "; lower --learning-rate" in err, err
 
 
-def test_float64_that_is_float32_inside_is_found(run, made, tmp_path):
-    """Stored in float64, computed in float32: what claims to be float64 is held to it."""
-    path = ported(made, edit=lambda arrays: arrays.update({k: a.astype(np.float64) for k, a in arrays.items()}))
-    code, found = judged(run, made, path)
-    assert code == 1 and any("float" in cause or "%" in cause for cause in found["causes"])
+def test_an_empty_folder_may_be_written_to(run, made, tmp_path):
+    (tmp_path / "g").mkdir()
+    assert run(golden, "--model", made[0] / "model", "--ids", "1,2,3", "--out", tmp_path / "g")[0] == 0
+    assert golden.read_golden(tmp_path / "g").entries
 
 
 # ── wrong ports ──
@@ -283,6 +223,34 @@ def test_a_bug_of_some_blocks_is_found_there(run, made, bug, end, says, only):
     code, found = judged(run, made, ported(made, bug, only, torch.float64))
     assert code == 1 and found["first"] == end.replace("blocks.0", f"blocks.{only[0]}")
     assert says in found["causes"][0], found["causes"]
+
+
+@pytest.mark.parametrize("bug, end, says", [
+    ("erf", "mlp.act", "GELU is the exact one, by erf"), ("no mask", "attn.pattern", "no causal mask"),
+    ("ln_1 in ln_2", "ln_2.out", "ln_2 has ln_1's weight"), ("k and v swapped", "attn.k", "K and V are swapped"),
+], ids=lambda v: v)
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_bug_of_one_block_alone(run, made, block, bug, end, says):
+    """It is told from the same one in all blocks, and from that block on, by what comes later."""
+    code, found = judged(run, made, ported(made, bug, (block,)))
+    assert code == 1 and found["first"] == f"blocks.{block}.{end}"
+    assert says in found["causes"][0] and len(found["causes"]) == 1, found["causes"]
+    # from the last block on is the last block alone
+    assert found["causes"][0].endswith(f", from block {block} on" if block == 2 else f", in block {block} alone"), found["causes"]
+
+
+def test_the_exact_gelu_may_be_what_is_right(run, tmp_path):
+    """Of a model with it, a port by tanh is told so, in all blocks and in one alone."""
+    GPT2(tiny_config(initializer_range=0.3, activation_function="gelu"), seed=1).save_pretrained(tmp_path / "m")
+    assert run(golden, "--model", tmp_path / "m", "--ids", ",".join(map(str, IDS)), "--batch-size", 2, "--out", tmp_path / "g")[0] == 0
+    model = GPT2.from_pretrained(tmp_path / "m")
+    weights = {name: p.array.copy() for name, p in model.named_parameters()}
+    here = (tmp_path, weights, model.config, tmp_path / "g")
+    assert judged(run, here, ported(here, "erf"))[0] == 0
+    for only, where in ((None, ""), ((0,), ", in block 0 alone")):
+        path = ported(here, None if only is None else "erf", None if only is None else (1,))       # block 0 by tanh, or both
+        code, found = judged(run, here, path)
+        assert code == 1 and found["causes"] == [f"GELU is the one by tanh; this model's activation is another{where}"]
 
 
 @pytest.mark.parametrize("bug, says", [(bug, says) for bug, first, says in FORWARD
@@ -402,7 +370,8 @@ def test_a_wrong_step_is_found_and_named(run, made, bug, step, says):
     ({"lr": 0.0137}, 1, "the learning rate is 0.0137, 1.37 times as much"),
     ({"beta1": 0.95}, 2, "β₁ is 0.95"), ({"beta1": 0.8}, 2, "β₁ is 0.8"), ({"beta2": 0.99}, 2, "β₂ is 0.99"),
     ({"beta2": 0.95}, 2, "β₂ is 0.95"), ({"eps": 1e-5}, 1, "ε is 1e-05"), ({"eps": 1e-3}, 1, "ε is 0.001"),
-    ({"weight_decay": 0.1}, 1, "weight decay is 0.1, 10 times as much"), ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 30 times as much"),
+    ({"weight_decay": 0.1}, 1, "weight decay is 0.1, 10 times as much"),
+    ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 30 times as much"),
 ], ids=str)
 def test_another_setting_of_adamw_is_named(run, made, settings, step, says):
     adam = golden.Adam(*ADAM)._replace(**settings)
@@ -429,49 +398,6 @@ def test_a_setting_of_adamw_is_named_from_a_later_step(run, made):
         assert any("the learning rate is 0.02, 2 times as much" in cause for cause in found["causes"]), found["causes"]
 
 
-# ── names, shapes, files ──
-def test_a_map_of_names(run, made, tmp_path):
-    """A port's own names, and axes in another order; what is not named keeps our name."""
-    def renamed(arrays):
-        for i in range(3):
-            arrays[f"layer{i}/query"] = np.ascontiguousarray(arrays.pop(f"blocks.{i}.attn.q").transpose(0, 2, 1, 3))
-            arrays[f"layer{i}/attention"] = arrays.pop(f"blocks.{i}.attn.out")
-        arrays["out"] = arrays.pop("logits")
-
-    (tmp_path / "names.toml").write_text('"blocks.*.attn.q" = { name = "layer*/query", transpose = [0, 2, 1, 3] }\n'
-                                         '"blocks.*.attn.out" = "layer*/attention"\n"logits" = "out"\n')
-    path = ported(made, edit=renamed)
-    code, found = judged(run, made, path, "--map", tmp_path / "names.toml")
-    assert code == 0 and not any(name.endswith(("attn.q", "attn.out", "logits")) for name in found["missing"])
-    code, found = judged(run, made, path)
-    assert code == 0 and {"blocks.0.attn.q", "blocks.2.attn.out", "logits"} <= set(found["missing"])
-
-
-@pytest.mark.parametrize("kind", ["npz", "npy"])
-def test_numpy_files(run, made, tmp_path, kind):
-    arrays = load_file(ported(made))
-    some = {name: arrays[name] for name in ("embed", "blocks.0.attn.q", "logits")}
-    if kind == "npz":
-        np.savez(tmp_path / "port.npz", **some)
-    else:
-        for name, a in some.items():
-            np.save(tmp_path / f"{name}.npy", a)
-    code, found = judged(run, made, tmp_path / "port.npz" if kind == "npz" else tmp_path)
-    assert code == 0 and [c["name"] for c in found["compared"]] == list(some)
-
-
-def test_what_is_said_of_a_port(run, made):
-    """The table has the wrong tensors, then the first, what agreed before it, the cause, and how many there were."""
-    code, out, err = run(verify, "--golden", made[3], "--against", ported(made, "erf"))
-    assert (code, err) == (1, "")
-    lines = out.splitlines()
-    assert lines[1].startswith("blocks.0.mlp.act") and lines[1].endswith("wrong")
-    assert any(line.startswith("the first to differ: blocks.0.mlp.act (gelu.2) by ") and "up to blocks.0.mlp.pre" in line for line in lines)
-    assert "likely: GELU is the exact one, by erf (PyTorch's default); GPT-2 has the one by tanh" in lines
-    assert lines[-1].startswith("47 tensors compared, ") and "the port lacks " in lines[-1]
-    assert len(run(verify, "--golden", made[3], "--against", made[0] / "port.safetensors", "--all")[1].splitlines()) > 47
-
-
 def spoil(name, value):
     return lambda arrays: arrays.update({name: value(arrays[name])})
 
@@ -487,81 +413,14 @@ def spoil(name, value):
     (spoil("blocks.1.attn.k", lambda a: np.ascontiguousarray(np.roll(a, 1, 2))), "it is shifted by one place, later"),
     (spoil("blocks.1.resid_mid", lambda a: a + np.eye(10, dtype=np.float32)[4][:, None]), "only place 4 of 10 is wrong"),
     (spoil("blocks.1.resid_mid", lambda a: a.astype(np.float16).astype(np.float32)), "right but for float16's rounding"),
-    (spoil("blocks.1.resid_mid", lambda a: (a.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)), "right but for bfloat16's rounding"),
+    (spoil("blocks.1.resid_mid", lambda a: (a.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)),
+     "right but for bfloat16's rounding"),
     (spoil("blocks.1.resid_mid", lambda a: a * (1 + 1e-4 * np.sin(np.arange(32, dtype=np.float32)))), "is off by 0.00"),
     (spoil("blocks.2.resid_mid", lambda a: np.float32(3) * np.sin(np.arange(a.size, dtype=np.float32)).reshape(a.shape)),
      "% in the mean square, its correlation with ours "),
-    (spoil("loss", lambda a: a + np.float32(1.5)), "with no pattern that is known here"),
+    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "with no pattern that is known here"),
 ], ids=range(13))
 def test_what_a_wrong_tensor_looks_like(run, made, edit, says):
     code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit, grad=True))
     assert code == 1 and says in out, out
     assert ("rounding" in says) == ("rounding" in out), out
-
-
-def test_bad_input_is_one_line(run, made, tmp_path):
-    truth, good = made[3], ported(made)
-    (tmp_path / "bad.toml").write_text("x = [1]")
-    (tmp_path / "stars.toml").write_text('"blocks.*.attn.q" = "q"')
-    (tmp_path / "broken.toml").write_text("x = ")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "x.txt").write_text("x")
-    save_file({"quite": np.zeros(3, np.float32), "other": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    np.save(tmp_path / "embed.npy", np.zeros((2, 10, 32), np.int32))
-    (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:100])
-    shutil.copytree(truth, tmp_path / "damaged")
-    (tmp_path / "damaged" / golden.MANIFEST).write_text("{}")
-    for flags, code, says in (
-            (["--against", tmp_path / "nothing"], 3, "does not exist"),
-            (["--against", tmp_path / "empty"], 3, "holds no tensors"),
-            (["--against", tmp_path / "x.txt"], 3, "must end in .safetensors, .npz or .npy"),
-            (["--against", tmp_path / "other.safetensors"], 3, "has none of the"),
-            (["--against", tmp_path / "embed.npy"], 3, "'embed' is int32; only float64, float32"),
-            (["--against", tmp_path / "cut.safetensors"], 3, "is not a whole safetensors file"),
-            (["--against", good, "--golden", tmp_path / "none"], 3, "is no folder of gpt2.golden"),
-            (["--against", good, "--golden", tmp_path / "damaged"], 3, "is no folder of gpt2.golden"),
-            (["--against", good, "--map", tmp_path / "bad.toml"], 2, "'x' must be a name"),
-            (["--against", good, "--map", tmp_path / "stars.toml"], 2, "must have one * each, or none"),
-            (["--against", good, "--map", tmp_path / "broken.toml"], 2, "is not TOML"),
-            (["--against", good, "--map", tmp_path / "no.toml"], 3, "cannot be read"),
-            (["--against", good, "--slow"], 2, "--data and --slow go with --model"),
-            (["--against", good, "--model", "gpt2"], 2, "not allowed with"),
-            ([], 2, "one of the arguments --against --model is required")):
-        given = flags if "--golden" in flags or not flags else [*flags, "--golden", truth]
-        ended, out, err = run(verify, *given)
-        assert (ended, out, err.count("\n")) == (code, "", 1) and says in err, (flags, err)
-    for flags, says in ((["--ids", "1", "--grad"], "one id has none after it"), (["--ids", "1,2,3,4", "--batch-size", "2"], "leave out 1"),
-                        (["--dtype", "float16"], "float64 or float32"), (["--ids", "1,2,3,4,5000"], "outside the vocabulary"),
-                        (["--ids", " ".join(["1"] * 130)], "the prompt has 130 tokens"), (["--steps", "-1"], "less than 0")):
-        ended, out, err = run(golden, *flags, "--out", tmp_path / "out")
-        assert (ended, out, err.count("\n")) == (2, "", 1) and says in err and not (tmp_path / "out").exists(), (flags, err)
-
-
-def test_without_the_weights_pictures_are_left(run, made, tmp_path):
-    """Where the model is gone nothing can be planted, and that is said."""
-    shutil.copytree(made[3], tmp_path / "truth")
-    manifest = json.loads((tmp_path / "truth" / golden.MANIFEST).read_text())
-    (tmp_path / "truth" / golden.MANIFEST).write_text(json.dumps(manifest | {"model": str(tmp_path / "gone")}))
-    code, out, err = run(verify, "--golden", tmp_path / "truth", "--against", ported(made, "erf"))
-    assert code == 1 and "the weights are not here, so bugs could not be planted" in out and err == ""
-
-
-def test_distance_is_the_larger_of_two():
-    """A small error everywhere counts as well as one large number."""
-    entry = port.Entry("x", "", [4], "float64", 1.0, unit=1e-6, unit_rms=1e-8)
-    zero = np.zeros(4)
-    assert port.distance(entry, zero, zero + 1e-7, "float32") == pytest.approx(10.0)
-    assert port.distance(entry, zero, np.array([3e-6, 0, 0, 0]), "float32") == pytest.approx(150.0)
-    assert port.distance(entry, zero, zero + 1e-7, "bfloat16") == pytest.approx(10.0 / 2**16)
-    assert port.distance(entry, zero, zero + 1e-15, "float64") == pytest.approx(1e-7 * 2**29)
-
-
-def test_tiny_models_of_other_kinds(run, tmp_path):
-    """An untied head, another activation, one layer: written, read, and equal to itself."""
-    tiny_model(n_layer=1, tie_word_embeddings=False, activation_function="relu", n_inner=40).save_pretrained(tmp_path / "m")
-    flags = ("--model", tmp_path / "m", "--ids", "1,2,3", "--grad", "--steps", 1)
-    assert run(golden, *flags, "--out", tmp_path / "g")[0] == 0
-    assert run(golden, *flags, "--dtype", "float32", "--out", tmp_path / "h")[0] == 0
-    code, out, err = run(verify, "--golden", tmp_path / "g", "--against", tmp_path / "h")
-    assert code == 0, out + err
-    assert "lm_head.weight.grad" in golden.read_golden(tmp_path / "g").entries

@@ -85,6 +85,6 @@ def test_an_unknown_name_is_answered_with_the_names(name, meant, downloads):
 @pytest.mark.parametrize("path", ["models/mine", "./gpt3", "/nonexistent", "gpt2-124M.safetensors", "models/", Path("nowhere")])
 def test_a_path_where_nothing_is_is_missing(path, downloads):
     """Exit 3, as for all weights that are not there."""
-    with pytest.raises(MissingError, match="^there is no model or directory ") as error:
+    with pytest.raises(MissingError, match=r"^there is no model or directory ") as error:
         locate(path, download=True)
     assert error.value.exit_code == 3 and repr(str(path)) in str(error.value) and downloads.fetched == []

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from data import test_data
+from safetensors.numpy import save_file
 from tiny_gpt2 import CONTEXT, TEXT, scripted_model, tiny_config, tiny_model, tiny_tokenizer
 from torch_port import Port
 from transformers import GPT2LMHeadModel
 
 from gpt2 import published, verify
+from gpt2.checkpoint import read_tensors
 from gpt2.cli import run_command
+from gpt2.model import GPT2
 from gpt2.published import FIGURES, Figure
 from gpt2.tokenizer import load_tokenizer
 
@@ -139,7 +142,8 @@ def test_the_table(run, tiny, monkeypatch, tmp_path):
     said = {line.split("  ")[0]: line for line in out.splitlines()}
     assert said["right"].endswith("holds") and said["wrong"].endswith("FAILED") and "name its folder" in said["absent"]
     assert said["tensors"].endswith("FAILED") and said["sha256 of model.safetensors"].endswith("skipped")
-    assert out.splitlines()[-1] == "1 hold, 3 do not, 2 skipped"
+    assert "transformers writes them no more" in said["mask buffers"]
+    assert out.splitlines()[-1] == "1 hold, 3 do not, 3 skipped"
     code, out, _ = run("--model", folder, "--json")
     found = {f["what"]: f["verdict"] for f in json.loads(out)["figures"]}
     assert code == 1 and found["right"] == "holds" and found["absent"] == "skipped"
@@ -150,11 +154,56 @@ def test_the_file_itself(tmp_path, monkeypatch):
     tiny_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     monkeypatch.setattr(published, "SIZE", path.stat().st_size)
-    assert published.of_file(tmp_path)[0].verdict == "FAILED"
+    assert published.of_file(read_tensors(tmp_path))[0].verdict == "FAILED"
     import hashlib
 
     monkeypatch.setattr(published, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    assert published.of_file(tmp_path)[0].verdict == "holds"
+    assert published.of_file(read_tensors(tmp_path))[0].verdict == "holds"
+
+
+@pytest.mark.parametrize("count, verdict, found", [(12, "holds", "12"), (11, "FAILED", "11"), (0, "skipped", "")])
+def test_the_mask_buffers(tmp_path, monkeypatch, count, verdict, found):
+    """Twelve of them, h.N.attn.bias, beside 148 parameters; c_attn's bias is none of them. Newer files have none."""
+    model = GPT2(tiny_config(n_layer=12))
+    arrays = {name: p.array for name, p in model.named_parameters()}
+    masks = {f"h.{i}.attn.bias": np.tri(4, dtype=np.float32)[None, None] for i in range(count)}
+    save_file(arrays | masks, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    said = {one.what: one for one in published.of_file(read_tensors(tmp_path))}
+    assert (said["tensors"].verdict, said["tensors"].found) == ("holds", "148")
+    assert (said["mask buffers"].verdict, said["mask buffers"].found, said["mask buffers"].expected) == (verdict, found, "12")
+
+
+def test_a_partial_checkpoint(run, tiny, monkeypatch, tmp_path):
+    """What cannot be computed is skipped with its reason; where nothing is verified the exit code is that of missing weights."""
+    monkeypatch.setattr(published, "GPT2Config", lambda: tiny_config())
+    arrays = {name: p.array for name, p in tiny[0].named_parameters() if "mlp" not in name}
+    save_file(arrays | {"h.0.attn.bias": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(tiny[0].config.to_dict()))
+    code, out, err = run("--model", tmp_path)
+    assert (code, err) == (3, "")
+    assert out.splitlines()[-1] == f"0 hold, 0 do not, {len(FIGURES) + 4} skipped"
+    assert out.count("the checkpoint is partial: 20 of 28 tensors, no 'h.0.mlp.c_fc.weight'") == len(FIGURES) + 3
+    assert all(f["verdict"] == "skipped" and f["why"] for f in json.loads(run("--model", tmp_path, "--json")[1])["figures"])
+
+
+def test_openais_partial_weights(run):
+    code, out, err = run("--model", test_data("gpt2-124M-partial.safetensors"))
+    assert code == 3 and err.count("\n") == 1 and "config.json is not there" in err
+    assert "123 of 148 tensors, no 'wte.weight'" in out and out.splitlines()[-1] == f"0 hold, 0 do not, {len(FIGURES) + 4} skipped"
+
+
+def test_damaged_data_skips_its_figure_alone(run, tiny, monkeypatch, tmp_path):
+    """The others are computed; the reason is said."""
+    monkeypatch.setattr(published, "GPT2Config", lambda: tiny_config())
+    right = Figure("right", "a source", published.greedy(tiny[0], [1, 2], 3), 0, lambda m, t, d: published.greedy(m, [1, 2], 3))
+    steps = next(f for f in FIGURES if f.needs == "tinyshakespeare.txt")
+    monkeypatch.setattr(published, "FIGURES", [steps, right])
+    for data, says in ((b"\xff\xfe", "codec can't decode"), (b"short", "ids, and 257 are wanted")):
+        (tmp_path / "tinyshakespeare.txt").write_bytes(data)
+        _, out, err = run("--model", tiny[1], "--data", tmp_path)
+        said = {line.split("  ")[0]: line for line in out.splitlines()}
+        assert says in said[steps.what] and said["right"].endswith("holds") and err == ""
 
 
 def test_other_models_are_refused(run):
