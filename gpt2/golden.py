@@ -285,7 +285,7 @@ def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) ->
     for field in dataclasses.fields(GPT2Config):
         config[field.name]                              # all are written, and a default would be another model
     own = GPT2Config.from_dict(config)
-    Adam(**{name: float(value) for name, value in manifest["adamw"].items()})
+    Adam(*(float(manifest["adamw"][name]) for name in Adam._fields))
     if not isinstance(manifest["model"], str):
         raise ValueError("its model has no name")
     for rows in (ids, targets) if targets is not None else (ids,):

@@ -22,7 +22,7 @@ from .temperature import repetition
 
 EQUATION = ("W_Q, columns 0 … d − 1 of c_attn, replaced by noise of the same mean and deviation, by zero, or by its own numbers permuted;\n"
             "Δ = loss − clean loss")
-PARTS, SEEDS, ROWS = "QKV", 3, 4
+PARTS, SEEDS, ROWS = "QKV", 3, 6
 ALL = ("noise", "zero", "permuted")
 HEADS = 48                                              # of more, K's and V's are left out
 PROMPT, TOKENS = 8, 48                                  # of each row: what greedy goes on from, and how far
@@ -99,7 +99,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         said, shares = progress(said, f"greedy text, {n} of {layers} layers"), []
         for seed in range(SEEDS if n else 1):
             with replaced(model, "Q", list(range(n)), "noise", seed):
-                made = model.generate(prompts, max_new_tokens=min(TOKENS, length), seed=lab.seed, greedy=True, eos_token_id=None)
+                made = model.generate(prompts, max_new_tokens=TOKENS, seed=lab.seed, greedy=True, eos_token_id=None, overflow="slide")
             texts = [row[len(prompt):] for row, prompt in zip(made, prompts)]
             shares.append(float(np.mean([repetition(row) for row in texts])))
             if not seed:

@@ -57,7 +57,8 @@ def measure(lab: Lab) -> dict[str, Any]:
             row |= timed("PyTorch", partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True))
         rows.append(row)
     growth = {name: slope(np.log(LENGTHS).tolist(), [math.log(row[f"{name} MB"]) for row in rows]) for name in ("tiled", "by parts")}
-    found["notes"].append(f"forward: medians and quartiles of {REPEATS} runs after one to warm up")
+    threads = f"; PyTorch on {torch.get_num_threads()} threads" if torch is not None else ""
+    found["notes"].append(f"forward: medians and quartiles of {REPEATS} runs after one to warm up{threads}")
     return found | {"rows": rows, "growth": growth}
 
 

@@ -21,7 +21,8 @@ def crowded(figure):
             if box := Bbox.intersection(legend.get_window_extent(renderer), axes.bbox):     # what is drawn ends at the panel
                 drawn = [(line.get_label(), _path(line)) for line in axes.lines]
                 drawn += [(c.get_label(), p) for c in axes.collections for p in _paths(c)]
-                out += [f"panel {n}: the legend on {label}" for label, points in drawn if any(box.contains(*point) for point in points)]
+                out += [f"panel {n}: the legend on {label}" for label, points in drawn
+                        if any(box.padded(2).contains(*point) for point in points)]          # marks have a width
                 out += [f"panel {n}: the legend on a bar" for bar in axes.patches if box.overlaps(bar.get_window_extent(renderer))]
             out += [f"panel {n}: a mark on {text.get_text()!r}" for mark, text in zip(legend.legend_handles, legend.get_texts())
                     if mark.get_window_extent(renderer).x1 > text.get_window_extent(renderer).x0]

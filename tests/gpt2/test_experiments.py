@@ -461,6 +461,13 @@ def test_the_whole_claim_is_judged_by_quarters():
     assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "2 layers have none there"
 
 
+def test_a_model_of_a_short_context_is_ablated(tmp_path):
+    """Greedy text slides on where the context ends."""
+    tiny_model(n_layer=2, n_positions=4).save_pretrained(tmp_path, tokenizer=tiny_tokenizer())
+    found = ablate_query.measure(lab.Lab(str(tmp_path)))
+    assert [g["layers"] for g in found["greedy"]] == [0, 1, 2] and all(0.0 <= g["repeated"] <= 1.0 for g in found["greedy"])
+
+
 def test_a_long_ablation_says_how_far_it_is(capsys, monkeypatch):
     clock = iter([1.0, 4.9, 5.0, 11.0])
     monkeypatch.setattr(ablate_query.time, "monotonic", lambda: next(clock))

@@ -165,13 +165,14 @@ def test_damaged_numpy_files_are_one_line(run, made, tmp_path):
     (lambda m: m.update(config={}), "its manifest lacks 'vocab_size'"),
     (lambda m: m["config"].pop("n_head"), "its manifest lacks 'n_head'"),
     (lambda m: m.pop("adamw"), "its manifest lacks 'adamw'"),
+    (lambda m: m.update(adamw={}), "its manifest lacks 'lr'"),
     (lambda m: m.update(ids=[1, 2]), "ids and targets are no rows of integers"),
     (lambda m: m.update(targets=None), "there is a loss, and no targets"),
     (lambda m: m["tensors"][3].update(unit=None), "has no finite unit"),
     (lambda m: m["tensors"][3].update(shape=[7]), "in tensors.safetensors, and float64[7] here"),
     (lambda m: m["tensors"].pop(5), "its manifest lacks 'blocks.0.attn.k'"),
     (lambda m: m.update(tensors=3), "is no folder of gpt2.golden"),
-], ids=range(9))
+], ids=range(10))
 def test_a_damaged_manifest_is_one_line(run, made, tmp_path, change, says):
     shutil.copytree(made[3], tmp_path / "truth")
     manifest = json.loads((tmp_path / "truth" / golden.MANIFEST).read_text())
