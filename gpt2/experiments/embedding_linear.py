@@ -9,7 +9,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "onehot(i) W = W_i   (embedding.1);  ∂L/∂W_r = Σ_{k: i_k = r} ∂L/∂y_k, a scatter-add   (embedding.3)"
@@ -90,10 +90,10 @@ def draw(found: dict[str, Any]) -> Any:
     for colour, name in zip(COLOURS, ("lookup", "product")):
         axes[0, 0].loglog(n, [row[f"{name} µs"] for row in found["rows"]], "o-", color=colour, label=name)
     axes[0, 0].set(title=f"one-hot @ W against W[ids], V = {V}, d = {D}", xlabel="tokens", ylabel="µs")
-    axes[0, 0].legend(fontsize=8)
+    legend_below(axes[0, 0])
     centres = np.linspace(-3, 3, 121)[:-1] + 0.025
     for colour, (name, density) in zip(COLOURS, found["histograms"].items()):
         axes[0, 1].plot(centres, density, color=colour, label=f"{name}, std {found['std'][name]:.3f}", drawstyle="steps-mid")
     axes[0, 1].set(title="what they start from", xlabel="weight", ylabel="density", xlim=(-3, 3))
-    axes[0, 1].legend(fontsize=8)
+    legend_below(axes[0, 1])
     return figure

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..inspect.attention import patterns
 from ..sampling import log_softmax
 from .lab import Lab, Verdict, verdict
@@ -57,11 +57,11 @@ def draw(found: dict[str, Any]) -> Any:
     axes[0, 0].plot(range(1, len(loss) + 1), loss, color=COLOURS[0], linewidth=1)
     axes[0, 0].axvline(n, color="black", linestyle="--", linewidth=1, label="from here on a repetition")
     axes[0, 0].set(title="random tokens, twice", xlabel="place", ylabel="loss, nats")
-    axes[0, 0].legend(fontsize=8)
+    legend_below(axes[0, 0])
     names = [row["head"] for row in found["rows"]]
     axes[0, 1].bar(range(len(names)), [row["induction score"] for row in found["rows"]], color=COLOURS[1])
     axes[0, 1].axhline(found["alike"], color="black", linestyle="--", linewidth=1, label="all alike")
     axes[0, 1].set_xticks(range(len(names)), names if len(names) <= 24 else [""] * len(names), fontsize=7, rotation=90)
     axes[0, 1].set(title="weight on what came after it the first time", xlabel="head", ylabel="induction score")
-    axes[0, 1].legend(fontsize=8)
+    legend_below(axes[0, 1])
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = ("y = (x − μ)/√(σ² + ε), σ² over n and not n − 1   (layer_norm.1);\n"
@@ -84,5 +84,5 @@ def draw(found: dict[str, Any]) -> Any:
     axes[0, 1].loglog(line, line / np.sqrt(line**2 + EPS), color="black", linewidth=1, label="σ/√(σ² + ε)")
     axes[0, 1].set(title="what ε = 1e-5 does to small rows", xlabel="std of x", ylabel="std of y")
     for panel in axes.flat:
-        panel.legend(fontsize=7)
+        legend_below(panel)
     return figure
