@@ -44,7 +44,14 @@ def pytest_cmdline_main(config: Any) -> None:
 
 
 def pytest_configure(config: Any) -> None:
-    """The device has a name before test modules are imported, and in the processes of pytest-xdist. UsageError where it cannot be had."""
+    """The device has a name before test modules are imported, and in the processes of pytest-xdist. UsageError where it cannot be had.
+
+    Processes beside each other have a BLAS thread each.
+    """
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+        from minigrad.backend import blas
+
+        blas.call("set_num_threads", 1)
     name = config.getoption("--backend")
     if name is None:
         return
@@ -85,5 +92,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if (double := sys.modules.get("minigrad.testing.double")) is not None:
         double.Device(0).use()
     torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != TORCH_THREADS:
-        torch.set_num_threads(TORCH_THREADS)
+    threads = 1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else TORCH_THREADS
+    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
