@@ -19,7 +19,10 @@ SIZE, SECONDS = 1024, 0.2                               # of the square matrices
 
 
 def flop_per_token(config: GPT2Config, block: int) -> float:
-    """Floating-point operations of a training step a token: 6 N + 12 L d T, N without the position table   (size.2; Kaplan et al. 2020)."""
+    """Floating-point operations of a training step a token: 6 N + 12 L d T, N without the position table   (size.2).
+
+    6 N as Kaplan et al. 2020 have it, attention as Chowdhery et al. 2022.
+    """
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
     block_parameters = 4 * d * d + 2 * d * n + 9 * d + n
     return 6.0 * (config.vocab_size * d + config.n_layer * block_parameters + 2 * d) + 12.0 * config.n_layer * d * block

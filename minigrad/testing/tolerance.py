@@ -6,13 +6,13 @@ that is a sum of n terms, each the result of at most k operations, is therefore 
 
     |computed − exact| ≤ (n + k) · n · u · S   (tolerance.5).
 
-n  the length of the longest sum: no op sums over more elements than its largest array has.
+n  the length of the longest sum: no op that is tried sums over more elements than its largest array has.
 k  ROUNDINGS for each derivative taken: the longest chain of operations that leads from an argument to a result without a
    sum. LayerNorm's derivative, with √, two means and six products, has 20; 40 leaves room for exp and tanh, whose libraries
    promise a few units in the last place and no more.
 S  at least 1, so that numbers much below the others are judged by the size of what they were cancelled from.
 
-Truth is computed in the widest float that NumPy has, where rounding is at most 2⁻¹¹ of float64's.
+Truth is computed in the widest float that NumPy has, where rounding is at most 2⁻¹¹ of float64's, but for platforms without one.
 """
 from __future__ import annotations
 
