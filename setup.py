@@ -30,7 +30,7 @@ setup(
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "mpi": ["mpi4py", "mpich"],                                  # an MPI from a wheel; one that is there already goes as well
         "bench": ["torch==2.13.0", "transformers", "ctranslate2", "tokenizers", "jax", "mygrad", "autograd"],  # peers
-        "docs": ["sphinx>=8", "myst-parser>=4", "furo", "sphinx-mathjax-offline", "ml_dtypes"],     # mathjax: formulas without a network
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo", "sphinx-mathjax-offline", "hypothesis"],     # mathjax: formulas without a network
         "test": [
             "pytest>=8",
             "pytest-xdist",

@@ -79,25 +79,36 @@ def measured(page: Path) -> Iterator[str]:
             yield f"{name_of(page)}: {heading!r} says {found[0]!r}, and not which file of results or command it is from"
 
 
+PEERS = {"minigrad": "minigrad", "of floor": "minigrad", "PyTorch eager": "torch", "torch.compile": "torch-compile", "JAX jit": "jax",
+         "CTranslate2": "ctranslate2", "MyGrad": "mygrad", "HIPS autograd": "autograd"}      # what a column of a page calls a peer
+
+
 def tables(page: Path) -> Iterator[str]:
-    """Numbers of a table's row that the row of the same name has not got in the results, where the section links a table of results."""
+    """Rows of a table beside a link to a table of results that these have not got, and numbers that are not that peer's there."""
     for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
-        found = [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)]*benchmarks/results/[^)]*\.md)\)", part)]
-        results: dict[str, list[str]] = {}
-        for path in filter(Path.exists, found):
+        links = [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)]*benchmarks/results/[^)]*\.md)\)", part)]
+        results: dict[tuple[str, str], list[str]] = {}
+        for path in filter(Path.exists, links):
             name = ""
             for line in path.read_text("utf-8").splitlines():
-                if line.startswith("| "):
-                    cells = line.strip("| ").split(" | ")
-                    name = cells[0].strip() if not line.startswith("|  |") else name
-                    results.setdefault(name, []).extend(re.findall(r"\d[\d.]*", line))
-        for line in part.splitlines():
+                if line.startswith("| ") or line.startswith("|  |"):
+                    row, peer, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+                    name = row or name
+                    results.setdefault((name, peer), []).extend(re.findall(r"\d[\d.]*", " ".join(cells)))
+        lines = [line for line in part.splitlines() if line.startswith("|")] if results else []
+        header = [cell.strip() for cell in lines[0].strip("|").split("|")] if lines else []
+        for line in lines[2:] if "minigrad" in header else []:
             name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if line.startswith("|") and name in results:
-                for shown in re.findall(r"(?<![\w.])\d[\d.]*", " ".join(cells)):
-                    digits = len(shown.partition(".")[2])
-                    if not any(f"{float(n):.{digits}f}" == shown for n in results[name]):
-                        yield f"{name_of(page)}: {name!r} says {shown}, which its results do not"
+            if (name, "minigrad") not in results:
+                yield f"{name_of(page)}: the results have no row {name!r}"
+                continue
+            for column, cell in zip(header[1:], cells):
+                told = re.findall(r"([A-Za-z][\w. ]*?) \**(\d[\d.]*)", cell) if column == "others" else \
+                    [(column, number) for number in re.findall(r"(?<![\w.])\d[\d.]*", cell)]
+                for peer, shown in told:
+                    digits, theirs = len(shown.partition(".")[2]), results.get((name, PEERS.get(peer, peer)), [])
+                    if not any(f"{float(n):.{digits}f}" == shown for n in theirs):
+                        yield f"{name_of(page)}: {name!r} says {shown} of {peer}, which its results do not"
 
 
 # ── what is run ──
@@ -151,8 +162,20 @@ def commands(page: Path, tell: Callable[[str], None] = lambda line: None, collec
             done = subprocess.run(["bash", "-uo", "pipefail", "-c", asked], cwd=ROOT if IN_CLONE.match(command) else folder, text=True,
                                   env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONGEST)
             tell(f"{time.perf_counter() - started:6.1f} s  {name_of(page)}: {command}")
+            if asked != command and done.returncode == 0:
+                yield from unselected(page, command, done.stdout)
             if done.returncode:
                 yield f"{name_of(page)}: {command!r} ended with {done.returncode}: {(done.stderr.strip() or done.stdout.strip())[-600:]}"
+
+
+def unselected(page: Path, command: str, collected: str) -> Iterator[str]:
+    """Alternatives of a command's -k that select none of the tests that were collected."""
+    words = shlex.split(command)
+    wanted = words[words.index("-k") + 1] if "-k" in words else ""
+    ids = [line.lower() for line in collected.splitlines() if "::" in line]
+    for one in re.split(r" or ", wanted) if "(" not in wanted and "not " not in wanted else []:
+        if not any(all(word.lower() in found for word in one.split(" and ")) for found in ids):
+            yield f"{name_of(page)}: {command!r}: no test is called {one!r}"
 
 
 def extras(page: Path, command: str) -> Iterator[str]:

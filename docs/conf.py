@@ -33,5 +33,6 @@ html_theme = "furo"
 html_title = "minigrad + gpt2"
 html_static_path = ["_static"]
 html_css_files = ["beside.css"]
+html_show_copyright = False
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

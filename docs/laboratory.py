@@ -80,7 +80,7 @@ def page(stem: str) -> str:
               f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; "
               f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in "
               f"[`{stem}.json`]({stem}.json) alone, by the rule in the docstring of `judge`.",
-              "", f"Code: {', '.join(definitions(name))}", "", "## Check it", ""]
+              "", "## In the code", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", ""]
     lines += ["```bash", *([f"{command} --seed {found['seed']}"] if shipped else []),
               f"pytest -n 0 tests/gpt2/test_experiments.py -k {name}", "```", ""]
     return "\n".join(lines)

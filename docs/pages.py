@@ -26,8 +26,8 @@ SOURCE = re.compile(r"\[`([^`]+)`\]\(([^)#]+)\)")
 
 
 def pages() -> list[Path]:
-    """Every page: README.md, CONTRIBUTING.md, benchmarks/README.md, and docs/ with its folders."""
-    beside = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    """Every page: README.md, CONTRIBUTING.md, CHANGELOG.md, benchmarks/README.md, and docs/ with its folders."""
+    beside = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
     return [p for p in beside if p.exists()] + sorted(DOCS.rglob("*.md"))
 
 

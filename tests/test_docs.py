@@ -164,14 +164,26 @@ def test_a_number_out_of_nowhere_is_noticed(page):
     assert list(check.measured(page("# A\n\nIt takes 3 ms (`python -m timeit`).\n"))) == []
 
 
-def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path):
-    """As it is rounded; of the row of the same name, in the file that the section links."""
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("0.97", "0.96", "'train' says 0.96 of torch.compile, which its results do not"),
+    ("| 1.5 | **0.97** |", "| **0.97** | 1.5 |", "'train' says 0.97 of PyTorch eager, which its results do not"),
+    ("Other 2.2", "Other 2.3", "'train' says 2.3 of Other, which its results do not"),
+    ("| train |", "| trains |", "the results have no row 'trains'"),
+], ids=["number", "column", "others", "row"])
+def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path, old, new, said):
+    """As it is rounded; of that row and that peer, in the file that the section links."""
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "results" / "r.md").write_text("| row | peer |\n|---|---|\n| train | us | 13.23 | 7 ms |\n"
-                                                              "|  | them | 0.97 |\n")
-    text = "# A\n\n[r](../benchmarks/results/r.md)\n\n| a | b |\n|---|---|\n| train | 13.2 | **0.97** |\n| other | 5 |\n"
+    (tmp_path / "benchmarks" / "results" / "r.md").write_text(
+        "| row | peer |\n|---|---|\n| train | minigrad | 13.23 ms |\n|  | torch | 1.5 |\n|  | torch-compile | 0.97 |\n|  | Other | 2.2 |\n")
+    text = ("# A\n\n[r](../benchmarks/results/r.md)\n\n| a | minigrad | PyTorch eager | torch.compile | others |\n|---|---|---|---|---|\n"
+            "| train | 13.2 | 1.5 | **0.97** | Other 2.2 |\n")
     assert list(check.tables(page(text))) == []
-    assert list(check.tables(page(text.replace("0.97", "0.96")))) == ["docs/page.md: 'train' says 0.96, which its results do not"]
+    assert old in text and f"docs/page.md: {said}" in list(check.tables(page(text.replace(old, new))))
+
+
+def test_an_alternative_that_selects_nothing_is_noticed(page):
+    at = page("```bash\npytest -n 0 tests/test_packaging.py -k \"readme or no_such_law\"\n```\n")
+    assert ["no test is called 'no_such_law'" in defect for defect in check.commands(at, collect=True)] == [True]
 
 
 @pytest.mark.parametrize(("block", "said"), [
