@@ -34,7 +34,7 @@ def measure(lab: Lab) -> dict[str, Any]:
               "relu": (x > 0).astype(float)}
     slopes = {name: float(np.abs(a - closed[name]).max()) for name, a in (("tanh", tanh_slope), ("erf", erf_slope), ("relu", relu_slope))}
     gap, low = np.abs(tanh - erf), int(tanh.argmin())
-    ids, rows = lab.text_ids, lab.blocks(32, 64)
+    ids, rows = lab.apart(32, 64)
     trained = []
     for name in ("gelu_new", "gelu", "relu"):
         losses = []

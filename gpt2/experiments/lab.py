@@ -81,6 +81,15 @@ class Lab:
             raise MissingError(f"the text has {len(ids)} tokens, and {length + 1} are wanted")
         return ids[:len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1)
 
+    def apart(self, most: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The text to train on, and rows [n, length + 1] that are no part of it: a quarter of the text, and `most` rows at most."""
+        size = len(self.text_ids) // (length + 1)
+        if size < 2:
+            raise MissingError(f"the text has {len(self.text_ids)} tokens, and {2 * (length + 1)} are wanted: some to train on, "
+                               "some held out")
+        rows = self.blocks(min(most, max(1, size // 4)), length)
+        return self.text_ids[rows.size:], rows
+
     def tensor(self, array: Any, dtype: str = "float32", **options: Any) -> mg.Tensor:
         return mg.tensor(np.asarray(array), dtype=dtype, device=self.device, **options)
 

@@ -8,7 +8,6 @@ import numpy as np
 import minigrad as mg
 
 from ..config import PUBLISHED, GPT2Config
-from ..errors import MissingError
 from ..figures import COLOURS, new_figure
 from ..model import GPT2
 from .lab import BETAS, DECAY, Lab, Verdict, held_out, small_config, spread, train, verdict
@@ -69,11 +68,7 @@ def away(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    size = len(lab.text_ids) // (BLOCK + 1)
-    if size < 2:
-        raise MissingError(f"the text has {len(lab.text_ids)} tokens, and {2 * (BLOCK + 1)} are wanted: some to train on, some held out")
-    rows = lab.blocks(min(32, max(1, size // 4)), BLOCK)
-    ids = lab.text_ids[rows.size:]                      # what is held out is not trained on
+    ids, rows = lab.apart(32, BLOCK)
     grads, steps = {}, {}
     for head in HEADS:
         model = model_with(head, lab, lab.seed, "float64")

@@ -23,6 +23,7 @@ from gpt2.experiments import (
     attention_maps,
     device_timing,
     experiment,
+    gelu_relu,
     hessian,
     lab,
     ladder,
@@ -353,19 +354,20 @@ def test_what_a_head_shares(ran, head, entries, memory):
     assert (row["first step off, SGD"] < 1e-13) == memory and (row["first step off, AdamW"] == 0.0) == (head == "tied")
 
 
-def test_what_is_held_out_is_not_trained_on(monkeypatch):
+@pytest.mark.parametrize("module", [weight_tying, gelu_relu])
+def test_what_is_held_out_is_not_trained_on(monkeypatch, module):
     """The text that losses are measured on is no part of the one that batches are drawn from; too short a text is said."""
     bench, seen = lab.Lab(), []
-    monkeypatch.setattr(weight_tying, "STEPS", 1)
-    monkeypatch.setattr(weight_tying, "SEEDS", 1)
+    monkeypatch.setattr(module, "STEPS", 1)
+    monkeypatch.setattr(module, "SEEDS", 1)
     bench.text_ids = np.arange(700) % 1024              # every token at one place
-    monkeypatch.setattr(weight_tying, "train", lambda *args, **how: seen.append(args[2]) or lab.Trained([5.0], 0.0))
-    monkeypatch.setattr(weight_tying, "held_out", lambda loss, rows: seen.append(rows) or 5.0)
-    weight_tying.measure(bench)
+    monkeypatch.setattr(module, "train", lambda *args, **how: seen.append(args[2]) or lab.Trained([5.0], 0.0))
+    monkeypatch.setattr(module, "held_out", lambda loss, rows: seen.append(rows) or 5.0)
+    module.measure(bench)
     assert len(seen) == 6 and not np.intersect1d(seen[0], seen[1]).size and len(seen[0]) > 65
     bench.text_ids = np.arange(129)
     with pytest.raises(MissingError, match="129 tokens, and 130 are wanted"):
-        weight_tying.measure(bench)
+        module.measure(bench)
 
 
 def test_repetition_and_distinct():
