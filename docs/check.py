@@ -1,12 +1,14 @@
 """python -m docs.check [PAGE ...]: whether the pages say what is so; one line for each thing that is not.
 
 Labels of equations in code and pages match both ways; names of sources exist; links lead somewhere; numbers that were measured say where
-they come from; samples of Python run and print what is shown; commands run. --quick leaves the commands out, which take minutes.
+they come from; samples of Python run and print what is shown; commands run, and those in sentences are there and have such flags. --quick leaves out what runs
+commands, which takes minutes.
 """
 from __future__ import annotations
 
 import argparse
 import doctest
+import functools
 import os
 import re
 import shlex
@@ -178,6 +180,29 @@ def unselected(page: Path, command: str, collected: str) -> Iterator[str]:
             yield f"{name_of(page)}: {command!r}: no test is called {one!r}"
 
 
+@functools.cache
+def help_of(module: str, *more: str) -> str | None:
+    """What a command's --help says; None where there is no such command."""
+    done = subprocess.run([sys.executable, "-m", module, *more, "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=LONGEST)
+    return done.stdout if done.returncode == 0 else None
+
+
+def spelled(page: Path) -> Iterator[str]:
+    """Commands of ours in a sentence, or in a block that is not run, that are none, or that have no such flag."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    shown = [*re.findall(r"`([^`]*)`", text), *(command for command, skipped in pages.commands(page) if skipped)]
+    for line in shown:
+        for module, rest in re.findall(r"python -m\s+((?:minigrad|gpt2|benchmarks|docs)\.[\w.]+)([^&|;]*)", line):
+            words = rest.split()
+            told = [help_of(module), *([help_of(module, words[0])] if words and re.fullmatch(r"[a-z-]*[a-z]", words[0]) else [])]
+            if told[0] is None:
+                yield f"{name_of(page)}: there is no command {module} in {line!r}"
+            for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
+                if told[0] is not None and not any(re.search(rf"{flag}(?![\w-])", one or "") for one in told):
+                    yield f"{name_of(page)}: {module} has no flag {flag}, in {line!r}"
+
+
 def extras(page: Path, command: str) -> Iterator[str]:
     """Extras that setup.py does not have; the installing itself is done where the suite runs."""
     known = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text("utf-8"), re.M)
@@ -210,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         return bool(wrong)
     wrong = []
     def everything(page: Path) -> list[str]:
-        found = [defect for what in (names, links, measured, tables, samples) for defect in what(page)]
+        found = [defect for what in (names, links, measured, tables, spelled, samples) for defect in what(page)]
         return found if args.quick else [*found, *commands(page, lambda line: print(line, file=sys.stderr, flush=True), args.collect)]
 
     if not args.pages:

@@ -181,6 +181,19 @@ def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path, old
     assert old in text and f"docs/page.md: {said}" in list(check.tables(page(text.replace(old, new))))
 
 
+@pytest.mark.parametrize("text", ["`python -m gpt2.generat --prompt x`", "`python -m gpt2.generate --no-such-flag`",
+                                  "`python -m gpt2.inspect trace --no-such`", "<!-- not run: hours -->\n```bash\npython -m gpt2.train --max-itres 5\n```"])
+def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
+    assert len(list(check.spelled(page(f"# Page\n\n{text}\n")))) == 1
+    right = "`python -m gpt2.inspect trace --out x.html` and `python -m gpt2.generate --prompt x`"
+    assert list(check.spelled(page(f"# Page\n\n{right}\n"))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_in_sentences_are_spelled_rightly(page):
+    assert list(check.spelled(page)) == []
+
+
 def test_an_alternative_that_selects_nothing_is_noticed(page):
     at = page("```bash\npytest -n 0 tests/test_packaging.py -k \"readme or no_such_law\"\n```\n")
     assert ["no test is called 'no_such_law'" in defect for defect in check.commands(at, collect=True)] == [True]
