@@ -1,8 +1,8 @@
 """python -m docs.check [PAGE ...]: whether the pages say what is so; one line for each thing that is not.
 
 Labels of equations in code and pages match both ways; names of sources exist; links lead somewhere; numbers that were measured say where
-they come from; samples of Python run and print what is shown; commands run, and those in sentences are there and have such flags. --quick leaves out what runs
-commands, which takes minutes.
+they come from; samples of Python run and print what is shown; commands run, and those in sentences are there and have such flags.
+--quick leaves out the running of commands, which takes minutes.
 """
 from __future__ import annotations
 

@@ -182,7 +182,8 @@ def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path, old
 
 
 @pytest.mark.parametrize("text", ["`python -m gpt2.generat --prompt x`", "`python -m gpt2.generate --no-such-flag`",
-                                  "`python -m gpt2.inspect trace --no-such`", "<!-- not run: hours -->\n```bash\npython -m gpt2.train --max-itres 5\n```"])
+                                  "`python -m gpt2.inspect trace --no-such`",
+                                  "<!-- not run: hours -->\n```bash\npython -m gpt2.train --max-itres 5\n```"])
 def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     assert len(list(check.spelled(page(f"# Page\n\n{text}\n")))) == 1
     right = "`python -m gpt2.inspect trace --out x.html` and `python -m gpt2.generate --prompt x`"
