@@ -61,8 +61,8 @@ def links(page: Path) -> Iterator[str]:
             yield f"{name_of(page)}: the link {target} leads nowhere"
         elif anchor and there.suffix == ".md" and anchor not in anchors(there):
             yield f"{name_of(page)}: {name_of(there)} has no heading #{anchor}"
-    known = pages.labels_of_pages()
-    for label in sorted(pages.labels_in(page.read_text("utf-8")) - known.keys()):
+    named = pages.labels_in(page.read_text("utf-8"))
+    for label in sorted(named - pages.labels_of_pages().keys() if named else ()):
         yield f"{name_of(page)}: names ({label}), which no page derives"
 
 
@@ -74,8 +74,8 @@ def anchors(page: Path) -> set[str]:
 
 def measured(page: Path) -> Iterator[str]:
     """Sections with numbers that a machine was asked for, and neither a file of results nor a command that asks again."""
-    for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
-        found = MEASURED.search(re.sub(r"^```.*?^```", "", part, flags=re.M | re.S))
+    for part in pages.sections(page):
+        found = MEASURED.search(pages.prose(part))
         if found and not re.search(r"results/|`?python -m |pytest |timeit", part):
             heading = part.splitlines()[0].lstrip("# ")
             yield f"{name_of(page)}: {heading!r} says {found[0]!r}, and not which file of results or command it is from"
@@ -87,7 +87,7 @@ PEERS = {"minigrad": "minigrad", "of floor": "minigrad", "PyTorch eager": "torch
 
 def tables(page: Path) -> Iterator[str]:
     """Rows of a table beside a link to a table of results that these have not got, and numbers that are not that peer's there."""
-    for part in re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M):
+    for part in pages.sections(page):
         links = [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)]*benchmarks/results/[^)]*\.md)\)", part)]
         results: dict[tuple[str, str], list[str]] = {}
         for path in filter(Path.exists, links):
@@ -190,8 +190,8 @@ def help_of(module: str, *more: str) -> str | None:
 
 def spelled(page: Path) -> Iterator[str]:
     """Commands of ours in a sentence, or in a block that is not run, that are none, or that have no such flag."""
-    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-    shown = [*re.findall(r"`([^`]*)`", text), *(command for command, skipped in pages.commands(page) if skipped)]
+    shown = [*re.findall(r"`([^`]*)`", pages.prose(page.read_text("utf-8"))),
+             *(command for command, skipped in pages.commands(page) if skipped)]
     for line in shown:
         for module, rest in re.findall(r"python -m\s+((?:minigrad|gpt2|benchmarks|docs)\.[\w.]+)([^&|;]*)", line):
             words = rest.split()
@@ -233,13 +233,12 @@ def main(argv: list[str] | None = None) -> int:
         wrong = samples_here(chosen[0])
         print("\n".join(wrong))
         return bool(wrong)
-    wrong = []
+    wrong = [] if args.pages else list(labels())
+
     def everything(page: Path) -> list[str]:
         found = [defect for what in (names, links, measured, tables, spelled, samples) for defect in what(page)]
         return found if args.quick else [*found, *commands(page, lambda line: print(line, file=sys.stderr, flush=True), args.collect)]
 
-    if not args.pages:
-        wrong += labels()
     with ThreadPoolExecutor(CORES) as pool:             # each page's commands one after the other, in processes of their own
         for defects in pool.map(everything, chosen):
             wrong += defects

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
@@ -60,7 +59,7 @@ def link_labels(app: Any, docname: str, template: str, context: dict[str, Any], 
 
     def linked(found: re.Match[str]) -> str:
         label = found[2]
-        if label not in known or (label.rpartition(".")[0] == "" or found[1] is None):
+        if label not in known:
             return found[0]
         there = app.builder.get_relative_uri(docname, known[label]) if known[label] != docname else ""
         return f'{found[1]}<a class="label" href="{there}#{anchor(label)}">{label}</a>'
@@ -155,7 +154,6 @@ class Api(SphinxDirective):
     """`{api} module`: what the module makes public, each with its docstring; `{api} module name name …`: these alone."""
 
     required_arguments, optional_arguments, final_argument_whitespace = 1, 1, True
-    option_spec = {"members": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         module = importlib.import_module(self.arguments[0])
@@ -165,19 +163,14 @@ class Api(SphinxDirective):
             thing = getattr(module, name)
             kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
             lines += [f".. auto{kind}:: {module.__name__}.{name}", *(["   :members:"] if kind == "class" else []), ""]
-        return self.parse_rst(lines)
-
-    def parse_rst(self, lines: list[str]) -> list[nodes.Node]:
-        text = "\n".join(["```{eval-rst}", *lines, "```"])
-        return self.parse_text_to_nodes(text, allow_section_headings=False)
+        return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]), allow_section_headings=False)
 
 
 def public(module: Any) -> list[str]:
     """The public names that a module defines, in the order of its text."""
-    own = [name for name, thing in vars(module).items()
-           if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
-           and (inspect.isclass(thing) or inspect.isfunction(thing) or hasattr(thing, "signature"))]
-    return own
+    return [name for name, thing in vars(module).items()
+            if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+            and (inspect.isclass(thing) or inspect.isfunction(thing) or hasattr(thing, "signature"))]
 
 
 def as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -5,7 +5,6 @@ docs/experiments/NAME.json and NAME.png are results; NAME.md and the table of ve
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import re
@@ -15,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import UNSET
 from gpt2.experiments import NAMES, experiment
-from gpt2.table import number
+from gpt2.table import columns, number
 
 from .pages import DOCS, ROOT
 
@@ -46,13 +46,10 @@ def cells(row: dict[str, Any], header: list[str]) -> Iterator[str]:
         yield escaped(value if isinstance(value, str) else str(value) if isinstance(value, list) else number(value))
 
 
-def definitions(name: str) -> Iterator[str]:
-    """Links to the experiment's functions that are short enough to be read beside the text."""
-    module = f"gpt2.experiments.{name.replace('-', '_')}"
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name in ("measure", "judge") and node.end_lineno is not None:
-            yield f"[`{module}.{node.name}`](../../{module.replace('.', '/')}.py)"
+def definitions(name: str) -> str:
+    """Links to the functions that measure and judge."""
+    path = f"gpt2/experiments/{name.replace('-', '_')}"
+    return ", ".join(f"[`{path.replace('/', '.')}.{function}`](../../{path}.py)" for function in ("measure", "judge"))
 
 
 def page(stem: str) -> str:
@@ -62,7 +59,7 @@ def page(stem: str) -> str:
     module = experiment(name)
     about, _, more = module.__doc__.strip().partition("\n")
     rows = found["rows"]
-    header = list(dict.fromkeys(key for row in rows for key in row))
+    header = columns(rows)
     shipped = found["model"] == "shakespeare"
     command = f"python -m gpt2.experiments {name}{'' if shipped else ' --model ' + found['model']}"
     lines = [f"# {name}{'' if shipped else ' on ' + found['model'].partition('.')[0]}", "", f"{escaped(about)} `{command}`", ""]
@@ -80,7 +77,7 @@ def page(stem: str) -> str:
               f"On the model `{found['model']}`, seed {found['seed']}, with {found['backend']}, in {found['seconds']:.1f} s; "
               f"{found['date']}, {escaped(found['machine'])}. The verdicts are a function of the numbers in "
               f"[`{stem}.json`]({stem}.json) alone, by the rule in the docstring of `judge`.",
-              "", "## In the code", "", f"Code: {', '.join(definitions(name))}", "", "## Check it", ""]
+              "", "## In the code", "", f"Code: {definitions(name)}", "", "## Check it", ""]
     lines += ["```bash", *([f"{command} --seed {found['seed']}"] if shipped else []),
               f"pytest -n 0 tests/gpt2/test_experiments.py -k {name}", "```", ""]
     return "\n".join(lines)
@@ -111,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.run is not None:
         command = [sys.executable, "-m", "gpt2.experiments", *(args.run or ["all"]), "--out", str(FOLDER)]
         # as a user's machine has it: no BLAS kernels forced
-        environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+        environment = {k: v for k, v in os.environ.items() if k not in UNSET}
         if (code := subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment).returncode):
             return code
         for made in (*FOLDER.glob("*.csv"), *FOLDER.glob("*.html")):

@@ -36,6 +36,16 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def sections(page: Path) -> list[str]:
+    """A page cut before each heading."""
+    return re.split(r"^(?=#+ )", page.read_text("utf-8"), flags=re.M)
+
+
+def prose(text: str) -> str:
+    """Text without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
 # ── labels ──
 def labels_in(text: str) -> set[str]:
     """The labels of equations that a docstring or comment names: (softmax.1), (layer_norm.5–7), (attention.1, .4–7; Dao 2023)."""
@@ -155,7 +165,7 @@ def commands(page: Path) -> Iterator[tuple[str, str | None]]:
 
 def links(page: Path) -> Iterator[str]:
     """The targets of a page's links and pictures that lie in this repository."""
-    text = re.sub(r"`[^`\n]*`", "``", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S))
+    text = re.sub(r"`[^`\n]*`", "``", prose(page.read_text("utf-8")))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:", target):
             yield target

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -13,6 +13,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -
     for row in text:
         yield "  ".join(cell.ljust(width) if i < left else cell.rjust(width)
                         for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All columns that any row has, in the order in which they turn up."""
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def number(x: Any) -> str:

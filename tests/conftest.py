@@ -23,7 +23,8 @@ settings.register_profile("kernels", max_examples=200, **_PATIENT)
 settings.register_profile("thorough", max_examples=1000, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-TORCH_THREADS = 2
+BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1      # one of several processes, which has one thread
+TORCH_THREADS = 1 if BESIDE else 2
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as shells start what goes into the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,7 +49,7 @@ def pytest_configure(config: Any) -> None:
 
     Processes beside each other have a BLAS thread each.
     """
-    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    if BESIDE:
         from minigrad.backend import blas
 
         blas.call("set_num_threads", 1)
@@ -92,6 +93,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if (double := sys.modules.get("minigrad.testing.double")) is not None:
         double.Device(0).use()
     torch = sys.modules.get("torch")
-    threads = 1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else TORCH_THREADS
-    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != TORCH_THREADS:
+        torch.set_num_threads(TORCH_THREADS)

@@ -28,23 +28,10 @@ def test_labels_match_both_ways():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_a_page_names_sources_that_are_there(page):
-    assert list(check.names(page)) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_links_lead_somewhere(page):
-    assert list(check.links(page)) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_measured_numbers_say_where_they_are_from(page):
-    assert list(check.measured(page)) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_tables_have_the_numbers_of_their_results(page):
-    assert list(check.tables(page)) == []
+@pytest.mark.parametrize("what", [check.names, check.links, check.measured, check.tables, check.spelled], ids=lambda f: f.__name__)
+def test_a_page_says_what_is_so(what, page):
+    """Sources that it names, links, where measured numbers are from, tables of results, commands in its sentences."""
+    assert list(what(page)) == []
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(pages.blocks(p, "python", "pycon"))], ids=ids)
@@ -188,11 +175,6 @@ def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     assert len(list(check.spelled(page(f"# Page\n\n{text}\n")))) == 1
     right = "`python -m gpt2.inspect trace --out x.html` and `python -m gpt2.generate --prompt x`"
     assert list(check.spelled(page(f"# Page\n\n{right}\n"))) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_commands_in_sentences_are_spelled_rightly(page):
-    assert list(check.spelled(page)) == []
 
 
 def test_an_alternative_that_selects_nothing_is_noticed(page):

@@ -23,7 +23,7 @@ from ..errors import GPT2Error, UsageError
 from ..figures import image
 from ..files import write_files
 from ..inspect.weights import WHICH
-from ..table import plain, table
+from ..table import columns, plain, table
 from . import NAMES, experiment
 from .lab import Lab
 
@@ -58,7 +58,7 @@ def chosen(names: list[str]) -> list[str]:
 def csv_of(rows: list[dict[str, Any]]) -> bytes:
     """The rows as CSV; all columns that any row has."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(out, columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().encode()
@@ -85,7 +85,7 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
     yield document["equation"]
     yield ""
     rows = document["rows"]
-    header = list(dict.fromkeys(key for row in rows for key in row))
+    header = columns(rows)
     yield from table(header, [[row.get(key) if not isinstance(row.get(key), list) else str(row[key]) for key in header] for row in rows],
                      left=sum(isinstance(rows[0].get(key), str) for key in header[:2]) or 1)
     yield ""

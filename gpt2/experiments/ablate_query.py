@@ -16,8 +16,7 @@ import minigrad as mg
 from ..figures import COLOURS, legend_below, new_figure
 from ..sampling import log_softmax
 from ..stats import entropy
-from .device_timing import inside
-from .lab import Lab, Verdict, spread, verdict
+from .lab import Lab, Verdict, inside, spread, verdict
 from .temperature import repetition
 
 EQUATION = ("W_Q, columns 0 … d − 1 of c_attn, replaced by noise of the same mean and deviation, by zero, or by its own numbers permuted;\n"

@@ -12,9 +12,9 @@ import numpy as np
 import minigrad as mg
 from minigrad.fused import by_parts
 
-from ..figures import COLOURS, new_figure
-from .device_timing import clock, inside, quartiles, ratio, whiskers
-from .lab import Lab, Verdict, slope, verdict
+from ..figures import COLOURS, legend_below, new_figure
+from .lab import Lab, Verdict, inside, slope, verdict
+from .timing import clock, quartiles, ratio, whiskers
 
 EQUATION = "softmax(Q Kᵀ/√d + M) V   (attention.1); by parts it stores T² weights, in tiles it does not"
 LENGTHS = (128, 256, 512, 1024)
@@ -75,7 +75,7 @@ def _ours(lab: Lab, arrays: list[np.ndarray], dtype: str, f: Any) -> list[np.nda
 
 def timed(name: str, f: Callable[[], Any]) -> dict[str, float]:
     """The columns of how long f takes; what it returns is on the host, so nothing is left to wait for."""
-    ms, low, high = quartiles(clock(f, lambda: None, repeats=REPEATS)[0])
+    ms, low, high = quartiles(clock(f, lambda: None, REPEATS)[0])
     return {f"{name} ms": ms, f"{name} 25 %": low, f"{name} 75 %": high}
 
 
@@ -126,5 +126,5 @@ def draw(found: dict[str, Any]) -> Any:
         panel.set(xscale="log", yscale="log")
         panel.set_xticks(t, [str(x) for x in t])
         panel.minorticks_off()
-        panel.legend(fontsize=8)
+        legend_below(panel)
     return figure

@@ -1,8 +1,6 @@
 """How long do initialisation, forward, backward and a step take, of what is possible, and what does a clock say that does not wait?"""
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ from ..config import GPT2Config
 from ..figures import COLOURS, legend_below, new_figure
 from ..inspect.arch import stages
 from ..model import GPT2
-from .lab import Lab, Verdict, verdict
+from .lab import Lab, Verdict, inside, verdict
+from .timing import clock, quartiles, ratio, whiskers
 
 EQUATION = "floor = FLOP / (FLOP/s of a large product); [m, k] @ [k, n] is 2 m k n FLOP, and backward has two for each of forward's"
 REPEATS = 5
@@ -35,7 +34,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     def init() -> None:
         made["model"] = GPT2(config, backend=lab.device, seed=lab.seed)
 
-    timed = {"init": clock(init, here.synchronize)}
+    timed = {"init": clock(init, here.synchronize, REPEATS)}
     model = made["model"]
     optimizer = mg.optim.AdamW(list(model.parameters()), 1e-4)
     state: dict[str, Any] = {}
@@ -43,9 +42,9 @@ def measure(lab: Lab) -> dict[str, Any]:
     def forward() -> None:
         state["loss"] = mg.cross_entropy(model(ids[:, :-1]), ids[:, 1:])     # model.loss would make the head's gradient along with it
 
-    timed["forward"] = clock(forward, here.synchronize)
-    timed["backward"] = clock(lambda: state["loss"].backward(), here.synchronize, forward)
-    timed["step"] = clock(optimizer.step, here.synchronize)
+    timed["forward"] = clock(forward, here.synchronize, REPEATS)
+    timed["backward"] = clock(lambda: state["loss"].backward(), here.synchronize, REPEATS, forward)
+    timed["step"] = clock(optimizer.step, here.synchronize, REPEATS)
     work, rows = {"forward": flop, "backward": 2 * flop}, []
     for name, (took, left) in timed.items():
         ms, low, high = quartiles(took)
@@ -77,45 +76,8 @@ def _product(device: str, n: int) -> tuple[float, float, float]:
     """Microseconds of a product [n, n] @ [n, n]: median and quartiles."""
     here, _ = mg.backend.get(device)
     a = mg.random.normal(mg.random.key(n), (n, n), device=device)
-    ms, low, high = quartiles(clock(lambda: mg.matmul(a, a), here.synchronize)[0])
+    ms, low, high = quartiles(clock(lambda: mg.matmul(a, a), here.synchronize, REPEATS)[0])
     return 1e3 * ms, 1e3 * low, 1e3 * high
-
-
-def clock(f: Callable[[], Any], wait: Callable[[], Any], before: Callable[[], Any] | None = None,
-          repeats: int | None = None) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of f, after one to warm up: with its end waited for, and until the call came back.
-
-    `before` is run before each and is not timed; repeats: REPEATS unless given.
-    """
-    took, left = [], []
-    for i in range((repeats or REPEATS) + 1):
-        if before:
-            before()
-        wait()
-        started = time.perf_counter()
-        f()
-        called = time.perf_counter()
-        wait()
-        if i:
-            took.append(1e3 * (time.perf_counter() - started))
-            left.append(1e3 * (called - started))
-    return took, left
-
-
-def quartiles(took: list[float]) -> tuple[float, float, float]:
-    """The median, and the quartiles around it."""
-    low, middle, high = np.quantile(took, (0.25, 0.5, 0.75)).tolist()
-    return middle, low, high
-
-
-def ratio(over: dict[str, float], under: dict[str, float]) -> tuple[float, float, float]:
-    """How many times longer, of rows with "ms", "25 %" and "75 %": by the medians, and the least and the most that the quartiles allow."""
-    return over["ms"] / under["ms"], over["25 %"] / under["75 %"], over["75 %"] / under["25 %"]
-
-
-def inside(low: float, high: float, least: float, most: float = np.inf) -> bool | None:
-    """Whether a number known to be low … high is in least … most; None where the spread covers an end of it."""
-    return True if least <= low and high <= most else False if high < least or low > most else None
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
@@ -162,9 +124,3 @@ def draw(found: dict[str, Any]) -> Any:
     legend_below(axes[0, 0], 3)
     legend_below(axes[0, 1], 3)
     return figure
-
-
-def whiskers(times: list[Any]) -> np.ndarray:
-    """How far the quartiles are from the medians, below and above, as error bars are given; times: (median, quartile, quartile)."""
-    middle, low, high = np.array(times).T
-    return np.stack([middle - low, high - middle])

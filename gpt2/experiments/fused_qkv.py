@@ -11,8 +11,8 @@ import numpy as np
 import minigrad as mg
 
 from ..figures import COLOURS, legend_below, new_figure
-from .device_timing import clock, inside, quartiles, ratio, whiskers
-from .lab import Lab, Verdict, verdict
+from .lab import Lab, Verdict, inside, verdict
+from .timing import clock, quartiles, ratio, whiskers
 
 EQUATION = "x [W_Q W_K W_V] = [x W_Q, x W_K, x W_V]; head j of Q is its columns j·d/h … (j + 1)·d/h − 1   (attention.8)"
 T, D, H = 256, 256, 8
@@ -60,7 +60,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         first = first or made
         a, b = lab.tensor(x), lab.tensor(w)
         with mg.no_grad():
-            ms, low, high = quartiles(clock(partial(f, a, b), here.synchronize, repeats=REPEATS)[0])
+            ms, low, high = quartiles(clock(partial(f, a, b), here.synchronize, REPEATS)[0])
         rows.append({"way": name, "products": {"fused c_attn": 1, "three matrices": 3}.get(name, 3 * H),
                      "ms": ms, "25 %": low, "75 %": high,
                      **{f"{what}, {dtype}": float(np.abs(made[i][j] - first[i][j]).max() / np.abs(first[i][j]).max())

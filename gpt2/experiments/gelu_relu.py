@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import Lab, Verdict, held_out, small_config, spread, train, verdict
 
@@ -80,7 +80,7 @@ def draw(found: dict[str, Any]) -> Any:
     for colour, name in zip(COLOURS, ("GELU by tanh", "ReLU")):
         axes[0, 0].plot(curves["x"], curves[name], color=colour, label=name)
     axes[0, 0].set(title="activations", xlabel="x", xlim=(-4, 3), ylim=(-0.5, 3))
-    axes[0, 0].legend(fontsize=8)
+    legend_below(axes[0, 0])
     axes[0, 1].plot(curves["x"], curves["gap"], color=COLOURS[2])
     axes[0, 1].set(title="GELU by tanh − GELU by erf", xlabel="x")
     axes[0, 1].ticklabel_format(axis="y", scilimits=(-2, 2))

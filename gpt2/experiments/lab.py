@@ -35,6 +35,11 @@ def verdict(holds: bool | None, claim: str, because: str) -> Verdict:
     return Verdict("inconclusive" if holds is None else "confirmed" if holds else "contradicted", claim, because)
 
 
+def inside(low: float, high: float, least: float, most: float = math.inf) -> bool | None:
+    """Whether a number known to be low … high is in least … most; None where the spread covers an end of it."""
+    return True if least <= low and high <= most else False if high < least or low > most else None
+
+
 @dataclass
 class Lab:
     """What the flags say. device: a backend's name. data: a text file, or None for what the model writes itself.

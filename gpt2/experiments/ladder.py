@@ -12,8 +12,7 @@ from ..config import GPT2Config
 from ..figures import COLOURS, legend_below, new_figure
 from ..model import Attention, Block, Embedding, LayerNorm
 from ..pretrained import PretrainedModel
-from .device_timing import inside
-from .lab import Lab, Verdict, held_out, small_config, spread, train, verdict
+from .lab import Lab, Verdict, held_out, inside, small_config, spread, train, verdict
 
 EQUATION = "loss = −log p(next token) in nats; untrained it is ln V, and the best any model can do is the text's entropy"
 STEPS, ROWS, SEEDS = 80, 8, 3

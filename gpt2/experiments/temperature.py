@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..sampling import log_softmax
 from ..stats import entropy
 from .lab import Lab, Verdict, verdict
@@ -70,5 +70,5 @@ def draw(found: dict[str, Any]) -> Any:
         panel.set(title=title, xlabel="temperature")
         panel.title.set_fontsize(10)
     axes[0, 2].axhline(found["uniform"], color="black", linestyle="--", linewidth=1, label="ln V")
-    axes[0, 2].legend(fontsize=8)
+    legend_below(axes[0, 2])
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import minigrad as mg
 
 from ..config import PUBLISHED, GPT2Config
-from ..figures import COLOURS, new_figure
+from ..figures import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import BETAS, DECAY, Lab, Verdict, held_out, small_config, spread, train, verdict
 
@@ -143,7 +143,7 @@ def draw(found: dict[str, Any]) -> Any:
         axes[0, 0].plot(np.arange(len(smooth)) + 10, smooth, color=colour, label=name)
         axes[0, 1].plot([i] * len(found["held"][name]), found["held"][name], "o", color=colour)
     axes[0, 0].set(title="tied, shared and copied", xlabel="step", ylabel="training loss, nats (mean of 10)")
-    axes[0, 0].legend(fontsize=8)
+    legend_below(axes[0, 0])
     axes[0, 1].set_xticks(range(len(found["held"])), list(found["held"]))
     axes[0, 1].set(title=f"held-out loss after {found['steps']} steps, a dot a seed", ylabel="nats")
     axes[0, 1].margins(x=0.3)

@@ -17,6 +17,11 @@ from ..errors import DeviceError, MinigradError
 FLOATS = "fV"                                           # dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
 
 
+def half(dtype: Any) -> bool:
+    """Whether these are floats of 16 bits, whose sums are made in float32."""
+    return dtype.itemsize == 2 and dtype.kind in FLOATS
+
+
 class Saved:
     """What a kernel returns when its rules need by-products: the output, and extras by name."""
 

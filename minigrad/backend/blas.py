@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import FLOATS
+from .base import half
 
 _PREFIXES = ("scipy_openblas_", "openblas_")
 _SUFFIXES = ("64_", "")
@@ -111,7 +111,7 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
     A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
     (tolerance.14). OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
     """
-    if a.dtype.itemsize == 2 and a.dtype == b.dtype and a.dtype.kind in FLOATS:        # sums are float32's, as on a GPU
+    if half(a.dtype) and a.dtype == b.dtype:            # sums are float32's, as on a GPU
         made = matmul(a.astype(np.float32), b.astype(np.float32))
         with np.errstate(over="ignore"):
             return made.astype(a.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from . import blas, numpy_kernels, numpy_panels
-from .base import FLOATS, Backend
+from .base import Backend, half
 from .numpy_kernels import BLOCK, add_rows, over_rows
 
 SPIN = 20                                               # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
@@ -21,7 +21,7 @@ TILE = 128                                              # rows and columns that 
 
 def _widened(f: Any, x: Any, **settings: Any) -> Any:
     """A statistic of x, which of 16 bits is computed in float32."""
-    return f(x.astype(np.float32), **settings).astype(x.dtype) if x.dtype.itemsize == 2 and x.dtype.kind in FLOATS else f(x, **settings)
+    return f(x.astype(np.float32), **settings).astype(x.dtype) if half(x.dtype) else f(x, **settings)
 
 
 class NumpyBackend(Backend):
@@ -47,7 +47,7 @@ class NumpyBackend(Backend):
 
     def sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         total: Any = np.add.reduce
-        if x.dtype.itemsize == 2 and x.dtype.kind in FLOATS:           # 16 bits add up in float32, as they do on a GPU
+        if half(x.dtype):                               # 16 bits add up in float32, as they do on a GPU
             return total(x, axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)
         return total(x, axis=axis, keepdims=keepdims)   # np.sum without its way there
 
@@ -115,7 +115,7 @@ class NumpyBackend(Backend):
         return out
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
-        if array.dtype.itemsize == 2 and array.dtype.kind in FLOATS:
+        if half(array.dtype):
             wide = array.astype(np.float32)
             np.add.at(wide, index, values)
             array[...] = wide

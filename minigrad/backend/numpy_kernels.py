@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Saved
+from .base import Saved, half
 from .bits import keep_mask_span
 from .blas import matmul
 
@@ -79,7 +79,7 @@ def column_sums(x: Any) -> Any:
     rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
     n, whole = len(x), len(x) // 128 * 128
-    if x.dtype.itemsize == 2:
+    if half(x.dtype):
         return column_sums(x.astype(np.float32)).astype(x.dtype)
     if n < 2 or x.dtype.kind != "f" or not x.flags.c_contiguous or x.shape[1] < 2:
         return x.sum(axis=0)
@@ -115,7 +115,7 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
         order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
-        wide = np.float32 if values.dtype.itemsize == 2 else values.dtype
+        wide = np.float32 if half(values.dtype) else values.dtype
         out[sorted_index[starts]] += np.add.reduceat(values[order], starts, axis=0, dtype=wide).astype(values.dtype)
 
 
@@ -174,7 +174,7 @@ def gelu_joint(g, x, bias, approximate):
     width = 1 if bias is None else x.shape[-1]
     rows, gs, outs = (np.ascontiguousarray(a).reshape(-1, width) for a in (x, g, out))
 
-    most = 10.0 if x.dtype.itemsize == 2 else 80.0      # whose exponential every such float holds; beyond it gelu′ is 0 to rounding
+    most = 10.0 if half(x.dtype) else 80.0            # whose exponential every such float holds; beyond it gelu′ is 0 to rounding
 
     def work(i, j):
         # with v = c(x + a x³) and s = ½(1 + tanh v) = 1/(1 + e^(−2v)), gelu′ is s(1 + (1 − s) 2x v′), 1 − s = e^(−2v) s   (gelu.6)
@@ -217,7 +217,7 @@ def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
 @kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     n = x.shape[-1]
-    if x.dtype.itemsize == 2:                           # in float32, as on a GPU; what is kept for backward too
+    if half(x.dtype):                                   # in float32, as on a GPU; what is kept for backward too
         made = layer_norm(xp, *(a.astype(np.float32) for a in (x, weight, bias)), eps=eps)
         return Saved(made.out.astype(x.dtype), **made.extra)
     if x.size == n and x.dtype in (np.float32, np.float64):
@@ -246,7 +246,7 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
 @kernel("layer_norm/joint")
 def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     n = x.shape[-1]
-    if x.dtype.itemsize == 2:
+    if half(x.dtype):
         wide = layer_norm_joint(*(a.astype(np.float32) for a in (g, x, weight)), mean_, rstd, wants)
         return tuple(None if a is None else a.astype(x.dtype) for a in wide)
     rows, gs = as_rows(np.ascontiguousarray(x)), as_rows(np.ascontiguousarray(g))

@@ -29,6 +29,7 @@ from gpt2.experiments import (
     ladder,
     nano_sort,
     temperature,
+    timing,
     weight_tying,
 )
 from gpt2.experiments.__main__ import main, perform
@@ -483,12 +484,12 @@ def test_a_long_ablation_says_how_far_it_is(capsys, monkeypatch):
 def test_a_time_is_timed_after_a_warm_up(monkeypatch):
     """Medians and quartiles of the runs but the first; a ratio's range; what a limit within the spread makes of it."""
     calls, now = [], iter(np.cumsum([0, 9, *[0, 1, 1] * 2, 0, 3, 1, 0, 4, 0]) * 1e-3)
-    monkeypatch.setattr(device_timing.time, "perf_counter", lambda: float(next(now)))
-    run, left = device_timing.clock(lambda: calls.append("f"), lambda: None, lambda: calls.append("before"), 4)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(now)))
+    run, left = timing.clock(lambda: calls.append("f"), lambda: None, 4, lambda: calls.append("before"))
     assert calls == ["before", "f"] * 5 and run == pytest.approx([2, 2, 4, 4]) and left == pytest.approx([1, 1, 3, 4])
-    assert device_timing.quartiles([1.0, 2.0, 3.0, 4.0, 100.0]) == (3.0, 2.0, 4.0)
-    assert device_timing.ratio(took(4.0, 1.0), took(2.0, 0.5)) == pytest.approx((2.0, 1.2, 5 / 1.5))
-    assert [device_timing.inside(*ends, 1.5, 3.0) for ends in ((1.6, 2.9), (1.4, 2.0), (2.9, 3.1), (1.0, 1.4), (3.1, 9.0))] == [
+    assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 100.0]) == (3.0, 2.0, 4.0)
+    assert timing.ratio(took(4.0, 1.0), took(2.0, 0.5)) == pytest.approx((2.0, 1.2, 5 / 1.5))
+    assert [lab.inside(*ends, 1.5, 3.0) for ends in ((1.6, 2.9), (1.4, 2.0), (2.9, 3.1), (1.0, 1.4), (3.1, 9.0))] == [
         True, None, None, False, False]
 
 
