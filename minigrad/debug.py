@@ -1,16 +1,18 @@
-"""What a graph keeps: `explain(loss)` lists the ops behind a Tensor and the memory that waits there for the walk back. And where NaN
+"""What a graph keeps (`explain`), where NaN comes from (`detect_anomaly`), and which saved array was written (`detect_writes`).
 
-comes from: `detect_anomaly()`.
-
-    from minigrad.debug import detect_anomaly, explain
+    from minigrad.debug import detect_anomaly, detect_writes, explain
     print(explain(loss))                                # a line for each kind of op; nodes=True: for each node
     with detect_anomaly():                              # a GraphError names the op that makes NaN
+        model.loss(ids, targets).backward()
+    with detect_writes():                               # a GraphError names the saved array that was written
         model.loss(ids, targets).backward()
 """
 from __future__ import annotations
 
 import contextlib
 import math
+import weakref
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from .errors import GraphError
 from .graph import Leaf, Node, leaf_under, sources
 from .op import Op
 from .tensor import Tensor
+from .transforms import Checkpoint
 
 
 class Row(NamedTuple):
@@ -101,7 +104,7 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
         raise TypeError(f"explain: this is a {type(tensor).__name__}; give the Tensor that the graph ends in, such as the loss")
     out = Explanation()
     order, leaves = _graph(tensor.node)
-    held = [(node, list(_residuals(node))) for node in order]
+    held = [(node, list(_residuals(node, node.saved))) for node in order]
     owned, shared = set(), set()                        # memory of leaves; leaves that are residuals
     for _, residuals in held:
         for _, array, leaf in residuals:
@@ -163,6 +166,44 @@ def detect_anomaly() -> Iterator[None]:
         Op._record, Op._send = record, send              # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def detect_writes() -> Iterator[None]:
+    """Inside the block a GraphError names the op whose saved array was written between the forward and the backward pass.
+
+    A plain array that an op is given is copied when it is saved for backward, and a leaf that an optimiser or `assign` changes counts
+    its versions. What neither can see is an array that somebody still holds while a Tensor shares its memory: behind `Tensor(array)`,
+    `Parameter(array)`, `from_dlpack`, `assign(array)` or `x.array`, or the detached view of a leaf that is changed later. Here a
+    checksum of every saved array is taken and compared. Slow: each is read twice, and copied from a GPU for it.
+    """
+    made, pullbacks = Node.__init__, {kind: kind.pullback for kind in (Op, Checkpoint)}
+    sums: weakref.WeakKeyDictionary[Node, list[int]] = weakref.WeakKeyDictionary()
+
+    def summed(node: Node, saved: Any) -> list[int]:
+        return [zlib.crc32(backend.of(x).host(x).tobytes()) for _, x, _ in _residuals(node, saved)]
+
+    def init(node: Node, *args: Any, **named: Any) -> None:
+        made(node, *args, **named)
+        sums[node] = summed(node, node.saved)
+
+    def pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
+        if node in sums:                                # else it was made before the block
+            for (name, x, _), then, now in zip(_residuals(node, saved), sums[node], summed(node, saved)):
+                if then != now:
+                    raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was saved for backward and has been "
+                                     "written since; give the op a copy, or write after backward()")
+        pullbacks[type(op)](op, node, saved, *rest)
+
+    Node.__init__ = init                                 # type: ignore[method-assign,assignment]
+    for kind in pullbacks:
+        kind.pullback = pullback                         # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Node.__init__ = made                             # type: ignore[method-assign]
+        for kind, f in pullbacks.items():
+            kind.pullback = f                            # type: ignore[method-assign,assignment]
+
+
 def _anomaly(array: Any, infinity: bool) -> str:
     """"NaN" or "+∞" where the array holds one; else nothing."""
     if array.dtype.kind not in FLOATS or array.size == 0:
@@ -197,12 +238,12 @@ def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
     return sorted(seen, key=lambda node: node.id), leaves
 
 
-def _residuals(node: Node) -> Iterator[tuple[str, Any, Leaf | None]]:
-    """Every array that a node keeps: its name, itself, and the leaf that it is or is a view of."""
-    if node.saved is None:
+def _residuals(node: Node, saved: Any) -> Iterator[tuple[str, Any, Leaf | None]]:
+    """Every array among what a node has saved: its name, itself, and the leaf that it is or is a view of."""
+    if saved is None:
         return
     plan = node.plan                                    # a checkpoint has none, and keeps its inputs
-    named: Iterable[Any] = zip(plan.names, plan.sources, node.saved) if plan else (("inputs", ("args", None), x) for x in node.saved)
+    named: Iterable[Any] = zip(plan.names, plan.sources, saved) if plan else (("inputs", ("args", None), x) for x in saved)
     for name, (kind, at), value in [*named, *((name, ("static", None), x) for name, x in node.static.items())]:
         if kind == "args" and isinstance(value, tuple):
             pairs = list(zip(value, node.parents))

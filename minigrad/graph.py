@@ -44,6 +44,9 @@ class Node:
         self.shape, self.dtype, self.version = shape, dtype, version
         self.leaf = leaf_under(parents[0]) if parents and op.view else None    # the one that this is a view of
 
+    def __reduce_ex__(self, protocol: Any) -> Any:      # copy and pickle ask here; a number means nothing elsewhere
+        raise GraphError(f"{self!r} is part of a graph, which cannot be copied or pickled; copy Tensors, or x.detach()")
+
     def __repr__(self) -> str:
         return f"<{self.op.shown} #{self.id} {self.dtype}{list(self.shape)}>"
 

@@ -26,6 +26,7 @@ from .tensor import Tensor
 
 REGISTRY: dict[str, Op] = {}
 _SCALARS = frozenset((float, int, bool, type(None)))
+_IMMUTABLE = frozenset((int, float, bool, type(None), str, slice, type(...)))
 _NOTHING: dict[str, Any] = {}
 Constant = Any                                          # annotates a kernel's argument that has no gradient: ids, a mask
 
@@ -133,7 +134,7 @@ class Op:
         nodes: list[Node | None] = []
         here: Any = None
         dtype: Any = None
-        tensors = tracked = False
+        tensors = tracked = bare = False
         alike = not self.partial                        # one backend of one device, one dtype: what nearly every call is
         for a in args:
             node = None
@@ -141,6 +142,8 @@ class Op:
                 tensors, node, a = True, a.node, a.array
                 if node is not None:
                     tracked = True
+            elif type(a) not in _SCALARS:
+                bare = True                             # an array that the caller may write before the backward pass
             arrays.append(a)
             nodes.append(node)
             kind = type(a)
@@ -177,8 +180,8 @@ class Op:
             if type(out) is Saved:
                 out, extra = out.out, out.extra
             if type(out) is tuple:
-                return self._several(here, out, args, arrays, nodes, tensors, tracked, settings)
-            if type(out) in here.scalar_types:
+                return self._several(here, out, args if bare else None, arrays, nodes, tensors, tracked, settings)
+            if known.get(type(out), here) is here:      # a scalar where an array of no axes is meant; not what `to` moved away
                 out = here.adopt(out)
         made = out.dtype
         if made is not dtype and dtype is not None and dtype.kind == "V" and made.kind == "f" and not self.widens:
@@ -193,7 +196,7 @@ class Op:
             if tracked:
                 touch(nodes)
             return Tensor(out)
-        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, made))
+        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, made, args if bare else None))
 
     def recorded(self, out: Any, *args: Any, **settings: Any) -> Any:
         """The Tensor of a call with these Tensors and all settings, whose result was computed elsewhere: `out`, as the kernel gives it."""
@@ -234,7 +237,9 @@ class Op:
             here.at(arrays[first])
         return here, dtype
 
-    def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any) -> Node:
+    def _record(self, arrays: list[Any], nodes: list[Node | None], out: Any, extra: Any, settings: Any, shape: Any, dtype: Any,
+                args: Any = None) -> Node:
+        """The node of this call. args: as they were given, where one is an array, which the caller may write before the backward pass."""
         wanted = (True,) * len(nodes) if None not in nodes else tuple([n is not None for n in nodes])
         plan = self.plans.get(wanted)
         if plan is None:
@@ -242,7 +247,8 @@ class Op:
         saved = []
         for kind, at in plan.sources:
             if kind == "arg":
-                saved.append(arrays[at] if at < len(arrays) else None)
+                array = arrays[at] if at < len(arrays) else None
+                saved.append(array if args is None or at >= len(args) or args[at] is not array else unshared(array))
             elif kind == "out":
                 saved.append(out)
             elif kind == "shape":
@@ -250,11 +256,13 @@ class Op:
             elif kind == "dtype":
                 saved.append(arrays[at].dtype)
             elif kind == "args":
-                saved.append(tuple(arrays))
+                saved.append(tuple(arrays if args is None else [unshared(a) if a is given else a for a, given in zip(arrays, args)]))
             elif kind == "shapes":
                 saved.append(tuple(a.shape for a in arrays))
             else:
                 saved.append(extra[at])
+        if settings is not self.settings and not _IMMUTABLE.issuperset(map(type, settings.values())):
+            settings = {name: unshared(value) for name, value in settings.items()}
         return Node(self, plan, tuple(nodes), tuple(saved), settings, shape, dtype, versions(plan.watched, nodes))
 
     def _several(self, here: Backend, outs: tuple[Any, ...], args: Any, arrays: Any, nodes: Any, tensors: bool, tracked: bool,
@@ -265,7 +273,7 @@ class Op:
             if tracked:
                 touch(nodes)
             return tuple(Tensor(o) for o in outs)
-        whole = self._record(arrays, nodes, None, None, settings, tuple(o.shape for o in outs), outs[0].dtype)
+        whole = self._record(arrays, nodes, None, None, settings, tuple(o.shape for o in outs), outs[0].dtype, args)
         return tuple(Tensor(o, Node(_PICK, None, (whole,), (i,), {}, o.shape, o.dtype)) for i, o in enumerate(outs))
 
     # ── backward ──
@@ -395,6 +403,9 @@ class Op:
         text = f"{self.shown}: {self._describe(arrays)}{'; ' + given if given else ''}: {said}"
         return ShapeError(text) if not isinstance(error, TypeError) else DTypeError(text)
 
+    def __reduce__(self) -> Any:                        # a module may hold an op, and be copied or pickled
+        return _named, (self.name,)
+
     def __repr__(self) -> str:
         return f"<op {self.shown}{self.signature}>"
 
@@ -416,6 +427,17 @@ class _Pick:
 _PICK = _Pick()
 
 
+def unshared(value: Any) -> Any:
+    """`value` without an array or a list that its owner can still write: these are copied, also inside tuples and lists."""
+    kind = type(value)
+    if kind is tuple:
+        return value if _IMMUTABLE.issuperset(map(type, value)) else tuple(map(unshared, value))
+    if kind is list:
+        return list(map(unshared, value))
+    here = known.get(kind)
+    return here.array(value) if here is not None and kind not in here.scalar_types else value
+
+
 def versions(watched: Iterable[int], nodes: Any) -> int:
     """The sum of the versions of the leaves that the watched nodes are, or are views of.
 
@@ -434,6 +456,11 @@ def versions(watched: Iterable[int], nodes: Any) -> int:
 def joint_args(joint: Callable[..., Any], op: Op) -> tuple[str, ...]:
     """The arguments that a joint rule gives gradients for: all but those that the kernel annotates as `Constant`."""
     return tuple(a for a in op.args if op.signature.parameters[a].annotation != "Constant")
+
+
+def _named(name: str) -> Op:
+    """The op of this name, which is how an op is copied and pickled."""
+    return REGISTRY[name]
 
 
 def _register(made: Op) -> Op:

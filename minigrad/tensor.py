@@ -1,6 +1,8 @@
 """Tensor: an array and, perhaps, the node that made it. It knows of no op; `minigrad.ops` attaches the operators."""
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,11 @@ from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
 from .graph import GradientHook, Leaf, Node, backprop, hooked, state
 
+_adding = threading.Lock()                              # held while a gradient is added to .grad: a sum is read and written
+
 
 class Tensor:
-    """An immutable array with a place in a graph.
+    """An array with a place in a graph.
 
     array: the value, of some backend. node: None for a constant. Make one with `minigrad.tensor`.
     """
@@ -102,8 +106,15 @@ class Tensor:
         return Tensor(self.array)
 
     def numpy(self) -> Any:
-        """The value as a numpy.ndarray that shares its memory: read it, do not write it. On a GPU: a copy."""
-        return backend.of(self.array).host(self.array)
+        """The value as a numpy.ndarray: a read-only view of its memory; from a GPU a copy.
+
+        Copy the view to write it (`x.numpy().copy()`): a graph may still need the value.
+        """
+        host = backend.of(self.array).host(self.array)
+        if host is self.array:
+            host = host.view()
+            host.flags.writeable = False
+        return host
 
     def item(self) -> Any:
         """The one element as a Python number."""
@@ -117,9 +128,63 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if self.device != "numpy":
             raise DeviceError(f"np.asarray of a Tensor on {self.device} would copy it silently; say .numpy() or .to(\"numpy\")")
+        if self.node is not None and state.recording:
+            raise GraphError("a NumPy function would lose the gradient of a Tensor that requires one; use minigrad's op, "
+                             "or give it x.detach().numpy()")
         import numpy
 
-        return numpy.array(self.array, dtype=dtype, copy=copy)
+        return numpy.array(self.numpy(), dtype=dtype, copy=copy)
+
+    # ── copies ──
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A Tensor with memory of its own; the copy of a leaf is a leaf of its own, with a copy of `.grad`, as in PyTorch."""
+        made = self._remade(copy.deepcopy(self.array, memo))
+        memo[id(self)] = made
+        if isinstance(made.node, Leaf):
+            made.node.grad = copy.deepcopy(self.grad, memo)
+        vars_of(made).update(copy.deepcopy(vars_of(self), memo))
+        return made
+
+    def __copy__(self) -> Tensor:
+        raise GraphError("copy.copy of a Tensor may mean two things: copy.deepcopy(x) has memory of its own, x.detach() shares it")
+
+    def __reduce__(self) -> Any:
+        """A pickled Tensor is its array, and whether it is a leaf: the number of a leaf means nothing in another process."""
+        made = self._remade(self.array)                 # refuses a result
+        return _unpickled, (type(self), made.array, made.node is not None), vars_of(self) or None
+
+    def _remade(self, array: Any) -> Tensor:
+        """A Tensor of self's class around `array`, a new leaf where self is one. GraphError for a result, whose graph is not copied."""
+        if not self.is_leaf:
+            raise GraphError(f"{self.node!r} is a result, and its graph cannot be copied; copy x.detach(), or compute it again")
+        return _unpickled(type(self), array, self.node is not None)
+
+    # ── in place ──
+    def _become(self, symbol: str, made: Tensor) -> Tensor:
+        """self after `self symbol= …`, whose value is `made`: what PyTorch's in-place operators do, or a refusal.
+
+        A leaf that requires a gradient is written under no_grad only. Any other Tensor takes the value and the place in the graph
+        of `made`; nothing that was computed from it before changes. GraphError for a view, whose base would have to change as well.
+        """
+        if not isinstance(made, Tensor):
+            return made                                 # NotImplemented
+        said = f"x {symbol}= …: x is"
+        if made.shape != self.shape or made.dtype != self.dtype:
+            raise ShapeError(f"{said} {self.dtype}{list(self.shape)} and the result {made.dtype}{list(made.shape)}; "
+                             f"write x = x {symbol} …")
+        if isinstance(self.node, Leaf):
+            if state.recording:
+                raise GraphError(f"{said} a leaf that requires a gradient; write x = x {symbol} … for a new result, or change "
+                                 "the leaf inside `with minigrad.no_grad():`")
+            self.array[...] = made.array                # in its memory, which others may look into
+            self.changed()
+            return self
+        if backend.of(self.array).owner(self.array) is not self.array and (self.node is None or self.node.op.view):
+            raise GraphError(f"{said} a view, and what it is a view of would not change with it; write x = x {symbol} …")
+        self.array = made.array
+        if state.recording:
+            self.node = made.node
+        return self
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.array.__dlpack__(**options)
@@ -214,7 +279,7 @@ class Tensor:
         return self
 
     def changed(self) -> None:
-        """Say that this leaf's array was written in place."""
+        """Declare that this leaf's array was written in place."""
         if self.node is not None:
             self.node.version += 1
 
@@ -231,16 +296,18 @@ class Tensor:
             seed = self.seed(gradient)
         except MemoryError as error:
             raise backend.explained(error, "backward") or error from None
+
         def add(leaf: Leaf, g: Any, fresh: bool) -> None:
-            if create_graph:
-                leaf.grad = g if leaf.grad is None else leaf.grad + g
-            elif leaf.grad is None:
-                leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
-            elif leaf.grad.node is None:
-                backend.of(g).at(g)
-                leaf.grad = Tensor(backend.of(g).adopt(leaf.grad.array + g))
-            else:
-                leaf.grad = leaf.grad + Tensor(g)
+            with _adding:
+                if create_graph:
+                    leaf.grad = g if leaf.grad is None else leaf.grad + g
+                elif leaf.grad is None:
+                    leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
+                elif leaf.grad.node is None:
+                    backend.of(g).at(g)
+                    leaf.grad.array = backend.of(g).adopt(leaf.grad.array + g)     # the same Tensor, as in PyTorch
+                else:
+                    leaf.grad = leaf.grad + Tensor(g)
             for hook in leaf.hooks:
                 hook()
 
@@ -261,8 +328,8 @@ class Tensor:
             one[...] = 1.0
             return Tensor(one)
         g = gradient
-        if not isinstance(g, Tensor):
-            g = Tensor(here.adopt(g, dtype=None if hasattr(g, "dtype") else self.dtype))
+        if not isinstance(g, Tensor):                   # a copy: the caller may write to theirs while a graph still needs it
+            g = Tensor(here.array(g, dtype=None if hasattr(g, "dtype") else self.dtype))
         if g.shape != self.shape or g.dtype != self.dtype:
             raise ShapeError(f"backward: the gradient is {g.dtype}{list(g.shape)} but the result {self.dtype}{list(self.shape)}")
         if g.device != self.device:
@@ -278,6 +345,18 @@ class Parameter(Tensor):
     def __init__(self, array: Any, requires_grad: bool = True) -> None:
         super().__init__(array.array if isinstance(array, Tensor) else array)
         self.requires_grad_(requires_grad)
+
+
+def vars_of(tensor: Tensor) -> dict[str, Any]:
+    """The attributes that a subclass with a __dict__ of its own has given to `tensor`."""
+    return getattr(tensor, "__dict__", {})
+
+
+def _unpickled(kind: type[Tensor], array: Any, requires_grad: bool) -> Tensor:
+    """A Tensor of class `kind` around `array`; a new leaf of this process where it requires a gradient."""
+    out = kind.__new__(kind)
+    Tensor.__init__(out, array)
+    return out.requires_grad_() if requires_grad else out
 
 
 def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:

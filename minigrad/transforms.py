@@ -11,6 +11,7 @@ from typing import Any
 from . import backend, random
 from .errors import GraphError, ShapeError
 from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
+from .op import unshared
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -55,7 +56,7 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
 
 def vjp(f: Callable[..., Tensor], *primals: Any) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
     """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals. It may be called many times."""
-    y, pull = _vjp(f, primals)
+    y, pull = _vjp(f, list(map(unshared, primals)))
     return y, lambda g: pull(g, True)
 
 
@@ -164,7 +165,7 @@ def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]
     return jacobian(grad(f, argnums), argnums)
 
 
-class _Checkpoint:
+class Checkpoint:
     """A function as one node: its inside is forgotten, and computed again when the walk back comes to it   (reverse.7)."""
 
     variadic = view = False
@@ -181,7 +182,7 @@ class _Checkpoint:
         if not state.recording:
             return out
         nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)
-        saved = (tuple(a.array if isinstance(a, Tensor) else a for a in args), tuple(isinstance(a, Tensor) for a in args), drawn,
+        saved = (tuple(a.array if isinstance(a, Tensor) else unshared(a) for a in args), tuple(isinstance(a, Tensor) for a in args), drawn,
                  [(leaf, leaf.version) for leaf in leaves])
         return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype))
 
@@ -206,4 +207,4 @@ def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor. A leaf
     that was changed between forward and backward, an argument or captured, is a GraphError.
     """
-    return _Checkpoint(f)
+    return Checkpoint(f)

@@ -26,6 +26,8 @@ def _attach() -> None:
     for name, f in binary.items():
         setattr(Tensor, f"__{name}__", lambda a, b, f=f.__call__: f(a, b))
         setattr(Tensor, f"__r{name}__", lambda a, b, f=f.__call__: f(b, a))
+    for name, symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}.items():
+        setattr(Tensor, f"__i{name}__", lambda a, b, f=binary[name], symbol=symbol: a._become(symbol, f(a, b)))
     for name, f in {"eq": e.equal, "ne": e.not_equal, "lt": e.less, "le": e.less_equal, "gt": e.greater, "ge": e.greater_equal}.items():
         setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
     for name, f in {

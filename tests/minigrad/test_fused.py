@@ -399,7 +399,7 @@ def test_float32_errors_are_no_larger_than_pytorchs(name: str):
         xs = [mg.Tensor(a.astype(dtype)).requires_grad_() for a in arrays]
         y = ours(*xs)
         g = rng.standard_normal(y.shape).astype("float32") if g is None else g
-        return [np.asarray(r) for r in (y, *mg.gradients(y, xs, g.astype(dtype)))]
+        return [r.numpy() for r in (y, *mg.gradients(y, xs, g.astype(dtype)))]
 
     def run_theirs() -> list[Any]:
         xs = [torch.tensor(a, requires_grad=True) for a in arrays]

@@ -242,13 +242,13 @@ def test_leaves_fed_by_one_cotangent_do_not_share_it():
     assert g.tolist() == [5.0, 6.0]
 
 
-def test_adding_to_grad_makes_a_new_array():
-    """Who holds .grad of one step still holds that step's numbers after the next."""
+def test_adding_to_grad_keeps_the_tensor_and_makes_a_new_array():
+    """As in PyTorch .grad stays the same Tensor while gradients are added to it; an array taken from it keeps its numbers."""
     x = _leaf([1.0, 2.0])
     (x * 3.0).sum().backward()
-    held = x.grad
+    held, array = x.grad, x.grad.numpy()
     (x * 3.0).sum().backward()
-    assert held.tolist() == [3.0, 3.0] and x.grad.tolist() == [6.0, 6.0]
+    assert held is x.grad and held.tolist() == [6.0, 6.0] and array.tolist() == [3.0, 3.0]
 
 
 def test_asking_twice_for_one_gradient_gives_two_arrays():
