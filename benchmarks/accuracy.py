@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     import platform
 
     from gpt2 import GPT2, GPT2Config
-    from gpt2.cli import Parser, at_least, emit_json
+    from gpt2.cli import Extend, Parser, at_least, comma_separated, emit_json
     from gpt2.errors import UsageError
 
     p = Parser(prog="python -m benchmarks.accuracy", description=__doc__)
@@ -295,13 +295,14 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--rows", type=at_least(1), default=2, metavar="B")
     p.add_argument("--length", type=at_least(1), default=64, metavar="T", help="tokens in a row")
     p.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="batches; rounding is a draw")
-    p.add_argument("--peers", default="torch,jax", help="comma-separated, of torch and jax; what is not installed is left out")
+    p.add_argument("--peers", type=comma_separated, action=Extend, default="torch,jax", metavar="A,B",
+                   help="comma-separated, of torch and jax; what is not installed is left out")
     p.add_argument("--all", action="store_true", help="a line for each tensor, not for each kind")
     p.add_argument("--json", action="store_true", help="the last line of stdout is one JSON document")
     args = p.parse_args(argv)
-    peers = [name for name in args.peers.split(",") if name]
-    if set(peers) - {"torch", "jax"}:
-        p.error(f"argument --peers: {args.peers!r} has others than torch and jax")
+    peers = args.peers
+    if other := sorted(set(peers) - {"torch", "jax"}):
+        p.error(f"argument --peers: {other[0]!r} is neither torch nor jax")
     if args.model is None:
         config = GPT2Config.from_name("gpt2")
         weights = random_weights(config)

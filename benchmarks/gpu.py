@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2.cli import Parser, backend_of, run_command
+from gpt2.cli import Extend, Parser, backend_of, run_command
 from gpt2.errors import UsageError
 
 from . import gpu_parts, gpu_train, report
@@ -152,7 +152,7 @@ def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="for all parts together (default: 10)")
     p.add_argument("--out", default=str(RESULTS), metavar="DIR", help="where DATE-DEVICE-gpu.json and .md go (default: benchmarks/results)")
-    p.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=f"only these, of {', '.join(PARTS)}")
+    p.add_argument("--only", nargs="+", action=Extend, choices=list(PARTS), metavar="PART", help=f"only these, of {', '.join(PARTS)}")
     p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or double: CuPy's manners on a CPU, to see whether it runs")
     p.add_argument("--device", type=int, metavar="N", help="the GPU of this number")
     p.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: a toy in seconds, whose times mean nothing")

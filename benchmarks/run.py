@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.cli import Parser, at_least, run_command
+from gpt2.cli import Extend, Parser, at_least, comma_separated, run_command
 from gpt2.errors import UsageError
 
 from . import agreement, report
@@ -212,9 +212,11 @@ def file_for(path: Path, found: dict[str, Any]) -> Path:
 
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--suite", nargs="+", choices=list(SUITES), default=["cpu", "ops"], help="which rows; cpu and ops when left out")
-    p.add_argument("--row", nargs="+", metavar="NAME", help="only rows whose names begin so")
-    p.add_argument("--peers", metavar="A,B", help=f"only these, of {', '.join(name for name in PEERS if name != US)}; none: minigrad alone")
+    p.add_argument("--suite", nargs="+", action=Extend, choices=list(SUITES), default=["cpu", "ops"],
+                   help="which rows; cpu and ops when left out")
+    p.add_argument("--row", nargs="+", action=Extend, metavar="NAME", help="only rows whose names begin so")
+    p.add_argument("--peers", type=comma_separated, action=Extend, metavar="A,B",
+                   help=f"only these, of {', '.join(name for name in PEERS if name != US)}; none: minigrad alone")
     p.add_argument("--rounds", type=at_least(1), default=7, metavar="N")
     p.add_argument("--size", choices=list(NICKNAMES), help="another model in all rows; tiny for a quick look")
     p.add_argument("--llmc", metavar="DIR", help="a checkout of llm.c with train_gpt2 built")
@@ -249,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     rows = wanted_rows(args, p.error)
-    peers = None if args.peers is None else [name for name in args.peers.split(",") if name not in ("", "none")]
+    peers = None if args.peers is None else [name for name in args.peers if name != "none"]
     for name in peers or []:
         if name not in PEERS:
             p.error(f"argument --peers: no peer {name!r}; there are {', '.join(PEERS)}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import UNSET
+from gpt2.cli import Extend
 from gpt2.experiments import NAMES, experiment
 from gpt2.table import columns, number
 
@@ -103,7 +104,7 @@ def files() -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m docs.laboratory", description=__doc__, allow_abbrev=False)
-    p.add_argument("--run", nargs="*", metavar="NAME", help="measure these experiments anew, or all where none is named")
+    p.add_argument("--run", nargs="*", action=Extend, metavar="NAME", help="measure these experiments anew, or all where none is named")
     args = p.parse_args(argv)
     if args.run is not None:
         command = [sys.executable, "-m", "gpt2.experiments", *(args.run or ["all"]), "--out", str(FOLDER)]

@@ -72,6 +72,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
 
 
+class Extend(argparse.Action):
+    """For a flag that takes a list: each time it is given its values go after those before.
+
+    The first values replace the default: `--suite ops` is ops alone, though the default is cpu and ops.
+    """
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        have = getattr(namespace, self.dest, None)
+        given = [] if have is self.default or not isinstance(have, list) else have
+        setattr(namespace, self.dest, [*given, *values])
+
+
 def add_backend(p: argparse._ActionsContainer) -> None:
     """The flags --backend and --device, for `backend_of`."""
     p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
@@ -121,6 +134,11 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def comma_separated(value: str) -> list[str]:
+    """For `add_argument(type=)`, with action=Extend: the names in "a,b"."""
+    return [name for name in (part.strip() for part in value.split(",")) if name]
 
 
 def text(value: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cli import PRECISIONS, add_backend, at_least, backend_of, floats_of, read_stdin, text
+from .cli import PRECISIONS, Extend, add_backend, at_least, backend_of, floats_of, read_stdin, text
 from .config import PUBLISHED, GPT2Config
 from .errors import MissingError, UsageError
 
@@ -37,7 +37,7 @@ def add_prompt(p: argparse._ActionsContainer) -> None:
     given = p.add_mutually_exclusive_group() if isinstance(p, argparse.ArgumentParser) else p
     given.add_argument("--prompt", type=text, default=EXAMPLE, metavar="TEXT",
                        help=f"what the model reads; - reads stdin (default: {EXAMPLE!r})")
-    given.add_argument("--ids", type=_ids, metavar="I,J,…", help="token ids instead of a text")
+    given.add_argument("--ids", type=_ids, action=Extend, metavar="I,J,…", help="token ids instead of a text")
 
 
 def _ids(value: str) -> list[int]:

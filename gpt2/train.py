@@ -22,7 +22,7 @@ from minigrad.distributed import ProcessGroup, init_process_group
 from minigrad.errors import DistributedError
 
 from . import snapshot
-from .cli import PRECISIONS, Parser, add_backend, at_least, backend_of, run_command
+from .cli import PRECISIONS, Extend, Parser, add_backend, at_least, backend_of, run_command
 from .data import Data, load_data
 from .errors import UsageError
 from .evaluation import total_nll
@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--block-size", type=at_least(1), default=128, help="context, in tokens")
     m.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches")
     m.add_argument("--attn-dropout", type=float, default=0.0, help="of attention weights")
-    m.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters to leave as they are: 'wte.*' 'h.[0-3].*'")
+    m.add_argument("--freeze", nargs="+", action=Extend, default=[], metavar="PATTERN",
+                   help="parameters to leave as they are: 'wte.*' 'h.[0-3].*'")
     o = p.add_argument_group("optimisation")
     o.add_argument("--batch-size", type=at_least(1), default=16)
     o.add_argument("--gradient-accumulation-steps", type=at_least(1), default=1, help="batches for each change of the weights")

@@ -173,7 +173,7 @@ def test_a_missing_peer_is_one_line(capsys, directory, monkeypatch):
 
 
 @pytest.mark.parametrize(("args", "says"), [
-    (["--peers", "tinygrad"], "--peers: 'tinygrad' has others than torch and jax"), (["--repeats", "0"], "0 is less than 1"),
+    (["--peers", "tinygrad"], "--peers: 'tinygrad' is neither torch nor jax"), (["--repeats", "0"], "0 is less than 1"),
     (["--model", "no-such"], "there is no model or directory 'no-such'"), (["--model", "shakespeare", "--length", "9999"], "--length 9999"),
 ])
 def test_bad_flags_are_one_line(args, says):
