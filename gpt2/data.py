@@ -30,7 +30,7 @@ COUNTS = ("characters", "bytes", "words", "documents")
 SHARD = 100_000_000                         # tokens after which a shard is closed
 CHECKED = 1 << 28                           # tokens of a split that are looked at on loading: all, or the ends of each shard
 _HEADER = 4096                              # bytes before the ids: known before what is in them is
-_OURS = re.compile(r"(vocab\.json|merges\.txt|meta\.json|(train|val)-\d{5}(-of-\d{5})?\.safetensors)(\.tmp)?")
+_OURS = re.compile(r"((vocab|added_tokens)\.json|merges\.txt|meta\.json|(train|val)-\d{5}(-of-\d{5})?\.safetensors)(\.tmp)?")
 _CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 
 
@@ -187,8 +187,8 @@ def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]])
         (out / "meta.json").unlink(missing_ok=True)
         for beside, place in places.items():
             beside.replace(place)
-        for stale in set(out.glob("*.safetensors")) - set(places.values()):
-            stale.unlink()
+        for stale in {*out.glob("*.safetensors"), out / "added_tokens.json"} - set(places.values()):
+            stale.unlink(missing_ok=True)
         last.replace(out / "meta.json")
         return meta
     except OSError as error:

@@ -83,9 +83,12 @@ def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
         path = locate(args.model, download=args.download)
         model, home = GPT2.from_pretrained(path, **how), None
     tokenizer = _tokenizer_of(args, home if home in PUBLISHED else path.parent if path.is_file() else path)
-    if tokenizer is not None and tokenizer.n_vocab > model.config.vocab_size:
+    if tokenizer is not None and tokenizer.n_plain > model.config.vocab_size:
         raise MissingError(f"{path}: the tokenizer has {tokenizer.n_vocab} tokens and the model {model.config.vocab_size}; "
                            "they do not belong together")
+    if tokenizer is not None and tokenizer.n_vocab > model.config.vocab_size:
+        warnings.warn(f"{path}: the tokenizer adds ids up to {tokenizer.n_vocab - 1}, and the model has none from "
+                      f"{model.config.vocab_size} on; it cannot read those", stacklevel=2)
     return model, tokenizer
 
 

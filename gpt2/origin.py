@@ -58,7 +58,7 @@ def fitted(config: GPT2Config, args: argparse.Namespace, sources: dict[str, str]
             setattr(args, name, has)
         elif wrong:
             raise UsageError(f"--{name.replace('_', '-')} {asked} does not fit {where}, which has {has}; leave it out")
-    if config.vocab_size != data.meta["vocab_size"]:
+    if config.vocab_size not in (data.meta["vocab_size"], data.tokenizer.n_plain):
         raise UsageError(f"{args.data} has a vocabulary of {data.meta['vocab_size']} ids and {where} one of {config.vocab_size}; "
                          f"prepare the data with --tokenizer {where}")
     return replace(config, embd_pdrop=args.dropout, resid_pdrop=args.dropout, attn_pdrop=args.attn_dropout)
@@ -68,7 +68,8 @@ def same_tokenizer(where: Path, data: Data) -> None:
     """UsageError where the model's directory has another tokenizer than the data."""
     from .tokenizer import load_tokenizer
 
-    if (where / "vocab.json").exists() and (theirs := load_tokenizer(where)).sha256 != data.tokenizer.sha256:
+    here = any((where / name).exists() for name in ("vocab.json", "tokenizer.json"))
+    if here and (theirs := load_tokenizer(where)).sha256 != data.tokenizer.sha256:
         raise UsageError(f"{data.directory} was made with another tokenizer ({data.tokenizer.name}) than {where} has ({theirs.name}); "
                          f"prepare it again with --tokenizer {where}")
 

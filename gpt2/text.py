@@ -98,7 +98,7 @@ def continue_text(
     reason: Any = "length"
     try:
         for step in steps(model, [ids] * num_samples, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow,
-                          lookup=lookup, logprobs=logprobs, vocab=tokenizer.n_vocab, timing=timing):
+                          lookup=lookup, logprobs=logprobs, vocab=min(tokenizer.n_vocab, model.config.vocab_size), timing=timing):
             for row, writer in enumerate(writers):
                 writer.push(step, row)
             if all(writer.done for writer in writers):

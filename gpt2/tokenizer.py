@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
+BESIDE = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")   # read besides vocab.json, merges.txt
 
 # GPT-2's rule for cutting text into words (Radford et al. 2019): contractions; letters, digits or other marks
 # with the space before them; white space, whose last character is left to the word that follows. It gives the
@@ -50,6 +52,8 @@ class Tokenizer:
         self.name: str = encoding.name
         self.n_vocab: int = encoding.n_vocab
         self.eot: int | None = encoding._special_tokens.get(END_OF_TEXT)
+        # added tokens such as <|pad|> may lie beyond a model's table: plain text never holds them
+        self.n_plain: int = max(-1 if self.eot is None else self.eot, *encoding._mergeable_ranks.values()) + 1
 
     @classmethod
     def from_merged(cls, name: str, merged: Iterable[bytes]) -> Tokenizer:
@@ -117,17 +121,24 @@ class Tokenizer:
         return json.dumps(dict(sorted(ids.items(), key=lambda item: item[1]))).encode()
 
     def files(self) -> dict[str, bytes]:
-        """vocab.json and merges.txt as GPT-2's were published, for transformers and `load_tokenizer`."""
+        """vocab.json and merges.txt as GPT-2's were published, for transformers and `load_tokenizer`.
+
+        Special tokens besides <|endoftext|> are in added_tokens.json too: transformers would take them for text.
+        """
         ranks = self.encoding._mergeable_ranks
         merged = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
         merges = [_merge_of(token, ranks) for token in merged]
-        return {"vocab.json": self._vocab_json(), "merges.txt": _merges_txt(merges)}
+        special = {token: i for token, i in self.encoding._special_tokens.items() if token != END_OF_TEXT}
+        added = {"added_tokens.json": json.dumps(special).encode()} if special else {}
+        return {**added, "vocab.json": self._vocab_json(), "merges.txt": _merges_txt(merges)}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write `files` into `directory`, all or none. Raises UsageError where they cannot be written."""
-        if (Path(directory) / "tokenizer.json").exists():
-            raise UsageError(f"{directory} holds a tokenizer.json, which would count instead; remove it first")
-        write_files(directory, self.files())
+        files = self.files()
+        if held := [name for name in BESIDE if name not in files and (Path(directory) / name).exists()]:
+            raise UsageError(f"{directory} holds a {held[0]}, which would count {'instead' if held[0] == BESIDE[0] else 'too'}; "
+                             "remove it first")
+        write_files(directory, files)
 
 
 class StreamDecoder:
@@ -154,8 +165,9 @@ def load_tokenizer(name_or_dir: str | os.PathLike[str], *, download: bool = Fals
     """GPT-2's tokenizer ("gpt2"), or the one in a directory: tokenizer.json, or vocab.json + merges.txt.
 
     "gpt2" is read from tiktoken's cache ($TIKTOKEN_CACHE_DIR); the network is touched only with `download`.
-    A directory's tokenizer.json comes before its other files, as in transformers. Raises MissingError where
-    there is nothing to read, or where it is not a byte-level BPE for which tiktoken gives the same ids.
+    A directory's tokenizer.json comes before its other files, as in transformers, and the tokens that
+    tokenizer_config.json, added_tokens.json or special_tokens_map.json add are special ones. Raises MissingError
+    where there is nothing to read, or where it is not a byte-level BPE for which tiktoken gives the same ids.
     """
     if name_or_dir == "gpt2":
         return Tokenizer.from_merged("gpt2", map(_hidden, _merged(_merge_lines(_gpt2_merges(download)))))
@@ -164,10 +176,12 @@ def load_tokenizer(name_or_dir: str | os.PathLike[str], *, download: bool = Fals
     paths = [directory / "vocab.json", directory / "merges.txt"]
     try:
         if path.is_file():
-            return _build(name, str(path), *_tokenizer_json(path))
+            vocabulary, lines, own = _tokenizer_json(path)
+            return _build(name, str(path), vocabulary, lines, _added_tokens(directory, vocabulary, own))
         if all(path.is_file() for path in paths):
             vocab, merges = (path.read_bytes() for path in paths)
-            return _build(name, str(directory), json.loads(vocab), _merge_lines(merges))
+            vocabulary = json.loads(vocab)
+            return _build(name, str(directory), vocabulary, _merge_lines(merges), _added_tokens(directory, vocabulary, []))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise MissingError(f"the vocabulary in {directory} cannot be read ({why})") from None
@@ -210,7 +224,52 @@ def _fetch(address: str) -> bytes:
     return response.content
 
 
-def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], dict[str, int]]:
+def _added_tokens(directory: Path, vocab: Mapping[str, int], own: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The tokens that the files beside a vocabulary add to it, with the ids that transformers gives them.
+
+    own: those of tokenizer.json. Further ones are in tokenizer_config.json's added_tokens_decoder, or else in
+    added_tokens.json, and any that tokenizer_config.json or special_tokens_map.json names, as pad_token say.
+    transformers keeps the id of a token that the vocabulary has and counts on from the vocabulary's size for the
+    others, whatever id the file gives them. MissingError where that is another id, and for a token that takes the
+    white space around it or whole words alone, which tiktoken cannot do.
+    """
+    config, named = _json_of(directory / "tokenizer_config.json"), _json_of(directory / "special_tokens_map.json")
+    if wrong := [key for key in ("add_bos_token", "add_prefix_space") if config.get(key)]:
+        raise MissingError(f"{directory / 'tokenizer_config.json'} sets {wrong[0]}, which GPT-2's tokenizer does not have; remove it")
+    tokens = [dict(token) for token in own]
+    if "added_tokens_decoder" in config:
+        tokens += [{**token, "id": int(i)} for i, token in config["added_tokens_decoder"].items()]
+    else:
+        tokens += [{"content": content, "id": i} for content, i in _json_of(directory / "added_tokens.json").items()]
+    tokens.sort(key=operator.itemgetter("id"))
+    for source in (named, config):
+        more = [source.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            some = source.get(key) or []
+            more += some.values() if isinstance(some, Mapping) else some
+        tokens += [dict(token) if isinstance(token, Mapping) else {"content": token} for token in more if token]
+    out: dict[str, int] = {}
+    for token in tokens:
+        content = token["content"]
+        if wrong := [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]:
+            raise MissingError(f"{directory}: the added token {content!r} sets {wrong[0]}, which is not supported; set it to false")
+        if content not in out:
+            out[content] = vocab.get(content, max([len(vocab), *(i + 1 for i in out.values())]))
+        if token.get("id", out[content]) != out[content]:
+            raise MissingError(f"{directory}: the added token {content!r} has the id {token['id']}, and transformers would make it "
+                               f"{out[content]}, the next that is free; give it that one")
+    names = sorted({*out, END_OF_TEXT})
+    if twice := [pair for pair in pairwise(names) if pair[1].startswith(pair[0])]:
+        raise MissingError(f"{directory}: the added token {twice[0][1]!r} begins with the added token {twice[0][0]!r}; "
+                           "tiktoken might take either")
+    return out
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], list[dict[str, Any]]]:
     """Vocabulary, merges and added tokens of a tokenizer.json, refused by name if it works unlike GPT-2's."""
     whole = json.loads(path.read_bytes())
     model, cutter, after = (whole.get(key) or {} for key in ("model", "pre_tokenizer", "post_processor"))
@@ -227,9 +286,8 @@ def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], dict[str, in
     }
     if found := [problem for problem, present in problems.items() if present]:
         raise MissingError(f"{path} is no byte-level BPE like GPT-2's: {', '.join(found)}")
-    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return model["vocab"], merges, added
+    return model["vocab"], merges, whole.get("added_tokens") or []
 
 
 def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str],
@@ -265,7 +323,7 @@ def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str
             if merge != (ends := _merge_of(_hidden(token), ranks)):
                 raise MissingError(f"{where}: merge {line} ({merge!r}) is never made, those before it end at"
                                    f" {ends!r}; tiktoken would encode some texts differently")
-    special = {token: ids[token] for token in ids.keys() - {*alphabet, *merged}}
+    special = {token: ids[token] for token in (ids.keys() - {*alphabet, *merged}) | added.keys()}
     if stray := [token for token in special.keys() - added.keys() if not re.fullmatch(r"<.*>|\[.*\]", token)]:
         raise MissingError(f"{where}: no merge makes {min(stray)!r} and {len(stray) - 1} other tokens of the"
                            " vocabulary; are the merges cut short?")

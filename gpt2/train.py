@@ -32,9 +32,10 @@ from .model import GPT2
 from .origin import newest, origin, start
 from .report import Report
 from .settings import as_toml, flags_given, merged, read_settings
+from .tokenizer import BESIDE
 from .trainer import Trainer, rows_of
 
-BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json")
+BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json", *BESIDE)
 ADVICE = "lower --learning-rate or raise --warmup-iters"
 SAMPLED = 100                                           # tokens of a sample
 
@@ -127,7 +128,7 @@ def check(args: argparse.Namespace, group: ProcessGroup) -> None:
 
 def check_out(out: Path) -> None:
     """UsageError for a directory that holds a run already, or cannot be written."""
-    if held := [name for name in (*BEST, "tokenizer.json") if (out / name).exists()] or [p.name for p in snapshot.snapshots(out)]:
+    if held := [name for name in BEST if (out / name).exists()] or [p.name for p in snapshot.snapshots(out)]:
         raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another, or go on with --init-from resume")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:                                                # now, not after hours of training

@@ -21,7 +21,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     rng = np.random.default_rng(lab.seed)
     scores, losses = [], []
     for _ in range(ROWS):
-        once = rng.integers(0, lab.tokenizer.n_vocab - 1, n)
+        once = rng.integers(0, lab.tokenizer.n_plain - 1, n)
         ids = np.concatenate([once, once])
         found = patterns(model, ids.tolist())                                                  # [L, h, 2n, 2n]
         scores.append(np.stack([found[:, :, n + i, i + 1] for i in range(n - 1)]).mean(0))
