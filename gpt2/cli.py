@@ -11,6 +11,7 @@ raises for everything it cannot do.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import os
@@ -152,10 +153,16 @@ def text(value: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of stdin, which must be UTF-8; line ends stay as they are. Raises UsageError where it is not."""
+    """All of stdin, which must be UTF-8; line ends stay as they are, and a byte-order mark is left out with a warning.
+
+    Raises UsageError where it is not.
+    """
     if sys.stdin is None:
         raise UsageError("stdin is closed; pipe text into it or name the text with a flag")
     data = sys.stdin.buffer.read()
+    if data.startswith(codecs.BOM_UTF8):
+        warnings.warn("stdin begins with a byte-order mark, which is left out", stacklevel=2)
+        data = data[len(codecs.BOM_UTF8):]
     try:
         return data.decode()
     except UnicodeDecodeError as error:

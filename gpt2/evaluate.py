@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
                    help="the first three predict a text, and differ in what is said first; the others take their JSONL files")
     p.add_argument("--data", required=True, type=Path, metavar="PATH", help="a text or JSONL file; or a directory of gpt2.prepare, its val")
     add_model(p)
+    p.add_argument("--allow-special", action="store_true", help="<|endoftext|> in a text file is that token (default: it is plain text)")
     p.add_argument("--max-length", type=at_least(1), metavar="N", help="tokens of a window at most (default: the model's context)")
     p.add_argument("--stride", type=at_least(1), metavar="N", help="how far windows move on in what is longer (default: half a window)")
     p.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="windows or endings at a time (default: 8)")
@@ -39,10 +40,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 # ── text ──
-def text_ids(path: Path, tokenizer: Any, name: str) -> Any:
-    """The ids of a file, or of the validation part of prepared data. UsageError where that was made with another tokenizer."""
+def text_ids(path: Path, tokenizer: Any, name: str, allow_special: bool = False) -> Any:
+    """The ids of a file, or of the validation part of prepared data. allow_special: <|endoftext|> in a file is that token.
+
+    UsageError where the data was made with another tokenizer.
+    """
     if not path.is_dir():
-        return np.concatenate([part.ids for part in in_parallel(encode, pieces([path]), 1, "encoding", tokenizer)])
+        return np.concatenate([part.ids for part in in_parallel(encode, pieces([path], allow_special), 1, "encoding", tokenizer)])
     data = load_data(path)
     if data.meta["tokenizer"]["sha256"] != tokenizer.sha256:
         raise UsageError(f"{path} was made with another tokenizer ({data.meta['tokenizer']['name']}) than {name} has ({tokenizer.name}); "
@@ -53,7 +57,7 @@ def text_ids(path: Path, tokenizer: Any, name: str) -> Any:
 def run_text(args: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[dict[str, Any], bool]:
     """The result, and whether Ctrl-C ended it early."""
     window, stride = extent(model, args.max_length, args.stride)
-    ids = text_ids(args.data, tokenizer, args.model)[:args.limit and args.limit + 1]
+    ids = text_ids(args.data, tokenizer, args.model, args.allow_special)[:args.limit and args.limit + 1]
     if len(ids) < 2:
         raise MissingError(f"{args.data} holds {len(ids)} token; the first is not predicted, so there must be 2")
     each = scores(model, text_spans(ids, window, stride), args.batch_size)
@@ -253,6 +257,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not args.data.exists():
         raise MissingError(f"--data {args.data} does not exist")
+    if args.allow_special and (args.data.is_dir() or args.task in ITEMS):
+        raise UsageError(f"--allow-special is about a text file, and --data {args.data} is none; leave it out")
     model, tokenizer = model_of(args)
     run, table = (run_text, text_table) if args.task in TEXT else (run_items, items_table)
     result, cut = run(args, model, tokenizer)

@@ -16,12 +16,14 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 
 def prepare(inputs: Sequence[str | Path], out: str | Path, tokenizer: str = "gpt2", val_fraction: float = 0.1, *,
-            download: bool = False, workers: int = 1) -> dict[str, Any]:
+            download: bool = False, workers: int = 1, allow_special: bool = False) -> dict[str, Any]:
     """Tokenize files, in this order, into the directory `out`; they may be larger than memory.
 
     Text files are put together, without a token that spans two. Of JSONL files (.jsonl, .ndjson) each line is an object whose "text"
-    is a document; <|endoftext|> follows it. The last val_fraction of the characters, in whole documents, is for validation, what is
-    before them for training. tokenizer: "gpt2", a directory, or "train:N" for a BPE of N ids that learns from the training part alone.
+    is a document; <|endoftext|> follows it. allow_special: <|endoftext|> in the text is that token, as tiktoken has it with
+    allowed_special, and ends a document of a text file. The last val_fraction of the characters, in whole documents, is for
+    validation, what is before them for training. tokenizer: "gpt2", a directory, or "train:N" for a BPE of N ids that learns from the
+    training part alone.
     The result depends on neither `workers`, the number of processes, nor on where files are cut for them.
     Returns the contents of meta.json. Raises UsageError or MissingError, with `out` as it was.
     """
@@ -31,9 +33,9 @@ def prepare(inputs: Sequence[str | Path], out: str | Path, tokenizer: str = "gpt
     check_out(out)
     coder = None if tokenizer.startswith("train:") else load_tokenizer(tokenizer, download=download)
     size = _size(tokenizer) if coder is None else 0
-    some = pieces([Path(path) for path in inputs])
-    if some[0].lines and coder is not None and coder.eot is None:
-        raise UsageError(f"--tokenizer {tokenizer} has no <|endoftext|>, which goes between the documents of JSONL files")
+    some = pieces([Path(path) for path in inputs], allow_special)
+    if some[0].documents and coder is not None and coder.eot is None:
+        raise UsageError(f"--tokenizer {tokenizer} has no <|endoftext|>, which goes between documents")
     measured = list(in_parallel(measure, some, workers, "measuring"))
     characters = [counts[0] for counts in measured]
     parts = dict(zip(SPLITS, split_at(some, characters, int(sum(characters) * (1.0 - val_fraction)))))
@@ -67,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="new, empty, or an earlier result")
     p.add_argument("--tokenizer", default="gpt2", metavar="gpt2|train:N|DIR",
                    help="GPT-2's (default), a BPE of N ids learned from the training part, or a directory's")
+    p.add_argument("--allow-special", action="store_true",
+                   help="<|endoftext|> in the text is that token, and ends a document (default: it is plain text)")
     p.add_argument("--val-fraction", type=float, default=0.1, help="share of the characters, at the end")
     p.add_argument("--workers", type=at_least(1), default=processors(), metavar="N", help="processes (default: one for each processor)")
     p.add_argument("--download", action="store_true", help="fetch GPT-2's vocabulary if it is not here")
@@ -76,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    meta = prepare(args.input, args.out, args.tokenizer, args.val_fraction, download=args.download, workers=args.workers)
+    meta = prepare(args.input, args.out, args.tokenizer, args.val_fraction, download=args.download, workers=args.workers,
+                   allow_special=args.allow_special)
     if args.json:
         emit_json(meta)
         return 0

@@ -13,7 +13,8 @@ import numpy as np
 import minigrad as mg
 
 from ..config import GPT2Config
-from ..errors import MissingError
+from ..corpus import encode, in_parallel, pieces
+from ..errors import GPT2Error, MissingError
 from ..locate import locate
 from ..model import GPT2
 from ..tokenizer import load_tokenizer
@@ -71,9 +72,9 @@ class Lab:
         """Ids of --data, or of 64 rows that the model itself writes, from the line's end on, at temperature 1: about 8,000 tokens."""
         if self.data is not None:
             try:
-                return np.array(self.tokenizer.encode(self.data.read_text("utf-8")))
-            except (OSError, UnicodeDecodeError) as error:
-                raise MissingError(f"--data {self.data} cannot be read: {error}") from None
+                return np.concatenate([part.ids for part in in_parallel(encode, pieces([self.data]), 1, "encoding", self.tokenizer)])
+            except GPT2Error as error:
+                raise type(error)(f"--data {error}") from None
         start = self.tokenizer.encode("\n")[-1:]
         rows = self.model.generate([start] * 64, max_new_tokens=min(127, self.model.config.n_positions - 1), seed=self.seed,
                                    eos_token_id=None)

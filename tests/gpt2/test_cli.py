@@ -177,6 +177,13 @@ def test_stdin_is_read_as_it_is(monkeypatch):
     assert read_stdin() == "é\r\n🤗\n"
 
 
+def test_a_byte_order_mark_on_stdin_is_left_out(monkeypatch):
+    """Windows' shells put one before a text; it is no part of a prompt, and a warning says so."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffé".encode())))
+    with pytest.warns(UserWarning, match="stdin begins with a byte-order mark, which is left out"):
+        assert read_stdin() == "é"
+
+
 def test_stdin_that_is_no_text_is_refused(monkeypatch):
     """read_stdin names the first byte that is not UTF-8; a closed stdin is refused too."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc\xffd")))
