@@ -8,7 +8,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .errors import MissingError, UsageError
 from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+GENERATION = "generation_config.json"                   # what transformers' generate() reads; here its eos_token_id alone
 CONFIG_KEY = "gpt2_config"                              # config.json once more, in the header of the weights
 
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
@@ -182,7 +183,7 @@ def _find_config(
     """The configuration, who says it, and what is to be warned of where a part of it is guessed."""
     beside = source.parent / CONFIG
     if beside.exists():
-        return GPT2Config.from_file(beside), str(beside), ""
+        return _with_ends(GPT2Config.from_file(beside), source.parent / GENERATION), str(beside), ""
     if CONFIG_KEY in metadata:
         with contextlib.suppress(ValueError):           # somebody else's; shapes are left
             return GPT2Config.from_dict(json.loads(metadata[CONFIG_KEY])), "its metadata", ""
@@ -212,6 +213,24 @@ def _find_config(
     config = GPT2Config(**fields)
     guessed = f"{beside} is not there; n_head={config.n_head} and all else that shapes do not tell is {name}'s"
     return config, "its other shapes", guessed
+
+
+def _with_ends(config: GPT2Config, path: Path) -> GPT2Config:
+    """The configuration with the eos_token_id of a generation_config.json, which counts where the two differ, as in transformers.
+
+    MissingError where that is not JSON, UsageError for what is no id.
+    """
+    if not path.exists():
+        return config
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        eos = fields.get("eos_token_id")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise MissingError(f"{path} is not a JSON object ({error}); is it truncated?") from None
+    try:
+        return config if eos is None else replace(config, eos_token_id=eos)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_by: str) -> None:

@@ -5,7 +5,9 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+import numbers
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
@@ -61,9 +63,10 @@ class GPT2Config:
 
     n_inner: width of the MLP, None for 4·n_embd. Dropouts are probabilities in [0, 1). Synonyms of an
     activation are replaced by its one name here: gelu_new, gelu or relu. reorder_and_upcast_attn orders the
-    products of fp16 training; it is kept and has no effect.
+    products of fp16 training; it is kept and has no effect. eos_token_id: an id, or several, any of which ends a text.
 
-    Raises UsageError for a value out of range or of the wrong type: no bool or float passes for an integer.
+    NumPy's numbers are taken as Python's. Raises UsageError for a value out of range or of the wrong type: no
+    bool or float passes for an integer.
     """
 
     vocab_size: int = 50257
@@ -83,13 +86,16 @@ class GPT2Config:
     reorder_and_upcast_attn: bool = False
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
+    eos_token_id: int | Sequence[int] | None = 50256
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if not (name == "n_inner" and value is None) and not (_is_int(value) and value > 0):
+            if name == "n_inner" and value is None:
+                continue
+            if (size := as_int(value)) is None or size <= 0:
                 raise UsageError(f"{name} must be a positive integer, is {brief(value)}")
+            object.__setattr__(self, name, size)
         if self.n_embd % self.n_head:
             raise UsageError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -105,11 +111,13 @@ class GPT2Config:
                 raise UsageError(f"{name} must be true or false, is {brief(value)}")
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
+            several = name == "eos_token_id" and isinstance(value, list | tuple) and len(value) > 0
+            ids = [as_int(one) for one in (value if several else [] if value is None else [value])]
             # transformers writes its default 50256 for any vocabulary
-            if value is None or (_is_int(value) and (0 <= value < self.vocab_size or value == 50256)):
-                continue
-            below = f"an id below vocab_size={self.vocab_size}"
-            raise UsageError(f"{name} must be null or {below}, is {brief(value)}")
+            if not all(i is not None and (0 <= i < self.vocab_size or i == 50256) for i in ids):
+                below = f"an id below vocab_size={self.vocab_size}"
+                raise UsageError(f"{name} must be null or {below}, is {brief(value)}")
+            object.__setattr__(self, name, tuple(ids) if len(ids) > 1 else ids[0] if ids else None)
         act = self.activation_function
         if not isinstance(act, str) or act not in ACTIVATION_NAMES:
             known = ", ".join(ACTIVATION_NAMES)
@@ -118,14 +126,15 @@ class GPT2Config:
 
     def _number(self, name: str) -> float:
         """The field as a float, and NaN, which is in no range, where it is no number."""
-        value = getattr(self, name)
-        try:
-            number = float(value) if _is_int(value) or isinstance(value, float) else math.nan
-        except OverflowError:                           # JSON has integers of any length
-            return math.nan
+        number = as_float(getattr(self, name))
         if not math.isnan(number):
             object.__setattr__(self, name, number)
         return number
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids any of which ends a text."""
+        return ids_of(self.eos_token_id)
 
     @classmethod
     def from_name(cls, name: str) -> GPT2Config:
@@ -183,11 +192,38 @@ class GPT2Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a config.json that transformers reads as a GPT2LMHeadModel."""
-        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if isinstance(self.eos_token_id, tuple):
+            fields["eos_token_id"] = list(self.eos_token_id)            # as JSON gives it back
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def as_int(value: Any) -> int | None:
+    """The int that a value is, be it Python's or NumPy's; None for a bool, a float and all else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_float(value: Any) -> float:
+    """The float that a number is, be it Python's or NumPy's; NaN, which is in no range, for a bool and all else."""
+    try:
+        return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except OverflowError:                               # JSON has integers of any length
+        return math.nan
+
+
+def ids_of(eos: Any) -> frozenset[int]:
+    """The ids that an eos_token_id names: one, several, or none where it is None. UsageError for what is no id."""
+    if eos is None:
+        return frozenset()
+    if hasattr(eos, "tolist"):
+        eos = eos.tolist()                              # NumPy's, and a Tensor
+    ids = [as_int(i) for i in (eos if isinstance(eos, list | tuple | set | frozenset) else [eos])]
+    if not ids or None in ids:
+        raise UsageError(f"eos_token_id must be an id, a list of ids, or None, not {brief(eos)}")
+    return frozenset(i for i in ids if i is not None)
 
 
 def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ import minigrad as mg
 from minigrad.fused.packed_linear import FEW
 
 from .cache import KVCache
+from .config import as_int, ids_of
 from .errors import MissingError, UsageError
 from .lookup import Lookup
 from .sampling import BROKEN, SamplingOptions, choose, top_logprobs
@@ -187,6 +188,9 @@ def steps(
     than several products of one row.
     """
     options = options or SamplingOptions()
+    max_new_tokens, seed, lookup, logprobs = (
+        _whole(name, value) for name, value in (("max_new_tokens", max_new_tokens), ("the seed", seed), ("lookup", lookup),
+                                                ("logprobs", logprobs)))
     if overflow not in OVERFLOW:
         raise UsageError(f"overflow must be error or slide, not {overflow!r}")
     if max_new_tokens < 1:
@@ -261,20 +265,24 @@ def generate(
     repetition_penalty: float = 1.0,
     greedy: bool = False,
     seed: int = 0,
-    eos_token_id: int | str | None = "config",
+    eos_token_id: int | Sequence[int] | str | None = "config",
     overflow: str = "error",
     use_cache: bool = True,
     lookup: int = 0,
 ) -> list[list[int]]:
-    """Rows of ids with up to max_new_tokens more each; a row ends after its first eos_token_id.
+    """Rows of ids with up to max_new_tokens more each; a row ends after the first eos_token_id in it.
 
     ids: [B, T], one row, or rows of different lengths. Greedy, or sampled with one draw a row and token from `seed`.
-    eos_token_id: the configuration's unless given; None: no token ends a row. Other options as in `steps`.
+    eos_token_id: an id, or several, any of which ends a row; the configuration's unless given; None: no token does. NumPy's numbers are
+    taken as Python's. Other options as in `steps`. UsageError for an id outside the vocabulary: no row would ever end.
     """
     rows = rows_of(ids)
     options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                               greedy=greedy)
-    eos = model.config.eos_token_id if eos_token_id == "config" else eos_token_id
+    given = not (isinstance(eos_token_id, str) and eos_token_id == "config")
+    ends = ids_of(eos_token_id) if given else model.config.ends
+    if given and (beyond := [i for i in sorted(ends) if not 0 <= i < model.config.vocab_size]):
+        raise UsageError(f"eos_token_id {beyond[0]} is outside the vocabulary 0 … {model.config.vocab_size - 1}")
     done = [False] * len(rows)
     out = [list(row) for row in rows]
     for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow, use_cache=use_cache,
@@ -282,10 +290,16 @@ def generate(
         for i, token in enumerate(step.ids):
             if not done[i]:
                 out[i].append(token)
-                done[i] = token == eos
+                done[i] = token in ends
         if all(done):
             break
     return out
+
+
+def _whole(name: str, value: Any) -> int:
+    if (number := as_int(value)) is None:
+        raise UsageError(f"{name} must be a whole number, not {brief(value)}")
+    return number
 
 
 def rows_of(ids: Any) -> list[list[int]]:

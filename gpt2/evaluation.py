@@ -10,6 +10,7 @@ import numpy as np
 
 import minigrad as mg
 
+from .config import as_int
 from .errors import UsageError
 from .tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ def extent(model: Any, window: int | None = None, stride: int | None = None) -> 
     """The window and the stride that are meant: a model's context, and half a window, unless given. UsageError for what cannot be."""
     context = model.config.n_positions
     window = context if window is None else window
+    if as_int(window) is None or (stride is not None and as_int(stride) is None):
+        raise UsageError(f"the window and the stride must be whole numbers, not {window} and {stride}")
     if not 1 <= window <= context:
         raise UsageError(f"the window must be from 1 to the context of {context}, not {window}")
     stride = max(1, window // 2) if stride is None else stride

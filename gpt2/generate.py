@@ -6,14 +6,14 @@ import sys
 import time
 from typing import Any
 
-from .cli import Parser, at_least, emit_json, read_stdin, run_command, text
-from .errors import UsageError
-from .model_flags import add_model, model_of
+from .cli import Parser, at_least, emit_json, run_command, text
+from .errors import MissingError, UsageError
+from .model_flags import add_model, add_prompt, model_of, prompt_ids
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.generate", description=__doc__)
-    p.add_argument("--prompt", type=text, default="\n", metavar="TEXT", help="what to continue; - reads stdin (default: a new line)")
+    add_prompt(p, "\n", "what to continue; - reads stdin; '' starts from <|endoftext|> (default: a new line)")
     add_model(p)
     p.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="(default: 100, or as many as the context has room for)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer, above 1: wilder, 0: greedy")
@@ -53,9 +53,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--stop needs a text that is not empty")
     if args.lookup and args.num_samples > 1:
         raise UsageError(f"--lookup guesses for one sample, and --num-samples is {args.num_samples}; leave out one of the two")
-    prompt = read_stdin() if args.prompt == "-" else args.prompt
-    if not prompt:
-        raise UsageError("the prompt is empty; give --prompt TEXT, or text on stdin with --prompt -")
 
     from .decode import Timing
     from .sampling import SamplingOptions
@@ -64,8 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)
     model, tokenizer = model_of(args)
-    prompt_tokens = len(tokenizer.encode(prompt))
-    room = max(1, model.config.n_positions + 1 - prompt_tokens)         # the last new token is not read
+    if tokenizer is None:
+        raise MissingError(f"{args.model} has no tokenizer to write text with; put its vocab.json and merges.txt there")
+    ids = prompt_ids(args, tokenizer, unconditional=True)
+    stream = tokenizer.stream()
+    # <|endoftext|> that nobody typed is not printed, as OpenAI's generate_unconditional_samples leaves it out
+    prompt = "" if args.ids is None and args.prompt == "" else "".join(map(stream.push, ids))
+    room = max(1, model.config.n_positions + 1 - len(ids))              # the last new token is not read
     loaded = time.perf_counter() - started
     streaming = args.num_samples == 1 and not (args.no_stream or args.json)
     ahead = [prompt]                                    # printed with the first text, once nothing can be refused any more
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     samples = continue_text(
         model,
         tokenizer,
-        prompt,
+        ids,
         max_new_tokens=args.max_new_tokens or (min(100, room) if args.overflow == "error" else 100),
         num_samples=args.num_samples,
         options=options,
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     names = dict(model.named_parameters())
     weights = sum(p.array.nbytes for p in names.values()) - names["wpe.weight"].array.nbytes
     each = took.decode / took.tokens if took.tokens else 0.0
-    timing = {"load_seconds": loaded, "prompt_tokens": prompt_tokens, "prefill_seconds": took.prefill,
+    timing = {"load_seconds": loaded, "prompt_tokens": len(ids), "prefill_seconds": took.prefill,
               "ms_per_token": 1e3 * each, "tokens_per_second": args.num_samples / each if each else 0.0,
               "weights_gb_per_second": weights * took.passes / took.decode / 1e9 if each else 0.0, "kv_mb": took.kv_bytes / 1e6,
               "passes": took.passes, "tokens_per_pass": took.tokens / took.passes if took.passes else 0.0,
@@ -109,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
                 "backend": model.where["device"],
                 "dtype": model.where["dtype"],
                 "prompt": prompt,
+                **({} if args.ids is None else {"ids": ids}),
                 "samples": [
                     {
                         "text": s.text,

@@ -32,12 +32,13 @@ def add_model(p: argparse._ActionsContainer) -> None:
                    help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
 
 
-def add_prompt(p: argparse._ActionsContainer) -> None:
-    """The flags --prompt and --ids, for `prompt_ids`."""
-    given = p.add_mutually_exclusive_group() if isinstance(p, argparse.ArgumentParser) else p
-    given.add_argument("--prompt", type=text, default=EXAMPLE, metavar="TEXT",
-                       help=f"what the model reads; - reads stdin (default: {EXAMPLE!r})")
+def add_prompt(p: argparse.ArgumentParser, default: str = EXAMPLE,
+               what: str = f"what the model reads; - reads stdin (default: {EXAMPLE!r})") -> None:
+    """The flags --prompt, --ids and --allow-special, for `prompt_ids`."""
+    given = p.add_mutually_exclusive_group()
+    given.add_argument("--prompt", type=text, default=default, metavar="TEXT", help=what)
     given.add_argument("--ids", type=_ids, action=Extend, metavar="I,J,…", help="token ids instead of a text")
+    p.add_argument("--allow-special", action="store_true", help="<|endoftext|> in --prompt is that token (default: it is plain text)")
 
 
 def _ids(value: str) -> list[int]:
@@ -103,15 +104,25 @@ def _tokenizer_of(args: argparse.Namespace, home: Any) -> Any:
         return None
 
 
-def prompt_ids(args: argparse.Namespace, tokenizer: Any, context: int) -> list[int]:
-    """The ids [T] that --prompt or --ids names. UsageError where there are none, or more than the context has room for."""
+def prompt_ids(args: argparse.Namespace, tokenizer: Any, context: int | None = None, unconditional: bool = False) -> list[int]:
+    """The ids [T] that --prompt or --ids names. UsageError where there are none, or more than the context has room for.
+
+    unconditional: an empty --prompt is <|endoftext|>, what OpenAI's samples without a prompt begin with.
+    """
+    if args.ids is not None and args.allow_special:
+        raise UsageError("--allow-special is about the text of --prompt, and --ids are ids already; leave it out")
     if args.ids is not None:
         ids = args.ids
+    elif unconditional and args.prompt == "":
+        if tokenizer.eot is None:
+            raise UsageError("the prompt is empty, and this tokenizer has no <|endoftext|> to start from; give --prompt TEXT or --ids")
+        ids = [tokenizer.eot]
     else:
-        ids = tokenizer.encode(read_stdin() if args.prompt == "-" else args.prompt)
+        ids = tokenizer.encode(read_stdin() if args.prompt == "-" else args.prompt, allow_special=args.allow_special)
     if not ids:
-        raise UsageError("the prompt is empty; give it a token at least")
-    if len(ids) > context:
+        raise UsageError("the prompt is empty; give " + ("--prompt TEXT, or text on stdin with --prompt -" if unconditional
+                                                         else "it a token at least"))
+    if context is not None and len(ids) > context:
         raise UsageError(f"the prompt has {len(ids)} tokens, and the model's context is {context}")
     return list(ids)
 

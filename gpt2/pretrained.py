@@ -11,7 +11,7 @@ import minigrad as mg
 from minigrad import nn
 from minigrad.fused.packed_linear import FEW
 
-from .config import GPT2Config
+from .config import GPT2Config, as_int
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ class PretrainedModel(nn.Module):
         here, number = mg.backend.get(self.where["device"])
         own = dict(self.named_parameters())
         if parameters is None:
+            if (start := as_int(seed)) is None:
+                raise UsageError(f"the seed must be a whole number, not {seed!r}")
             for i, (name, p) in enumerate(own.items()):
-                p.assign(self._initial(name, p.shape, mg.random.fold_in(mg.random.key(seed), i)))
+                p.assign(self._initial(name, p.shape, mg.random.fold_in(mg.random.key(start), i)))
         else:
             if own.keys() != parameters.keys():
                 missing, unexpected = sorted(own.keys() - parameters.keys()), sorted(parameters.keys() - own.keys())

@@ -6,11 +6,13 @@ generator, `np.random.Generator(np.random.PCG64(seed))`, and draws one uniform n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .config import as_float, as_int
 from .errors import MissingError, UsageError
 
 BROKEN = "logits are NaN or infinite; the weights hold NaN, or they overflow this dtype"
@@ -24,7 +26,8 @@ class SamplingOptions:
     temperature: logits are divided by it; 0 is greedy. top_k: keep the k highest (Fan et al. 2018). top_p:
     keep the nucleus, the fewest tokens whose probabilities reach p (Holtzman et al. 2019). min_p: keep what
     has at least min_p times the highest probability (Nguyen et al. 2024). repetition_penalty: for tokens seen
-    before; 1 is none (Keskar et al. 2019). greedy: the highest logit, the lowest id among equals.
+    before; 1 is none (Keskar et al. 2019). greedy: the highest logit, the lowest id among equals. NumPy's numbers
+    are taken as Python's.
     """
 
     temperature: float = 1.0
@@ -35,16 +38,21 @@ class SamplingOptions:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        bounds = [
-            ("temperature", 0.0 <= self.temperature < math.inf, "a finite number from 0 on (0 is greedy)"),
-            ("top-k", self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1), "1 or more"),
-            ("top-p", self.top_p is None or 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            ("min-p", self.min_p is None or 0.0 <= self.min_p <= 1.0, "from 0 to 1"),
-            ("repetition-penalty", 0.0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+        bounds: list[tuple[str, Callable[[Any], Any], Callable[[Any], bool], str]] = [
+            ("temperature", as_float, lambda x: 0.0 <= x < math.inf, "a finite number from 0 on (0 is greedy)"),
+            ("top_k", as_int, lambda k: k is not None and k >= 1, "1 or more"),
+            ("top_p", as_float, lambda p: 0.0 < p <= 1.0, "above 0 and at most 1"),
+            ("min_p", as_float, lambda p: 0.0 <= p <= 1.0, "from 0 to 1"),
+            ("repetition_penalty", as_float, lambda x: 0.0 < x < math.inf, "a finite number above 0"),
+            ("greedy", lambda x: bool(x) if isinstance(x, bool | np.bool_) else None, lambda x: x is not None, "True or False"),
         ]
-        for flag, good, wanted in bounds:
-            if not good:
-                raise UsageError(f"--{flag} must be {wanted}, not {getattr(self, flag.replace('-', '_'))}")
+        for name, read, good, wanted in bounds:
+            if (value := getattr(self, name)) is None and name in ("top_k", "top_p", "min_p"):
+                continue
+            if not good(number := read(value)):
+                wanted = "a whole number" if name == "top_k" and number is None else wanted
+                raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+            object.__setattr__(self, name, number)
 
     @property
     def is_greedy(self) -> bool:

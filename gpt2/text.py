@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .config import ids_of
 from .decode import Step, Timing, steps
 from .sampling import SamplingOptions
 
@@ -29,8 +30,9 @@ class Sample:
 class _Writer:
     """Turns one row's tokens into text; holds back what may be the beginning of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None, emit: Callable[[str], None]) -> None:
-        self.sample, self.stream, self.stop, self.eos, self.emit = Sample(), tokenizer.stream(), stop, eos, emit
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: Any, emit: Callable[[str], None]) -> None:
+        self.sample, self.stream, self.stop, self.emit = Sample(), tokenizer.stream(), stop, emit
+        self.ends = ids_of(eos)
         self.held, self.done = "", False
 
     def push(self, step: Step, row: int) -> None:
@@ -40,7 +42,7 @@ class _Writer:
         if step.top:
             self.sample.logprobs.append(step.top[row])
         self.sample.tokens.append(token)
-        if token == self.eos:
+        if token in self.ends:
             self.finish("eos")
             return
         self.write(self.stream.push(token))
@@ -73,7 +75,7 @@ class _Writer:
 def continue_text(
     model: PretrainedModel,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int,
     num_samples: int = 1,
@@ -88,13 +90,16 @@ def continue_text(
 ) -> list[Sample]:
     """`num_samples` continuations of a prompt, drawn as one batch. emit(row, text) is called with whole characters as they come.
 
-    A row ends at the model's end-of-text token, at the first of the `stop` strings to be complete (of those that end at
+    prompt: a text, or ids; a character that ids begin and do not end is the samples' first.
+    A row ends at one of the model's end-of-text tokens, at the first of the `stop` strings to be complete (of those that end at
     one character, the longest), or after max_new_tokens. Ids that the tokenizer does not have are never drawn. On Ctrl-C
     what there is so far is returned with finish_reason "interrupted".
     """
-    ids = tokenizer.encode(prompt)
-    eos = model.config.eos_token_id
-    writers = [_Writer(tokenizer, stop, eos, lambda text, row=row: emit(row, text)) for row in range(num_samples)]   # type: ignore[misc]
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    writers = [_Writer(tokenizer, stop, model.config.eos_token_id, lambda text, row=row: emit(row, text)) for row in range(num_samples)]   # type: ignore[misc]
+    for writer in writers if not isinstance(prompt, str) else []:
+        for token in ids:
+            writer.stream.push(token)
     reason: Any = "length"
     try:
         for step in steps(model, [ids] * num_samples, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow,

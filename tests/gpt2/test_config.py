@@ -202,7 +202,7 @@ _BAD = {
     "tie_word_embeddings": [None, 1, "False"],
     "activation_function": [None, 3, ["gelu"], "", "GELU"],
     "bos_token_id": [-1, 50257, 50256.0, True, [1]],
-    "eos_token_id": [50258, "0", [50256], -1],
+    "eos_token_id": [50258, "0", [], [50256, -1], [True], [1.0], [[1]], -1],
 }
 
 

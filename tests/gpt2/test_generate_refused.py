@@ -17,7 +17,7 @@ from minigrad.testing import double
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--prompt", ""], "the prompt is empty"),
+    (["--ids", ""], "the prompt is empty"),
     (["--stop", ""], "--stop needs a text"),
     (["--temperature", "-1"], "--temperature must be a finite number from 0 on (0 is greedy), not -1.0"),
     (["--temperature", "nan"], "--temperature must be"),
