@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import backend
+from . import axes, backend
 from .backend import known
 from .backend.base import FLOATS, Backend, Saved
 from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
@@ -104,6 +104,8 @@ class Op:
         self.args = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
         self.required = len([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty])
         self.settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.whole = tuple(n for n in self.settings if n in axes.NAMES)
+        self.some = () if "ndim" in self.settings else ("axis",)        # of which one at least is meant; expand may be told none
         self.rules = {arg: Rule(f, f"{self.name}/{arg}") for arg, f in rules.items()}
         self.joint = Rule(joint, f"{self.name}/joint") if joint else None
         self.differentiable = tuple(i for i, a in enumerate(self.args) if a in self.rules or (joint and a in joint_args(joint, self)))
@@ -130,6 +132,9 @@ class Op:
             if not settings.keys() <= self.settings.keys():
                 args, settings = self._bind(args, settings)
             settings = {**self.settings, **settings}
+            for name in self.whole:
+                if type(settings[name]) is not int:
+                    settings[name] = axes.whole(settings[name], f"{self.shown}: {name}", some=name in self.some)
         arrays: list[Any] = []
         nodes: list[Node | None] = []
         here: Any = None

@@ -21,8 +21,6 @@ class Tensor:
     """
 
     __slots__ = ("array", "node", "__weakref__")
-    __array_ufunc__ = None                              # NumPy must defer to our operators, never iterate over us
-    __array_priority__ = 1000
 
     def __init__(self, array: Any, node: Node | None = None) -> None:
         self.array, self.node = array, node

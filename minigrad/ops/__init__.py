@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..tensor import Tensor
-from . import elementwise, index, linalg, reduce, shape
+from . import elementwise, index, linalg, numpy_protocol, reduce, shape
 
 
 def _index(key: Any) -> Any:
@@ -16,7 +16,7 @@ def _index(key: Any) -> Any:
 
 def _axes(axes: tuple[Any, ...]) -> Any:
     """Sizes or axes given one by one or as one sequence."""
-    return tuple(axes[0]) if len(axes) == 1 and not isinstance(axes[0], int) else axes
+    return axes[0] if len(axes) == 1 and getattr(axes[0], "__len__", None) and getattr(axes[0], "ndim", 1) else axes
 
 
 def _attach() -> None:
@@ -73,3 +73,4 @@ def _attach() -> None:
 
 
 _attach()
+numpy_protocol.attach()

@@ -4,6 +4,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..axes import whole
+from ..errors import ShapeError
 from ..op import op
 from .elementwise import astype, exp
 from .shape import broadcast_to, expand, permute, place, reshape, split
@@ -82,8 +84,11 @@ def logsumexp(xp, x, *, axis=None, keepdims=False):
 def prod(x: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
     """Π x, as a tree of products of halves: right in every derivative, zeros included (out/x would not be)."""
     ndim = x.ndim
+    axis = whole(axis, "prod: axis", some=True)
     given = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     axes = tuple(place(a, ndim, "prod") for a in given)
+    if len(set(axes)) < len(axes):
+        raise ShapeError(f"prod: axis={axis} names an axis of {x.dtype}{list(x.shape)} twice")
     rest = tuple(i for i in range(ndim) if i not in axes)
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     n = count(x.shape, axes)

@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 from .. import backend
+from ..axes import index
 from ..errors import ShapeError
 from ..op import op
 from ..tensor import Tensor
@@ -13,6 +14,7 @@ from ..tensor import Tensor
 
 def place(axis: int, ndim: int, what: str) -> int:
     """`axis` of `ndim` counted from the first. ShapeError, on behalf of `what`, where there is no such axis."""
+    axis = index(axis, f"{what}: axis")
     if not -ndim <= axis < ndim:
         raise ShapeError(f"{what}: there is no axis {axis} among {ndim}")
     return axis % ndim
@@ -79,7 +81,7 @@ def sum_to(xp, x, *, shape):
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
 def expand(xp, x, *, axis, ndim):
     """x with the reduced axes put back with size 1, so that it broadcasts against what was reduced. axis None: all."""
-    axes = range(ndim) if axis is None else [a % ndim for a in ((axis,) if isinstance(axis, int) else axis)]
+    axes = range(ndim) if axis is None else [a % ndim for a in ((axis,) if type(axis) is int else axis)]
     sizes = iter(x.shape)
     return xp.reshape(x, tuple(1 if i in axes else next(sizes) for i in range(ndim)))
 
