@@ -227,7 +227,8 @@ def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], dat
 def agree(trainer: Trainer) -> None:
     """DistributedError where the processes have not the same weights, to the bit."""
     if trainer.group.world_size > 1 and not trainer.group.same(trainer.model.parameters()):
-        raise DistributedError(f"the weights of the processes differ after step {trainer.done}: are their machines and files the same?")
+        raise trainer.group.met_by_all(DistributedError(
+            f"the weights of the processes differ after step {trainer.done}: are their machines and files the same?"))
 
 
 def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
@@ -245,7 +246,7 @@ def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str
         stopping = stop.agreed(trainer.group)
         done, last = trainer.done, trainer.done == args.max_iters
         if done % args.log_interval == 0 or last or (step.changed and not math.isfinite(step.norm)):
-            healthy(report.losses(), done)
+            healthy(report.losses(), done, trainer.group)
             record["train_loss"] = report.line(step)
         if done % args.eval_interval == 0 or last:
             evaluate(args, data, trainer, record, report, limit)
@@ -257,18 +258,19 @@ def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str
             save(args, trainer, record, data, report)
 
 
-def healthy(losses: list[float], done: int) -> None:
-    """UsageError where one of the last losses is NaN or infinite."""
+def healthy(losses: list[float], done: int, group: ProcessGroup) -> None:
+    """UsageError where one of the last losses, which all processes have, is NaN or infinite."""
     bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
     if bad is not None:
-        raise UsageError(f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}, or find the op with --debug-nan")
+        raise group.met_by_all(UsageError(
+            f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}, or find the op with --debug-nan"))
 
 
 def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, limit: int | None) -> None:
     """The validation loss; the best model so far is saved."""
     val, done = validate(trainer.model, data, trainer.group, limit), trainer.done
     if not math.isfinite(val["nats_per_char"]):
-        raise UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}")
+        raise trainer.group.met_by_all(UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}"))
     record["history"].append({"step": done, **val})
     report.val = val["nats_per_token"]
     report.say(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)")

@@ -15,6 +15,7 @@ import contextlib
 import math
 import os
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,8 @@ from .tensor import Tensor
 
 BUCKET = 25 << 20                                       # bytes
 GRACE = 2.0                                             # seconds in which the others may meet the same error by themselves
-PASSING_ON = 0.3                                        # seconds for what was written last to come through mpiexec
+PASSING_ON = 0.3                                        # seconds for mpiexec to print what it has read
+READ = 10.0                                             # seconds at most for mpiexec to read what was written last
 
 
 class ProcessGroup:
@@ -37,6 +39,7 @@ class ProcessGroup:
     """
 
     rank, world_size, local_rank = 0, 1, 0
+    known: BaseException | None = None                  # an error that all have met: each ends by itself
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """What each process gave, by rank. Every process must call it."""
@@ -76,17 +79,29 @@ class ProcessGroup:
         first = next((rank for rank, found in enumerate(said) if found is not None), None)
         if first is None:
             return result
-        if self.rank == 0:
-            raise error or DistributedError(f"rank {first}: {said[first][0]}", said[first][1])
-        raise SystemExit(said[first][1])
+        told = DistributedError(f"rank {first}: {said[first][0]}", said[first][1])
+        raise self.met_by_all(error if self.rank == 0 and error else told)
+
+    def met_by_all(self, error: Exception) -> BaseException:
+        """What to raise for an error that every process meets at the same place: process 0 says it, all others end without a word.
+
+        Nobody waits for anybody, so however late process 0 is, it is said once.
+        """
+        if self.rank:
+            return SystemExit(_code(error))
+        self.known = error
+        return error
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """An error inside the block, of which the others may know nothing, ends them all once this process has said what it is."""
+        """An error inside the block, of which the others may know nothing, ends them all once this process has said what it is.
+
+        One that is `met_by_all` ends each by itself.
+        """
         try:
             yield
         except BaseException as error:
-            if self.world_size == 1 or isinstance(error, SystemExit):
+            if self.world_size == 1 or isinstance(error, SystemExit) or error is self.known:
                 raise
             code = _code(error)
             if self.rank:
@@ -150,7 +165,8 @@ class MPIGroup(ProcessGroup):
             request.Test()                              # an MPI without a thread of its own works only while it is called
 
     def abort(self, code: int) -> None:
-        time.sleep(PASSING_ON)                          # on a busy machine mpiexec drops what it has not passed on by then
+        until_read(1, 2)                                # mpiexec drops what it has not read and printed by then
+        time.sleep(PASSING_ON)
         self.comm.Abort(code)
 
 
@@ -188,6 +204,24 @@ def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
 def aware() -> bool:
     """Whether the environment says that the MPI takes memory of GPUs (MPICH's and Open MPI's variables)."""
     return os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1" or os.environ.get("OMPI_MCA_opal_cuda_support", "").lower() in ("1", "true")
+
+
+def until_read(*pipes: int, seconds: float = READ) -> None:
+    """Wait until somebody has read all that was written into these pipes (their descriptors), or for so many seconds.
+
+    What is not a pipe, and a system that does not tell how much is unread, is not waited for.
+    """
+    try:
+        import fcntl
+        import termios
+    except ImportError:                                 # Windows
+        return
+    until = time.monotonic() + seconds
+    for pipe in pipes:
+        with contextlib.suppress(OSError):
+            while (stat.S_ISFIFO(os.fstat(pipe).st_mode) and any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+                   and time.monotonic() < until):
+                time.sleep(0.01)
 
 
 def _code(error: BaseException) -> int:

@@ -7,10 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from mpi import mpiexec
 from safetensors.numpy import load_file
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
@@ -19,8 +19,6 @@ from gpt2.snapshot import snapshots
 from gpt2.train import parser
 from gpt2.trainer import Trainer
 from minigrad.distributed import ProcessGroup
-
-pytest.importorskip("mpi4py", reason="mpi4py is not installed; pip install '.[mpi]'")
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--warmup-iters", "3",
          "--learning-rate", "0.01", "--backend", "numpy"]
@@ -39,7 +37,7 @@ def data(tmp_path_factory):
 def start(data):
     """Start training in n processes (0: without mpiexec)."""
     def start(n, out, *flags, body=None):
-        before, kind = (["mpiexec", "-n", str(n)], ["--distributed", "mpi"]) if n else ([], [])
+        before, kind = (mpiexec(n), ["--distributed", "mpi"]) if n else ([], [])
         program = ["-m", "gpt2.train"] if body is None else ["-c", BROKEN.format(body)]
         command = [*before, sys.executable, *program, *SMALL, "--data", str(data), "--out-dir", str(out), *kind, *map(str, flags)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -153,10 +151,9 @@ def told(self):
         os.kill(os.getpid(), 9)
     return step(self)
 tr.Trainer.step = told""")
-    begun = time.monotonic()
     code, *printed = ended(process)
     err = "".join(printed)
-    assert code != 0 and re.search(r"(?i)killed|terminat|signal", err) and time.monotonic() - begun < 60
+    assert code != 0 and re.search(r"(?i)killed|terminat|signal", err)
     assert snapshots(tmp_path / "out")[-1].name == "checkpoint-10"
     assert run(2, tmp_path / "out", "--init-from", "resume", "--max-iters", 12)[0] == 0
 
@@ -188,9 +185,8 @@ snapshot.save = full""", 1, "gpt2.train: no space left"),
 ], ids=["rank 1", "other weights", "a full disk"])
 def test_what_happens_to_one_ends_both(run, tmp_path, body, code, line):
     """One line says what it was and in which process, and the last checkpoint is there."""
-    begun = time.monotonic()
     ended, out, err = run(2, tmp_path / "out", "--max-iters", 100000, "--save-every", 5, "--eval-interval", 50000, body=body)
-    assert (ended, out, own(err)) == (code, "", [line]) and time.monotonic() - begun < 60
+    assert (ended, out, own(err)) == (code, "", [line])
     assert snapshots(tmp_path / "out")[-1].name == "checkpoint-5"
 
 
@@ -198,13 +194,43 @@ def test_what_both_find_wrong_is_said_once(run, tmp_path):
     """A NaN that all see, rows that cannot be shared out, and settings that are wrong: one line, and nothing is left."""
     code, out, err = run(2, tmp_path / "out", "--learning-rate", "1e30", "--grad-clip", 0, "--max-iters", 50, "--log-interval", 1)
     assert (code, out) == (2, "")
-    assert [line for line in own(err) if "warning" not in line] == [next(line for line in own(err) if "the loss became" in line)]
+    (line,) = (line for line in own(err) if "warning" not in line)
+    assert line.startswith("gpt2.train: the loss became")
     code, out, err = run(3, tmp_path / "no")
     assert (code, out, err) == (2, "", "gpt2.train: 4 rows a step (--batch-size 4 × --gradient-accumulation-steps 1) cannot be shared out "
                                        "evenly over 3 processes\n")
     code, out, err = run(2, tmp_path / "no", "--distributed", "nccl")
     assert (code, out, err) == (1, "", "gpt2.train: NCCL sums on GPUs, and numpy has none; choose mpi\n")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("flags, body, line", [
+    (["--learning-rate", "1e30", "--grad-clip", 0, "--log-interval", 1], "", "the loss became"),
+    ([], "t.validate = lambda *_: {'nats_per_char': float('nan')}", "the validation loss became nan at step 2"),
+    ([], """
+step = tr.Trainer.step
+def other(self):
+    if self.group.rank:
+        p = next(self.model.parameters())
+        p.assign(p.array + 1e-6)
+    return step(self)
+tr.Trainer.step = other""", "the weights of the processes differ after step 2"),
+], ids=["loss", "validation loss", "weights"])
+def test_it_is_said_once_however_late_the_first_process_is(run, tmp_path, flags, body, line):
+    """Process 0 has a picture to draw before it says what all have met; meanwhile no other says it, or ends it."""
+    late = f"""{body}
+import time
+from gpt2.report import Report
+from minigrad.distributed import GRACE
+def slow(self, close=Report.close):
+    if self.tells:
+        time.sleep(GRACE + 1.5)
+    close(self)
+Report.close = slow"""
+    code, out, err = run(2, tmp_path / "out", "--max-iters", 50, "--eval-interval", 2, *flags, body=late)
+    assert out == "" and code in (1, 2)
+    (said,) = (one for one in own(err) if "warning" not in one)
+    assert said.startswith(f"gpt2.train: {line}")
 
 
 def test_what_two_need(run, tmp_path):

@@ -1,9 +1,11 @@
 """Hooks that a backward calls as it goes, gradients that become their mean over processes, and errors of one among several."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mpi import mpiexec
 
 import minigrad as mg
 from minigrad import distributed
@@ -317,9 +320,31 @@ def test_an_error_that_the_others_know_nothing_of(monkeypatch):
     ends.clear()
     assert [type(e) for e in on_threads(2, work(KeyboardInterrupt()))] == [KeyboardInterrupt] * 2 and {c for _, c in ends} == {130}
     ends.clear()
+    first, other = on_threads(2, lambda group: work(group.met_by_all(BackendUnavailable("no GPU")))(group))
+    assert isinstance(first, BackendUnavailable) and (type(other), other.code) == (SystemExit, 4) and not ends    # each by itself
     on_threads(2, work(SystemExit(3)))
     on_threads(1, work(OSError("disk")))
     assert not ends
+
+
+def test_what_was_written_last_is_waited_for():
+    """until_read comes back once the other end of a pipe has read all, does not wait for what is no pipe, and not for ever."""
+    out, into = os.pipe()
+    try:
+        os.write(into, b"the last words")
+        reader = threading.Timer(0.5, os.read, (out, 99))
+        begun = time.monotonic()
+        reader.start()
+        distributed.until_read(into, seconds=30)
+        assert 0.4 < time.monotonic() - begun
+        reader.join()
+        os.write(into, b"nobody reads this")
+        distributed.until_read(into, seconds=0.05)
+        with open(os.devnull, "w") as file:
+            distributed.until_read(file.fileno(), 12345, seconds=30)
+    finally:
+        os.close(out)
+        os.close(into)
 
 
 def test_kinds_of_groups(monkeypatch):
@@ -420,10 +445,26 @@ except BaseException as error:
 """
 
 
+def test_mpiexec_is_found_beside_the_python_that_runs(monkeypatch, tmp_path):
+    """An environment that is not activated is not on PATH; its mpiexec is still the one that its mpi4py belongs to."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed; pip install '.[mpi]'")
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mpiexec").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "mpiexec").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "here" / "python"))
+    assert mpiexec(2) == [str(tmp_path / "here" / "mpiexec"), "-n", "2"]
+    (tmp_path / "here" / "mpiexec").unlink()
+    assert mpiexec(2) == [str(tmp_path / "elsewhere" / "mpiexec"), "-n", "2"]
+    (tmp_path / "elsewhere" / "mpiexec").unlink()
+    with pytest.raises(pytest.skip.Exception, match="mpiexec is not there"):
+        mpiexec(2)
+
+
 def test_two_processes():
     """Under mpiexec two processes have the mean of their gradients, know whether they agree, and hear of each other's errors."""
-    pytest.importorskip("mpi4py", reason="mpi4py is not installed; pip install '.[mpi]'")
-    done = subprocess.run(["mpiexec", "-n", "2", sys.executable, "-c", PROCESSES], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*mpiexec(2), sys.executable, "-c", PROCESSES], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["DistributedError rank 1: integer division or modulo by zero", "SystemExit 1"]
 
