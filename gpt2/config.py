@@ -62,8 +62,9 @@ class GPT2Config:
     """Sizes and switches of a GPT-2 under the names and with the defaults of transformers' GPT2Config.
 
     n_inner: width of the MLP, None for 4·n_embd. Dropouts are probabilities in [0, 1). Synonyms of an
-    activation are replaced by its one name here: gelu_new, gelu or relu. reorder_and_upcast_attn orders the
-    products of fp16 training; it is kept and has no effect. eos_token_id: an id, or several, any of which ends a text.
+    activation are replaced by its one name here: gelu_new, gelu or relu. reorder_and_upcast_attn asks for
+    float32 scores, scaled before they can overflow, where a model has 16 bits: here they are so with it and without.
+    eos_token_id: an id, or several, any of which ends a text.
 
     NumPy's numbers are taken as Python's. Raises UsageError for a value out of range or of the wrong type: no
     bool or float passes for an integer.

@@ -155,7 +155,7 @@ def detect_anomaly() -> Iterator[None]:
 
     def checked_send(op: Op, node: Node, i: int, parent: Node, gp: Any, *rest: Any) -> None:
         array = gp.array if isinstance(gp, Tensor) else gp
-        if str(array.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
+        if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
             raise GraphError(f"backward of {node}: ∂{op.shown}/∂{op._arg(i)} holds {bad}")
         send(op, node, i, parent, gp, *rest)
 

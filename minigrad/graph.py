@@ -15,6 +15,7 @@ from typing import Any
 
 from . import backend
 from .errors import GraphError, MinigradError
+from .widen import narrowed, widened
 
 _birth = itertools.count(1)
 
@@ -153,6 +154,8 @@ class Walk:
         old, ours = self.sums[node]
         if slot is not None:
             old[slot] = g
+        elif node.dtype.itemsize == 2:                  # in float32 until it is whole: a sum of 16 bits stops growing
+            self.sums[node] = (widened(old) + widened(g), not self.live)
         elif self.live:
             self.sums[node] = (old + g, False)
         elif ours:
@@ -161,8 +164,9 @@ class Walk:
             self.sums[node] = (backend.of(old).adopt(old + g), True)
 
     def sent(self, node: Node) -> Any:
-        """node's sum so far, which others may hold too; None where nothing was sent yet."""
-        return self.sums[node][0] if node in self.sums else None
+        """node's sum so far, which others may hold too; None where nothing of the node's dtype was sent yet."""
+        sum = self.sums[node][0] if node in self.sums else None
+        return None if sum is None or sum.dtype != node.dtype else sum
 
     def replace(self, node: Node, g: Any) -> None:
         """g, which nobody else holds, in the place of node's sum."""
@@ -171,7 +175,7 @@ class Walk:
     def sum(self, node: Node) -> Any:
         """node's sum if it may be written over, else None."""
         sum, ours = self.sums.get(node, (None, False))
-        return sum if ours else None
+        return sum if ours and sum.dtype == node.dtype else None
 
 
 class GradientHook:
@@ -239,6 +243,8 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
         while heap:
             node = heappop(heap)[1]
             g, fresh = sums.pop(node)
+            if node.dtype.itemsize == 2 and type(g) is not dict:
+                g = narrowed(g, node.dtype)
             if node in early:
                 assert arrived is not None and isinstance(node, Leaf)
                 arrived(node, g, fresh)

@@ -19,10 +19,11 @@ from typing import Any
 
 from . import axes, backend
 from .backend import known
-from .backend.base import FLOATS, Backend, Saved
+from .backend.base import FLOATS, Backend, Saved, half
 from .errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
 from .graph import Leaf, Node, Walk, recording, state, touch
 from .tensor import Tensor
+from .widen import narrowed, widened
 
 REGISTRY: dict[str, Op] = {}
 _SCALARS = frozenset((float, int, bool, type(None)))
@@ -84,9 +85,10 @@ class Op:
 
     view: its result may share the memory of its first argument, so a change of that is a change of the result. check: called
     with the arguments before any kernel. A kernel that has a keyword `wants` is told which gradients will be asked for.
+    narrow: floats of 16 bits need no float32 on the way, for kernel and rules compute nothing, or round each result once.
     """
 
-    view = False
+    view = narrow = False
 
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
                  definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None,
@@ -164,14 +166,18 @@ class Op:
                 nodes = [n if i in self.differentiable else None for i, n in enumerate(nodes)]
                 tracked = any(n is not None for n in nodes)
             here, dtype = self._place(arrays)
+        wide = (dtype is None or dtype.itemsize == 2) and self._widens(here, arrays)
         given = settings if not self.asks else {**settings, "wants": tuple([n is not None and state.recording for n in nodes])}
         kernel = here.kernels.get(self.name)
         try:
             if self.check is not None:
                 self.check(*arrays, **settings)
-            out = NotImplemented if kernel is None else kernel(here, *arrays, **given)
+            ready = widened(tuple(arrays)) if wide and not here.takes_half else arrays
+            out = NotImplemented if kernel is None else kernel(here, *ready, **given)
             if out is NotImplemented:
-                out = self.kernel(here, *arrays, **given) if given else self.kernel(here, *arrays)
+                if wide and here.takes_half:
+                    ready = widened(tuple(arrays))
+                out = self.kernel(here, *ready, **given) if given else self.kernel(here, *ready)
         except MinigradError:
             raise
         except (ValueError, TypeError, IndexError) as error:
@@ -185,13 +191,15 @@ class Op:
             if type(out) is Saved:
                 out, extra = out.out, out.extra
             if type(out) is tuple:
+                if wide:
+                    out = tuple(narrowed(o, dtype) for o in out)
                 return self._several(here, out, args if bare else None, arrays, nodes, tensors, tracked, settings)
             if known.get(type(out), here) is here:      # a scalar where an array of no axes is meant; not what `to` moved away
                 out = here.adopt(out)
-        made = out.dtype
-        if made is not dtype and dtype is not None and dtype.kind == "V" and made.kind == "f" and not self.widens:
-            out = out.astype(dtype)                     # a Python number takes NumPy's floats' type, but turns bfloat16 into float32
-            made = dtype
+        made, exact = out.dtype, out
+        if wide and not self.widens and made.kind == "f":
+            made = next(a.dtype for a in arrays if type(a) not in _SCALARS and half(a.dtype))
+            out = narrowed(out, made)                   # rules are given the result as it was before it was rounded
         if made is not dtype and dtype is not None and dtype.kind in "iu" and made.kind in FLOATS and self.differentiable \
                 and "dtype" not in settings:
             raise DTypeError(f"{self.shown}: {self._describe(arrays)} would become {made}; cast first, as in x.astype(\"float32\")")
@@ -201,7 +209,14 @@ class Op:
             if tracked:
                 touch(nodes)
             return Tensor(out)
-        return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, made, args if bare else None))
+        return Tensor(out, self._record(arrays, nodes, exact, extra, settings, out.shape, made, args if bare else None))
+
+    def _widens(self, here: Backend, arrays: list[Any]) -> bool:
+        """Whether these are floats of 16 bits that are computed with in float32; a Python number among them always asks for it."""
+        for a in arrays:
+            if type(a) not in _SCALARS and a.dtype.itemsize == 2 and half(a.dtype):
+                return not (self.narrow or self.name in here.half_ops) or any(type(b) in (int, float) for b in arrays)
+        return False
 
     def recorded(self, out: Any, *args: Any, **settings: Any) -> Any:
         """The Tensor of a call with these Tensors and all settings, whose result was computed elsewhere: `out`, as the kernel gives it."""
@@ -292,12 +307,14 @@ class Op:
         if walk.live or type(g) is tuple:
             kernels, some = _NOTHING, g[0] if type(g) is tuple else g
             some = some.array if walk.live else some
-            backend.of(some).at(some)
+            here = backend.of(some)
+            here.at(some)
         else:
             here = backend.of(g)
             kernels = here.kernels
             if here.devices:
                 here.at(g)
+        wide = (node.dtype.itemsize == 2 or self.widens) and not self.narrow and self.name not in here.half_ops
         if walk.live:
             if plan.replay:
                 return self._replay(node, saved, g, walk)
@@ -306,21 +323,26 @@ class Op:
             given = saved[places] if type(places) is slice else [saved[k] if type(k) is int else static[k] for k in places]
             if rule.wants:
                 given = (*given, plan.wanted)
+            cotangent = g
+            if wide and not here.takes_half:
+                cotangent, given = widened(g), widened(tuple(given))
             if i is not None and rule.into in kernels and (sum := walk.sum(parents[i])) is not None \
-                    and kernels[rule.into](sum, g, *given) is not NotImplemented:
+                    and kernels[rule.into](sum, cotangent, *given) is not NotImplemented:
                 continue
             result = NotImplemented
             first = parents[0]
             if i is None and rule.into in kernels and first is not None and (sum := walk.sent(first)) is not None:
-                result = kernels[rule.into](sum, g, *given)
+                result = kernels[rule.into](sum, cotangent, *given)
                 if result is not NotImplemented:
                     walk.replace(first, result[0])
                     parents = (None, *parents[1:])
             kernel = kernels.get(rule.key)
             if result is NotImplemented and kernel is not None:
-                result = kernel(g, *given)
+                result = kernel(cotangent, *given)
             if result is NotImplemented:
-                result = rule.function(g, *given)
+                if wide and here.takes_half:
+                    cotangent, given = widened(g), widened(tuple(given))
+                result = rule.function(cotangent, *given)
             if i is None:
                 for k, (parent, part) in enumerate(zip(parents, result)):
                     if parent is not None:
@@ -341,13 +363,16 @@ class Op:
                 values[k] = tuple(Tensor(a, p) for a, p in zip(saved[k], node.parents))
             elif kind == "out":
                 values[k] = Tensor(saved[k], node)
+                if saved[k].dtype != node.dtype:        # it was kept as it was before it was rounded
+                    rounded = Tensor(narrowed(saved[k], node.dtype), node)
+                    values[k] = REGISTRY["astype"].recorded(saved[k], rounded, dtype="float32")
         return tuple(values)
 
     def _send(self, node: Node, i: int, parent: Node, gp: Any, g: Any, saved: tuple[Any, ...], walk: Walk) -> None:
         if type(gp) is Tensor and not walk.live:
             gp = gp.array
-        if gp.dtype != parent.dtype and parent.dtype.kind == "V" and not walk.live:
-            gp = gp.astype(parent.dtype)
+        if gp.dtype != parent.dtype and half(parent.dtype) and gp.dtype == "float32":
+            gp = narrowed(gp, parent.dtype)
         if gp.shape != parent.shape or gp.dtype != parent.dtype:
             kind = ShapeError if gp.shape != parent.shape else DTypeError
             raise kind(f"{self.shown}: ∂{self.shown}/∂{self._arg(i)} is {gp.dtype}{list(gp.shape)} but {self._arg(i)} is "
@@ -356,7 +381,7 @@ class Op:
             walk.send(parent, gp if type(gp) is Tensor else Tensor(gp))
             return
         here = backend.of(gp)
-        if type(gp) in here.scalar_types:
+        if type(gp) not in here.array_types:
             gp = here.adopt(gp)
         fresh = gp is not g and here.owns(gp)           # nobody else holds its memory
         for k, s in enumerate(saved):

@@ -49,6 +49,8 @@ class Backend:
     tf32 = False                                        # whether products of float32 may round what they multiply, where that is faster
     scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
     kernels: dict[str, Callable[..., Any]] = {}
+    takes_half = False                                  # whether `kernels` take floats of 16 bits; else they are given float32
+    half_ops: frozenset[str] = frozenset()              # ops whose text is run on floats of 16 bits: their sums are float32's here
     logits = 1 << 30                                    # bytes of logits that `linear_cross_entropy` has at a time
 
     def run(self, name: str, plain: Callable[..., Any], *args: Any, **settings: Any) -> Any:

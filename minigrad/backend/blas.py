@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from .base import half
-
 _PREFIXES = ("scipy_openblas_", "openblas_")
 _SUFFIXES = ("64_", "")
 
@@ -106,15 +104,11 @@ def _stored(x: Any) -> tuple[int, int] | None:
 
 def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
     """a @ b, into `out` or added to what stands there. Large float32 matrices are multiplied CHUNK terms at a time, each part added
-    to what is there; those of 16 bits as float32, and always into a new array.
+    to what is there.
 
     A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
     (tolerance.14). OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
     """
-    if half(a.dtype) and a.dtype == b.dtype:            # sums are float32's, as on a GPU
-        made = matmul(a.astype(np.float32), b.astype(np.float32))
-        with np.errstate(over="ignore"):
-            return made.astype(a.dtype)
     if a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0] and (add or a.shape[1] > CHUNK):
         (m, k), n = a.shape, b.shape[1]
         how_a, how_b, gemm = _stored(a), _stored(b), _sgemm()

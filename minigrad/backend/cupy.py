@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError
 from . import cublas, cupy_attention, cupy_choose, cupy_decode  # noqa: F401  they add their kernels to KERNELS
-from .base import Backend
+from .base import Backend, half
 from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, free_and_total, no_gpu, unusable
 from .cupy_kernels import KERNELS, LOGITS, add_rows, fits
 from .special import flat_places, running_sums
@@ -83,7 +83,8 @@ class CupyBackend(Backend):
     """
 
     name = "cupy"
-    devices = True
+    devices = takes_half = True
+    half_ops = frozenset(("matmul_op", "addmm", "linear"))
     logits = LOGITS
 
     def __init__(self, cupy: Any) -> None:
@@ -227,6 +228,8 @@ class CupyBackend(Backend):
 
     def matmul(self, a: Any, b: Any) -> Any:
         out = self.product(a, b)
+        if out is NotImplemented and half(a.dtype):     # cuBLAS has no one call for it, and CuPy adds up as it likes
+            return self.namespace.matmul(a.astype("float32"), b.astype("float32")).astype(a.dtype)
         return self.namespace.matmul(a, b) if out is NotImplemented else out
 
     def product(self, a: Any, b: Any, **options: Any) -> Any:

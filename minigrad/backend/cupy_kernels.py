@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-from .base import FLOATS, Saved, boost
+from .base import FLOATS, Saved, boost, half
 from .bits import least_kept
 
 THREADS = 256
@@ -152,6 +152,22 @@ def column_sums(xp: Any, x: Any, d: int) -> Any:
     return xp.sum(sums, axis=0).astype(x.dtype, copy=False)
 
 
+@kernel("addmm")
+def addmm(xp, bias, x, weight):
+    """Of 16 bits alone: the bias lies there before the product is added to it, so the two are rounded once."""
+    if not half(x.dtype):
+        return NotImplemented
+    out = xp.empty((x.size // max(1, x.shape[-1]), weight.shape[1]), dtype=x.dtype)
+    out[...] = bias
+    made = xp.product(xp.reshape(x, (-1, x.shape[-1])) if x.size else x, weight, out=out, add=True)
+    return made if made is NotImplemented else xp.reshape(made, (*x.shape[:-1], weight.shape[1]))
+
+
+@kernel("linear")
+def linear(xp, x, weight, bias=None):
+    return NotImplemented if bias is None else addmm(xp, bias, x, xp.swapaxes(weight, 0, 1))
+
+
 @kernel("gelu")
 def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or not fits(x):
@@ -240,7 +256,8 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
     if not fits(x):
         return NotImplemented
     V, d = weight.shape
-    rows, factor = xp.reshape(xp.ascontiguousarray(x), (-1, d)), xp.full((), boost(x.dtype, targets.size), dtype=real(x.dtype))
+    rows, lifted = xp.reshape(xp.ascontiguousarray(x), (-1, d)), boost(x.dtype, targets.size)
+    factor = xp.full((), lifted, dtype=real(x.dtype))
     ids, scale = counted(xp, targets, ignore_index, x.dtype)
     n, width = len(rows), -(-V // LINE) * LINE          # rows of logits start on whole lines of memory: tensor cores want them there
     step = -(-n // -(-n // max(1, LOGITS // (width * x.dtype.itemsize))))              # blocks of one size
@@ -261,7 +278,7 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
         if dweight is not None:
             xp.product(logits.T, rows[here], out=dweight, add=i > 0)
     return Saved(mean_of(xp, xp.concatenate(nll), scale), dx=None if dx is None else xp.reshape(dx, x.shape),
-                 dweight=None if dweight is None else dweight.astype(x.dtype, copy=False))
+                 dweight=None if dweight is None else dweight.astype(x.dtype, copy=False), boost=lifted)
 
 
 def add_rows(xp: Any, sum: Any, index: Any, values: Any) -> None:

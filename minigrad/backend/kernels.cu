@@ -233,6 +233,7 @@ KERNEL narrow(const Real* x, Store* y, Count n) {
 // ── gelu by tanh, of x or of x + bias: WIDE numbers a thread; without a bias d is 1 ──
 #define GELU_C Real(0.79788456080286535588)             // √(2/π)
 #define GELU_A Real(0.044715)
+#define GELU_FAR Real(1e4)                              // where x² is no number any more, the slope has long been 0 or 1
 
 // ½x(1 + tanh(c(x + a x³)))   (gelu.2)
 __device__ __forceinline__ Real gelu_of(Real x) {
@@ -241,6 +242,7 @@ __device__ __forceinline__ Real gelu_of(Real x) {
 
 // ½(1 + t) + ½x(1 − t²) c(1 + 3a x²)   (gelu.4)
 __device__ __forceinline__ Real gelu_slope(Real x) {
+    x = x > GELU_FAR ? GELU_FAR : x < -GELU_FAR ? -GELU_FAR : x;        // NaN stays what it is
     Real t = tanh(GELU_C * (x + GELU_A * x * x * x));
     return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * GELU_C * (Real(1) + Real(3) * GELU_A * x * x);
 }

@@ -12,16 +12,11 @@ import numpy as np
 
 from ..errors import ShapeError
 from . import blas, numpy_kernels, numpy_panels
-from .base import Backend, half
+from .base import Backend
 from .numpy_kernels import BLOCK, add_rows, over_rows
 
 SPIN = 20                                               # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
 TILE = 128                                              # rows and columns that are transposed at a time
-
-
-def _widened(f: Any, x: Any, **settings: Any) -> Any:
-    """A statistic of x, which of 16 bits is computed in float32."""
-    return f(x.astype(np.float32), **settings).astype(x.dtype) if half(x.dtype) else f(x, **settings)
 
 
 class NumpyBackend(Backend):
@@ -47,15 +42,7 @@ class NumpyBackend(Backend):
 
     def sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         total: Any = np.add.reduce
-        if half(x.dtype):                               # 16 bits add up in float32, as they do on a GPU
-            return total(x, axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)
         return total(x, axis=axis, keepdims=keepdims)   # np.sum without its way there
-
-    def mean(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        return _widened(np.mean, x, axis=axis, keepdims=keepdims)
-
-    def var(self, x: Any, axis: Any = None, keepdims: bool = False, ddof: float = 0) -> Any:
-        return _widened(np.var, x, axis=axis, keepdims=keepdims, ddof=ddof)
 
     def matmul(self, a: Any, b: Any) -> Any:
         return blas.matmul(a, b)
@@ -115,12 +102,7 @@ class NumpyBackend(Backend):
         return out
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
-        if half(array.dtype):
-            wide = array.astype(np.float32)
-            np.add.at(wide, index, values)
-            array[...] = wide
-        else:
-            np.add.at(array, index, values)
+        np.add.at(array, index, values)
 
     def check_index(self, index: Any, size: int, what: str) -> None:
         if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= size):

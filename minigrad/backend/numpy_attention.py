@@ -40,7 +40,7 @@ def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None
 
 def _plain(q: Any, k: Any, mask: Any) -> bool:
     """Whether this is the case the tiles are for: float matrices, no padding mask, as many queries as keys."""
-    return mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0 and q.dtype.kind == "f" and q.dtype.itemsize > 2
+    return mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0 and q.dtype.kind == "f"
 
 
 def _four(x: Any) -> Any:
@@ -75,7 +75,7 @@ def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
 
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
     """Blocks of queries, each with all keys that its last query sees (attention.13), and the logarithm of each row's sum (attention.10)."""
-    if q.shape[-2] == 1 and k.size and v.size and mask is None and p == 0.0 and q.dtype.itemsize > 2:
+    if q.shape[-2] == 1 and k.size and v.size and mask is None and p == 0.0:
         return _one_query(q, k, v, q.dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale))
     if not causal or not _plain(q, k, mask):
         return NotImplemented

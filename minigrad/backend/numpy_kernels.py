@@ -79,8 +79,6 @@ def column_sums(x: Any) -> Any:
     rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
     n, whole = len(x), len(x) // 128 * 128
-    if half(x.dtype):
-        return column_sums(x.astype(np.float32)).astype(x.dtype)
     if n < 2 or x.dtype.kind != "f" or not x.flags.c_contiguous or x.shape[1] < 2:
         return x.sum(axis=0)
     if n < 256:
@@ -115,8 +113,8 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
         order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
-        wide = np.float32 if half(values.dtype) else values.dtype
-        out[sorted_index[starts]] += np.add.reduceat(values[order], starts, axis=0, dtype=wide).astype(values.dtype)
+        wide, places = np.float32 if half(values.dtype) else values.dtype, sorted_index[starts]
+        out[places] = out[places] + np.add.reduceat(values[order], starts, axis=0, dtype=wide)
 
 
 @kernel("embedding_op/weight+")
@@ -141,6 +139,7 @@ def addmm(xp, bias, x, weight):
 
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
+FAR = 1e4                                               # beyond it gelu′ is taken as it is there: 0 or 1
 
 
 @kernel("gelu")
@@ -174,17 +173,16 @@ def gelu_joint(g, x, bias, approximate):
     width = 1 if bias is None else x.shape[-1]
     rows, gs, outs = (np.ascontiguousarray(a).reshape(-1, width) for a in (x, g, out))
 
-    most = 10.0 if half(x.dtype) else 80.0            # whose exponential every such float holds; beyond it gelu′ is 0 to rounding
-
     def work(i, j):
         # with v = c(x + a x³) and s = ½(1 + tanh v) = 1/(1 + e^(−2v)), gelu′ is s(1 + (1 − s) 2x v′), 1 − s = e^(−2v) s   (gelu.6)
         d = outs[i:j]
         a = rows[i:j] if bias is None else np.add(rows[i:j], bias, out=d)  # read for the last time before d is written
+        a = np.clip(a, -FAR, FAR, out=d)                # where x² is no number any more, gelu′ has long been 0 or 1
         t, u = np.multiply(a, a), np.empty_like(a)
         np.multiply(t, -2.0 * _C * _A, out=u)
         u += -2.0 * _C
         u *= a
-        np.minimum(u, most, out=u)
+        np.minimum(u, 80.0, out=u)                      # whose exponential every float holds; beyond it gelu′ is 0 to rounding
         np.exp(u, out=u)                                # e^(−2v)
         t *= 6.0 * _C * _A
         t += 2.0 * _C
@@ -217,9 +215,6 @@ def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
 @kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     n = x.shape[-1]
-    if half(x.dtype):                                   # in float32, as on a GPU; what is kept for backward too
-        made = layer_norm(xp, *(a.astype(np.float32) for a in (x, weight, bias)), eps=eps)
-        return Saved(made.out.astype(x.dtype), **made.extra)
     if x.size == n and x.dtype in (np.float32, np.float64):
         return _one_layer_norm(x, weight, bias, eps)
     rows = as_rows(np.ascontiguousarray(x))
@@ -246,9 +241,6 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
 @kernel("layer_norm/joint")
 def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     n = x.shape[-1]
-    if half(x.dtype):
-        wide = layer_norm_joint(*(a.astype(np.float32) for a in (g, x, weight)), mean_, rstd, wants)
-        return tuple(None if a is None else a.astype(x.dtype) for a in wide)
     rows, gs = as_rows(np.ascontiguousarray(x)), as_rows(np.ascontiguousarray(g))
     means, scales = mean_.reshape(-1, 1), rstd.reshape(-1, 1)
     out = np.empty_like(rows)
@@ -291,8 +283,6 @@ def mean_of(nll: Any, scale: Any) -> Any:
 
 @kernel("cross_entropy")
 def cross_entropy(xp, logits, targets, *, ignore_index=-100):
-    if logits.dtype.itemsize < 4:
-        return NotImplemented
     rows = as_rows(np.ascontiguousarray(logits))
     ids, scale = counted(xp, targets, ignore_index, rows.shape[1], logits.dtype, "cross_entropy")
     lse = np.empty((len(rows), 1), logits.dtype)
@@ -311,8 +301,6 @@ def cross_entropy(xp, logits, targets, *, ignore_index=-100):
 
 @kernel("cross_entropy/logits")
 def cross_entropy_dlogits(g, logits, targets, lse, scale):
-    if logits.dtype.itemsize < 4:
-        return NotImplemented
     rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
     shifts, scales = lse.reshape(-1, 1), scale.reshape(-1, 1)
     kept = scales[:, 0] > 0.0

@@ -9,11 +9,12 @@ from .. import backend
 from ..backend.base import Saved
 from ..errors import ShapeError
 from ..op import Constant, fused
-from ..ops.elementwise import exp, type_as, where
+from ..ops.elementwise import exp, where
 from ..ops.linalg import matmul_op
 from ..ops.reduce import sum
 from ..ops.shape import transpose
 from ..tensor import Tensor
+from ..widen import in_float32
 from .dropout import dropout_op
 from .softmax import softmax_by_parts
 
@@ -30,6 +31,7 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
     return mask
 
 
+@in_float32
 def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None) -> Any:
     """P = softmax(s Q Kᵀ + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
 
@@ -46,6 +48,7 @@ def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, 
     return weights if seen is None else where(seen, weights, 0.0)
 
 
+@in_float32
 def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
                        p: float = 0.0, key: int = 0) -> Any:
     """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask,
@@ -62,14 +65,14 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
     ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q   (attention.4–7).
     """
     s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    weights = type_as(exp(matmul_op(q, transpose(k)) * s - lse), q)
+    weights = exp(matmul_op(q, transpose(k)) * s - lse)
     seen = allowed(backend.of(q), q.shape[-2], k.shape[-2], causal, mask)
     if seen is not None:
         weights = where(seen, weights, 0.0)
     dropped, dweights = weights, matmul_op(g, transpose(v))
     if p > 0.0:
         dropped, dweights = dropout_op(weights, p=p, key=key), dropout_op(dweights, p=p, key=key)
-    ds = type_as(weights * (dweights - sum(g * out, axis=-1, keepdims=True)) * s, q)
+    ds = weights * (dweights - sum(g * out, axis=-1, keepdims=True)) * s
     return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
 
 
@@ -87,8 +90,6 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=
     mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal: query i sees keys up to Tk − Tq + i.
     """
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
-    if scores.dtype.itemsize < 4:
-        scores = scores.astype("float32")               # where a softmax is computed
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask)
     if seen is not None:
@@ -102,5 +103,4 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=
     scores /= total
     if p > 0.0:
         scores = dropout_op(scores, p=p, key=key)
-    weights = scores if scores.dtype == v.dtype else scores.astype(v.dtype)
-    return Saved(xp.matmul(weights, v), lse=top + xp.log(total))
+    return Saved(xp.matmul(scores, v), lse=top + xp.log(total))

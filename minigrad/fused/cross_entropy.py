@@ -10,13 +10,14 @@ from ..ops.elementwise import astype, exp, where
 from ..ops.index import gather, scatter_add
 from ..ops.reduce import sum
 from ..tensor import Tensor
+from ..widen import widened
 from .softmax import log_softmax
 
 
 def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -100) -> Any:
     """−(1/n) Σ_i log softmax(logits_i)[target_i] over the n rows whose target is not ignore_index   (cross_entropy.1)"""
     targets = targets.array if isinstance(targets, Tensor) else targets
-    logits = _wide(logits)
+    logits = widened(logits)
     kept = targets != ignore_index
     picked = gather(log_softmax(logits), where(kept, targets, 0)[..., None], axis=-1)
     return -sum(where(kept[..., None], picked, 0.0)) / sum(astype(kept, dtype=logits.dtype))
@@ -25,13 +26,7 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
 def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
     """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.2–3)"""
     places = where(scale[..., 0] > 0.0, targets, 0)[..., None]      # rows that do not count may have any place: their scale is 0
-    dlogits = scatter_add(exp(_wide(logits) - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
-    return dlogits if logits.dtype == lse.dtype else astype(dlogits, dtype=logits.dtype)
-
-
-def _wide(logits: Any) -> Any:
-    """Logits as floats that a sum over a vocabulary, and the loss, can be held in."""
-    return astype(logits, dtype="float32") if logits.dtype.itemsize < 4 else logits
+    return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
 def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> None:
@@ -49,7 +44,6 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     logits of 16 bits is float32.
     ShapeError when the shapes do not match or a target lies outside 0 … V−1.
     """
-    logits = _wide(logits)
     kept = targets != ignore_index
     ids = xp.where(kept, targets, 0)
     xp.check_index(ids, logits.shape[-1], "cross_entropy: targets")

@@ -8,11 +8,13 @@ from ..errors import ShapeError
 from ..op import fused
 from ..ops.elementwise import erf, exp, tanh
 from ..ops.shape import sum_to
+from ..widen import in_float32
 
 _C = math.sqrt(2.0 / math.pi)                           # GELU by tanh: ½x(1 + tanh(c(x + a x³)))
 _A = 0.044715
 
 
+@in_float32
 def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str = "tanh") -> Any:
     """x Φ(x) with Φ the normal distribution (gelu.1), or ½x(1 + tanh(√(2/π)(x + 0.044715x³))) as GPT-2 has it (gelu.2); of x + bias."""
     if bias is not None:

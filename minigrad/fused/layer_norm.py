@@ -11,8 +11,10 @@ from ..ops.elementwise import add, sqrt
 from ..ops.reduce import mean
 from ..ops.shape import sum_to
 from ..tensor import Tensor
+from ..widen import in_float32
 
 
+@in_float32
 def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     """y = x̂ ⊙ weight + bias, x̂ = (x − μ)/√(σ² + ε), with μ and the population variance σ² over the last axis   (layer_norm.1)"""
     centred = x - mean(x, axis=-1, keepdims=True)

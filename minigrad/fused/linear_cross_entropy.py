@@ -4,17 +4,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend.base import Saved, boost
+from ..backend.base import Saved
 from ..errors import ShapeError
 from ..op import Constant, fused
-from ..ops.elementwise import astype
 from ..ops.linalg import linear
+from ..widen import widened
 from .cross_entropy import cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
 
 
 def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *, ignore_index: int = -100) -> Any:
     """cross_entropy(x Wᵀ, targets)   (linear_cross_entropy.1)"""
-    return cross_entropy_by_parts(linear(x, weight), targets, ignore_index=ignore_index)
+    return cross_entropy_by_parts(linear(widened(x), widened(weight)), targets, ignore_index=ignore_index)
 
 
 def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_index: int) -> None:
@@ -27,16 +27,13 @@ def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_ind
                          f"not {list(targets.shape)}")
 
 
-def _times(g: Any, found: Any, targets_shape: tuple[int, ...]) -> Any:
-    """g times a gradient that was found before g was known   (linear_cross_entropy.2–3)"""
-    if found.dtype == g.dtype:
-        return g * found
-    return astype(astype(found, dtype=g.dtype) * (g / boost(found.dtype, math.prod(targets_shape))), dtype=found.dtype)
+def _times(g: Any, found: Any, boost: float) -> Any:
+    """g times a gradient that was found before g was known (linear_cross_entropy.2–3), and waited multiplied with `boost`."""
+    return g / boost * found
 
 
 @fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, widens=True,
-       x=lambda g, dx, targets_shape: _times(g, dx, targets_shape),
-       weight=lambda g, dweight, targets_shape: _times(g, dweight, targets_shape))
+       x=lambda g, dx, boost: _times(g, dx, boost), weight=lambda g, dweight, boost: _times(g, dweight, boost))
 def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100, wants=(False, False, False)):
     """The mean of −log softmax(x Wᵀ)[target] in nats   (linear_cross_entropy.1).
 
@@ -51,7 +48,7 @@ def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100,
     made = cross_entropy.kernel(xp, logits, ids, ignore_index=ignore_index)
     dx = dweight = None
     if wants[0] or wants[1]:
-        dlogits = cross_entropy_dlogits(boost(x.dtype, n), logits, ids, **made.extra)
+        dlogits = cross_entropy_dlogits(1.0, logits, ids, **made.extra)
         dx = xp.reshape(xp.matmul(dlogits, weight), x.shape) if wants[0] else None
         dweight = xp.matmul(xp.swapaxes(dlogits, 0, 1), rows) if wants[1] else None
-    return Saved(made.out, dx=dx, dweight=dweight)
+    return Saved(made.out, dx=dx, dweight=dweight, boost=1.0)

@@ -9,6 +9,7 @@ from ..op import fused
 from ..ops.index import unslice
 from ..ops.linalg import matmul_op
 from ..ops.shape import permute, reshape, sum_to, transpose
+from ..widen import in_float32
 
 FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
 
@@ -19,6 +20,7 @@ def unpack(panels: Any, size: int) -> Any:
     return reshape(permute(panels, axes=(1, 2, 0, 3)), shape=(q * c, P * w))[:, :size]
 
 
+@in_float32
 def packed_linear_by_parts(x: Any, panels: Any, bias: Any = None, *, size: int) -> Any:
     """x W + b with W = unpack(panels)   (packed_linear.2)"""
     out = matmul_op(x, unpack(panels, size))

@@ -7,8 +7,10 @@ from ..op import fused
 from ..ops.elementwise import exp, log
 from ..ops.reduce import max, sum
 from ..ops.shape import stop_gradient
+from ..widen import in_float32
 
 
+@in_float32
 def softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
     """softmax(x)_i = exp(x_i − m) / Σ_j exp(x_j − m), m = max_j x_j   (softmax.1).
 
@@ -32,6 +34,7 @@ def softmax(xp, x, *, axis=-1):
     return out
 
 
+@in_float32
 def log_softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
     """log softmax(x)_i = x_i − m − log Σ_j exp(x_j − m)   (log_softmax.1)"""
     shifted = x - stop_gradient(max(stop_gradient(x), axis=axis, keepdims=True))

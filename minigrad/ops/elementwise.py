@@ -194,6 +194,10 @@ def astype(xp, x, *, dtype):
     return x.astype(backend.dtype(dtype))
 
 
+for _op in (add, sub, neg, relu, astype):               # one rounding, or none
+    _op.narrow = True
+
+
 def type_as(x: Any, other: Any) -> Any:
     """x in the dtype of `other`; x itself where that is its own."""
     return x if x.dtype == other.dtype else astype(x, dtype=other.dtype)

@@ -17,7 +17,7 @@ def getitem(xp, x, *, index):
     return x[index]
 
 
-getitem.view = True
+getitem.view = getitem.narrow = True
 
 
 @op(g=lambda g, index: getitem(g, index=index))
@@ -37,6 +37,9 @@ def embedding_op(xp, weight, ids: Constant):
     """weight[ids]: one row of weight [V, d] for each id   (embedding.1)."""
     xp.check_index(ids, weight.shape[0], "embedding: ids")
     return xp.take(weight, ids, axis=0)
+
+
+embedding_op.narrow = True
 
 
 @op(values=lambda g, ids: embedding_op(g, ids))
@@ -74,6 +77,9 @@ def gather(xp, x, index: Constant, *, axis):
     xp.check_index(index, x.shape[at], "gather: index")
     part = x[tuple(slice(None) if i == at else slice(n) for i, n in enumerate(index.shape))]
     return xp.take_along_axis(part, index, at)
+
+
+gather.narrow = True
 
 
 @op(x=lambda g: g, source=lambda g, index, axis: gather(g, index, axis=axis))

@@ -6,19 +6,27 @@ from typing import Any
 
 from ..errors import ShapeError
 from ..op import fused, op
+from ..widen import in_float32, widened
 from .shape import broadcast_to, reshape, sum_to, transpose
 
 
 def _matmul_da(g: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
     """G Bᵀ   (matmul.2), summed over the axes along which A was repeated   (matmul.4)"""
-    return sum_to(matmul_op(g, transpose(b)), shape=a_shape)
+    return _product_to(g, transpose(b), a_shape)
 
 
 def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
     """Aᵀ G   (matmul.3, .4); with a matrix b, the batch is one long axis that the product sums over   (matmul.5)"""
     if len(b_shape) == 2:
         return matmul_op(transpose(_rows(a)), _rows(g))
-    return sum_to(matmul_op(transpose(a), g), shape=b_shape)
+    return _product_to(transpose(a), g, b_shape)
+
+
+def _product_to(a: Any, b: Any, shape: tuple[int, ...]) -> Any:
+    """A B summed over the axes along which what it is the gradient of was repeated; then nothing is rounded before the sum."""
+    if len(shape) < a.ndim or a.shape[:-2] != shape[:-2] or b.shape[:-2] != shape[:-2]:
+        a, b = widened(a), widened(b)
+    return sum_to(matmul_op(a, b), shape=shape)
 
 
 def _rows(x: Any) -> Any:
@@ -59,6 +67,7 @@ def _check_bias(name: str, bias: Any, size: int) -> None:
         raise ShapeError(f"{name}: bias must be {bias.dtype}[{size}], not {list(bias.shape)}")
 
 
+@in_float32
 def _addmm_by_parts(bias: Any, x: Any, weight: Any) -> Any:
     """x W + b   (linear.1)"""
     return matmul_op(x, weight) + bias
@@ -89,6 +98,7 @@ def _check_linear(x: Any, weight: Any, bias: Any = None) -> None:
         _check_bias("linear", bias, weight.shape[0])
 
 
+@in_float32
 def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
     """x Wᵀ + b   (linear.2)"""
     out = matmul_op(x, transpose(weight))

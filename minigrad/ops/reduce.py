@@ -7,6 +7,7 @@ from typing import Any
 from ..axes import whole
 from ..errors import ShapeError
 from ..op import op
+from ..widen import in_float32
 from .elementwise import astype, exp
 from .shape import broadcast_to, expand, permute, place, reshape, split
 
@@ -81,6 +82,7 @@ def logsumexp(xp, x, *, axis=None, keepdims=False):
     return out if keepdims else xp.reshape(out, xp.sum(x, axis=axis).shape)
 
 
+@in_float32
 def prod(x: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
     """Π x, as a tree of products of halves: right in every derivative, zeros included (out/x would not be)."""
     ndim = x.ndim

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import backend
+from ..backend.base import half
 from ..errors import DeviceError, DTypeError
 from ..tensor import Tensor
 from ..transforms import gradients, jvp
@@ -292,13 +293,22 @@ def torch(run: Run) -> float:
 
 
 def _torch(run: Run, torch: Any, theirs: Any) -> float:
-    ts = [torch.tensor(np.array(a), requires_grad=True) for a in run.arrays]
+    if half(run.dtype) and run.subject.op is not None and run.subject.op.widens and "dtype" not in run.example.settings:
+        raise NotApplicable("PyTorch's loss of 16 bits has 16 bits")
+
+    def given(a: Any) -> Any:                           # PyTorch does not know ml_dtypes' bfloat16
+        return torch.tensor(a.astype("float32")).to(getattr(torch, str(a.dtype))) if half(a.dtype) else torch.tensor(np.array(a))
+
+    def numbers(t: Any) -> Any:
+        return (t.float() if t.dtype == torch.bfloat16 else t).numpy(force=True)
+
+    ts = [given(a).requires_grad_() for a in run.arrays]
     t = theirs(torch, *ts, **run.example.settings)
     y = run.call(run.leaves())
     t = torch.cat([s.reshape(-1) for s in t]) if isinstance(t, tuple) else t
     if str(t.dtype).removeprefix("torch.") != str(y.dtype):
         raise Broken(f"the dtype is {y.dtype}, PyTorch's {t.dtype}")
-    found = t.numpy(force=True)
+    found = numbers(t)
     used = run.compare("the value against PyTorch's", y, found, scale=run.scale(found))
     if y.requires_grad != t.requires_grad:
         raise Broken(f"requires_grad is {y.requires_grad}, PyTorch's {t.requires_grad}")
@@ -314,12 +324,12 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
     for order in range(1, run.subject.torch_orders + 1):
         here = run.of_order(order)
         _, grads, u = here.walked()
-        seed = torch.tensor(u).requires_grad_()
+        seed = given(u).requires_grad_()
         wants = slopes(t, ts, seed)
         ts, t = [*ts, seed], torch.cat([s.reshape(-1) for s in wants])     # for the next order
-        what, numbers = "gradient" if order == 1 else "double gradient", [w.numpy(force=True) for w in wants]
-        for i, (g, w) in enumerate(zip(grads, numbers)):
-            used = max(used, here.compare(f"{what} {i} against PyTorch's", g, w, scale=here.scale(*numbers)))
+        what, found = "gradient" if order == 1 else "double gradient", list(map(numbers, wants))
+        for i, (g, w) in enumerate(zip(grads, found)):
+            used = max(used, here.compare(f"{what} {i} against PyTorch's", g, w, scale=here.scale(*found)))
     return used
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from ..backend.base import FLOATS, half
 from ..graph import no_grad
 from ..op import REGISTRY, Op
 from ..ops.shape import concat, reshape
 from ..tensor import Tensor
 from ..transforms import gradients, vjp
+from ..widen import widened
 from .strategies import Example, lay
-from .tolerance import WIDE, bound, magnitude
+from .tolerance import WIDE, bound, eps, magnitude
 
 
 class Broken(AssertionError):
@@ -55,9 +57,11 @@ def host(x: Any) -> np.ndarray:
 
 
 def flat(y: Any) -> Tensor:
-    """The outputs of a function as one Tensor: as it is, or one after the other in one axis."""
+    """The outputs of a function as one Tensor: as it is, or one after the other in one axis, in float32 where only some have 16 bits."""
     if isinstance(y, Tensor):
         return y
+    if len({part.dtype for part in y}) > 1:
+        y = [widened(part) for part in y]
     return concat([reshape(part, shape=(-1,)) for part in y], axis=0)
 
 
@@ -74,7 +78,7 @@ class Run:
 
     def __init__(self, subject: Subject, example: Example, dtype: Any, device: str = "numpy") -> None:
         self.subject, self.example, self.device, self.order = subject, example, device, 1
-        self.dtype = np.dtype(dtype)
+        self.dtype = np.dtype(backend.dtype(dtype))
         self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
         self.wide = [a.astype(WIDE) for a in self.arrays]           # exactly these numbers, not those of the example
         self.draw = np.random.default_rng(example.seed)
@@ -105,7 +109,7 @@ class Run:
         lies = (*self.example.layouts, "C") if self.example.layouts else ()
         example = Example((*self.arrays, u), self.example.settings, lies, self.example.seed)
         more = Run(Subject(self.subject.name, derivative(self.subject.function)), example, self.dtype, self.device)
-        more.arrays[-1] = u                             # its dtype is the value's, which a cast may have made another
+        more.arrays = [*self.arrays, u]                 # a cotangent's dtype is the value's, which a cast may have made another
         more.settings, more.order, more.draw, more.coarse = self.settings, self.order + 1, self.draw, self.coarse
         return more
 
@@ -181,7 +185,7 @@ class Run:
             if self.inputs is None:
                 self.inputs = self.leaves() if self.subject.function else []
             self.y = self.call(self.inputs)
-            if self.y.dtype.kind == "f" and np.finfo(self.y.dtype).eps > np.finfo(self.coarse).eps:
+            if self.y.dtype.kind in FLOATS and eps(self.y.dtype) > eps(self.coarse):
                 self.coarse = self.y.dtype
         return self.subject.function is None or self.y.requires_grad
 
@@ -201,10 +205,12 @@ class Run:
 
     # ── comparisons ──
     def result_dtype(self) -> np.dtype:
-        """The dtype that the value must have: the arguments', or what a setting asks for, or bool."""
+        """The dtype that the value must have: the arguments', or what a setting asks for, or bool; a loss of 16 bits is float32."""
         asked = self.example.settings.get("dtype")
         if asked is not None:
             return np.dtype(asked)
+        if half(self.dtype) and self.subject.op is not None and self.subject.op.widens:
+            return np.dtype("float32")
         if self.subject.oracle is None:
             return self.dtype
         wide = np.asarray(self.subject.oracle(*self.wide, **self.example.settings))
@@ -233,7 +239,7 @@ class Run:
         a, b = host(found), host(truth)
         if a.shape != b.shape:
             raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")
-        if a.dtype.kind not in "fc":
+        if a.dtype.kind not in FLOATS + "c":
             if not np.array_equal(a, b):
                 raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
             return 0.0

@@ -12,6 +12,11 @@ k  ROUNDINGS for each derivative taken: the longest chain of operations that lea
    promise a few units in the last place and no more.
 S  at least 1, so that numbers much below the others are judged by the size of what they were cancelled from.
 
+Floats of 16 bits are computed with in float32, and rounded when they are stored: a cotangent, a value, a gradient, and once more
+for each derivative taken. With u₁₆ their own half eps and t the least number there is, that adds
+
+    ROUNDED (u₁₆ S + t/2)   for each derivative (tolerance.15).
+
 Truth is computed in the widest float that NumPy has, where rounding is at most 2⁻¹¹ of float64's, but for platforms without one.
 """
 from __future__ import annotations
@@ -20,14 +25,26 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.base import half
+
 WIDE = np.longdouble                                    # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
 ROUNDINGS = 40
+ROUNDED = 4                                             # numbers of 16 bits that an argument goes through on its way to a result
 
 
 def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> float:
     """(n + k)·n·u·S   (tolerance.5) for sums of `length` terms, numbers up to `scale` and derivatives up to `order`."""
+    dtype = np.dtype(dtype)
+    if half(dtype):
+        least = 2.0**-24 if dtype == "float16" else 2.0**-133
+        return bound(np.float32, length, scale, order) + ROUNDED * max(1, order) * (0.5 * eps(dtype) * max(1.0, scale) + 0.5 * least)
     n = max(1, length)
     return (n + ROUNDINGS * max(1, order)) * n * 0.5 * float(np.finfo(dtype).eps) * max(1.0, scale)
+
+
+def eps(dtype: Any) -> float:
+    """The distance from 1 to the next number of the dtype; NumPy's own finfo does not know bfloat16."""
+    return 2.0**-7 if np.dtype(dtype).kind == "V" else float(np.finfo(dtype).eps)
 
 
 def magnitude(*arrays: Any) -> float:
@@ -35,8 +52,8 @@ def magnitude(*arrays: Any) -> float:
     largest = 1.0
     for a in arrays:
         a = np.asarray(a)
-        if a.dtype.kind in "fc" and a.size:
-            size = np.abs(a)
+        if a.dtype.kind in "fVc" and a.size:
+            size = np.abs(a.astype(WIDE) if half(a.dtype) else a)
             largest = max(largest, float(size[np.isfinite(size)].max(initial=0.0)))
     return largest
 

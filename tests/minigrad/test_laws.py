@@ -95,7 +95,7 @@ KEPT: dict[str, dict[str, tuple[str, ...]]] = {
     "packed_linear": {"x": ("panels",), "panels": ("x", "panels_shape"), "bias": ("bias_shape",)},
     "softmax": {"x": ("out",)}, "log_softmax": {"x": ("out",)}, "gelu": {"joint": ("x", "bias")}, "dropout_op": {"x": ()},
     "layer_norm": {"joint": ("x", "weight", "mean_", "rstd")}, "cross_entropy": {"logits": ("logits", "targets", "lse", "scale")},
-    "linear_cross_entropy": {"x": ("dx", "targets_shape"), "weight": ("dweight", "targets_shape")},
+    "linear_cross_entropy": {"x": ("dx", "boost"), "weight": ("dweight", "boost")},
     "attention": {"joint": ("q", "k", "v", "mask", "out", "lse")},
 }
 
