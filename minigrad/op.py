@@ -165,7 +165,7 @@ class Op:
             if tracked and self.partial:                # an argument without a rule is a constant
                 nodes = [n if i in self.differentiable else None for i, n in enumerate(nodes)]
                 tracked = any(n is not None for n in nodes)
-            here, dtype = self._place(arrays)
+            here, dtype = self._place(arrays, nodes)
         wide = (dtype is None or dtype.itemsize == 2) and self._widens(here, arrays)
         given = settings if not self.asks else {**settings, "wants": tuple([n is not None and state.recording for n in nodes])}
         kernel = here.kernels.get(self.name)
@@ -227,7 +227,7 @@ class Op:
             return Tensor(out)
         return Tensor(out, self._record(arrays, nodes, out, extra, settings, out.shape, out.dtype))
 
-    def _place(self, arrays: list[Any]) -> tuple[Backend, Any]:
+    def _place(self, arrays: list[Any], nodes: list[Node | None]) -> tuple[Backend, Any]:
         """The one backend of the arrays, and the one dtype of those that can have a gradient."""
         here: Backend | None = None
         dtype = place = None
@@ -249,8 +249,11 @@ class Op:
                     dtype, typed = d, i
                 elif d != dtype:
                     to = d if d.kind in FLOATS and dtype.kind not in FLOATS else dtype          # towards the float of the two
-                    raise DTypeError(f"{self.shown}: {self._arg(typed)} is {dtype} and {self._arg(i)} is {d}; "
-                                     f"dtypes never mix silently, cast one with .astype(\"{to}\")")
+                    old, new, which = self._arg(typed), self._arg(i), "one"
+                    if (nodes[i] is None) is not (nodes[typed] is None):    # data, to what is trained
+                        which, to = (old, d) if nodes[typed] is None else (new, dtype)
+                    raise DTypeError(f"{self.shown}: {old} is {dtype} and {new} is {d}; dtypes "
+                                     f"never mix silently, cast {which} with .astype(\"{to}\")")
         if here is None:
             raise TypeError(f"{self.shown}: no argument is a Tensor or an array; make one with minigrad.tensor")
         if here.devices:
