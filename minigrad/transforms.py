@@ -5,7 +5,7 @@ being differentiated every result is differentiable, also in what the function c
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import backend, random
@@ -27,16 +27,37 @@ def _zeros(like: Tensor) -> Tensor:
     return Tensor(here.zeros_like(like.array))
 
 
-def gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any = None, *, create_graph: bool = False,
-              retain_graph: bool = False) -> tuple[Tensor, ...]:
+def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any = None, *,
+              create_graph: bool = False, retain_graph: bool = False) -> tuple[Tensor, ...]:
     """The gradients of `output` with respect to `inputs`, leaves or results, without touching `.grad`: torch.autograd.grad.
 
-    cotangent: of output's shape; may be left out for a scalar. Zeros for inputs that output does not depend on.
-    GraphError when an input requires no gradient.
+    inputs: one Tensor, or some; the result is a tuple in either case. cotangent: of output's shape; may
+    be left out for a scalar. Zeros for inputs that output does not depend on. GraphError when output or
+    an input requires no gradient, or when there are no inputs; TypeError for what is no Tensor.
     """
-    for i, x in enumerate(inputs):
+    if not isinstance(output, Tensor):
+        raise TypeError(f"gradients: output is a {type(output).__name__}; one Tensor is needed")
+    if not isinstance(inputs, (Tensor, Iterable)):
+        raise TypeError(f"gradients: inputs are a {type(inputs).__name__}; give one Tensor or a "
+                        "list, such as list(model.parameters())")
+    wanted = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for i, x in enumerate(wanted):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"gradients: inputs[{i}] is a {type(x).__name__}; give Tensors, such "
+                            "as list(model.parameters())")
         if x.node is None:
             raise GraphError(f"gradients: inputs[{i}] requires no gradient")
+    if not wanted:
+        raise GraphError("gradients: there are no inputs; a generator can be read once: "
+                         "give list(model.parameters())")
+    if output.node is None:
+        raise GraphError("gradients: nothing that output was computed from requires a gradient")
+    return _gradients(output, wanted, cotangent, create_graph, retain_graph)
+
+
+def _gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any, create_graph: bool,
+               retain_graph: bool) -> tuple[Tensor, ...]:
+    """The same of a function's output, which may be a constant."""
     if output.node is None:
         return tuple(_zeros(x) for x in inputs)
     seed = output.seed(cotangent)
@@ -72,7 +93,7 @@ def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Call
 
     def pull(g: Any, again: bool) -> tuple[Tensor, ...]:
         live = state.recording and (nested or state.depth > 0 or (isinstance(g, Tensor) and g.node is not None))
-        return gradients(y, roots, g, create_graph=live, retain_graph=again)
+        return _gradients(y, roots, g, live, again)
 
     return (y if nested else y.detach()), pull
 

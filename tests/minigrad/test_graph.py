@@ -301,6 +301,13 @@ def test_what_cannot_be_differentiated_is_refused():
         (lambda: (x * x).backward(np.ones(3)), mg.ShapeError, "float64[3]"),
         (lambda: (x * x).backward(np.ones(2, np.float32)), mg.ShapeError, "float32[2]"),
         (lambda: mg.gradients(x.sum(), [c]), mg.GraphError, "inputs[0]"),
+        (lambda: mg.gradients(x.sum(), c), mg.GraphError, "inputs[0]"),
+        (lambda: mg.gradients(c, [x]), mg.GraphError, "nothing that output was computed from"),
+        (lambda: mg.gradients(x.sum(), []), mg.GraphError, "no inputs"),
+        (lambda: mg.gradients(x.sum(), {"x": x}), TypeError, "inputs[0] is a str"),
+        (lambda: mg.gradients(x.sum(), np.ones(2)), TypeError, "inputs[0] is a float64"),
+        (lambda: mg.gradients(x.sum(), mg.nn.Linear(1, 1)), TypeError, "inputs are a Linear"),
+        (lambda: mg.gradients([x.sum()], x), TypeError, "output is a list"),
         (lambda: (x * x).requires_grad_(), mg.GraphError, "leaf"),
         (lambda: (x * x).assign(np.ones(2)), mg.GraphError, "leaves"),
         (lambda: x.assign(np.ones(3)), mg.ShapeError, "float64[3]"),
@@ -329,11 +336,20 @@ def test_a_wrong_rule_is_found_out(rule: Any, kind: Any, words: str):
 
 
 def test_gradients_of_what_does_not_matter_are_zeros():
-    """An input that the output does not depend on has gradient zero, with create_graph too; so has a constant output."""
+    """An input that the output does not depend on has gradient zero, with create_graph too; so has a constant function's."""
     x, y = _leaf([1.0, 2.0]), _leaf([3.0])
     for create in (False, True):
         assert mg.gradients((x * x).sum(), [y], create_graph=create)[0].tolist() == [0.0]
-    assert mg.gradients(mg.tensor(1.0), [x])[0].tolist() == [0.0, 0.0]
+    assert mg.grad(lambda x: mg.tensor(1.0))(x).tolist() == [0.0, 0.0]
+
+
+def test_gradients_take_one_tensor_or_any_collection():
+    """As torch.autograd.grad: a tuple in each case, of one for one Tensor."""
+    x, t = _leaf([1.0, 2.0]), torch.tensor([1.0, 2.0], requires_grad=True)
+    for give in (lambda x: x, lambda x: [x], lambda x: (x, x), lambda x: (y for y in [x])):
+        found, theirs = mg.gradients((x * x).sum(), give(x)), torch.autograd.grad((t * t).sum(), give(t))
+        assert isinstance(found, tuple) and [g.tolist() for g in found] == [g.tolist() for g in theirs]
+        assert x.grad is None
 
 
 def test_gradients_of_results_on_the_way():
