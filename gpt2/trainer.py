@@ -96,8 +96,8 @@ class Trainer:
         """Each trained parameter with what AdamW knows of it."""
         names = {id(p): name for name, p in self.trained.items()}
         order = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for place, p in enumerate(order):
-            yield names[id(p)], p, self.optimizer.state.setdefault(place, {"step": 0})
+        for p in order:
+            yield names[id(p)], p, self.optimizer.state.setdefault(p, {"step": 0})
 
     def moments(self) -> dict[str, np.ndarray]:
         """AdamW's running means by name, "exp_avg.wte.weight" and the like, on the host."""

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import backend, random
 from . import fused as F
 from .errors import MinigradError, ShapeError
+from .ops.elementwise import relu, tanh
 from .ops.index import embedding
 from .ops.linalg import linear
-from .tensor import Parameter, Tensor
+from .tensor import Parameter, Tensor, tensor
 
 
 def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") -> Parameter:
@@ -19,10 +21,85 @@ def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") 
     return Parameter(here.adopt(here.namespace.empty(shape, dtype=dtype), device=number))
 
 
+def forget(parameters: Iterable[Tensor], set_to_none: bool) -> None:
+    """No gradients any more; with set_to_none=False zeros where there was one."""
+    for p in parameters:
+        if p.grad is not None:
+            here, g = backend.of(p.grad.array), p.grad.array
+            here.at(g)
+            p.grad = None if set_to_none else Tensor(here.zeros_like(g))
+
+
+# containers that name what they hold, by place or by key, and some that do not
+_NAMED = (list, tuple, dict)
+_UNNAMED: Any = (set, frozenset, deque, type({}.values()))
+_LOOKED_AT = (Tensor, *_NAMED, *_UNNAMED)
+
+
+def _missed(where: str, value: Any) -> None:
+    """Refuse a leaf that requires a gradient and is no Parameter.
+
+    `parameters()` would not list it, so that no optimiser would train it.
+    """
+    if isinstance(value, Parameter) or not isinstance(value, Tensor):
+        return
+    if value.requires_grad and value.is_leaf:
+        raise TypeError(f"{where} would not be among the parameters: it is a Tensor that requires "
+                        "a gradient and no Parameter; type mg.nn.Parameter(value)")
+
+
+def _members(holder: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The modules, parameters and containers that a module or container holds, by name.
+
+    where: the holder's name, for errors.
+    """
+    holder = vars(holder) if isinstance(holder, Module) else holder
+    for name, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+        if isinstance(value, Module):
+            yield str(name), value
+        elif isinstance(value, _LOOKED_AT):
+            if isinstance(value, (Parameter, *_NAMED)):
+                yield str(name), value
+            elif isinstance(value, Tensor):
+                _missed(f"{where}.{name}", value)
+            elif any(isinstance(v, (Module, Parameter)) for v in value):
+                raise TypeError(f"{where}.{name} is a {type(value).__name__}, in which modules and "
+                                f"parameters have no names; use a list or a dict")
+
+
+def _below(holder: Any, where: str, seen: set[int], deep: bool = True) -> Iterator[tuple[str, Any]]:
+    """Each module and container below the holder, once, in PyTorch's order.
+
+    Their names begin with `where`. deep: also what is below the modules that are found.
+    """
+    for inner, value in _members(holder, where):
+        if not isinstance(value, Parameter) and id(value) not in seen:
+            seen.add(id(value))
+            name = f"{where}.{inner}"
+            yield name, value
+            if deep or not isinstance(value, Module):
+                yield from _below(value, name, seen, deep)
+
+
 class Module:
-    """Parameters and other modules as attributes; call it to run `forward`."""
+    """Parameters and other modules as attributes; call it to run `forward`.
+
+    They may stand in lists, tuples and dicts, also nested ones, and are then called by place or key,
+    as in "blocks.0.weight" and "experts.a.weight". Neither `super().__init__()` nor a ModuleList is
+    needed.
+    """
 
     training = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """TypeError for what is no Parameter where one was, and for another leaf with a gradient."""
+        where, here = f"{type(self).__name__}.{name}", vars(self).get(name)
+        if isinstance(here, Parameter) and value is not None and not isinstance(value, Parameter):
+            raise TypeError(f"{where} is a Parameter and cannot be replaced by a "
+                            f"{type(value).__name__}; type .{name} = mg.nn.Parameter(value), or "
+                            f".{name}.assign(value) to change its value")
+        _missed(where, value)
+        super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -40,55 +117,87 @@ class Module:
         inner = error.modules[0]
         error.where = next((name for name, module in self.named_modules() if module is inner and name), error.where)
 
-    def children(self) -> Iterator[tuple[str, Module]]:
-        """Direct submodules and their names; those in a list are called name.0, name.1, …"""
-        for name, value in vars(self).items():
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The direct submodules, each once, with their names; name.0, name.1, … in a list."""
+        me = type(self).__name__
+        for name, value in _below(self, me, {id(self)}, deep=False):
             if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
+                yield name[len(me) + 1:], value
+
+    def children(self) -> Iterator[Module]:
+        """The direct submodules, each once."""
+        return (module for _, module in self.named_children())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with their names."""
+        """This module and all below it, each once, with their names."""
         yield prefix, self
-        for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        me = type(self).__name__
+        for name, value in _below(self, me, {id(self)}):
+            if isinstance(value, Module):
+                inner = name[len(me) + 1:]
+                yield f"{prefix}.{inner}" if prefix else inner, value
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter once, also when it is used in several places, under its first name."""
-        seen: set[int] = set()
-        for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield (f"{prefix}.{name}" if prefix else name), value
+        """Every parameter once, also when it is used in several places, under its first name.
+
+        The order is PyTorch's. ValueError where two would have one name; TypeError for a set of
+        parameters or modules, and for a leaf that requires a gradient and is no Parameter.
+        """
+        me = type(self).__name__
+        found, names = set[int](), set[str]()
+        for where, holder in [(me, self), *_below(self, me, {id(self)})]:
+            for inner, value in _members(holder, where):
+                if isinstance(value, Parameter) and id(value) not in found:
+                    name = f"{where}.{inner}"[len(me) + 1:]
+                    if name in names:
+                        raise ValueError(f"{me}: two parameters would be called {name!r}; "
+                                         f"rename an attribute or a key")
+                    found.add(id(value))
+                    names.add(name)
+                    yield name, value
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter once."""
         return (p for _, p in self.named_parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameters' arrays by name; they share memory with the module."""
+        """The parameters' arrays by name, a tied one once.
+
+        They share memory with the module, so that a step of an optimiser changes them too.
+        """
         return {name: p.array for name, p in self.named_parameters()}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters. ShapeError names what is missing, unexpected or of another shape."""
+        """Copy arrays or Tensors into the parameters, cast to their dtypes, as in PyTorch.
+
+        ShapeError names what is missing, unexpected or of another shape, TypeError what is no array;
+        then nothing was changed.
+        """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"load_state_dict: a {type(arrays).__name__} is given; a dict of "
+                            "arrays by name is needed")
         own = dict(self.named_parameters())
         missing, unexpected = own.keys() - arrays.keys(), arrays.keys() - own.keys()
         if missing or unexpected:
-            raise ShapeError(f"load_state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+            raise ShapeError(f"load_state_dict: missing {sorted(missing)}, "
+                             f"unexpected {sorted(unexpected, key=str)}")
         for name, p in own.items():
-            value = arrays[name].array if isinstance(arrays[name], Tensor) else arrays[name]
+            value = arrays[name]
+            if not hasattr(value, "shape"):
+                raise TypeError(f"load_state_dict: {name} is a {type(value).__name__}; "
+                                f"an array or a Tensor is needed")
             if tuple(value.shape) != p.shape:
                 raise ShapeError(f"load_state_dict: {name} is {list(value.shape)} but the parameter {list(p.shape)}")
         for name, p in own.items():
-            value = arrays[name].array if isinstance(arrays[name], Tensor) else arrays[name]
-            here, number = backend.get(p.device)
-            p.assign(here.array(value, dtype=p.dtype, device=number))
+            p.assign(tensor(arrays[name], dtype=p.dtype, device=p.device))
 
     def train(self, mode: bool = True) -> Module:
         """Training mode (dropout drops) or not, for this module and all below it."""
-        for _, module in self.named_modules():
+        for module in self.modules():
             module.training = mode
         return self
 
@@ -96,18 +205,17 @@ class Module:
         return self.train(False)
 
     def to(self, device: str) -> Module:
-        """Move every parameter to a device, "numpy" or "cupy:N"."""
-        here, number = backend.get(device)
+        """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N"."""
         for p in self.parameters():
-            source = backend.of(p.array)
-            p.assign(here.array(p.array if source is here else source.host(p.array), device=number))
+            g = p.grad
+            p.assign(tensor(p, device=device))
+            if g is not None:
+                p.grad = tensor(g, device=device)
         return self
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
-        for p in self.parameters():
-            if p.requires_grad:
-                p.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters; with set_to_none=False make them zero instead."""
+        forget(self.parameters(), set_to_none)
 
 
 class Linear(Module):
@@ -162,41 +270,48 @@ class Dropout(Module):
         return F.dropout(x, p=self.p, training=self.training)
 
 
-class _Function(Module):
-    """A module without parameters."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
-        self._f = f
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._f(x)
-
-
-class GELU(_Function):
+class GELU(Module):
     """GELU; approximate "none" (exact, PyTorch's default) or "tanh" (GPT-2's)."""
 
     def __init__(self, approximate: str = "none") -> None:
-        super().__init__(lambda x: F.gelu(x, approximate=approximate))
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate=self.approximate)
 
 
-class ReLU(_Function):
-    def __init__(self) -> None:
-        super().__init__(lambda x: x.relu())
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(x)
 
 
-class Tanh(_Function):
-    def __init__(self) -> None:
-        super().__init__(lambda x: x.tanh())
+class Tanh(Module):
+    """The hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tanh(x)
 
 
 class Sequential(Module):
-    """Modules one after the other; their parameters are called 0.weight, 1.weight, …"""
+    """Modules one after the other; their parameters are called 0.weight, 1.weight, …
+
+    TypeError for what is no Module.
+    """
 
     def __init__(self, *modules: Module) -> None:
         for i, module in enumerate(modules):
+            if not isinstance(module, Module):
+                what = f"a {type(module).__name__}"
+                if isinstance(module, type):
+                    what = f"the class {module.__name__}"
+                raise TypeError(f"Sequential: argument {i} is {what} and no Module; give Modules "
+                                "one by one, as in Sequential(Linear(2, 3), ReLU()) or "
+                                "Sequential(*modules)")
             setattr(self, str(i), module)
 
     def forward(self, x: Any) -> Any:
-        for _, module in self.children():
-            x = module(x)
+        for module in vars(self).values():
+            x = module(x) if isinstance(module, Module) else x
         return x

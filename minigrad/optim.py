@@ -2,51 +2,149 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 from . import backend
 from .errors import GraphError
-from .tensor import Tensor
+from .graph import enable_grad
+from .nn import forget
+from .tensor import Parameter, Tensor
 
 Group = dict[str, Any]
 
 
+def number(where: str, value: Any, below: float = math.inf) -> float:
+    """A setting as a Python number, whose type changes no array's.
+
+    TypeError for what is no number, ValueError for one below 0, from `below` on, or NaN.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{where} is {value!r}, a {type(value).__name__}; a number is needed")
+    if not 0.0 <= float(value) < below:
+        top = f" and below {below:g}" if below < math.inf else ""
+        raise ValueError(f"{where} must be a finite number from 0 on{top}, not {value}")
+    return float(value)
+
+
+_HINT = "give a list of Tensors, such as list(model.parameters())"
+
+
+def listed(where: str, params: Any) -> list[Any]:
+    """What is given as parameters, as a list.
+
+    TypeError for what is no collection in order, GraphError for a generator that has been read.
+    """
+    kind = type(params).__name__
+    if isinstance(params, (Tensor, str, dict, set, frozenset)) or not isinstance(params, Iterable):
+        raise TypeError(f"{where}: the parameters are given as a {kind}; {_HINT}")
+    found = list(params)
+    if not found and iter(params) is params:
+        raise GraphError(f"{where}: nothing is left in the {kind}, which can be read once; {_HINT}")
+    return found
+
+
+def tensors(where: str, params: Any) -> list[Tensor]:
+    """The Tensors of a list or generator, or of pairs such as `model.named_parameters()` gives.
+
+    TypeError for anything else.
+    """
+    found = [p[1] if isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) else p
+             for p in listed(where, params)]
+    for i, p in enumerate(found):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{where}: parameter {i} is a {type(p).__name__}; {_HINT}")
+    return found
+
+
 class Optimizer:
-    """Parameters in groups, each with settings of its own over the defaults. `param_groups` may be changed between steps."""
+    """Parameters in groups, each with settings of its own over the defaults.
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[Group], defaults: Group) -> None:
-        given = list(params)
-        groups: Sequence[Any] = given if given and isinstance(given[0], dict) else [{"params": given}]
-        self.param_groups: list[Group] = [{**defaults, **g, "params": list(g["params"])} for g in groups]
-        everything = [p for g in self.param_groups for p in g["params"]]
-        if not everything:
-            raise GraphError(f"{type(self).__name__}: there are no parameters to optimise")
-        if len({id(p) for p in everything}) != len(everything):
-            raise GraphError(f"{type(self).__name__}: a parameter is given twice")
-        self.state: dict[int, dict[str, Any]] = {}      # by the parameter's place among all parameters
+    params: Tensors, or pairs of a name and a Tensor, or groups: dicts with "params" and settings.
+    `param_groups` may be changed between steps; `state` is what is kept of each parameter. TypeError for
+    what is no parameter or no setting, ValueError for a setting out of its range. GraphError for no
+    parameters, one given twice, a result instead of a leaf, and a Tensor that requires no gradient; a
+    frozen Parameter is taken.
+    """
+
+    def __init__(self, params: Iterable[Any], defaults: Group) -> None:
+        self.defaults = defaults
+        self.param_groups: list[Group] = []
+        self.state: dict[Tensor, dict[str, Any]] = {}
         self.steps = 0
+        given = listed(type(self).__name__, params)
+        groups = given if any(isinstance(g, dict) for g in given) else [{"params": given}]
+        for group in groups:
+            self.add_param_group(group)
+        if not any(group["params"] for group in self.param_groups):
+            raise GraphError(f"{type(self).__name__}: there are no parameters to optimise")
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    def add_param_group(self, group: Group) -> None:
+        """One more group, checked as the first ones are."""
+        me = type(self).__name__
+        if not isinstance(group, dict) or "params" not in group:
+            what = f"a {type(group).__name__}" + (f" of {[*group]}" if isinstance(group, dict) else "")
+            raise TypeError(f"{me}: a group is a dict such as "
+                            f"{{\"params\": model.parameters(), \"lr\": 0.1}}, not {what}")
+        if unknown := group.keys() - self.defaults.keys() - {"params"}:
+            raise TypeError(f"{me}: a group has no setting {min(map(str, unknown))}; "
+                            f"there are {', '.join(self.defaults)}")
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else tensors(me, params)
+        known = {id(p) for g in self.param_groups for p in g["params"]}
+        for i, p in enumerate(params):
+            if not p.is_leaf:
+                raise GraphError(f"{me}: parameter {i}, {p.node!r}, is a result and no leaf, so "
+                                 "that changing it has no effect; give the leaves it was computed "
+                                 "from")
+            if not p.requires_grad and not isinstance(p, Parameter):
+                raise GraphError(f"{me}: parameter {i}, {p.dtype}{list(p.shape)}, requires no "
+                                 "gradient and would never change; call requires_grad_() first")
+            if id(p) in known:
+                raise GraphError(f"{me}: a parameter is given twice")
+            known.add(id(p))
+        made = {**self.defaults, **group, "params": params}
+        self.check(made)
+        self.param_groups.append(made)
+
+    def check(self, group: Group) -> None:
+        """Refuse settings out of their ranges, and make Python numbers of NumPy's."""
+        me = type(self).__name__
+        for name in ("lr", "momentum", "eps", "weight_decay"):
+            if name in group:
+                group[name] = number(f"{me}: {name}", group[name])
+        if "betas" in group:
+            betas = group["betas"]
+            if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+                raise TypeError(f"{me}: betas are {betas!r}; give two numbers, such as (0.9, 0.999)")
+            group["betas"] = tuple(number(f"{me}: betas[{i}]", b, below=1.0)
+                                   for i, b in enumerate(betas))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; with set_to_none=False make them zero instead."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad:
-                    p.grad = None
+            forget(group["params"], set_to_none)
 
-    def step(self) -> None:
-        """Change every parameter that has a gradient, in place."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Change every parameter that has a gradient, in place.
+
+        closure: called first, with gradients recorded; what it returns, the loss, is returned.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
         self.steps += 1
-        place = 0
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
+                self.check(group)                       # a schedule may have changed it
                 alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}             # what can be changed together
                 for p in group["params"]:
                     if p.grad is not None:
-                        state = self.state.setdefault(place, {"step": 0})
+                        state = self.state.setdefault(p, {"step": 0})
                         state["step"] += 1
                         alike.setdefault((p.device, p.dtype, state["step"]), []).append((p, p.grad.array, state))
-                    place += 1
                 for some in alike.values():
                     ps, gs, states = zip(*some)
                     here = backend.of(gs[0])
@@ -54,6 +152,7 @@ class Optimizer:
                     self.update(here, [p.array for p in ps], gs, states, group)
                     for p in ps:
                         p.changed()
+        return loss
 
     def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
         """Change the arrays ps in place, from their gradients gs. All are of one device and dtype, and take the step states[0]["step"]."""
@@ -142,7 +241,7 @@ class AdamW(Adam):
 
 def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Group]:
     """Two groups: matrices and tables decay, biases and LayerNorm parameters (fewer than two axes) do not."""
-    everything = list(parameters)
+    everything = tensors("decay_groups", parameters)
     return [{"params": [p for p in everything if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0}]
 
@@ -158,13 +257,26 @@ def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
         g *= factor
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients so that their norm together is at most max_norm   (clip.1–2); returns the norm before.
+def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_type: float = 2.0,
+                    error_if_nonfinite: bool = False) -> float:
+    """Scale all gradients so that their norm together is at most max_norm   (clip.1–2).
 
-    Where a gradient is infinite or NaN the norm is too, and nothing is scaled. On a GPU the host waits once, for the norm; twice more
-    where its square overflows, and it is computed with the largest number taken out   (clip.3).
+    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and nothing is scaled;
+    with error_if_nonfinite=True that is a GraphError. On a GPU the host waits once, for the norm; twice
+    more where its square overflows, and it is computed with the largest number taken out   (clip.3).
+    ValueError for a max_norm below 0 or NaN, and for another norm than the 2-norm.
     """
-    grads = [p.grad.array for p in parameters if p.grad is not None]
+    me = "clip_grad_norm_"
+    if not isinstance(max_norm, Real):
+        raise TypeError(f"{me}: max_norm is {max_norm!r}, a {type(max_norm).__name__}; a number is "
+                        "needed")
+    if not float(max_norm) >= 0.0:
+        raise ValueError(f"{me}: max_norm must be a number from 0 on, not {max_norm}")
+    if norm_type != 2.0:
+        raise ValueError(f"{me}: norm_type {norm_type!r} is not supported; leave it out for the "
+                         "2-norm")
+    everything = [parameters] if isinstance(parameters, Tensor) else tensors(me, parameters)
+    grads = [p.grad.array for p in everything if p.grad is not None]
     if not grads:
         return 0.0
     xp = backend.of(grads[0])
@@ -181,8 +293,11 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
         top = math.nan if any(map(math.isnan, tops)) else max(tops)
         parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
         norm = top * math.sqrt(math.fsum(squared(parts))) if parts else top
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise GraphError(f"{me}: the norm of the gradients is {norm}; "
+                         "minigrad.debug.detect_anomaly() names the op that made it so")
     if max_norm < norm < math.inf:
-        xp.run("scale", scale, grads, max_norm / (norm + 1e-6))
+        xp.run("scale", scale, grads, float(max_norm) / (norm + 1e-6))
     return norm
 
 
@@ -204,25 +319,44 @@ class GradScaler:
         self.factor, self.enabled = init_scale if enabled else 1.0, enabled
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
         self.good = 0                                   # steps since the factor last changed
+        self.applied: float | None = None               # the factor that the last loss was scaled by
+        self.unscaled: list[Optimizer] = []             # since their last step
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the factor, and so every gradient on the way back   (scaler.1)."""
+        self.applied = self.factor
         return loss * self.factor if self.enabled else loss
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients of the optimiser's parameters by the factor, in place   (scaler.2)."""
+        """Divide the gradients of the optimiser's parameters by the factor, in place   (scaler.2).
+
+        GraphError for a second time before its next step.
+        """
+        if not self.enabled:
+            return
+        if optimizer in self.unscaled:
+            raise GraphError("GradScaler.unscale_: the gradients of this optimiser have been "
+                             "unscaled since its last step; call it once a step")
+        self.unscaled.append(optimizer)
         grads = [p.grad.array for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.enabled and grads:
+        if grads:
             xp = backend.of(grads[0])
             xp.at(grads[0])
-            xp.run("scale", scale, grads, 1.0 / self.factor)
+            xp.run("scale", scale, grads, 1.0 / (self.applied or self.factor))
 
     def step(self, optimizer: Optimizer, norm: float) -> bool:
-        """Let the optimiser step where the gradients' norm is finite, and set the next factor   (scaler.4); whether it did."""
+        """Let the optimiser step if the gradients' norm is finite; set the next factor   (scaler.4).
+
+        Returns whether it did. Gradients that were not unscaled since the last step are unscaled
+        first, as in PyTorch.
+        """
         finite = math.isfinite(norm) or not self.enabled
         if finite:
+            if optimizer not in self.unscaled:
+                self.unscale_(optimizer)
             optimizer.step()
         if self.enabled:
+            self.unscaled = [other for other in self.unscaled if other is not optimizer]
             self.good = self.good + 1 if finite else 0
             if not finite:
                 self.factor *= self.backoff_factor

@@ -77,6 +77,7 @@ def test_the_scale_follows_the_gradients():
     p.grad = mg.tensor([np.inf, 0.0])
     assert not scaler.step(optimizer, math.inf) and scaler.factor == 4.0 and p.tolist() == [1.0, 2.0]
     for factor in (4.0, 8.0):
+        scaler.scale(mg.tensor(1.0))
         p.grad = mg.tensor([4.0, 0.0])
         scaler.unscale_(optimizer)
         assert p.grad.tolist() == [1.0, 0.0]

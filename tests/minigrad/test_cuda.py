@@ -293,7 +293,7 @@ def test_a_step_over_parameters_of_several_kinds():
                     p.grad = mg.Tensor(p.array)
                 optimizer.step()
         assert counts.launches == ({"adamw_update": 2 + 3} if device == DEVICE else {})
-        assert [optimizer.state[i]["step"] for i in range(3)] == [2, 2, 1]
+        assert [optimizer.state[p]["step"] for p in ps] == [2, 2, 1]
         ends.append([p.numpy() for p in ps])
     for a, b in zip(*ends):
         assert np.abs(a - b).max() <= bound(str(a.dtype), 3, 3.0)

@@ -198,7 +198,7 @@ def test_moving_to_the_same_device_keeps_the_values():
 def test_dropout_drops_in_training_alone():
     """train(): each element is zero or x/(1 − p); eval(): the very same Tensor. The mode reaches all below."""
     model = _Tied()
-    drop = model.h[1].children().__next__()[1]
+    drop = next(model.h[1].children())
     x = mg.tensor(np.ones(1000), requires_grad=True)
     y = drop(x).numpy()
     assert set(y.tolist()) == {0.0, 2.0} and abs((y == 0.0).mean() - 0.5) <= 5.0 * 0.5 / math.sqrt(1000)
@@ -232,3 +232,36 @@ def test_a_module_without_forward_says_so():
     """The error names the class."""
     with pytest.raises(NotImplementedError, match="Module has no forward"):
         nn.Module()(1)
+
+
+@pytest.mark.parametrize("f, cast", {
+    "data of float64": (lambda: nn.Linear(2, 3)(np.ones((4, 2))), 'x with .astype("float32")'),
+    "integers": (lambda: nn.LayerNorm(2)(np.ones((4, 2), int)), 'x with .astype("float32")'),
+    "the trained one first": (lambda: nn.Linear(2, 2).weight * np.ones(2), 'b with .astype("float32")'),
+    "the trained one last": (lambda: np.ones(2) * nn.Linear(2, 2).weight, 'a with .astype("float32")'),
+    "a list": (lambda: mg.concat([np.ones(2), mg.Parameter(np.ones(2, "float32"))]), 'xs[0] with .astype("float32")'),
+    "both are data": (lambda: mg.tensor([1.0]) + np.ones(1), 'one with .astype("float32")'),
+    "both are trained": (lambda: nn.Linear(2, 2)(mg.tensor(np.ones((1, 2)), requires_grad=True)), 'one with .astype("float64")'),
+}.values())
+def test_data_is_cast_to_what_is_trained(f: Any, cast: str):
+    """Where two dtypes meet and one argument requires a gradient, the line says to cast the other."""
+    with pytest.raises(mg.DTypeError) as caught:
+        f()
+    assert f"cast {cast}" in str(caught.value)
+
+
+def test_half_a_gradient():
+    """p.grad *= 0.5, p.grad = None and freezing, as people type them for PyTorch, do what they do there."""
+    ours, theirs = nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    ours.load_state_dict(theirs.state_dict())
+    for m, x in ((ours, mg.tensor([[1.0, 2.0]])), (theirs, torch.tensor([[1.0, 2.0]]))):
+        m(x).sum().backward()
+        for p in m.parameters():
+            p.grad *= 0.5
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        assert p.grad.tolist() == q.grad.tolist()
+    ours.weight.grad = None
+    assert ours.weight.grad is None
+    for p in ours.parameters():
+        p.requires_grad_(False)
+    assert not ours(mg.tensor([[1.0, 2.0]])).requires_grad

@@ -67,7 +67,7 @@ def test_twenty_steps_are_pytorchs(name: str, groups: bool, kernels: str, monkey
 
 
 def test_adam_state_is_pytorchs():
-    """exp_avg and exp_avg_sq, kept by the parameter's place, are those of torch.optim.AdamW."""
+    """exp_avg and exp_avg_sq, kept by the parameter, are those of torch.optim.AdamW."""
     ours, theirs = _pair(1)
     a, b = optim.AdamW(ours), torch.optim.AdamW(theirs)
     for k in range(3):
@@ -77,8 +77,8 @@ def test_adam_state_is_pytorchs():
             opt.step()
     for i, q in enumerate(theirs):
         for name in ("exp_avg", "exp_avg_sq"):
-            close(a.state[i][name], b.state[q][name], terms=200)
-        assert a.state[i]["step"] == 3
+            close(a.state[ours[i]][name], b.state[q][name], terms=200)
+        assert a.state[ours[i]]["step"] == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -150,6 +150,153 @@ def test_parameters_are_given_once():
         assert "SGD" in str(caught.value) and words in str(caught.value)
 
 
+W = lambda **how: Parameter(np.ones(2), **how)  # noqa: E731
+USED = iter([W()])
+list(USED)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("make, error, words", {
+    "one Tensor": (W, TypeError, "given as a Parameter; give a list of Tensors"),
+    "a model": (lambda: mg.nn.Linear(1, 1), TypeError, "a Linear; give a list of Tensors, such as list(model.parameters())"),
+    "a method": (lambda: mg.nn.Linear(1, 1).parameters, TypeError, "the parameters are given as a method"),
+    "a dict": (lambda: dict(mg.nn.Linear(1, 1).named_parameters()), TypeError, "the parameters are given as a dict"),
+    "a set": (lambda: {W()}, TypeError, "the parameters are given as a set"),
+    "a string": (lambda: "weight", TypeError, "the parameters are given as a str"),
+    "a number": (lambda: 3, TypeError, "the parameters are given as a int"),
+    "an array": (lambda: np.ones((2, 2)), TypeError, "parameter 0 is a ndarray"),
+    "arrays": (lambda: [W(), np.ones(2)], TypeError, "parameter 1 is a ndarray"),
+    "nothing": (list, mg.GraphError, "there are no parameters to optimise"),
+    "a generator that was read": (lambda: USED, mg.GraphError, "which can be read once"),
+    "a result": (lambda: [W(), W() * 2.0], mg.GraphError, "parameter 1, <mul #"),
+    "a constant": (lambda: [mg.tensor([1.0])], mg.GraphError, "parameter 0, float32[1], requires no gradient"),
+    "a group and a Tensor": (lambda: [{"params": [W()]}, W()], TypeError, "a group is a dict"),
+    "a Tensor and a group": (lambda: [W(), {"params": [W()]}], TypeError, "a group is a dict"),
+    "a group without params": (lambda: [{"lr": 0.1}], TypeError, "not a dict of ['lr']"),
+    "a group of strings": (lambda: [{"params": ["w"]}], TypeError, "parameter 0 is a str"),
+    "a group with an unknown setting": (lambda: [{"params": [W()], "rate": 0.1}], TypeError, "no setting rate; there are lr"),
+    "a group with a setting out of range": (lambda: [{"params": [W()], "lr": -1.0}], ValueError, "lr must be a finite number from 0 on"),
+}.values())
+def test_what_is_no_parameter_is_refused(make: Any, error: Any, words: str, kind: str):
+    """In one line that names the optimiser. PyTorch refuses these too, but for unknown settings and constants,
+    which do nothing there."""
+    with pytest.raises(error) as caught:
+        getattr(optim, kind)(make(), lr=0.1)
+    assert str(caught.value).startswith(kind) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+BAD = {"lr": [(-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("0.1", TypeError), (None, TypeError),
+              (mg.tensor(0.1), TypeError)],
+       "weight_decay": [(-0.1, ValueError), ("0", TypeError)], "momentum": [(-0.9, ValueError), (math.nan, ValueError)],
+       "eps": [(-1e-8, ValueError), ("1e-8", TypeError)],
+       "betas": [((0.9, 1.0), ValueError), ((-0.1, 0.9), ValueError), ((math.nan, 0.9), ValueError), (("0.9", 0.99), TypeError),
+                 (0.9, TypeError), ((0.9,), TypeError), ("99", TypeError)]}
+
+
+@pytest.mark.parametrize("name, value, error", [(name, *bad) for name, some in BAD.items() for bad in some])
+def test_settings_have_their_ranges(name: str, value: Any, error: type[Exception]):
+    """Given to the optimiser, to a group, or set between two steps: one line with the setting's name, and no parameter was changed."""
+    kind, good = (optim.SGD if name == "momentum" else optim.AdamW), {"lr": 0.1}
+    p = W()
+    opt = kind([p], **good)
+    p.grad = mg.Tensor(np.ones(2))
+    opt.param_groups[0][name] = value
+    for f in (lambda: kind([W()], **{name: value}), lambda: kind([{"params": [W()], name: value}]), opt.step):
+        with pytest.raises(error, match=rf"{kind.__name__}: {name}") as caught:
+            f()
+        assert "\n" not in str(caught.value)
+    assert p.tolist() == [1.0, 1.0]
+
+
+def test_a_setting_from_numpy_is_a_number():
+    """np.float64 rates, as a schedule computes them, change no bit of what float32 parameters become."""
+    ends = []
+    for number in (float, np.float64, lambda x: np.asarray(x)[()]):
+        p = Parameter(np.full(3, 1.0 / 3.0, "float32"))
+        opt = optim.SGD([p], lr=number(0.1), momentum=number(0.9), weight_decay=number(0.01))
+        for _ in range(3):
+            opt.param_groups[0]["lr"] = number(0.3)
+            p.grad = mg.Tensor(np.full(3, 0.7, "float32"))
+            opt.step()
+        assert opt.state[p]["momentum"].dtype == "float32"
+        ends.append(p.tolist())
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_named_parameters_and_single_groups_are_taken():
+    """The pairs of named_parameters(), and one Tensor as a group's params, are optimised as in PyTorch; so is a frozen parameter, later."""
+    ours, theirs = mg.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        p.assign(q.detach().numpy().copy())
+    ours.bias.requires_grad_(False)
+    theirs.bias.requires_grad_(False)
+    made = [(lib.SGD(m.named_parameters(), lr=0.5), lib.SGD([{"params": m.weight}, {"params": [m.bias], "lr": 0.25}], lr=0.125))
+            for lib, m in ((optim, ours), (torch.optim, theirs))]
+    for i in (0, 1):
+        for m, x, opts in ((ours, mg.tensor([[1.0, 2.0]]), made[0]), (theirs, torch.tensor([[1.0, 2.0]]), made[1])):
+            m(x).sum().backward()
+            opts[i].step()
+            m.bias.requires_grad_(True)
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        close(p, q, terms=20)
+
+
+def test_groups_may_be_added_and_exchanged():
+    """State belongs to the parameter, wherever it stands: add_param_group and an exchanged list go on as in PyTorch."""
+    ends = []
+    for lib, make in ((optim, lambda i: Parameter(np.full(2, float(i)))),
+                      (torch.optim, lambda i: torch.nn.Parameter(torch.full((2,), float(i), dtype=torch.float64)))):
+        ps = [make(i) for i in range(3)]
+        opt = lib.SGD(ps[:2], lr=0.1, momentum=0.9)
+        for k in range(4):
+            for i, p in enumerate(ps):
+                p.grad = (mg.Tensor if lib is optim else torch.tensor)(np.full(2, 1.0 + i))
+            opt.step()
+            if k == 1:
+                opt.param_groups[0]["params"].reverse()
+                opt.add_param_group({"params": ps[2], "lr": 0.2})
+        ends.append(ps)
+    for p, q in zip(*ends):
+        close(p, q, terms=40)
+    with pytest.raises(mg.GraphError, match="twice"):
+        optim.SGD(ends[0][:1]).add_param_group({"params": ends[0][:1]})
+
+
+def test_a_closure_is_called_first():
+    """step(closure) computes the loss and its gradients, also inside no_grad(), steps, and returns the loss, as in PyTorch."""
+    p, q = Parameter(np.ones(2)), torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def closure(x: Any, opt: Any) -> Any:
+        opt.zero_grad()
+        loss = (x * x * x).sum()
+        loss.backward()
+        return loss
+
+    for lib, x in ((mg, p), (torch, q)):
+        opt = lib.optim.SGD([x], lr=0.1)
+        with lib.no_grad():
+            assert opt.step(lambda x=x, opt=opt: closure(x, opt)).item() == 2.0
+        assert opt.step() is None
+    close(p, q, terms=20)
+
+
+def test_zero_grad_can_set_zeros():
+    """With set_to_none=False a gradient that is there becomes zero, so that momentum and decay go on; PyTorch's argument."""
+    p, q = Parameter(np.ones(2)), torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    for lib, x in ((mg, p), (torch, q)):
+        opt = lib.optim.SGD([x], lr=0.1, momentum=0.9, weight_decay=0.1)
+        opt.zero_grad(set_to_none=False)
+        assert x.grad is None
+        (x * np.inf if lib is mg else x * torch.inf).sum().backward()
+        opt.zero_grad(set_to_none=False)
+        assert x.grad.tolist() == [0.0, 0.0]
+        for _ in range(3):
+            opt.step()
+        opt.zero_grad(set_to_none=True)
+        assert x.grad is None
+    close(p, q, terms=20)
+
+
 def test_decay_groups_part_matrices_from_the_rest():
     """Parameters of two axes or more decay, the others do not, and each is in one group."""
     ours, _ = _pair()
@@ -202,6 +349,65 @@ def test_clipping_survives_huge_gradients():
     assert optim.clip_grad_norm_([p, q], 1.0) == math.inf and p.grad.tolist() == [-np.inf, 1.0]
     p.grad, q.grad = mg.Tensor(np.array([-np.inf, 1.0], "float32")), mg.Tensor(np.array(np.nan, "float32"))
     assert math.isnan(optim.clip_grad_norm_([p, q], 1.0)) and math.isnan(optim.clip_grad_norm_([q, p], 1.0))
+
+
+def test_one_tensor_is_clipped():
+    """clip_grad_norm_(w, …) clips w, as in PyTorch; so do a generator and named parameters."""
+    for give in (lambda p: p, lambda p: (x for x in [p]), lambda p: [("w", p)], lambda p: {"w": p}.values()):
+        p, q = Parameter(np.zeros(1)), torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        p.grad, q.grad = mg.Tensor(np.array([100.0])), torch.tensor([100.0], dtype=torch.float64)
+        assert optim.clip_grad_norm_(give(p), 1.0) == float(torch.nn.utils.clip_grad_norm_(q, 1.0)) == 100.0
+        close(p.grad, q.grad)
+
+
+def test_clipping_refuses_what_it_has_no_meaning_for():
+    """One line each, and the gradient is as it was."""
+    p = W()
+    p.grad = mg.Tensor(np.array([3.0, np.inf]))
+    for f, error, words in [
+        (lambda: optim.clip_grad_norm_([p], -1.0), ValueError, "max_norm must be a number from 0 on, not -1.0"),
+        (lambda: optim.clip_grad_norm_([p], math.nan), ValueError, "not nan"),
+        (lambda: optim.clip_grad_norm_([p], "1"), TypeError, "max_norm is '1', a str"),
+        (lambda: optim.clip_grad_norm_([p], 1.0, norm_type=1.0), ValueError, "norm_type 1.0 is not supported"),
+        (lambda: optim.clip_grad_norm_([p], 1.0, "inf"), ValueError, "norm_type 'inf' is not supported"),
+        (lambda: optim.clip_grad_norm_([p], 1.0, error_if_nonfinite=True), mg.GraphError, "the norm of the gradients is inf"),
+        (lambda: optim.clip_grad_norm_(mg.nn.Linear(1, 1), 1.0), TypeError, "the parameters are given as a Linear"),
+        (lambda: optim.clip_grad_norm_([{"params": [p]}], 1.0), TypeError, "parameter 0 is a dict"),
+        (lambda: optim.clip_grad_norm_(USED, 1.0), mg.GraphError, "can be read once"),
+        (lambda: optim.decay_groups(p, 0.1), TypeError, "the parameters are given as a Parameter"),
+    ]:
+        with pytest.raises(error) as caught:
+            f()
+        assert words in str(caught.value) and "\n" not in str(caught.value) and p.grad.tolist() == [3.0, np.inf]
+    assert optim.clip_grad_norm_([p], 1.0, norm_type=2, error_if_nonfinite=False) == math.inf and optim.clip_grad_norm_([], 1.0) == 0.0
+
+
+# ── loss scaling ──
+def test_gradients_are_unscaled_once():
+    """step() unscales what was not, as PyTorch's scaler does; a second unscale_ before it is refused."""
+    p = Parameter(np.array([1.0]))
+    opt, scaler = optim.SGD([p], lr=1.0), optim.GradScaler(8.0)
+    for explicit in (True, False):
+        opt.zero_grad()
+        scaler.scale((p * 0.25).sum()).backward()
+        if explicit:
+            scaler.unscale_(opt)
+            with pytest.raises(mg.GraphError, match="unscaled since its last step"):
+                scaler.unscale_(opt)
+        assert scaler.step(opt, 0.25) and p.grad.tolist() == [0.25]
+    assert p.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("norm", [1.0, math.inf])
+def test_two_optimisers_share_a_scaler(norm: float):
+    """The second one's gradients are divided by the factor that their loss had, also where the first one's step changed it."""
+    p, q = Parameter(np.array([1.0])), Parameter(np.array([1.0]))
+    a, b, scaler = optim.SGD([p], lr=1.0), optim.SGD([q], lr=1.0), optim.GradScaler(8.0, growth_interval=1)
+    scaler.scale((p * q * 0.25).sum()).backward()
+    scaler.step(a, norm)
+    assert scaler.factor == (16.0 if norm == 1.0 else 4.0)
+    scaler.step(b, 1.0)
+    assert q.tolist() == [0.75]
 
 
 # ── the schedule ──
