@@ -90,7 +90,7 @@ class PretrainedModel(nn.Module):
                 missing, unexpected = sorted(own.keys() - parameters.keys()), sorted(parameters.keys() - own.keys())
                 raise UsageError(f"parameters: missing {missing}, unexpected {unexpected}")
             for name, p in own.items():
-                p.assign(here.adopt(parameters[name], dtype=self.where["dtype"], device=number))
+                p.assign(mg.Tensor(here.adopt(parameters[name], dtype=self.where["dtype"], device=number)))
         self.eval()
 
     def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
@@ -170,7 +170,7 @@ class PretrainedModel(nn.Module):
             here.at(matrix)
             made = here.lay_out(matrix) if on else here.ascontiguousarray(p.array)
             if made is not matrix and made is not p.array:
-                p.assign(made.T if on and matrix is not p.array else made)
+                p.assign(mg.Tensor(made.T if on and matrix is not p.array else made))
 
     def matrices(self) -> Iterator[tuple[Matrix, Any]]:
         """The modules that rows are multiplied with, and their matrices [in, out] as arrays."""

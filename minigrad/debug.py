@@ -172,7 +172,7 @@ def detect_writes() -> Iterator[None]:
 
     A plain array that an op is given is copied when it is saved for backward, and a leaf that an optimiser or `assign` changes counts
     its versions. What neither can see is an array that somebody still holds while a Tensor shares its memory: behind `Tensor(array)`,
-    `Parameter(array)`, `from_dlpack`, `assign(array)` or `x.array`, or the detached view of a leaf that is changed later. Here a
+    `from_dlpack` or `x.array`, or the detached view of a leaf that is changed later. Here a
     checksum of every saved array is taken and compared. Slow: each is read twice, and copied from a GPU for it.
     """
     made, pullbacks = Node.__init__, {kind: kind.pullback for kind in (Op, Checkpoint)}

@@ -178,21 +178,15 @@ class Walk:
         return sum if ours and sum.dtype == node.dtype else None
 
 
-class GradientHook:
-    """The op of a node that passes its cotangent on, or what f makes of it: f takes a Tensor's array, or a Tensor in a live walk."""
+class Hooked:
+    """The op of a node with gradient hooks: each sees the node's whole cotangent, and may replace it, before the op gets it."""
 
-    shown, variadic, view = "hook", False, True
+    def __init__(self, op: Any) -> None:
+        self.op = op
+        self.hooks: list[Callable[[Any], Any]] = []
 
-    def __init__(self, f: Callable[[Any], Any]) -> None:
-        self.f = f
-
-    def captured(self, node: Node) -> tuple[()]:
-        return ()
-
-    def pullback(self, node: Node, saved: Any, g: Any, walk: Walk) -> None:
-        parent = node.parents[0]
-        assert parent is not None
-        walk.send(parent, self.f(g))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.op, name)
 
 
 def sources(node: Node) -> tuple[Node | None, ...]:
@@ -253,6 +247,9 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
                 if wanted is None or node in wanted:
                     result[node] = (g, fresh)
                 continue
+            if type(node.op) is Hooked:
+                for hook in node.op.hooks:
+                    g = hook(g)
             if wanted is not None and node in wanted:
                 result[node] = (g, False)
                 if node.id == walk.oldest:

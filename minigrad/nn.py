@@ -18,7 +18,7 @@ from .tensor import Parameter, Tensor, tensor
 def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") -> Parameter:
     """A parameter whose values are yet to be assigned."""
     here, number = backend.get(device)
-    return Parameter(here.adopt(here.namespace.empty(shape, dtype=dtype), device=number))
+    return Parameter(Tensor(here.adopt(here.namespace.empty(shape, dtype=dtype), device=number)))
 
 
 def forget(parameters: Iterable[Tensor], set_to_none: bool) -> None:

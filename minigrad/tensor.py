@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import backend
 from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
-from .graph import GradientHook, Leaf, Node, backprop, hooked, state
+from .graph import Hooked, Leaf, Node, backprop, hooked, state
 
 _adding = threading.Lock()                              # held while a gradient is added to .grad: a sum is read and written
 
@@ -100,8 +100,8 @@ class Tensor:
 
     # ── out of the graph, out of the device ──
     def detach(self) -> Tensor:
-        """The same array as a constant. It shares the memory, but not the version: write nothing in place that a graph still needs."""
-        return Tensor(self.array)
+        """A view of the same array as a constant. It shares the memory, but not the version: write nothing in place that a graph needs."""
+        return Tensor(self.array[...])
 
     def numpy(self) -> Any:
         """The value as a numpy.ndarray: a read-only view of its memory; from a GPU a copy.
@@ -185,6 +185,8 @@ class Tensor:
         return self
 
     def __dlpack__(self, **options: Any) -> Any:
+        if self.node is not None and state.recording:
+            raise GraphError("another library would lose the gradient of a Tensor that requires one; give it x.detach()")
         return self.array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -205,14 +207,16 @@ class Tensor:
         self.node.grad = value
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
-        """Call hook(∂L/∂self) when a walk back comes by; a Tensor that it returns is sent on instead.
+        """Call hook(∂L/∂self) in each backward pass through self; a Tensor that it returns is used as the gradient instead.
 
-        It sees what self is used for from here on, and goes with the graph, so that there is nothing to remove. GraphError for a leaf,
-        whose gradient is `.grad`, and for what no gradient goes through. PyTorch's name.
+        Hooks are called in the order in which they were registered, and go with the graph, so that there is nothing to remove.
+        GraphError for a leaf, whose gradient is `.grad`, and for a constant. PyTorch's name.
         """
         node = self.node
         if node is None or isinstance(node, Leaf):
             raise GraphError("only a result that a gradient goes through takes a hook; a leaf has .grad")
+        if not isinstance(node.op, Hooked):
+            node.op = Hooked(node.op)
 
         def passed(g: Any) -> Any:
             given = g if isinstance(g, Tensor) else Tensor(g)
@@ -223,7 +227,7 @@ class Tensor:
                 raise ShapeError(f"a hook of {self.dtype}{list(self.shape)} gave {made.dtype}{list(made.shape)}")
             return made if isinstance(g, Tensor) else made.array
 
-        self.node = Node(GradientHook(passed), None, (node,), (), {}, node.shape, node.dtype)
+        node.op.hooks.append(passed)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
         """Call hook(self) whenever a backward has added its whole share to `.grad` of this leaf, while it goes on with what is older.
@@ -257,19 +261,23 @@ class Tensor:
                 raise DTypeError(f"only floats have gradients; this is {self.dtype}{list(self.shape)}")
             self.node = Leaf(self.shape, self.dtype)
         elif not on:
+            if self.grad is not None:
+                raise GraphError("requires_grad_(False) would forget .grad; set x.grad = None first, or zero_grad()")
             self.node = None
         return self
 
     def assign(self, value: Any) -> Tensor:
         """Give this leaf another value of the same shape and dtype (an array of its backend, or a Tensor).
 
-        Bumps the version, so that a graph which kept the old value refuses to be walked back. The array is taken, not copied.
+        Bumps the version, so that a graph which saved the old value refuses its backward pass. A plain array is copied; the memory of a
+        Tensor is shared.
         """
-        array = value.array if isinstance(value, Tensor) else value
+        here = backend.of(self.array)
+        array = value.array if isinstance(value, Tensor) else here.array(value) if isinstance(value, here.array_types) else value
         if not self.is_leaf:
             raise GraphError(f"{self.node!r} is a result; only leaves are assigned to")
-        if type(array) in backend.of(self.array).scalar_types:         # what NumPy gives for an array of no axes
-            array = backend.of(self.array).adopt(array)
+        if type(array) in here.scalar_types:            # what NumPy gives for an array of no axes
+            array = here.adopt(array)
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ShapeError(f"assign: the value is {array.dtype}{list(array.shape)}, the Tensor {self.dtype}{list(self.shape)}")
         self.array = array
@@ -336,12 +344,15 @@ class Tensor:
 
 
 class Parameter(Tensor):
-    """A leaf that a Module finds among its attributes and an optimiser changes."""
+    """A leaf that a Module finds among its attributes and an optimiser changes.
+
+    value: a Tensor, whose memory it shares, or what `tensor` takes, which is copied.
+    """
 
     __slots__ = ()
 
-    def __init__(self, array: Any, requires_grad: bool = True) -> None:
-        super().__init__(array.array if isinstance(array, Tensor) else array)
+    def __init__(self, value: Any, requires_grad: bool = True) -> None:
+        super().__init__(value.array if isinstance(value, Tensor) else tensor(value).array)
         self.requires_grad_(requires_grad)
 
 

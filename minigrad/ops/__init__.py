@@ -1,6 +1,7 @@
 """Tables of derivatives, and the operators they give to Tensor."""
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from ..tensor import Tensor
@@ -8,10 +9,22 @@ from . import elementwise, index, linalg, numpy_protocol, reduce, shape
 
 
 def _index(key: Any) -> Any:
-    """An index with its Tensors replaced by their arrays."""
-    if isinstance(key, tuple):
-        return tuple(k.array if isinstance(k, Tensor) else k for k in key)
-    return key.array if isinstance(key, Tensor) else key
+    """An index with its Tensors replaced by their arrays. IndexError where NumPy and PyTorch put the axes in different orders."""
+    if not isinstance(key, tuple):
+        return key.array if isinstance(key, Tensor) else key
+    plain = tuple(k.array if isinstance(k, Tensor) else k for k in key)
+    kinds = ["integer" if isinstance(k, Integral) else "slice" if k is None or k is ... or isinstance(k, slice) else "array" for k in plain]
+    # arrays that a slice parts put their axes first; NumPy counts an integer among them, and PyTorch takes it away before
+    if "array" in kinds and "slice" in kinds[:kinds.index("array")] and _parted(kinds, "array", "integer") and not _parted(kinds, "array"):
+        raise IndexError("x[i, :, k] with an integer and an array apart has its axes in another order in NumPy than in PyTorch; "
+                         "write x[i][:, k] for PyTorch's")
+    return plain
+
+
+def _parted(kinds: list[str], *some: str) -> bool:
+    """Whether a slice stands between the first and the last of these kinds of indices."""
+    at = [i for i, kind in enumerate(kinds) if kind in some]
+    return "slice" in kinds[at[0]:at[-1]]
 
 
 def _axes(axes: tuple[Any, ...]) -> Any:
@@ -29,7 +42,8 @@ def _attach() -> None:
     for name, symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}.items():
         setattr(Tensor, f"__i{name}__", lambda a, b, f=binary[name], symbol=symbol: a._become(symbol, f(a, b)))
     for name, f in {"eq": e.equal, "ne": e.not_equal, "lt": e.less, "le": e.less_equal, "gt": e.greater, "ge": e.greater_equal}.items():
-        setattr(Tensor, f"__{name}__", lambda a, b, f=f: f(a, b))
+        # beside None: NotImplemented, so that Python compares identities, as it does for PyTorch
+        setattr(Tensor, f"__{name}__", lambda a, b, f=f: NotImplemented if b is None else f(a, b))
     for name, f in {
         "exp": e.exp,
         "log": e.log,

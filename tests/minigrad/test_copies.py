@@ -165,7 +165,7 @@ def test_what_in_place_would_not_do_is_refused():
     """A view (in PyTorch its base changes too) and a result of another shape or dtype; the Tensor stays as it was."""
     x = _leaf(np.ones((2, 2)))
     constant = mg.tensor(np.ones((2, 2), np.float32))
-    for view in (constant[0], (x * 1.0).T, (x * 1.0)[0]):
+    for view in (constant[0], (x * 1.0).T, (x * 1.0)[0], x.detach(), constant.detach()):
         with pytest.raises(mg.GraphError, match="a view"):
             view += 1.0
     row = mg.tensor(np.ones(2, np.float32))
@@ -249,22 +249,19 @@ def test_a_cotangent_and_primals_may_be_written_later():
     assert pull(np.float32([1.0, 1.0]))[0].tolist() == [4.0, 6.0]
 
 
-@given(st.sampled_from(["Tensor", "Parameter", "from_dlpack", "assign", "array", "detached", "checkpoint"]))
+@given(st.sampled_from(["Tensor", "from_dlpack", "array", "detached", "checkpoint"]))
 def test_detect_writes_finds_what_nobody_else_sees(how: str):
     """Memory that is shared with a Tensor on purpose: an error names the op and the array; without a write there is none."""
     for write in (False, True):
         w, a = _leaf([1.0, 2.0]), np.float32([3.0, 4.0])
         with detect_writes():
-            if how == "assign":
-                c: Any = mg.tensor([0.0, 0.0])
-                c.assign(a)
-            elif how == "detached":
-                c = mg.Tensor(a).requires_grad_().detach()
+            if how == "detached":
+                c: Any = mg.Tensor(a).requires_grad_().detach()
             elif how == "array":
                 c = mg.tensor(a)
                 a = c.array
             else:
-                c = {"Tensor": mg.Tensor, "Parameter": mg.Parameter, "from_dlpack": mg.from_dlpack, "checkpoint": mg.Tensor}[how](a)
+                c = (mg.from_dlpack if how == "from_dlpack" else mg.Tensor)(a)
             y = (mg.checkpoint(lambda x, c: x * c)(w, c) if how == "checkpoint" else w * c).sum()
             if write:
                 a[0] = 9.0
@@ -273,6 +270,15 @@ def test_detect_writes_finds_what_nobody_else_sees(how: str):
             else:
                 y.backward()
                 assert w.grad.tolist() == [3.0, 4.0]
+
+
+def test_a_parameter_does_not_share_the_callers_array():
+    """Parameter(array) and assign(array) copy; a Tensor, which cannot be written, is shared."""
+    a, t = np.float32([1.0, 2.0]), mg.tensor([1.0, 2.0])
+    p, q = mg.Parameter(a), mg.Parameter([3.0, 4.0]).assign(a)
+    a[:] = 0.0
+    assert p.tolist() == q.tolist() == [1.0, 2.0] and mg.Parameter([0.5]).tolist() == [0.5]
+    assert mg.Parameter(t).array is t.array and q.assign(t).array is t.array
 
 
 # ── threads ──
@@ -292,10 +298,36 @@ def test_threads_lose_no_gradient():
     assert (x.grad.numpy() == 800.0).all()
 
 
+def test_a_hook_sees_what_the_result_was_used_for_before_too():
+    """register_hook after the use, several hooks, and gradients() of the result itself: PyTorch's numbers."""
+    found = []
+    for leaf, gradients in ((_leaf([1.0, 2.0]), mg.gradients), (torch.tensor([1.0, 2.0], requires_grad=True), torch.autograd.grad)):
+        seen: list[Any] = []
+        y = leaf * 2.0
+        z = (y + 1.0).sum()
+        y.register_hook(lambda g: g * 3.0)
+        y.register_hook(lambda g, seen=seen: seen.append(g.tolist()))
+        at, = gradients(z, [y], retain_graph=True)
+        (z + y.sum()).backward()
+        found.append([at.tolist(), seen, leaf.grad.tolist()])
+    assert found[0] == found[1]
+
+
+def test_a_gradient_is_not_forgotten():
+    """requires_grad_(False) while .grad waits for a step: PyTorch keeps it, here it is refused; without one it freezes the leaf."""
+    x = _leaf([1.0])
+    (x * x).sum().backward()
+    with pytest.raises(mg.GraphError, match="zero_grad"):
+        x.requires_grad_(False)
+    x.grad = None
+    assert not x.requires_grad_(False).requires_grad
+
+
 def test_numpy_does_not_take_a_gradient_away():
     """What NumPy would make plain numbers of is refused while a gradient is wanted, as in PyTorch; values stay readable."""
     w = _leaf([1.0, 2.0])
-    for f in (np.asarray, np.array, lambda x: np.array([x.sum(), x.sum()]), lambda x: list(np.asarray(x * 2.0))):
+    for f in (np.asarray, np.array, lambda x: np.array([x.sum(), x.sum()]), lambda x: list(np.asarray(x * 2.0)), np.from_dlpack,
+              lambda x: np.zeros(2).__setitem__(slice(None), x)):
         with pytest.raises(mg.GraphError, match="detach"):
             f(w)
     with mg.no_grad():

@@ -1,6 +1,7 @@
 """Tensor: making one, its dtypes, its operators, what it says and refuses, and how it meets NumPy and PyTorch."""
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -67,10 +68,10 @@ def test_a_device_that_is_not_there_is_refused():
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_parameter_is_a_leaf_without_a_copy():
-    """Parameter takes an array or a Tensor as it is, and wants a gradient unless told otherwise."""
+def test_a_parameter_is_a_leaf_that_shares_a_tensors_memory():
+    """Parameter takes a Tensor as it is, and wants a gradient unless told otherwise."""
     a = np.ones(2)
-    p = mg.Parameter(a)
+    p = mg.Parameter(mg.Tensor(a))
     assert p.requires_grad and p.is_leaf and p.array is a
     assert mg.Parameter(mg.Tensor(a), requires_grad=False).requires_grad is False
 
@@ -232,6 +233,34 @@ def test_a_tensor_cannot_be_written():
     assert t.tolist() == [1.0, 2.0]
 
 
+def test_an_index_means_what_it_means_in_both_numpy_and_pytorch_or_is_refused():
+    """Every combination of up to four integers, slices, None, ... and arrays: PyTorch's result, or a refusal where NumPy has another."""
+    parts = {"i": 1, ":": slice(None), "n": None, "k": np.array([0, 1]), "...": ...}
+    a = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    ours, theirs = mg.tensor(a), torch.tensor(a)
+    refused = 0
+    for n in range(1, 5):
+        for key in itertools.product(parts, repeat=n):
+            if key.count("...") > 1:
+                continue
+            wanted = theirs[tuple(torch.tensor([0, 1]) if k == "k" else parts[k] for k in key)].numpy()
+            index = tuple(parts[k] for k in key)
+            try:
+                found = ours[index].numpy()
+            except IndexError as error:
+                assert "another order" in str(error)
+                assert not np.array_equal(a[index], wanted), key
+                refused += 1
+            else:
+                assert np.array_equal(found, wanted), key
+    assert refused > 0
+
+
+def test_beside_none_identity_is_compared():
+    t = mg.tensor([1.0, 2.0])
+    assert (t == None) is False and (t != None) is True         # noqa: E711
+
+
 def test_assign_replaces_a_leafs_value():
     """A leaf takes another value of its shape and dtype; everything else is refused."""
     p = mg.tensor([1.0, 2.0], requires_grad=True)
@@ -241,11 +270,11 @@ def test_assign_replaces_a_leafs_value():
             p.assign(value)
 
 
-def test_detach_is_the_same_array_as_a_constant():
+def test_detach_is_a_view_as_a_constant():
     """detach() shares the memory and has no node."""
     t = mg.tensor([1.0], requires_grad=True)
     d = (t * 2.0).detach()
-    assert not d.requires_grad and d.tolist() == [2.0] and t.detach().array is t.array
+    assert not d.requires_grad and d.tolist() == [2.0] and np.shares_memory(t.detach().array, t.array)
 
 
 # ── NumPy and PyTorch ──
