@@ -12,7 +12,7 @@ def _spread(seed: int, *shape: int) -> np.ndarray:
 
 # leaves that want a gradient, float32 unless said
 LEAVES: dict[str, Any] = {
-    "x": np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]], np.float32),
+    "x": np.array([[0.5, -1.25, 2.0], [1.5, 0.25, -0.75]], np.float32),
     "y": np.array([[1.0, 2.0, 0.5], [3.0, 0.75, 1.25]], np.float32),           # positive
     "u": np.array([[-0.5, 0.3, 0.9], [0.1, -0.8, 0.6]], np.float32),           # within (−1, 1)
     "w": np.array([0.5, 2.0, -1.5], np.float32),

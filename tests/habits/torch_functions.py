@@ -49,7 +49,7 @@ ROWS = [
     ("mg.clip(x, min=0.5)", "=", "same"),
     ("mg.clip(x, min=1.0, max=-1.0)", "=", "same"),
     ("mg.clip(x, max=y)", "=",
-     "error: clip: x is float32[2, 3]; min=None, max=tensor([[1. , 2. , 0.5 ]"),
+     "error: np.clip: these arguments would lose the gradient of a Tensor"),
     ("mg.clamp(x, 0)", "=", "error: no attribute 'clamp'"),
     ("mg.where(x > 0, x, y)", "=", "same"),
     ("mg.where(x > 0, x, 0.0)", "=", "same"),
