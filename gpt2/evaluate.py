@@ -18,7 +18,7 @@ from .corpus import JSONL, encode, in_parallel, pieces
 from .data import load_data
 from .errors import GPT2Error, MissingError, UsageError
 from .evaluation import Score, continuation_spans, extent, scores, text_counts, text_spans
-from .model_flags import add_model, model_of
+from .model_flags import add_model, model_of, name_of, said_of
 
 TEXT = ("loss", "perplexity", "bits-per-byte")          # tasks that differ only in what is said first
 ITEMS = ("hellaswag", "lambada")
@@ -265,14 +265,14 @@ def main(argv: list[str] | None = None) -> int:
     if not result["done"]:
         raise KeyboardInterrupt
     if args.json:
-        emit_json({"task": args.task, "data": str(args.data), "model": args.model, "backend": model.where["device"], "dtype": args.dtype,
+        emit_json({"task": args.task, "data": str(args.data), **said_of(args), "backend": model.where["device"], "dtype": args.dtype,
                    "partial": cut, **result})
     else:
         for line in table(result, args.task):
             print(line)
         done = f"partial: {result['done']:,} of {result['total']:,}" if cut else f"{result['done']:,}"
         longer = f", {result['longer']:,} endings longer than that with their context" if result.get("longer") else ""
-        print(f"{args.data}, {args.model} in {args.dtype}: {done} {result['unit']}, window {result['window']:,} tokens, "
+        print(f"{args.data}, {name_of(args)} in {args.dtype}: {done} {result['unit']}, window {result['window']:,} tokens, "
               f"stride {result['stride']:,}{longer}")
     if cut:
         print("gpt2.evaluate: interrupted", file=sys.stderr)

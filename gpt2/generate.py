@@ -8,7 +8,7 @@ from typing import Any
 
 from .cli import Parser, at_least, emit_json, run_command, text
 from .errors import MissingError, UsageError
-from .model_flags import add_model, add_prompt, model_of, prompt_ids
+from .model_flags import add_model, add_prompt, model_of, prompt_ids, said_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         emit_json(
             {
-                "model": args.model,
+                **said_of(args),
                 "backend": model.where["device"],
                 "dtype": model.where["dtype"],
                 "prompt": prompt,

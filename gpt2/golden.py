@@ -23,7 +23,7 @@ from .errors import MissingError, UsageError
 from .files import write_folder
 from .hooks import BLOCK
 from .model import GPT2
-from .model_flags import add_model, add_prompt, model_of, prompt_ids
+from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 from .table import number, plain, table
 
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer = model_of(args)
     for name, p in model.named_parameters():
         if not np.isfinite(mg.backend.of(p.array).host(p.array)).all():
-            raise MissingError(f"{args.model}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
+            raise MissingError(f"{name_of(args)}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
     model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
     ids, targets = batch_of(given_ids, args.batch_size, args.grad or args.steps > 0)
@@ -222,12 +222,13 @@ def main(argv: list[str] | None = None) -> int:
             if not np.isfinite(a).all() or not np.isfinite(b).all():
                 where = "float32" if np.isfinite(a).all() else "float64"
                 advice = "lower --learning-rate" if name.startswith("step.") else "the weights are too large"
-                raise MissingError(f"{args.model}: {name} has NaN or infinity in {where}; {advice}")
+                raise MissingError(f"{name_of(args)}: {name} has NaN or infinity in {where}; {advice}")
             arrays[name] = a if given == "float64" else b
             entries.append(entry(name, label, a, b, given))
     manifest = {
-        "format": "gpt2-golden", "version": 1, "model": args.model, "random_weights": args.random_weights, "config": model.config.to_dict(),
-        "dtype": given, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
+        "format": "gpt2-golden", "version": 1, "model": name_of(args), "random_weights": args.random_weights,
+        "config": model.config.to_dict(), "dtype": given, "minigrad": mg.__version__,
+        "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
         "grad": args.grad, "steps": args.steps, "adamw": adam._asdict(), "tensors": [one._asdict() for one in entries],
     }
     files: dict[str, Iterable[Any]] = {TENSORS: safetensors_pieces(arrays, dict.fromkeys(arrays, CODES[given]), {"format": "np"})}
@@ -235,7 +236,8 @@ def main(argv: list[str] | None = None) -> int:
         host = {name: mg.backend.of(p.array).host(p.array) for name, p in model.named_parameters()}
         keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in host}
         files[f"{MODEL}/model.safetensors"] = safetensors_pieces(
-            {keys[n]: a for n, a in host.items()}, dict.fromkeys(keys.values(), "F32"), {"format": "pt"})
+            {keys[n]: a for n, a in host.items()}, dict.fromkeys(keys.values(), "F32"),
+            {"format": "pt", "random_weights": str(args.random_weights)})
         files[f"{MODEL}/config.json"] = [json.dumps(model.config.to_dict(), indent=2).encode()]
     files[MANIFEST] = [json.dumps(plain(manifest), indent=1).encode() + b"\n"]
     with contextlib.suppress(OSError):                  # an empty folder is no earlier run, and nothing is lost with it
@@ -248,8 +250,9 @@ def main(argv: list[str] | None = None) -> int:
                           [(e.name, e.equation, str(e.shape), e.norm, e.unit) for e in entries], left=3):
             print(line)
         losses = [float(arrays[e.name]) for e in entries if e.name == "loss" or e.name.endswith(".loss")]
-        print(f"\n{len(entries)} tensors in {given}" + (f"; losses {', '.join(map(number, losses))}" if losses else "")
-              + "; unit: what float32 here is off by at most", flush=True)
+        random = f"; {name_of(args)}" if args.random_weights is not None else ""
+        told = f"; losses {', '.join(map(number, losses))}" if losses else ""
+        print(f"\n{len(entries)} tensors in {given}{random}{told}; unit: what float32 here is off by at most", flush=True)
         print(f"gpt2.golden: wrote {args.out}; compare a port with: python -m gpt2.verify --golden {args.out} --against PORT",
               file=sys.stderr)
     return 0

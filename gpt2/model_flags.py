@@ -66,6 +66,16 @@ def weights_of(args: argparse.Namespace) -> Any:
     return read_tensors(locate(args.model, download=args.download))
 
 
+def name_of(args: argparse.Namespace) -> str:
+    """What a result calls the model: what --model says, and that its weights are random where they are."""
+    return args.model if args.random_weights is None else f"{args.model} with random weights (seed {args.random_weights})"
+
+
+def said_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The same for a JSON document: "model", and with --random-weights "random_weights", their seed."""
+    return {"model": name_of(args)} | ({} if args.random_weights is None else {"random_weights": args.random_weights})
+
+
 def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model that --model names, where --backend says, and its tokenizer. MissingError where the two do not belong together.
 

@@ -11,7 +11,7 @@ import minigrad as mg
 from ..cli import at_least
 from ..errors import UsageError
 from ..figures import name_ticks, new_figure
-from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
+from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
 from ..stats import entropy
 from ..table import table
 from .found import Found
@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> Found:
     lines = [*table(("head", *names), [(f"{row['layer']}.{row['head']}", *(row[name] for name in names)) for row in rows]), "",
              f"{len(ids)} tokens: {' '.join(tokens)}", "entropy in nats, distance in tokens; then the share of the weight on the first "
              "token, the token before, the token itself; means over the queries from the second on"]
+    lines += [name_of(args)] * (args.random_weights is not None)
     patterns_of = {f"{i}.{j}": found[i, j] for i, j in heads}
-    return Found({"model": args.model, "ids": ids, "tokens": tokens, "heads": rows, "patterns": patterns_of}, lines,
+    return Found({**said_of(args), "ids": ids, "tokens": tokens, "heads": rows, "patterns": patterns_of}, lines,
                  lambda: draw(patterns_of, tokens))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import minigrad as mg
 
 from ..figures import name_ticks, new_figure
-from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
+from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
 from ..table import table
 from .found import Found
 
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> Found:
                     [("loss in nats", *(float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows)),
                      ("KL from the model's own", *(float(np.mean(row["kl"])) for row in rows))]), "",
              "each cell: the likeliest next token after the token on the left, and its probability, were ln_f and the head applied there"]
-    return Found({"model": args.model, "ids": ids, "tokens": tokens, "lens": rows}, lines, lambda: draw(rows, tokens))
+    lines += [name_of(args)] * (args.random_weights is not None)
+    return Found({**said_of(args), "ids": ids, "tokens": tokens, "lens": rows}, lines, lambda: draw(rows, tokens))
 
 
 def draw(rows: list[dict[str, Any]], tokens: list[str]) -> Any:

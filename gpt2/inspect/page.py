@@ -13,7 +13,7 @@ import numpy as np
 import minigrad as mg
 
 from ..cli import at_least
-from ..model_flags import add_model, add_prompt, labels, model_of, numbers_watched, prompt_ids
+from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
 from ..stats import summary
 from ..table import plain, table
 from .found import Found
@@ -101,9 +101,10 @@ def run(args: argparse.Namespace) -> Found:
     model, tokenizer = model_of(args)
     ids = prompt_ids(args, tokenizer, model.config.n_positions)
     with numbers_watched(model):
-        found = document(model, tokenizer, ids, args.model, args.values)
+        found = document(model, tokenizer, ids, name_of(args), args.values)
     rows = [{key: value for key, value in one.items() if key not in ("data", "steps", "kept")} for one in found["tensors"]]
     said = ("mean", "std", "min", "max", "norm")
     lines = list(table(("point", "equation", "shape", *said),
                        [(row["name"], row["equation"], str(row["shape"]), *(row[key] for key in said)) for row in rows], left=3))
-    return Found({"model": args.model, "ids": ids, "tokens": found["tokens"], "points": rows}, lines, page=lambda: html(found))
+    lines += ["", name_of(args)] * (args.random_weights is not None)
+    return Found({**said_of(args), "ids": ids, "tokens": found["tokens"], "points": rows}, lines, page=lambda: html(found))
