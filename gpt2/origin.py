@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,9 +20,23 @@ from .config import GPT2Config
 from .data import Data
 from .errors import UsageError
 from .model import GPT2
-from .trainer import Trainer
+from .trainer import Trainer, rate, validated
 
 NOT_KEPT = ("config", "out_dir", "dry_run", "distributed")             # settings that a run taken up again does not take over
+# What it does to a run that is taken up again to give a setting another value than it had: "same" changes no number of it;
+# "steps" changes the steps from here on, "schedule" their learning rate, and both are said; "windows" lets validation be of other
+# tokens, which cannot be compared with the best so far, and is refused; so is "weights", what the weights and moments there decide.
+ON_RESUME: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("config", "init_from", "out_dir", "log_interval", "eval_interval", "sample_every", "save_every", "keep", "save_dtype",
+                     "backend", "device", "distributed", "recompute", "dry_run", "debug_nan"), ("same",)),
+    **dict.fromkeys(("dropout", "attn_dropout", "gradient_accumulation_steps", "weight_decay", "beta1", "beta2", "grad_clip",
+                     "overfit_one_batch", "seed"), ("steps",)),
+    **dict.fromkeys(("max_iters", "learning_rate", "min_lr", "warmup_iters"), ("schedule",)),
+    **dict.fromkeys(("batch_size", "block_size"), ("steps", "windows")),               # windows: where --eval-iters counts them
+    "eval_iters": ("windows",),
+    **dict.fromkeys(("freeze", "dtype"), ("steps", "weights")),        # weights: to thaw; float64 from or to anything else
+    **dict.fromkeys(("n_layer", "n_head", "n_embd", "data"), ("weights",)),            # data: other text, and not the same elsewhere
+}
 SHAPE = ("n_layer", "n_head", "n_embd")                 # what a model that is there already has decided
 
 
@@ -31,6 +46,37 @@ def newest(out: str) -> tuple[Path, dict[str, Any]]:
     if not found:
         raise UsageError(f"--out-dir {out} holds no checkpoint-N to resume from; start with --init-from scratch")
     return found[-1], snapshot.record(found[-1])
+
+
+def other_settings(args: argparse.Namespace, record: dict[str, Any], place: str, tokens: int) -> Iterator[str]:
+    """A line on what other settings than before do to a run that is taken up again, by ON_RESUME. UsageError for what it refuses.
+
+    tokens: how many the validation text has.
+    """
+    before = {**vars(args), **{name: value for name, value in record["settings"].items() if name in ON_RESUME}}
+    was, done = argparse.Namespace(**before), record["step"]
+    other = [name for name in ON_RESUME if before[name] != getattr(args, name)]
+
+    def named(kind: str) -> str:
+        return ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)} instead of {before[name]}"
+                         for name in other if kind in ON_RESUME[name])
+
+    best, now = (min(validated(settings) or tokens, tokens) for settings in (was, args))
+    if best != now and record["best"] is not None:
+        raise UsageError(f"{named('windows')}: the validation loss would be of {now:,} tokens, and the best so far is of {best:,}, "
+                         f"so they cannot be compared; leave it out{same_tokens(args, validated(was) or tokens)}, or begin a run of "
+                         f"its own with --init-from {place}")
+    if named("schedule"):
+        yield (f"{named('schedule')}: the learning rate of step {done + 1} is {rate(args, done):.2e}, and would have been "
+               f"{rate(was, done):.2e}")
+    if named("steps"):
+        yield f"{named('steps')}: the steps from here on are others than the run would have taken"
+
+
+def same_tokens(args: argparse.Namespace, wanted: int) -> str:
+    """The --eval-iters that makes validation be of `wanted` tokens, as a hint; nothing where none does."""
+    iters, rest = divmod(wanted - 1, args.batch_size * args.block_size)
+    return f", give --eval-iters {iters}" if iters and not rest else ""
 
 
 def new_config(args: argparse.Namespace, data: Data) -> GPT2Config:
@@ -129,6 +175,9 @@ def start(args: argparse.Namespace, data: Data, begin: Origin, group: ProcessGro
     freeze(model, args.freeze)
     trainer = Trainer(model, data.train, args, group)
     if args.init_from == "resume":
+        if thawed := sorted(trainer.trained.keys() - record["state"].get("adamw_steps", trainer.trained).keys()):
+            raise UsageError(f"--freeze {' '.join(args.freeze)}: {thawed[0]} was frozen, and {place} has no AdamW moments of it; "
+                             f"leave --freeze out, or begin a run of its own with --init-from {place}")
         try:
             trainer.restore(record["step"], record["state"], moments)
         except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from .evaluation import total_nll
 from .files import write_files
 from .footprint import check_fits, footprint, table
 from .model import GPT2
-from .origin import newest, origin, start
+from .origin import newest, origin, other_settings, start
 from .report import Report
 from .settings import as_toml, flags_given, merged, read_settings
 from .tokenizer import BESIDE
-from .trainer import Trainer, rows_of
+from .trainer import Trainer, rows_of, validated
 
 BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json", *BESIDE)
 ADVICE = "lower --learning-rate or raise --warmup-iters"
@@ -233,7 +234,7 @@ def agree(trainer: Trainer) -> None:
 
 def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
     """Train up to --max-iters or until told to stop; the best model, the checkpoints and `record` are kept up to date."""
-    limit = None if args.eval_iters is None else args.eval_iters * args.batch_size * args.block_size + 1
+    limit = validated(args)
     if trainer.done == 0:
         save(args, trainer, record, data, report)       # whatever happens, there is one; and a disk that is too small shows now
     else:
@@ -290,6 +291,7 @@ def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGr
     data = load_data(args.data)
     check(args, group)
     begin = origin(args, sources, data)
+    said = list(other_settings(args, begin.record, begin.place, len(data.val))) if args.init_from == "resume" else []
     needs, free = footprint(begin.config, args, group.world_size), mg.backend.get(group.place(args.backend))[0].free_memory() // parts
     if args.dry_run and group.rank == 0:
         print(table(needs, free))
@@ -299,6 +301,8 @@ def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGr
     trainer, record = start(args, data, begin, group)
     if trainer.done >= args.max_iters:
         raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
+    for line in said if group.rank == 0 else []:
+        warnings.warn(line, stacklevel=2)
     return data, trainer, record
 
 

@@ -37,6 +37,17 @@ def rows_of(args: argparse.Namespace, world_size: int) -> int:
     return int(args.batch_size * args.gradient_accumulation_steps // world_size)
 
 
+def rate(args: argparse.Namespace, step: int) -> float:
+    """The learning rate of the step after `step` others under the settings `args`."""
+    least = args.learning_rate / 10 if args.min_lr is None else args.min_lr
+    return mg.optim.warmup_cosine(step, max_lr=args.learning_rate, min_lr=least, warmup_steps=args.warmup_iters, total_steps=args.max_iters)
+
+
+def validated(args: argparse.Namespace) -> int | None:
+    """How many tokens of the validation text a loss is of: --eval-iters batches and the one after them; None: all."""
+    return None if args.eval_iters is None else args.eval_iters * args.batch_size * args.block_size + 1
+
+
 class Trainer:
     """A model, AdamW, and batches that a seed and the number of the step decide. args: the settings of `gpt2.train`.
 
@@ -65,9 +76,7 @@ class Trainer:
 
     def lr(self) -> float:
         """The learning rate of the next step."""
-        a = self.args
-        return mg.optim.warmup_cosine(self.done, max_lr=a.learning_rate, min_lr=a.learning_rate / 10 if a.min_lr is None else a.min_lr,
-                                      warmup_steps=a.warmup_iters, total_steps=a.max_iters)
+        return rate(self.args, self.done)
 
     def step(self) -> Step:
         """Forward and backward over each part of a batch, whose gradients add up   (accumulate.1–2), then one change of the weights."""

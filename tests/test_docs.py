@@ -9,7 +9,7 @@ import pytest
 from data import ROOT
 
 from docs import check, laboratory, pages
-from gpt2.experiments import NAMES, experiment
+from gpt2.experiments import experiment
 from gpt2.hooks import EQUATIONS
 from minigrad.op import REGISTRY
 
@@ -228,9 +228,9 @@ def test_source_is_found_by_name():
 def test_the_pages_of_experiments_are_their_results():
     """What python -m docs.laboratory makes of the JSON is what lies there, and the verdicts are those of the numbers."""
     assert [pages.name_of(path) for path, text in laboratory.files().items() if path.read_text("utf-8") != text] == []
-    for name in NAMES:
-        found = laboratory.of_file(name)
-        assert [v._asdict() for v in experiment(name).judge(found)] == found["verdicts"], name
+    for stem in laboratory.stems():
+        found = laboratory.of_file(stem)
+        assert [v._asdict() for v in experiment(found["experiment"]).judge(found)] == found["verdicts"], stem
 
 
 def test_a_result_that_changes_changes_its_page(monkeypatch):

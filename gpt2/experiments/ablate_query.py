@@ -170,8 +170,8 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 
     Harmless: Δ below 0.1 nats. Loses meaning: Δ above that, and the loss below 90 % of ln V. Loops: of greedy text more than half of the
     4-grams were there before, which tells nothing where the clean model does so itself. Noise: the loss above 90 % of ln V. Values
-    against queries: the mean of single layers. All by two standard errors over the seeds either way; in between the numbers do not tell,
-    nor where a quarter has no layer of its own.
+    against queries: one layer at a time, in each of them. All by two standard errors over the seeds either way; in between the numbers
+    do not tell, nor where a quarter has no layer of its own.
     """
     layers, clean, limit = found["layers"], found["clean"], NOISE * found["uniform"]
     noise = [r for r in found["rows"] if r["by"] == "noise"]
@@ -211,12 +211,14 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
     alone = {part: [r for r in noise if r["part"] == part and r["what"].startswith("layer ")] for part in PARTS}
     means = {part: float(np.mean([r["Δ loss"] for r in own])) for part, own in alone.items()}
     error = math.sqrt(sum((r["±"] or 0.0) ** 2 for part in "QV" for r in alone[part])) / layers
+    more = [above(v["Δ loss"] - q["Δ loss"], math.hypot(v["±"] or 0.0, q["±"] or 0.0), 0.0) for q, v in zip(alone["Q"], alone["V"])]
     late = several[-1]
     return [
         *verdicts,
         verdict(harm(late), "random queries in all layers do harm", f"{late['Δ loss']:+.3f} ± {late['±'] or 0.0:.3f} nats"),
-        verdict(above(means["V"] - means["Q"], error, 0.0), "values matter more than queries",
-                ", ".join(f"{part} {means[part]:+.3f}" for part in PARTS) + f" nats, one layer at a time; V − Q ± {error:.3f}"),
+        verdict(True if all(more) else False if set(more) == {False} else None, "values matter more than queries",
+                ", ".join(f"{part} {means[part]:+.3f}" for part in PARTS) + f" nats, one layer at a time; V − Q ± {error:.3f}, "
+                f"V more than Q in {more.count(True)} of {len(more)} layers"),
         verdict(found["restored"] == 0.0, "the weights are restored after each ablation", f"loss differs by {found['restored']:g}"),
     ]
 

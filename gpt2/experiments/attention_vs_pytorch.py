@@ -105,8 +105,8 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
     times, low, high = ratio(*({key: last[f"{name} {key}"] for key in ("ms", "25 %", "75 %")} for name in ("by parts", "tiled")))
     return [first, verdict(growth["by parts"] > 1.5 and growth["tiled"] < 1.5, "by parts memory grows with T², in tiles it does not",
                            f"by parts T^{growth['by parts']:.2f}, in tiles T^{growth['tiled']:.2f}"),
-            verdict(inside(low, high, 1.0), "attention in tiles is faster than by parts, too",
-                    f"{last['T']} tokens by parts take {times:.2f} times as long, {low:.2f} to {high:.2f} by the quartiles")]
+            verdict(inside(low, high, 1.0), f"at {last['T']:,} tokens attention in tiles is faster than by parts, too",
+                    f"by parts takes {times:.2f} times as long, {low:.2f} to {high:.2f} by the quartiles")]
 
 
 def draw(found: dict[str, Any]) -> Any:

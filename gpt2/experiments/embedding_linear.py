@@ -79,8 +79,8 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
         verdict(True if all(longer) else None if any(longer) else False, "the lookup is faster",
                 f"the product takes {min(times):.0f} to {max(times):.0f} times as long"),
         verdict(drawn,
-                "an Embedding starts as N(0, 1), a Linear as U(±1/√d): bound .1195, std .0690",
-                f"std {std['Embedding']:.4f} and {std['Linear']:.4f}"),
+                "an Embedding starts with deviation 1, a Linear with that of U(±1/√d): bound .1195, std .0690",
+                f"std {std['Embedding']:.4f} and {std['Linear']:.4f}, the Linear's largest {found['largest']['Linear']:.4f}"),
     ]
 
 

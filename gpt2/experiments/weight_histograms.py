@@ -38,8 +38,9 @@ def measure(lab: Lab) -> dict[str, Any]:
 def judge(found: dict[str, Any]) -> list[Verdict]:
     """Embeddings: the middle half of wpe is narrower than half of wte's. Layers: every ρ above 0.5, contradicted where none is.
 
-    Q, K and V: KS(Q, K) below 0.05, and V's deviation below both others'. Inconclusive where tensors are missing or have no finite
-    number. What was not asked for is not judged.
+    Q, K and V: KS(Q, K) below 0.05, and V's deviation below both others', pooled and in each layer; contradicted where that is so of
+    the pooled weights not, or in no layer. What is so in some layers is inconclusive, and the layers are named; so is what is missing or
+    has no finite number. What was not asked for is not judged.
     """
     return [_of(which, found["distributions"].get(which)) for which in found["which"]]
 
@@ -65,8 +66,30 @@ def _of(which: str, one: dict[str, Any] | None) -> Verdict:
         return verdict((True if all(up) else None if any(up) else False) if up else None, claim, said or "one layer alone")
     ks = one["comparisons"]["KS Q, K in all layers"]
     std = {part: rows[f"{part} of all layers"]["std"] for part in "QKV"}
-    return verdict(ks < ALIKE and std["V"] < min(std["Q"], std["K"]), claim,
-                   f"KS(Q, K) {ks:.4f}; std Q {std['Q']:.3f}, K {std['K']:.3f}, V {std['V']:.3f}")
+    layers = [row["depth"] for row in one["samples"] if row["group"] == "V" and row["depth"] is not None]
+    each = {i: {part: rows[f"h.{i} {part}"]["std"] for part in "QKV"} for i in layers}
+    narrow = [i for i, own in each.items() if own["V"] < min(own["Q"], own["K"])]
+    widest = [i for i, own in each.items() if own["V"] > max(own["Q"], own["K"])]
+    apart = [i for i in layers if one["comparisons"][f"KS Q, K in h.{i}"] >= ALIKE]
+    pooled = ks < ALIKE and std["V"] < min(std["Q"], std["K"])
+    said = f"V the narrowest in {_some(narrow, layers)}" + f", the widest in {_some(widest, layers)}" * bool(widest)
+    said += f", Q and K apart in {_some(apart, layers)}" * bool(apart)
+    return verdict(False if not pooled or not narrow else True if narrow == layers and not apart else None, claim,
+                   f"KS(Q, K) {ks:.4f}; std Q {std['Q']:.3f}, K {std['K']:.3f}, V {std['V']:.3f} over all layers; {said}")
+
+
+def _some(some: list[int], layers: list[int]) -> str:
+    """Some of the layers as words: "layers 0 … 2, 5"."""
+    if not some or some == layers:
+        return "every layer" if some else "no layer"
+    runs: list[list[int]] = []
+    for i in some:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return f"layer{'s' * (len(some) > 1)} " + ", ".join(
+        f"{run[0]} … {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def draw(found: dict[str, Any]) -> Any:
