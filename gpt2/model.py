@@ -19,11 +19,20 @@ from .config import GPT2Config
 from .hooks import Hooked, Tapped
 from .pretrained import Matrix, PretrainedModel
 
-ACTIVATIONS = {
-    "gelu_new": lambda F, x, bias: F.gelu(x, bias, approximate="tanh"),
-    "gelu": lambda F, x, bias: F.gelu(x, bias, approximate="none"),
-    "relu": lambda F, x, bias: mg.relu(x + bias),
-}
+
+def gelu_new(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:      # [..., n], [n]
+    return F.gelu(x, bias, approximate="tanh")                         # [..., n]
+
+
+def gelu(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:          # [..., n], [n]
+    return F.gelu(x, bias, approximate="none")                         # [..., n]
+
+
+def relu(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:          # [..., n], [n]
+    return mg.relu(x + bias)                                           # [..., n]
+
+
+ACTIVATIONS = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}       # functions with names, so that a model can be pickled
 
 
 class Embedding(Matrix):

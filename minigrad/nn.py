@@ -4,6 +4,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from . import backend, random
@@ -81,6 +83,10 @@ def _below(holder: Any, where: str, seen: set[int], deep: bool = True) -> Iterat
                 yield from _below(value, name, seen, deep)
 
 
+class _Import(str):
+    """The name of a Python module, which itself can be neither copied nor pickled."""
+
+
 class Module:
     """Parameters and other modules as attributes; call it to run `forward`.
 
@@ -100,6 +106,13 @@ class Module:
                             f".{name}.assign(value) to change its value")
         _missed(where, value)
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from. Python modules, such as minigrad.fused, go by their names."""
+        return {k: _Import(v.__name__) if isinstance(v, ModuleType) else v for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({k: import_module(v) if type(v) is _Import else v for k, v in state.items()})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -197,6 +210,8 @@ class Module:
 
     def train(self, mode: bool = True) -> Module:
         """Training mode (dropout drops) or not, for this module and all below it."""
+        if not isinstance(mode, bool):
+            raise TypeError(f"train: mode is {mode!r}; it must be True or False")
         for module in self.modules():
             module.training = mode
         return self

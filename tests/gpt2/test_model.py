@@ -1,7 +1,9 @@
 """The model by itself: both forms of it, its weights, its cache, and what it refuses."""
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -109,6 +111,24 @@ def test_a_tied_weight_is_updated_once():
     mg.optim.SGD(model.parameters(), lr=0.5).step()
     assert np.array_equal(model.wte.weight.numpy(), before - 0.5 * grads["wte.weight"])
     assert model.lm_head.weight is model.wte.weight
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("switches", [{}, {"activation_function": "gelu"}, {"activation_function": "relu"},
+                                      {"tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_copy_stands_alone(explicit, switches, how):
+    """deepcopy and pickle give a model of the same ties and bits, whose steps leave the original as it was."""
+    model, ids = wide(explicit=explicit, **switches), ids_of(2, 9)
+    made = how(model)
+    assert not any(p is q or np.shares_memory(p.array, q.array) for p, q in zip(made.parameters(), model.parameters()))
+    loss, grads = loss_and_gradients(model, ids[:, :-1], ids[:, 1:])
+    again, theirs = loss_and_gradients(made, ids[:, :-1], ids[:, 1:])
+    assert loss == again and all(np.array_equal(grads[name], theirs[name]) for name in grads) and grads.keys() == theirs.keys()
+    assert (made.lm_head is made.wte) is (model.lm_head is model.wte)
+    before = run(model, ids)
+    mg.optim.SGD(made.parameters(), lr=0.5).step()
+    assert np.array_equal(run(model, ids), before) and not np.array_equal(run(made, ids), before)
 
 
 def test_first_weights():

@@ -193,6 +193,7 @@ LEAF = lambda: mg.tensor([1.0, 2.0], requires_grad=True)  # noqa: E731
     "a list in Sequential": (lambda: nn.Sequential([nn.ReLU()]), ["argument 0 is a list", "Sequential(*modules)"]),
     "a dict in Sequential": (lambda: nn.Sequential(OrderedDict(a=nn.ReLU())), ["argument 0 is a OrderedDict"]),
     "a list in a state": (lambda: nn.Linear(1, 1, bias=False).load_state_dict({"weight": [[1.0]]}), ["weight is a list"]),
+    "a mode in words": (lambda: nn.ReLU().train("False"), ["mode is 'False'"]),  # type: ignore[arg-type]
     "a module as a state": (lambda: nn.Linear(1, 1).load_state_dict(nn.Linear(1, 1)), ["a Linear is given"]),
 }.values())
 def test_what_would_be_passed_over_is_refused(f: Callable[[], Any], words: list[str]):
@@ -261,6 +262,13 @@ def test_every_module_can_be_copied(make: Callable[[], nn.Module], how: str):
     assert outs[0].tolist() == outs[1].tolist()
     outs[1].sum().backward()
     assert all(p.grad is None for p in model.parameters()) and all(p.grad is not None for p in made.parameters())
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_keeps_the_python_modules_it_uses(how: str):
+    """self.F = mg.fused is no obstacle."""
+    made = COPIES[how](Net(F=mg.fused, w=mg.Parameter(np.ones(2))))
+    assert made.F is mg.fused and made.w.tolist() == [1.0, 1.0] and made.training
 
 
 @pytest.mark.parametrize("how", COPIES)
