@@ -322,11 +322,11 @@ ROWS = [
      "error: no attribute 'save_pretrained'"),
     ("tokenizer.save(out); load_tokenizer(out).encode(prompt)",
      "tokenizer.save_pretrained(out); GPT2Tokenizer.from_pretrained(out).encode(prompt)", "same"),
-    ("open(os.path.join(out, 'added_tokens.json'), 'w').write(json.dumps({'<|pad|>': 300})) and "
-     "tokenizer.save(out); load_tokenizer(out).encode('a<|pad|>', allow_special=True)",
+    ("tokenizer.save(out); open(os.path.join(out, 'added_tokens.json'), "
+     "'w').write(json.dumps({'<|pad|>': 300})); load_tokenizer(out).encode('a<|pad|>', "
+     "allow_special=True)",
      "(lambda q: (q.add_special_tokens({'pad_token': '<|pad|>'}), "
-     "q.encode('a<|pad|>'))[1])(copy.deepcopy(tokenizer))",
-     "error: holds a added_tokens.json, which would count too; remove it first"),
+     "q.encode('a<|pad|>'))[1])(copy.deepcopy(tokenizer))", "same"),
     # ── nanoGPT's flags ──
     ("train('--max_iters=10')['max_iters']", "=",
      "error: python -m gpt2.train: unrecognized arguments: --max_iters=10"),

@@ -31,13 +31,7 @@ OPEN: dict[str, tuple[str, ...]] = {
         "mg.attention(Q, K, V, mg.tensor(np.tri(3, dtype=np.int64)), causal=False)",
     ),
     "PyTorch: gradients": (
-        "mg.gradients(loss, lin.parameters())",
         "r = w.detach(); r += 1.0; w",
-        "w.numpy()",
-        "r = w.exp(); r += 1.0; r.sum().backward()",
-        "q = mg.nn.Parameter(c); c[:] = 0.0; q",
-        "w.assign(c); c[:] = 0.0; w.detach()",
-        "r = (w * o).sum(); o += 1.0; r.backward(); w.grad",
         "r = w * 2; q = r + 1.0; r.register_hook(lambda g: g * 3); q.sum().backward(); w.grad",
     ),
     "PyTorch: torch.func": (
@@ -55,10 +49,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     ),
     "PyTorch: optimisers": (
         "q = optim.SGD([wg], lr=0.1); wg.requires_grad_(False); q.step()",
-    ),
-    "NumPy: functions": (
-        "a[0, 0] = s",
-        "np.fromiter(w, float)",
     ),
     "NumPy: arrays": (
         "z.T",
