@@ -102,9 +102,9 @@ ROWS = [
     ("model.gradient_checkpointing_enable()", "=",
      "error: no attribute 'gradient_checkpointing_enable'"),
     ("copy.deepcopy(model)(ids)", "copy.deepcopy(model)(ids).logits",
-     "error: cannot pickle 'module' object"),
+     "same"),
     ("pickle.loads(pickle.dumps(model))(ids)", "model(ids).logits",
-     "error: cannot pickle 'module' object"),
+     "same"),
     ("model[0]", "= # raises", "error: 'GPT2' object is not subscriptable"),
     # ── generate ──
     ("model.generate(ids, max_new_tokens=4)", "model.generate(ids, max_new_tokens=4).tolist()",
