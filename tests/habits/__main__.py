@@ -1,17 +1,30 @@
-"""python -m tests.habits: the table in Markdown; --check says of each row that is not true what is so instead."""
+"""The table in Markdown; with --check, each row that does not tell the truth, and what is so instead."""
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))     # this checkout's packages, however it is called
+sys.path.insert(0, str(Path(__file__).parents[2]))     # the packages of this clone, wherever it is called from
 
-from .judge import kept
-from .table import is_open, markdown, rows
+from .judge import kept  # noqa: E402
+from .table import is_open, markdown, rows  # noqa: E402
 
-if "--check" in sys.argv[1:]:
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.habits", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="run every row; the exit code is 1 where a new one is wrong")
+    if not parser.parse_args().check:
+        print("\n".join(markdown()))
+        return 0
+    code = 0
     for part, peer, row in rows():
         if (wrong := kept(row, peer)) is not None:
-            print(f"{part}{' (open)' if is_open(part, row) else ''} | {row.typed!r} | {wrong}", flush=True)
-else:
-    print("\n".join(markdown()))
+            known = is_open(part, row)
+            print(f"{part}{' (known)' if known else ''}: {row.typed!r}: {wrong}", flush=True)
+            code |= not known
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
