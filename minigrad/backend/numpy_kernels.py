@@ -158,8 +158,8 @@ def gelu(xp, x, bias=None, *, approximate="tanh"):
         t *= a
         np.tanh(t, out=t)
         t += 1.0
+        t *= 0.5                                        # before it is as large as x
         t *= a
-        t *= 0.5
 
     over_rows(len(rows), width, work)
     return out

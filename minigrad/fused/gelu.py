@@ -6,12 +6,13 @@ from typing import Any
 
 from ..errors import ShapeError
 from ..op import fused
-from ..ops.elementwise import erf, exp, tanh
+from ..ops.elementwise import clip, erf, exp, tanh
 from ..ops.shape import sum_to
 from ..widen import in_float32
 
 _C = math.sqrt(2.0 / math.pi)                           # GELU by tanh: ½x(1 + tanh(c(x + a x³)))
 _A = 0.044715
+_FAR = 1e4                                              # where x² is no number any more, the derivative has long been 0 or 1
 
 
 @in_float32
@@ -32,6 +33,7 @@ def _gelu_joint(g: Any, x: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
 
 def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
     """Φ(x) + x φ(x)   (gelu.3); for tanh: ½(1 + t) + ½x(1 − t²)·c(1 + 3a x²)   (gelu.4)"""
+    x = clip(x, min=-_FAR, max=_FAR)
     if approximate == "tanh":
         square = x * x
         t = tanh(_C * (x + _A * (square * x)))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backend
 from ..backend.base import half
 
 WIDE = np.longdouble                                    # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
@@ -34,7 +35,7 @@ ROUNDED = 4                                             # numbers of 16 bits tha
 
 def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> float:
     """(n + k)·n·u·S   (tolerance.5) for sums of `length` terms, numbers up to `scale` and derivatives up to `order`."""
-    dtype = np.dtype(dtype)
+    dtype = np.dtype(backend.dtype(dtype))
     if half(dtype):
         least = 2.0**-24 if dtype == "float16" else 2.0**-133
         return bound(np.float32, length, scale, order) + ROUNDED * max(1, order) * (0.5 * eps(dtype) * max(1.0, scale) + 0.5 * least)
@@ -44,7 +45,7 @@ def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> fl
 
 def eps(dtype: Any) -> float:
     """The distance from 1 to the next number of the dtype; NumPy's own finfo does not know bfloat16."""
-    return 2.0**-7 if np.dtype(dtype).kind == "V" else float(np.finfo(dtype).eps)
+    return 2.0**-7 if np.dtype(backend.dtype(dtype)).kind == "V" else float(np.finfo(dtype).eps)
 
 
 def magnitude(*arrays: Any) -> float:

@@ -564,6 +564,14 @@ def test_random_weights_need_nothing(told, command):
     assert one == again != two
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("command", ["attention", "logit-lens", "trace"])
+def test_a_model_of_16_bits_is_looked_into(run, tmp_path, command, dtype):
+    more = ["--out", tmp_path / "t.html"] if command == "trace" else []
+    code, out, err = run(command, "--dtype", dtype, "--ids", "1,2,3", *more)
+    assert code == 0 and "Traceback" not in err and len(out.splitlines()) > 4
+
+
 BAD = [
     (["arch", "--model", "gpt3"], 2, "there is no model or directory 'gpt3'; did you mean gpt2?"),
     (["arch", "--block-size", "1000"], 2, "--block-size 1000 is more than the context of 128"),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +99,54 @@ def test_a_dtype_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(UsageError, match="dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, or use float16"):
         GPT2(CONFIG, compute_dtype="bfloat16")
+
+
+def _exact(model: GPT2, **given: Any) -> GPT2:
+    """The model in float64, with the same weights."""
+    weights = {name: p.numpy().astype(np.float64) for name, p in model.named_parameters()}
+    return GPT2(model.config, dtype="float64", parameters=weights, **given)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("backend", ["numpy", DEVICE])
+@pytest.mark.parametrize("large", [{"initializer_range": 8.0}, {"initializer_range": 1.5, "activation_function": "gelu"}])
+def test_large_weights_in_16_bits(large: dict[str, Any], backend: str, dtype: str, explicit: bool, upcast: bool):
+    """Scores of 10⁵ before they are scaled, LayerNorm of large differences, x³ in GELU: as exact as roundings of what is stored allow,
+
+    on both forms; reorder_and_upcast_attn, which asks transformers for this much, changes nothing.
+    """
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=1, reorder_and_upcast_attn=upcast, **large)
+    ids = np.random.default_rng(0).integers(0, 50, (2, 16))
+    model = GPT2(config, backend=backend, dtype=dtype, explicit=explicit)
+    found, truth = model(ids).numpy().astype(np.float64), _exact(model)(ids).numpy()
+    assert np.linalg.norm(found - truth) <= 14 * UNIT[dtype] * np.linalg.norm(truth)         # a block's roundings, of which most are small
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_trace_in_16_bits(explicit: bool, dtype: str):
+    """Every point and every gradient of it, pattern and pre-activation included, is float64's but for the roundings on its way."""
+    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=2)
+    ids, targets = _batch(0)
+    found, truth = (m.trace(ids, targets, gradients=True) for m in (model, _exact(model, explicit=explicit)))
+    for name, wanted in truth.items():
+        assert np.linalg.norm(found[name].astype(np.float64) - wanted) <= ROUNDINGS * UNIT[dtype] * np.linalg.norm(wanted) + 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("explicit", [False, True])
+def test_gradients_of_gradients_in_16_bits(explicit: bool, dtype: str):
+    """The norm of the gradient, differentiated: through attention, whose definition is run again, and everything else."""
+    def slopes(model: GPT2) -> list[np.ndarray]:
+        ps = list(model.parameters())
+        grads = mg.gradients(model.loss(*_batch(1)) * 64.0, ps, create_graph=True)
+        total = sum(((g * g).sum() for g in grads[1:]), (grads[0] * grads[0]).sum())
+        return [g.numpy().astype(np.float64) for g in mg.gradients(total, ps)]
+
+    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=3)
+    found, truth = slopes(model), slopes(_exact(model))
+    error = math.sqrt(sum(float(np.sum((f - t) ** 2)) for f, t in zip(found, truth)))
+    assert error <= 2 * ROUNDINGS * UNIT[dtype] * math.sqrt(sum(float(np.sum(t * t)) for t in truth))

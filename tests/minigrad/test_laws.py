@@ -1,4 +1,4 @@
-"""Every op and composed function under every law, on NumPy and on the CuPy double, in float64 and float32."""
+"""Every op and composed function under every law, on NumPy and on the CuPy double, in float64, float32, float16 and bfloat16."""
 from __future__ import annotations
 
 import types
@@ -36,6 +36,10 @@ FEW = settings(max_examples=max(5, settings.default.max_examples // 5))
 @given(data=st.data())
 def test_every_law_holds(domain: Domain, device: str, dtype: str, data: Any):
     """Each law that says something about the op holds; one at least does."""
+    _hold(domain, device, dtype, data)
+
+
+def _hold(domain: Domain, device: str, dtype: str, data: Any) -> None:
     example, asked = data.draw(domain.examples), 0
     for law in LAWS:
         if domain.asks(law):
@@ -47,6 +51,28 @@ def test_every_law_holds(domain: Domain, device: str, dtype: str, data: Any):
             except AssertionError as error:
                 raise AssertionError(f"{law}: {error}, on {example!r}") from error
     assert asked
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])
+@settings(max_examples=3)
+@given(data=st.data())
+def test_every_law_holds_in_16_bits(domain: Domain, dtype: str, data: Any):
+    """With float32's bound, and the roundings of what is stored: laws know of no other   (tolerance.15)."""
+    _hold(domain, data.draw(st.sampled_from(DEVICES)), dtype, data)
+
+
+@pytest.mark.slow
+@pytest.mark.device
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])
+@settings(max_examples=100)
+@given(data=st.data())
+def test_every_law_holds_in_16_bits_on_many_examples(domain: Domain, dtype: str, data: Any):
+    """The same, asked longer."""
+    for device in DEVICES:
+        _hold(domain, device, dtype, data)
 
 
 def test_the_laws_are_asked_of_a_gpu():
