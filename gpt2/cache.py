@@ -21,13 +21,19 @@ class KVCache:
 
     def __init__(self, config: GPT2Config, batch: int, size: int, *, device: str = "numpy", dtype: Any = "float32",
                  pad: Sequence[int] | None = None) -> None:
-        self.xp, number = mg.backend.get(device)
+        here, number = mg.backend.get(device)
+        self.device = here.label(number)
         shape = (config.n_layer, batch, config.n_head, size, config.n_embd // config.n_head)
-        self.keys = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
-        self.values = self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=number)
+        self.keys = here.adopt(here.zeros(shape, dtype=dtype), device=number)
+        self.values = here.adopt(here.zeros(shape, dtype=dtype), device=number)
         self.size, self.length = size, 0
         self.padded = list(pad or [0] * batch)         # on the host: asking the device would be a wait
-        self.pad = self.xp.array(list(pad), dtype="int64", device=number)[:, None] if pad and any(pad) else None
+        self.pad = here.array(list(pad), dtype="int64", device=number)[:, None] if pad and any(pad) else None
+
+    @property
+    def xp(self) -> Any:
+        """The backend: by its name, so that a cache can be copied and pickled."""
+        return mg.backend.get(self.device)[0]
 
     @property
     def nbytes(self) -> int:

@@ -75,7 +75,7 @@ def read_tensors(path: str | Path) -> Tensors:
     """The tensors in a directory or a .safetensors file. MissingError for what is none or cut short."""
     try:
         source, stored, metadata = open_checkpoint(Path(path))
-        found, config, guessed = by_name(source, stored), None, ""
+        found, config, guessed = _with_dropped(by_name(source, stored), metadata), None, ""
         with contextlib.suppress(MissingError):         # of another kind, or of a size that nobody published
             config, _, guessed = _find_config(source, metadata, found, Loader(np.dtype("float32")))
     except OSError as error:
@@ -94,7 +94,7 @@ def read_checkpoint(
     dtype: "float32" (also None), "float64", "float16" or "bfloat16". Tensors stored in it are copy-on-write memory maps:
     writable, without an effect on the file. Others are converted one by one. Prefixes of transformers,
     DataParallel and torch.compile are taken off the names; mask buffers, and an `lm_head.weight` equal to the
-    `wte.weight` it is tied to, are left out.
+    `wte.weight` it is tied to, are left out. Where the two are tied, one of them is enough.
 
     Without `config` it is the config.json beside the weights, else the copy that `write_checkpoint` leaves in
     them, else what the shapes say. They do not say n_head: it is that of the published size of the same
@@ -111,11 +111,13 @@ def read_checkpoint(
         raise UsageError(str(error)) from None
     try:
         source, stored, metadata = open_checkpoint(path)
-        found = by_name(source, stored)
+        found = _with_dropped(by_name(source, stored), metadata)
         said_by, guessed = "the config given", ""
         if config is None:
             config, said_by, guessed = _find_config(source, metadata, found, load)
         head = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+        if head:
+            found.setdefault("wte.weight", head)        # one of the two was dropped, being the other
         _check(source, found, config, said_by)
         if head and not load.same(head, found["wte.weight"]):
             raise MissingError(
@@ -177,6 +179,15 @@ def by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
     return found
 
 
+def _with_dropped(found: dict[str, Stored], metadata: Mapping[str, str]) -> dict[str, Stored]:
+    """The tensors with those that safetensors' `save_model` left out as duplicates, as its note in the metadata says.
+
+    Of GPT2LMHeadModel it keeps lm_head.weight, and notes {"transformer.wte.weight": "lm_head.weight"}.
+    """
+    dropped = {_PREFIX.sub("", name): _PREFIX.sub("", kept) for name, kept in metadata.items()}
+    return found | {name: found[kept] for name, kept in dropped.items() if name not in found and kept in found}
+
+
 def _find_config(
     source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: Loader,
 ) -> tuple[GPT2Config, str, str]:
@@ -208,8 +219,8 @@ def _find_config(
         fields["n_positions"] = wpe[0]
     if c_fc and c_fc[1] != 4 * width:
         fields["n_inner"] = c_fc[1]
-    if wte and "lm_head.weight" in found:
-        fields["tie_word_embeddings"] = load.same(found["lm_head.weight"], found["wte.weight"])
+    if "lm_head.weight" in found:                       # without the other it may be of an untied model: nothing says so
+        fields["tie_word_embeddings"] = bool(wte) and load.same(found["lm_head.weight"], found["wte.weight"])
     config = GPT2Config(**fields)
     guessed = f"{beside} is not there; n_head={config.n_head} and all else that shapes do not tell is {name}'s"
     return config, "its other shapes", guessed

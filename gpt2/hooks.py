@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import minigrad as mg
-from minigrad import nn
 
 from .config import GPT2Config
 from .errors import UsageError
+from .pretrained import Part
 
 Hook = Callable[[mg.Tensor, str], Any]
 EQUATIONS = {                                           # by the end of a point's name: what gives the value there
@@ -33,7 +33,7 @@ BLOCK = tuple(EQUATIONS)[2:-2]
 BESIDE = {"attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}   # read beside the pass, and what their slopes follow from
 
 
-class Tapped(nn.Module):
+class Tapped(Part):
     """A module with points. taps: what is called at them, by their names in this module."""
 
     taps: Mapping[str, Callable[[mg.Tensor], mg.Tensor]] = {}

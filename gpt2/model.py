@@ -17,7 +17,7 @@ from minigrad.nn import empty_parameter
 from .cache import KVCache
 from .config import GPT2Config
 from .hooks import Hooked, Tapped
-from .pretrained import Matrix, PretrainedModel
+from .pretrained import Matrix, Part, PretrainedModel
 
 
 def gelu_new(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:      # [..., n], [n]
@@ -68,7 +68,7 @@ class Conv1D(Matrix):
         return mg.matmul(x, self.weight.type_as(x))                    # [B, T, in] @ [in, out] -> [B, T, out]
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Part):
     """x̂ ⊙ weight + bias   (layer_norm.1)."""
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
@@ -153,6 +153,7 @@ class GPT2(Hooked, PretrainedModel):
     Micikevicius et al. 2018). explicit=True runs on the definitions by parts. Weights are drawn from `seed`, or taken from
     `parameters` (arrays by name; used, not copied, where dtype and backend allow). recompute=True keeps only each block's input
     for the walk back, and computes the block again there. A new model is in evaluation mode: call train() for dropout.
+    copy.deepcopy and pickle give a model with parameters of its own, tied where this one's are, and without hooks.
     """
 
     def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32",

@@ -21,7 +21,17 @@ Model = TypeVar("Model", bound="PretrainedModel")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-class Matrix(nn.Module):
+class Part(nn.Module):
+    """A module of a model, such as can be copied and pickled.
+
+    A copy has neither the hooks nor the panels that are there for a while: they belong to the block of code that set them.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in ("taps", "panels")}
+
+
+class Matrix(Part):
     """A module with one matrix, `weight`; `panels` holds it once more while `PretrainedModel.packed()` lasts."""
 
     weight: nn.Parameter
@@ -32,7 +42,7 @@ class Matrix(nn.Module):
         return self.panels is not None and x.numel() <= FEW * x.shape[-1]
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(Part):
     """Base of GPT2: initialisation, loading, saving, and text out of it."""
 
     config: GPT2Config
