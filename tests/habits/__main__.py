@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))     # the packages of this clone, wherever it is called from
 
-from .judge import kept  # noqa: E402
-from .table import is_open, markdown, rows  # noqa: E402
+from .judge import kept
+from .table import is_open, markdown, rows
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import torch.utils.checkpoint
 import minigrad as mg
 
 from . import inputs
-from .row import NUMBERS, RAISES, SAME, Made, Numbers, Row, as_data, execute, leaves_of, names, near, quiet, short, unlike
+from .row import NUMBERS, RAISES, SAME, Made, Numbers, Row, as_data, eps, execute, names, near, numbers_in, quiet, short, unlike
 
 PLAIN = {"np": np, "math": math, "copy": copy, "pickle": pickle, "io": io, "operator": operator, "functools": functools,
          "threading": threading, "ThreadPoolExecutor": ThreadPoolExecutor, "set_weights": inputs.set_weights}
@@ -82,6 +82,7 @@ class Peer:
     space: dict[str, Any] = TORCH
     ours_space: dict[str, Any] = OURS
     strict = True
+    unit = 2.0**-23                                     # of a gradient, at least: float32
 
     def line(self, row: Row) -> str:
         """The peer's line."""
@@ -122,6 +123,7 @@ class NumPy(Peer):
     library = "np"
     space = PLAIN
     strict = False
+    unit = 2.0**-20                                     # difference quotients
     step = 2.0**-13                                     # its square times a third derivative of some tens: below 1e-6
 
     def theirs(self, row: Row) -> Made:
@@ -138,8 +140,8 @@ class NumPy(Peer):
             given = inputs.arrays(self.used(row), np.float64)
             given[name][at] += by
             run = execute(self.line(row), self.space, given)
-            made = [n for key, one in self.data(run).items() if key not in kept
-                    for _, n in leaves_of(one, key) if n.array.dtype.kind == "f" and n.dtype not in NUMBERS]
+            data = {key: one for key, one in self.data(run).items() if key not in kept}
+            made = [n for n in numbers_in(data) if n.array.dtype.kind == "f" and n.dtype not in NUMBERS]
             return float(sum((n.array * inputs.weights(n.array.shape)).sum() for n in made))
 
         return {name: np.array([(total(name, at, self.step) - total(name, at, -self.step)) / (2.0 * self.step)
@@ -160,7 +162,7 @@ def results(data: dict[str, Any]) -> list[Numbers]:
     """What the line made, each object once: Tensors that are the value, or that a name means and that are no leaf."""
     seen: dict[int, Numbers] = {}
     for name, one in data.items():
-        for _, n in leaves_of(one, name):
+        for n in numbers_in(one):
             if n.tensor is not None and (name == "value" or not n.tensor.is_leaf):
                 seen.setdefault(id(n.tensor), n)
     return list(seen.values())
@@ -206,10 +208,11 @@ def verdict(row: Row, peer: Peer) -> str:
             found = our_gradients(ours, mine)
         except Exception as error:
             return told(error)
+    unit = max([peer.unit, *(eps(n.dtype) for n in numbers_in(mine) if n.array.dtype.kind in "fV")])
     for name in expected | found:
         g = expected[name] if name in expected else np.zeros_like(found[name])
         got = found[name] if name in found else np.zeros_like(g)
-        if not near(got.astype(np.float32), g.astype(np.float32), 2.0**-23 if peer.strict else 2.0**-20):
+        if not near(got, g, unit):
             cut = "nothing: the graph is cut" if name not in found else "different"
             return f"{cut}: the gradient of {name} is {short(Numbers(got, 'float'))} and not {short(Numbers(g, 'float'))}"
     return SAME

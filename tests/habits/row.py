@@ -111,16 +111,13 @@ def as_data(value: Any, known: Callable[[Any], Any]) -> Any:
     return Opaque()
 
 
-def leaves_of(data: Any, path: str) -> Iterator[tuple[str, Numbers]]:
-    """The Numbers in data, with where they are."""
+def numbers_in(data: Any) -> Iterator[Numbers]:
+    """All Numbers in data."""
     if isinstance(data, Numbers):
-        yield path, data
-    elif isinstance(data, dict):
-        for key, one in data.items():
-            yield from leaves_of(one, f"{path}.{key}")
-    elif isinstance(data, list):
-        for at, one in enumerate(data):
-            yield from leaves_of(one, f"{path}[{at}]")
+        yield data
+    elif isinstance(data, (dict, list)):
+        for one in data.values() if isinstance(data, dict) else data:
+            yield from numbers_in(one)
 
 
 # ── comparing ──

@@ -11,6 +11,7 @@ TORCH, NUMPY, TRANSFORMERS = judge.Peer(), judge.NumPy(), gpt2_peer.Transformers
 PARTS: dict[str, tuple[judge.Peer, list[tuple[str, str, str]]]] = {
     "PyTorch: tensors": (TORCH, torch_tensors.ROWS),
     "PyTorch: functions": (TORCH, torch_functions.ROWS),
+    "PyTorch: 16 bits and other widths": (TORCH, torch_functions.HALF),
     "PyTorch: gradients": (TORCH, torch_autograd.ROWS),
     "PyTorch: torch.func": (TORCH, torch_autograd.TRANSFORMS),
     "PyTorch: modules": (TORCH, torch_modules.ROWS),

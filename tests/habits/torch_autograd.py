@@ -6,6 +6,7 @@ ROWS = [
     ("(w * v).sum().backward()", "=", "same"),
     ("loss.backward(); w.grad", "=", "same"),
     ("w.grad", "=", "same"),
+    ("loss.backward; w.grad", "=", "same"),
     ("loss.backward(); loss.backward()", "= # raises", "error: was walked back already"),
     ("loss.backward(retain_graph=True); loss.backward(); w.grad", "=", "same"),
     ("loss.backward(None, True); loss.backward(); w.grad", "=",

@@ -213,6 +213,13 @@ ROWS = [
     ("x.softmax(-1)", "=", "error: no attribute 'softmax'"),
     ("x.softmax(dim=0)", "=", "error: no attribute 'softmax'"),
     ("x.log_softmax(-1)", "=", "error: no attribute 'log_softmax'"),
+    # ── results that nobody keeps, calls without parentheses ──
+    ("w.exp(); w", "=", "same"),
+    ("w.relu(); w", "=", "same"),
+    ("x.reshape(3, 2); x", "=", "same"),
+    ("o.requires_grad_; o", "=", "same"),
+    ("w.detach(); w", "=", "same"),
+    ("o.astype('float64'); o", "o.double(); o", "same"),
     # ── reductions ──
     ("x.sum()", "=", "same"),
     ("x.sum(0)", "=", "error: sum: 2 arguments given; it takes (x, *, axis=None, keepdims=False)"),
