@@ -101,10 +101,8 @@ ROWS = [
      "error: no attribute 'resize_token_embeddings'"),
     ("model.gradient_checkpointing_enable()", "=",
      "error: no attribute 'gradient_checkpointing_enable'"),
-    ("copy.deepcopy(model)(ids)", "copy.deepcopy(model)(ids).logits",
-     "same"),
-    ("pickle.loads(pickle.dumps(model))(ids)", "model(ids).logits",
-     "same"),
+    ("copy.deepcopy(model)(ids)", "copy.deepcopy(model)(ids).logits", "same"),
+    ("pickle.loads(pickle.dumps(model))(ids).detach()", "model(ids).logits.detach()", "same"),
     ("model[0]", "= # raises", "error: 'GPT2' object is not subscriptable"),
     # ── generate ──
     ("model.generate(ids, max_new_tokens=4)", "model.generate(ids, max_new_tokens=4).tolist()",

@@ -46,7 +46,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     ),
     "transformers and nanoGPT": (
         "model.loss(ids, ids * 0 - 100)",
-        "pickle.loads(pickle.dumps(model))(ids)",
         "model.generate(ids, max_new_tokens=4)",
         "GPT2(config).training",
         "tokenizer.encode('<|endoftext|>')",

@@ -190,7 +190,9 @@ def short(data: Any) -> str:
     if isinstance(data, Numbers):
         values = np.array2string(np.asarray(data.array), precision=4, separator=",", threshold=8).replace("\n", "")
         return f"{data.dtype}{list(data.array.shape)} {values}"[:120]
-    return "an object" if isinstance(data, Opaque) else repr(data)[:120]
+    if isinstance(data, list):
+        return f"[{', '.join(map(short, data))}]"[:120]
+    return "an object" if isinstance(data, Opaque) else " ".join(repr(data).split())[:120]
 
 
 @contextlib.contextmanager
