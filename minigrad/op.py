@@ -172,12 +172,10 @@ class Op:
         try:
             if self.check is not None:
                 self.check(*arrays, **settings)
-            ready = widened(tuple(arrays)) if wide and not here.takes_half else arrays
-            out = NotImplemented if kernel is None else kernel(here, *ready, **given)
+            out = NotImplemented if kernel is None or (wide and not here.takes_half) else kernel(here, *arrays, **given)
             if out is NotImplemented:
-                if wide and here.takes_half:
-                    ready = widened(tuple(arrays))
-                out = self.kernel(here, *ready, **given) if given else self.kernel(here, *ready)
+                out = self._in_float32(here, kernel, arrays, given) if wide else \
+                    self.kernel(here, *arrays, **given) if given else self.kernel(here, *arrays)
         except MinigradError:
             raise
         except (ValueError, TypeError, IndexError) as error:
@@ -196,7 +194,8 @@ class Op:
                 return self._several(here, out, args if bare else None, arrays, nodes, tensors, tracked, settings)
             if known.get(type(out), here) is here:      # a scalar where an array of no axes is meant; not what `to` moved away
                 out = here.adopt(out)
-        made, exact = out.dtype, out
+        made = out.dtype
+        exact = out
         if wide and not self.widens and made.kind == "f":
             made = next(a.dtype for a in arrays if type(a) not in _SCALARS and half(a.dtype))
             out = narrowed(out, made)                   # rules are given the result as it was before it was rounded
@@ -210,6 +209,12 @@ class Op:
                 touch(nodes)
             return Tensor(out)
         return Tensor(out, self._record(arrays, nodes, exact, extra, settings, out.shape, made, args if bare else None))
+
+    def _in_float32(self, here: Backend, kernel: Any, arrays: list[Any], given: dict[str, Any]) -> Any:
+        """What the kernel, where it has not been asked yet, or else the op's own text computes from these arrays in float32."""
+        ready = widened(tuple(arrays))
+        out = NotImplemented if kernel is None or here.takes_half else kernel(here, *ready, **given)
+        return self.kernel(here, *ready, **given) if out is NotImplemented else out
 
     def _widens(self, here: Backend, arrays: list[Any]) -> bool:
         """Whether these are floats of 16 bits that are computed with in float32; a Python number among them always asks for it."""

@@ -7,10 +7,12 @@ from numbers import Real
 from typing import Any
 
 from . import backend
+from .backend.base import half
 from .errors import GraphError
 from .graph import enable_grad
 from .nn import forget
 from .tensor import Parameter, Tensor
+from .widen import narrowed, widened
 
 Group = dict[str, Any]
 
@@ -149,8 +151,12 @@ class Optimizer:
                     ps, gs, states = zip(*some)
                     here = backend.of(gs[0])
                     here.at(gs[0])
-                    self.update(here, [p.array for p in ps], gs, states, group)
-                    for p in ps:
+                    arrays = [p.array for p in ps]
+                    ready = [widened(a) for a in arrays]                # so moments of 16-bit parameters are float32 too
+                    self.update(here, ready, [widened(g) for g in gs], states, group)
+                    for p, array, made in zip(ps, arrays, ready):
+                        if made is not array:
+                            array[...] = narrowed(made, array.dtype)
                         p.changed()
         return loss
 
@@ -248,13 +254,17 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Grou
 
 def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
     """Numbers that add up to Σ x² over the arrays, as one array [n]."""
-    return xp.stack([g.reshape(-1) @ g.reshape(-1) for g in arrays])
+    rows = [widened(g).reshape(-1) for g in arrays]
+    return xp.stack([g @ g for g in rows])
 
 
 def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
     """Each of the arrays times the factor, in place."""
     for g in arrays:
-        g *= factor
+        if half(g.dtype):                               # which may have no number that is the factor
+            g[...] = narrowed(widened(g) * factor, g.dtype)
+        else:
+            g *= factor
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_type: float = 2.0,

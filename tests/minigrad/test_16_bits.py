@@ -116,3 +116,36 @@ def test_sums_of_many_16_bits_add_up_in_float32(name: str, dtype: str):
         results.append([y.numpy().astype("float64"), at.grad.numpy().astype("float64")])
     for found, wanted in zip(*results):
         assert np.abs(found - wanted).max() <= 4 * UNIT[dtype] * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("device", ["numpy", DEVICE])
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+def test_optimisers_of_16_bits(kind: str, device: str, dtype: str):
+    """Moments, and a step before it is rounded, are float32's: squares of small gradients, ε and small rates are nothing in float16."""
+    start, slopes = np.array([1e-3, 2e-3, -5e-4, 0.0], dtype), [np.array([1e-4, -3e-5, 0.0, 1e-3], dtype)] * 5
+    settings = {"lr": 1e-4} if kind != "SGD" else {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-5}
+    results = []
+    for dtype_, place in ((dtype, device), ("float64", "numpy")):
+        p = mg.Parameter(mg.tensor(start.astype("float64"), dtype=dtype_, device=place))
+        optimizer = getattr(mg.optim, kind)([p], **settings)
+        for g in slopes:
+            p.grad = mg.tensor(g.astype("float64"), dtype=dtype_, device=place)
+            optimizer.step()
+        assert str(p.dtype) == dtype_
+        results.append(p.numpy().astype("float64"))
+    found, wanted = results
+    assert np.abs(found - wanted).max() <= 5 * (UNIT[dtype] * np.abs(wanted).max() + 2.0**-25)         # five steps, rounded once each
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+@pytest.mark.parametrize("device", ["numpy", DEVICE])
+def test_the_norm_of_16_bits(device: str, dtype: str):
+    """10⁵ squares of 10⁴ add up, and a factor below float16's least number scales."""
+    p = mg.Parameter(mg.tensor(np.zeros(100_000, dtype), device=device))
+    p.grad = mg.tensor(np.full(100_000, 1e4), dtype=dtype, device=device)
+    exact, one = float(p.grad.numpy().astype("float64")[0]), UNIT[dtype] + 1e-4
+    norm = mg.optim.clip_grad_norm_([p], 0.05)
+    assert abs(norm / (exact * 100_000**0.5) - 1.0) <= 1e-4
+    found = p.grad.numpy().astype("float64")
+    assert np.abs(found - 0.05 / 100_000**0.5).max() <= one * 0.05 / 100_000**0.5

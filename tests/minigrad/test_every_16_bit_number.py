@@ -1,4 +1,4 @@
-"""Each of the 65,536 numbers of float16 and of bfloat16 through every function of one argument, ends of their range through every one of two.
+"""Each of the 65,536 numbers of float16 and bfloat16 through every function of one argument; ends of their range through those of two.
 
 Truth is float64. What an op computes in float32 is off by at most e = 40 u₃₂ S, as the laws have it (tolerance.5), and is rounded
 once; rounding keeps order, so the result must lie between the roundings of truth − e and truth + e, both included.
@@ -121,7 +121,7 @@ def test_a_function_of_every_number(name: str, dtype: str, device: str):
         y = f(x)
         held(y.numpy(), value(wide), cancelled * np.maximum(1.0, np.where(np.abs(wide) < 10.0, np.abs(wide), 1.0)), name, numbers)
         truth = slope(wide)
-        fits = np.abs(np.where(np.isinf(wide), 0.0, truth)) < 2.0**128       # a slope that float32 has no number for, g would be too late for
+        fits = np.abs(np.where(np.isinf(wide), 0.0, truth)) < 2.0**128         # float32, too, has no number for other slopes
         for g in (1.0, -0.3):
             u = np.full(wide.shape, g, dtype)
             for live in (False, True):
