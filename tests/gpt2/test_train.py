@@ -60,10 +60,17 @@ def run(data, capsys):
 @pytest.fixture
 def diverging(monkeypatch):
     """Weights become NaN in the given step."""
-    real = training.mg.optim.warmup_cosine
+    real = training.mg.optim.AdamW.step
 
     def at(step):
-        monkeypatch.setattr(training.mg.optim, "warmup_cosine", lambda n, **rate: math.nan if n == step else real(n, **rate))
+        def stepped(optimizer):
+            real(optimizer)
+            if optimizer.steps == step + 1:
+                for group in optimizer.param_groups:
+                    for p in group["params"]:
+                        p.array.fill(math.nan)
+
+        monkeypatch.setattr(training.mg.optim.AdamW, "step", stepped)
 
     return at
 
