@@ -129,7 +129,7 @@ def minigrad_op(task: Mapping[str, Any]) -> Work:
     compute: dict[str, Callable[..., Any]] = {
         "layer_norm": mg.layer_norm,
         "gelu": lambda x: mg.gelu(x, approximate="tanh"),
-        "attention": mg.attention,
+        "attention": lambda q, k, v: mg.attention(q, k, v, causal=True),
         "cross_entropy": lambda logits: mg.cross_entropy(logits, given["targets"]),
     }
     f, floats = compute[row.kind.removeprefix("op ")], {name: array for name, array in given.items() if array.dtype.kind == "f"}

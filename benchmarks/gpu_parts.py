@@ -86,9 +86,9 @@ def launch(bench: Bench) -> None:
         "an empty kernel of CuPy's": lambda: nothing((1,), (32,), (0,)),
         "one of our kernels (gelu of 64 numbers)": lambda: here.launch("gelu", x.dtype, (1,), (256,), x, None, out, 64, 1),
         "an operator of CuPy's (x + x)": lambda: x + x,
-        "an op without a graph (mg.gelu)": lambda: mg.gelu(t),
-        "an op that is recorded (mg.gelu)": lambda: mg.gelu(leaf),
-        "an op and its step back": lambda: mg.gradients(mg.gelu(leaf), [leaf], t),
+        "an op without a graph (mg.gelu)": lambda: mg.gelu(t, approximate="tanh"),
+        "an op that is recorded (mg.gelu)": lambda: mg.gelu(leaf, approximate="tanh"),
+        "an op and its step back": lambda: mg.gradients(mg.gelu(leaf, approximate="tanh"), [leaf], t),
     }
     count = 1000 if not bench.tiny else 3
     for what, run in works.items():
@@ -265,7 +265,7 @@ def _attention(bench: Bench, B: int, T: int, dtype: str) -> None:
         two = bench.times(lambda: torch.autograd.grad(attend(a, b, c, is_causal=True), (a, b, c), numbers[3]), clock)
         theirs = [bench.row(f"{label}, forward", one, work=work, **both),
                   bench.row(f"{label}, forward and backward", two, work=3.5 * work, **both)]
-        found = here.host(mg.attention(q, k, v).array).astype("float32")
+        found = here.host(mg.attention(q, k, v, causal=True).array).astype("float32")
         wanted = attend(a, b, c, is_causal=True).detach().float().cpu().numpy()
         # sums over at most T keys and d numbers; probabilities and the result are rounded to the dtype
         room = 4.0 * (UNITS["float32"] * math.sqrt(2 * (T + d)) + 4 * UNITS[dtype]) * float(abs(wanted).max())
@@ -276,8 +276,8 @@ def _attention(bench: Bench, B: int, T: int, dtype: str) -> None:
         return
     both["who"] = "minigrad"
     with mg.no_grad():
-        one = bench.times(lambda: mg.attention(q, k, v))
-    two = bench.times(lambda: mg.gradients(mg.attention(q, k, v), [q, k, v], seed))
+        one = bench.times(lambda: mg.attention(q, k, v, causal=True))
+    two = bench.times(lambda: mg.gradients(mg.attention(q, k, v, causal=True), [q, k, v], seed))
     for name, seconds, peer, flop in (("forward", one, theirs[0], work), ("forward and backward", two, theirs[1], 3.5 * work)):
         middle = sorted(seconds)[len(seconds) // 2]
         best = bench.best("products of GPT-2", dtype)

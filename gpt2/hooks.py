@@ -146,7 +146,7 @@ class Hooked(Tapped):
             for name, kind in aside.items():
                 given = [name.replace(kind, other) for other in BESIDE[kind]]
                 if kind == "attn.pattern":              # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ   (attention.5)
-                    slopes[name] = mg.matmul(slopes[given[1]], seen[given[0]].detach().T)
+                    slopes[name] = mg.matmul(slopes[given[1]], seen[given[0]].detach().mT)
                 else:
                     mlp: Any = self.points()[name][0]
                     pre = seen[name].detach().requires_grad_()

@@ -100,11 +100,12 @@ class Attention(Tapped):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
         p = self.config.attn_pdrop if self.training else 0.0
-        weights = attention_weights(q, k, mask, scale=self.scale) if "pattern" in self.taps else None      # [B, h, T, S]
+        weights = attention_weights(q, k, mask, causal=True, scale=self.scale) if "pattern" in self.taps else None      # [B, h, T, S]
         if weights is not None and (chosen := self.at("pattern", weights)) is not weights:
             y = mg.matmul(chosen, v)                                   # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
         else:
-            y = self.F.attention(q, k, v, mask, scale=self.scale, p=p, key=mg.random.next_key() if p else 0)         # [B, h, T, d/h]
+            key = mg.random.next_key() if p else 0
+            y = self.F.attention(q, k, v, mask, causal=True, scale=self.scale, p=p, key=key)         # [B, h, T, d/h]
         return self.c_proj(mg.join_heads(self.at("z", y)))             # [B, h, T, d/h] -> [B, T, d]
 
 

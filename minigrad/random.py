@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import backend
+from .axes import whole
 from .backend.bits import GAMMA, MASK, MIX1, MIX2, raw_bits
 from .backend.bits import keep_mask as keep_mask
 from .backend.bits import keep_mask_span as keep_mask_span
@@ -44,7 +45,8 @@ def split(key: int, n: int = 2) -> tuple[int, ...]:
 
 def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:
     """An array of draw(xp, bits), made in blocks that stay in the cache, for float64 on the way needs much memory."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    given = whole(shape, "the shape of random numbers")
+    sizes = (given,) if isinstance(given, int) else given
     here, number = backend.get(device)
     with backend.explaining(f"random numbers {list(sizes)}"):
         out = here.adopt(here.namespace.empty(math.prod(sizes), dtype=dtype), device=number)

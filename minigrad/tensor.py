@@ -372,9 +372,11 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires
     """A Tensor holding a copy of `value`: numbers, nested lists, an array, a Tensor, or anything that speaks DLPack.
 
     dtype: kept from arrays; Python floats become float32, Python ints int64. device: "numpy", "cupy", "cupy:N"; kept
-    from arrays, else "numpy".
+    from arrays, else "numpy". GraphError for a list that holds Tensors that require gradients: it would cut their graph.
     """
     dtype = backend.dtype(dtype)
+    if isinstance(value, list | tuple) and _holds_gradients(value):
+        raise GraphError("tensor: a list of Tensors that require gradients would lose them; use mg.stack([...]), or detach() them first")
     if isinstance(value, Tensor):
         value = value.array
     foreign = not hasattr(value, "dtype")
@@ -399,6 +401,13 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None, requires
         raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
     out = Tensor(array)
     return out.requires_grad_() if requires_grad else out
+
+
+def _holds_gradients(values: Any) -> bool:
+    """Whether there is a Tensor that requires a gradient in a list, at any depth."""
+    if set(map(type, values)) <= {int, float, bool}:
+        return False
+    return any(v.node is not None if isinstance(v, Tensor) else isinstance(v, list | tuple) and _holds_gradients(v) for v in values)
 
 
 def _from_dlpack(value: Any) -> Any:

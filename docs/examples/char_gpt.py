@@ -19,7 +19,7 @@ class Block(Module):
 
     def forward(self, x):                                              # [B, T, d]
         q, k, v = mg.split_heads(self.qkv(self.ln_1(x)), heads=heads, parts=3)     # 3 × [B, h, T, d/h]
-        x = x + self.proj(mg.join_heads(mg.attention(q, k, v)))        # [B, T, d]
+        x = x + self.proj(mg.join_heads(mg.attention(q, k, v, causal=True)))      # [B, T, d]
         return x + self.mlp(self.ln_2(x))                              # [B, T, d]
 
 

@@ -25,11 +25,11 @@ def ways() -> dict[str, Callable[[mg.Tensor, mg.Tensor], mg.Tensor]]:
     scale = 1.0 / math.sqrt(k)
 
     def fused(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
-        return mg.join_heads(mg.attention(*mg.split_heads(mg.matmul(x, w), heads=H, parts=3), scale=scale))
+        return mg.join_heads(mg.attention(*mg.split_heads(mg.matmul(x, w), heads=H, parts=3), causal=True, scale=scale))
 
     def three(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
-        q, k_, v = (mg.split_heads(mg.matmul(x, part), heads=H, parts=1)[0] for part in mg.split(w, 3, axis=-1))
-        return mg.join_heads(mg.attention(q, k_, v, scale=scale))
+        q, k_, v = (mg.split_heads(mg.matmul(x, part), heads=H, parts=1)[0] for part in mg.split(w, sections=3, axis=-1))
+        return mg.join_heads(mg.attention(q, k_, v, causal=True, scale=scale))
 
     def loop(x: mg.Tensor, w: mg.Tensor) -> mg.Tensor:
         out = []
@@ -39,7 +39,7 @@ def ways() -> dict[str, Callable[[mg.Tensor, mg.Tensor], mg.Tensor]]:
         return mg.concat(out, axis=-1)
 
     def single(q: mg.Tensor, k_: mg.Tensor, v: mg.Tensor) -> mg.Tensor:
-        scores = mg.matmul(q, mg.transpose(k_)) * scale
+        scores = mg.matmul(q, k_.mT) * scale
         seen = mg.Tensor(mg.backend.of(q.array).adopt(np.tri(q.shape[1], dtype=bool)))
         return mg.matmul(mg.softmax(mg.where(seen, scores, float(np.finfo(np.float32).min))), v)
 

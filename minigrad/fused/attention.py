@@ -12,7 +12,7 @@ from ..op import Constant, fused
 from ..ops.elementwise import exp, where
 from ..ops.linalg import matmul_op
 from ..ops.reduce import sum
-from ..ops.shape import transpose
+from ..ops.shape import matrix_transpose as transpose
 from ..tensor import Tensor
 from ..widen import in_float32
 from .dropout import dropout_op
@@ -32,7 +32,7 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
 
 
 @in_float32
-def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None) -> Any:
+def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool, scale: float | None = None) -> Any:
     """P = softmax(s Q Kᵀ + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
 
     M is the logarithm of what `allowed` gives (causal.2–3). s is 1/√d by default. A query that may see no key at all gets zeros
@@ -49,7 +49,7 @@ def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool = True, 
 
 
 @in_float32
-def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool = True, scale: float | None = None,
+def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool, scale: float | None = None,
                        p: float = 0.0, key: int = 0) -> Any:
     """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask,
     times V   (attention.3).
@@ -76,18 +76,21 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
     return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
 
 
-def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, **settings: Any) -> None:
-    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes."""
+def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any, **settings: Any) -> None:
+    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes; TypeError without causal."""
+    if causal is None:
+        raise TypeError("write causal=True for a query that sees no key after its own, as GPT-2's, or causal=False (PyTorch's default)")
     if q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
         raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit; "
                          "q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
 
 
 @fused(attention_by_parts, _attention_joint, check=_check_attention)
-def attention(xp, q, k, v, mask: Constant = None, *, causal=True, scale=None, p=0.0, key=0):
+def attention(xp, q, k, v, mask: Constant = None, *, causal=None, scale=None, p=0.0, key=0):
     """softmax(Q Kᵀ/√d + M) V   (attention.1). q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
 
-    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal: query i sees keys up to Tk − Tq + i.
+    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal has to be said: True for a query i that sees keys up
+    to Tk − Tq + i, False for one that sees all keys.
     """
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale

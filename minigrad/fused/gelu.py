@@ -16,8 +16,9 @@ _FAR = 1e4                                              # where x² is no number
 
 
 @in_float32
-def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str = "tanh") -> Any:
+def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str) -> Any:
     """x Φ(x) with Φ the normal distribution (gelu.1), or ½x(1 + tanh(√(2/π)(x + 0.044715x³))) as GPT-2 has it (gelu.2); of x + bias."""
+    _check_which(approximate)
     if bias is not None:
         x = x + bias
     if approximate == "tanh":
@@ -41,19 +42,27 @@ def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
     return g * (0.5 * (1.0 + erf(x * (1.0 / math.sqrt(2.0)))) + x * exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi)))
 
 
+def _check_which(approximate: Any) -> None:
+    if approximate not in ("none", "tanh"):
+        raise ValueError("which GELU? write approximate=\"tanh\" for GPT-2's (JAX's default), or approximate=\"none\" for the exact "
+                         "one (PyTorch's default)")
+
+
 def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
-    """ShapeError unless the bias is [d] for x [..., d]."""
+    """ShapeError unless the bias is [d] for x [..., d]; ValueError unless it is said which GELU."""
+    _check_which(approximate)
     if bias is not None and (x.ndim == 0 or bias.shape != x.shape[-1:]):
         raise ShapeError(f"gelu: x is {list(x.shape)}, so the bias must be {list(x.shape[-1:])}, not {list(bias.shape)}")
 
 
 @fused(gelu_by_parts, _gelu_joint, check=_check_gelu)
-def gelu(xp, x, bias=None, *, approximate="tanh"):
-    """GELU elementwise of x [..., d], or of x + bias with bias [d]; approximate "tanh" (GPT-2's, gelu.2) or "none" (exact, gelu.1)."""
+def gelu(xp, x, bias=None, *, approximate=None):
+    """GELU elementwise of x [..., d], or of x + bias with bias [d]; approximate "tanh" (GPT-2's, gelu.2) or "none" (exact, gelu.1),
+
+    which has to be said: PyTorch's default is the exact one, JAX's the other.
+    """
     if bias is not None:
         x = x + bias
     if approximate == "tanh":
         return 0.5 * x * (1.0 + xp.tanh(_C * (x + _A * (x * x * x))))
-    if approximate != "none":
-        raise ValueError(f"approximate must be 'tanh' or 'none', not {approximate!r}")
     return 0.5 * x * (1.0 + xp.erf(x * (1.0 / math.sqrt(2.0))))

@@ -8,7 +8,7 @@ from ..errors import ShapeError
 from ..op import fused
 from ..ops.index import unslice
 from ..ops.linalg import matmul_op
-from ..ops.shape import permute, reshape, sum_to, transpose
+from ..ops.shape import matrix_transpose, permute, reshape, sum_to
 from ..widen import in_float32
 
 FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
@@ -34,7 +34,7 @@ def _rows(x: Any) -> Any:
 def _packed_dpanels(g: Any, x: Any, panels_shape: tuple[int, ...], size: int) -> Any:
     """xᵀ g cut as W is; 0 where the last panel is only filled up   (packed_linear.3)"""
     P, q, c, w = panels_shape
-    dweight = matmul_op(transpose(_rows(x)), _rows(g))                 # [k, size]
+    dweight = matmul_op(matrix_transpose(_rows(x)), _rows(g))                 # [k, size]
     filled = unslice(dweight, shape=(q * c, P * w), index=(slice(None), slice(size)))
     return permute(reshape(filled, shape=(q, c, P, w)), axes=(2, 0, 1, 3))
 
@@ -51,7 +51,7 @@ def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) ->
 
 
 @fused(packed_linear_by_parts, check=_check_packed_linear,
-       x=lambda g, panels, size: matmul_op(g, transpose(unpack(panels, size))),
+       x=lambda g, panels, size: matmul_op(g, matrix_transpose(unpack(panels, size))),
        panels=_packed_dpanels, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
 def packed_linear(xp, x, panels, bias=None, *, size):
     """x W + b with W [k, size] cut into panels by `Backend.pack`   (packed_linear.2). x [..., k], bias [size] or None -> [..., size].

@@ -77,10 +77,10 @@ def _attach() -> None:
         "to": lambda self, device: s.to(self, device),
         "astype": lambda self, dtype: e.astype(self, dtype=dtype),
         "reshape": lambda self, *sizes: s.reshape(self, shape=_axes(sizes)),
-        "transpose": lambda self, axis0=-2, axis1=-1: s.transpose(self, axis0=axis0, axis1=axis1),
+        "transpose": lambda self, axis0=None, axis1=None: s.transpose(self, axis0=axis0, axis1=axis1),
         "permute": lambda self, *axes: s.permute(self, axes=_axes(axes)),
-        "T": property(lambda self: s.transpose(self) if self.ndim > 1 else self),
-        "mT": property(lambda self: s.transpose(self)),
+        "T": property(lambda self: s.transpose(self)),
+        "mT": property(lambda self: s.matrix_transpose(self)),
     }
     for name, method in methods.items():
         setattr(Tensor, name, method)

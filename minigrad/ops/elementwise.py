@@ -48,16 +48,16 @@ def _power_da(g: Any, a: Any, b: Any) -> Any:
     return g * b * a ** where((a == 0.0) * (b == 0.0), 1.0, b - 1.0)
 
 
-def _power_db(g: Any, a: Any, out: Any) -> Any:
-    """a^b ln a; 0 where a = 0."""
+def _power_db(g: Any, a: Any, b: Any, out: Any) -> Any:
+    """a^b ln a; where a = 0 it is 0 for b ≥ 0, also at 0⁰, and −∞ for b < 0, as a^b is ∞ there and ln a −∞."""
     if isinstance(a, (int, float)):
-        return g * out * (math.log(a) if a > 0 else 0.0 if a == 0 else math.nan)
-    return g * out * log(where(a == 0.0, 1.0, a))
+        return g * out * (math.log(a) if a > 0 else where(b >= 0.0, 0.0, sign(b) * math.inf) if a == 0 else math.nan)
+    return g * out * log(where((a == 0.0) * (b >= 0.0), 1.0, a))
 
 
 @elementwise(a=_power_da, b=_power_db)
 def power(xp, a, b):
-    """a to the power b; where a = 0 the derivative by b is taken as 0."""
+    """a to the power b; where a = 0 and b ≥ 0 the derivative by b is taken as 0."""
     return a ** b
 
 
@@ -98,7 +98,7 @@ def sigmoid(xp, x):
     return xp.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-@elementwise(x=lambda g, out: where(out > 0.0, g, 0.0))
+@elementwise(x=lambda g, out: where(out <= 0.0, 0.0, g))
 def relu(xp, x):
     """max(x, 0)   (relu.1), with derivative 0 at 0."""
     return xp.maximum(x, xp.zeros_like(x))
@@ -117,8 +117,8 @@ def sign(xp, x):
 
 
 def _larger(g: Any, a: Any, b: Any) -> Any:
-    """g where a > b, half of it where they tie."""
-    return where(a > b, g, where(a == b, 0.5 * g, 0.0))
+    """g where a > b, half of it where they tie; to both where one of them is NaN, which is then the result, as PyTorch has it."""
+    return where(a == b, 0.5 * g, where(a < b, 0.0, g))
 
 
 @elementwise(a=lambda g, a, b: _larger(g, a, b), b=lambda g, a, b: _larger(g, b, a))
@@ -135,8 +135,11 @@ def minimum(xp, a, b):
 
 @elementwise(a=lambda g, condition: where(condition, g, 0.0), b=lambda g, condition: where(condition, 0.0, g))
 def where(xp, condition: Constant, a, b):
-    """a where condition (bool) holds, else b."""
-    return xp.where(condition, a, b)
+    """a where condition (bool) holds, else b. Of two Python numbers float32, or int64, or bool, as `tensor` makes them."""
+    out, kinds = xp.where(condition, a, b), {type(a), type(b)}
+    if kinds <= {bool, int, float}:
+        out = out.astype("float32" if float in kinds else "int64" if int in kinds else "bool")
+    return out
 
 
 @elementwise(x=lambda g, x, min, max: where(inside(x, min=min, max=max), g, 0.0))

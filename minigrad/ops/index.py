@@ -54,8 +54,10 @@ def embedding(ids: Any, weight: Any) -> Any:
     return embedding_op(weight, ids)
 
 
-def take(x: Any, indices: Any, *, axis: int = 0) -> Any:
-    """The slices of x at integer `indices` (any shape) along `axis`, whose place their axes take."""
+def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
+    """The slices of x at integer `indices` (any shape) along `axis`, whose place their axes take; axis None: the elements of x in order."""
+    if axis is None:
+        x, axis = reshape(x, shape=(-1,)), 0
     at, array = place(axis, x.ndim, "take"), indices.array if isinstance(indices, Tensor) else indices
     order = (at, *(i for i in range(x.ndim) if i != at))
     rows = permute(x, axes=order)

@@ -7,19 +7,19 @@ from typing import Any
 from ..errors import ShapeError
 from ..op import fused, op
 from ..widen import in_float32, widened
-from .shape import broadcast_to, reshape, sum_to, transpose
+from .shape import broadcast_to, matrix_transpose, reshape, sum_to
 
 
 def _matmul_da(g: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
     """G Bᵀ   (matmul.2), summed over the axes along which A was repeated   (matmul.4)"""
-    return _product_to(g, transpose(b), a_shape)
+    return _product_to(g, matrix_transpose(b), a_shape)
 
 
 def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
     """Aᵀ G   (matmul.3, .4); with a matrix b, the batch is one long axis that the product sums over   (matmul.5)"""
     if len(b_shape) == 2:
-        return matmul_op(transpose(_rows(a)), _rows(g))
-    return _product_to(transpose(a), g, b_shape)
+        return matmul_op(matrix_transpose(_rows(a)), _rows(g))
+    return _product_to(matrix_transpose(a), g, b_shape)
 
 
 def _product_to(a: Any, b: Any, shape: tuple[int, ...]) -> Any:
@@ -81,8 +81,8 @@ def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
 
 
 @fused(_addmm_by_parts, check=_check_addmm, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
-       x=lambda g, weight: matmul_op(g, transpose(weight)),
-       weight=lambda g, x: matmul_op(transpose(_rows(x)), _rows(g)))
+       x=lambda g, weight: matmul_op(g, matrix_transpose(weight)),
+       weight=lambda g, x: matmul_op(matrix_transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
     """x W + b with the bias added into the product's own memory   (linear.1, .3, .4). bias [m], x [..., k], weight [k, m] -> [..., m]."""
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), weight)
@@ -101,13 +101,13 @@ def _check_linear(x: Any, weight: Any, bias: Any = None) -> None:
 @in_float32
 def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
     """x Wᵀ + b   (linear.2)"""
-    out = matmul_op(x, transpose(weight))
+    out = matmul_op(x, matrix_transpose(weight))
     return out if bias is None else out + bias
 
 
 @fused(_linear_by_parts,
        x=lambda g, weight: matmul_op(g, weight),
-       weight=lambda g, x: matmul_op(transpose(_rows(g)), _rows(x)),
+       weight=lambda g, x: matmul_op(matrix_transpose(_rows(g)), _rows(x)),
        bias=lambda g, bias_shape: sum_to(g, shape=bias_shape), check=_check_linear)
 def linear(xp, x, weight, bias=None):
     """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).

@@ -418,4 +418,6 @@ def _where(condition: Any, x: Any = NONE, y: Any = NONE) -> Any:
         return (
             np.where(bare(condition)) if isinstance(bare(condition), np.ndarray) else NotImplemented
         )
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor) and isinstance(bare(condition), np.ndarray):
+        return np.where(bare(condition), x, y)          # nothing that a gradient could go through, and NumPy's dtypes
     return e.where(_array(condition), x, y)

@@ -1,6 +1,7 @@
 """Derivatives of the ops that sum up axes. axis: None (all), an int or a tuple of ints; keepdims keeps them with size 1."""
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any
 
@@ -39,15 +40,27 @@ def mean(xp, x, *, axis=None, keepdims=False):
     return xp.mean(x, axis=axis, keepdims=keepdims)
 
 
-def _var_dx(g: Any, x: Any, axis: Any, keepdims: bool, correction: float) -> Any:
+def _var_dx(g: Any, x: Any, axis: Any, keepdims: bool, correction: Any, ddof: Any) -> Any:
     """2 (x − mean) / (n − correction)"""
-    return spread(g, x.shape, axis, keepdims) * (x - mean(x, axis=axis, keepdims=True)) * 2.0 / (count(x.shape, axis) - correction)
+    n = builtins.max(count(x.shape, axis) - _correction(correction, ddof), 0)          # of too few elements the variance is ∞, or 0/0
+    return spread(g, x.shape, axis, keepdims) * (x - mean(x, axis=axis, keepdims=True)) * 2.0 / n
+
+
+def _correction(correction: Any, ddof: Any) -> Any:
+    """What is taken from n: PyTorch calls it correction, NumPy ddof. TypeError unless one of them was given."""
+    if (correction is None) == (ddof is None):
+        raise TypeError("say what is taken from n: correction=0 (or ddof=0) is the population's variance, NumPy's default; "
+                        "correction=1 (or ddof=1) the sample's, PyTorch's default")
+    return ddof if correction is None else correction
 
 
 @op(x=_var_dx)
-def var(xp, x, *, axis=None, keepdims=False, correction=0):
-    """Σ (x − mean)² / (n − correction): the population's variance, as LayerNorm has it; correction=1 for a sample's."""
-    return xp.var(x, axis=axis, keepdims=keepdims, ddof=correction)
+def var(xp, x, *, axis=None, keepdims=False, correction=None, ddof=None):
+    """Σ (x − mean)² / (n − correction). correction, or by its other name ddof, has to be given: 0 for the population's variance, as
+
+    LayerNorm has it and NumPy unless told otherwise; 1 for a sample's, as PyTorch.
+    """
+    return xp.var(x, axis=axis, keepdims=keepdims, ddof=_correction(correction, ddof))
 
 
 def _extreme_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
@@ -99,7 +112,7 @@ def prod(x: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = 
         return sum(x, axis=axis, keepdims=keepdims) + 1
     while n > 1:
         half = n // 2
-        parts = split(left, [half, half, n - 2 * half], axis=0)
+        parts = split(left, sizes=[half, half, n - 2 * half], axis=0)
         left, n = parts[0] * parts[1], n - half
         if parts[2].shape[0]:
             from .shape import concat

@@ -45,10 +45,30 @@ def reshape(xp, x, *, shape):
     return xp.reshape(x, shape)
 
 
-@op(x=lambda g, axis0, axis1: transpose(g, axis0=axis0, axis1=axis1))
-def transpose(xp, x, *, axis0=-2, axis1=-1):
+@op(x=lambda g, axis0, axis1: transpose_op(g, axis0=axis0, axis1=axis1))
+def transpose_op(xp, x, *, axis0=-2, axis1=-1):
     """x with two axes exchanged (a view)."""
     return xp.swapaxes(x, axis0, axis1)
+
+
+def matrix_transpose(x: Any) -> Any:
+    """x [..., n, m] with its last two axes exchanged, [..., m, n] (a view)."""
+    return transpose_op(x)
+
+
+def transpose(x: Any, *, axis0: int | None = None, axis1: int | None = None) -> Any:
+    """x with two axes exchanged (a view), as in PyTorch; a matrix, or less, needs no axes.
+
+    ShapeError without axes for more than two of them: NumPy reverses them all.
+    """
+    if axis0 is None and axis1 is None:
+        if x.ndim > 2:
+            raise ShapeError(f"transpose: x is {x.dtype}{list(x.shape)}; of more than two axes say which: x.mT exchanges the last two, "
+                             f"x.transpose(i, j) any two, x.permute{tuple(reversed(range(x.ndim)))} reverses them all")
+        return transpose_op(x) if x.ndim == 2 else x
+    if axis0 is None or axis1 is None:
+        raise ShapeError("transpose: two axes are exchanged; give both axis0 and axis1, as in x.transpose(0, 1)")
+    return transpose_op(x, axis0=axis0, axis1=axis1)
 
 
 @op(x=lambda g, axes: permute(g, axes=_inverse(axes)))
@@ -87,7 +107,7 @@ def expand(xp, x, *, axis, ndim):
 
 
 def _concat_rule(g: Any, xs_shapes: Any, axis: int) -> Any:
-    return split(g, [shape[axis] for shape in xs_shapes], axis=axis)
+    return split(g, sizes=[shape[axis] for shape in xs_shapes], axis=axis)
 
 
 @op(joint=_concat_rule)
@@ -115,18 +135,32 @@ def split_op(xp, x, *, ends, axis):
     return tuple(xp.split(x, list(ends), axis=axis))
 
 
-def split(x: Any, sections: int | Sequence[int], *, axis: int = -1) -> tuple[Any, ...]:
-    """x cut along `axis` into `sections` equal parts, or into parts of the given sizes. ShapeError if they do not add up."""
+def split(x: Any, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
+          axis: int = 0) -> tuple[Any, ...]:
+    """x cut along `axis` into `sections` equal parts, or into parts of these `sizes`, as a tuple of views.
+
+    One of the two is named: `split(x, 2)` makes parts of size 2 in PyTorch and two parts in NumPy, and `split(x, [1, 3])` parts of
+    these sizes or cuts before these places. ShapeError where it is not, or if the parts do not add up.
+    """
     size = x.shape[place(axis, x.ndim, "split")]
-    if isinstance(sections, int):
-        if sections < 1 or size % sections:
-            raise ShapeError(f"split: axis {axis} of {x.dtype}{list(x.shape)} cannot be cut into {sections} equal parts")
-        sizes = [size // sections] * sections
+    if ambiguous is not None:
+        if hasattr(ambiguous, "__len__"):
+            raise ShapeError(f"split: {ambiguous} are sizes in PyTorch and places to cut at in NumPy; write sizes={ambiguous}, or call "
+                             "np.split(x, places), which cuts a Tensor too")
+        raise ShapeError(f"split: {ambiguous} is the size of each part in PyTorch and the number of parts in NumPy; write "
+                         f"sections={ambiguous} for so many equal parts, or sizes=[{ambiguous}, …] with the size of each")
+    if (sections is None) == (sizes is None):
+        raise ShapeError("split: write sections= for a number of equal parts, or sizes= for the size of each part")
+    if sections is not None:
+        n = index(sections, "split: sections")
+        if n < 1 or size % n:
+            raise ShapeError(f"split: axis {axis} of {x.dtype}{list(x.shape)} cannot be cut into {n} equal parts")
+        parts = [size // n] * n
     else:
-        sizes = list(sections)
-        if sum(sizes) != size or any(n < 0 for n in sizes):
-            raise ShapeError(f"split: sizes {sizes} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
-    return split_op(x, ends=tuple(accumulate(sizes[:-1])), axis=axis)
+        parts = [index(n, "split: sizes") for n in (() if sizes is None else sizes)]
+        if sum(parts) != size or any(n < 0 for n in parts):
+            raise ShapeError(f"split: sizes {parts} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
+    return split_op(x, ends=tuple(accumulate(parts[:-1])), axis=axis)
 
 
 @op(x=lambda g: join_heads(*g))
@@ -155,13 +189,20 @@ def join_heads(xp, *xs):
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
 def tril(xp, x, *, diagonal=0):
     """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
+    _matrix(x, "tril")
     return xp.tril(x, diagonal)
 
 
 @op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
 def triu(xp, x, *, diagonal=0):
     """The upper triangle of the last two axes, from `diagonal` above the main one; zero elsewhere."""
+    _matrix(x, "triu")
     return xp.triu(x, diagonal)
+
+
+def _matrix(x: Any, what: str) -> None:
+    if x.ndim < 2:
+        raise ShapeError(f"{what}: x is {x.dtype}{list(x.shape)}; a triangle has two axes at least")
 
 
 def stop_gradient(x: Any) -> Any:
@@ -169,7 +210,7 @@ def stop_gradient(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-for _op in (identity, reshape, transpose, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
+for _op in (identity, reshape, transpose_op, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
     _op.view = True
 for _op in (identity, to_op, reshape, transpose, permute, broadcast_to, expand, concat_op, split_op, split_heads, join_heads, tril, triu):
     _op.narrow = True

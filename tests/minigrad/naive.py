@@ -128,7 +128,7 @@ def unslice(g: Value, shape: Any, index: Any) -> Value:
     return Value(out, error, [g], lambda h: [h[index]])
 
 
-def split(x: Value, sections: int, *, axis: int) -> tuple[Value, ...]:
+def split(x: Value, *, sections: int, axis: int) -> tuple[Value, ...]:
     """Cuts of one node: what is lost with one of them is lost with all."""
     whole, n = identity(x), x.shape[axis] // sections
     return tuple(whole[(slice(None),) * axis + (slice(i * n, (i + 1) * n),)] for i in range(sections))

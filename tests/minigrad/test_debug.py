@@ -32,7 +32,7 @@ def _products(x: Any, w: Any) -> Any:
 
 
 def _slices(x: Any, w: Any) -> Any:
-    a, b = mg.split(x @ w, 2)
+    a, b = mg.split(x @ w, sections=2, axis=-1)
     return (mg.concat([a * b, b[:2]], axis=0) * mg.tensor(np.ones(w.shape[1] // 2))).sum() / w.mean()
 
 
@@ -42,8 +42,8 @@ def _gathered(x: Any, w: Any) -> Any:
 
 def _network(F: Any) -> Any:
     def f(x: Any, w: Any) -> Any:
-        y = F.gelu(F.layer_norm(x @ w, w[0], w[1]))
-        y = F.attention(y, y, y) + mg.dropout(y, key=1)
+        y = F.gelu(F.layer_norm(x @ w, w[0], w[1]), approximate="tanh")
+        y = F.attention(y, y, y, causal=True) + mg.dropout(y, key=1)
         return F.cross_entropy(F.softmax(y), np.arange(len(y)) % 4)
 
     return f
@@ -244,8 +244,8 @@ def test_the_table():
     assert text[4].startswith("(…): the memory of a leaf")
     assert text[5:] == ["3 nodes keep 800 B; 2 leaves hold 1.6 kB, and 1.6 kB of that is kept as well",
                         "largest:    800 B  tanh, out float64[10, 10]"]
-    parts = str(explain(mg.split(x, [3, 7])[0].sum(), nodes=True))
-    assert "[10, 3] [10, 7]" in parts and "5 × [10, 2]" in str(explain(mg.split(x, 5)[0].sum(), nodes=True))
+    parts = str(explain(mg.split(x, sizes=[3, 7], axis=1)[0].sum(), nodes=True))
+    assert "[10, 3] [10, 7]" in parts and "5 × [10, 2]" in str(explain(mg.split(x, sections=5, axis=1)[0].sum(), nodes=True))
 
 
 @example(999_949).via("999.9 kB")

@@ -117,7 +117,7 @@ def test_transforms_find_their_device():
 def test_one_graph_over_two_devices():
     """`.to` in the middle of a graph: each part of the walk back runs where its values are."""
     def f(x: mg.Tensor, y: mg.Tensor, there: str) -> mg.Tensor:
-        part = mg.split(x * 1.0, 2)[1]                  # the other part's gradient is made of zeros
+        part = mg.split(x * 1.0, sections=2, axis=-1)[1]                  # the other part's gradient is made of zeros
         twice = y * 2.0                                 # what the walk meets just before it makes them
         return (mg.tanh(mg.exp(x).to(there) * twice) + (x * x).to(there)).sum() + part.to(there).sum()
 

@@ -46,7 +46,7 @@ def _norm(lib: Any, t: Any, c: Any) -> Any:
 
 def _halves(lib: Any, t: Any, c: Any) -> Any:
     """One part of three is used, twice, and the others are dropped."""
-    middle = lib.split(lib.broadcast_to(lib.reshape(lib.sum(t), shape=(1,)), shape=(6,)), 3, axis=0)[1]
+    middle = lib.split(lib.broadcast_to(lib.reshape(lib.sum(t), shape=(1,)), shape=(6,)), sections=3, axis=0)[1]
     return lib.tanh(t * lib.sum(middle * middle) + lib.sum(c))
 
 
@@ -214,7 +214,8 @@ class Programs(RuleBasedStateMachine):
         axis %= x.ours.ndim
         n = x.ours.shape[axis]
         sections = next(k for k in (3, 2, 1) if n % k == 0)
-        for i, (p, q) in enumerate(zip(mg.split(x.ours, sections, axis=axis), naive.split(x.theirs, sections, axis=axis))):
+        theirs = naive.split(x.theirs, sections=sections, axis=axis)
+        for i, (p, q) in enumerate(zip(mg.split(x.ours, sections=sections, axis=axis), theirs)):
             if i in keep:
                 self.put(p, q)
 

@@ -100,8 +100,8 @@ def _rng(*shape: int, seed: int = 1) -> Any:
 def test_large_gelu(threads: int):
     """GELU over many blocks, on a strided input too, is its definition."""
     x = _rng(3 * BLOCK + 3, 2)
-    _same("gelu", [x], {}, terms=40 * 10)
-    _same("gelu", [x[:9].T], {}, terms=40 * 10)
+    _same("gelu", [x], {"approximate": "tanh"}, terms=40 * 10)
+    _same("gelu", [x[:9].T], {"approximate": "tanh"}, terms=40 * 10)
 
 
 def test_large_layer_norm(threads: int):
@@ -220,8 +220,9 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
         for module in (numpy_kernels, numpy_attention, numpy_panels):
             monkeypatch.setattr(module, "cores", lambda n=n: n)
         out = []
-        for f, xs in [(mg.gelu, [x]), (mg.layer_norm, [x, w, b]), (lambda x: mg.cross_entropy(x, targets), [x]),
-                      (lambda x: mg.dropout(x, key=4), [x]), (lambda q: mg.attention(q, q, q, p=0.1, key=5), [q]),
+        for f, xs in [(lambda x: mg.gelu(x, approximate="tanh"), [x]),
+                      (mg.layer_norm, [x, w, b]), (lambda x: mg.cross_entropy(x, targets), [x]),
+                      (lambda x: mg.dropout(x, key=4), [x]), (lambda q: mg.attention(q, q, q, causal=True, p=0.1, key=5), [q]),
                       (lambda x: mg.packed_linear(x, panels, size=300), [x])]:
             y = f(*xs)
             out += [y, *mg.gradients(y, xs, np.ones(y.shape, "float32"))]
@@ -250,15 +251,15 @@ def test_attention_in_threads_equals_by_parts(threads: int):
     """Heads dealt to several threads, strided q, k and v as a model makes them, give the definition's numbers."""
     qkv = _rng(2, 140, 3, 3, 4)                         # [B, T, 3, h, d] cut and transposed to [B, h, T, d]
     q, k, v = (np.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
-    _same("attention", [q, k, v], {"p": 0.1, "key": 9, "scale": 0.3}, terms=20 * 140)
+    _same("attention", [q, k, v], {"causal": True, "p": 0.1, "key": 9, "scale": 0.3}, terms=20 * 140)
 
 
 def test_attention_with_fewer_queries_than_keys_ends_at_the_last_key(kernels: str):
     """With a cache, the causal mask lets the last query see every key: the last rows of the whole are reproduced."""
     q, k, v = (_rng(2, 9, 4, seed=s) for s in (1, 2, 3))
-    whole = mg.attention(q, k, v)
+    whole = mg.attention(q, k, v, causal=True)
     for n in (1, 4):
-        close(mg.attention(q[:, -n:], k, v), whole[:, -n:], terms=20 * 16)
+        close(mg.attention(q[:, -n:], k, v, causal=True), whole[:, -n:], terms=20 * 16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -267,7 +268,7 @@ def test_a_query_without_keys_gets_zeros(kernels: str, dtype: str):
     q, k, v = (mg.Tensor((30.0 * _rng(2, 3, 4, seed=s)).astype(dtype)).requires_grad_() for s in (1, 2, 3))
     mask = np.array([[[True, True, True]], [[False, False, False]]])
     for f in (mg.attention, fused.attention_by_parts):
-        y = f(q, k, v, mask)
+        y = f(q, k, v, mask, causal=True)
         assert (y.numpy()[1] == 0.0).all() and np.isfinite(y.numpy()).all()
         grads = mg.gradients(y, [q, k, v], np.ones(y.shape, dtype), create_graph=True)
         total = mg.tensor(0.0, dtype=dtype)
@@ -284,9 +285,9 @@ def test_masked_keys_do_not_matter(kernels: str):
     mask = np.array([[[False, True, True, True]]])
     other_k, other_v = k.copy(), v.copy()
     other_k[0, 0], other_v[0, 0] = 1e200, -1e200
-    np.testing.assert_array_equal(mg.attention(q, k, v, mask), mg.attention(q, other_k, other_v, mask))
+    np.testing.assert_array_equal(mg.attention(q, k, v, mask, causal=True), mg.attention(q, other_k, other_v, mask, causal=True))
     t = mg.Tensor(k).requires_grad_()
-    y = mg.attention(q, t, v, mask)
+    y = mg.attention(q, t, v, mask, causal=True)
     assert (mg.gradients(y, [t], np.ones(y.shape))[0].numpy()[0, 0] == 0.0).all()
 
 
@@ -294,11 +295,11 @@ def test_the_future_does_not_matter():
     """Causal: changing key and value t changes no bit of the outputs before t, across tiles too."""
     T = 150
     q, k, v = (_rng(1, T, 4, seed=s) for s in (1, 2, 3))
-    first = mg.attention(q, k, v)
+    first = mg.attention(q, k, v, causal=True)
     for t in (1, 63, 64, 128, T - 1):
         k2, v2 = k.copy(), v.copy()
         k2[0, t], v2[0, t] = 5.0, -5.0
-        second = mg.attention(q, k2, v2)
+        second = mg.attention(q, k2, v2, causal=True)
         np.testing.assert_array_equal(first[0, :t], second[0, :t])
         assert not np.array_equal(first[0, t], second[0, t])
 
@@ -310,7 +311,7 @@ def test_attention_against_pytorch_with_dropout_and_padding():
     mask = np.random.default_rng(0).random((2, 1, 1, T)) < 0.8
     for static in ({"p": 0.2, "key": 5}, {"mask": mask}):
         ours, theirs = [mg.Tensor(a).requires_grad_() for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
-        y, t = mg.attention(*ours, **static), attention_in_torch(torch, *theirs, **static)
+        y, t = mg.attention(*ours, causal=True, **static), attention_in_torch(torch, *theirs, **static)
         close(y, t, terms=20 * T)
         g = _rng(*y.shape, seed=8)
         for a, b in zip(mg.gradients(y, ours, g), torch.autograd.grad(t, theirs, torch.tensor(g))):
@@ -346,9 +347,9 @@ def test_untrained_loss_is_the_logarithm_of_the_vocabulary():
 def test_gelu_has_the_published_values():
     """gelu_tanh(1) = 0.8411919906, gelu_erf(1) = 0.8413447461, and they differ by at most 4.732355e-4, at ±2.69894."""
     one = np.ones(())
-    assert abs(mg.gelu(one) - 0.8411919906) < 5e-11 and abs(mg.gelu(one, approximate="none") - 0.8413447461) < 5e-11
+    assert abs(mg.gelu(one, approximate="tanh") - 0.8411919906) < 5e-11 and abs(mg.gelu(one, approximate="none") - 0.8413447461) < 5e-11
     x = np.linspace(-6.0, 6.0, 240_001)
-    gap = np.abs(mg.gelu(x) - mg.gelu(x, approximate="none"))
+    gap = np.abs(mg.gelu(x, approximate="tanh") - mg.gelu(x, approximate="none"))
     assert abs(gap.max() - 4.732355e-4) < 5e-10 and abs(abs(x[gap.argmax()]) - 2.69894) < 5e-5
 
 
@@ -371,8 +372,8 @@ def test_by_parts_offers_the_names_of_the_fused_functions():
     """A model that imports fused or fused.by_parts finds the same functions."""
     assert set(by_parts.__all__) <= set(fused.__all__)
     x = mg.Tensor(_rng(2, 3))
-    for name in ("gelu", "softmax", "log_softmax"):
-        close(getattr(by_parts, name)(x), getattr(fused, name)(x), terms=40)
+    for name, how in {"gelu": {"approximate": "tanh"}, "softmax": {}, "log_softmax": {}}.items():
+        close(getattr(by_parts, name)(x, **how), getattr(fused, name)(x, **how), terms=40)
 
 
 # ── float32 beside PyTorch's float32 ──
@@ -385,8 +386,9 @@ def test_float32_errors_are_no_larger_than_pytorchs(name: str):
               "attention": [rng.standard_normal(shape) for _ in range(3)]}.get(name, [3.0 * rng.standard_normal(shape)])
     ids = rng.integers(0, 512, shape[:-1])
     F = torch.nn.functional
-    ours = {"softmax": mg.softmax, "log_softmax": mg.log_softmax, "gelu": mg.gelu, "layer_norm": mg.layer_norm,
-            "cross_entropy": lambda x: mg.cross_entropy(x, ids), "attention": mg.attention}[name]
+    ours = {"softmax": mg.softmax, "log_softmax": mg.log_softmax, "gelu": lambda x: mg.gelu(x, approximate="tanh"),
+            "layer_norm": mg.layer_norm,
+            "cross_entropy": lambda x: mg.cross_entropy(x, ids), "attention": lambda *x: mg.attention(*x, causal=True)}[name]
     theirs = {"softmax": lambda x: torch.softmax(x, -1), "log_softmax": lambda x: torch.log_softmax(x, -1),
               "gelu": lambda x: F.gelu(x, approximate="tanh"), "layer_norm": lambda x, w, b: F.layer_norm(x, (512,), w, b),
               "cross_entropy": lambda x: F.cross_entropy(x.reshape(-1, 512), torch.tensor(ids).reshape(-1)),

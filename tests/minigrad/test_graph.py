@@ -115,7 +115,7 @@ def _run(program: Any, x: Any, y: Any, library: str) -> Any:
         "tanh": lambda a, b: a.tanh(), "twice": lambda a, b: a + a, "transpose": lambda a, b: a.T, "sum": lambda a, b: a + b.sum(),
         "reshape": lambda a, b: a.reshape(4).reshape(2, 2), "flip": lambda a, b: a[::-1] if ours else a.flip(0),
         "identity": lambda a, b: mg.ops.shape.identity(a) if ours else a.clone(),
-        "split": lambda a, b: (mg.concat([mg.split(a, 2, axis=0)[1], b[0:1]]) if ours
+        "split": lambda a, b: (mg.concat([mg.split(a, sections=2)[1], b[0:1]]) if ours
                                else torch.cat([torch.split(a, 1, dim=0)[1], b[0:1]])),
     }
     for name, i, j in program:
@@ -164,7 +164,7 @@ def test_outputs_that_nothing_was_computed_from_get_zeros(create_graph: bool):
     """Of a split in three, any subset may be used, in any order and more than once; the rest has gradient zero."""
     for used in ([1], [2, 0], [0, 0, 2], [0, 1, 2]):
         x = _leaf(np.arange(6.0))
-        parts = mg.split(x, 3)
+        parts = mg.split(x, sections=3, axis=-1)
         total: Any = 0.0
         for k, i in enumerate(used):
             total = total + (parts[i] * parts[i]).sum() * float(k + 1)
@@ -186,7 +186,7 @@ def test_islands_without_gradients():
         with mg.enable_grad():
             assert mg.is_grad_enabled() and (x * x).requires_grad
         assert not (x * x).requires_grad
-        assert not any(part.requires_grad for part in mg.split(x, 2))
+        assert not any(part.requires_grad for part in mg.split(x, sections=2, axis=-1))
     with pytest.raises(KeyError), mg.no_grad():
         raise KeyError
     assert mg.is_grad_enabled()

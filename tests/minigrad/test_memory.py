@@ -32,9 +32,9 @@ def no_collector() -> Iterator[None]:
 
 # ── what is freed ──
 def _network(x: Any, w: Any) -> Any:
-    y = mg.gelu(mg.layer_norm(x @ w, w[0], w[1]))
-    a, b = mg.split(y, 2)
-    y = mg.attention(y, y, y) + mg.concat([a * b, b], axis=-1) / 3.0
+    y = mg.gelu(mg.layer_norm(x @ w, w[0], w[1]), approximate="tanh")
+    a, b = mg.split(y, sections=2, axis=-1)
+    y = mg.attention(y, y, y, causal=True) + mg.concat([a * b, b], axis=-1) / 3.0
     return mg.cross_entropy(mg.softmax(y) * mg.exp(-y) + mg.dropout(y, key=1), np.arange(len(y)) % 4)
 
 

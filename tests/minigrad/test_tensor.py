@@ -186,7 +186,7 @@ def test_methods_are_pytorchs():
         (t.max(axis=1), u.amax(1)), (t.min(), u.amin()), (t.prod(axis=0), u.prod(0)), (t.exp(), u.exp()), (t.sqrt(), u.sqrt()),
         (t.tanh(), u.tanh()), (t.sigmoid(), u.sigmoid()), (t.relu(), u.relu()), (t.erf(), u.erf()), ((t + 1.0).log(), (u + 1.0).log()),
         (t.abs(), u.abs()), (t.clip(min=0.5, max=1.0), u.clip(0.5, 1.0)), (t.logsumexp(axis=2), u.logsumexp(2)),
-        (t.tril(), u.tril()), (t.triu(diagonal=1), u.triu(1)), (t.split(2, axis=2)[1], u.split(2, dim=2)[1]),
+        (t.tril(), u.tril()), (t.triu(diagonal=1), u.triu(1)), (t.split(sections=2, axis=2)[1], u.split(2, dim=2)[1]),
         (t.take(np.array([1, 1]), axis=1), u.index_select(1, torch.tensor([1, 1]))), (t.astype("float32"), u.to(torch.float32)),
         (t.gather(np.zeros((1, 3, 4), int), axis=0), u.gather(0, torch.zeros((1, 3, 4), dtype=torch.int64))),
     ]:

@@ -102,8 +102,8 @@ def test_third_derivatives_through_fused_ops_are_pytorchs():
     def f(lib: Any, x: Any) -> Any:
         w = x[0] * x[0] + 1.0
         if lib is mg:
-            y = mg.gelu(mg.layer_norm(x, w, x[1]))
-            return (mg.attention(y, x, y) * x).sum()
+            y = mg.gelu(mg.layer_norm(x, w, x[1]), approximate="tanh")
+            return (mg.attention(y, x, y, causal=True) * x).sum()
         centred = x - x.mean(-1, keepdim=True)
         normal = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
         y = torch.nn.functional.gelu(normal * w + x[1], approximate="tanh")
@@ -176,7 +176,8 @@ def test_jvp_is_pytorchs_forward_mode():
 
 
 FUSED = {
-    "attention": lambda x: mg.attention(x, x * 0.5, x), "layer_norm": lambda x: mg.layer_norm(x, x[0], x[1]), "gelu": mg.gelu,
+    "attention": lambda x: mg.attention(x, x * 0.5, x, causal=True), "layer_norm": lambda x: mg.layer_norm(x, x[0], x[1]),
+    "gelu": lambda x: mg.gelu(x, approximate="none"),
     "cross_entropy": lambda x: mg.cross_entropy(x, np.array([0, 2])), "log_softmax": mg.log_softmax, "prod": lambda x: mg.prod(x, axis=0),
     "max": lambda x: mg.max(x, axis=1), "dropout": lambda x: mg.dropout(x, key=3) * x,
     "gather": lambda x: x.gather(np.array([[1], [0]]), axis=1),
@@ -262,7 +263,7 @@ def test_refusals_name_what_is_wrong():
 
 # ── checkpoint ──
 def _block(x: Any, w: Any) -> Any:
-    h = mg.dropout(mg.gelu(x @ w), p=0.4)               # draws from the default stream
+    h = mg.dropout(mg.gelu(x @ w, approximate="tanh"), p=0.4)               # draws from the default stream
     return mg.layer_norm(h, w[0], w[1]) + mg.dropout(x, p=0.2)
 
 
@@ -347,7 +348,7 @@ def test_a_checkpoint_is_differentiable_twice():
     w = _t(_rng(3, 3, seed=2), requires_grad=True)
 
     def f(x: Any) -> Any:
-        return mg.tanh(mg.gelu(x @ w) @ x)
+        return mg.tanh(mg.gelu(x @ w, approximate="tanh") @ x)
 
     plain, wrapped = (lambda x: (f(x) * x).sum()), (lambda x: (mg.checkpoint(f)(x) * x).sum())
     close(mg.grad(wrapped)(x0), mg.grad(plain)(x0), terms=1)

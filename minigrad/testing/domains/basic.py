@@ -148,8 +148,10 @@ def _stays(x: Any) -> Any:
 domain("to_op", (ANY,), lambda x: x, "clone", call=_stays)
 domain("to_op", (ANY,), lambda x: x * x, "square", call=_moved, label="two-devices")
 domain("reshape", (ANY, "any", _reshaped), lambda x, shape: np.reshape(x, shape), "reshape")
-domain("transpose", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), lambda x, axis0, axis1: np.swapaxes(x, axis0, axis1),
+domain("transpose_op", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), lambda x, axis0, axis1: np.swapaxes(x, axis0, axis1),
        lambda t, x, axis0, axis1: x.transpose(axis0, axis1))
+domain("transpose", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), lambda x, axis0, axis1: np.swapaxes(x, axis0, axis1),
+       lambda t, x, axis0, axis1: x.transpose(axis0, axis1), call=ops.shape.transpose)
 domain("permute", (ANY, "any", _order), lambda x, axes: np.transpose(x, axes), lambda t, x, axes: x.permute(axes))
 
 

@@ -445,7 +445,8 @@ def _split(x: Any, sections: Any, axis: int) -> Any:
 
 
 domain("split", (shapes(least=1).map(lambda s: [s]), "any", _parts), _split, lambda t, x, sections, axis: t.split(
-    x, [x.shape[axis] // sections] * sections if isinstance(sections, int) else sections, dim=axis), call=ops.shape.split)
+    x, [x.shape[axis] // sections] * sections if isinstance(sections, int) else sections, dim=axis),
+       call=lambda x, sections, axis: ops.shape.split(x, axis=axis, **{"sizes" if isinstance(sections, list) else "sections": sections}))
 
 
 def _taken(draw: Any, sizes: Any, rng: Any) -> Any:
@@ -459,6 +460,9 @@ def _take(t: Any, x: Any, indices: Any, axis: int) -> Any:
 
 
 domain("take", (AXES, "any", _taken), lambda x, indices, axis: np.take(x, indices, axis), _take, call=ops.index.take)
+domain("take", (shapes(side=1).map(lambda s: [s]), "any", lambda d, s, r: {"indices": r.integers(0, math.prod(s[0]), d(shapes(most=2)))}),
+       lambda x, indices: np.take(x, indices), lambda t, x, indices: t.take(x, constant(t, indices)), label="flat",
+       call=ops.index.take)
 domain("embedding", (TABLE, "any", ids_of), lambda weight, ids: weight[ids], _rows_in_torch,
        call=lambda weight, ids: ops.index.embedding(ids, weight))
 domain("dropout", (ANY, "any", _drops), _dropped, _dropped_in_torch, call=fused.dropout)
