@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import backend, random
-from .errors import GraphError, ShapeError
+from .axes import whole
+from .errors import DTypeError, GraphError, ShapeError
 from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
 from .op import unshared
 from .ops.reduce import sum
@@ -99,7 +100,11 @@ def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Call
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    """The arguments to differentiate by, as a tuple of ints. ShapeError for a Tensor, which is what PyTorch takes in this place."""
+    if isinstance(argnums, Tensor):
+        raise ShapeError("argnums must be an integer, or a tuple of integers, not a Tensor; the arguments come later: mg.grad(f)(x)")
+    given = whole(argnums, "argnums")
+    return (given,) if isinstance(given, int) else given
 
 
 def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -116,14 +121,14 @@ def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...])
 
 def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar."""
-    at = _positions(argnums)
+    at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
 
     def df(*args: Any) -> Any:
         y, pull = _vjp(_partial(f, args, at), [args[i] for i in at])
         if y.shape != ():
             raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
         grads = pull(None, False)
-        return y, grads[0] if isinstance(argnums, int) else grads
+        return y, grads[0] if alone else grads
 
     return df
 
@@ -134,15 +139,37 @@ def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable
     return lambda *args: both(*args)[1]
 
 
+def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Tensor]:
+    """The tangents as Tensors. TypeError, ShapeError or DTypeError unless each is as its primal; a number takes a scalar's dtype."""
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, list | tuple):
+            raise TypeError(f"{what}: {name} must be a tuple or a list, one for each argument of f, as in mg.{what}(f, (x,), (t,)), "
+                            f"not a {type(given).__name__}")
+    if len(primals) != len(tangents):
+        raise ShapeError(f"{what}: {len(primals)} primals and {len(tangents)} tangents; each primal has one")
+    out = []
+    for i, (x, t) in enumerate(zip(map(_constant, primals), tangents)):
+        if not isinstance(t, Tensor) and not hasattr(t, "dtype"):
+            here = backend.of(x.array)
+            t = Tensor(here.adopt(t, dtype=x.dtype))
+        t = _constant(t)
+        if t.shape != x.shape or t.dtype != x.dtype:
+            kind = ShapeError if t.shape != x.shape else DTypeError
+            raise kind(f"{what}: tangents[{i}] is {t.dtype}{list(t.shape)}, but primals[{i}] {x.dtype}{list(x.shape)}")
+        out.append(t)
+    return out
+
+
 def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8)."""
+    directions = _like("jvp", primals, tangents)
     y, pull = vjp(f, *primals)
     zero = _zeros(y)
 
     def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
         total: Any = None
-        for g, t in zip(pull(u), tangents, strict=True):
-            term = sum(g * _constant(t))
+        for g, t in zip(pull(u), directions):
+            term = sum(g * t)
             total = term if total is None else total + term
         return total
 
@@ -151,12 +178,11 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
     """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9)."""
-    at = tuple(range(len(primals)))
-    fixed = [_constant(t) for t in tangents]
+    at, fixed = tuple(range(len(primals))), _like("hvp", primals, tangents)
 
     def slope(*xs: Any) -> Tensor:                      # ⟨∇f(x), tangents⟩
         total: Any = None
-        for g, t in zip(grad(f, at)(*xs), fixed, strict=True):
+        for g, t in zip(grad(f, at)(*xs), fixed):
             term = sum(g * t)
             total = term if total is None else total + term
         return total
@@ -166,6 +192,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
     """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row Jᵀeᵢ after the other by reverse mode   (reverse.10)."""
+    (argnums,) = _positions(argnums)
 
     def df(*args: Any) -> Tensor:
         x = _constant(args[argnums])

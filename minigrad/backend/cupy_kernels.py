@@ -204,11 +204,11 @@ def dropout_op(xp, x, *, p, key):
 
 
 def counted(xp: Any, targets: Any, ignore_index: int, dtype: Any) -> tuple[Any, Any]:
-    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0 (NaN where none counts)."""
+    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0."""
     ids = xp.reshape(targets, (targets.size,))
     kept = ids != ignore_index
     ones = kept.astype(real(dtype))
-    return xp.where(kept, ids, 0).astype("int64"), ones / xp.sum(ones)
+    return xp.where(kept, ids, 0).astype("int64"), ones / xp.maximum(xp.sum(ones), 1.0)
 
 
 def lse_and_nll(xp: Any, logits: Any, ids: Any, size: int) -> tuple[Any, Any]:
@@ -237,7 +237,7 @@ def cross_entropy(xp, logits, targets, *, ignore_index=-100):
 
 def mean_of(xp: Any, nll: Any, scale: Any) -> Any:
     """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
-    return xp.sum(xp.where(scale != 0.0, nll * scale, 0.0))
+    return xp.sum(xp.where(scale != 0.0, nll * scale, 0.0)) + 0.0 / xp.sum(scale)         # 0, or 0/0, without a wait for the device
 
 
 @kernel("cross_entropy/logits")

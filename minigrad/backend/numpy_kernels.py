@@ -205,7 +205,8 @@ def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
     n, small, number = x.shape[-1], (1,) * x.ndim, x.dtype.type
     mean = float(np.add.reduce(x, axis=None)) / n
     y = x - mean
-    rstd = 1.0 / math.sqrt(float(np.vdot(y, y)) / n + eps)
+    square = float(np.vdot(y, y)) / n + eps
+    rstd = 1.0 / math.sqrt(square) if square > 0.0 else math.inf if square == 0.0 else math.nan      # as of several rows
     y *= rstd
     y *= weight
     y += bias
@@ -267,18 +268,17 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
 
 
 def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any, what: str) -> tuple[Any, Any]:
-    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0 (NaN where none counts)."""
+    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0."""
     ids = targets.reshape(-1)
     kept = ids != ignore_index
     ids = np.where(kept, ids, 0)
     xp.check_index(ids, classes, f"{what}: targets")
-    with np.errstate(invalid="ignore"):
-        return ids, (kept / kept.sum()).astype(dtype)
+    return ids, (kept / max(kept.sum(), 1)).astype(dtype)
 
 
 def mean_of(nll: Any, scale: Any) -> Any:
     """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
-    return np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.size else nll.dtype.type(np.nan)
+    return np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.any() else nll.dtype.type(np.nan)
 
 
 @kernel("cross_entropy")

@@ -40,8 +40,8 @@ def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> Non
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 
-    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts). The loss of
-    logits of 16 bits is float32.
+    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count. When none counts the loss is NaN
+    and the gradient 0, as in PyTorch. The loss of logits of 16 bits is float32.
     ShapeError when the shapes do not match or a target lies outside 0 … V−1.
     """
     kept = targets != ignore_index
@@ -50,9 +50,9 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     top = xp.max(logits, axis=-1, keepdims=True)
     lse = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
-    with xp.errstate(invalid="ignore"):                 # 0/0 where no row counts: the loss is NaN
-        ones = kept.astype(logits.dtype)
-        count = xp.sum(ones)
-        scale = (ones / count)[..., None]
+    ones = kept.astype(logits.dtype)
+    count = xp.sum(ones)
+    scale = (ones / xp.where(count > 0.0, count, xp.ones_like(count)))[..., None]     # 0 where no row counts, and with it the gradient
+    with xp.errstate(invalid="ignore"):                 # 0/0 there: the loss is NaN
         loss = xp.sum(xp.where(kept, nll, 0.0)) / count
     return Saved(loss, lse=lse, scale=scale)
