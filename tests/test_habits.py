@@ -91,3 +91,9 @@ def test_the_judge_sees_what_is_wrong(typed: str, theirs: str, found: str):
 def test_the_judge_sees_what_is_wrong_beside_numpy(typed: str, theirs: str, found: str):
     """The same where a difference quotient of NumPy's line has the gradient."""
     assert verdict(Row(typed, theirs, "same"), NumPy()).startswith(found)
+
+
+def test_the_judge_sees_a_change_before_an_error():
+    """A line that is refused has changed nothing."""
+    row = Row("[wg.assign(-wg.detach()), wg.nonsense]", "raise ValueError # raises", "error: nonsense")
+    assert verdict(row, Peer()).startswith("different: refused, but wg")

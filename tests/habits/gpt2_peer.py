@@ -119,6 +119,7 @@ def plain(made: Made) -> Made:
     """Without the names of folders, which differ."""
     for name in ("out", "path"):
         made.names.pop(name, None)
+        made.before.pop(name, None)
     return made
 
 
