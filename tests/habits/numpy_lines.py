@@ -373,6 +373,7 @@ METHODS = [
     ("for r in x: r.sum()", "=", "same"),
     ("[r.sum() for r in x]", "=", "same"),
     ("x.sum(axis=None)", "=", "same"),
+    ("x.sum(axis=())", "=", "error: sum: axis=() is no axis in NumPy and every axis in PyTorch"),
     ("x.sum(axis=-3)", "= # raises", "error: sum: x is float32[2, 3]; axis=-3, keepdims=False"),
     ("x.sum(axis=(0, 0))", "= # raises",
      "error: sum: x is float32[2, 3]; axis=(0, 0), keepdims=False"),

@@ -26,6 +26,9 @@ OPEN: dict[str, tuple[str, ...]] = {
         "0, 0]], np.float32)), causal=False)",
         "mg.attention(Q, K, V, mg.tensor(np.tri(3, dtype=np.int64)), causal=False)",
     ),
+    "PyTorch: edges": (
+        "mg.maximum(w, mg.tensor([np.nan, 1.0, 2.0]))",
+    ),
     "PyTorch: torch.func": (
         "mg.grad(cube, w)",
         "mg.grad(cube(w))",

@@ -12,6 +12,7 @@ PARTS: dict[str, tuple[judge.Peer, list[tuple[str, str, str]]]] = {
     "PyTorch: tensors": (TORCH, torch_tensors.ROWS),
     "PyTorch: functions": (TORCH, torch_functions.ROWS),
     "PyTorch: 16 bits and other widths": (TORCH, torch_functions.HALF),
+    "PyTorch: edges": (TORCH, torch_functions.EDGES),
     "PyTorch: gradients": (TORCH, torch_autograd.ROWS),
     "PyTorch: torch.func": (TORCH, torch_autograd.TRANSFORMS),
     "PyTorch: modules": (TORCH, torch_modules.ROWS),

@@ -256,8 +256,7 @@ OPTIMIZERS = [
     ("optim.SGD([{'params': [wg]}, {'params': [xg], 'lr': 0.5}], lr=0.1).step()", "=", "same"),
     ("optim.SGD([{'params': [wg]}, {'params': [wg]}], lr=0.1)", "= # raises",
      "error: SGD: a parameter is given twice"),
-    ("optim.SGD([{'param': [wg]}], lr=0.1)", "= # raises",
-     "error: SGD: a group is a dict such as"),
+    ("optim.SGD([{'param': [wg]}], lr=0.1)", "= # raises", "error: SGD: a group is a dict such as"),
     ("optim.AdamW([{'params': [wg], 'weight_decay': 0.0}, {'params': [xg]}], lr=0.1, "
      "weight_decay=0.5).step()", "=", "same"),
     ("q = optim.SGD([wg], lr=0.1); q.param_groups[0]['lr'] = 1.0; q.step()", "=", "same"),
