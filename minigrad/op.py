@@ -28,6 +28,7 @@ from .widen import narrowed, widened
 REGISTRY: dict[str, Op] = {}
 _SCALARS = frozenset((float, int, bool, type(None)))
 _IMMUTABLE = frozenset((int, float, bool, type(None), str, slice, type(...)))
+_INTEGER = frozenset((int, type(None)))
 _NOTHING: dict[str, Any] = {}
 Constant = Any                                          # annotates a kernel's argument that has no gradient: ids, a mask
 
@@ -107,6 +108,7 @@ class Op:
         self.required = len([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty])
         self.settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.whole = tuple(n for n in self.settings if n in axes.NAMES)
+        self.loose = tuple(n for n in self.settings if n not in axes.NAMES)             # which may hold arrays or lists of the caller
         self.some = () if "ndim" in self.settings else ("axis",)        # of which one at least is meant; expand may be told none
         self.rules = {arg: Rule(f, f"{self.name}/{arg}") for arg, f in rules.items()}
         self.joint = Rule(joint, f"{self.name}/joint") if joint else None
@@ -135,8 +137,9 @@ class Op:
                 args, settings = self._bind(args, settings)
             settings = {**self.settings, **settings}
             for name in self.whole:
-                if type(settings[name]) is not int:
-                    settings[name] = axes.whole(settings[name], f"{self.shown}: {name}", some=name in self.some)
+                value = settings[name]
+                if not (type(value) in _INTEGER or type(value) is tuple and value and _INTEGER.issuperset(map(type, value))):
+                    settings[name] = axes.whole(value, f"{self.shown}: {name}", some=name in self.some)
         arrays: list[Any] = []
         nodes: list[Node | None] = []
         here: Any = None
@@ -289,8 +292,9 @@ class Op:
                 saved.append(tuple(a.shape for a in arrays))
             else:
                 saved.append(extra[at])
-        if settings is not self.settings and not _IMMUTABLE.issuperset(map(type, settings.values())):
-            settings = {name: unshared(value) for name, value in settings.items()}
+        for name in self.loose:
+            if type(settings[name]) not in _IMMUTABLE:
+                settings = {**settings, name: unshared(settings[name])}
         return Node(self, plan, tuple(nodes), tuple(saved), settings, shape, dtype, versions(plan.watched, nodes))
 
     def _several(self, here: Backend, outs: tuple[Any, ...], args: Any, arrays: Any, nodes: Any, tensors: bool, tracked: bool,

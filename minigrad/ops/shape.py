@@ -212,5 +212,6 @@ def stop_gradient(x: Any) -> Any:
 
 for _op in (identity, reshape, transpose_op, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
     _op.view = True
-for _op in (identity, to_op, reshape, transpose_op, permute, broadcast_to, expand, concat_op, split_op, split_heads, join_heads, tril, triu):
+for _op in (identity, to_op, reshape, transpose_op, permute, broadcast_to, expand, concat_op, split_op, split_heads, join_heads, tril,
+            triu):
     _op.narrow = True
