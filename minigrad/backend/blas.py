@@ -107,7 +107,8 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
     to what is there.
 
     A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
-    (tolerance.14). OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
+    (tolerance.14). With most of its kernels OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few
+    hundredths more time.
     """
     if a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0] and (add or a.shape[1] > CHUNK):
         (m, k), n = a.shape, b.shape[1]
