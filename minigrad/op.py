@@ -138,7 +138,7 @@ class Op:
             settings = {**self.settings, **settings}
             for name in self.whole:
                 value = settings[name]
-                if not (type(value) in _INTEGER or type(value) is tuple and value and _INTEGER.issuperset(map(type, value))):
+                if not (type(value) in _INTEGER or (type(value) is tuple and value and _INTEGER.issuperset(map(type, value)))):
                     settings[name] = axes.whole(value, f"{self.shown}: {name}", some=name in self.some)
         arrays: list[Any] = []
         nodes: list[Node | None] = []

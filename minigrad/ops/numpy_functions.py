@@ -201,7 +201,7 @@ def _dot(a: Any, b: Any, out: Any = None) -> Any:
 @means("inner")
 def _inner(a: Any, b: Any) -> Any:
     b = _array(b)
-    return _dot(a, s.transpose(b) if b.ndim > 1 else b)
+    return _dot(a, s.matrix_transpose(b) if b.ndim > 1 else b)
 
 
 @means("vdot")
@@ -247,7 +247,7 @@ def _transpose(a: Any, axes: Any = None) -> Any:
 
 @means("matrix_transpose", "linalg.matrix_transpose")
 def _matrix_transpose(x: Any) -> Any:
-    return s.transpose(x)
+    return s.matrix_transpose(x)
 
 
 @means("swapaxes")
