@@ -205,8 +205,10 @@ class Module:
                                 f"an array or a Tensor is needed")
             if tuple(value.shape) != p.shape:
                 raise ShapeError(f"load_state_dict: {name} is {list(value.shape)} but the parameter {list(p.shape)}")
-        for name, p in own.items():
-            p.assign(tensor(arrays[name], dtype=p.dtype, device=p.device))
+        for name, p in own.items():                     # in the memory that an earlier state_dict() shares
+            backend.of(p.array).at(p.array)
+            p.array[...] = tensor(arrays[name], dtype=p.dtype, device=p.device).array
+            p.changed()
 
     def train(self, mode: bool = True) -> Module:
         """Training mode (dropout drops) or not, for this module and all below it."""

@@ -271,8 +271,8 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
                     error_if_nonfinite: bool = False) -> float:
     """Scale all gradients so that their norm together is at most max_norm   (clip.1–2).
 
-    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and nothing is scaled;
-    with error_if_nonfinite=True that is a GraphError. On a GPU the host waits once, for the norm; twice
+    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and scaling leaves 0 and NaN,
+    as in PyTorch; with error_if_nonfinite=True that is a GraphError. On a GPU the host waits once, for the norm; twice
     more where its square overflows, and it is computed with the largest number taken out   (clip.3).
     ValueError for a max_norm below 0 or NaN, and for another norm than the 2-norm.
     """
@@ -306,8 +306,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
     if error_if_nonfinite and not math.isfinite(norm):
         raise GraphError(f"{me}: the norm of the gradients is {norm}; "
                          "minigrad.debug.detect_anomaly() names the op that made it so")
-    if max_norm < norm < math.inf:
-        xp.run("scale", scale, grads, float(max_norm) / (norm + 1e-6))
+    if not norm <= max_norm:
+        with xp.errstate(invalid="ignore"):             # infinite numbers times 0
+            xp.run("scale", scale, grads, float(max_norm) / (norm + 1e-6))
     return norm
 
 

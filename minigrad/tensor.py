@@ -65,6 +65,10 @@ class Tensor:
     def requires_grad(self) -> bool:
         return self.node is not None
 
+    @requires_grad.setter
+    def requires_grad(self, on: bool) -> None:
+        self.requires_grad_(on)
+
     @property
     def is_leaf(self) -> bool:
         return self.node is None or self.node.op is None
@@ -101,6 +105,7 @@ class Tensor:
     # ── out of the graph, out of the device ──
     def detach(self) -> Tensor:
         """A view of the same array as a constant. It shares the memory, but not the version: write nothing in place that a graph needs."""
+        backend.of(self.array).at(self.array)
         return Tensor(self.array[...])
 
     def numpy(self) -> Any:
@@ -174,6 +179,7 @@ class Tensor:
             if state.recording:
                 raise GraphError(f"{said} a leaf that requires a gradient; write x = x {symbol} … for a new result, or change "
                                  "the leaf inside `with minigrad.no_grad():`")
+            backend.of(self.array).at(self.array)
             self.array[...] = made.array                # in its memory, which others may look into
             self.changed()
             return self

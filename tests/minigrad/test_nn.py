@@ -250,6 +250,17 @@ def test_data_is_cast_to_what_is_trained(f: Any, cast: str):
     assert f"cast {cast}" in str(caught.value)
 
 
+def test_loading_and_freezing_by_pytorchs_lines():
+    """An earlier state_dict sees what is loaded, as in PyTorch, and p.requires_grad = False freezes p."""
+    for module, zeros in ((nn.Linear(2, 1), np.zeros), (torch.nn.Linear(2, 1), torch.zeros)):
+        before = module.state_dict()
+        module.load_state_dict({"weight": zeros((1, 2)), "bias": zeros((1,))})
+        assert before["weight"].tolist() == [[0.0, 0.0]]
+        for p in module.parameters():
+            p.requires_grad = False
+        assert not any(p.requires_grad for p in module.parameters())
+
+
 def test_half_a_gradient():
     """p.grad *= 0.5, p.grad = None and freezing, as people type them for PyTorch, do what they do there."""
     ours, theirs = nn.Linear(2, 1), torch.nn.Linear(2, 1)
