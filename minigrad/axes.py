@@ -20,19 +20,16 @@ def index(value: Any, what: str) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ShapeError(
-            f"{what} must be an integer, or a tuple of integers, not {value!r}"
-        ) from None
+        shown = " ".join(repr(value).split())           # arrays and Tensors take several lines
+        raise ShapeError(f"{what} must be an integer, or a tuple of integers, not {shown[:80]}") from None
 
 
 def whole(value: Any, what: str, some: bool = False) -> Any:
     """None, an int, or a tuple of ints, from integers of any kind in a tuple, a list or an array. some: not an empty one."""
     if value is None:
         return None
-    if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) == 0:
+    if not isinstance(value, list | tuple | range) and getattr(value, "ndim", 0) == 0:
         return index(value, what)
     if some and len(value) == 0:
-        raise ShapeError(
-            f"{what}=() is no axis in NumPy and every axis in PyTorch; axis=None is every axis"
-        )
+        raise ShapeError(f"{what}=() is no axis in NumPy and every axis in PyTorch; axis=None is every axis")
     return tuple([n if type(n) is int else index(n, what) for n in value])

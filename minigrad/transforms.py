@@ -161,7 +161,10 @@ def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Te
 
 
 def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8)."""
+    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8).
+
+    primals, tangents: tuples or lists of one for each argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
+    """
     directions = _like("jvp", primals, tangents)
     y, pull = vjp(f, *primals)
     zero = _zeros(y)
@@ -177,7 +180,10 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 
 def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
-    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9)."""
+    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
+
+    primals, tangents: tuples or lists of one for each argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
+    """
     at, fixed = tuple(range(len(primals))), _like("hvp", primals, tangents)
 
     def slope(*xs: Any) -> Tensor:                      # ⟨∇f(x), tangents⟩

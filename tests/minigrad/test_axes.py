@@ -158,6 +158,14 @@ def test_what_is_no_integer_is_refused(f: Any):
     assert "\n" not in str(caught.value)
 
 
+def test_a_long_wrong_axis_is_one_line():
+    """An array of many lines in the place of an axis is shown in one."""
+    for axis in (_x(), np.ones((9, 9)), [np.ones((9, 9))]):
+        with pytest.raises(mg.ShapeError) as caught:
+            _x().sum(axis=axis)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
 def test_every_axis_is_checked():
     """Every setting of an op that is called as an axis or a shape is goes through the check."""
     for op in REGISTRY.values():
