@@ -24,7 +24,15 @@ setup(
         "gpt2": ["py.typed", "models/**/*", "inspect/*.html"],
     },
     python_requires=">=3.10",
-    install_requires=["numpy>=2", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm", "tomli; python_version < '3.11'"],
+    install_requires=[                          # the least of each is what python -m tests.smoke installs and tries
+        "numpy>=2.0",
+        "tiktoken>=0.7",
+        "matplotlib>=3.9",
+        "safetensors>=0.4.3",
+        "huggingface_hub>=0.23",
+        "tqdm>=4.66",
+        "tomli>=2.0; python_version < '3.11'",
+    ],
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],            # ctk: with CUDA's libraries; the driver must be there
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],

@@ -25,7 +25,7 @@ from . import pages
 from .pages import ROOT, name_of
 
 MEASURED = re.compile(r"(?<![\w.])\d[\d.,]* ?(?:ms|µs|ns|s a step|seconds|minutes|GB/s|GFLOP/s|TFLOP/s|tok/s|tokens a second)(?![\w])")
-IN_CLONE = re.compile(r"pytest|ruff|mypy|HYPOTHESIS_PROFILE=\w+ pytest|python (-m (docs|benchmarks)\b|tests/|docs/)")
+IN_CLONE = re.compile(r"pytest|ruff|mypy|HYPOTHESIS_PROFILE=\w+ pytest|python (-m (docs|benchmarks|tests)\b|tests/|docs/)")
 CORES = min(8, os.cpu_count() or 1)                      # pages that are looked at at a time
 LONGEST = 900                                           # seconds that a command may take
 
@@ -193,7 +193,7 @@ def spelled(page: Path) -> Iterator[str]:
     shown = [*re.findall(r"`([^`]*)`", pages.prose(page.read_text("utf-8"))),
              *(command for command, skipped in pages.commands(page) if skipped)]
     for line in shown:
-        for module, rest in re.findall(r"python -m\s+((?:minigrad|gpt2|benchmarks|docs)\.[\w.]+)([^&|;]*)", line):
+        for module, rest in re.findall(r"python -m\s+((?:minigrad|gpt2|benchmarks|docs|tests)\.[\w.]+)([^&|;]*)", line):
             words = rest.split()
             told = [help_of(module), *([help_of(module, words[0])] if words and re.fullmatch(r"[a-z-]*[a-z]", words[0]) else [])]
             if told[0] is None:

@@ -17,6 +17,8 @@ from benchmarks.accuracy import Line, Ratio
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 
+pytestmark = pytest.mark.rounding
+
 TINY = {"vocab_size": 19, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3, "bos_token_id": None, "eos_token_id": None,
         "initializer_range": 0.2}
 ODD = [{}, {"activation_function": "relu", "tie_word_embeddings": False, "n_inner": 7, "n_head": 1},

@@ -34,6 +34,7 @@ def test_a_page_says_what_is_so(what, page):
     assert list(what(page)) == []
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("page", [p for p in PAGES if any(pages.blocks(p, "python", "pycon"))], ids=ids)
 def test_samples_run_and_print_what_is_shown(page):
     assert list(check.samples(page)) == []
@@ -45,6 +46,7 @@ def test_commands_run(page):
     assert list(check.commands(page)) == []
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_does_what_it_says(path):
     """Each ends with an assertion of its own."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from agreement import OPERATIONS, gradients, in_pieces, lengths, logits, loss, norm, theirs, worst
@@ -19,6 +20,8 @@ import minigrad as mg
 from gpt2.config import ACTIVATION_NAMES, GPT2Config
 from gpt2.model import GPT2
 from minigrad.optim import AdamW, decay_groups
+
+pytestmark = pytest.mark.rounding
 
 # the bounds that the project promises against transformers
 LOGITS = {"float64": 1e-10, "float32": 1e-4}            # absolute

@@ -16,6 +16,8 @@ from docs import pages
 from gpt2 import golden, verify
 from gpt2.model import GPT2
 
+pytestmark = pytest.mark.rounding
+
 made, run = fixtures.made, fixtures.run
 
 

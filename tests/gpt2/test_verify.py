@@ -15,6 +15,8 @@ from tiny_gpt2 import tiny_model
 
 from gpt2 import golden, port, verify
 
+pytestmark = pytest.mark.rounding
+
 made, run = fixtures.made, fixtures.run
 
 

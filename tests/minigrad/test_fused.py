@@ -22,7 +22,7 @@ from minigrad.op import REGISTRY
 from minigrad.testing.domains.products import attention_in_torch
 
 FUSED = {name: o for name, o in REGISTRY.items() if o.definition is not None}
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.rounding]
 
 
 @pytest.fixture(params=["own", "numpy"])

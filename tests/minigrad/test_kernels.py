@@ -14,6 +14,8 @@ from minigrad import backend
 from minigrad.backend.base import Saved
 from minigrad.op import Op
 
+pytestmark = pytest.mark.rounding
+
 
 def _leaf(x: Any) -> mg.Tensor:
     return mg.Tensor(np.asarray(x, np.float64)).requires_grad_()

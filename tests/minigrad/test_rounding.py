@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from minigrad.backend import blas
 from minigrad.backend.numpy_kernels import column_sums
 
+pytestmark = pytest.mark.rounding
+
 needs_openblas = pytest.mark.skipif(blas.library() is None, reason="NumPy uses another BLAS than OpenBLAS; get one with: pip install numpy")
 U = float(np.finfo(np.float32).eps) / 2
 

@@ -1,0 +1,174 @@
+"""python -m tests.smoke: the package on the oldest and the newest of what setup.py admits, in fresh environments.
+
+For each Python from 3.10 to 3.14 that is on PATH or among pyenv's, the package is installed with pip twice: with each of its dependencies
+at the least version that setup.py names, and with the newest. Then a gradient is taken, the packaged model writes text, and a model is
+trained, saved, read and drawn. Needs the network, or an index of packages; what cannot be had is skipped, with its reason.
+
+    python -m tests.smoke                               # all of them, a minute each
+    python -m tests.smoke --python 3.10 --python 3.13 --only oldest
+
+Exit code 0 where all that ran passed, 1 where one did not, 3 where none could be run.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+ENDS = ("oldest", "newest")
+PACKAGED = ("minigrad", "gpt2", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+PROGRAM = """
+import json, math, subprocess, sys
+from pathlib import Path
+import numpy as np
+import minigrad as mg
+from gpt2 import GPT2
+
+def command(module, *words):
+    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning:gpt2", "-m", module, *words], capture_output=True, text=True)
+    assert done.returncode == 0, (module, words, done.stderr)
+    return done.stdout
+
+# values and gradients, to the rounding of float32: a sum of 64 terms
+x = np.linspace(-2, 2, 64, dtype=np.float32).reshape(8, 8)
+a = mg.tensor(x, requires_grad=True)
+wide = x.astype(np.float64)
+for ours, theirs in ((mg.exp(a), np.exp(wide)), (a @ a.T, wide @ wide.T), (mg.tanh(a), np.tanh(wide)),
+                     (mg.softmax(a), np.exp(wide) / np.exp(wide).sum(-1, keepdims=True)), (a.mean(axis=0), wide.mean(axis=0))):
+    assert ours.dtype == "float32" and np.abs(ours.numpy() - theirs).max() <= 64 * 2.0**-23 * np.abs(theirs).max()
+(mg.tanh(a) * a).sum().backward()
+wanted = np.tanh(wide) + wide * (1 - np.tanh(wide)**2)
+assert np.abs(a.grad.numpy() - wanted).max() <= 64 * 2.0**-23 * np.abs(wanted).max()
+h = mg.hvp(lambda t: (t * t * t).sum(), (mg.tensor(wide),), (mg.tensor(np.ones_like(wide)),))
+assert np.allclose((h[0] if isinstance(h, tuple) else h).numpy(), 6 * wide)
+
+# the packaged model, its tokenizer and its text
+assert GPT2.from_pretrained("shakespeare").num_parameters() > 1e6
+told = json.loads(command("gpt2.generate", "--prompt", "ROMEO:", "--max-new-tokens", "12", "--temperature", "0", "--json"))
+assert told
+assert "wte.weight" in command("gpt2.inspect", "tensors", "--model", "shakespeare")
+command("gpt2.inspect", "attention", "--model", "shakespeare", "--prompt", "ROMEO: But soft", "--out", "heads.png")
+assert Path("heads.png").read_bytes().startswith(b"\\x89PNG")
+
+# text to a model: a vocabulary, shards, steps with a settings file, checkpoints, and the model again
+Path("text.txt").write_text("Once upon a midnight dreary, while I pondered, weak and weary,\\n" * 200)
+command("gpt2.prepare", "text.txt", "--out", "data", "--tokenizer", "train:280")
+Path("run.toml").write_text("n-layer = 1\\nn-head = 2\\nn-embd = 16\\nblock-size = 16\\nbatch-size = 4\\nmax-iters = 6\\n")
+assert command("gpt2.train", "--config", "run.toml", "--data", "data", "--out-dir", "out").startswith("best: ")
+command("gpt2.train", "--init-from", "resume", "--out-dir", "out", "--max-iters", "8")
+assert math.isfinite(GPT2.from_pretrained("out").loss([[1, 2, 3]], [[2, 3, 4]]).item())
+assert json.loads(command("gpt2.evaluate", "--model", "out", "--task", "perplexity", "--data", "text.txt", "--json"))
+from gpt2 import download                               # what it takes of huggingface_hub is there; nothing is fetched
+from huggingface_hub import HfApi, constants, hf_hub_download
+print("numpy", np.__version__)
+"""
+
+
+class Skip(Exception):
+    """Why a row cannot be run."""
+
+
+def python_of(version: str) -> str | None:
+    """The interpreter of a version: this one, on PATH, or of pyenv; one that starts."""
+    pyenv = os.environ.get("PYENV_ROOT") or (subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
+                                             if shutil.which("pyenv") else "")
+    places = sorted(Path(pyenv, "versions").glob(f"{version}.*/bin/python")) if pyenv else []
+    here = [sys.executable] if version == f"{sys.version_info.major}.{sys.version_info.minor}" else []
+    for path in [*here, *map(str, reversed(places)), shutil.which(f"python{version}")]:
+        if path and version in subprocess.run([path, "-c", "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"],
+                                              capture_output=True, text=True).stdout.split():
+            return path
+    return None
+
+
+def least() -> list[str]:
+    """Each dependency of setup.py at the least version that it names, as pip's constraints."""
+    named = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text("utf-8"), re.S)
+    assert named is not None
+    found = re.findall(r'"([\w-]+)>=([\d.]+)', named[1])
+    assert len(found) == len(re.findall(r'^\s+"', named[1], re.M)), "a dependency of setup.py has no least version"
+    return [f"{name}=={version}" for name, version in found]
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """The line of an output that says what went wrong: the last that names an error, or the last."""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in reversed(lines) if "rror" in line), lines[-1]).strip()[:300]
+
+
+def packed(folder: Path, python: str) -> Path:
+    """A wheel of this clone, built from a copy, so that no build folder of before gets into it."""
+    source = folder / "source"
+    source.mkdir()
+    for name in PACKAGED:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    subprocess.run([python, "-m", "venv", folder / "builder"], check=True)
+    done = subprocess.run([folder / "builder" / "bin" / "python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise Skip(f"the package cannot be built: {said(done)}")
+    return next(folder.glob("*.whl"))
+
+
+def row(version: str, end: str, wheel: Path, folder: Path) -> str:
+    """Install and try one: what passed. Skip where there is no such Python, or no wheel for it; AssertionError where something fails."""
+    python = python_of(version)
+    if python is None:
+        raise Skip(f"there is no Python {version}; pyenv install {version}")
+    folder.mkdir(parents=True)
+    subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+    python = str(folder / "venv" / "bin" / "python")
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(least() if end == "oldest" else []))
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | {"MPLBACKEND": "Agg"}
+    # wheels alone: what has none for this Python would be compiled, or be another version than the one to be tried
+    done = subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:", "-c", constraints,
+                           wheel], env=environment, capture_output=True, text=True)
+    if done.returncode and "No matching distribution found for" in done.stderr:
+        missing = re.findall(r"No matching distribution found for (\S+)", done.stderr)[0]
+        raise Skip(f"there is no wheel of {missing} for Python {version}")
+    assert done.returncode == 0, f"pip: {said(done)}"
+    done = subprocess.run([python, "-c", PROGRAM], cwd=folder, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, said(done)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m tests.smoke", description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--python", action="append", choices=PYTHONS, metavar="VERSION", help=f"{', '.join(PYTHONS)} (default: all; repeatable)")
+    p.add_argument("--only", choices=ENDS, help="one end of the versions of the dependencies (default: both)")
+    args = p.parse_args(argv)
+    ended: list[tuple[str, str, str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="smoke-") as scratch:
+        try:
+            wheel = packed(Path(scratch), sys.executable)
+        except Skip as reason:
+            p.exit(1, f"tests.smoke: {reason}\n")
+        for version in args.python or PYTHONS:
+            for end in [args.only] if args.only else ENDS:
+                started = time.perf_counter()
+                try:
+                    result, told = "passed", row(version, end, wheel, Path(scratch, f"{version}-{end}"))
+                except Skip as reason:
+                    result, told = "skipped", str(reason)
+                except AssertionError as error:
+                    result, told = "FAILED", str(error)
+                shutil.rmtree(Path(scratch, f"{version}-{end}"), ignore_errors=True)
+                ended.append((version, end, result, told))
+                print(f"Python {version:5} {end:7} {result:8} {told} [{time.perf_counter() - started:.0f} s]", flush=True)
+    results = [result for _, _, result, _ in ended]
+    return 1 if "FAILED" in results else 0 if "passed" in results else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
