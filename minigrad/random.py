@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import backend
-from .axes import whole
+from .axes import index, whole
 from .backend.bits import GAMMA, MASK, MIX1, MIX2, raw_bits
 from .backend.bits import keep_mask as keep_mask
 from .backend.bits import keep_mask_span as keep_mask_span
@@ -30,12 +30,12 @@ def _mix(z: int) -> int:
 
 def key(seed: int) -> int:
     """The key of a seed (any int)."""
-    return _mix((seed + GAMMA) & MASK)
+    return _mix((index(seed, "a seed") + GAMMA) & MASK)
 
 
 def fold_in(key: int, number: int) -> int:
     """A key of its own for each number: for layers, steps, workers."""
-    return _mix(key ^ _mix(((number + 1) * GAMMA) & MASK))
+    return _mix(index(key, "a key") ^ _mix(((index(number, "a number") + 1) * GAMMA) & MASK))
 
 
 def split(key: int, n: int = 2) -> tuple[int, ...]:

@@ -183,6 +183,17 @@ def test_random_numbers_of_any_shape():
         mg.random.uniform(0, True)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint64])
+def test_keys_and_seeds_of_any_kind(kind: Any):
+    """Keys, seeds and numbers may be NumPy's integers, which would overflow."""
+    r, n = mg.random, kind(5)
+    assert r.key(n) == r.key(5) and r.split(n, kind(3)) == r.split(5, 3) and r.fold_in(n, n) == r.fold_in(5, 5)
+    assert r.uniform(n, 3).tolist() == r.uniform(5, 3).tolist() and r.randint(n, n, 0, n).tolist() == r.randint(5, 5, 0, 5).tolist()
+    assert r.fold_in(np.int64(2**62 + 12345), 1) == r.fold_in(2**62 + 12345, 1)
+    with pytest.raises(mg.ShapeError):
+        r.key(1.5)
+
+
 def test_argnums_of_any_kind():
     """grad's argnums may be NumPy's integers too, alone or in a sequence."""
     f = lambda x, y: (x * y * y).sum()  # noqa: E731
