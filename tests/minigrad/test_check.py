@@ -161,9 +161,10 @@ def test_wrong_calls_are_refused(f: Any, words: str):
 
 # ── where bounds and truths come from ──
 def test_the_bound_grows_with_length_scale_and_order():
-    """(n + 40 k) n u S in units of the dtype."""
+    """(n + 40 k) n u S in units of the dtype; of 16 bits that of float32, and 4 k roundings of what is stored."""
     assert bound("float64") == 41 * 2.0**-53 and bound("float32", 9, 2.0, 2) == 89 * 9 * 2.0 * 2.0**-24
-    assert bound("float16", scale=0.1) == 41 * 2.0**-11
+    assert bound("float16", scale=0.1) == 41 * 2.0**-24 + 4 * (2.0**-11 + 2.0**-25)
+    assert bound("bfloat16", 3, 2.0, 2) == bound("float32", 3, 2.0, 2) + 8 * (2.0**-8 * 2.0 + 2.0**-134)
 
 
 @pytest.mark.parametrize("f, slope", [(np.exp, np.exp), (np.sin, np.cos), (lambda x: x**7, lambda x: 7 * x**6)])

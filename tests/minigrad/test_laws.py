@@ -60,7 +60,7 @@ def _hold(domain: Domain, device: str, dtype: str, data: Any) -> None:
 @pytest.mark.device
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("domain", [pytest.param(d, id=d.label) for d in DOMAINS])
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_every_law_holds_in_16_bits(domain: Domain, dtype: str, data: Any):
     """With float32's bound, and the roundings of what is stored: laws know of no other   (tolerance.15)."""
