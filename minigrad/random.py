@@ -28,24 +28,31 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
+def _key(value: Any) -> int:
+    number = index(value, "a key")
+    if not 0 <= number <= MASK:
+        raise ShapeError(f"a key lies in 0 … 2⁶⁴ − 1, and {number} does not; random.key(seed) makes a key of any integer")
+    return number
+
+
 def key(seed: int) -> int:
-    """The key of a seed (any int)."""
-    return _mix((index(seed, "a seed") + GAMMA) & MASK)
+    """The key of a seed (any integer)."""
+    return _mix((index(seed, "the seed") + GAMMA) & MASK)
 
 
 def fold_in(key: int, number: int) -> int:
     """A key of its own for each number: for layers, steps, workers."""
-    return _mix(index(key, "a key") ^ _mix(((index(number, "a number") + 1) * GAMMA) & MASK))
+    return _mix(_key(key) ^ _mix(((index(number, "fold_in: number") + 1) * GAMMA) & MASK))
 
 
 def split(key: int, n: int = 2) -> tuple[int, ...]:
     """n keys with streams of their own."""
-    return tuple(fold_in(key, i) for i in range(n))
+    return tuple(fold_in(key, i) for i in range(index(n, "split: n")))
 
 
 def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:
     """An array of draw(xp, bits), made in blocks that stay in the cache, for float64 on the way needs much memory."""
-    given = whole(shape, "the shape of random numbers")
+    key, given = _key(key), whole(shape, "the shape of random numbers")
     sizes = (given,) if isinstance(given, int) else given
     here, number = backend.get(device)
     with backend.explaining(f"random numbers {list(sizes)}"):
@@ -77,7 +84,10 @@ def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32
 
 
 def randint(key: int, shape: Any, low: int, high: int, *, device: str = "numpy") -> Tensor:
-    """Integers (int64) uniform in low … high − 1."""
+    """Integers (int64) uniform in low … high − 1. ShapeError where there are none."""
+    low, high = index(low, "randint: low"), index(high, "randint: high")
+    if low >= high:
+        raise ShapeError(f"randint: no integer lies in {low} … {high} − 1; high must be above low")
     unit = uniform(key, shape, dtype="float64", device=device).array
     here = backend.of(unit)
     return Tensor((here.floor(unit * float(high - low)) + low).astype("int64"))
@@ -85,7 +95,7 @@ def randint(key: int, shape: Any, low: int, high: int, *, device: str = "numpy")
 
 def permutation(key: int, n: int) -> Any:
     """0 … n − 1 in random order, as a NumPy array: the order of n numbers of the stream."""
-    return raw_bits(backend.cpu, key, n).argsort(kind="stable")
+    return raw_bits(backend.cpu, _key(key), index(n, "permutation: n")).argsort(kind="stable")
 
 
 class _Stream(threading.local):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 GAMMA = 0x9E3779B97F4A7C15
@@ -15,7 +16,7 @@ def raw_bits(xp: Any, key: int, n: int, start: int = 0) -> Any:
     u = xp.uint64
     z = xp.arange(start + 1, start + n + 1, dtype=u)
     z *= u(GAMMA)
-    z += u(key)
+    z += u(operator.index(key))                         # u(3.5) would be 3, and u(None) 0
     z ^= z >> u(30)
     z *= u(MIX1)
     z ^= z >> u(27)

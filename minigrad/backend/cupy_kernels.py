@@ -4,6 +4,7 @@ Each is given the backend first, means what the op of its name says and is teste
 """
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -197,6 +198,7 @@ def or_none(xp: Any, array: Any) -> Any:
 def dropout_op(xp, x, *, p, key):
     if not fits(x):
         return NotImplemented
+    key = operator.index(key)
     out, signed = xp.empty(x.shape, dtype=x.dtype), key - (key >> 63 << 64)
     xp.launch("dropout_op", x.dtype, number_blocks(x.size, 2), (THREADS,), xp.ascontiguousarray(x), out, x.size, signed, least_kept(p),
               1.0 / (1.0 - p))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import random
 from minigrad.backend import cpu
+from minigrad.errors import ShapeError
 
 KEYS = st.integers(0, 2**64 - 1)
 N = 200_000
@@ -149,6 +150,53 @@ def test_keys_of_neighbouring_seeds_are_far_apart():
     flips = [bin(random.key(s) ^ random.key(s + 1)).count("1") for s in range(1000)]
     assert abs(np.mean(flips) - 32.0) <= SIGMAS * 4.0 / math.sqrt(1000)
     assert all(0 <= random.key(s) < 2**64 for s in (-1, 0, 2**70))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int8, np.array])
+def test_numbers_of_numpy_are_taken_as_pythons(kind):
+    """Seeds, keys, numbers and bounds of any kind of integer give what the int gives; NumPy's overflowed, or lost bits of a key."""
+    assert random.key(kind(3)) == random.key(3)
+    assert type(random.key(kind(3))) is int
+    random.manual_seed(kind(3))
+    assert random.get_state() == (random.key(3), 0)
+    big = np.uint64(2**64 - 5)                          # of a key, only this type holds every value
+    for key in (7, kind(7), np.array(7), big):
+        plain = int(key)
+        assert random.fold_in(key, kind(5)) == random.fold_in(plain, 5)
+        assert random.split(key, kind(3)) == random.split(plain, 3)
+        assert random.permutation(key, kind(9)).tolist() == random.permutation(plain, 9).tolist()
+        for draw in (random.normal, random.uniform, lambda key, n: random.randint(key, n, kind(3), kind(100))):
+            assert np.array_equal(draw(key, kind(9)).numpy(), draw(plain, 9).numpy())
+        x = mg.tensor(np.ones(20), dtype="float32")
+        assert np.array_equal(mg.dropout(x, p=0.5, key=key).numpy(), mg.dropout(x, p=0.5, key=plain).numpy())
+    low, high = np.int8(-100), np.int8(100)             # 200 does not fit an int8
+    assert np.array_equal(random.randint(7, 99, low, high).numpy(), random.randint(7, 99, -100, 100).numpy())
+
+
+@pytest.mark.parametrize("wrong", [3.0, "3", None, np.float64(3.0), (1, 2)], ids=repr)
+def test_what_is_no_integer_is_refused(wrong):
+    """Seeds, keys, numbers and bounds: a float would be cut off, and a tuple is no key."""
+    x = mg.tensor(np.ones(2), dtype="float32")
+    for call in (random.key, random.manual_seed, lambda n: random.fold_in(n, 0), lambda n: random.fold_in(0, n),
+                 lambda n: random.split(n), lambda n: random.split(0, n), lambda n: random.normal(n, 2), lambda n: random.uniform(n, 2),
+                 lambda n: random.randint(n, 2, 0, 2), lambda n: random.randint(0, 2, n, 9), lambda n: random.randint(0, 2, 0, n),
+                 lambda n: random.permutation(n, 2), lambda n: random.permutation(0, n)):
+        with pytest.raises(ShapeError, match="must be an integer, not"):
+            call(wrong)
+    if wrong is not None:                               # for dropout the next key of the default stream
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            mg.dropout(x, p=0.5, key=wrong)
+
+
+def test_keys_and_bounds_out_of_range_are_refused():
+    """A key is 64 bits: a seed that is none becomes one by key(seed). randint has an integer to draw."""
+    for key in (-1, 2**64, 2**70):
+        for call in (lambda k: random.normal(k, 2), lambda k: random.fold_in(k, 1), lambda k: random.permutation(k, 2)):
+            with pytest.raises(ShapeError, match=r"a key lies in .*random\.key\(seed\)"):
+                call(key)
+    for low, high in ((3, 3), (3, 1)):
+        with pytest.raises(ShapeError, match="high must be above low"):
+            random.randint(0, 2, low, high)
 
 
 def test_the_default_stream():
