@@ -181,7 +181,7 @@ def test_what_is_no_integer_is_refused(wrong):
                  lambda n: random.split(n), lambda n: random.split(0, n), lambda n: random.normal(n, 2), lambda n: random.uniform(n, 2),
                  lambda n: random.randint(n, 2, 0, 2), lambda n: random.randint(0, 2, n, 9), lambda n: random.randint(0, 2, 0, n),
                  lambda n: random.permutation(n, 2), lambda n: random.permutation(0, n)):
-        with pytest.raises(ShapeError, match="must be an integer, not"):
+        with pytest.raises(ShapeError, match="must be an integer"):
             call(wrong)
     if wrong is not None:                               # for dropout the next key of the default stream
         with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
