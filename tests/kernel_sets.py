@@ -120,8 +120,11 @@ def is_own(kernels: KernelSet, own: Found) -> bool:
 
 def run(kernels: KernelSet, own: Found, arguments: list[str], log: Path) -> tuple[int, str]:
     """Pytest in a process of its own, its output in `log`; its exit code and its last line."""
+    environment = environment_of(kernels, own)
+    if MARKED in arguments:                             # kernels are to differ, not examples; with --all as many as ever
+        environment["HYPOTHESIS_PROFILE"] = "few"
     with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment_of(kernels, own), stdout=file,
+        code = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, stdout=file,
                               stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
     lines = [line.strip("= \n") for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip("= \n")]
     for line in lines:

@@ -46,7 +46,6 @@ def test_commands_run(page):
     assert list(check.commands(page)) == []
 
 
-@pytest.mark.rounding
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_does_what_it_says(path):
     """Each ends with an assertion of its own."""

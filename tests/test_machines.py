@@ -102,6 +102,10 @@ def test_pytest_runs_under_the_set(tmp_path):
     for name, code, said in (("Haswell", 0, "1 passed"), ("Prescott", 1, "1 failed")):
         found, last = kernel_sets.run(named(name), own, ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(test)], tmp_path / name)
         assert (found, said in last) == (code, True) and said in (tmp_path / name).read_text()
+    test.write_text("import os, pytest\n@pytest.mark.rounding\ndef test_it():\n    assert os.environ['HYPOTHESIS_PROFILE'] == 'few'\n"
+                    "def test_other():\n    assert 0\n")
+    given = ["-q", "-m", kernel_sets.MARKED, "-p", "no:cacheprovider", "-c", "/dev/null", str(test)]
+    assert kernel_sets.run(named("Haswell"), own, given, tmp_path / "marked")[0] == 0
 
 
 def test_a_set_that_there_is_not_is_one_line():

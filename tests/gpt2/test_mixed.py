@@ -15,8 +15,6 @@ from gpt2.config import GPT2Config
 from gpt2.errors import UsageError
 from gpt2.model import GPT2
 
-pytestmark = pytest.mark.rounding
-
 mg.backend.dtype("bfloat16")
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 CONFIG = GPT2Config(vocab_size=83, n_positions=16, n_layer=2, n_head=2, n_embd=24, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)

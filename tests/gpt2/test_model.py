@@ -19,8 +19,6 @@ from gpt2.model import GPT2
 from minigrad.debug import explain
 from minigrad.errors import GraphError, MinigradError, ShapeError
 
-pytestmark = pytest.mark.rounding
-
 SWITCHES = [{}, {"activation_function": "gelu"}, {"activation_function": "relu"}, {"tie_word_embeddings": False}, {"n_head": 1},
             {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}, {"n_inner": 20}, {"layer_norm_epsilon": 1e-6}]
 

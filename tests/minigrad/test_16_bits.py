@@ -7,8 +7,6 @@ from device import DEVICE
 
 import minigrad as mg
 
-pytestmark = pytest.mark.rounding
-
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of rounding once
 FUNCTIONS = {
