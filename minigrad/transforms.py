@@ -99,6 +99,13 @@ def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Call
     return (y if nested else y.detach()), pull
 
 
+def _check_function(name: str, f: Any) -> None:
+    """TypeError, on behalf of the transform `name`, for what cannot be called, such as a value of the function."""
+    if not callable(f):
+        raise TypeError(f"{name} takes a function, not a {type(f).__name__}; for the gradient of a value that is there already "
+                        "call mg.gradients(value, inputs)")
+
+
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
     """The arguments to differentiate by, as a tuple of ints. ShapeError for a Tensor, which is what PyTorch takes in this place."""
     if isinstance(argnums, Tensor):
@@ -121,6 +128,7 @@ def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...])
 
 def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar."""
+    _check_function("grad", f)
     at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
 
     def df(*args: Any) -> Any:
@@ -176,7 +184,10 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
             total = term if total is None else total + term
         return total
 
-    return y, grad(transposed)(zero)
+    if y.node is None:
+        return y, grad(transposed)(zero)
+    with differentiating():                             # primals that require gradients: the tangent depends on them as well
+        return y, grad(transposed)(zero)
 
 
 def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -198,6 +209,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
     """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row Jᵀeᵢ after the other by reverse mode   (reverse.10)."""
+    _check_function("jacobian", f)
     (argnums,) = _positions(argnums)
 
     def df(*args: Any) -> Tensor:
@@ -225,6 +237,7 @@ class Checkpoint:
     variadic = view = False
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
+        _check_function("checkpoint", f)
         self.f, self.shown = f, f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
 
     def __call__(self, *args: Any) -> Tensor:

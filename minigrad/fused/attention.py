@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import backend
 from ..backend.base import Saved
-from ..errors import ShapeError
+from ..errors import DTypeError, ShapeError
 from ..op import Constant, fused
 from ..ops.elementwise import exp, where
 from ..ops.linalg import matmul_op
@@ -77,12 +77,17 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
 
 
 def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any, **settings: Any) -> None:
-    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes; TypeError without causal."""
+    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes; DTypeError for
+    a mask that is not bool; TypeError without causal.
+    """
     if causal is None:
         raise TypeError("write causal=True for a query that sees no key after its own, as GPT-2's, or causal=False (PyTorch's default)")
     if q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
         raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit; "
                          "q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
+    if mask is not None and mask.dtype.kind != "b":     # PyTorch adds a mask of floats to the scores
+        raise DTypeError(f"attention: the mask must be bool, true where a key may be seen, not {mask.dtype}; "
+                         "of a mask of 0 and −inf that is mask == 0")
 
 
 @fused(attention_by_parts, _attention_joint, check=_check_attention)

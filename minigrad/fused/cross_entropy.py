@@ -1,10 +1,11 @@
 """Cross-entropy of logits against target ids: definition, derivation, rule, kernel."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..backend.base import Saved
-from ..errors import ShapeError
+from ..errors import DTypeError, ShapeError
 from ..op import Constant, fused
 from ..ops.elementwise import astype, exp, where
 from ..ops.index import gather, scatter_add
@@ -29,8 +30,15 @@ def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: An
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
+def check_targets(name: str, targets: Any) -> None:
+    """DTypeError, on behalf of the op `name`, unless targets are integers; an empty array may have any dtype."""
+    if targets.dtype.kind not in "iu" and math.prod(targets.shape):
+        raise DTypeError(f"{name}: targets must be integers, not {targets.dtype}; probabilities are not supported")
+
+
 def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> None:
-    """ShapeError unless targets are [...] for logits [..., V]."""
+    """ShapeError unless targets are [...] for logits [..., V], DTypeError unless they are integers."""
+    check_targets("cross_entropy", targets)
     if logits.shape[:-1] != targets.shape:
         raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
                          f"{list(logits.shape[:-1])}, not {list(targets.shape)}")

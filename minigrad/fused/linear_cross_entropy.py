@@ -9,7 +9,7 @@ from ..errors import ShapeError
 from ..op import Constant, fused
 from ..ops.linalg import linear
 from ..widen import widened
-from .cross_entropy import cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
+from .cross_entropy import check_targets, cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
 
 
 def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *, ignore_index: int = -100) -> Any:
@@ -18,7 +18,8 @@ def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *, ignore_i
 
 
 def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_index: int) -> None:
-    """ShapeError unless weight is [V, d] and targets are [...] for x [..., d]."""
+    """ShapeError unless weight is [V, d] and targets are [...] for x [..., d], DTypeError unless targets are integers."""
+    check_targets("linear_cross_entropy", targets)
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(f"linear_cross_entropy: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is "
                          f"{weight.dtype}{list(weight.shape)}; x is [..., d], weight [V, d]")

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from .. import backend
+from ..errors import DTypeError
 from ..op import Constant, elementwise, op
 
 
@@ -136,6 +137,8 @@ def minimum(xp, a, b):
 @elementwise(a=lambda g, condition: where(condition, g, 0.0), b=lambda g, condition: where(condition, 0.0, g))
 def where(xp, condition: Constant, a, b):
     """a where condition (bool) holds, else b. Of two Python numbers float32, or int64, or bool, as `tensor` makes them."""
+    if type(condition) is not bool and condition.dtype.kind != "b":
+        raise DTypeError(f"where: the condition must be bool, not {condition.dtype}; write what is meant, as in x != 0")
     out, kinds = xp.where(condition, a, b), {type(a), type(b)}
     if kinds <= {bool, int, float}:
         out = out.astype("float32" if float in kinds else "int64" if int in kinds else "bool")
