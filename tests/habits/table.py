@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import gpt2_lines, gpt2_peer, judge, numpy_lines, torch_autograd, torch_functions, torch_modules, torch_tensors
-from .open_rows import OPEN
 from .row import Row
 
 TORCH, NUMPY, TRANSFORMERS = judge.Peer(), judge.NumPy(), gpt2_peer.Transformers()
@@ -28,11 +27,6 @@ def rows() -> Iterator[tuple[str, judge.Peer, Row]]:
     for part, (peer, lines) in PARTS.items():
         for line in lines:
             yield part, peer, Row(*line)
-
-
-def is_open(part: str, row: Row) -> bool:
-    """Whether the row is known not to tell the truth yet."""
-    return row.typed in OPEN.get(part, ())
 
 
 def markdown() -> Iterator[str]:
