@@ -12,9 +12,9 @@ from . import backend, random
 from .axes import whole
 from .errors import DTypeError, GraphError, ShapeError
 from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
-from .op import unshared
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
+from .plan import unshared
 from .tensor import Tensor, asarray
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.op import Op, Plan
+from minigrad.op import Op
 from minigrad.ops.elementwise import exp, mul
+from minigrad.plan import Plan
 from minigrad.testing import LAWS, LawsBroken, __main__, arrays, broadcastable, check, mutate
 from minigrad.testing.check import examine
 from minigrad.testing.domains import DOMAINS

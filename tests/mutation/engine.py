@@ -20,7 +20,7 @@ from engine_mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 # from quick to slow
-GROUPS = [["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
+GROUPS = [["test_copies"], ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
           ["test_versions", "test_memory", "test_transforms", "test_threads"],
           ["test_graph", "test_distributed"]]
 
