@@ -35,7 +35,7 @@ class Work:
         from gpt2.decode import steps
         from gpt2.sampling import SamplingOptions
 
-        self.model = GPT2(config, seed=0, recompute=recompute)
+        self.model = GPT2(config, seed=0, recompute=recompute).eval()
         self.optimizer = mg.optim.AdamW(mg.optim.decay_groups(self.model.parameters(), 0.1), lr=1e-4)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, length + 1))
         self.ids, self.targets = ids[:, :-1].copy(), ids[:, 1:].copy()

@@ -170,7 +170,7 @@ def _decode(bench: Bench, what: str, size: str, dtype: str, new: int) -> None:
 
     config = bench.config(size)
     row = Row(what, "decode", (), size=size, batch=1, tokens=16, new=new)
-    model = GPT2(config, backend=bench.setting.backend, dtype=dtype, seed=0)
+    model = GPT2(config, backend=bench.setting.backend, dtype=dtype, seed=0).eval()
     ids, _ = agreement.batch_of(row, config)
     arrays = {name: bench.here.host(p.array) for name, p in model.named_parameters()}
     if size == "gpt2":                                  # the ids are those of NumPy in float32, up to a tie
@@ -293,7 +293,7 @@ import json
 if sys.argv[1].startswith("double"):
     from minigrad.testing import double
     double.install()
-model = GPT2(GPT2Config(**json.loads(sys.argv[2])), backend=sys.argv[1])
+model = GPT2(GPT2Config(**json.loads(sys.argv[2])), backend=sys.argv[1]).eval()
 print(model.generate([[1, 2, 3]], max_new_tokens=1, greedy=True, eos_token_id=None)[0][-1], flush=True)
 """
 

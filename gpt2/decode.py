@@ -180,13 +180,14 @@ def steps(
 
     prompts: rows of ids, at least one token each. overflow: "error" refuses what does not fit the context, "slide" reads
     the later half of the context again whenever it is full. vocab: ids from here on do not exist, as in an embedding that
-    is padded. UsageError for bad values.
+    is padded. UsageError for bad values, and for a model whose dropout would draw.
 
     lookup: read up to so many tokens ahead, those that followed the same tokens before, for one prompt only. A guess is kept
     where it is what the model chooses there, with that token's own draw (sampling.17); so the ids are those of lookup=0, greedy and
     sampled, unless two logits (or a draw and a border) are equal up to rounding: one product of several rows adds up in another order
     than several products of one row.
     """
+    model.refuse_dropout("generate")
     options = options or SamplingOptions()
     max_new_tokens, seed, lookup, logprobs = (
         _whole(name, value) for name, value in (("max_new_tokens", max_new_tokens), ("the seed", seed), ("lookup", lookup),

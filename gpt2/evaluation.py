@@ -63,7 +63,9 @@ def scores(model: Any, spans: Iterable[Span], batch_size: int = 16) -> Iterator[
     """How well each span is predicted, in order; batch_size spans go through the model at a time.
 
     Shorter ones are filled up on the right, which causal attention does not see. A span of at most context + 1 ids.
+    UsageError for a model whose dropout would draw.
     """
+    model.refuse_dropout("evaluation")
     rest = iter(spans)
     while batch := list(islice(rest, batch_size)):
         inputs = np.zeros((len(batch), max(len(span.ids) for span in batch) - 1), np.int64)

@@ -55,6 +55,8 @@ class Hooked(Tapped):
 
         def integers(self, ids: Any, what: str = "ids") -> Any: ...
 
+        def refuse_dropout(self, what: str) -> None: ...
+
     def points(self) -> dict[str, tuple[Tapped, str]]:
         """Every point in the order of the pass, "blocks.0.attn.pattern" and the like: its module, and its name there.
 
@@ -126,10 +128,11 @@ class Hooked(Tapped):
 
         ids [B, T]. With targets [B, T] there is "loss" too, their mean cross-entropy, and with gradients=True "NAME.grad", the loss's
         gradient at each point. Arrays are the model's own, on its device: copy what is to be written to. UsageError for gradients
-        without targets, and of a model that recomputes its blocks: their inside is forgotten.
+        without targets, and of a model that recomputes its blocks: their inside is forgotten; and where dropout would draw.
         """
         if gradients and (targets is None or self.recompute):
             raise UsageError("trace: gradients need targets" if targets is None else "trace: gradients need a model without recompute")
+        self.refuse_dropout("trace")
         names, seen = self.chosen(only), dict[str, mg.Tensor]()
         aside = {name: kind for name in names for kind in BESIDE if name.endswith(kind)}
         more = [name.replace(kind, other) for name, kind in aside.items() for other in BESIDE[kind]] if gradients else []

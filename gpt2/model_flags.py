@@ -88,7 +88,7 @@ def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
 
     how: dict[str, Any] = {"backend": device, "dtype": floats_of(args.dtype)}
     if args.random_weights is not None:
-        model, home = GPT2(config_of(args), seed=args.random_weights, **how), args.model
+        model, home = GPT2(config_of(args), seed=args.random_weights, **how).eval(), args.model
         path = Path(home) if home in PUBLISHED else locate(home)
     else:
         path = locate(args.model, download=args.download)

@@ -87,7 +87,7 @@ class PretrainedModel(Part):
             raise UsageError(str(error)) from None
 
     def fill(self, seed: int, parameters: Mapping[str, Any] | None) -> None:
-        """Draw the weights from `seed`, or take `parameters`; then evaluation mode."""
+        """Draw the weights from `seed`, which leaves training mode, or take `parameters`, and then evaluation mode."""
         here, number = mg.backend.get(self.where["device"])
         own = dict(self.named_parameters())
         if parameters is None:
@@ -101,7 +101,7 @@ class PretrainedModel(Part):
                 raise UsageError(f"parameters: missing {missing}, unexpected {unexpected}")
             for name, p in own.items():
                 p.assign(mg.Tensor(here.adopt(parameters[name], dtype=self.where["dtype"], device=number)))
-        self.eval()
+            self.eval()
 
     def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
         """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream (block.8); LayerNorm 1 and 0."""
@@ -161,12 +161,19 @@ class PretrainedModel(Part):
         return array, here.adopt(here.arange(array.shape[1]), device=number), None
 
     # ── text out ──
-    def train(self, mode: bool = True) -> PretrainedModel:
+    def train(self: Model, mode: bool = True) -> Model:
         """Training mode or not, for this module and all below it; for training, weights lie row by row again, as gradients do."""
         if mode:
             self.lay_out(False)
         super().train(mode)
         return self
+
+    def refuse_dropout(self, what: str) -> None:
+        """UsageError where dropout would draw: in training mode, of a configuration that has dropout."""
+        config = self.config
+        if max(config.embd_pdrop, config.resid_pdrop, config.attn_pdrop) > 0.0 and any(part.training for part in self.modules()):
+            raise UsageError(f"{what}: the model is in training mode, and its dropout would change the numbers at random; "
+                             "call model.eval() first")
 
     def lay_out(self, on: bool = True) -> None:
         """Put the matrices that rows are multiplied with into the layout that decoding one row reads fastest, or back.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from . import backend, random
 from . import fused as F
@@ -15,6 +15,8 @@ from .ops.elementwise import relu, tanh
 from .ops.index import embedding
 from .ops.linalg import linear
 from .tensor import Parameter, Tensor, tensor
+
+M = TypeVar("M", bound="Module")
 
 
 def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") -> Parameter:
@@ -210,7 +212,7 @@ class Module:
             p.array[...] = tensor(arrays[name], dtype=p.dtype, device=p.device).array
             p.changed()
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self: M, mode: bool = True) -> M:
         """Training mode (dropout drops) or not, for this module and all below it."""
         if not isinstance(mode, bool):
             raise TypeError(f"train: mode is {mode!r}; it must be True or False")
@@ -218,7 +220,8 @@ class Module:
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self: M) -> M:
+        """Evaluation mode, in which dropout passes everything on, for this module and all below it."""
         return self.train(False)
 
     def to(self, device: str) -> Module:

@@ -32,7 +32,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     made = {}
 
     def init() -> None:
-        made["model"] = GPT2(config, backend=lab.device, seed=lab.seed)
+        made["model"] = GPT2(config, backend=lab.device, seed=lab.seed).eval()
 
     timed = {"init": clock(init, here.synchronize, REPEATS)}
     model = made["model"]

@@ -70,7 +70,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     vocab = 64
     ids = lab.text_ids % vocab                          # a small vocabulary keeps the matrix small
     config = small_config(vocab, n_embd=32, n_head=2, n_positions=32)
-    first = GPT2(config, backend=lab.device, dtype="float64", seed=lab.seed)
+    first = GPT2(config, backend=lab.device, dtype="float64", seed=lab.seed).eval()
     start = {name: p.numpy().copy() for name, p in first.named_parameters()}
     trained = GPT2(config, backend=lab.device, dtype="float64", parameters={name: a.copy() for name, a in start.items()})
     train(trained, trained.loss, ids, steps=STEPS, rows=8, block=32, seed=lab.seed)

@@ -34,7 +34,7 @@ def run(capsys):
 
 def some_model(**fields):
     """Three blocks, with biases and LayerNorm weights that matter, and norms small enough for ε to."""
-    model = GPT2(tiny_config(n_layer=3, initializer_range=0.15, **fields), seed=4)
+    model = GPT2(tiny_config(n_layer=3, initializer_range=0.15, **fields), seed=4).eval()
     for i, (name, p) in enumerate(model.named_parameters()):
         if p.ndim == 1:
             p.assign(p.array + random.normal(random.fold_in(6, i), p.shape, std=0.3).array)

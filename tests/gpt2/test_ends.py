@@ -34,7 +34,7 @@ def test_several_ids_are_transformers(tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     model = tiny_model(seed=3)
     free = model.generate([[1, 2, 3]], 20, greedy=True, eos_token_id=None)[0]
-    model = GPT2(tiny_config(initializer_range=0.3, eos_token_id=[299, free[9]]), seed=3)
+    model = GPT2(tiny_config(initializer_range=0.3, eos_token_id=[299, free[9]]), seed=3).eval()
     assert model.config.eos_token_id == (299, free[9]) and model.config.ends == {299, free[9]}
     model.save_pretrained(tmp_path, tokenizer=tiny_tokenizer())
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [299, free[9]]

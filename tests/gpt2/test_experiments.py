@@ -533,7 +533,7 @@ def test_lanczos_finds_the_outer_eigenvalues():
 
 def test_the_hessians_product_is_the_hessians():
     """Against the whole matrix, by differences of gradients, on a model of a few numbers."""
-    model = GPT2(lab.small_config(5, n_embd=4, n_layer=1, n_head=1, n_positions=4), dtype="float64", seed=3)
+    model = GPT2(lab.small_config(5, n_embd=4, n_layer=1, n_head=1, n_positions=4), dtype="float64", seed=3).eval()
     x, y = np.array([[0, 1, 2, 3]]), np.array([[1, 2, 3, 4]])
     product, gradient, params = hessian.products(model, x, y)
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ FORMS = pytest.mark.parametrize("explicit", [False, True], ids=["fused", "by-par
 
 def _models(explicit: bool, **fields: Any) -> tuple[GPT2, GPT2]:
     """The same weights on the double and on NumPy."""
-    made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1) for place in (DEVICE, "numpy")]
+    made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1).eval() for place in (DEVICE, "numpy")]
     for a, b in zip(made[0].parameters(), made[1].parameters()):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     return made[0], made[1]
@@ -90,7 +90,7 @@ def test_recomputing_blocks_changes_no_bit(explicit: bool):
     """Loss and gradients with recompute=True are those without it."""
     found = []
     for recompute in (False, True):
-        model = GPT2(tiny_config(), backend=DEVICE, explicit=explicit, recompute=recompute, seed=1)
+        model = GPT2(tiny_config(), backend=DEVICE, explicit=explicit, recompute=recompute, seed=1).eval()
         loss = model.loss(*_batch(model))
         loss.backward()
         found.append([loss.numpy(), *(p.grad.numpy() for p in model.parameters())])
@@ -164,7 +164,7 @@ def test_a_mask_costs_no_wait(explicit: bool):
 def test_a_device_is_named_once():
     """Models on both devices train and generate in turn, whichever device is current; to the bit alike, and each on its own."""
     config, said = tiny_config(initializer_range=0.3), []
-    models = [GPT2(config, backend=f"double:{n}", seed=1) for n in (0, 1)]
+    models = [GPT2(config, backend=f"double:{n}", seed=1).eval() for n in (0, 1)]
     optimizers = [mg.optim.AdamW(m.parameters(), lr=1e-3) for m in models]
     losses = [m.loss(IDS[:, :-1], IDS[:, 1:]) for m in models]
     for n in (1, 0):

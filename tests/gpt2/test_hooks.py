@@ -265,7 +265,7 @@ def test_traces_that_cannot_be(model):
     """Gradients need targets, and blocks whose inside is kept."""
     with pytest.raises(UsageError, match="trace: gradients need targets"):
         model.trace(IDS, gradients=True)
-    again = GPT2(model.config, recompute=True)
+    again = GPT2(model.config, recompute=True).eval()
     with pytest.raises(UsageError, match="trace: gradients need a model without recompute"):
         again.trace(IDS, TARGETS, gradients=True)
     assert "loss" in again.trace(IDS, TARGETS)

@@ -26,7 +26,7 @@ GREEDY = SamplingOptions(greedy=True)
 @functools.cache
 def exact(context=CONTEXT):
     """Random weights in float64, where no two logits are equal up to rounding."""
-    return GPT2(tiny_config(initializer_range=0.3, n_positions=context), seed=1, dtype="float64")
+    return GPT2(tiny_config(initializer_range=0.3, n_positions=context), seed=1, dtype="float64").eval()
 
 
 @functools.cache

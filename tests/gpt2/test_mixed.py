@@ -28,7 +28,7 @@ def _batch(seed: int, rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gradients(backend: str, compute: str | None, seed: int, scale: float = 1.0) -> tuple[float, dict[str, np.ndarray]]:
-    model = GPT2(CONFIG, backend=backend, compute_dtype=compute, seed=seed)
+    model = GPT2(CONFIG, backend=backend, compute_dtype=compute, seed=seed).eval()
     loss = model.loss(*_batch(seed))
     assert loss.dtype == "float32"                      # not of the stream's dtype
     (loss * scale).backward()
@@ -120,7 +120,7 @@ def test_large_weights_in_16_bits(large: dict[str, Any], backend: str, dtype: st
     """
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=1, reorder_and_upcast_attn=upcast, **large)
     ids = np.random.default_rng(0).integers(0, 50, (2, 16))
-    model = GPT2(config, backend=backend, dtype=dtype, explicit=explicit)
+    model = GPT2(config, backend=backend, dtype=dtype, explicit=explicit).eval()
     found, truth = model(ids).numpy().astype(np.float64), _exact(model)(ids).numpy()
     assert np.linalg.norm(found - truth) <= 14 * UNIT[dtype] * np.linalg.norm(truth)         # a block's roundings, of which most are small
 
@@ -129,7 +129,7 @@ def test_large_weights_in_16_bits(large: dict[str, Any], backend: str, dtype: st
 @pytest.mark.parametrize("explicit", [False, True])
 def test_a_trace_in_16_bits(explicit: bool, dtype: str):
     """Every point and every gradient of it, pattern and pre-activation included, is float64's but for the roundings on its way."""
-    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=2)
+    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=2).eval()
     ids, targets = _batch(0)
     found, truth = (m.trace(ids, targets, gradients=True) for m in (model, _exact(model, explicit=explicit)))
     for name, wanted in truth.items():
@@ -146,7 +146,7 @@ def test_gradients_of_gradients_in_16_bits(explicit: bool, dtype: str):
         total = sum(((g * g).sum() for g in grads[1:]), (grads[0] * grads[0]).sum())
         return [g.numpy().astype(np.float64) for g in mg.gradients(total, ps)]
 
-    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=3)
+    model = GPT2(CONFIG, dtype=dtype, explicit=explicit, seed=3).eval()
     found, truth = slopes(model), slopes(_exact(model))
     error = math.sqrt(sum(float(np.sum((f - t) ** 2)) for f, t in zip(found, truth)))
     assert error <= 2 * ROUNDINGS * UNIT[dtype] * math.sqrt(sum(float(np.sum(t * t)) for t in truth))

@@ -35,7 +35,7 @@ def ids_of(rows, tokens, vocab=300, seed=0):
 def wide(dtype="float64", explicit=False, dropout=0.0, **config):
     """A tiny model whose weights, biases and LayerNorm parameters are all large enough to matter."""
     drops = {f"{place}_pdrop": dropout for place in ("resid", "embd", "attn")}
-    model = GPT2(tiny_config(**{"initializer_range": 0.2, **drops, **config}), dtype=dtype, explicit=explicit, seed=3)
+    model = GPT2(tiny_config(**{"initializer_range": 0.2, **drops, **config}), dtype=dtype, explicit=explicit, seed=3).eval()
     for i, p in enumerate(model.parameters()):
         if p.ndim == 1:
             p.assign(p.array + mg.random.normal(mg.random.key(i), p.shape, std=0.2, dtype=dtype).array)
@@ -165,7 +165,7 @@ def test_the_first_loss_is_that_of_no_knowledge():
     variance = config.n_embd * 0.02**2
     # a mean over 512 targets and one over 4096 words: five deviations of each
     off = 5 * math.sqrt(variance) * (1 / math.sqrt(512) + 1 / math.sqrt(4096))
-    assert abs(GPT2(config, seed=0).loss(ids, targets).item() - math.log(4096) - variance / 2) < off
+    assert abs(GPT2(config, seed=0).eval().loss(ids, targets).item() - math.log(4096) - variance / 2) < off
 
 
 def test_given_parameters_are_used_as_they_are():

@@ -164,7 +164,7 @@ def test_the_file_itself(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count, verdict, found", [(12, "holds", "12"), (11, "FAILED", "11"), (0, "skipped", "")])
 def test_the_mask_buffers(tmp_path, monkeypatch, count, verdict, found):
     """Twelve of them, h.N.attn.bias, beside 148 parameters; c_attn's bias is none of them. Newer files have none."""
-    model = GPT2(tiny_config(n_layer=12))
+    model = GPT2(tiny_config(n_layer=12)).eval()
     arrays = {name: p.array for name, p in model.named_parameters()}
     masks = {f"h.{i}.attn.bias": np.tri(4, dtype=np.float32)[None, None] for i in range(count)}
     save_file(arrays | masks, tmp_path / "model.safetensors")

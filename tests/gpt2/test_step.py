@@ -35,7 +35,7 @@ configs = st.fixed_dictionaries({}, optional={
 def _models(**fields: Any) -> tuple[GPT2, GPT2]:
     """The same weights on the double and on NumPy, with opinions strong enough that no rounding changes what they say."""
     fields = {"initializer_range": 0.3, **fields}
-    made = [GPT2(tiny_config(**fields), backend=place, seed=1) for place in ("double", "numpy")]
+    made = [GPT2(tiny_config(**fields), backend=place, seed=1).eval() for place in ("double", "numpy")]
     return made[0], made[1]
 
 
@@ -52,7 +52,8 @@ def _stepper(model: GPT2, rows: list[list[int]], size: int) -> tuple[Stepper, np
 @given(config=configs, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=9), seed=st.integers(0, 99))
 def test_the_step_is_the_model(config: dict[str, Any], lengths: list[int], seed: int):
     """Logits of three more tokens, for rows of any lengths, by the definitions of the step and by the model, in float64."""
-    model = GPT2(tiny_config(**{"vocab_size": 300, "bos_token_id": None, "eos_token_id": None, **config}), dtype="float64", seed=seed)
+    config = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": None, **config}
+    model = GPT2(tiny_config(**config), dtype="float64", seed=seed).eval()
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, model.config.vocab_size, n).tolist() for n in lengths]
     step, _ = _stepper(model, rows, 9)
@@ -109,7 +110,7 @@ def test_more_rows_than_the_kernels_take():
         said = model.generate(prompts, 3, greedy=True, eos_token_id=None)
     assert said == same.generate(prompts, 3, greedy=True, eos_token_id=None) and "step_qkv" not in counts.launches
     assert not Stepper.fits(model, 9) and Stepper.fits(model, 8) and not Stepper.fits(same, 1)
-    assert not Stepper.fits(GPT2(tiny_config(), backend="double", explicit=True), 1)
+    assert not Stepper.fits(GPT2(tiny_config(), backend="double", explicit=True).eval(), 1)
     model.train()
     assert not Stepper.fits(model, 1)
 
@@ -171,7 +172,7 @@ def test_ids_that_do_not_exist_are_not_chosen():
 @needs_kernels
 def test_on_the_second_device():
     """Whatever the current one becomes meanwhile."""
-    model, same = GPT2(tiny_config(initializer_range=0.3), backend="double:1", seed=1), _models()[1]
+    model, same = GPT2(tiny_config(initializer_range=0.3), backend="double:1", seed=1).eval(), _models()[1]
     said = []
     for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(greedy=True)):
         said.append(step.ids[0])

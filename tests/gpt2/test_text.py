@@ -105,7 +105,7 @@ class Interrupting:
 
     def __init__(self, model, n):
         self.model, self.config, self.where, self.packed, self.left = model, model.config, model.where, model.packed, n
-        self.compute_dtype = model.compute_dtype
+        self.compute_dtype, self.refuse_dropout = model.compute_dtype, model.refuse_dropout
 
     def __call__(self, *args, **kwargs):
         self.left -= 1

@@ -36,8 +36,8 @@ def tiny_config(**fields) -> GPT2Config:
 
 
 def tiny_model(seed=0, **fields) -> GPT2:
-    """Random weights, wide enough that every token before and its place have a say in what comes next."""
-    return GPT2(tiny_config(**{"initializer_range": 0.3, **fields}), seed=seed)
+    """Random weights, wide enough that every token before and its place have a say in what comes next, in evaluation mode."""
+    return GPT2(tiny_config(**{"initializer_range": 0.3, **fields}), seed=seed).eval()
 
 
 def scripted_model(says, **fields) -> GPT2:
@@ -47,7 +47,7 @@ def scripted_model(says, **fields) -> GPT2:
     tokens leaves out the first n − 1. With logits hundreds apart, no temperature up to 10 makes it say anything else.
     """
     config = tiny_config(**fields)
-    model = GPT2(config)
+    model = GPT2(config).eval()
     for block in model.h:
         for part in (block.attn.c_proj, block.mlp.c_proj):
             part.weight.assign(np.zeros_like(part.weight.array))

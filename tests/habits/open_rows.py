@@ -3,6 +3,5 @@ from __future__ import annotations
 
 OPEN: dict[str, str] = {
     "model.generate(ids, max_new_tokens=4)": "samples, where transformers' generate is greedy unless do_sample=True",
-    "GPT2(config).training": "a new model is in evaluation mode, and transformers' in training mode",
     "tokenizer.encode('<|endoftext|>')": "is ordinary text, and a special token in transformers",
 }
