@@ -259,13 +259,13 @@ def generate(
     ids: Any,
     *,
     max_new_tokens: int = 20,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
-    greedy: bool = False,
-    seed: int = 0,
+    greedy: bool | None = None,
+    seed: int | None = None,
     eos_token_id: int | Sequence[int] | str | None = "config",
     overflow: str = "error",
     use_cache: bool = True,
@@ -273,21 +273,26 @@ def generate(
 ) -> list[list[int]]:
     """Rows of ids with up to max_new_tokens more each; a row ends after the first eos_token_id in it.
 
-    ids: [B, T], one row, or rows of different lengths. Greedy, or sampled with one draw a row and token from `seed`.
+    ids: [B, T], one row, or rows of different lengths. Which of the two is meant has to be said, for transformers' default is the first and
+    nanoGPT's the second: greedy=True, or sampled, with one draw a row and token from `seed` (0), where greedy=False, temperature (1.0),
+    top_k, top_p, min_p or seed is given.
     eos_token_id: an id, or several, any of which ends a row; the configuration's unless given; None: no token does. NumPy's numbers are
     taken as Python's. Other options as in `steps`. UsageError for an id outside the vocabulary: no row would ever end.
     """
     rows = rows_of(ids)
-    options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                              greedy=greedy)
+    options = SamplingOptions(temperature=1.0 if temperature is None else temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                              repetition_penalty=repetition_penalty, greedy=False if greedy is None else greedy)
     given = not (isinstance(eos_token_id, str) and eos_token_id == "config")
     ends = ids_of(eos_token_id) if given else model.config.ends
     if given and (beyond := [i for i in sorted(ends) if not 0 <= i < model.config.vocab_size]):
         raise UsageError(f"eos_token_id {beyond[0]} is outside the vocabulary 0 … {model.config.vocab_size - 1}")
+    if all(one is None for one in (greedy, temperature, top_k, top_p, min_p, seed)):
+        raise UsageError("generate: say greedy=True for the likeliest token each time (transformers' default), or temperature=1.0, top_k=, "
+                         "top_p=, min_p= or seed= for tokens drawn at random (nanoGPT's)")
     done = [False] * len(rows)
     out = [list(row) for row in rows]
-    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=seed, overflow=overflow, use_cache=use_cache,
-                      lookup=lookup):
+    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=0 if seed is None else seed, overflow=overflow,
+                      use_cache=use_cache, lookup=lookup):
         for i, token in enumerate(step.ids):
             if not done[i]:
                 out[i].append(token)

@@ -209,7 +209,10 @@ class PretrainedModel(Part):
                 module.panels = None
 
     def generate(self, ids: Any, max_new_tokens: int = 20, **options: Any) -> Any:
-        """Continue ids [B, T], or ragged rows; options as in `gpt2.decode.generate`. Returns a list of rows of ids."""
+        """Continue ids [B, T], or ragged rows, with greedy=True or by sampling. Returns a list of rows of ids.
+
+        Options as in `gpt2.decode.generate`; UsageError where they say neither.
+        """
         from .decode import generate
 
         return generate(self, ids, max_new_tokens=max_new_tokens, **options)

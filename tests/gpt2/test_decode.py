@@ -142,7 +142,7 @@ def test_the_context_can_be_filled_to_the_last_place():
         with pytest.raises(UsageError, match=f"do not fit the context of {CONTEXT}; use --max-new-tokens {fits} or less, or --overflow"):
             model().generate(prompt(length), fits + 1, greedy=True)
     with pytest.raises(UsageError, match=f"the prompt has {CONTEXT + 1} tokens and the context holds {CONTEXT}; .* --overflow slide"):
-        model().generate(prompt(CONTEXT + 1), 1)
+        model().generate(prompt(CONTEXT + 1), 1, greedy=True)
 
 
 def test_the_cache_is_no_larger_than_the_run():
@@ -168,6 +168,23 @@ def test_all_that_was_there_is_penalised():
     [row] = model().generate(prompt(4), CONTEXT - 4, greedy=True, repetition_penalty=1e9, eos_token_id=None)
     assert len(set(row)) == CONTEXT
     assert len(set(naive(model(), prompt(4), CONTEXT - 4))) < CONTEXT
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"lookup": 2, "use_cache": True}, {"temperature": None}], ids=str)
+def test_greedy_or_sampled_has_to_be_said(options):
+    """transformers' default is greedy and nanoGPT's samples, so that a call that says neither is refused, in words that can be typed."""
+    with pytest.raises(UsageError, match=r"^generate: say greedy=True .*transformers.*, or temperature=1\.0, top_k=.*nanoGPT") as error:
+        model().generate(prompt(4), 7, **options)
+    assert "\n" not in str(error.value)
+    assert model().generate(prompt(4), 7, greedy=True, **options)
+
+
+def test_any_argument_of_sampling_means_sampling():
+    """Each of them alone says it, with the others' values as they were: temperature 1, seed 0, no filter."""
+    [wanted] = {tuple(model().generate(prompt(4), 20, **options)[0]) for options in (
+        {"temperature": 1.0}, {"seed": 0}, {"greedy": False}, {"top_k": model().config.vocab_size}, {"top_p": 1.0}, {"min_p": 0.0})}
+    assert list(wanted[4:]) == [step.ids[0] for step in steps(model(), [prompt(4)], max_new_tokens=20, seed=0)]
+    assert list(wanted) != model().generate(prompt(4), 20, greedy=True)[0]
 
 
 def test_rows_of_one_prompt_differ():
@@ -253,7 +270,7 @@ def test_a_vocabulary_may_be_smaller_than_the_embedding():
 def test_bad_values_are_refused(rows, options, message):
     """A value that cannot be honoured raises UsageError, which names it, before a token is drawn."""
     with pytest.raises(UsageError, match=message) as error:
-        model().generate(rows, **{"max_new_tokens": 3, **options})
+        model().generate(rows, **{"max_new_tokens": 3, "greedy": True, **options})
     assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
 
 

@@ -206,4 +206,4 @@ def test_a_cache_that_was_rewound_has_forgotten():
 def test_what_cannot_be_looked_up_is_refused(rows, lookup, message):
     """A negative number and several rows raise UsageError, which says so in one line."""
     with pytest.raises(UsageError, match=f"^{message}$"):
-        exact().generate(rows, 3, lookup=lookup)
+        exact().generate(rows, 3, greedy=True, lookup=lookup)

@@ -54,9 +54,9 @@ def test_what_is_no_integer_is_refused(wrong):
     """A bool or a float where an integer is wanted, NumPy's as well as Python's, is one line that names it."""
     model = tiny_model()
     for call, name in ((lambda: model.generate([[1]], 3, top_k=wrong), "--top-k must be a whole number"),
-                       (lambda: model.generate([[1]], wrong), "max_new_tokens must be a whole number"),
+                       (lambda: model.generate([[1]], wrong, greedy=True), "max_new_tokens must be a whole number"),
                        (lambda: model.generate([[1]], 3, seed=wrong), "the seed must be a whole number"),
-                       (lambda: model.generate([[1]], 3, lookup=wrong), "lookup must be a whole number"),
+                       (lambda: model.generate([[1]], 3, greedy=True, lookup=wrong), "lookup must be a whole number"),
                        (lambda: GPT2(model.config, seed=wrong), "the seed must be a whole number"),
                        (lambda: total_nll(model, np.arange(9), window=wrong), "the window and the stride must be whole numbers"),
                        (lambda: tiny_config(n_layer=wrong), "n_layer must be a positive integer")):
