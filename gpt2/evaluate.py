@@ -152,7 +152,7 @@ def read_item(line: bytes, made: Callable[[dict[str, Any]], Item], where: str) -
 def pair(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
     """Ids of a context and of its ending. White space between the two goes to the ending, as GPT-2's tokens have it."""
     bare = context.rstrip()
-    return tokenizer.encode(bare), tokenizer.encode(context[len(bare):] + ending)
+    return tokenizer.encode(bare, allow_special=False), tokenizer.encode(context[len(bare):] + ending, allow_special=False)
 
 
 def run_items(args: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[dict[str, Any], bool]:

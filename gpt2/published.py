@@ -85,7 +85,7 @@ def first_ids(text: str, tokenizer: Any, n: int) -> list[int]:
     """The first n ids of llm.c's stream of Tiny Shakespeare: <|endoftext|> before each passage, passages between empty lines."""
     ids: list[int] = []
     for passage in text.split("\n\n"):
-        ids += [tokenizer.eot, *tokenizer.encode(passage + "\n\n")]
+        ids += [tokenizer.eot, *tokenizer.encode(passage + "\n\n", allow_special=False)]
         if len(ids) >= n:
             return ids[:n]
     raise UsageError(f"the text has {len(ids)} ids, and {n} are wanted")
@@ -140,7 +140,7 @@ FIGURES = [
            lambda m, t, d: adamw_losses(m, first_ids((d / "tinyshakespeare.txt").read_text("utf-8"), t, 257), 4, 10),
            "tinyshakespeare.txt"),
     Figure("WikiText-2 test perplexity, stride 1024", "transformers' docs", 29.94, 0.05,
-           lambda m, t, d: perplexity(m, t.encode(wikitext(d / "wikitext2-test.raw"))), "wikitext2-test.raw", True),
+           lambda m, t, d: perplexity(m, t.encode(wikitext(d / "wikitext2-test.raw"), allow_special=False)), "wikitext2-test.raw", True),
     Figure("HellaSwag acc", "llm.c", 0.2859, 0.002, lambda m, t, d: items(m, t, d / "hellaswag_val.jsonl", "hellaswag")["acc"]["value"],
            "hellaswag_val.jsonl", True),
     Figure("HellaSwag acc_norm", "llm.c", 0.2955, 0.002,

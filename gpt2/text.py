@@ -90,7 +90,7 @@ def continue_text(
 ) -> list[Sample]:
     """`num_samples` continuations of a prompt, drawn as one batch. emit(row, text) is called with whole characters as they come.
 
-    prompt: a text, or ids; a character that ids begin and do not end is the samples' first.
+    prompt: a text without special tokens, or ids; a character that ids begin and do not end is the samples' first.
     A row ends at one of the model's end-of-text tokens, at the first of the `stop` strings to be complete (of those that end at
     one character, the longest), or after max_new_tokens. Ids that the tokenizer does not have are never drawn. On Ctrl-C
     what there is so far is returned with finish_reason "interrupted".

@@ -61,17 +61,25 @@ class Tokenizer:
         ranks = {token: rank for rank, token in enumerate([*BYTES_IN_ORDER, *merged])}
         return cls(_encoding(name, ranks, {END_OF_TEXT: len(ranks)}))
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of `text`; the characters of <|endoftext|> are ordinary text unless `allow_special`.
+    def encode(self, text: str, *, allow_special: bool | None = None) -> list[int]:
+        """Token ids of `text`. With allow_special=True <|endoftext|> in it is that token, with False it is plain text.
 
-        Raises UsageError where the text holds half a surrogate pair, which bytes that are not UTF-8 leave
-        behind, or a million white-space characters in a row, at which tiktoken gives up.
+        A text without special tokens needs neither; for one that holds some it has to be said, as in tiktoken:
+        OpenAI's encoder takes them for text, transformers' for tokens. Raises UsageError where it is not said,
+        and where the text holds half a surrogate pair, which bytes that are not UTF-8 leave behind, or a million
+        white-space characters in a row, at which tiktoken gives up.
         """
+        if allow_special not in (None, True, False):
+            raise UsageError(f"allow_special must be True or False, not {allow_special!r}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X}"
                              f" at character {error.start}; was its source UTF-8?") from None
+        if allow_special is None and (held := [token for token in self.encoding.special_tokens_set if token in text]):
+            first = min(held, key=text.find)
+            raise UsageError(f"the text holds {first} at character {text.find(first)}; say allow_special=True for the special token "
+                             "(transformers' reading), or allow_special=False for plain text (OpenAI's encoder's)")
         try:
             if allow_special:
                 return self.encoding.encode(text, allowed_special="all")

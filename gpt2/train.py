@@ -202,9 +202,10 @@ def sample(model: GPT2, data: Data, seed: int) -> str:
     from .text import continue_text
 
     with evaluating(model), mg.no_grad():
-        prompt = data.tokenizer.decode([int(i) for i in data.val[:1]])
+        start = [int(data.val[0])]                      # ids: the text of <|endoftext|> could be read in two ways
         room = max(1, min(SAMPLED, model.config.n_positions - 1))
-        return prompt + continue_text(model, data.tokenizer, prompt, max_new_tokens=room, options=SamplingOptions(), seed=seed)[0].text
+        made = continue_text(model, data.tokenizer, start, max_new_tokens=room, options=SamplingOptions(), seed=seed)[0].text
+        return data.tokenizer.stream().push(start[0]) + made
 
 
 def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data) -> None:

@@ -54,7 +54,13 @@ def test_added_tokens_are_those_of_transformers(files, tmp_path):
         ids = theirs(text)["input_ids"]
         assert ours.encode(text, allow_special=True) == ids
         assert ours.decode(ids) == text
-    assert ours.encode(TEXTS[0]) == tiny_tokenizer().encode(TEXTS[0])                  # without allow_special all is plain text
+    assert ours.encode(TEXTS[0], allow_special=False) == tiny_tokenizer().encode(TEXTS[0], allow_special=False)      # all is plain text
+    for text in TEXTS:
+        if any(token in text for token in ours.encoding.special_tokens_set):
+            with pytest.raises(UsageError, match="say allow_special=True"):
+                ours.encode(text)
+        else:
+            assert ours.encode(text) == ours.encode(text, allow_special=True)
 
 
 def test_a_pad_token_beside_gpt2s_vocabulary(tmp_path, monkeypatch):

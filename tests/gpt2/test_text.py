@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_gpt2 import scripted_model, tiny_model, tiny_tokenizer
+from tiny_gpt2 import CONTEXT, scripted_model, tiny_model, tiny_tokenizer
 
+import gpt2.train as training
 from gpt2.decode import Step
 from gpt2.errors import UsageError
 from gpt2.sampling import SamplingOptions
@@ -179,6 +182,26 @@ def test_rows_of_padding_are_never_drawn():
         [sample] = continue_text(model, tokenizer, "\n", max_new_tokens=3, options=options, logprobs=2)
         assert max(sample.tokens) < tokenizer.n_vocab and sample.tokens[1] == 5
         assert all(token < tokenizer.n_vocab for place in sample.logprobs for token, _ in place)
+
+
+def test_a_prompt_with_a_special_token_is_given_as_ids():
+    """A text that holds <|endoftext|> could be meant in two ways, so that it is refused; the ids of either are taken."""
+    tokenizer, model = tiny_tokenizer(), tiny_model(seed=1, eos_token_id=None)
+    with pytest.raises(UsageError, match=r"the text holds <\|endoftext\|> at character 3; say allow_special=True"):
+        continue_text(model, tokenizer, "abc<|endoftext|>", max_new_tokens=1)
+    made = [continue_text(model, tokenizer, tokenizer.encode("abc<|endoftext|>", allow_special=which), max_new_tokens=8)[0].tokens
+            for which in (True, False)]
+    assert made[0] != made[1]
+
+
+@pytest.mark.parametrize("first", ["<|endoftext|>", "🤗", "O"])
+def test_the_sample_of_a_training_run_starts_from_a_token(first):
+    """The first token of the validation text is read as the token that it is, also <|endoftext|> and a part of a character."""
+    tokenizer, model = tiny_tokenizer(), tiny_model(seed=1, eos_token_id=None)
+    ids = np.array(tokenizer.encode(first, allow_special=True), np.uint16)
+    [wanted] = continue_text(model, tokenizer, [int(ids[0])], max_new_tokens=CONTEXT - 1, seed=3)
+    found = training.sample(model, SimpleNamespace(tokenizer=tokenizer, val=ids), 3)
+    assert found == ("" if first == "🤗" else first) + wanted.text
 
 
 def test_an_empty_prompt_is_refused():

@@ -81,13 +81,14 @@ def test_gpt2_is_tiktokens_gpt2(gpt2: Tokenizer) -> None:
 ])
 def test_published_encodings(gpt2: Tokenizer, text: str, ids: list[int]) -> None:
     """GPT-2's ids are the published ones; <|endoftext|> in ordinary text is 7 ordinary tokens."""
-    assert gpt2.encode(text) == ids
+    assert gpt2.encode(text, allow_special=False) == ids
     assert gpt2.decode(ids) == text
 
 
 def test_special_tokens_only_when_asked(gpt2: Tokenizer) -> None:
     """allow_special turns the characters of <|endoftext|> into the one special id."""
     assert gpt2.encode("a<|endoftext|>", allow_special=True) == [64, 50256]
+    assert gpt2.encode("a<|endoftext|>", allow_special=False) == [64, 27, 91, 437, 1659, 5239, 91, 29]
     assert gpt2.decode([64, 50256]) == "a<|endoftext|>"
 
 
@@ -118,8 +119,29 @@ def test_the_split_is_the_published_one(text: str) -> None:
 @given(texts | st.text())
 def test_round_trip(small: Tokenizer, text: str) -> None:
     """decode(encode(s)) = s, with and without special tokens."""
-    assert small.decode(small.encode(text)) == text
+    assert small.decode(small.encode(text, allow_special=False)) == text
     assert small.decode(small.encode(text, allow_special=True)) == text
+
+
+@given(texts)
+def test_special_tokens_have_to_be_decided_on(small: Tokenizer, text: str) -> None:
+    """As in tiktoken a text that holds a special token is refused until allow_special says what it is; others need nothing said."""
+    try:
+        wanted = small.encoding.encode(text)
+    except ValueError:
+        at = text.find("<|endoftext|>")
+        with pytest.raises(UsageError, match=rf"holds <\|endoftext\|> at character {at}; say allow_special=True .* or allow_special=False"):
+            small.encode(text)
+        assert small.encode(text, allow_special=True) != small.encode(text, allow_special=False)
+    else:
+        assert small.encode(text) == small.encode(text, allow_special=True) == small.encode(text, allow_special=False) == wanted
+
+
+@pytest.mark.parametrize("wrong", ["all", {"<|endoftext|>"}, set(), 2, "none"], ids=repr)
+def test_allow_special_is_a_bool(small: Tokenizer, wrong: object) -> None:
+    """tiktoken's sets and "all" are no bools: a set of one token would allow all of them."""
+    with pytest.raises(UsageError, match="allow_special must be True or False, not"):
+        small.encode("a<|endoftext|>", allow_special=wrong)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +156,7 @@ def transformers_small(small: Tokenizer, tmp_path_factory: pytest.TempPathFactor
 def test_ids_are_those_of_transformers(small: Tokenizer, transformers_small, text: str) -> None:
     """From the files we write, transformers' GPT-2 tokenizer gives the same ids and the same text."""
     assert small.encode(text, allow_special=True) == transformers_small(text)["input_ids"]
-    ids = small.encode(text)
+    ids = small.encode(text, allow_special=False)
     assert small.decode(ids) == transformers_small.decode(ids, clean_up_tokenization_spaces=False)
 
 

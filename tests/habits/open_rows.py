@@ -1,6 +1,4 @@
 """Rows that are not true yet, and why: each gives another number than its peer without a word."""
 from __future__ import annotations
 
-OPEN: dict[str, str] = {
-    "tokenizer.encode('<|endoftext|>')": "is ordinary text, and a special token in transformers",
-}
+OPEN: dict[str, str] = {}
