@@ -131,11 +131,12 @@ def row(version: str, end: str, wheel: Path, folder: Path) -> str:
     constraints.write_text("\n".join(least() if end == "oldest" else []))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | {"MPLBACKEND": "Agg"}
     # wheels alone: what has none for this Python would be compiled, or be another version than the one to be tried
-    done = subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:", "-c", constraints,
-                           wheel], env=environment, capture_output=True, text=True)
-    if done.returncode and "No matching distribution found for" in done.stderr:
-        missing = re.findall(r"No matching distribution found for (\S+)", done.stderr)[0]
-        raise Skip(f"there is no wheel of {missing} for Python {version}")
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
+    done = subprocess.run([*pip, "-c", constraints, wheel], env=environment, capture_output=True, text=True)
+    for pinned in constraints.read_text().split() if done.returncode else []:       # pip does not say which one it has no wheel of
+        alone = subprocess.run([*pip, "--dry-run", "--no-deps", pinned], env=environment, capture_output=True, text=True)
+        if "No matching distribution found" in alone.stderr:
+            raise Skip(f"there is no wheel of {pinned} for Python {version}")
     assert done.returncode == 0, f"pip: {said(done)}"
     done = subprocess.run([python, "-c", PROGRAM], cwd=folder, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, said(done)
