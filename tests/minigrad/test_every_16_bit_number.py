@@ -9,6 +9,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,9 @@ ONE: dict[str, tuple[Callable[..., Any], Truth, Truth, float, Truth]] = {
     "small term": (lambda x: x + 1e-9, lambda x: x + 1e-9, lambda x: 1.0 + 0.0 * x, 0.0, np.isfinite),
     "from far": (lambda x: 100000.0 - x, lambda x: 1e5 - x, lambda x: -1.0 + 0.0 * x, 1e5, np.isfinite),
     "larger": (lambda x: mg.maximum(x, 0.3), lambda x: np.maximum(x, 0.3), lambda x: (x > 0.3) * 1.0, 0.0, lambda x: x == x),
-    "gelu": (mg.gelu, gelu_tanh, gelu_tanh_slope, 1.0, kept),
-    "gelu by parts": (gelu_by_parts, gelu_tanh, gelu_tanh_slope, 1.0, lambda x: np.abs(x) < 1e12),     # x³, and then its square
+    "gelu": (partial(mg.gelu, approximate="tanh"), gelu_tanh, gelu_tanh_slope, 1.0, kept),
+    "gelu by parts": (partial(gelu_by_parts, approximate="tanh"), gelu_tanh, gelu_tanh_slope, 1.0,
+                      lambda x: np.abs(x) < 1e12),      # x³, and then its square
     "exact gelu": (lambda x: mg.gelu(x, approximate="none"), lambda x: x * phi(x), lambda x: phi(x) + np.where(
         np.isfinite(x), x, 0.0) * density(x), 1.0, kept),
     "exact gelu by parts": (lambda x: gelu_by_parts(x, approximate="none"), lambda x: x * phi(x), lambda x: phi(x) + np.where(
