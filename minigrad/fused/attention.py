@@ -43,6 +43,7 @@ def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool, scale: 
     xp = backend.of(array)
     seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask.array if isinstance(mask, Tensor) else mask)
     if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
+        seen = Tensor(seen) if isinstance(scores, Tensor) else seen                    # one mask, saved twice without a copy
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
     return weights if seen is None else where(seen, weights, 0.0)
