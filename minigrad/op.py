@@ -46,7 +46,11 @@ class Op:
     def __init__(self, kernel: Callable[..., Any], rules: dict[str, Callable[..., Any]], *, elementwise: bool = False,
                  definition: Callable[..., Any] | None = None, joint: Callable[..., Any] | None = None,
                  check: Callable[..., None] | None = None, widens: bool = False) -> None:
-        self.widens = widens or "dtype" in inspect.signature(kernel).parameters
+        names = list(inspect.signature(kernel).parameters)
+        if names[:1] != ["xp"]:
+            raise TypeError(f"op {kernel.__name__}: the first parameter of a kernel is xp, the array library of the device: "
+                            f"def {kernel.__name__}({', '.join(['xp', *names])})")
+        self.widens = widens or "dtype" in names
         self.name, self.kernel, self.elementwise, self.definition, self.check = kernel.__name__, kernel, elementwise, definition, check
         self.shown = self.name.removesuffix("_op")      # what people call it: matmul, not matmul_op
         self.__doc__, self.__name__, self.__module__ = kernel.__doc__, kernel.__name__, kernel.__module__
@@ -242,6 +246,9 @@ class Op:
                 saved.append(tuple(arrays if args is None else [unshared(a) if a is given else a for a, given in zip(arrays, args)]))
             elif kind == "shapes":
                 saved.append(tuple(a.shape for a in arrays))
+            elif extra is None or at not in extra:
+                raise TypeError(f"{self.shown}: a rule names {at!r}, which is no argument of the kernel ({', '.join(self.args)}), no "
+                                f"setting, not out, and nothing that the kernel saves")
             else:
                 saved.append(extra[at])
         for name in self.loose:
@@ -307,6 +314,8 @@ class Op:
                 if wide and here.takes_half:
                     cotangent, given = widened(g), widened(tuple(given))
                 result = rule.function(cotangent, *given)
+                if result is None:
+                    raise TypeError(f"{self.shown}: its rule {rule.key} returned None; is a return missing?")
             if i is None:
                 for k, (parent, part) in enumerate(zip(parents, result)):
                     if parent is not None:

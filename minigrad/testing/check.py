@@ -1,6 +1,7 @@
 """check(f, *strategies): put a function, an op or somebody else's kernel to the laws, and read what broke."""
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,10 @@ from typing import Any
 import hypothesis
 import numpy as np
 
+from . import double
 from .laws import LAWS
 from .strategies import Example, Strategy, examples_of
-from .subject import Broken, NotApplicable, Run, Subject, subject_of
+from .subject import Broken, NotApplicable, NotSettled, Run, Subject, subject_of
 
 
 @dataclass
@@ -25,9 +27,10 @@ class Verdict:
     units: float = 0.0
     message: str = ""
     example: Example | None = None
+    device: str = "numpy"
 
     def __str__(self) -> str:
-        head = f"{self.law:<15} {self.dtype:<8} {self.status:<15}"
+        head = f"{self.law:<15} {self.dtype:<8} {self.status:<15}{'' if self.device == 'numpy' else f' on {self.device}:'}"
         if self.status == "held":
             return f"{head} {self.examples} examples, at most {self.units:.2g} of the bound"
         if self.status == "broken":
@@ -56,8 +59,16 @@ class Report:
         for v in self.verdicts:
             if v.status == "not applicable" and v.law not in silent.setdefault(v.message, []):
                 silent[v.message].append(v.law)
+        lines, causes = [], {v.message: [w for w in self.broken if w.message == v.message] for v in self.broken}
+        for v in self.verdicts:
+            same = causes.get(v.message, [v]) if v.status == "broken" else [v]
+            if v.status != "not applicable" and v is same[0]:       # one message for one cause
+                lines.append(f"  {v}")
+                laws, others = dict.fromkeys(w.law for w in same), len(same) - 1
+                if others:
+                    lines.append(f"{'':16}and {others} verdicts more say the same: {', '.join(laws)}")
         said = "all laws hold" if self.ok else f"{len(self.broken)} of {len(self.verdicts)} verdicts are broken"
-        return "\n".join([f"{self.name}: {said}", *(f"  {v}" for v in self.verdicts if v.status != "not applicable"),
+        return "\n".join([f"{self.name}: {said}", *lines,
                           *(f"  not asked of it ({reason}): {', '.join(laws)}" for reason, laws in silent.items())])
 
 
@@ -73,41 +84,99 @@ def apply(law: str, subject: Subject, example: Example, dtype: str, device: str 
     """One law on one example: the share of its bound that was used. Broken or NotApplicable otherwise."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # means of nothing, as NumPy warns of them
-        return LAWS[law](Run(subject, example, dtype, device))
+        try:
+            return LAWS[law](Run(subject, example, dtype, device))
+        except (NotApplicable, Broken):
+            raise
+        except Exception:
+            if subject.function is not None or not any(how != "C" for how in example.layouts):
+                raise
+            # it may refuse arrays that are not contiguous: an error is no wrong number
+            return LAWS[law](Run(subject, replace(example, layouts=()), dtype, device))
 
 
 def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *, examples: int = 100,
-            shrink: bool = True) -> Verdict:
-    """A law over many examples, the same each time. A broken one is shrunk to the smallest example that still breaks it."""
-    verdict, worst = Verdict(law, dtype), Verdict(law, dtype, "broken")
+            shrink: bool = True, seed: int = 0) -> Verdict:
+    """A law over many examples, the same each time for a seed. A broken one is shrunk to the smallest example that still breaks it."""
+    return examine_all([law], subject, given, dtype, device, examples=examples, shrink=shrink, seed=seed)[0]
+
+
+def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *, examples: int = 100,
+                shrink: bool = True, seed: int = 0) -> list[Verdict]:
+    """Several laws over the same examples, which are drawn once; what breaks is looked for again on its own, to be shrunk."""
+    found = {law: _Tally(law, subject, dtype, device) for law in laws}
 
     def attempt(example: Example) -> None:
-        try:
-            verdict.units = max(verdict.units, apply(law, subject, example, dtype, device))
-        except NotApplicable as reason:
-            verdict.message = str(reason)
-            return
-        except Broken as error:
-            worst.message, worst.units, worst.example = str(error), error.units, example
-            raise
-        except Exception as error:
-            worst.message, worst.units, worst.example = f"{type(error).__name__}: {error}", float("inf"), example
-            raise Broken(worst.message) from error
-        verdict.status, verdict.examples = "held", verdict.examples + 1
+        for tally in found.values():
+            if tally.broken is None:
+                tally.put(example)
 
+    _run(attempt, given, examples, False, seed)
+    for tally in found.values():
+        if shrink and tally.broken is not None:
+            with contextlib.suppress(Broken, hypothesis.errors.Flaky):      # flaky: it does not break each time
+                _run(tally.insist, given, examples, True, seed)
+    return [tally.verdict() for tally in found.values()]
+
+
+def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shrink: bool, seed: int) -> None:
+    """attempt on each of many examples; Hypothesis raises what the smallest of them raises."""
     phases = [hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])]
-    settings = hypothesis.settings(max_examples=examples, derandomize=True, deadline=None, database=None, report_multiple_bugs=False,
-                                   phases=phases, suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet)
-    try:
-        settings(hypothesis.given(example=given)(attempt))()
-    except Broken:
-        return worst
-    return verdict
+    settings = hypothesis.settings(max_examples=examples, deadline=None, database=None, report_multiple_bugs=False, phases=phases,
+                                   suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet)
+    hypothesis.seed(seed)(settings(hypothesis.given(example=given)(attempt)))()
+
+
+class _Tally:
+    """What a law said of one example after the other."""
+
+    def __init__(self, law: str, subject: Subject, dtype: str, device: str) -> None:
+        self.law, self.subject, self.dtype, self.device = law, subject, dtype, device
+        self.held, self.units, self.reason = 0, 0.0, ""
+        self.unsettled = 0
+        self.unclear: Example | None = None
+        self.broken: Verdict | None = None
+
+    def put(self, example: Example) -> bool:
+        """Put the law to one example; whether it breaks."""
+        try:
+            self.units = max(self.units, apply(self.law, self.subject, example, self.dtype, self.device))
+            self.held += 1
+            return False
+        except NotSettled as reason:
+            self.unsettled, self.reason, self.unclear = self.unsettled + 1, str(reason), example
+            return False
+        except NotApplicable as reason:
+            self.reason = self.reason or str(reason)
+            return False
+        except Broken as error:
+            message, units = str(error), error.units
+        except Exception as error:
+            message, units = f"{type(error).__name__}: {error}", float("inf")
+            if "__array_ufunc__=None" in message and self.device.startswith("double"):
+                message = "it calls functions of NumPy on arrays of another library; a kernel calls those of xp, its first parameter"
+        self.broken = Verdict(self.law, self.dtype, "broken", units=units, message=message, example=example, device=self.device)
+        return True
+
+    def insist(self, example: Example) -> None:
+        """The same; Broken where it breaks."""
+        if self.put(example):
+            raise Broken(self.law)
+
+    def verdict(self) -> Verdict:
+        if self.broken is not None:
+            return self.broken
+        if self.unsettled > max(3, self.held):
+            return Verdict(self.law, self.dtype, "broken", units=float("inf"), message=f"{self.reason}, on {self.unsettled} of "
+                           f"{self.unsettled + self.held} examples", example=self.unclear, device=self.device)
+        status = "held" if self.held else "not applicable"
+        return Verdict(self.law, self.dtype, status, self.held, self.units, self.reason, device=self.device)
 
 
 def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, oracle: Callable[..., Any] | None = None,
           definition: Callable[..., Any] | None = None, torch: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
-          dtypes: Sequence[str] = ("float64", "float32"), device: str = "numpy", examples: int = 100, **settings: Any) -> Report:
+          dtypes: Sequence[str] = ("float64", "float32"), device: str | None = None, examples: int = 100, seed: int = 0,
+          **settings: Any) -> Report:
     """Put f to the laws; LawsBroken, with a report, if one breaks.
 
     f: an op, a function of Tensors that returns a Tensor or a tuple of them, or, with `vjp`, a function of plain arrays.
@@ -116,6 +185,8 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, 
     vjp(cotangent, *arrays, **settings): somebody else's gradient of f, one array per argument (a tuple, or the array itself).
     oracle: an independent definition on NumPy arrays; it must take complex numbers, for the complex step.
     definition: a function of Tensors that f must equal, such as `mg.softmax` for a softmax of yours.
+    device: where the laws are asked; without it on NumPy, and of an op also on the double of CuPy, with a fifth of the examples.
+    seed: another number chooses other examples.
     torch: PyTorch's, as f(torch, *tensors, **settings).
     """
     subject = subject_of(f)
@@ -127,9 +198,13 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None, 
     if not strategies:
         raise ValueError("check: give one strategy for each array argument, as in check(mg.tanh, arrays())")
     given, report = examples_of(strategies, settings), Report(subject.name)
-    for dtype in dtypes:
-        for law in laws or LAWS:
-            report.verdicts.append(examine(law, subject, given, dtype, device, examples=examples))
+    devices = {device or "numpy": examples}
+    if device is None and subject.op is not None:
+        double.install()
+        devices["double"] = max(1, examples // 5)
+    for where, many in devices.items():
+        for dtype in dtypes:
+            report.verdicts += examine_all([*(laws or LAWS)], subject, given, dtype, where, examples=many, seed=seed)
     if not report.ok:
         raise LawsBroken(report)
     return report

@@ -16,6 +16,10 @@ Settings = Callable[[Any, list[Shape], np.random.Generator], dict[str, Any]]
 SIDE = st.integers(0, 3)                                # the length of an axis
 LAYOUTS = st.sampled_from(["C", "C", "F", "reversed", "strided", "readonly"])
 APART = 0.05                                            # values keep this far from the points that they avoid
+# Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past several.
+LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025, 2049])
+ROWS = st.sampled_from([1, 2, 3, 7, 9, 17])
+MAGNITUDES = st.sampled_from([""] * 5 + ["large", "small", "far", "farther"])
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Example:
     settings: dict[str, Any] = field(default_factory=dict)
     layouts: tuple[str, ...] = ()
     seed: int = 0                                       # of cotangents and directions
+    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)      # what laws have worked out about it
 
     def __repr__(self) -> str:
         lies = self.layouts or ("C",) * len(self.arrays)
@@ -33,9 +38,28 @@ class Example:
         return "; ".join(arrays + [f"{k}={v!r}" for k, v in self.settings.items()])
 
 
-def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
+def small_shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
     """Shapes of `least` to `most` axes of length `side` to 3."""
     return hnp.array_shapes(min_dims=least, max_dims=most, min_side=side, max_side=3)
+
+
+def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
+    """Shapes of `least` to `most` axes: mostly of length `side` to 3, in one of four examples with an axis of 5 to 2049."""
+    small = small_shapes(least, most, side)
+    if most == 0:
+        return small
+    return st.one_of(small, small, small, st.integers(max(1, least), most).flatmap(_long_shape))
+
+
+def _long_shape(axes: int) -> Strategy:
+    """One axis of a length from LONG, the last one twice as often as each other; one of ROWS; the others of 1 or 2."""
+    def build(at: int, long: int, rows: int, rest: int) -> Shape:
+        sizes = [rest] * axes
+        sizes[(at + 1) % axes] = rows
+        sizes[min(at, axes - 1)] = long
+        return tuple(sizes)
+
+    return st.builds(build, st.integers(0, axes), LONG, ROWS, st.integers(1, 2))
 
 
 def together(n: int) -> Strategy:
@@ -43,13 +67,20 @@ def together(n: int) -> Strategy:
     return hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=0, max_side=3).map(lambda b: list(b.input_shapes))
 
 
-def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = ()) -> Any:
+def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (), magnitude: str = "") -> Any:
     """Random float64 of a kind, none within APART of a point of `avoid`.
 
-    any: normal. positive: at least ½. nonzero: at least ½ from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at
-    least 0.6 apart. halves: spread, and at least 0.1 from all that "spread" can give.
+    any: normal; with a magnitude: "large" 8 times as wide, "small" 64 times as narrow, "far" and "farther" around ±150 and ±6000,
+    where an exponential of what is not shifted overflows and a difference of squares cancels. positive: at least ½.
+    nonzero: at least ½ from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least 0.6 apart.
+    halves: spread, and at least 0.1 from all that "spread" can give.
     """
     x: Any = rng.standard_normal(shape)
+    if kind == "any":
+        _part(x)
+    if kind == "any" and magnitude:
+        x = {"large": 8.0, "small": 2.0**-6}.get(magnitude, 1.0) * x
+        x = x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
     if kind == "positive":
         x = 0.5 + np.abs(x)
     elif kind == "nonzero":
@@ -64,6 +95,15 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
     for point in avoid:
         x = np.where(np.abs(x - point) < APART, point + np.where(x < point, -APART, APART), x)
     return np.asarray(x, np.float64)
+
+
+def _part(x: Any) -> None:
+    """Move neighbours along axes of 2 and 3 at least 4 APART: the variance of two equal numbers is 0, and of near ones ill-conditioned."""
+    for axis, length in enumerate(x.shape):
+        for i in range(1, length if length <= 3 else 0):
+            before, here = x.take(i - 1, axis), x.take(i, axis)
+            by = np.where(here < before, -4.0 * APART, 4.0 * APART)
+            x[(slice(None),) * axis + (i,)] = np.where(np.abs(here - before) < 4.0 * APART, before + by, here)
 
 
 @st.composite
@@ -92,14 +132,30 @@ def examples_of(draw: Any, given: Sequence[Strategy], settings: dict[str, Any]) 
 def arrays(shape: Strategy | Shape | None = None, kind: str = "any", avoid: Sequence[float] = ()) -> Strategy:
     """One float64 array of a kind (see `values`), for `check`; of any shape up to three axes when none is given."""
     shape = shapes() if shape is None else st.just(shape) if isinstance(shape, tuple) else shape
-    return st.builds(lambda s, seed: values(np.random.default_rng(seed), s, kind, avoid), shape, st.integers(0, 2**32 - 1))
+    return st.builds(lambda s, seed, size: values(np.random.default_rng(seed), s, kind, avoid, size),
+                     shape, st.integers(0, 2**32 - 1), MAGNITUDES)
 
 
 def broadcastable(n: int, kinds: str | Sequence[str] = "any", avoid: Sequence[float] = ()) -> Strategy:
     """A tuple of n arrays that broadcast against each other, of one kind or one each, for `check`."""
     each = [kinds] * n if isinstance(kinds, str) else kinds
-    return st.builds(lambda sizes, seed: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid) for i, s in enumerate(sizes)),
-                     together(n), st.integers(0, 2**32 - 1))
+
+    def lengthened(sizes: list[Shape], long: int) -> list[Shape]:
+        return [tuple(long if k == 3 else k for k in s) if sum(k == 3 for k in s) == 1 else s for s in sizes]
+
+    small = together(n)
+    long = st.builds(lengthened, small, LONG).filter(lambda sizes: _fit(sizes))
+    return st.builds(lambda sizes, seed, magnitude: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid, magnitude)
+                                                          for i, s in enumerate(sizes)),
+                     st.one_of(small, small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)
+
+
+def _fit(sizes: Sequence[Shape]) -> bool:
+    try:
+        np.broadcast_shapes(*sizes)
+    except ValueError:
+        return False
+    return True
 
 
 def lay(xp: Any, array: Any, how: str) -> Any:

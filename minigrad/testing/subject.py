@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from ..ops.shape import concat, reshape
 from ..tensor import Tensor
 from ..transforms import gradients, vjp
 from ..widen import widened
+from .reference import Reference, aligned
 from .strategies import Example, lay
 from .tolerance import WIDE, bound, eps, magnitude
+
+LIES = ("C", "F", "reversed", "strided", "readonly")   # how a cotangent may lie in memory
 
 
 class Broken(AssertionError):
@@ -28,7 +32,11 @@ class Broken(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law says nothing about this subject; the message is the reason."""
+    """A law says nothing about this subject, or about this example of it; the message is the reason."""
+
+
+class NotSettled(NotApplicable):
+    """A difference quotient tells nothing here: there is a kink nearby, or the function rounds more coarsely than its dtype."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Run:
 
     def forget(self) -> None:
         """Make and compute everything anew when asked again."""
-        self.inputs: list[Tensor] | None = None
+        self.inputs: list[Any] | None = None
         self.y: Any = None
         self.grads: Any = None
 
@@ -126,11 +134,14 @@ class Run:
 
     def given(self) -> list[Any]:
         """Every array that the next call will see: arguments, and constants among the settings."""
-        if self.subject.function is None:
-            return [*self.arrays, *_arrays(self.settings)]
         self.forget()
-        self.inputs = self.leaves()
-        return [*(x.array for x in self.inputs), *_arrays(self.settings)]
+        self.inputs = self.leaves() if self.subject.function else self.laid()
+        return [*(x.array if isinstance(x, Tensor) else x for x in self.inputs), *_arrays(self.settings)]
+
+    def laid(self) -> list[Any]:
+        """The arguments for somebody else's function: NumPy arrays of their own, in the example's layouts."""
+        lies = self.example.layouts or ("C",) * len(self.arrays)
+        return [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(self.arrays, lies)]
 
     def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
         """The arguments as constants on `device`, argument i of another shape."""
@@ -144,20 +155,65 @@ class Run:
         return u
 
     # ── calls ──
-    def call(self, xs: Sequence[Tensor]) -> Tensor:
+    def call(self, xs: Sequence[Any]) -> Tensor:
         """The subject's value, all outputs in one Tensor."""
         if self.subject.function is None:
             assert self.subject.value is not None
-            return Tensor(np.asarray(self.subject.value(*self.arrays, **self.settings)))
+            return Tensor(_plain(self.subject.value(*xs, **self.settings), self.dtype, "the function"))
         return flat(self.subject.function(*xs, **self.settings))
 
-    def evaluate(self, wide: Sequence[Any]) -> Any:
-        """The value at other points, in the widest float on the host, or in the subject's own dtype if it is not ours."""
-        if self.subject.function is None:
-            assert self.subject.value is not None
-            return np.asarray(self.subject.value(*[np.asarray(a, self.dtype) for a in wide], **self.settings))
+    def evaluate(self, wide: Sequence[Any], dtype: Any = WIDE, subject: Subject | None = None) -> Any:
+        """The value at other points, by the subject itself or another one, on the host, in another float."""
         with no_grad():
-            return host(flat(self.subject.function(*[Tensor(np.asarray(a, WIDE)) for a in wide], **self.example.settings)))
+            return self.results(subject or self.subject, [np.asarray(a, dtype) for a in wide], None)[0]
+
+    def results(self, subject: Subject, arrays: Sequence[Any], u: Any) -> list[Any]:
+        """[value, *gradients] of a subject on the host, in the dtype of these arrays; the value alone without a cotangent."""
+        settings = self.example.settings
+        if subject.function is None:
+            assert subject.value is not None
+            y = _plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
+            return [y] if u is None or subject.pull is None else [y, *_pulled(subject.pull, u, arrays, settings)]
+        xs = [Tensor(a).requires_grad_() if u is not None else Tensor(a) for a in arrays]
+        value = flat(subject.function(*xs, **settings))
+        if u is None or not value.requires_grad:
+            return [host(value)]
+        return [host(value), *map(host, gradients(value, xs, Tensor(np.asarray(u, value.dtype))))]
+
+    def widest(self, subject: Subject) -> np.dtype | None:
+        """The widest float that a subject computes in, beyond this run's own; None where it takes none, or computes in less."""
+        if subject.function is not None:
+            return np.dtype(WIDE)
+        for dtype in map(np.dtype, (WIDE, np.float64)):
+            if eps(dtype) < eps(self.dtype):
+                arrays = [a.astype(dtype) for a in self.arrays]
+                try:
+                    found = self.results(subject, arrays, np.asarray(self.cotangents[0], dtype) if self.cotangents else None)
+                except Exception:
+                    continue
+                if all(r.dtype == dtype for r in found):
+                    return dtype
+        return None
+
+    def reference(self, subject: Subject | None = None) -> Reference | None:
+        """What this run computes, in a wider float, by the subject itself or another one; None where there is no wider float."""
+        subject = subject or self.subject
+        if not self.cotangents and self.differentiable() and (self.subject.function or self.subject.pull):
+            self.cotangent(self.y)
+        u = self.cotangents[0] if self.cotangents else None
+        known = self.example.known.get(key := (subject, self.dtype, self.coarse, self.order))
+        if known is None or (u is not None and not np.array_equal(known[1], u)):
+            wide = self.widest(subject)
+            narrow = None if half(self.dtype) and self.subject.op else partial(self.results, self.subject)
+            made = wide and Reference(partial(self.results, subject), narrow, self.arrays, u, self.dtype, np.dtype(self.coarse),
+                                      self.example.seed, wide)
+            self.example.known[key] = known = (made, u)
+        return known[0]
+
+    def margins(self) -> list[Any] | None:
+        """How far off each number of the value and of each gradient may be; None where that cannot be told."""
+        found = self.reference()
+        return found.allowed if found else None
 
     def walked(self) -> tuple[Any, Any, Any]:
         """The value, the gradients for a random cotangent, and that cotangent (a NumPy array)."""
@@ -174,8 +230,8 @@ class Run:
         if self.subject.function is None:
             if self.subject.pull is None:
                 raise NotApplicable("no VJP was given")
-            grads = self.subject.pull(u, *self.arrays, **self.settings)
-            return [np.asarray(g) for g in (grads if isinstance(grads, tuple | list) else [grads])]
+            how = "C" if not self.example.layouts else LIES[self.example.seed % len(LIES)]
+            return _pulled(self.subject.pull, lay(backend.cpu, u, how), self.inputs or self.laid(), self.settings)
         assert self.inputs is not None
         return gradients(self.y, self.inputs, self.on_device(u), retain_graph=True, create_graph=create_graph)
 
@@ -183,7 +239,7 @@ class Run:
         """Whether the value depends on its arguments differentiably; the value is computed if it was not."""
         if self.y is None:
             if self.inputs is None:
-                self.inputs = self.leaves() if self.subject.function else []
+                self.inputs = self.leaves() if self.subject.function else self.laid()
             self.y = self.call(self.inputs)
             if self.y.dtype.kind in FLOATS and eps(self.y.dtype) > eps(self.coarse):
                 self.coarse = self.y.dtype
@@ -234,8 +290,11 @@ class Run:
         """The largest magnitude on the way: a product of two numbers among the arguments, cotangents and results."""
         return magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2
 
-    def compare(self, what: str, found: Any, truth: Any, *, scale: float, noise: float = 0.0) -> float:
-        """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ."""
+    def compare(self, what: str, found: Any, truth: Any, *, scale: float = 1.0, noise: float = 0.0, allowed: Any = None) -> float:
+        """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ.
+
+        allowed: the bound of each number, and then of all together as well (tolerance.18); without it, that of `bound` by `scale`.
+        """
         a, b = host(found), host(truth)
         if a.shape != b.shape:
             raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")
@@ -246,15 +305,25 @@ class Run:
         a, b = a.astype(WIDE), b.astype(WIDE)
         finite = np.isfinite(b)
         if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-            raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
-        length = max([1, a.size, *(x.size for x in self.arrays)])
-        allowed = bound(self.coarse, length, scale, self.order) + noise
-        error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-        if noise > 100.0 * (allowed - noise) and error > allowed - noise:
-            raise Broken(f"{what}: the difference quotient has not settled, the example is too near a kink", noise / (allowed - noise))
-        if error > allowed:
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: off by {error:.3g}", error / allowed)
-        return error / allowed
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}")
+        if allowed is None:
+            length = max([1, a.size, *(x.size for x in self.arrays)])
+            allowed = bound(self.coarse, length, scale, self.order)
+        allowed = np.broadcast_to(np.asarray(allowed + noise, WIDE), a.shape)[finite]
+        error = a[finite] - b[finite]
+        if not error.size:
+            return 0.0
+        shares = np.abs(error) / allowed
+        worst = int(np.argmax(shares))
+        if shares[worst] > 1.0:
+            at = np.argwhere(finite)[worst].tolist()
+            where = f", worst at {at}" if a.size > 20 else ""
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}{where}: off by {float(abs(error[worst])):.3g}", float(shares[worst]))
+        together = aligned(error, b[finite], self.coarse, allowed) if a.size > 1 and noise == 0.0 else 0.0
+        if together > 1.0:
+            factor = float(np.sum(a[finite] * b[finite]) / np.sum(b[finite] ** 2))
+            raise Broken(f"{what} is {_short(a)}, which as a whole is {factor:.9g} times {_short(b)}", together)
+        return max(float(shares[worst]), together)
 
     def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:
         """Broken unless f raises `kind`, in one line."""
@@ -281,6 +350,29 @@ def _short(a: Any) -> str:
     return text if len(text) < 400 else text[:400] + " …"
 
 
+def _plain(y: Any, dtype: Any, who: str) -> Any:
+    """What somebody else's function returned, as a NumPy array; Broken where it is none."""
+    if y is None:
+        raise Broken(f"{who} returned None; is a return missing?")
+    if type(y) in (int, float):                         # a number of Python has no dtype of its own
+        return np.asarray(y, dtype)
+    if isinstance(y, tuple | list):
+        parts = [_plain(part, dtype, who).reshape(-1) for part in y]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype)
+    array = np.asarray(y)
+    if array.dtype == object:
+        raise Broken(f"{who} returned a {type(y).__name__}, no array")
+    return array
+
+
+def _pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
+    grads = pull(u, *arrays, **settings)
+    many = grads if isinstance(grads, tuple | list) else [grads]
+    if len(many) != len(arrays):
+        raise Broken(f"the VJP returned {len(many)} gradients for {len(arrays)} arrays")
+    return [_plain(g, arrays[0].dtype, "the VJP") for g in many]
+
+
 def _number(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
@@ -304,6 +396,8 @@ def _arrays(value: Any) -> list[Any]:
 
 def subject_of(f: Any) -> Subject:
     """The Subject of an op, its name, or a function of Tensors."""
+    if isinstance(f, Subject):
+        return f
     op = REGISTRY[f] if isinstance(f, str) else f
     if isinstance(op, Op):
         return Subject(op.name, op, definition=op.definition, op=op)

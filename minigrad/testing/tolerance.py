@@ -30,6 +30,7 @@ from ..backend.base import half
 
 WIDE = np.longdouble                                    # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
 ROUNDINGS = 40
+EACH, PER_ROOT = 12.0, 0.5                              # K and C of `allowed`
 ROUNDED = 4                                             # numbers of 16 bits that an argument goes through on its way to a result
 
 
@@ -37,8 +38,8 @@ def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> fl
     """(n + k)·n·u·S   (tolerance.5) for sums of `length` terms, numbers up to `scale` and derivatives up to `order`."""
     dtype = np.dtype(backend.dtype(dtype))
     if half(dtype):
-        least = 2.0**-24 if dtype == "float16" else 2.0**-133
-        return bound(np.float32, length, scale, order) + ROUNDED * max(1, order) * (0.5 * eps(dtype) * max(1.0, scale) + 0.5 * least)
+        stored = 0.5 * eps(dtype) * max(1.0, scale) + 0.5 * _least(dtype)
+        return bound(np.float32, length, scale, order) + ROUNDED * max(1, order) * stored
     n = max(1, length)
     return (n + ROUNDINGS * max(1, order)) * n * 0.5 * float(np.finfo(dtype).eps) * max(1.0, scale)
 
@@ -59,25 +60,56 @@ def magnitude(*arrays: Any) -> float:
     return largest
 
 
+def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float) -> Any:
+    """How far a right value or gradient may be off, for each of its numbers   (tolerance.16, .17).
+
+    With u half the dtype's eps, y the truth, σ its sensitivity and n the number of terms that a result is made of,
+
+        u (K + C √n) (|y| + σ) + 4 u F + min(8s, 512 u F)   (tolerance.16).
+
+    sensitivity: σ, the root mean square of what relative changes of ±1 of all arguments do to it, to first order: an error in an
+    argument, or in what is computed from it, cannot cost less. erratic: s, how much the error itself changes when the arguments
+    change by a few roundings (0 where it is not known): rounding errors do, mistakes do not. unit: F, the size of what it is
+    computed from. Numbers of 16 bits add 4 roundings of what is stored   (tolerance.17).
+    """
+    u = WIDE(0.5) * WIDE(np.finfo(np.float32).eps if half(np.dtype(backend.dtype(dtype))) else np.finfo(dtype).eps)
+    size = np.abs(truth) + sensitivity
+    found = u * ((EACH + PER_ROOT * np.sqrt(max(1.0, terms))) * size + 4.0 * unit) + np.minimum(8.0 * erratic, 512.0 * u * unit)
+    if half(np.dtype(backend.dtype(dtype))):
+        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype))
+    return found
+
+
+def _least(dtype: Any) -> float:
+    return 2.0**-24 if np.dtype(backend.dtype(dtype)) == "float16" else 2.0**-133
+
+
 def step(dtype: Any) -> float:
     """The step of a central difference: eps^(1/5), where the h⁴ of `difference`'s D and the rounding eps/h are about equally small."""
     return float(np.finfo(dtype).eps) ** 0.2
 
 
-def difference(f: Any, dtype: Any) -> tuple[Any, Any]:
-    """f'(0) of an array-valued f of one number, and how far off it may be; dtype: what f computes in.
+def difference(f: Any, dtype: Any, sensitivity: Any = 0.0, largest: float = 1.0) -> tuple[Any, Any]:
+    """f'(0) of an array-valued f of one number, and how far off each of its numbers may be; dtype: what f computes in.
 
     With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h, exact to h⁴ (tolerance.10; Abramowitz, Stegun 25.3.6), the result is
     (16 D(h) − D(2h))/15, exact to h⁶ (tolerance.11). Its truncation is less than its distance to D(h), which is what is returned,
-    with the rounding of D: 1.5·eps·max|f|/h, twice   (tolerance.12).
+    with the rounding of D: 1.5·eps·(1 + |f| + σ + |f'| X)/h, twice   (tolerance.12), σ the sensitivity of f to relative changes of its
+    arguments, X the largest of them: the points at which f is computed are rounded too.
+    Three steps are tried, and each number is taken from the best: a shorter one where there is a kink nearby.
     """
-    h = WIDE(step(dtype))
-    at = {k: np.asarray(f(k * h), WIDE) for k in (-4, -2, -1, 1, 2, 4)}
-    one = (8.0 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12.0 * h)
-    two = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (24.0 * h)
-    result = (16.0 * one - two) / 15.0
-    rounding = 3.0 * np.finfo(dtype).eps / h * max(float(np.abs(a).max(initial=0.0)) for a in at.values())
-    return result, np.abs(result - one) + rounding
+    best: Any = None
+    for shorter in (1, 8, 64):
+        h = WIDE(step(dtype)) / shorter
+        at = {k: np.asarray(f(k * h), WIDE) for k in (-4, -2, -1, 1, 2, 4)}
+        one = (8.0 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12.0 * h)
+        two = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (24.0 * h)
+        result = (16.0 * one - two) / 15.0
+        size = np.maximum(np.abs(at[1]), np.abs(at[-1])) + sensitivity + np.abs(result) * largest + 1.0
+        error = np.abs(result - one) + 3.0 * np.finfo(dtype).eps / h * size
+        better = True if best is None else ~(best[1] <= error)             # NaN is worse than anything
+        best = (result, error) if best is None else (np.where(better, result, best[0]), np.where(better, error, best[1]))
+    return best
 
 
 def complex_step(f: Any) -> Any:

@@ -62,6 +62,8 @@ SQUARE = {"x": lambda g, x: g * (2.0 * x)}
 BREAKERS: dict[str, Callable[[], Subject]] = {
     "value": lambda: replace(subject_of(mg.tanh), oracle=np.sinh),
     "adjoint": lambda: subject_of(_op(lambda xp, x: x * x, x=lambda g, x: g * x)),
+    "rounded": lambda: Subject("foreign", None, value=lambda x: x * x * x.dtype.type(1.0 + 1e-5 * (x.dtype == np.float32)),
+                               pull=lambda u, x: 2.0 * u * x),
     "linear": lambda: subject_of(_op(lambda xp, x: x * 1.0, x=lambda g: g * g)),
     "second_adjoint": lambda: subject_of(_op(lambda xp, x: x * x, x=lambda g, x: g * mg.stop_gradient(2.0 * x))),
     "second_linear": lambda: subject_of(_op(lambda xp, x: x * x, x=lambda g, x: g * _crooked(2.0 * x))),
@@ -92,7 +94,7 @@ def test_the_law_breaks(law: str):
     given = examples(st.just([(2, 3)] * (2 if pair else 1)))
     found = {examine(law, subject, given, dtype, examples=20).status for dtype in ("float64", "float32")}
     assert "broken" in found
-    right = Subject("tanh", None, value=np.tanh, pull=lambda u, x: u * (1 - np.tanh(x) ** 2)) if law == "kind" else \
+    right = Subject("tanh", None, value=np.tanh, pull=lambda u, x: u * (1 - np.tanh(x) ** 2)) if law in ("kind", "rounded") else \
         replace(subject_of("softmax"), oracle=None) if law == "parts" else \
         replace(subject_of("mul"), oracle=lambda a, b: a * b, torch=lambda t, a, b: a * b)
     verdict = examine(law, right, examples(st.just([(2, 3)] * (2 if right.name == "mul" else 1))), "float64", examples=20)
@@ -215,6 +217,6 @@ def test_pytorch_may_be_named_as_the_truth():
     """torch= puts the law of that name to f; one that is not f breaks it."""
     pytest.importorskip("torch", reason="PyTorch is not installed; pip install torch==2.13.0")
     report = check(mg.tanh, arrays(), torch=lambda t, x: t.tanh(x), laws=["torch"], examples=5)
-    assert [v.status for v in report.verdicts] == ["held", "held"]
+    assert {v.status for v in report.verdicts} == {"held"}
     with pytest.raises(LawsBroken, match="torch"):
         check(mg.tanh, arrays(), torch=lambda t, x: t.tanh(x) * 1.001, laws=["torch"], examples=5)

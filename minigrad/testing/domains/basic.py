@@ -13,7 +13,8 @@ from ... import ops
 from ...op import REGISTRY
 from ...tensor import Tensor, asarray
 from .. import double
-from ..strategies import SIDE, Example, examples, shapes, together
+from ..strategies import SIDE, Example, examples, together
+from ..strategies import small_shapes as shapes
 from .table import ANY, FULL, axis_of, constant, domain, one_of
 
 assert ops                                              # the registry is full only once they have been imported

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from ... import backend, fused, ops, random
 from ...op import REGISTRY
-from ..strategies import LAYOUTS, SIDE, Example, shapes, values
+from ..strategies import LAYOUTS, SIDE, Example, values
+from ..strategies import small_shapes as shapes
 from .basic import SEAMS, alike, dims, erf, reduced
 from .table import ANY, AXES, axis_of, constant, domain, one_of
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ...op import REGISTRY
 from ..laws import DERIVATIVES
-from ..strategies import Settings, Strategy, examples, shapes
+from ..strategies import Settings, Strategy, examples
+from ..strategies import small_shapes as shapes
 from ..subject import Subject
 
 

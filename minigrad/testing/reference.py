@@ -1,0 +1,105 @@
+"""What a function computes in a wider float at the numbers of an example, and how far off a right program may be there.
+
+The sensitivity of a result is not derived by hand: all arguments are changed by a few roundings, up or down at random, and what
+that does to each number of the result in the wide float is measured (Parker 1997, Monte Carlo arithmetic). The length of the sums
+is not declared either. One number of an argument is changed, and the results that it changes are counted: N arguments that go
+into m results each, of M in all, make N·m/M terms a result.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend.base import half
+from .tolerance import WIDE, allowed, eps
+
+PROBES = 4
+STEP = 4.0                                              # how many roundings a probe changes each number by
+Evaluate = Callable[[Sequence[Any], Any], list[Any]]    # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
+
+
+class Reference:
+    """results: [value, *gradients] in the wide float. allowed: beside each, how far off each of its numbers may be.
+
+    elementwise: beside each, whether no number of an argument was seen to change more than one of its numbers. fits: whether
+    all of them are finite and can be told in the narrow dtype.
+    """
+
+    def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
+                 seed: int, above: np.dtype) -> None:
+        """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None."""
+        self.rng = np.random.default_rng(seed)
+        given = [*arrays] if u is None else [*arrays, u]
+
+        def at(f: Evaluate, args: Sequence[Any], to: np.dtype | None) -> list[Any]:
+            cast = [a.astype(to) if to is not None else a for a in args]
+            found = f(cast, None) if u is None else f(cast[:-1], cast[-1])
+            return [np.asarray(r).astype(WIDE) for r in found]
+
+        self.results = at(wide, given, above)
+        largest = np.finfo(np.float32 if dtype.kind == "V" else dtype).max
+        with np.errstate(all="ignore"):
+            self.fits = all(bool((np.abs(r) < 0.25 * largest).all()) for r in self.results)
+            moved, errors = [], []
+            for _ in range(PROBES):
+                probe = [self._moved(a) for a in given]
+                there = at(wide, probe, above)
+                moved.append([(m - r) / (STEP * 0.5 * eps(dtype)) for m, r in zip(there, self.results)])
+                if narrow is not None:
+                    errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
+            terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
+            unit = float(np.prod([max(1.0, _rms(a)) for a in arrays]))      # products of numbers of each
+            self.allowed = []
+            for i, truth in enumerate(self.results):
+                sensitivity = _rms_of([m[i] for m in moved])
+                erratic: Any = _rms_of([e[i] for e in errors]) if errors else np.inf
+                if errors:
+                    erratic = np.maximum(erratic, _rms(erratic))
+                size = unit if i == 0 or u is None else unit * _rms(u)
+                self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size))
+
+    def _moved(self, a: Any) -> Any:
+        """a with each number changed by about STEP roundings of its dtype, up or down: not all by as many, for parity matters."""
+        by = self.rng.choice([-1.0, 1.0], a.shape) * self.rng.uniform(0.5, 1.5, a.shape)
+        return (a.astype(WIDE) * (1.0 + STEP * 0.5 * eps(a.dtype) * by)).astype(a.dtype)
+
+    def _terms(self, f: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> tuple[list[float], list[bool]]:
+        """The number of terms of each result, and whether each is computed elementwise as far as two changes for each argument tell."""
+        terms, most = [0.0] * len(self.results), [0] * len(self.results)
+        for i, a in enumerate(given):
+            changed = [0] * len(self.results)
+            for _ in range(min(2, a.size)):
+                other = np.array(a, order="C")
+                place = self.rng.integers(a.size)
+                other.reshape(-1)[place] = other.reshape(-1)[place].astype(WIDE) * WIDE(1.0 + 2.0**-6)
+                for k, (r, old) in enumerate(zip(f([*given[:i], other, *given[i + 1:]]), self.results)):
+                    changed[k] = max(changed[k], int(np.count_nonzero(r != old)) if r.shape == old.shape else 0)
+            for k, r in enumerate(self.results):
+                terms[k] += changed[k] * a.size / max(1, r.size)
+                most[k] = max(most[k], changed[k])
+        return terms, [m <= 1 for m in most]
+
+
+def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
+    """|⟨error, truth⟩| as a share of what it may be   (tolerance.18): a factor that all numbers share stands out among many roundings.
+
+    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares (three times that is
+    allowed); what they share is a factor.
+    """
+    u = 12.0 * eps(np.float32) + 0.5 * eps(dtype) if half(np.dtype(dtype)) else 12.0 * eps(dtype)
+    shared = float(np.sum(np.abs(truth) * np.minimum(bounds, u * np.abs(truth))))
+    may = shared + 3.0 * float(np.sqrt(np.sum((truth * bounds) ** 2)))
+    return float(np.abs(np.sum(error * truth))) / may if may > 0.0 else 0.0
+
+
+def _rms(*arrays: Any) -> float:
+    """The root mean square of all finite numbers of the arrays."""
+    numbers = np.concatenate([np.asarray(a).astype(WIDE).reshape(-1) for a in arrays]) if arrays else np.zeros(0, WIDE)
+    numbers = numbers[np.isfinite(numbers)]
+    return float(np.sqrt(np.mean(numbers * numbers))) if numbers.size else 0.0
+
+
+def _rms_of(many: Sequence[Any]) -> Any:
+    return np.sqrt(sum(m * m for m in many) / len(many))
