@@ -101,21 +101,40 @@ def test_parameters_of_any_layout_are_changed(layout: str, dtype: str):
         close(p, q.numpy(), terms=4)
 
 
-def test_adamw_over_several_blocks_and_threads(monkeypatch: pytest.MonkeyPatch):
-    """The NumPy kernel over more than four blocks, on one thread and three, is the formula."""
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_step_of_adamw_over_several_blocks(threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """Every number of a seventh step is PyTorch's of float64: by the definition (no threads), by the kernel on one thread and on three.
+
+    √v lies on both sides of ε and a step decays by 5 %, so that where ε, a correction and the decay stand shows. A step is at most
+    U = (lr/c₁)(β₁|m| + (1−β₁)|g|)/(√(v/c₂) + ε). m is off by 3 roundings, √(v/c₂) + ε by 5, U by 12 with those of lr/c₁ and of the
+    division, and p by 3 of its own; PyTorch's are as many in float64, and twice that pays for its other order.
+    """
+    monkeypatch.setattr("minigrad.backend.numpy_kernels.cores", lambda: threads)
+    if not threads:
+        monkeypatch.setattr(backend.cpu, "kernels", {})
     rng = np.random.default_rng(0)
-    n = 6 * BLOCK + 5
-    settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "correct1": 0.2, "correct2": 0.03}
-    start = [rng.standard_normal(n), rng.standard_normal(n), rng.standard_normal(n), rng.random(n)]
-    expected = [a.copy() for a in start]
-    optim.adamw_update(backend.cpu, *([a] for a in expected), **settings)
-    for threads in (1, 3):
-        monkeypatch.setattr("minigrad.backend.numpy_kernels.cores", lambda n=threads: n)
-        found = [a.copy() for a in start]
-        backend.cpu.kernels["adamw_update"](backend.cpu, *([a] for a in found), **settings)
-        np.testing.assert_array_equal(found[1], start[1])
-        for a, b in zip(found, expected):
-            close(a, b, terms=20)
+    n, lr, (beta1, beta2), eps = 4 * BLOCK + 5, 0.1, (0.9, 0.99), 1e-4
+    scale = 10.0 ** rng.uniform(-8.0, 0.0, n)
+    a, g, m, v = (x.astype(dtype) for x in (rng.standard_normal(n), scale * rng.standard_normal(n), scale * rng.standard_normal(n),
+                                            scale * scale * rng.random(n)))
+    p, q = Parameter(a.copy()), torch.nn.Parameter(torch.tensor(a, dtype=torch.float64))
+    ours, theirs = (lib.AdamW([x], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=0.5) for lib, x in ((optim, p), (torch.optim, q)))
+    ours.state[p] = {"step": 6, "exp_avg": m.copy(), "exp_avg_sq": v.copy()}
+    theirs.state[q] = {"step": torch.tensor(6.0), "exp_avg": torch.tensor(m, dtype=torch.float64),
+                       "exp_avg_sq": torch.tensor(v, dtype=torch.float64)}
+    p.grad, q.grad = mg.Tensor(g.copy()), torch.tensor(g, dtype=torch.float64)
+    ours.step()
+    theirs.step()
+    first = beta1 * np.abs(m) + (1.0 - beta1) * np.abs(g)
+    second = theirs.state[q]["exp_avg_sq"].numpy()
+    step = lr / (1.0 - beta1**7) * first / (np.sqrt(second / (1.0 - beta2**7)) + eps)
+    unit = 0.5 * float(np.finfo(dtype).eps) + float(np.finfo("float64").eps)
+    mine, peer = ours.state[p], theirs.state[q]
+    for found, wanted, roundings in ((p.numpy(), q.detach(), 12 * step + 3 * np.abs(a)), (mine["exp_avg"], peer["exp_avg"], 3 * first),
+                                     (mine["exp_avg_sq"], peer["exp_avg_sq"], 4 * second)):
+        assert found.dtype == dtype and (np.abs(found - wanted.numpy()) <= 1.001 * unit * roundings).all()
+    np.testing.assert_array_equal(p.grad.numpy(), g)
 
 
 def test_a_step_counts_as_a_change():
@@ -387,6 +406,21 @@ def test_clipping_refuses_what_it_has_no_meaning_for():
 
 
 # ── loss scaling ──
+def test_gradients_of_every_group_are_unscaled():
+    """unscale_ divides the gradients of all groups by the factor, those of matrices and of vectors, and leaves the others alone."""
+    ps, other = [Parameter(np.ones(s)) for s in ((2, 2), (3,), (), (3, 1))], Parameter(np.ones(2))
+    opt, scaler = optim.AdamW(optim.decay_groups(ps, 0.1)), optim.GradScaler(8.0)
+    opt.add_param_group({"params": [third := Parameter(np.ones(1)), Parameter(np.ones(1))]})           # the last has no gradient
+    loss = mg.tensor(0.0, dtype="float64")
+    for i, p in enumerate([*ps, third, other]):
+        loss = loss + (p * (i + 1.0)).sum()
+    scaler.scale(loss).backward()
+    scaler.unscale_(opt)
+    for i, p in enumerate([*ps, third]):
+        np.testing.assert_array_equal(p.grad.numpy(), np.full(p.shape, i + 1.0))
+    np.testing.assert_array_equal(other.grad.numpy(), np.full(2, 8.0 * 6.0))
+
+
 def test_gradients_are_unscaled_once():
     """step() unscales what was not, as PyTorch's scaler does; a second unscale_ before it is refused."""
     p = Parameter(np.array([1.0]))
