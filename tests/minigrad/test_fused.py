@@ -197,15 +197,18 @@ def test_large_softmax(kernels: str, axis: int):
     _same("log_softmax", [3.0 * _rng(300, 200)], {"axis": axis}, terms=4 * 300)
 
 
-def test_large_dropout(threads: int):
-    """Dropout over many blocks multiplies by the mask of its key and 1/(1 − p), in value and gradient."""
-    x, p, key = _rng(2 * BLOCK + 7, 3), 0.3, 123456789
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_dropout(threads: int, kernels: str, dtype: str):
+    """Dropout over many blocks, of the kernel and of the definition, multiplies by its key's mask and 1/(1 − p), to two roundings
+
+    of each element: in value and in gradient.
+    """
+    x, g, p, key = _rng(2 * BLOCK + 7, 3).astype(dtype), _rng(2 * BLOCK + 7, 3, seed=5).astype(dtype), 0.3, 123456789
     factor = random.keep_mask(backend.cpu, key, x.shape, p) / (1.0 - p)
     t = mg.Tensor(x).requires_grad_()
     y = mg.dropout(t, p=p, key=key)
-    g = _rng(*x.shape, seed=5)
-    close(y, x * factor, terms=3)
-    close(mg.gradients(y, [t], g)[0], g * factor, terms=3)
+    for found, wanted in ((y.numpy(), x * factor), (mg.gradients(y, [t], g)[0].numpy(), g * factor)):
+        assert found.dtype == dtype and (np.abs(found - wanted) <= 1.001 * float(np.finfo(dtype).eps) * np.abs(wanted)).all()
 
 
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch):
