@@ -29,6 +29,7 @@ def _case(**sizes):
     {"n_layer": 4, "batch_size": 8, "block_size": 128, "recompute": True},
     {"n_layer": 2, "batch_size": 2, "block_size": 32},
     {"n_layer": 3, "batch_size": 2, "block_size": 128, "gradient_accumulation_steps": 2, "dropout": 0.1, "attn_dropout": 0.1},
+    {"n_layer": 2, "batch_size": 2, "block_size": 64, "dtype": "float64"},
 ], ids=str)
 def test_the_prediction_is_what_a_step_takes(sizes):
     """Between the peak of a step and a sixth more: nothing starts that does not fit, and little is refused that would."""
@@ -37,7 +38,7 @@ def test_the_prediction_is_what_a_step_takes(sizes):
     ids = np.random.default_rng(0).integers(0, 3000, 4000).astype(np.uint16)
     tracemalloc.start()
     try:
-        trainer = Trainer(GPT2(config, recompute=args.recompute), ids, args)
+        trainer = Trainer(GPT2(config, recompute=args.recompute, dtype=args.dtype), ids, args)
         trainer.step()
         tracemalloc.reset_peak()
         trainer.step()
@@ -45,6 +46,13 @@ def test_the_prediction_is_what_a_step_takes(sizes):
     finally:
         tracemalloc.stop()
     assert 0.98 * peak <= needs["total"] <= 1.17 * peak
+
+
+def test_float64_takes_twice_as_much():
+    """Every number has 8 bytes instead of 4: weights, moments, gradients, activations, and logits where they fit into one block."""
+    for sizes in ({"batch_size": 1}, {"batch_size": 1, "recompute": True}, {"batch_size": 1, "freeze": "wte.weight"}):
+        needs, twice = (footprint(*_case(**sizes, dtype=dtype)) for dtype in ("float32", "float64"))
+        assert twice == {name: 2 * size for name, size in needs.items()}, sizes
 
 
 def test_what_helps_is_said():

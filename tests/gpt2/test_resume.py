@@ -77,10 +77,16 @@ def told(out):
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def state(folder):
+    """All that decides the steps after a checkpoint-N besides its tensors: random numbers, AdamW's steps, the scaler, losses to be told."""
+    return {name: value for name, value in json.loads((folder / "training.json").read_text())["state"].items() if name != "seconds"}
+
+
 def same(a, b):
     """Two runs left the same: every bit of weights and moments, what was told, and the record but for times and places."""
     assert held(a) == held(b)
     for step in held(a)[1]:
+        assert state(a / f"checkpoint-{step}") == state(b / f"checkpoint-{step}"), step
         for name in ("model.safetensors", "optimizer.safetensors", "config.json", "vocab.json", "merges.txt"):
             assert (a / f"checkpoint-{step}" / name).read_bytes() == (b / f"checkpoint-{step}" / name).read_bytes(), (step, name)
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
@@ -215,6 +221,8 @@ def test_more_steps_than_planned(run, data, tmp_path):
     assert code == 0 and [line["step"] for line in told(out) if "train_loss" in line][-2:] == [15, 16]
     shown = dict(line.split(" = ") for line in err.splitlines() if " = " in line)
     assert shown["max_iters"].split() == ["16", "#", "command", "line"] and shown["n_embd"].split() == ["16", "#", "checkpoint"]
+    assert held(out)[1] == [14, 16]                     # the settings of the newest are those of the run, and no older one's
+    assert "step 16 is taken already, and --max-iters is 16; raise it" in run(out, "--init-from", "resume")[2]
 
 
 # ── from a model that is there ──

@@ -9,13 +9,14 @@ import os
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_gpt2 import TEXT, prepare_texts
+from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import gpt2.train as training
 import minigrad as mg
 from gpt2 import trainer
 from gpt2.cli import run_command
 from gpt2.data import load_data
+from gpt2.evaluation import total_nll
 from gpt2.model import GPT2
 from gpt2.tokenizer import load_tokenizer
 from minigrad import backend
@@ -99,6 +100,28 @@ def test_the_checkpoint_has_the_recorded_loss(dtype, run, data, tmp_path):
     assert record["parameters"] == model.num_parameters() and record["settings"]["n_embd"] == model.config.n_embd == 16
     tokenizer = load_tokenizer(tmp_path / "out")
     assert tokenizer.sha256 == load_tokenizer(data).sha256 and model.config.eos_token_id == tokenizer.eot
+
+
+def test_nats_per_character_are_of_the_whole_text(data):
+    """The loss is that of the tokens after the first; it is shared out over all characters of the text, or of the part that is read."""
+    made = load_data(data)
+    model = tiny_model(seed=1, vocab_size=made.meta["vocab_size"])
+    text = made.tokenizer.decode(made.val[:].tolist())
+    for limit in (None, 30):
+        nll, tokens = total_nll(model.eval(), made.val[:limit])
+        share = len(text) * (tokens + 1) / len(made.val)
+        assert training.validate(model, made, ProcessGroup(), limit) == {
+            "nats_per_token": pytest.approx(nll / tokens, rel=1e-12), "nats_per_char": pytest.approx(nll / share, rel=1e-12)}
+
+
+def test_every_window_may_be_drawn():
+    """A batch reads from the first token and is asked for the last: of n tokens each of the n − T windows comes, with its targets."""
+    for n in (17, 18, 40):
+        ids = np.arange(n, dtype=np.uint16)
+        reads, targets = trainer.batch(ids, 1000, 16, mg.random.key(n))
+        assert reads.shape == targets.shape == (1000, 16) and (targets == reads + 1).all()
+        # a window of at most 24 is missed by 1000 draws once in e⁴¹ keys
+        assert (np.unique(reads[:, 0]) == np.arange(n - 16)).all() and targets.max() == n - 1
 
 
 def test_transformers_reads_the_checkpoint(run, data, tmp_path):
