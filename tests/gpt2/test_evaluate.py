@@ -246,6 +246,15 @@ def test_the_choice_of_hellaswag(command, tmp_path):
     assert out.splitlines()[3].endswith("10 items, window 64 tokens, stride 32")
 
 
+def test_an_ending_is_as_long_as_its_characters():
+    """acc_norm divides by characters, as lm-evaluation-harness does, and not by bytes, which non-ASCII endings have more of."""
+    endings = ["ab", "abcdefgh", "abc", "日本語日本語"]    # the best as a whole, by characters, by tokens, and by its 18 bytes
+    rows = [[Score(4.0, 1, False), Score(8.0, 2, False), Score(6.0, 6, False), Score(9.0, 3, False)]]
+    for label, name in enumerate(("acc", "acc_norm", "acc_per_token", None)):
+        found = evaluate.chosen([evaluate.Item("A", [f" {ending}" for ending in endings], label)], rows)
+        assert [one for one in found if found[one]["value"] == 1.0] == [name] * (name is not None)
+
+
 def test_last_words(command, tmp_path):
     """The perplexity of LAMBADA is e to the mean of Σ −log p over a last word's tokens, the space before it among them."""
     texts = [line.strip(" ,.") for line in TEXT.splitlines()]

@@ -138,6 +138,19 @@ def test_bad_flags_are_one_line(run, tmp_path):
 
 def test_weights_that_are_not_finite_have_no_truth(run, tmp_path):
     """The first tensor that is not finite is named, in one line; nor is there any where the numbers overflow on their way."""
+    some = tiny_model(activation_function="relu")       # one number alone, and nothing comes of it: ReLU makes 0 of −∞
+    pre = some.h[1].mlp.c_fc
+    where = np.zeros(pre.bias.shape, bool)
+    where[5] = True
+    for changed, says in (({pre.bias: np.where(where, np.nan, 0.0)}, "'h.1.mlp.c_fc.bias' has NaN or infinity"),
+                          ({pre.bias: np.where(where, -3e38, 0.0), pre.weight: np.where(where, -3e38, pre.weight.array),
+                            some.h[1].ln_2.bias: np.full(32, 100.0), some.h[1].ln_2.weight: np.zeros(32)},
+                           "blocks.1.mlp.pre has NaN or infinity in float32; the weights are too large")):
+        for p, value in changed.items():
+            p.assign(value.astype(np.float32))
+        some.save_pretrained(tmp_path / "m")
+        code, out, err = run(golden, "--model", tmp_path / "m", "--ids", "1,2,3", "--out", tmp_path / "g")
+        assert (code, out, err.count("\n")) == (3, "", 1) and says in err and not (tmp_path / "g").exists(), err
     for name, value, says in (("h.1.mlp.c_fc.weight", np.nan, "'h.1.mlp.c_fc.weight' has NaN or infinity"),
                               ("h.0.ln_1.bias", np.inf, "'h.0.ln_1.bias' has NaN or infinity"),
                               ("h.1.mlp.c_proj.weight", 1e38,

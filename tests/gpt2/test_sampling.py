@@ -98,6 +98,18 @@ def test_top_p_keeps_the_crossing_token() -> None:
     assert kept(LOGITS, top_p=1.0) == [0, 1, 2, 3]
 
 
+def test_a_sum_that_reaches_the_border_of_top_p_is_within_it() -> None:
+    """Tokens go while their sum is at most 1 − p: of equals whose sums are exact, so that no rounding decides, as in transformers."""
+    for n in (2, 4, 8, 512):                            # 512: more than one block
+        logits = np.full((1, n), 0.5)
+        for share in (0.25, 0.5, 0.75):
+            options = SamplingOptions(top_p=share)
+            left = np.flatnonzero(process_logits(logits, options)[0] > -np.inf)
+            assert left.tolist() == list(range(n - max(1, math.ceil(share * n)), n))
+            theirs = transformers_scores(logits, options, [[0]])[0]
+            assert (theirs > -np.inf).sum() == len(left)               # their sort of equals leaves their order open
+
+
 def test_ties() -> None:
     """top-k keeps all that equal the k-th highest; top-p drops the lower ids among equals at its border."""
     assert kept([1.0, 2.0, 1.0, 0.0], top_k=2) == [0, 1, 2]
