@@ -91,6 +91,19 @@ def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, 
             assert [np.flatnonzero(row).tolist() for row in HERE.host(mine.seen)] == [sorted(set(row)) for row in seen]
 
 
+@kernel_test
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_reaches_a_border_is_within_it(dtype: str):
+    """Of equal logits, whose sums are exact so that no rounding decides, the first id that may be drawn is the host's."""
+    for n in (8, 1024):
+        x = np.full((1, n), 0.5, dtype)
+        for chosen in (SamplingOptions(top_p=0.5), SamplingOptions(top_p=0.75), SamplingOptions(min_p=1.0)):
+            mine, ids = Chooser(HERE, chosen, 1, n, np.zeros((1, 1)), [[]], dtype=dtype), HERE.array(np.zeros(1, np.int64))
+            mine(HERE.array(x), ids, HERE.array(np.array([0])))
+            first = int(np.flatnonzero(process_logits(x, chosen)[0] > -np.inf)[0])
+            assert HERE.host(ids).tolist() == [first], (n, chosen)
+
+
 @given(kind=st.sampled_from(sorted(SHAPES)), n=st.integers(1, 50), chosen=options, seed=st.integers(0, 999))
 def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions, seed: int):
     """On a backend without the kernel."""
