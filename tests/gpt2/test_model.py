@@ -132,17 +132,21 @@ def test_a_copy_stands_alone(explicit, switches, how):
 
 
 def test_first_weights():
-    """N(0, 0.02²), divided by √(2L) where a block writes to the residual stream; LayerNorm 1 and 0; the seed decides."""
+    """N(0, 0.02²), divided by √(2L) where a block writes to the residual stream; LayerNorm 1 and 0; the seed decides.
+
+    They are those draws of the seed's keys to the bit: a deviation off by a thousandth would show in no sample of this size.
+    """
     config = tiny_config(n_embd=128, n_layer=8)
     model, again, other = GPT2(config, seed=1), GPT2(config, seed=1), GPT2(config, seed=2)
     seen = []
-    for (name, p), q, r in zip(model.named_parameters(), again.parameters(), other.parameters()):
+    for i, ((name, p), q, r) in enumerate(zip(model.named_parameters(), again.parameters(), other.parameters())):
         value = p.numpy()
         assert np.array_equal(value, q.numpy())
         if p.ndim == 2:
             std = 0.02 / math.sqrt(16) if name.endswith("c_proj.weight") else 0.02
             assert abs(value.std() / std - 1) < 5 / math.sqrt(2 * value.size), name       # five deviations of a sample's deviation
             assert abs(value.mean()) < 5 * std / math.sqrt(value.size), name
+            assert np.array_equal(value, mg.random.normal(mg.random.fold_in(mg.random.key(1), i), p.shape, std=std).numpy()), name
             assert not np.array_equal(value, r.numpy())
             assert not any(np.array_equal(value.ravel()[:100], earlier) for earlier in seen), name
             seen.append(value.ravel()[:100])

@@ -16,11 +16,13 @@ import pytest
 from data import ROOT
 from safetensors.numpy import load_file, save_file
 from test_train import SMALL, held
-from tiny_gpt2 import TEXT, prepare_texts
+from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import gpt2.train as training
+import minigrad as mg
 from gpt2 import snapshot, trainer
 from gpt2.cli import run_command
+from gpt2.data import load_data
 from gpt2.model import GPT2
 from gpt2.tokenizer import load_tokenizer
 
@@ -118,6 +120,24 @@ def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
     for extra in {f"checkpoint-{n}" for n in held(tmp_path / "parts")[1]} - {f"checkpoint-{n}" for n in held(tmp_path / "whole")[1]}:
         shutil.rmtree(tmp_path / "parts" / extra)       # where it was stopped
     same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_all_of_the_state_is_taken_over(data):
+    """A trainer that another one's state is restored in has that state, the scaler's factor and count among it, and AdamW's moments."""
+    made = load_data(data)
+    args = training.parser().parse_args([*SMALL, "--dtype", "float16"])
+    first, second = (trainer.Trainer(tiny_model(seed=seed, vocab_size=made.meta["vocab_size"]), made.train, args) for seed in (1, 2))
+    for _ in range(3):
+        first.step()
+    first.scaler.factor, first.scaler.good = 512.0, 7   # as after an overflow, and some steps
+    mg.random.set_state((12345, 6))
+    state, moments = first.state(), first.moments()
+    assert state["scaler"] == {"factor": 512.0, "good": 7} and state["random"] == [12345, 6] and set(state["adamw_steps"].values()) == {3}
+    mg.random.manual_seed(0)
+    second.restore(first.done, state, moments)
+    assert second.done == 3 and second.state() == state and len(moments) == 2 * len(second.trained)
+    for name, a in second.moments().items():
+        np.testing.assert_array_equal(a, moments[name])
 
 
 def killed(argv, after, out):
