@@ -1,4 +1,7 @@
-"""python -m minigrad.testing: every op × every law × float32 and float64 × every device, as a table."""
+"""python -m minigrad.testing: every op × every law × float32 and float64 × every device, as a table.
+
+With --exec PROGRAM somebody else's program, in any language, is put to the laws instead.
+"""
 from __future__ import annotations
 
 import argparse
@@ -9,6 +12,7 @@ from typing import Any
 from .. import backend
 from ..errors import DeviceError, MinigradError
 from ..op import REGISTRY
+from . import foreign
 from .check import Verdict, examine
 from .domains import DOMAINS, Domain, lines_of
 from .laws import LAWS
@@ -63,14 +67,19 @@ def table(found: Found, names: list[str], devices: list[str]) -> str:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m minigrad.testing", description=__doc__)
-    p.add_argument("--examples", type=int, default=10, help="for each op, law, dtype and device (default 10)")
+    p.add_argument("--examples", type=int, help="for each op, law, dtype and device (default 10; 100 with --exec)")
     known = list(dict.fromkeys(d.subject.name for d in DOMAINS))
     p.add_argument("--op", action="append", choices=known, metavar="NAME", help="only this op (repeatable)")
     p.add_argument("--device", action="append", metavar="NAME",
                    help="numpy, cupy, or double (CuPy's manners on a CPU); default numpy and double")
+    foreign.flags(p)
     args = p.parse_args()
-    if args.examples < 1:
+    if args.examples is not None and args.examples < 1:
         p.error(f"--examples {args.examples}: at least 1")
+    if args.exec is not None or args.describe:
+        return foreign.main(p, args)
+    if alone := [name for name in ("definition", "array", "set", "dtype", "no_vjp", "timeout") if getattr(args, name)]:
+        p.error(f"--{alone[0].replace('_', '-')} goes with --exec, a program to judge, or --describe")
     devices = args.device or ["numpy", "double"]
     if "double" in devices:
         from .double import install
@@ -82,7 +91,7 @@ def main() -> int:
     except DeviceError as error:
         p.error(f"--device: {error}")
     names = args.op or known
-    found = product(names, devices, args.examples)
+    found = product(names, devices, args.examples or 10)
     print(table(found, names, devices))
     broken = [(key, v) for key, many in found.items() for v in many if v.status == "broken"]
     for (name, _, _, device), v in broken:

@@ -1,0 +1,259 @@
+"""python -m minigrad.testing --exec PROGRAM --op NAME: somebody else's program put to the laws (docs/any-language.md).
+
+Ends with 0 if all laws hold, 1 if one is broken or nothing was judged, 2 for wrong flags, 3 if the program cannot be run.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import hypothesis
+import numpy as np
+
+from .. import backend
+from ..backend.base import half
+from ..errors import MinigradError
+from ..graph import no_grad
+from ..tensor import Tensor
+from .check import Report, Verdict, examine
+from .domains import Domain, lines_of
+from .laws import LAWS
+from .program import CannotRun, Failure, Hung, Program, Unsayable, inputs_of, message, said
+from .strategies import Example, Strategy, arrays, examples_of
+from .subject import NotApplicable, Subject, flat, host
+
+KINDS = ("any", "positive", "nonzero", "spread")
+NOT_ASKED = ("pure", "torch")       # a program has copies of the arrays; PyTorch is no part of what is compared here
+TRIES = 10                          # examples of which the program must answer one
+
+
+def flags(p: argparse.ArgumentParser) -> None:
+    """The flags that go with --exec and --describe."""
+    g = p.add_argument_group("a program in any language, by the protocol of docs/any-language.md")
+    g.add_argument("--exec", metavar="COMMAND", help='put this program to the laws of --op or --definition, as "./softmax"')
+    g.add_argument("--describe", action="store_true", help="print what the inputs and settings are called, and a message")
+    g.add_argument("--definition", metavar="MODULE:FUNCTION", help="a function of Tensors that the program must equal")
+    g.add_argument("--array", action="append", metavar="SHAPE[:KIND]",
+                   help=f"an argument of --definition: 4,8 or any, and of which kind ({', '.join(KINDS)})")
+    g.add_argument("--set", action="append", metavar="NAME=JSON", help="a setting that is the same in all examples")
+    g.add_argument("--dtype", action="append", choices=("float64", "float32", "float16", "bfloat16"),
+                   help="of the arrays (repeatable; default float64 and float32)")
+    g.add_argument("--no-vjp", action="store_true", help="the program has no gradient; its value alone is judged")
+    g.add_argument("--timeout", type=float, metavar="SECONDS", help="for each answer (default 10)")
+
+
+def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """The command, once its flags are known to name a program or ask for a description."""
+    if (args.definition is None) == (len(args.op or ()) != 1):
+        p.error("--exec and --describe take one --op, or --definition with an --array for each argument")
+    if args.array and args.definition is None:
+        p.error("--array goes with --definition; the examples of an --op are its own")
+    if args.timeout is not None and not 0.0 < args.timeout < 1e6:
+        p.error(f"--timeout {args.timeout:g}: a number of seconds above 0")
+    try:
+        fixed = dict(map(_setting, args.set or ()))
+        lines = [_defined(args, fixed)] if args.definition else _of_op(args.op[0], fixed)
+        dtypes = args.dtype or ["float64", "float32"]
+        for dtype in dtypes:
+            backend.dtype(dtype)                        # bfloat16 needs a package
+        samples = [drawn(line.examples, 30) for line in lines]
+        for line, some in zip(lines, samples):
+            _fits(line, some, dtypes)
+        if args.describe:
+            print("\n\n".join(described(line, some, dtypes[-1]) for line, some in zip(lines, samples)))
+            return 0
+        return judge(args, lines, samples, dtypes)
+    except (ValueError, Unsayable, MinigradError) as error:
+        p.error(str(error))
+
+
+# ── what is asked ──
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None if equals else ...
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {text}: NAME=JSON, as axis=-1") from None
+        raise ValueError(f"--set {text}: {value!r} is no JSON; a text has quotes, as '{name}=\"{value}\"'") from None
+    return name, tuple(found) if isinstance(found, list) else found
+
+
+def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
+    """The lines of the table of domains where the op has derivatives, with the settings that were fixed."""
+    lines = [line for line in lines_of(name) if line.smooth]
+    if not lines:
+        raise ValueError(f"--op {name}: it has no derivatives to judge")
+    known = {setting for line in lines for e in drawn(line.examples, 5) for setting in e.settings}
+    for setting in fixed.keys() - known:
+        raise ValueError(f"--set {setting}: the settings of {name} are {', '.join(sorted(known)) or 'none'}")
+
+    def settle(e: Example) -> Example:
+        return replace(e, settings={k: fixed.get(k, v) for k, v in e.settings.items()})
+
+    return [replace(line, examples=line.examples.map(settle)) for line in lines]
+
+
+def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
+    """What --definition names, on the arrays that --array says."""
+    module, colon, name = args.definition.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"--definition {args.definition}: MODULE:FUNCTION, as minigrad:softmax")
+    sys.path[:0] = [os.getcwd()]
+    try:
+        f = importlib.import_module(module)
+        for part in name.split("."):
+            f = getattr(f, part)
+    except Exception as error:
+        raise ValueError(f"--definition {args.definition}: {type(error).__name__}: {_line(error)}") from None
+    if not callable(f):
+        raise ValueError(f"--definition {args.definition}: it is no function")
+    given = [_array(text) for text in args.array or ()]
+    if not given:
+        raise ValueError(f"--definition {args.definition}: say with --array what each argument is, as --array 4,8")
+    try:
+        inspect.signature(f).bind(*given, **fixed)
+    except TypeError as error:
+        raise ValueError(f"--definition {args.definition}: {error} (--array gives {len(given)}, --set {len(fixed)})") from None
+    oracle = (lambda *xs, **more: host(flat(f(*map(Tensor, xs), **more)))) if args.no_vjp else None     # of real numbers alone
+    return Domain(name, Subject(name, f, oracle), examples_of(given, fixed), 3)
+
+
+def _array(text: str) -> Strategy:
+    shape, _, kind = text.partition(":")
+    if kind and kind not in KINDS:
+        raise ValueError(f"--array {text}: the kinds are {', '.join(KINDS)}")
+    sizes = [s for s in shape.split(",") if s]
+    if shape != "any" and not all(s.isdecimal() for s in sizes):
+        raise ValueError(f"--array {text}: a shape is 4,8 or any")
+    return arrays(None if shape == "any" else tuple(map(int, sizes)), kind or "any")
+
+
+def drawn(given: Strategy, count: int) -> list[Example]:
+    """The first examples of a strategy, the same each time."""
+    found: list[Example] = []
+    settings = hypothesis.settings(max_examples=count, derandomize=True, deadline=None, database=None,
+                                   phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck))
+    settings(hypothesis.given(example=given)(lambda example: found.append(example)))()
+    return found
+
+
+def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
+    """An error of one line where the definition itself fails, or where the laws or the protocol have no form for it."""
+    for example in examples:
+        message("", example.settings, {})
+    f, example = line.subject.function, examples[0]
+    assert f is not None
+    for dtype in dtypes:
+        try:
+            with no_grad():
+                y = flat(f(*[Tensor(np.asarray(a, backend.dtype(dtype))) for a in example.arrays], **example.settings))
+        except Exception as error:
+            raise ValueError(f"{line.label}: the definition fails on {example!r}: {_line(error)}") from None
+        if half(np.dtype(backend.dtype(dtype))) and y.dtype != dtype:
+            raise ValueError(f"--dtype {dtype}: the value of {line.label} is then {y.dtype}, which the laws of programs do not judge")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def described(line: Domain, examples: list[Example], dtype: str) -> str:
+    """What the inputs, constants and settings of a line of the table are called, and a message as a program gets it."""
+    f = line.subject.function
+    assert f is not None
+    example = max(examples, key=lambda e: (min(a.size for a in e.arrays), sum(a.size for a in e.arrays)))
+    names = inputs_of(f, len(example.arrays))
+    some: dict[str, list[str]] = {}
+    for e in examples:
+        for name, v in e.settings.items():
+            text = f"an array of {v.dtype.name}" if isinstance(v, np.ndarray) else said(name, v)
+            if text not in some.setdefault(name, []):
+                some[name].append(text)
+    head = " ".join((inspect.getdoc(f) or "").partition("\n\n")[0].split())
+    told = [f"{line.label}: {head}" if head else line.label, f"  inputs    {', '.join(names)}"]
+    told += [f"  setting   {name}: {', '.join(seen[:4])}{', …' if len(seen) > 4 else ''}" for name, seen in some.items()]
+    kind = np.dtype(backend.dtype(dtype))
+    inputs = {name: np.asarray(a, kind) for name, a in zip(names, example.arrays)}
+    with no_grad():
+        y = flat(f(*map(Tensor, inputs.values()), **example.settings)).array
+    for title, call, more in [("asked for the value", "value", {}), ("for the gradients", "vjp", {"cotangent": y})]:
+        question = message(call, example.settings, {**inputs, **more}, numbers=False).decode()
+        answer = message("", {}, inputs if more else {"value": y}, numbers=False).decode()
+        told += [f"\n{title} a program reads", *_indented(question), "and answers", *_indented(answer)]
+    return "\n".join(told)
+
+
+def _indented(text: str) -> list[str]:
+    return [f"    {line}" for line in text.splitlines()]
+
+
+# ── what is found ──
+def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Example]], dtypes: list[str]) -> int:
+    """Every law on every line, until the program fails to give answers that can be judged; prints a report."""
+    held = broken = 0
+    for line, some in zip(lines, samples):
+        f = line.subject.function
+        assert f is not None
+        wants = not args.no_vjp and (line.subject.op is None or bool(line.subject.op.rules or line.subject.op.joint))
+        with Program(args.exec, f, args.timeout or 10.0) as program:
+            if why := _runs(program, some, dtypes):
+                print(f"minigrad.testing: --exec {args.exec}: {why}", file=sys.stderr)
+                return 3
+            subject = program.subject(line.label, vjp=wants, oracle=line.subject.oracle)
+            report, stopped = _report(program, subject, line, dtypes, args.examples or 100)
+        print(report if report.verdicts else f"{line.label}: the program skipped every example")
+        for reason, n in program.skipped.most_common():
+            print(f"  skipped by the program, {n} questions: {reason}")
+        held += sum(v.status == "held" for v in report.verdicts)
+        broken += len(report.broken)
+        if stopped:
+            break
+    if not held and not broken:
+        print("minigrad.testing: nothing was judged", file=sys.stderr)
+    return 1 if broken or not held else 0
+
+
+def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
+    """Why the program cannot be run; nothing if one of the first examples is answered, or skipped, or refused."""
+    said = ""
+    for example in examples[:TRIES]:
+        given = [np.asarray(a, np.dtype(backend.dtype(dtypes[0]))) for a in example.arrays]
+        try:
+            program.value(*given, **example.settings)
+        except NotApplicable:
+            pass
+        except (CannotRun, Hung) as error:
+            return str(error)
+        except Failure as error:
+            said = said or str(error)
+        if program.spoke:
+            program.skipped.clear()
+            return ""
+    return said
+
+
+def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str], examples: int) -> tuple[Report, bool]:
+    """The verdicts, and whether the program has failed: then no more is asked, for each law would say the same."""
+    report = Report(subject.name)
+    for dtype in dtypes:
+        for law in LAWS:
+            if law in NOT_ASKED or not line.asks(law):
+                continue
+            try:
+                verdict = examine(law, subject, line.examples, dtype, examples=examples)
+            except Hung as error:
+                verdict = Verdict(law, dtype, "broken", message=str(error), units=float("inf"), example=error.example)
+                program.failures.add(verdict.message)
+            if verdict.status != "not applicable":
+                report.verdicts.append(verdict)
+            if verdict.message in program.failures:
+                return report, True
+    return report, False
