@@ -395,7 +395,7 @@ def _arrays(value: Any) -> list[Any]:
 
 
 def subject_of(f: Any) -> Subject:
-    """The Subject of an op, its name, or a function of Tensors."""
+    """The Subject of an op, its name, or a function of Tensors; a Subject is its own."""
     if isinstance(f, Subject):
         return f
     op = REGISTRY[f] if isinstance(f, str) else f
