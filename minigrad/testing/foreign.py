@@ -50,10 +50,12 @@ def flags(p: argparse.ArgumentParser) -> None:
 
 def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """The command, once its flags are known to name a program or ask for a description."""
-    if (args.definition is None) == (len(args.op or ()) != 1):
+    if len([*(args.op or ()), *([] if args.definition is None else [args.definition])]) != 1:
         p.error("--exec and --describe take one --op, or --definition with an --array for each argument")
     if args.array and args.definition is None:
         p.error("--array goes with --definition; the examples of an --op are its own")
+    if args.device:
+        p.error("--device is where ops of minigrad are judged; a program decides for itself where it computes")
     if args.timeout is not None and not 0.0 < args.timeout < 1e6:
         p.error(f"--timeout {args.timeout:g}: a number of seconds above 0")
     try:
@@ -68,9 +70,9 @@ def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if args.describe:
             print("\n\n".join(described(line, some, dtypes[-1]) for line, some in zip(lines, samples)))
             return 0
-        return judge(args, lines, samples, dtypes)
     except (ValueError, Unsayable, MinigradError) as error:
         p.error(str(error))
+    return judge(args, lines, samples, dtypes)
 
 
 # ── what is asked ──
@@ -79,8 +81,7 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         found = json.loads(value)
     except ValueError:
-        found = None if equals else ...
-        if not equals or not name.isidentifier():
+        if not equals:
             raise ValueError(f"--set {text}: NAME=JSON, as axis=-1") from None
         raise ValueError(f"--set {text}: {value!r} is no JSON; a text has quotes, as '{name}=\"{value}\"'") from None
     return name, tuple(found) if isinstance(found, list) else found
@@ -91,7 +92,7 @@ def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
     lines = [line for line in lines_of(name) if line.smooth]
     if not lines:
         raise ValueError(f"--op {name}: it has no derivatives to judge")
-    known = {setting for line in lines for e in drawn(line.examples, 5) for setting in e.settings}
+    known = {setting for line in lines for e in drawn(line.examples, 5) for setting in e.settings} if fixed else set()
     for setting in fixed.keys() - known:
         raise ValueError(f"--set {setting}: the settings of {name} are {', '.join(sorted(known)) or 'none'}")
 
@@ -204,7 +205,7 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
         assert f is not None
         wants = not args.no_vjp and (line.subject.op is None or bool(line.subject.op.rules or line.subject.op.joint))
         with Program(args.exec, f, args.timeout or 10.0) as program:
-            if why := _runs(program, some, dtypes):
+            if not (held or broken) and (why := _runs(program, some, dtypes)):
                 print(f"minigrad.testing: --exec {args.exec}: {why}", file=sys.stderr)
                 return 3
             subject = program.subject(line.label, vjp=wants, oracle=line.subject.oracle)

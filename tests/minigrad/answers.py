@@ -48,7 +48,9 @@ def negate(mode):
         dtype, shape, data = arrays["x" if call == "value" else "cotangent"]
         name, data = "value" if call == "value" else "x", negated(dtype, data)
         bad = mode if not later or count > 2 else "right"
-        if bad == "dies":
+        if mode == "no-bias" and "bias" in arrays:
+            sys.exit(7)
+        elif bad == "dies":
             print("out of luck", file=sys.stderr)
             sys.exit(7)
         elif bad == "crashes":

@@ -153,6 +153,20 @@ def test_an_error_inside_is_a_broken_law():
         check(lambda x: x + np.ones(3), arrays((2,)), laws=["repeat"], examples=3)
 
 
+def test_a_function_that_fails_now_and_then_breaks_a_law():
+    """The tenth call fails, the same example the next time does not: a verdict with the example, and no error of Hypothesis."""
+    calls = itertools.count(1)
+
+    def moody(x: Any) -> Any:
+        if next(calls) == 10:
+            raise MemoryError("no memory this time")
+        return np.tanh(x)
+
+    with pytest.raises(LawsBroken, match="no memory this time") as caught:
+        check(moody, arrays((2,)), vjp=lambda g, x: g * (1 - np.tanh(x) ** 2), examples=30)
+    assert caught.value.report.broken[0].example is not None
+
+
 @pytest.mark.parametrize("f, words", [
     (lambda: check(mg.tanh), "one strategy for each"), (lambda: check(mg.tanh, arrays(), laws=["no"]), "no law 'no'")])
 def test_wrong_calls_are_refused(f: Any, words: str):
