@@ -55,7 +55,7 @@ def rounded(run: Run) -> float:
     if not reference.fits:
         raise NotApplicable("the results do not fit into the dtype")
     found = [run.y]
-    if len(reference.results) > 1:
+    if len(reference.results) > 1 and run.finite:
         run.walked()
         found += run.grads
     used = 0.0
@@ -86,8 +86,7 @@ def adjoint(run: Run, order: int = 1) -> float:
     if oracle is not None:
         along = complex_step(lambda h: oracle(*[x + h * v for x, v in zip(run.wide, moves)], **run.example.settings))
     else:
-        along, error, settled = _quotient(run, moves)
-        unclear = ~(error <= settled * (np.abs(along) + np.sqrt(np.mean(along * along)) if along.size else 1.0))
+        along, error, unclear = _quotient(run, moves)
         if 2 * np.count_nonzero(unclear) > along.size:
             raise NotSettled("a difference quotient does not settle: a kink is near, or the value rounds more coarsely than its dtype")
         if unclear.any():                               # these results are left out: their cotangents are 0
@@ -108,9 +107,10 @@ def adjoint(run: Run, order: int = 1) -> float:
     return run.compare(what, right, left, scale=count * run.scale(y, along, *grads), noise=noise)
 
 
-def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, float]:
-    """The derivative along `moves` by differences, in the widest float that the function computes in; how far off it may be, and the
-    share of it that this may be. Of a function that knows its own float alone the derivative is its definition's, if it has one."""
+def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """The derivative along `moves` by differences, in the widest float that the function computes in; how far off each of its numbers
+    may be, and whether that is too far to tell anything. Of a function that knows its own float alone, the derivative of its
+    definition is taken, where it has one."""
     subject, base, rng = run.subject, [x.astype(WIDE) for x in run.arrays], np.random.default_rng(run.example.seed)
     widest = run.widest(subject)
     if widest is None and subject.definition is not None:
@@ -127,24 +127,26 @@ def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, float]:
             total = total + np.maximum(*changes)
         return total
 
-    def along(dtype: Any) -> tuple[Any, Any, float]:
+    def along(dtype: Any) -> tuple[Any, Any, Any]:
         if half(np.dtype(dtype)):
             raise NotApplicable("16 bits are too few for a difference quotient: name an oracle or a definition")
         at = partial(run.evaluate, dtype=dtype, subject=subject)
         found, error = difference(lambda h: at([x + h * v for x, v in zip(base, moves)]), dtype, spread(at, 64.0 * eps(dtype)),
                                   magnitude(*base))
-        return found, error, 0.1 if dtype == np.float32 else 1e-3
+        size = np.abs(found) + (np.sqrt(np.mean(found * found)) if found.size else 0.0)
+        return found, error, ~(error <= (0.1 if dtype == np.float32 else 1e-3) * size + 1e3 * eps(dtype) ** 0.8)
 
     if widest is None or subject.function is not None:
         return along(widest or run.dtype)
-    # a float that is wider by name alone moves nothing, or not as much, when its last bits do
-    at, rng = partial(run.evaluate, dtype=widest, subject=subject), np.random.default_rng(1)
-    fine = spread(at, 512.0 * eps(widest))
-    rng = np.random.default_rng(1)                      # the same directions
-    plain = spread(at, 2.0**-16)
-    if 4 * np.count_nonzero(~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))) > plain.size:
-        return along(np.dtype(np.float64) if eps(run.dtype) > eps(np.float64) and widest == WIDE else run.dtype)
-    return along(widest)
+    for dtype in (d for d in (widest, np.dtype(np.float64)) if eps(widest) <= eps(d) < eps(run.dtype)):
+        # a float that is wider by name alone moves nothing, or not as much, when its last bits do
+        at, rng = partial(run.evaluate, dtype=dtype, subject=subject), np.random.default_rng(1)
+        fine = spread(at, 512.0 * eps(dtype))
+        rng = np.random.default_rng(1)                  # the same directions
+        plain = spread(at, 2.0**-16)
+        if 4 * np.count_nonzero(~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))) <= plain.size:
+            return along(dtype)
+    return along(run.dtype)
 
 
 @law
@@ -315,7 +317,7 @@ def parts(run: Run) -> float:
     if (truth := run.reference(by_parts)) is None or not truth.fits:
         raise NotApplicable("the results do not fit into the dtype")
     found = [run.y]
-    if len(truth.results) > 1 and (run.subject.function or run.subject.pull):
+    if len(truth.results) > 1 and run.finite and (run.subject.function or run.subject.pull):
         run.walked()
         found += run.grads
     for i, (a, b, allowed) in enumerate(zip(found, truth.results, truth.allowed)):

@@ -107,7 +107,7 @@ class Program:
 
     def subject(self, name: str, *, vjp: bool = True, **more: Any) -> Subject:
         """What `check` and the laws take."""
-        return Subject(name, None, value=self.value, pull=self.vjp if vjp else None, definition=self.definition, **more)
+        return Subject(name, None, value=self.value, pull=self.vjp if vjp else None, definition=self.definition, wider=False, **more)
 
     # ── questions ──
     def value(self, *arrays: Any, **settings: Any) -> Any:

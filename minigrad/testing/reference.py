@@ -41,7 +41,8 @@ class Reference:
         self.results = at(wide, given, above)
         largest = np.finfo(np.float32 if dtype.kind == "V" else dtype).max
         with np.errstate(all="ignore"):
-            self.fits = all(bool((np.abs(r) < 0.25 * largest).all()) for r in self.results)
+            finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)        # else results may be infinite too
+            self.fits = all(bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all()) for r in self.results)
             moved, errors = [], []
             for _ in range(PROBES):
                 probe = [self._moved(a) for a in given]

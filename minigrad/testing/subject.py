@@ -44,7 +44,8 @@ class Subject:
     """A function of Tensors, or, when `function` is None, the pair value(*arrays) and pull(cotangent, *arrays) of somebody else.
 
     oracle: an independent definition on NumPy arrays of the widest dtype, real or complex. torch: PyTorch's, as
-    f(torch, *tensors), and the number of derivatives in which it is right. definition: by parts. op: whose rules are looked at.
+    f(torch, *tensors), and the number of derivatives in which it is right. definition: by parts. op: whose rules are looked at. wider:
+    whether somebody else's function may be asked in a wider float than that of the example.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Subject:
     op: Op | None = None
     value: Callable[..., Any] | None = None
     pull: Callable[..., Any] | None = None
+    wider: bool = True
 
 
 def host(x: Any) -> np.ndarray:
@@ -89,6 +91,7 @@ class Run:
         self.dtype = np.dtype(backend.dtype(dtype))
         self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
         self.wide = [a.astype(WIDE) for a in self.arrays]           # exactly these numbers, not those of the example
+        self.finite = all(bool(np.isfinite(a).all()) for a in self.wide)
         self.draw = np.random.default_rng(example.seed)
         self.library = backend.get(device)[0]
         self.settings = _settled(example.settings, self.library, device)
@@ -112,6 +115,8 @@ class Run:
     def _derivative(self) -> Run:
         if self.subject.function is None:
             raise NotApplicable("plain arrays have no second derivative")
+        if not all(0.25 <= magnitude(a, least=0.0) <= 64.0 for a in self.arrays if a.size):
+            raise NotApplicable("higher derivatives are asked at numbers of ordinary size")
         self.needs_gradient()
         _, _, u = self.walked()
         lies = (*self.example.layouts, "C") if self.example.layouts else ()
@@ -175,6 +180,7 @@ class Run:
             y = _plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
             return [y] if u is None or subject.pull is None else [y, *_pulled(subject.pull, u, arrays, settings)]
         xs = [Tensor(a).requires_grad_() if u is not None else Tensor(a) for a in arrays]
+        settings = {k: v.astype(xs[0].dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in settings.items()}
         value = flat(subject.function(*xs, **settings))
         if u is None or not value.requires_grad:
             return [host(value)]
@@ -184,7 +190,7 @@ class Run:
         """The widest float that a subject computes in, beyond this run's own; None where it takes none, or computes in less."""
         if subject.function is not None:
             return np.dtype(WIDE)
-        for dtype in map(np.dtype, (WIDE, np.float64)):
+        for dtype in map(np.dtype, (WIDE, np.float64)) if subject.wider else ():
             if eps(dtype) < eps(self.dtype):
                 arrays = [a.astype(dtype) for a in self.arrays]
                 try:

@@ -49,9 +49,9 @@ def eps(dtype: Any) -> float:
     return 2.0**-7 if np.dtype(backend.dtype(dtype)).kind == "V" else float(np.finfo(dtype).eps)
 
 
-def magnitude(*arrays: Any) -> float:
+def magnitude(*arrays: Any, least: float = 1.0) -> float:
     """The largest finite |element| of all the arrays, at least 1: the S of `bound`."""
-    largest = 1.0
+    largest = least
     for a in arrays:
         a = np.asarray(a)
         if a.dtype.kind in "fVc" and a.size:
@@ -70,13 +70,14 @@ def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float
     sensitivity: σ, the root mean square of what relative changes of ±1 of all arguments do to it, to first order: an error in an
     argument, or in what is computed from it, cannot cost less. erratic: s, how much the error itself changes when the arguments
     change by a few roundings (0 where it is not known): rounding errors do, mistakes do not. unit: F, the size of what it is
-    computed from. Numbers of 16 bits add 4 roundings of what is stored   (tolerance.17).
+    computed from. Numbers of 16 bits add 4 roundings of what is stored, and 2 of what it
+    is computed from   (tolerance.17).
     """
     u = WIDE(0.5) * WIDE(np.finfo(np.float32).eps if half(np.dtype(backend.dtype(dtype))) else np.finfo(dtype).eps)
     size = np.abs(truth) + sensitivity
     found = u * ((EACH + PER_ROOT * np.sqrt(max(1.0, terms))) * size + 4.0 * unit) + np.minimum(8.0 * erratic, 512.0 * u * unit)
     if half(np.dtype(backend.dtype(dtype))):
-        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype))
+        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype)) + eps(dtype) * unit
     return found
 
 
