@@ -1,0 +1,244 @@
+"""Right functions in PyTorch and JAX, whose own automatic differentiation gives the VJP, and functions of our Tensors."""
+from __future__ import annotations
+
+import numpy as np
+
+import minigrad as mg
+from minigrad.testing import arrays, broadcastable, shapes
+
+from .entry import Skipped, right
+
+try:
+    import torch
+except ImportError:
+    torch = None                                        # type: ignore[assignment]
+
+ROWS = shapes(least=1, side=1)
+
+
+# ── PyTorch ──
+def from_torch(function):
+    """The value and VJP of a function of torch Tensors on NumPy arrays, through copies."""
+    if torch is None:
+        raise Skipped("PyTorch is not installed: pip install torch")
+
+    def given(a):
+        return torch.from_numpy(np.array(a))            # a copy: PyTorch has no negative strides
+
+    def value(*xs, **settings):
+        with torch.no_grad():
+            return function(*map(given, xs), **settings).numpy()
+
+    def vjp(g, *xs, **settings):
+        ts = [given(x).requires_grad_() for x in xs]
+        grads = torch.autograd.grad(function(*ts, **settings), ts, given(g))
+        return tuple(d.numpy() for d in grads)
+
+    return value, vjp
+
+
+@right
+def torch_gelu(check):
+    """torch.nn.functional.gelu."""
+    f, vjp = from_torch(lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    check(f, arrays(), vjp=vjp)
+
+
+@right
+def torch_softmax(check):
+    """torch.softmax along a setting."""
+    f, vjp = from_torch(torch.softmax if torch else None)
+    check(f, arrays((3, 4, 5)), vjp=vjp, dim=1)
+
+
+@right
+def torch_layer_norm(check):
+    """torch.nn.functional.layer_norm, held to the definition."""
+    f, vjp = from_torch(lambda x, w, b: torch.nn.functional.layer_norm(x, w.shape, w, b))
+    check(f, arrays((4, 10)), arrays((10,)), arrays((10,)), vjp=vjp, definition=mg.layer_norm)
+
+
+@right
+def torch_attention(check):
+    """scaled_dot_product_attention, causal."""
+    f, vjp = from_torch(lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True))
+    check(f, *[arrays((2, 2, 6, 4))] * 3, vjp=vjp)
+
+
+@right
+def torch_cross_entropy(check):
+    """With targets of its own."""
+    f, vjp = from_torch(lambda x: torch.nn.functional.cross_entropy(x, torch.tensor([1, 0, 3, 3])))
+    check(f, arrays((4, 6)), vjp=vjp)
+
+
+@right
+def torch_conv1d(check):
+    """torch.nn.functional.conv1d with a bias."""
+    f, vjp = from_torch(lambda x, w, b: torch.nn.functional.conv1d(x, w, b, padding=1))
+    check(f, arrays((2, 3, 7)), arrays((4, 3, 3)), arrays((4,)), vjp=vjp)
+
+
+@right
+def torch_function_of_its_own(check):
+    """A torch.autograd.Function whose backward pass is written by hand."""
+    if torch is None:
+        raise Skipped("PyTorch is not installed: pip install torch")
+
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            s = torch.sigmoid(x)
+            return g * (s + x * s * (1 - s))
+
+    f, vjp = from_torch(Swish.apply)
+    check(f, arrays(), vjp=vjp)
+
+
+@right
+def torch_by_dlpack(check):
+    """logsumexp, arrays by DLPack in and out."""
+    if torch is None:
+        raise Skipped("PyTorch is not installed: pip install torch")
+
+    def f(x):
+        return np.from_dlpack(torch.logsumexp(torch.from_dlpack(x.copy()), -1))
+
+    def vjp(g, x):
+        t = torch.from_dlpack(x.copy()).requires_grad_()
+        torch.logsumexp(t, -1).backward(torch.from_dlpack(np.array(g)))
+        return np.from_dlpack(t.grad)
+
+    check(f, arrays(ROWS), vjp=vjp)
+
+
+@right
+def torch_without_a_copy(check):
+    """torch.from_numpy as people type it: it refuses negative strides with an error, and is right otherwise."""
+    if torch is None:
+        raise Skipped("PyTorch is not installed: pip install torch")
+
+    def vjp(g, x):
+        t = torch.from_numpy(x).requires_grad_()
+        torch.erf(t).backward(torch.from_numpy(np.asarray(g)))
+        return t.grad.numpy()
+
+    check(lambda x: torch.erf(torch.from_numpy(x)).numpy(), arrays((5, 6)), vjp=vjp)
+
+
+# ── JAX ──
+def from_jax(function):
+    """The value and VJP of a function of JAX arrays on NumPy arrays; JAX computes in float32 unless it is told otherwise."""
+    try:
+        import jax
+    except ImportError:
+        raise Skipped("JAX is not installed: pip install jax") from None
+
+    def vjp(g, *xs, **settings):
+        pull = jax.vjp(lambda *ts: function(jax, *ts, **settings), *xs)[1]
+        return tuple(np.asarray(d) for d in pull(g))
+
+    return lambda *xs, **settings: np.asarray(function(jax, *xs, **settings)), vjp
+
+
+@right
+def jax_tanh(check):
+    """jax.numpy.tanh in float32."""
+    f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x))
+    check(f, arrays(), vjp=vjp, dtypes=["float32"])
+
+
+@right
+def jax_softmax(check):
+    """jax.nn.softmax in float32, held to the definition."""
+    f, vjp = from_jax(lambda jax, x: jax.nn.softmax(x, axis=-1))
+    check(f, arrays(ROWS), vjp=vjp, definition=mg.softmax, dtypes=["float32"])
+
+
+@right
+def jax_rms_norm(check):
+    """Written in jax.numpy, compiled."""
+    def norm(jax, x, w):
+        return jax.jit(lambda x, w: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w)(x, w)
+
+    f, vjp = from_jax(norm)
+    check(f, arrays((4, 12)), arrays((12,)), vjp=vjp, dtypes=["float32"])
+
+
+@right
+def jax_attention(check):
+    """jax.nn.dot_product_attention in float32."""
+    f, vjp = from_jax(lambda jax, q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    check(f, *[arrays((1, 5, 2, 4))] * 3, vjp=vjp, dtypes=["float32"])
+
+
+# ── functions of our Tensors, which need no VJP ──
+@right
+def tensors_swish(check):
+    """x·σ(x) by ops."""
+    check(lambda x: x * mg.sigmoid(x), arrays())
+
+
+@right
+def tensors_softmax_by_parts(check):
+    """A softmax by ops with the maximum as a constant."""
+    def softmax(x):
+        e = mg.exp(x - mg.stop_gradient(mg.max(x, axis=-1, keepdims=True)))
+        return e / mg.sum(e, axis=-1, keepdims=True)
+
+    check(softmax, arrays(ROWS), definition=mg.softmax)
+
+
+@right
+def tensors_mlp(check):
+    """Two layers and a loss."""
+    def loss(x, w, v):
+        return mg.mean((mg.tanh(x @ w) @ v) ** 2)
+
+    check(loss, arrays((4, 3)), arrays((3, 5)), arrays((5, 2)))
+
+
+@right
+def tensors_of_two_outputs(check):
+    """A sum and a product in a tuple."""
+    check(lambda x, y: (x + y, x * y), broadcastable(2))
+
+
+@right
+def tensors_rms_norm(check):
+    """x/√(mean x² + eps), eps a setting."""
+    def rms_norm(x, eps):
+        return x / mg.sqrt(mg.mean(x * x, axis=-1, keepdims=True) + eps)
+
+    check(rms_norm, arrays(ROWS), eps=1e-6)
+
+
+@right
+def tensors_attention_held_to_parts(check):
+    """The fused attention against a product, a softmax and a product."""
+    def by_parts(q, k, v):
+        return mg.softmax(q @ mg.transpose(k) * q.shape[-1] ** -0.5) @ v
+
+    check(lambda q, k, v: mg.attention(q, k, v, causal=False), *[arrays((2, 4, 3))] * 3, definition=by_parts)
+
+
+@right
+def tensors_silu_op(check):
+    """An op of one's own, as the page on adding an op declares it."""
+    from minigrad.op import REGISTRY, elementwise
+
+    REGISTRY.pop("jury_silu", None)
+
+    @elementwise(x=lambda g, x: g * (mg.sigmoid(x) * (1.0 + x * (1.0 - mg.sigmoid(x)))))
+    def jury_silu(xp, x):
+        """x·σ(x)."""
+        return x / (1.0 + xp.exp(-x))
+
+    check(jury_silu, arrays(), definition=lambda x: x * mg.sigmoid(x))
