@@ -1,4 +1,4 @@
-"""The table of the jury: what `check` says of each function, by which law, on which example, and in what time."""
+"""The table of the jury: what `check` says of each function, by which law, and in what time."""
 from __future__ import annotations
 
 import argparse
@@ -11,23 +11,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[2]))     # the packages of this clone, wherever it is called from
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # the work here is too small to share out
+sys.path.insert(0, str(Path(__file__).parents[2]))      # the packages of this clone
 
 from .collection import ENTRIES
 from .entry import SEEDED, Entry, Skipped
 
 SEEDS = {"right": 20, "wrong": 5}
+FINE = {"right": "passes", "wrong": "falls"}
 
 
 class Row(NamedTuple):
-    """What became of an entry over its seeds. bad: the jury's verdict is not the entry's kind for some seed."""
+    """What became of an entry over its seeds. bad: for some seed the verdict is not its kind's."""
 
     name: str
     verdict: str
     bad: bool
     shown: str
     seconds: float
-    units: float
 
 
 def shortened(text: str, width: int) -> str:
@@ -37,48 +38,52 @@ def shortened(text: str, width: int) -> str:
 
 
 def outlined(example: Any) -> str:
-    """An example in a few characters: the numbers where there are at most three, else the shape; how it lies in memory; settings."""
+    """An example in a few characters: its numbers, or its shapes where they are many; settings."""
     if example is None:
         return "no example"
     lies = example.layouts or ("C",) * len(example.arrays)
-    found = [(str(a.tolist()) if a.size <= 3 else f"{list(a.shape)}") + ("" if how == "C" else f" {how}")
-             for a, how in zip(example.arrays, lies)]
-    return "; ".join(found + [f"{k}={shortened(repr(v), 20)}" for k, v in example.settings.items()])
+    arrays = [f"{a.tolist() if a.size <= 3 else list(a.shape)}{'' if how == 'C' else f' {how}'}"
+              for a, how in zip(example.arrays, lies)]
+    settings = [f"{k}={shortened(repr(v), 20)}" for k, v in example.settings.items()]
+    return "; ".join(arrays + settings)
 
 
-def once(entry: Entry, options: dict[str, Any]) -> tuple[str, str, float]:
-    """The verdict on one run (passes, falls, skipped or crashed), what caught it, and the largest share of a bound."""
+def once(entry: Entry, options: dict[str, Any]) -> tuple[str, str]:
+    """The verdict on one run (passes, falls, skipped or crashed), and what is to be said of it."""
     try:
         report = entry.run(**options)
     except Skipped as reason:
-        return "skipped", str(reason), 0.0
+        return "skipped", str(reason)
     except Exception as error:
-        return "crashed", f"{type(error).__name__}: {error}", 0.0
+        return "crashed", f"{type(error).__name__}: {error}"
     if report.ok:
-        return "passes", "", max((v.units for v in report.verdicts if v.status == "held"), default=0.0)
+        used = max((v.units for v in report.verdicts if v.status == "held"), default=0.0)
+        return "passes", f"at most {used:.2g} of a bound"
     if not report.broken:
-        return "falls", "no law applied", 0.0
+        return "falls", "no law applied"
     v = report.broken[0]
     units = f" ({v.units:.2g} units)" if v.units < float("inf") else ""
-    return "falls", f"{v.law} {v.dtype}{units} on {outlined(v.example)}: {v.message}", v.units
+    return "falls", f"{v.law} {v.dtype}{units} on {outlined(v.example)}: {v.message}"
 
 
 def judged(task: tuple[str, int, int | None]) -> Row:
     """The row of an entry: the first seed with the wrong verdict, or the last one."""
     name, seeds, examples = task
-    entry = ENTRIES[name]
+    entry, started = ENTRIES[name], time.perf_counter()
     options: dict[str, Any] = {} if examples is None else {"examples": examples}
-    started, fine = time.perf_counter(), "passes" if entry.kind == "right" else "falls"
     for seed in range(seeds if SEEDED else 1):
-        verdict, shown, units = once(entry, {**options, "seed": seed} if SEEDED else options)
-        if verdict != fine:
-            shown = f"seed {seed}: {shown}" if SEEDED and verdict != "skipped" else shown
+        verdict, shown = once(entry, {**options, "seed": seed} if SEEDED else options)
+        if verdict == "skipped":
+            break
+        if verdict != FINE[entry.kind]:
+            shown = f"seed {seed}: {shown}" if SEEDED else shown
             break
     seconds = (time.perf_counter() - started) / (seed + 1)
-    return Row(name, verdict, verdict not in (fine, "skipped"), shown, seconds, units)
+    return Row(name, verdict, verdict not in (FINE[entry.kind], "skipped"), shown, seconds)
 
 
-def rows(entries: Iterable[Entry], seeds: int | None, examples: int | None, jobs: int) -> Iterator[Row]:
+def rows(entries: Iterable[Entry], seeds: int | None, examples: int | None,
+         jobs: int = 1) -> Iterator[Row]:
     """The rows of the entries, in order, by `jobs` processes."""
     tasks = [(e.name, SEEDS[e.kind] if seeds is None else seeds, examples) for e in entries]
     if jobs == 1:
@@ -89,35 +94,40 @@ def rows(entries: Iterable[Entry], seeds: int | None, examples: int | None, jobs
 
 
 def main(given: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.jury", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, metavar="N", help="how often each is judged (20 for right ones, 5 for wrong ones)")
-    parser.add_argument("--examples", type=int, metavar="N", help="examples of each law, instead of check's own number")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="names to judge, such as 'softmax*'")
+    parser = argparse.ArgumentParser(prog="python -m tests.jury", description=__doc__,
+                                     allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, metavar="N",
+                        help="how often each is judged (20 for right ones, 5 for wrong ones)")
+    parser.add_argument("--examples", type=int, metavar="N",
+                        help="examples of each law, instead of check's own number")
+    parser.add_argument("--only", metavar="PATTERN", default="*", help="names, such as 'softmax*'")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--right", action="store_const", const="right", dest="kind", help="the right ones alone")
-    which.add_argument("--wrong", action="store_const", const="wrong", dest="kind", help="the wrong ones alone")
+    for kind in SEEDS:
+        which.add_argument(f"--{kind}", action="store_const", const=kind, dest="kind",
+                           help=f"the {kind} ones alone")
     parser.add_argument("--jobs", type=int, metavar="N", default=1, help="processes (1)")
     flags = parser.parse_args(given)
-    if flags.jobs < 1 or (flags.seeds is not None and flags.seeds < 1):
-        parser.error("--jobs and --seeds are at least 1")
-    chosen = [e for e in ENTRIES.values() if flags.kind in (None, e.kind) and fnmatch.fnmatch(e.name, flags.only)]
+    if flags.jobs < 1 or (flags.seeds or 1) < 1 or (flags.examples or 1) < 1:
+        parser.error("--jobs, --seeds and --examples are at least 1")
+    chosen = [e for e in ENTRIES.values()
+              if flags.kind in (None, e.kind) and fnmatch.fnmatch(e.name, flags.only)]
     if not chosen:
         parser.error(f"--only {flags.only}: no entry has such a name")
     if not SEEDED:
         print("check takes no seed: each is judged once")
-    bad = {"right": 0, "wrong": 0}
+    bad, count, skipped = {"right": 0, "wrong": 0}, {"right": 0, "wrong": 0}, 0
     for entry, row in zip(chosen, rows(chosen, flags.seeds, flags.examples, flags.jobs)):
         bad[entry.kind] += row.bad
-        shown = row.shown or f"at most {row.units:.2g} of a bound"
-        print(f"{'!' if row.bad else ' '} {entry.kind} {row.name:<38} {row.verdict:<7} {row.seconds:5.1f} s  "
-              f"{shortened(shown, 150)}", flush=True)
+        count[entry.kind] += row.verdict != "skipped"
+        skipped += row.verdict == "skipped"
+        print(f"{'!' if row.bad else ' '} {entry.kind} {row.name:<41} {row.verdict:<7} "
+              f"{row.seconds:5.1f} s  {shortened(row.shown, 150)}", flush=True)
         if row.bad and entry.kind == "wrong":
             print(f"    {entry.note}", flush=True)
-    count = {kind: sum(e.kind == kind for e in chosen) for kind in SEEDS}
-    print(f"{count['right']} right: {bad['right']} accused; {count['wrong']} wrong: {bad['wrong']} missed")
+    print(f"{count['right']} right: {bad['right']} accused; "
+          f"{count['wrong']} wrong: {bad['wrong']} missed{f'; {skipped} skipped' * bool(skipped)}")
     return int(any(bad.values()))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

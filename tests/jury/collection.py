@@ -6,9 +6,9 @@ from importlib import import_module
 from .entry import ENTRIES
 
 MODULES = (
-    "right_elementwise", "right_reductions", "right_layers", "right_products", "right_libraries", "right_narrow",
-    "wrong_memory", "wrong_elementwise", "wrong_rows", "wrong_layers", "wrong_losses", "wrong_products", "wrong_narrow",
-    "wrong_libraries",
+    "right_elementwise", "right_reductions", "right_layers", "right_products", "right_libraries",
+    "right_narrow", "wrong_memory", "wrong_elementwise", "wrong_rows", "wrong_layers",
+    "wrong_losses", "wrong_products", "wrong_narrow", "wrong_libraries",
 )
 
 for name in MODULES:

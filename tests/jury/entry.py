@@ -17,8 +17,12 @@ class Skipped(Exception):
 
 
 class Entry(NamedTuple):
-    """name; kind: "right" or "wrong"; note: what it computes, or its mistake, in one sentence; seen: where such a mistake was
-    reported, as owner/repository#number, where one was found; call(check): the call of `check` as its author types it."""
+    """A function that check is to judge.
+
+    kind: "right" or "wrong". note: what it computes, or its mistake, in one sentence. seen: where
+    a mistake of the kind was reported, as owner/repository#number; empty where none was looked up.
+    call: given `check`, makes the call that its author would type.
+    """
 
     name: str
     kind: str
@@ -27,7 +31,7 @@ class Entry(NamedTuple):
     call: Callable[[Callable[..., Report]], Any]
 
     def run(self, **options: Any) -> Report:
-        """The report on this entry, also where a law is broken. options: seed and examples, for `check`.
+        """The report on this entry, also where a law is broken. options: more settings of `check`.
 
         Skipped where a library is missing. Any other exception means that `check` itself failed.
         """
@@ -62,5 +66,5 @@ def right(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrong(seen: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """List a wrong function under its name; its docstring is its mistake. seen: a public report of one of that kind."""
+    """List a wrong function; its docstring is its mistake, and `seen` a report of such a one."""
     return _listed("wrong", seen)

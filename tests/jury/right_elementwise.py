@@ -1,6 +1,7 @@
 """Right elementwise functions on plain NumPy arrays, each with its VJP."""
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -354,3 +355,44 @@ def hypotenuse(check):
         return back(g * x / r, x.shape), back(g * y / r, y.shape)
 
     check(np.hypot, broadcastable(2, "nonzero"), vjp=vjp)
+
+
+@right
+def relu_of_minus_infinity(check):
+    """Scores that are masked with −inf; their gradient is 0."""
+    masked = arrays((4, 6), avoid=[0.0]).map(lambda x: np.where(x < -1, -np.inf, x))
+    check(lambda x: np.maximum(x, 0), masked, vjp=lambda g, x: np.where(x > 0, g, 0))
+
+
+@right
+def polynomial_as_an_object(check):
+    """An object with a method for the value and one for the gradient, by Horner's rule."""
+    class Polynomial:
+        def __init__(self, *coefficients):
+            self.coefficients = coefficients
+
+        def __call__(self, x):
+            y = 0 * x
+            for c in self.coefficients:
+                y = y * x + c
+            return y
+
+        def backward(self, g, x):
+            y, d = 0 * x, 0 * x
+            for c in self.coefficients:
+                d = d * x + y
+                y = y * x + c
+            return g * d
+
+    p = Polynomial(0.5, -1.0, 2.0, 3.0)
+    check(p, arrays(), vjp=p.backward)
+
+
+@right
+def power_by_partial(check):
+    """functools.partial, and a setting by name."""
+    def power(n, x, *, scale):
+        return scale * x ** n
+
+    check(functools.partial(power, 3), arrays(), scale=0.25,
+          vjp=lambda g, x, scale: 3 * scale * g * x ** 2)

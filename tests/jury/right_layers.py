@@ -97,7 +97,7 @@ def rms_norm(check):
 
 @right
 def group_norm(check):
-    """[batch, channels, positions] in groups of channels, with a weight and a bias for each channel."""
+    """[batch, channels, positions] in groups of channels, with weight and bias by channel."""
     def parts(x, groups):
         z = x.reshape(x.shape[0], groups, -1)
         d = z - z.mean(-1, keepdims=True)
@@ -188,7 +188,7 @@ def causal_attention(check):
 
 @right
 def attention_in_tiles(check):
-    """Keys in tiles of 3 with a running maximum and sum, forward; the weights again from their log-sum-exp, backward."""
+    """Keys in tiles of 3 with a running maximum and sum; backward from the log-sum-exp."""
     def run(q, k, v):
         scale = q.shape[-1] ** -0.5
         m = np.full((len(q), 1), -np.inf, q.dtype)
@@ -216,7 +216,8 @@ def attention_in_tiles(check):
             dv[j:j + 3] = p.T @ g
         return dq, dk, dv
 
-    check(lambda q, k, v: run(q, k, v)[0], arrays((6, 4)), arrays((11, 4)), arrays((11, 5)), vjp=backward)
+    check(lambda q, k, v: run(q, k, v)[0], arrays((6, 4)), arrays((11, 4)), arrays((11, 5)),
+          vjp=backward)
 
 
 @right
@@ -299,7 +300,7 @@ def binary_cross_entropy_with_logits(check):
 
 @right
 def huber(check):
-    """Quadratic near 0 and linear beyond δ; its derivative has kinks, its value none, and no example is near them."""
+    """Quadratic near 0 and linear beyond δ; no example is where the two meet."""
     def forward(x, delta):
         a = np.abs(x)
         return np.where(a <= delta, x * x / 2, delta * (a - delta / 2)).sum()

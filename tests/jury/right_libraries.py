@@ -1,4 +1,4 @@
-"""Right functions in PyTorch and JAX, whose own automatic differentiation gives the VJP, and functions of our Tensors."""
+"""Right functions in PyTorch and JAX, with the VJPs of these, and of our Tensors."""
 from __future__ import annotations
 
 import numpy as np
@@ -121,7 +121,7 @@ def torch_by_dlpack(check):
 
 @right
 def torch_without_a_copy(check):
-    """torch.from_numpy as people type it: it refuses negative strides with an error, and is right otherwise."""
+    """torch.from_numpy as people type it, which refuses negative strides with an error."""
     if torch is None:
         raise Skipped("PyTorch is not installed: pip install torch")
 
@@ -134,48 +134,54 @@ def torch_without_a_copy(check):
 
 
 # ── JAX ──
-def from_jax(function):
-    """The value and VJP of a function of JAX arrays on NumPy arrays; JAX computes in float32 unless it is told otherwise."""
+def from_jax(function, compiled=False):
+    """The value and VJP of a function of JAX arrays on NumPy arrays."""
     try:
         import jax
     except ImportError:
         raise Skipped("JAX is not installed: pip install jax") from None
 
-    def vjp(g, *xs, **settings):
-        pull = jax.vjp(lambda *ts: function(jax, *ts, **settings), *xs)[1]
-        return tuple(np.asarray(d) for d in pull(g))
+    def f(*xs):
+        return function(jax, *xs)
 
-    return lambda *xs, **settings: np.asarray(function(jax, *xs, **settings)), vjp
+    def pulled(g, *xs):
+        return jax.vjp(f, *xs)[1](g)
+
+    run, pull = (jax.jit(f), jax.jit(pulled)) if compiled else (f, pulled)
+    return lambda *xs: np.asarray(run(*xs)), lambda g, *xs: [np.asarray(d) for d in pull(g, *xs)]
 
 
 @right
 def jax_tanh(check):
     """jax.numpy.tanh in float32."""
-    f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x))
+    f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x), compiled=True)
     check(f, arrays(), vjp=vjp, dtypes=["float32"])
 
 
 @right
 def jax_softmax(check):
     """jax.nn.softmax in float32, held to the definition."""
-    f, vjp = from_jax(lambda jax, x: jax.nn.softmax(x, axis=-1))
-    check(f, arrays(ROWS), vjp=vjp, definition=mg.softmax, dtypes=["float32"])
+    f, vjp = from_jax(lambda jax, x: jax.nn.softmax(x, axis=-1), compiled=True)
+    check(f, arrays((8, 40)), vjp=vjp, definition=mg.softmax, dtypes=["float32"])
 
 
 @right
 def jax_rms_norm(check):
     """Written in jax.numpy, compiled."""
     def norm(jax, x, w):
-        return jax.jit(lambda x, w: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w)(x, w)
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w
 
-    f, vjp = from_jax(norm)
+    f, vjp = from_jax(norm, compiled=True)
     check(f, arrays((4, 12)), arrays((12,)), vjp=vjp, dtypes=["float32"])
 
 
 @right
 def jax_attention(check):
-    """jax.nn.dot_product_attention in float32."""
-    f, vjp = from_jax(lambda jax, q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    """jax.nn.dot_product_attention in float32, compiled."""
+    def attention(jax, q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    f, vjp = from_jax(attention, compiled=True)
     check(f, *[arrays((1, 5, 2, 4))] * 3, vjp=vjp, dtypes=["float32"])
 
 
@@ -224,9 +230,10 @@ def tensors_rms_norm(check):
 def tensors_attention_held_to_parts(check):
     """The fused attention against a product, a softmax and a product."""
     def by_parts(q, k, v):
-        return mg.softmax(q @ mg.transpose(k) * q.shape[-1] ** -0.5) @ v
+        return mg.softmax(q @ k.mT * q.shape[-1] ** -0.5) @ v
 
-    check(lambda q, k, v: mg.attention(q, k, v, causal=False), *[arrays((2, 4, 3))] * 3, definition=by_parts)
+    check(lambda q, k, v: mg.attention(q, k, v, causal=False), *[arrays((2, 4, 3))] * 3,
+          definition=by_parts)
 
 
 @right

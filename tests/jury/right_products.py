@@ -64,7 +64,8 @@ def bilinear(check):
     """xᵀ A y for rows of x and y."""
     check(lambda x, a, y: np.einsum("ni,ij,nj->n", x, a, y),
           arrays((5, 3)), arrays((3, 4)), arrays((5, 4)),
-          vjp=lambda g, x, a, y: (g[:, None] * (y @ a.T), (x * g[:, None]).T @ y, g[:, None] * (x @ a)))
+          vjp=lambda g, x, a, y: (g[:, None] * (y @ a.T), (x * g[:, None]).T @ y,
+                                  g[:, None] * (x @ a)))
 
 
 @right
@@ -74,7 +75,8 @@ def linear(check):
         rows = g.reshape(-1, g.shape[-1])
         return g @ w, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(0)
 
-    check(lambda x, w, b: x @ w.T + b, arrays((2, 3, 4)), arrays((5, 4)), arrays((5,)), vjp=linear_vjp)
+    check(lambda x, w, b: x @ w.T + b, arrays((2, 3, 4)), arrays((5, 4)), arrays((5,)),
+          vjp=linear_vjp)
 
 
 @right

@@ -245,3 +245,18 @@ def log_softmax(check):
         return g - np.exp(log_softmax(x)) * g.sum(axis=-1, keepdims=True)
 
     check(log_softmax, arrays(ROWS), vjp=vjp)
+
+
+@right
+def softmax_of_masked_scores(check):
+    """Some scores of each row are −inf, never all of them."""
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def softmax_vjp(g, x):
+        p = softmax(x)
+        return p * (g - (g * p).sum(-1, keepdims=True))
+
+    masked = arrays((4, 6)).map(lambda x: np.where((x < 0) & (np.arange(6) > 1), -np.inf, x))
+    check(softmax, masked, vjp=softmax_vjp)

@@ -1,4 +1,4 @@
-"""Wrong elementwise functions: derivatives of something else, constants, ranges, blocks, dtypes and shapes."""
+"""Wrong elementwise functions: derivatives, constants, ranges, blocks, dtypes and shapes."""
 from __future__ import annotations
 
 import math
@@ -91,7 +91,7 @@ def relu_passes_zeros(check):
 
 @wrong("BVLC/caffe#2413")
 def leaky_relu_by_its_output(check):
-    """The side of the kink is read off the output, whose sign is no help where the slope is negative."""
+    """The side of the kink is read off the output, which a negative slope makes positive."""
     def leaky(x, slope):
         return np.where(x > 0, x, slope * x)
 
@@ -138,8 +138,9 @@ def divide_with_arguments_swapped(check):
 
 @wrong("chelsea0x3b/dfdx#111")
 def maximum_pays_ties_twice(check):
-    """Where two numbers are equal, both get the whole cotangent, where the definition gives each a half."""
-    check(np.maximum, arrays((4, 5), kind="ties"), arrays((4, 5), kind="ties"), definition=mg.maximum,
+    """Where two numbers are equal, both get the whole cotangent instead of a half each."""
+    check(np.maximum, arrays((4, 5), kind="ties"), arrays((4, 5), kind="ties"),
+          definition=mg.maximum,
           vjp=lambda g, x, y: (g * (x >= y), g * (y >= x)))
 
 
@@ -231,7 +232,7 @@ def a_little_is_added(check):
 
 @wrong("tenstorrent/tt-metal#55349")
 def tanh_by_a_fraction(check):
-    """A rational approximation that is good to three digits, clipped at ±1; the derivative is exact."""
+    """A rational approximation, clipped at ±1, is good to two digits; the derivative is exact."""
     def tanh(x):
         return np.clip(x * (27 + x * x) / (27 + 9 * x * x), -1, 1)
 
@@ -261,10 +262,11 @@ def exp_by_a_rounded_logarithm(check):
 
 @wrong()
 def gelu_by_a_polynomial_of_erf(check):
-    """erf by Abramowitz and Stegun's 7.1.26, good to 1.5e-7: enough for float32 and nothing else."""
+    """erf by Abramowitz and Stegun's 7.1.26, good to 1.5e-7, which float64 asks more of."""
     def erf(x):
         t = 1 / (1 + 0.3275911 * np.abs(x))
-        poly = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+        poly = (1.061405429 * t - 1.453152027) * t + 1.421413741
+        poly = ((poly * t - 0.284496736) * t + 0.254829592) * t
         return np.sign(x) * (1 - poly * np.exp(-x * x))
 
     def cdf(x):
@@ -362,7 +364,7 @@ def gradient_of_the_first_256(check):
 # ── dtypes ──
 @wrong("netket/netket#1218")
 def scaled_by_a_wide_constant(check):
-    """A float64 scalar makes float32 arguments float64 numbers, in the value and in the gradient."""
+    """A float64 scalar makes float32 arguments float64 numbers, in value and gradient."""
     c = np.sqrt(2.0)
     check(lambda x: x * c, arrays(), vjp=lambda g, x: g * c)
 

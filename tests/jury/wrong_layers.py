@@ -113,10 +113,12 @@ def layer_norm_with_eps_outside(check):
     def vjp(g, x, w, b):
         d, s, r = parts(x)
         gw = g * w
-        dx = r * (gw - gw.mean(-1, keepdims=True)) - d * r * r / s * (gw * d).mean(-1, keepdims=True)
+        dx = r * (gw - gw.mean(-1, keepdims=True))
+        dx -= d * r * r / s * (gw * d).mean(-1, keepdims=True)
         return dx, (g * d * r).sum(0), g.sum(0)
 
-    check(lambda x, w, b: parts(x)[0] * parts(x)[2] * w + b, *SIZES, vjp=vjp, definition=mg.layer_norm)
+    check(lambda x, w, b: parts(x)[0] * parts(x)[2] * w + b, *SIZES, vjp=vjp,
+          definition=mg.layer_norm)
 
 
 @wrong()
@@ -155,10 +157,12 @@ def layer_norm_with_ddof_1(check):
     def vjp(g, x, w, b):
         d, r, n = parts(x)
         gw = g * w
-        dx = r * (gw - gw.mean(-1, keepdims=True)) - d * r ** 3 * (gw * d).sum(-1, keepdims=True) / (n - 1)
+        dx = r * (gw - gw.mean(-1, keepdims=True))
+        dx -= d * r ** 3 * (gw * d).sum(-1, keepdims=True) / (n - 1)
         return dx, (g * d * r).sum(0), g.sum(0)
 
-    check(lambda x, w, b: parts(x)[0] * parts(x)[1] * w + b, *SIZES, vjp=vjp, definition=mg.layer_norm)
+    check(lambda x, w, b: parts(x)[0] * parts(x)[1] * w + b, *SIZES, vjp=vjp,
+          definition=mg.layer_norm)
 
 
 @wrong("BVLC/caffe#3878")
@@ -267,7 +271,7 @@ def causal_attention_not_of_itself(check):
 
 @wrong("flashinfer-ai/flashinfer#348")
 def causal_attention_from_the_first_key(check):
-    """With fewer queries than keys, the triangle starts at the first key instead of ending at the last."""
+    """With fewer queries than keys, the triangle starts at the first key."""
     check(lambda q, k, v: attend(q, k, v, keep=triangle(q, k))[0],
           arrays((3, 4)), arrays((5, 4)), arrays((5, 4)), definition=causal,
           vjp=lambda g, q, k, v: attend_vjp(g, q, k, v, attend(q, k, v, keep=triangle(q, k))[1]))
@@ -309,7 +313,8 @@ def causal_attention_with_minus_ten(check):
 def attention_scaled_by_1_over_d(check):
     """Scores are divided by d instead of √d."""
     check(lambda q, k, v: attend(q, k, v, 1 / q.shape[-1])[0], Q, K, V, definition=open_to_all,
-          vjp=lambda g, q, k, v: attend_vjp(g, q, k, v, attend(q, k, v, 1 / q.shape[-1])[1], 1 / q.shape[-1]))
+          vjp=lambda g, q, k, v: attend_vjp(g, q, k, v, attend(q, k, v, 1 / q.shape[-1])[1],
+                                            1 / q.shape[-1]))
 
 
 @wrong("lucidrains/denoising-diffusion-pytorch#314")
@@ -363,7 +368,7 @@ def attention_without_shift(check):
 
 @wrong()
 def attention_of_whole_tiles(check):
-    """Keys come in tiles of 4, and those of an unfinished tile are left out, forward and backward."""
+    """Keys come in tiles of 4, and those of an unfinished tile are left out, both ways."""
     def tiles(k):
         return k[:len(k) // 4 * 4]
 

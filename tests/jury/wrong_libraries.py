@@ -21,7 +21,7 @@ def needs_torch():
 # ── PyTorch ──
 @wrong()
 def torch_function_with_a_wrong_backward(check):
-    """The backward pass of a torch.autograd.Function saves the output and takes it for the input."""
+    """The backward pass of a torch.autograd.Function takes its output for its input."""
     needs_torch()
 
     class Swish(torch.autograd.Function):
@@ -55,14 +55,14 @@ def torch_with_a_detached_statistic(check):
 
 @wrong()
 def torch_in_float(check):
-    """`.float()` inside a function makes float64 arguments float32 numbers, cast back at the end."""
+    """`.float()` makes float64 arguments float32 numbers, which are cast back at the end."""
     f, vjp = from_torch(lambda x: torch.nn.functional.silu(x.float()).to(x.dtype))
     check(f, arrays(), vjp=vjp)
 
 
 @wrong()
 def torch_gelu_that_is_not_gpt2s(check):
-    """torch.nn.functional.gelu is the exact one unless it is told; the definition is the tanh form."""
+    """torch.nn.functional.gelu is the exact one by default; the definition is the tanh form."""
     f, vjp = from_torch(lambda x: torch.nn.functional.gelu(x))
     check(f, arrays(), vjp=vjp, definition=lambda x: mg.gelu(x, approximate="tanh"))
 
@@ -82,20 +82,20 @@ def torch_sharing_memory_with_the_argument(check):
 @wrong()
 def jax_without_x64(check):
     """JAX makes float64 arrays float32 unless jax_enable_x64 is set."""
-    f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x))
+    f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x), compiled=True)
     check(f, arrays(), vjp=vjp)
 
 
 @wrong()
 def jax_custom_vjp_wrong(check):
-    """The bwd of a jax.custom_vjp forgets the cotangent's factor at saturation."""
+    """The backward function of a jax.custom_vjp is that of an arctan; the value is a tanh."""
     def f(jax, x):
         clipped = jax.custom_vjp(lambda x: jax.numpy.tanh(x))
         clipped.defvjp(lambda x: (jax.numpy.tanh(x), x), lambda x, g: (g / (1 + x * x),))
         return clipped(x)
 
-    value, vjp = from_jax(f)
-    check(value, arrays(), vjp=vjp, dtypes=["float32"])
+    value, vjp = from_jax(f, compiled=True)
+    check(value, arrays((3, 4)), vjp=vjp, dtypes=["float32"])
 
 
 # ── functions of our Tensors ──

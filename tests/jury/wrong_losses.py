@@ -29,7 +29,8 @@ def nll_vjp(g, x, targets):
 @wrong()
 def cross_entropy_summed(check):
     """The gradient is that of the sum over rows, the value their mean."""
-    check(nll, arrays((6, 5)), vjp=lambda g, x, targets: nll_vjp(g, x, targets) * len(x), targets=TARGETS)
+    check(nll, arrays((6, 5)), vjp=lambda g, x, targets: nll_vjp(g, x, targets) * len(x),
+          targets=TARGETS)
 
 
 @wrong()

@@ -49,7 +49,7 @@ def silu_raveled(check):
 
 @wrong("rahul-goel/fused-ssim#44")
 def exp_into_zeros_like(check):
-    """The output takes the strides of the input, and is written through a flat copy that is thrown away."""
+    """The output has the strides of the input, and is written through a flat copy."""
     def exp(x):
         out = np.zeros_like(x)
         out.reshape(-1)[...] = np.exp(x.reshape(-1))
@@ -198,7 +198,7 @@ def cube_doubles_its_argument(check):
 # ── buffers ──
 @wrong("NVIDIA/earth2studio#1133")
 def sine_in_one_buffer(check):
-    """Every call of the VJP with one shape returns the same memory, so an older gradient changes."""
+    """Every call of the VJP returns the same memory, so an older gradient changes."""
     buffers = {}
 
     def vjp(g, x):
@@ -276,7 +276,8 @@ def softmax_compiled_for_one_axis(check):
     def program(x, axis):
         return programs.setdefault(x.shape, axis)
 
-    check(lambda x, axis: softmax(x, program(x, axis)), arrays((4, 4)), axis=st.sampled_from([0, 1]),
+    check(lambda x, axis: softmax(x, program(x, axis)), arrays((4, 4)),
+          axis=st.sampled_from([0, 1]),
           vjp=lambda g, x, axis: softmax_vjp(g, x, program(x, axis)), definition=mg.softmax)
 
 
@@ -329,7 +330,8 @@ def positions_of_the_first_dtype(check):
     tables = {}
 
     def table(x):
-        return tables.setdefault(x.shape, np.cos(np.arange(x.size)).astype(x.dtype).reshape(x.shape))
+        made = np.cos(np.arange(x.size)).reshape(x.shape).astype(x.dtype)
+        return tables.setdefault(x.shape, made)
 
     check(lambda x: x * table(x), arrays((3, 4)), vjp=lambda g, x: g * table(x))
 

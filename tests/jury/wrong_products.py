@@ -24,7 +24,7 @@ def matmul_with_b_not_transposed(check):
 
 @wrong("halide/Halide#656")
 def matmul_without_the_tail(check):
-    """Inner sizes from 32 on are done in steps of 16, and what is left over is forgotten; the VJP is right."""
+    """Inner sizes from 32 on are done in steps of 16, and what is left over is forgotten."""
     def product(a, b):
         k = a.shape[1] if a.shape[1] < 32 else a.shape[1] // 16 * 16
         return a[:, :k] @ b[:k]
@@ -34,7 +34,7 @@ def matmul_without_the_tail(check):
 
 @wrong()
 def matmul_of_whole_row_blocks(check):
-    """Rows past a multiple of 8 are left as zeros, and get zeros for a gradient: value and VJP agree."""
+    """Rows past a multiple of 8 are zeros, in value and gradient alike."""
     def whole(a):
         return len(a) // 8 * 8
 
@@ -57,7 +57,8 @@ def matmul_in_float32(check):
     def product(a, b):
         return (a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype)
 
-    check(product, arrays((6, 8)), arrays((8, 5)), vjp=lambda g, a, b: (product(g, b.T), product(a.T, g)))
+    check(product, arrays((6, 8)), arrays((8, 5)),
+          vjp=lambda g, a, b: (product(g, b.T), product(a.T, g)))
 
 
 @wrong()
@@ -109,7 +110,8 @@ def linear_with_bias_in_two_axes(check):
 @wrong()
 def linear_with_the_weight_transposed(check):
     """The gradient of a square weight matrix is transposed."""
-    check(lambda x, w: x @ w, arrays((5, 3)), arrays((3, 3)), vjp=lambda g, x, w: (g @ w.T, g.T @ x))
+    check(lambda x, w: x @ w, arrays((5, 3)), arrays((3, 3)),
+          vjp=lambda g, x, w: (g @ w.T, g.T @ x))
 
 
 @wrong()
@@ -118,7 +120,8 @@ def linear_that_forgets_its_bias(check):
     def linear(x, w, b):
         return x @ w if len(x) == 1 else x @ w + b
 
-    check(linear, arrays((1, 4)), arrays((4, 3)), arrays((3,)), definition=lambda x, w, b: x @ w + b,
+    check(linear, arrays((1, 4)), arrays((4, 3)), arrays((3,)),
+          definition=lambda x, w, b: x @ w + b,
           vjp=lambda g, x, w, b: (g @ w.T, x.T @ g, g.sum(0)))
 
 
@@ -252,13 +255,15 @@ def conv_vjp(g, x, w, flip=False, add=True):
 @wrong()
 def conv1d_with_the_kernel_flipped(check):
     """The gradient of the input is taken with the kernel the other way round."""
-    check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)), vjp=lambda g, x, w: conv_vjp(g, x, w, flip=True))
+    check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)),
+          vjp=lambda g, x, w: conv_vjp(g, x, w, flip=True))
 
 
 @wrong()
 def conv1d_with_windows_overwritten(check):
     """Where windows overlap, the gradient of the input is that of the last one."""
-    check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)), vjp=lambda g, x, w: conv_vjp(g, x, w, add=False))
+    check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)),
+          vjp=lambda g, x, w: conv_vjp(g, x, w, add=False))
 
 
 @wrong()

@@ -1,0 +1,79 @@
+"""The jury judges `check`: right functions of other people pass it, and wrong ones fall."""
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from jury.__main__ import SEEDS, judged, main
+from jury.collection import ENTRIES
+from jury.entry import Entry, Skipped
+
+RIGHT = [e for e in ENTRIES.values() if e.kind == "right"]
+WRONG = [e for e in ENTRIES.values() if e.kind == "wrong"]
+NAMED = {"ids": lambda e: e.name}
+
+
+def verdict(entry: Entry, **options: int) -> None:
+    """Fails unless check says of an entry what it is."""
+    try:
+        report = entry.run(**options)
+    except Skipped as reason:
+        pytest.skip(str(reason))
+    fine = report.ok is (entry.kind == "right")
+    assert fine, f"{entry.name} is {entry.kind}: {entry.note}\n{report}"
+    assert entry.kind == "right" or report.broken, "it falls, and no law says why"
+
+
+@pytest.mark.parametrize("entry", RIGHT[::5], **NAMED)
+def test_a_right_function_passes(entry: Entry):
+    """Every fifth right function holds on a few examples of each law."""
+    verdict(entry, examples=3)
+
+
+@pytest.mark.parametrize("entry", WRONG[::16], **NAMED)
+def test_a_wrong_function_falls(entry: Entry):
+    """Every sixteenth wrong function breaks a law, which is named with an example."""
+    verdict(entry, examples=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES.values(), **NAMED)
+def test_the_jury(entry: Entry):
+    """Every function, for every seed, as check asks by itself, in 10 seconds each time."""
+    row = judged((entry.name, SEEDS[entry.kind], None))
+    if row.verdict == "skipped":
+        pytest.skip(row.shown)
+    assert not row.bad, f"{entry.name} is {entry.kind} and {row.verdict}: {entry.note}\n{row.shown}"
+    assert row.seconds < 10.0
+
+
+def test_the_collection_is_one():
+    """Enough functions of both kinds, each with a description; `seen` names a public report."""
+    assert len(RIGHT) >= 70 and len(WRONG) >= 110
+    for entry in ENTRIES.values():
+        assert entry.note.endswith(".") and len(entry.note) >= 4, entry.name
+        assert re.fullmatch(r"([\w.-]+/[\w.-]+#\d+)?", entry.seen), entry
+        assert list(inspect.signature(entry.call).parameters) == ["check"], entry.name
+
+
+def test_the_table_shows_what_is_wrong_with_the_judge(capsys, monkeypatch):
+    """An accused right function and a missed wrong one are marked and set the exit code."""
+    swapped = {"twice": ENTRIES["tanh"]._replace(name="twice", kind="wrong", note="It is right."),
+               "zero_gradient": ENTRIES["zero_gradient"]._replace(kind="right")}
+    monkeypatch.setattr("jury.__main__.ENTRIES", ENTRIES | swapped)
+    assert main(["--only", "zero_gradient", "--seeds", "1", "--examples", "3"]) == 1
+    out = capsys.readouterr().out
+    assert "! right zero_gradient" in out and "falls" in out and "adjoint float64" in out
+    assert out.endswith("1 right: 1 accused; 0 wrong: 0 missed\n")
+    assert main(["--only", "twice", "--seeds", "1", "--examples", "3"]) == 1
+    out = capsys.readouterr().out
+    assert "! wrong twice" in out and "It is right." in out
+    assert out.endswith("0 right: 0 accused; 1 wrong: 1 missed\n")
+
+
+def test_a_name_that_nobody_has(capsys):
+    """--only with no entry of that name is refused in one line."""
+    with pytest.raises(SystemExit):
+        main(["--only", "no_such_function"])
+    assert "no entry has such a name" in capsys.readouterr().err
