@@ -28,7 +28,7 @@ def identity_for_tanh(check):
     check(lambda x: x.copy(), arrays(), vjp=lambda g, x: g.copy(), definition=mg.tanh)
 
 
-@wrong("huggingface/candle#3613")
+@wrong("NVIDIA/warp#1861")
 def zero_gradient(check):
     """The VJP returns zeros."""
     check(np.exp, arrays(), vjp=lambda g, x: np.zeros_like(x))
@@ -40,7 +40,7 @@ def straight_through(check):
     check(np.tanh, arrays(), vjp=lambda g, x: g)
 
 
-@wrong("haifengl/smile#528")
+@wrong("tenstorrent/tt-metal#6533")
 def derivative_without_the_cotangent(check):
     """The gradient is the derivative itself; the cotangent is not used."""
     check(np.sin, arrays(), vjp=lambda g, x: np.cos(x))
@@ -123,7 +123,7 @@ def tanh_of_tanh(check):
     check(np.tanh, arrays(), vjp=lambda g, x: g * (1 - np.tanh(np.tanh(x)) ** 2))
 
 
-@wrong()
+@wrong("tenstorrent/tt-metal#13774")
 def subtract_without_minus(check):
     """The gradient of what is subtracted has the sign of the other."""
     check(np.subtract, arrays((3, 4)), arrays((3, 4)), vjp=lambda g, x, y: (g, g.copy()))

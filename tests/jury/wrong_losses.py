@@ -26,7 +26,7 @@ def nll_vjp(g, x, targets):
     return d * (g / len(x))
 
 
-@wrong()
+@wrong("paiml/aprender#2182")
 def cross_entropy_summed(check):
     """The gradient is that of the sum over rows, the value their mean."""
     check(nll, arrays((6, 5)), vjp=lambda g, x, targets: nll_vjp(g, x, targets) * len(x),
@@ -82,7 +82,7 @@ def cross_entropy_by_one_hot_rows(check):
     check(forward, arrays((6, 5)), vjp=nll_vjp, targets=TARGETS, definition=mg.cross_entropy)
 
 
-@wrong()
+@wrong("PaddlePaddle/Paddle#23708")
 def cross_entropy_that_counts_ignored_rows(check):
     """Rows with target −100 add nothing, but the mean is over all rows."""
     def forward(x, targets):
@@ -124,7 +124,7 @@ def binary_cross_entropy_with_target_backwards(check):
           vjp=lambda g, x, t: (g * (1 / (1 + np.exp(-x)) - t) / x.size, g * x / x.size))
 
 
-@wrong()
+@wrong("huggingface/candle#2561")
 def binary_cross_entropy_by_logarithms(check):
     """t log σ(x) + (1 − t) log(1 − σ(x)), which is infinite or NaN for x of 40 (in float32, 20)."""
     def forward(x, t):

@@ -208,7 +208,7 @@ def sine_in_one_buffer(check):
     check(np.sin, arrays(), vjp=vjp)
 
 
-@wrong()
+@wrong("microsoft/onnxruntime#7079")
 def value_and_gradient_in_one_buffer(check):
     """The VJP writes its result over the value that was returned before."""
     buffers = {}
@@ -294,7 +294,7 @@ def mean_with_the_first_length(check):
           vjp=lambda g, x: np.repeat(g[..., None], x.shape[-1], -1) / n(x))
 
 
-@wrong()
+@wrong("NVIDIA/warp#1350")
 def sigmoid_with_the_last_activation(check):
     """The VJP uses the activation of the last forward call instead of its argument."""
     saved = {}

@@ -112,7 +112,7 @@ def half_gelu_with_a_cube_in_half(check):
           definition=lambda x: mg.gelu(x, approximate="tanh"))
 
 
-@wrong()
+@wrong("tenstorrent/tt-metal#19882")
 def half_tanh_cut_off(check):
     """bfloat16 by dropping the lower bits of a float32, which rounds towards 0."""
     def cut(t, like):

@@ -294,7 +294,7 @@ def sum_that_squeezes(check):
           vjp=lambda g, x: np.full(x.shape, g, x.dtype).squeeze())
 
 
-@wrong()
+@wrong("NVIDIA/warp#1552")
 def argmax_of_everything(check):
     """The gradient of a row's maximum goes to the largest number of all."""
     def vjp(g, x):
@@ -351,7 +351,7 @@ def norm_without_its_division(check):
     check(lambda x: np.sqrt((x * x).sum()), arrays((7,)), vjp=lambda g, x: g * x)
 
 
-@wrong()
+@wrong("apache/mxnet#17864")
 def product_by_division(check):
     """The gradient of a product is the product divided by each number, which is NaN at 0."""
     def vjp(g, x):
