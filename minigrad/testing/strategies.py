@@ -70,17 +70,18 @@ def together(n: int) -> Strategy:
 def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (), magnitude: str = "") -> Any:
     """Random float64 of a kind, none within APART of a point of `avoid`.
 
-    any: normal; with a magnitude: "large" 8 times as wide, "small" 64 times as narrow, "far" and "farther" around ±150 and ±6000,
+    any: normal; with a magnitude: "large" 8 times as wide, "small" 8 times as narrow, "far" and "farther" around ±150 and ±6000,
     where an exponential of what is not shifted overflows and a difference of squares cancels, "apart" with each row around another of
     these. positive: at least ½.
     nonzero: at least ½ from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least 0.6 apart.
     halves: spread, and at least 0.1 from all that "spread" can give.
     """
     x: Any = rng.standard_normal(shape)
+    x = np.asarray(x)
     if kind == "any":
         _part(x)
     if kind == "any" and magnitude:
-        x = {"large": 8.0, "small": 2.0**-6}.get(magnitude, 1.0) * x
+        x = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0) * x
         x = x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
         if magnitude == "apart" and x.ndim > 1:
             x = x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -101,12 +102,17 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
 
 
 def _part(x: Any) -> None:
-    """Move neighbours along axes of 2 and 3 at least 4 APART: the variance of two equal numbers is 0, and of near ones ill-conditioned."""
+    """Move neighbours along axes of 2 and 3 at least 1 apart, and a number that is alone in its row at least ½ from 0.
+
+    The variance of two equal numbers is 0, and so is the norm of 0: near there a right program rounds as badly as a wrong one.
+    """
+    if x.ndim == 0 or x.shape[-1] == 1:
+        x[...] = np.where(np.abs(x) < 0.5, np.where(x < 0.0, -0.5, 0.5), x)
     for axis, length in enumerate(x.shape):
         for i in range(1, length if length <= 3 else 0):
             before, here = x.take(i - 1, axis), x.take(i, axis)
-            by = np.where(here < before, -4.0 * APART, 4.0 * APART)
-            x[(slice(None),) * axis + (i,)] = np.where(np.abs(here - before) < 4.0 * APART, before + by, here)
+            near = np.abs(here - before) < 1.0
+            x[(slice(None),) * axis + (i,)] = np.where(near, before + np.where(here < before, -1.0, 1.0), here)
 
 
 @st.composite

@@ -60,24 +60,24 @@ def magnitude(*arrays: Any, least: float = 1.0) -> float:
     return largest
 
 
-def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float) -> Any:
+def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float, saved: bool = True) -> Any:
     """How far a right value or gradient may be off, for each of its numbers   (tolerance.16, .17).
 
     With u half the dtype's eps, y the truth, σ its sensitivity and n the number of terms that a result is made of,
 
-        u (K + C √n) (|y| + σ) + 4 u F + min(8s, 512 u F)   (tolerance.16).
+        u (K + C √n) (|y| + σ) + 24 u F + min(8s, 512 u F)   (tolerance.16).
 
     sensitivity: σ, the root mean square of what relative changes of ±1 of all arguments do to it, to first order: an error in an
     argument, or in what is computed from it, cannot cost less. erratic: s, how much the error itself changes when the arguments
     change by a few roundings (0 where it is not known): rounding errors do, mistakes do not. unit: F, the size of what it is
-    computed from. Numbers of 16 bits add 4 roundings of what is stored, and 2 of what it
-    is computed from   (tolerance.17).
+    computed from. Numbers of 16 bits add 4 roundings of what is stored, and 2 of what was
+    saved for a gradient   (tolerance.17).
     """
     u = WIDE(0.5) * WIDE(np.finfo(np.float32).eps if half(np.dtype(backend.dtype(dtype))) else np.finfo(dtype).eps)
     size = np.abs(truth) + sensitivity
-    found = u * ((EACH + PER_ROOT * np.sqrt(max(1.0, terms))) * size + 4.0 * unit) + np.minimum(8.0 * erratic, 512.0 * u * unit)
+    found = u * ((EACH + PER_ROOT * np.sqrt(max(1.0, terms))) * size + 24.0 * unit) + np.minimum(8.0 * erratic, 512.0 * u * unit)
     if half(np.dtype(backend.dtype(dtype))):
-        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype)) + eps(dtype) * unit
+        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype)) + saved * eps(dtype) * unit
     return found
 
 
@@ -95,7 +95,7 @@ def difference(f: Any, dtype: Any, sensitivity: Any = 0.0, largest: float = 1.0)
 
     With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h, exact to h⁴ (tolerance.10; Abramowitz, Stegun 25.3.6), the result is
     (16 D(h) − D(2h))/15, exact to h⁶ (tolerance.11). Its truncation is less than its distance to D(h), which is what is returned,
-    with the rounding of D: 1.5·eps·(1 + |f| + σ + |f'| X)/h, twice   (tolerance.12), σ the sensitivity of f to relative changes of its
+    with the rounding of D: 1.5·eps·(|f| + σ + |f'| X + X)/h, twice   (tolerance.12), σ the sensitivity of f to relative changes of its
     arguments, X the largest of them: the points at which f is computed are rounded too.
     Three steps are tried, and each number is taken from the best: a shorter one where there is a kink nearby.
     """
@@ -106,7 +106,7 @@ def difference(f: Any, dtype: Any, sensitivity: Any = 0.0, largest: float = 1.0)
         one = (8.0 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12.0 * h)
         two = (8.0 * (at[2] - at[-2]) - (at[4] - at[-4])) / (24.0 * h)
         result = (16.0 * one - two) / 15.0
-        size = np.maximum(np.abs(at[1]), np.abs(at[-1])) + sensitivity + np.abs(result) * largest + 1.0
+        size = np.maximum(np.abs(at[1]), np.abs(at[-1])) + sensitivity + np.abs(result) * largest + largest
         error = np.abs(result - one) + 3.0 * np.finfo(dtype).eps / h * size
         better = True if best is None else ~(best[1] <= error)             # NaN is worse than anything
         best = (result, error) if best is None else (np.where(better, result, best[0]), np.where(better, error, best[1]))
