@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .numpy_sizes import SIZES
+
 _PREFIXES = ("scipy_openblas_", "openblas_")
 _SUFFIXES = ("64_", "")
 
@@ -74,10 +76,6 @@ def one_thread() -> Iterator[None]:
         call("set_num_threads", was)
 
 
-CHUNK = 192                                             # terms of a product that are summed up one after the other
-WORTH = 1 << 20                                         # below so many multiplications a call of our own costs more than it gives
-
-
 @functools.cache
 def _sgemm() -> Any:
     """cblas_sgemm of the loaded library; None where there is none."""
@@ -103,23 +101,23 @@ def _stored(x: Any) -> tuple[int, int] | None:
 
 
 def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
-    """a @ b, into `out` or added to what stands there. Large float32 matrices are multiplied CHUNK terms at a time, each part added
-    to what is there.
+    """a @ b, into `out` or added to what stands there. Large float32 matrices are multiplied SIZES.chunk terms at a time,
+    each part added to what is there.
 
     A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
     (tolerance.14). With most of its kernels OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few
     hundredths more time.
     """
-    if a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0] and (add or a.shape[1] > CHUNK):
+    if a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0] and (add or a.shape[1] > SIZES.chunk):
         (m, k), n = a.shape, b.shape[1]
         how_a, how_b, gemm = _stored(a), _stored(b), _sgemm()
-        if min(m, n, k) > 1 and m * k * n >= WORTH and how_a and how_b and gemm:
+        if min(m, n, k) > 1 and m * k * n >= SIZES.worth and how_a and how_b and gemm:
             if out is None:
                 out = np.empty((m, n), np.float32)
             how_out = _stored(out) if out.dtype == np.float32 else None
             if how_out and how_out[0] == 111:
-                step = -(-k // -(-k // CHUNK))
-                step += -step % 8
+                step = -(-k // -(-k // SIZES.chunk))
+                step += -step % SIZES.lanes
                 for i in range(0, k, step):
                     gemm(101, how_a[0], how_b[0], m, n, min(step, k - i), 1.0, a.ctypes.data + i * a.strides[1], how_a[1],
                          b.ctypes.data + i * b.strides[0], how_b[1], 1.0 if i or add else 0.0, out.ctypes.data, how_out[1])

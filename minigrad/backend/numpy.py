@@ -13,10 +13,10 @@ import numpy as np
 from ..errors import ShapeError
 from . import blas, numpy_kernels, numpy_panels
 from .base import Backend
-from .numpy_kernels import BLOCK, add_rows, over_rows
+from .numpy_kernels import add_rows, over_rows
+from .numpy_sizes import SIZES
 
 SPIN = 20                                               # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
-TILE = 128                                              # rows and columns that are transposed at a time
 
 
 class NumpyBackend(Backend):
@@ -31,7 +31,7 @@ class NumpyBackend(Backend):
     def __init__(self) -> None:
         from . import numpy_attention, numpy_classifier
 
-        self.logits = numpy_classifier.LOGITS
+        self.logits = SIZES.logits
         self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
 
     def errstate(self, **kinds: Any) -> Any:
@@ -84,13 +84,14 @@ class NumpyBackend(Backend):
             return self.lay_out(matrix.T).T
         if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
             return matrix
+        square = SIZES.square
         out = np.empty((columns, rows), matrix.dtype)   # gemv reads memory in the longest runs when the longer axis is the inner one
 
         def work(i: int, j: int) -> None:
-            for k in range(0, columns, TILE):
-                out[k:k + TILE, i:j] = matrix[i:j, k:k + TILE].T
+            for k in range(0, columns, square):
+                out[k:k + square, i:j] = matrix[i:j, k:k + square].T
 
-        over_rows(rows, BLOCK // TILE, work)
+        over_rows(rows, SIZES.block // square, work)
         return out.T
 
     def pack(self, matrix: Any) -> Any:

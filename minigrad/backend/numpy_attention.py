@@ -11,20 +11,20 @@ from .base import Saved
 from .bits import keep_mask_span
 from .blas import one_thread
 from .numpy_kernels import cores, spread
+from .numpy_sizes import SIZES
 
-GROUP = 64 * 1024                                       # scores worked on at a time: 256 KiB of float32
 KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def _tile(T: int) -> int:
-    """Queries per block: small ones skip more of the masked half, large ones make larger products."""
-    return 64 if T <= 256 else 128
+    """Queries per block of T."""
+    return SIZES.near_tile if T <= SIZES.far else SIZES.far_tile
 
 
 def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None]) -> None:
     """Call work(row, some of its heads) for all rows, dealt to threads, each of which calls BLAS on small matrices by itself."""
     n = min(cores(), rows * heads)
-    size = min(max(1, GROUP // (_tile(T) * T)), -(-heads // n) if rows < n else heads)
+    size = min(max(1, SIZES.group // (_tile(T) * T)), -(-heads // n) if rows < n else heads)
     groups = [(row, slice(i, min(i + size, heads))) for row in range(rows) for i in range(0, heads, size)]
 
     def several(part: list[tuple[int, slice]]) -> None:

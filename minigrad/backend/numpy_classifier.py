@@ -9,9 +9,9 @@ import numpy as np
 from .base import Saved
 from .blas import matmul
 from .numpy_kernels import counted, mean_of, over_rows
+from .numpy_sizes import SIZES
 
 KERNELS: dict[str, Callable[..., Any]] = {}
-LOGITS = 128 << 20                                      # bytes of logits at a time: enough rows for ∂W to be read and written seldom
 
 
 def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
@@ -21,7 +21,7 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
     rows = np.ascontiguousarray(x).reshape(-1, d)
     ids, scale = counted(xp, targets, ignore_index, V, x.dtype, "linear_cross_entropy")
     n = len(rows)
-    step = -(-n // -(-n // max(1, LOGITS // (V * x.itemsize))))        # blocks of one size
+    step = -(-n // -(-n // max(1, SIZES.logits // (V * x.itemsize))))        # blocks of one size
     dx = np.empty_like(rows) if wants[0] else None
     dweight = np.empty_like(weight, order="C") if wants[1] else None
     memory, nll = np.empty((step, V), x.dtype), np.empty(n, x.dtype)

@@ -14,8 +14,8 @@ import numpy as np
 from .base import Saved, half
 from .bits import keep_mask_span
 from .blas import matmul
+from .numpy_sizes import SIZES
 
-BLOCK = 128 * 1024                                      # elements, 512 KiB of float32: smaller ones cost more in calls than the cache gives
 KERNELS: dict[str, Callable[..., Any]] = {}
 _pool: Any = None
 
@@ -31,7 +31,9 @@ def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """How many threads share the work: as many as this process may use processors, unless SIZES says otherwise."""
+    if SIZES.threads:
+        return SIZES.threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -41,7 +43,7 @@ def pool() -> Any:
     if _pool is None:
         from concurrent.futures import ThreadPoolExecutor  # slow to import, and many programs never need it
 
-        _pool = ThreadPoolExecutor(cores(), thread_name_prefix="minigrad")
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minigrad")
     return _pool
 
 
@@ -50,7 +52,7 @@ def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[An
 
     so sums over blocks come out the same whatever the number of threads.
     """
-    step = max(1, BLOCK // max(1, width))
+    step = max(1, SIZES.block // max(1, width))
     if rows <= step:
         return [work(0, rows)] if rows else []
     spans = [(i, min(i + step, rows)) for i in range(0, rows, step)]
@@ -78,12 +80,13 @@ def column_sums(x: Any) -> Any:
 
     rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
-    n, whole = len(x), len(x) // 128 * 128
+    n, part = len(x), SIZES.sums
+    whole = n // part * part
     if n < 2 or x.dtype.kind != "f" or not x.flags.c_contiguous or x.shape[1] < 2:
         return x.sum(axis=0)
-    if n < 256:
+    if n < 2 * part:
         return np.ones(n, x.dtype) @ x
-    parts = np.ones(128, x.dtype) @ x[:whole].reshape(-1, 128, x.shape[1])
+    parts = np.ones(part, x.dtype) @ x[:whole].reshape(-1, part, x.shape[1])
     out = np.ones(len(parts), x.dtype) @ parts
     if whole < n:
         out += np.ones(n - whole, x.dtype) @ x[whole:]
@@ -100,7 +103,7 @@ def sum_to(xp, x, *, shape):
 
 @kernel("broadcast_to")
 def broadcast_to(xp, x, *, shape):
-    if math.prod(shape) > 4096:
+    if math.prod(shape) > SIZES.copy:
         return NotImplemented
     out = np.empty(shape, x.dtype)                      # a small copy takes less time than NumPy's view
     out[...] = x
@@ -324,7 +327,7 @@ def dropout(xp, x, *, p, key):
     out = np.empty_like(flat)
     factor = x.dtype.type(1.0 / (1.0 - p))
 
-    def work(i, j):                                     # BLOCK is even, so a block starts on a whole draw of 64 bits
+    def work(i, j):
         np.multiply(flat[i:j], keep_mask_span(np, key, i, j, p), out=out[i:j])
         out[i:j] *= factor
 

@@ -11,29 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from .blas import CHUNK, one_thread
+from .blas import one_thread
 from .numpy_kernels import cores, spread
+from .numpy_sizes import SIZES
 
-WIDTH = 64                                              # columns of a panel: four registers of 16 float32
-ALONE = 1 << 18                                         # multiplications up to which OpenBLAS takes one thread of its own accord
 KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def terms(k: int) -> int:
-    """How many of a sum's k terms are added up at a time: a divisor of k, at most CHUNK where there is one of some size."""
-    return next((c for c in range(min(k, CHUNK), CHUNK // 4, -1) if k % c == 0), k)
+    """How many of a sum's k terms are added up at a time: a divisor of k, at most SIZES.chunk where there is one of some size."""
+    return next((c for c in range(min(k, SIZES.chunk), SIZES.chunk // 4, -1) if k % c == 0), k)
 
 
 def pack(matrix: Any) -> Any:
-    """Panels [P, q, c, WIDTH] of a matrix [k, m]: WIDTH columns after one another, the last filled up with zeros."""
+    """Panels [P, q, c, w] of a matrix [k, m]: w = SIZES.panel columns after one another, the last filled up with zeros."""
     k, m = matrix.shape
-    c, P = terms(k), -(-m // WIDTH)
-    out = np.empty((P, k // c, c, WIDTH), matrix.dtype)
+    c, w = terms(k), SIZES.panel
+    P = -(-m // w)
+    out = np.empty((P, k // c, c, w), matrix.dtype)
 
     def work(some: slice) -> None:
         for p in range(some.start, some.stop):
-            columns = matrix[:, p * WIDTH:(p + 1) * WIDTH]
-            panel = out[p].reshape(k, WIDTH)
+            columns = matrix[:, p * w:(p + 1) * w]
+            panel = out[p].reshape(k, w)
             panel[:, :columns.shape[1]] = columns
             panel[:, columns.shape[1]:] = 0.0
 
@@ -61,7 +61,7 @@ def packed_linear(xp, x, panels, bias=None, *, size):
     def work(some: slice) -> None:
         np.add.reduce(np.matmul(rows, panels[some])[:, :, :n], axis=1, out=columns[some])
 
-    with contextlib.nullcontext() if n * c * w < ALONE else one_thread():
+    with contextlib.nullcontext() if n * c * w < SIZES.alone else one_thread():
         over_panels(P, work)
     result = out.reshape(n, P * w)[:, :size]
     if bias is not None:

@@ -12,11 +12,13 @@ import sys
 from typing import Any
 
 _MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
-__all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes", "values"]
+__all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes",
+           "small_sizes", "values"]
 
 try:
     from .check import LawsBroken, Report, Verdict, check
     from .laws import LAWS
+    from .sizes import small_sizes
     from .strategies import Example, arrays, broadcastable, shapes, values
     from .tolerance import bound
 except ModuleNotFoundError as error:

@@ -20,6 +20,7 @@ from gpt2 import GPT2
 from gpt2.train import main
 from minigrad import info
 from minigrad.backend import blas, cpu
+from minigrad.backend.numpy_sizes import SIZES
 
 U = float(np.finfo(np.float32).eps) / 2
 
@@ -62,10 +63,10 @@ def test_a_product_is_numpys(m, k, n, seed, dtype):
 
 @pytest.mark.parametrize("explicit", [False, True])
 def test_the_model_is_float64s(explicit):
-    """Logits, loss and every gradient of products with more than CHUNK terms, large enough that OpenBLAS would have been called."""
+    """Logits, loss and every gradient of products with more than a chunk of terms, large enough that OpenBLAS would have been called."""
     config = tiny_config(n_embd=256, n_head=4, initializer_range=0.1)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 65))
-    assert 3 * 64 * 256 * 256 > blas.WORTH and config.n_embd > blas.CHUNK
+    assert 3 * 64 * 256 * 256 > SIZES.worth and config.n_embd > SIZES.chunk
     plain = GPT2(config, seed=0, explicit=explicit).eval()
     exact = GPT2(config, dtype="float64", parameters={name: p.numpy().astype("float64") for name, p in plain.named_parameters()})
     found, wanted = (everything(model, ids[:, :-1], ids[:, 1:]) for model in (plain, exact))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend, fused, random
-from minigrad.backend import numpy_attention, numpy_classifier, numpy_kernels, numpy_panels
-from minigrad.backend.numpy_kernels import BLOCK
+from minigrad.backend import numpy_panels
+from minigrad.backend.numpy_sizes import SIZES
 from minigrad.fused import by_parts
 from minigrad.fused.packed_linear import unpack
 from minigrad.op import REGISTRY
@@ -36,8 +36,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """As many processors as the NumPy backend's kernels believe to have."""
-    for module in (numpy_kernels, numpy_attention, numpy_panels):
-        monkeypatch.setattr(module, "cores", lambda: request.param)
+    monkeypatch.setattr(SIZES, "threads", request.param)
     return request.param
 
 
@@ -89,7 +88,7 @@ def test_replacement_kernels_are_named_after_ops():
 
 
 # ── sizes that go through several blocks and several threads ──
-ROWS, WIDTH = 6 * BLOCK // 64 + 1, 64                   # six blocks and a rest: enough to be dealt to three threads
+ROWS, WIDTH = 6 * SIZES.block // 64 + 1, 64                   # six blocks and a rest: enough to be dealt to three threads
 
 
 def _rng(*shape: int, seed: int = 1) -> Any:
@@ -99,7 +98,7 @@ def _rng(*shape: int, seed: int = 1) -> Any:
 # Elementwise: a chain of at most 40 roundings.
 def test_large_gelu(threads: int):
     """GELU over many blocks, on a strided input too, is its definition."""
-    x = _rng(3 * BLOCK + 3, 2)
+    x = _rng(3 * SIZES.block + 3, 2)
     _same("gelu", [x], {"approximate": "tanh"}, terms=40 * 10)
     _same("gelu", [x[:9].T], {"approximate": "tanh"}, terms=40 * 10)
 
@@ -121,8 +120,8 @@ def test_large_cross_entropy(threads: int):
 def test_large_linear_cross_entropy(threads: int, wants: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch):
     """The classifier over blocks of rows, some rows ignored, is its definition, whichever gradients are wanted."""
     V, n, d = 301, 83, 16
-    monkeypatch.setattr(numpy_classifier, "LOGITS", 20 * V * 8)        # 20 rows at a time
-    monkeypatch.setattr(numpy_kernels, "BLOCK", 300)
+    monkeypatch.setattr(SIZES, "logits", 20 * V * 8)       # 20 rows at a time
+    monkeypatch.setattr(SIZES, "block", 300)
     rng = np.random.default_rng(4)
     targets = rng.integers(0, V, n)
     targets[rng.random(n) < 0.3] = -7
@@ -166,11 +165,11 @@ def test_large_packed_linear(threads: int, n: int, k: int, m: int):
 
 @given(st.integers(1, 900), st.integers(1, 300), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_panels_hold_the_matrix(k: int, m: int, dtype: str, flipped: bool):
-    """unpack undoes pack; what fills the last panel up is 0; sums are cut where that goes evenly, after at most CHUNK terms."""
+    """unpack undoes pack; what fills the last panel up is 0; sums are cut where that goes evenly, after at most SIZES.chunk terms."""
     matrix = np.arange(k * m).reshape(k, m).astype(dtype)
     panels = backend.cpu.pack(np.asfortranarray(matrix) if flipped else matrix)
     P, q, c, w = panels.shape
-    assert panels.dtype == dtype and q * c == k and P == -(-m // w) and (c <= numpy_panels.CHUNK or q == 1) and panels.flags.c_contiguous
+    assert panels.dtype == dtype and q * c == k and P == -(-m // w) and (c <= SIZES.chunk or q == 1) and panels.flags.c_contiguous
     np.testing.assert_array_equal(unpack(panels, m), matrix)
     assert not unpack(panels, P * w)[:, m:].any()
 
@@ -203,7 +202,7 @@ def test_large_dropout(threads: int, kernels: str, dtype: str):
 
     of each element: in value and in gradient.
     """
-    x, g, p, key = _rng(2 * BLOCK + 7, 3).astype(dtype), _rng(2 * BLOCK + 7, 3, seed=5).astype(dtype), 0.3, 123456789
+    x, g, p, key = _rng(2 * SIZES.block + 7, 3).astype(dtype), _rng(2 * SIZES.block + 7, 3, seed=5).astype(dtype), 0.3, 123456789
     factor = random.keep_mask(backend.cpu, key, x.shape, p) / (1.0 - p)
     t = mg.Tensor(x).requires_grad_()
     y = mg.dropout(t, p=p, key=key)
@@ -220,8 +219,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
     panels = mg.Tensor(numpy_panels.pack(rng.standard_normal((WIDTH, 300), np.float32)))
     runs = []
     for n in (1, 2, 5):
-        for module in (numpy_kernels, numpy_attention, numpy_panels):
-            monkeypatch.setattr(module, "cores", lambda n=n: n)
+        monkeypatch.setattr(SIZES, "threads", n)
         out = []
         for f, xs in [(lambda x: mg.gelu(x, approximate="tanh"), [x]),
                       (mg.layer_norm, [x, w, b]), (lambda x: mg.cross_entropy(x, targets), [x]),

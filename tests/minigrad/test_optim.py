@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend, optim
-from minigrad.backend.numpy_kernels import BLOCK
+from minigrad.backend.numpy_sizes import SIZES
 from minigrad.tensor import Parameter
 
 SHAPES = [(3, 4), (4,), (), (2, 0), (5, 3)]
@@ -114,7 +114,7 @@ def test_a_step_of_adamw_over_several_blocks(threads: int, dtype: str, monkeypat
     if not threads:
         monkeypatch.setattr(backend.cpu, "kernels", {})
     rng = np.random.default_rng(0)
-    n, lr, (beta1, beta2), eps = 4 * BLOCK + 5, 0.1, (0.9, 0.99), 1e-4
+    n, lr, (beta1, beta2), eps = 4 * SIZES.block + 5, 0.1, (0.9, 0.99), 1e-4
     scale = 10.0 ** rng.uniform(-8.0, 0.0, n)
     a, g, m, v = (x.astype(dtype) for x in (rng.standard_normal(n), scale * rng.standard_normal(n), scale * rng.standard_normal(n),
                                             scale * scale * rng.random(n)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minigrad.backend import blas
 from minigrad.backend.numpy_kernels import column_sums
+from minigrad.backend.numpy_sizes import SIZES
 
 pytestmark = pytest.mark.rounding
 
@@ -50,7 +51,7 @@ def test_a_product_is_numpys_in_every_layout(k, seed):
 @needs_openblas
 @pytest.mark.parametrize("k", [256, 768, 3072])
 def test_a_product_rounds_as_sums_of_a_chunk(k):
-    """The error is that of sums of CHUNK terms and of k/CHUNK parts, u√(c/6 + k/6c), and less than that of k terms one after the other.
+    """The error is that of sums of c = SIZES.chunk terms and of k/c parts, u√(c/6 + k/6c), and less than that of k terms one by one.
 
     NumPy's own product is no measure: BLAS adds in an order of its kernels, and some begin another partial sum as often as we do.
     A chunk is k/2 terms at most, so the second ratio is √(1/2 + 1/c) = 0.71 where BLAS adds the terms of a chunk one after the other,
@@ -62,7 +63,7 @@ def test_a_product_rounds_as_sums_of_a_chunk(k):
     for i in range(k):
         one_by_one += a[:, i, None] * b[i]
     error = off(blas.matmul(a, b), exact)
-    assert error <= U * math.sqrt(blas.CHUNK / 6 + k / blas.CHUNK / 6) and error < 0.95 * off(one_by_one, exact)
+    assert error <= U * math.sqrt(SIZES.chunk / 6 + k / SIZES.chunk / 6) and error < 0.95 * off(one_by_one, exact)
 
 
 def test_what_is_not_finite_stays_so():

@@ -4,5 +4,5 @@ A line is domain(op, examples, oracle, torch). The oracle is computed in the wid
 step, so it chooses by the real part where it must choose. Domains keep away from kinks and ties; the lines with smooth=0 lie on
 them, for the laws that need no derivative of the oracle.
 """
-from . import basic, products
+from . import basic, products, uses
 from .table import DOMAINS, Domain, domain, lines_of
