@@ -46,7 +46,7 @@ def test_every_law_holds_at_small_sizes(line: Domain, dtype: str, sizes: str):
 def test_every_law_holds_at_small_sizes_on_many_examples(line: Domain, dtype: str, sizes: str):
     """All laws, asked longer."""
     with small_sizes(sizes):
-        assert _broken(line, dtype, LAWS, 60) == []
+        assert _broken(line, dtype, LAWS, 25) == []
 
 
 def test_small_sizes_are_all_sizes_and_leave_no_trace():

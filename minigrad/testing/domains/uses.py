@@ -24,7 +24,7 @@ def _tied(weight: Any, ids: Any) -> Any:
 
 domain("embedding_op", (st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lambda s: [s]), "any", _ids), _tied,
        lambda t, weight, ids: weight[constant(t, ids)] @ weight.mT, label="tied",
-       call=lambda weight, ids: ops.linalg.matmul(REGISTRY["embedding_op"](weight, ids), ops.shape.transpose(weight)))
+       call=lambda weight, ids: REGISTRY["linear"](REGISTRY["embedding_op"](weight, ids), weight))
 
 
 # ── matrices that are laid out once, for products of a few rows ──

@@ -1,0 +1,255 @@
+"""The NumPy kernels at the sizes that they are made for: float32 beside definitions in float64.
+
+A case goes through several blocks, tiles and chunks. It yields (what, found, truth, n): an array of
+float32, the same from a definition in float64, and the length of the longest sum in it; of a mean,
+a second number: of how many. Rounding of a sum is statistical: added one after the other, n terms
+are off by about u√(n/6) of the sum's size (tolerance.13), and k roundings on the way by u√(k/3),
+each being anything up to u. No element of a row may be further off than six such deviations,
+
+    |found − truth| ≤ 6 √(n/6 + k/3) u · max |row|,     k = 60,
+
+73 u or 4e-6 of a row for sums of 768. k is 40 as in `tolerance`, and 20 more for scores, whose
+error exp multiplies by their size. The errors of m numbers average out in their mean: k/3m stands
+for k/3, and NumPy adds m numbers in pairs of 8 lanes of at most 16, as exactly as sums of 32. Where
+a row is a difference of larger numbers, a fifth array has the size √Σt² of a sum of those: its terms
+t before the difference is taken.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+
+from .. import random
+from ..backend import cpu
+from ..fused import dropout_op
+from .sizes import small_sizes
+
+U = 2.0**-24
+ROUNDINGS = 60
+Lines = Iterator[tuple[Any, ...]]
+CASES: dict[str, tuple[tuple[str, ...], Callable[[], Lines]]] = {}     # by name: the kernels in it, and what it yields
+
+
+def case(*kernels: str, **variants: tuple[Any, ...]) -> Callable[[Callable[..., Lines]], Callable[..., Lines]]:
+    """List a case for each variant, label=arguments; one without arguments where there are none."""
+    def keep(f: Callable[..., Lines]) -> Callable[..., Lines]:
+        for label, arguments in (variants or {"": ()}).items():
+            CASES[f"{f.__name__}{'-' if label else ''}{label}"] = kernels, partial(f, *arguments)
+        return f
+
+    return keep
+
+
+def judge(name: str) -> float:
+    """The largest share of its bound that a case uses. AssertionError above 1."""
+    return max(share for _, share in shares(name))
+
+
+def shares(name: str) -> Iterator[tuple[str, float]]:
+    """What is compared in a case, and the share of its bound that it uses. AssertionError above 1."""
+    for what, found, truth, n, *sizes in CASES[name][1]():
+        a, b = (np.atleast_1d(x.numpy() if isinstance(x, mg.Tensor) else x) for x in (found, truth))
+        assert a.dtype == np.float32 and a.shape == b.shape, f"{name}: {what} is {a.dtype}{list(a.shape)}"
+        assert np.isfinite(a).all(), f"{name}: {what} is not finite"
+        size = np.abs([b, *sizes]).max(axis=(0, -1), initial=2.0**-100)[..., None]
+        length, many = n if isinstance(n, tuple) else (n, 1)
+        used = float((np.abs(a - b) / (6.0 * math.sqrt(length / 6 + ROUNDINGS / 3 / many) * U * size)).max())
+        assert used <= 1.0, f"{name}: {what} is off by {used:.3g} times its bound, {np.abs(a - b).max():.3g}"
+        yield what, used
+
+
+def _normal(seed: int, *shapes: tuple[int, ...]) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+
+def _walk(f: Callable[..., Any], g: Any, *arrays: Any) -> tuple[Any, ...]:
+    """The value of f and its gradients in all arrays for the cotangent g."""
+    xs = [mg.Tensor(a).requires_grad_() for a in arrays]
+    y = f(*xs)
+    grads = mg.gradients(y, xs, g)
+    return y.detach(), *grads
+
+
+def _wide(*arrays: Any) -> list[Any]:
+    return [a.astype(np.float64) for a in arrays]
+
+
+# ── LayerNorm ──
+@case("layer_norm", "layer_norm/joint", one_768=((1,), 768), one_1600=((1, 1), 1600), many_768=((3, 133), 768), many_1600=((190,), 1600))
+def layer_norm(lead: tuple[int, ...], d: int) -> Lines:
+    """Rows from far larger than √ε to smaller: ε is not small in the last of them, and in a single one."""
+    x, w, b, g = _normal(1, (*lead, d), (d,), (d,), (*lead, d))
+    sizes = np.geomspace(3.0, 3e-3, math.prod(lead)).reshape(*lead, 1) if math.prod(lead) > 1 else np.full((*lead, 1), 6e-3)
+    x = ((x + 0.5) * sizes).astype(np.float32)
+    y, dx, dw, db = _walk(lambda *t: mg.layer_norm(*t, eps=2e-5), g, x, w, b)
+    x, w, b, g = _wide(x, w, b, g)
+    apart = x - x.mean(-1, keepdims=True)
+    rstd = 1.0 / np.sqrt((apart * apart).mean(-1, keepdims=True) + 2e-5)
+    normal, u = apart * rstd, g * w
+    rows = tuple(range(len(lead)))
+    yield "value", y, normal * w + b, d
+    yield "∂x", dx, rstd * (u - u.mean(-1, keepdims=True) - normal * (u * normal).mean(-1, keepdims=True)), d
+    yield "∂weight", dw, (g * normal).sum(rows), max(d, math.prod(lead))
+    yield "∂bias", db, g.sum(rows), math.prod(lead)
+
+
+# ── attention ──
+def _softmax(scores: Any) -> Any:
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@case("attention", default=(None,), scale=(0.2,))
+def attention_of_one_query(scale: float | None) -> Lines:
+    """A step of decoding: one query, 700 keys."""
+    q, k, v = _normal(2, (2, 3, 1, 64), (2, 3, 700, 64), (2, 3, 700, 48))
+    y = mg.attention(q, k, v, causal=True, scale=scale)
+    q, k, v = _wide(q, k, v)
+    yield "value", y, _softmax(q @ k.swapaxes(-1, -2) * (scale or 1 / 8)) @ v, 700
+
+
+@case("attention", "attention/joint", near=(200, None, 0.0), far=(300, 0.1, 0.0), farther=(600, None, 0.0), dropped=(600, 0.1, 0.25))
+def causal_attention(T: int, scale: float | None, p: float) -> Lines:
+    """Several tiles of keys and queries, the last of them not full."""
+    q, k, v, g = _normal(3, (2, T, 64), (2, T, 64), (2, T, 32), (2, T, 32))
+    y, dq, dk, dv = _walk(lambda q, k, v: mg.attention(q, k, v, causal=True, scale=scale, p=p, key=7), g, q, k, v)
+    q, k, v, g = _wide(q, k, v, g)
+    s, keep = scale or 1 / 8, random.keep_mask(cpu, 7, (2, T, T), p) / (1.0 - p)
+    weights = _softmax(np.where(np.tri(T, dtype=bool), q @ k.swapaxes(1, 2) * s, -np.inf))
+    dw = g @ v.swapaxes(1, 2) * keep
+    ds = weights * (dw - (weights * dw).sum(-1, keepdims=True)) * s
+    yield "value", y, (weights * keep) @ v, T
+    terms = (weights * dw * s) ** 2                     # ds is 0 where one key has all the weight
+    yield "∂q", dq, ds @ k, T, np.sqrt(terms @ k**2)
+    yield "∂k", dk, ds.swapaxes(1, 2) @ q, T, np.sqrt(terms.swapaxes(1, 2) @ q**2)
+    yield "∂v", dv, (weights * keep).swapaxes(1, 2) @ g, T
+
+
+# ── losses ──
+def _counted(seed: int, n: int, V: int) -> tuple[Any, Any, Any]:
+    """Targets, some of which do not count; which do; and which columns they are."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, V, n)
+    targets[rng.random(n) < 0.2] = -7
+    targets[0], targets[-1] = 0, V - 1
+    kept = targets != -7
+    return targets, kept / kept.sum(), np.where(kept, targets, 0)
+
+
+@case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight")
+def linear_cross_entropy() -> Lines:
+    """The classifier over four blocks of rows, the last not full, each in several parts."""
+    n, V, d = 350, 2000, 64
+    x, w = _normal(4, (n, d), (V, d))
+    targets, share, ids = _counted(4, n, V)
+    w *= np.float32(0.1)
+    x += 8 * w[ids]                                     # a loss of 3, and not of log V
+    with small_sizes(logits=100 * V * 4):               # GPT-2's take 667 rows at a time
+        loss, dx, dw = _walk(lambda *t: mg.linear_cross_entropy(*t, targets, ignore_index=-7), np.float32(1.5), x, w)
+    x, w = _wide(x, w)
+    p = _softmax(x @ w.T)
+    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32, np.count_nonzero(share))
+    p[np.arange(n), ids] -= 1.0
+    p *= 1.5 * share[:, None]
+    counts = share > 0
+    yield "∂x", dx[counts], (p @ w)[counts], V
+    yield "∂x where nothing counts", dx[~counts], np.zeros(dx[~counts].shape), V
+    yield "∂weight", dw, p.T @ x, n
+
+
+@case("cross_entropy", "cross_entropy/logits")
+def cross_entropy() -> Lines:
+    """Logits of 350 rows in blocks of 65."""
+    n, V = 350, 2000
+    (z,) = _normal(5, (n, V))
+    targets, share, ids = _counted(5, n, V)
+    z[np.arange(n), ids] += 5.0
+    loss, dz = _walk(lambda z: mg.cross_entropy(z, targets, ignore_index=-7), np.float32(1.5), z)
+    p = _softmax(z.astype(np.float64))
+    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32, np.count_nonzero(share))
+    p[np.arange(n), ids] -= 1.0
+    yield "∂logits", dz, p * 1.5 * share[:, None], V
+
+
+# ── elementwise ──
+def _gelu(x: Any) -> tuple[Any, Any]:
+    c, a = math.sqrt(2.0 / math.pi), 0.044715
+    t = np.tanh(c * (x + a * x**3))
+    return 0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * a * x * x)
+
+
+@case("gelu", "gelu/joint", bias=(True,), no_bias=(False,))
+def gelu(biased: bool) -> Lines:
+    """100 rows of GPT-2's inner width, in blocks of 42; a bias that changes every number."""
+    x, b, g = _normal(6, (100, 3072), (3072,), (100, 3072))
+    y, dx, *db = _walk(lambda *t: mg.gelu(*t, approximate="tanh"), g, x, *[b] * biased)
+    x, b, g = _wide(x, b, g)
+    value, slope = _gelu(x + b if biased else x)
+    yield "value", y, value, 1
+    yield "∂x", dx, g * slope, 1
+    for found in db:
+        yield "∂bias", found, (g * slope).sum(0), 100
+
+
+@case("dropout_op")
+def dropout() -> Lines:
+    """Three blocks, the last not full; one more number than a whole draw of 64 bits."""
+    x, g = _normal(7, (299, 1001), (299, 1001))
+    y, dx = _walk(lambda x: dropout_op(x, p=0.3, key=11), g, x)
+    factor = random.keep_mask(cpu, 11, x.shape, 0.3) / 0.7
+    yield "value", y, x * factor, 1
+    yield "∂x", dx, g * factor, 1
+
+
+# ── products ──
+@case("addmm", one=(1,), two=(2,), many=(70,))
+def addmm(n: int) -> Lines:
+    """A step of decoding has one row; more are multiplied in chunks of terms."""
+    bias, x, w, g = _normal(8, (1536,), (n, 768), (768, 1536), (n, 1536))
+    y, db, dx, dw = _walk(mg.addmm, g, bias, x, w)
+    bias, x, w, g = _wide(bias, x, w, g)
+    yield "value", y, x @ w + bias, 768
+    yield "∂bias", db, g.sum(0), n
+    yield "∂x", dx, g @ w.T, 1536
+    yield "∂weight", dw, x.T @ g, n
+
+
+@case("packed_linear", one=(1, True), few=(5, True), no_bias=(5, False))
+def packed_linear(n: int, biased: bool) -> Lines:
+    """Panels, the last of them not full, of four chunks."""
+    bias, x, w = _normal(9, (1500,), (n, 768), (768, 1500))
+    y = mg.packed_linear(x, cpu.pack(w), bias if biased else None, size=1500)
+    bias, x, w = _wide(bias, x, w)
+    yield "value", y, x @ w + (bias if biased else 0.0), 768
+
+
+@case("sum_to", "broadcast_to")
+def bias_of_many_rows() -> Lines:
+    """A vector added to 3003 rows, whose gradients are added up in parts of 128; and one that is copied out."""
+    b, g, h = _normal(10, (200,), (3003, 200), (20, 200))
+    y, db = _walk(lambda b: mg.broadcast_to(b, shape=(3003, 200)), g, b)
+    z, dc = _walk(lambda b: mg.broadcast_to(b, shape=(20, 200)), h, b)
+    yield "value", y, np.tile(b, (3003, 1)), 1
+    yield "∂b", db, g.astype(np.float64).sum(0), 3003
+    yield "copy", z, np.tile(b, (20, 1)), 1
+    yield "∂b of the copy", dc, h.astype(np.float64).sum(0), 20
+
+
+@case("embedding_op/weight+")
+def tied_table() -> Lines:
+    """A table that is the head too: rows are added into the gradient of a product."""
+    w, g = _normal(11, (300, 64), (1000, 300))
+    ids = np.random.default_rng(11).integers(0, 250, 1000)
+    y, dw = _walk(lambda w: mg.linear(mg.embedding(ids, w), w), g, w)
+    w, g = _wide(w, g)
+    truth = g.T @ w[ids]
+    np.add.at(truth, ids, g @ w)
+    yield "value", y, w[ids] @ w.T, 64
+    yield "∂weight", dw, truth, 1000
