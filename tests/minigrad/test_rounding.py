@@ -27,8 +27,10 @@ def layouts(x):
     """The same matrix in every layout that BLAS takes, and in some that it does not."""
     wide = np.zeros((x.shape[0], x.shape[1] + 3), x.dtype)
     wide[:, :-3] = x
+    fields = np.zeros(x.shape, [("before", np.int8), ("x", x.dtype)])
+    fields["x"] = x
     yield from (np.ascontiguousarray(x), np.asfortranarray(x), wide[:, :-3], np.ascontiguousarray(x[::-1])[::-1],
-                np.repeat(x, 2, axis=1)[:, ::2])
+                np.repeat(x, 2, axis=1)[:, ::2], fields["x"])
 
 
 @given(st.integers(1, 700), st.integers(0, 100))

@@ -1,4 +1,7 @@
-"""Ops as a model uses them: a table that is a matrix too, and matrices laid out anew for products of a few rows."""
+"""Ops as a model uses them: a table that is a matrix too, matrices laid out anew, causal attention, many rows.
+
+The NumPy backend's kernels are for these cases; among all examples of an op they are few.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -10,6 +13,7 @@ from ... import backend, ops
 from ...op import REGISTRY
 from ...tensor import asarray
 from ..strategies import shapes
+from .products import _attention, _gelu, _layer_norm, _product, attention_in_torch
 from .table import constant, domain
 
 
@@ -30,24 +34,67 @@ domain("embedding_op", (st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lamb
 # ── matrices that are laid out once, for products of a few rows ──
 @st.composite
 def _rows(draw: Any) -> Any:
-    return [(*draw(shapes(most=2, side=1)), draw(st.integers(1, 5)))]
+    return [(*draw(shapes(most=2, side=1)), np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(1, 6))]    # no bias to 1
 
 
 def _matrix(draw: Any, sizes: Any, rng: Any) -> Any:
-    w = rng.standard_normal((sizes[0][-1], draw(st.integers(1, 5))))
-    return {"w": np.asfortranarray(w) if draw(st.booleans()) else w}
+    w = rng.standard_normal((sizes[0][-1], rng.integers(1, 8)))
+    return {"w": np.asfortranarray(w) if rng.random() < 0.5 else w, "step": draw(st.sampled_from([1, 2]))}
 
 
-def _packed(x: Any, w: Any) -> Any:
-    """x @ w by the panels of the backend, where it makes any."""
-    panels = backend.of(w).pack(w.astype(x.dtype))
-    return ops.linalg.matmul(x, asarray(w.astype(x.dtype))) if panels is None else REGISTRY["packed_linear"](x, panels, size=w.shape[1])
+def _packed(x: Any, w: Any, step: int) -> Any:
+    """x @ w by the panels of the backend, where it makes any, of every column or every second."""
+    matrix = w.astype(x.dtype)[:, ::step]
+    panels = backend.of(w).pack(matrix)
+    return ops.linalg.matmul(x, asarray(matrix)) if panels is None else REGISTRY["packed_linear"](x, panels, size=matrix.shape[1])
 
 
-def _laid_out(x: Any, w: Any) -> Any:
-    return REGISTRY["matmul_op"](x, backend.of(w).lay_out(w.astype(x.dtype)))
+def _laid_out(x: Any, w: Any, step: int) -> Any:
+    return REGISTRY["matmul_op"](x, backend.of(w).lay_out(w.astype(x.dtype)[:, ::step]))
 
 
 for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
-    domain(_name, (_rows(), "any", _matrix), lambda x, w: np.sum(x[..., :, None] * w, axis=-2),
-           lambda t, x, w: x @ constant(t, w).to(x.dtype), label="laid-out", call=_call)
+    domain(_name, (_rows(), "any", _matrix), lambda x, w, step: np.sum(x[..., :, None] * w[:, ::step], axis=-2),
+           lambda t, x, w, step: x @ constant(t, w[:, ::step]).to(x.dtype), label="laid-out", call=_call)
+
+
+# ── causal attention of as many queries as keys, and of one query ──
+@st.composite
+def _causal(draw: Any, queries: int) -> Any:
+    lead, n, d, e = draw(shapes(most=3, side=1)), draw(st.integers(min(queries, 2), 7)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    return [(*lead, n if queries > 1 else 1, d), (*lead, n, d), (*lead, n, e)]
+
+
+def _dropped(draw: Any, sizes: Any, rng: Any) -> Any:
+    n, m = sizes[0][-2], sizes[1][-2]
+    mask = rng.random((n, m)) < 0.7 if n == 1 and rng.random() < 0.3 else None
+    return {"mask": mask, "causal": True, "scale": draw(st.sampled_from([None, 0.7])), "p": draw(st.sampled_from([0.0, 0.3])),
+            "key": draw(st.integers(0, 2**64 - 1))}
+
+
+domain("attention", (_causal(2), "any", _dropped), _attention, attention_in_torch, label="causal")
+domain("attention", (_causal(1), "any", _dropped), _attention, attention_in_torch, label="one-query")
+
+
+# ── a vector for many rows: its gradient is a sum over them ──
+@st.composite
+def _many(draw: Any, vectors: int) -> Any:
+    d = draw(st.integers(1, 4))
+    return [(draw(st.integers(1, 11)), d), *[(d,)] * vectors]
+
+
+domain("sum_to", (_many(0), "any", lambda draw, sizes, rng: {"shape": sizes[0][1:]}), lambda x, shape: x.sum(0),
+       lambda t, x, shape: x.sum_to_size(shape), label="rows")
+domain("gelu", (_many(1), "any", lambda draw, sizes, rng: {"approximate": "tanh"}), _gelu,
+       lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate), label="rows")
+domain("layer_norm", (_many(2), ["spread", "any", "any"], lambda draw, sizes, rng: {"eps": 0.1}), _layer_norm,
+       lambda t, x, w, b, eps: t.nn.functional.layer_norm(x, w.shape, w, b, eps), label="rows")
+
+
+@st.composite
+def _affine(draw: Any) -> Any:
+    n, k, m = draw(st.integers(1, 4)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    return [(m,), (n, k), (k, m)]
+
+
+domain("addmm", (_affine(),), lambda b, x, w: _product(x, w) + b, lambda t, b, x, w: x @ w + b, label="rows")

@@ -1,0 +1,251 @@
+"""python -m tests.branches: which branches of the NumPy backend the laws go through, at its own sizes and at small ones.
+
+The modules of the backend are imported from a text in which each decision notes its outcome: a condition,
+and each part of one, true and false; a loop, of one round and of several; min and max, by which of two; a
+function, that it was called. Then the laws run. Each outcome that none of them reaches is printed; one that is
+not in EXCUSED, and an excuse for one that is reached, end the run with 1.
+
+    python -m tests.branches                            # --examples N for each op, law, dtype and size (default 20)
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ("numpy", "numpy_kernels", "numpy_attention", "numpy_classifier", "numpy_panels", "blas")
+QUICK = ("value", "adjoint", "wanted", "refusal")       # a kernel is called by each of these
+wanted: dict[str, None] = {}                            # the outcomes that there are, in the order of the text
+seen: set[str] = set()
+
+
+# What no law reaches, and why: a whole function, or one outcome.
+EXCUSED: dict[str, str] = {
+    # called where no op is
+    "numpy.NumpyBackend.__init__": "called once, when minigrad is imported",
+    "numpy_kernels.kernel": "a decorator: called when the module is imported",
+    "numpy.NumpyBackend.free_memory": "asks the operating system; test_footprint.py",
+    "numpy.NumpyBackend.settle": "sets up the process for training; test_backend.py",
+    "blas.sleep_after": "sets up the process for training; test_backend.py",
+    "numpy_kernels.adamw_update": "no op, but the optimizer's; test_optim.py holds it to the formula, over several blocks and threads",
+    # what this machine has, or has not
+    "blas.library": "looks for OpenBLAS once in a process; test_other_blas.py hides it",
+    "blas.call: found is None: true": "without OpenBLAS; test_other_blas.py",
+    "blas._sgemm": "looks for a function of OpenBLAS once in a process; test_other_blas.py hides it",
+    "blas.matmul: gemm: false": "without OpenBLAS; test_other_blas.py",
+    "blas.one_thread: was is None: true": "without OpenBLAS; test_other_blas.py",
+    "blas.one_thread: was == 1": "how many threads BLAS has: one beside other processes, several in a process alone",
+    "numpy_kernels.cores: hasattr(os, 'sched_getaffinity'): false": "not on Linux",
+    "numpy_kernels.cores: os.cpu_count()": "not on Linux",
+    # what is refused before, or is left to the op's own text
+    "numpy.NumpyBackend.check_index": "the laws give indices that are in range; test_backend.py gives others",
+    "numpy_kernels.layer_norm: x.dtype in (np.float32, np.float64): false":
+        "one row of numpy.longdouble, in which the laws compute nothing that has an oracle",
+    "numpy_panels.packed_linear: x.size == 0: true": "no numbers: the op's own text is run",
+    "numpy_panels.packed_linear: panels.size == 0: true": "no numbers: the op's own text is run",
+    "numpy_classifier.linear_cross_entropy: x.dtype.kind != 'f': true": "the op refuses integers before",
+    "numpy_classifier.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",
+    "numpy_kernels.over_rows: max(1, width): the first": "rows of no numbers; the op's own text is run, or nothing",
+    "numpy_kernels.as_rows: x.shape[-1]: false": "rows of no numbers, over which there is no mean and no loss",
+    "numpy_attention._plain: q.size > 0: false": "no numbers: the op's own text is run",
+    "numpy_attention.attention: v.size: false": "values of no numbers: the op's own text is run",
+    "blas.matmul: a.shape[1] == b.shape[0]: false": "the op refuses such shapes before",
+    "blas.matmul: out.dtype == np.float32: false": "kernels give products of float32 an `out` of float32",
+    "blas.matmul: how_out: false": "kernels give an `out` in C order; test_rounding.py gives others",
+    "blas.matmul: how_out[0] == 111: false": "kernels give an `out` in C order; test_rounding.py gives others",
+    "blas._stored: x.strides[outer] % size == 0: false": "a field of a structured array lies so; test_rounding.py",
+    "numpy.NumpyBackend.take: axis == 0: false": "ops take rows; the face of a backend knows other axes, for ops of one's own",
+    "numpy_kernels.column_sums: x.dtype.kind != 'f': true": "sums of integers; test_rounding.py",
+    "numpy_classifier._times: g == 1.0: true": "a law's cotangent is random; a loss that is walked back, as in every training test",
+    # on the border of where there is a derivative, or a number
+    "numpy_kernels._one_layer_norm: square > 0.0: false": "a constant row with ε = 0; test_corners.py",
+    "numpy_kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; test_corners.py",
+    "numpy_kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
+    "numpy_kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
+}
+
+
+class Notes(ast.NodeTransformer):
+    """Puts the notes into the text of a module. Code where a module is imported, outside its functions, notes nothing."""
+
+    def __init__(self, module: str) -> None:
+        self.where = [module]
+        self.names = Counter[str]()
+
+    def name(self, node: ast.AST, *outcomes: str) -> ast.Constant:
+        """The decision's name, its outcomes being wanted from here on."""
+        name = f"{'.'.join(self.where)}: {textwrap.shorten(ast.unparse(node), 80, placeholder='…')}"
+        self.names[name] += 1
+        name += f" ({self.names[name]})" if self.names[name] > 1 else ""
+        wanted.update(dict.fromkeys(f"{name}: {o}" for o in outcomes))
+        return ast.Constant(name)
+
+    def call(self, helper: str, *args: Any) -> ast.Call:
+        return ast.Call(ast.Name(helper, ast.Load()), list(args), [])
+
+    def test(self, node: ast.expr) -> Any:
+        """A condition, each part of it noted by itself."""
+        if isinstance(node, ast.BoolOp):
+            node.values = [self.test(v) for v in node.values]
+            return node
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            node.operand = self.test(node.operand)
+            return node
+        if len(self.where) == 1:
+            return self.generic_visit(node)
+        name = self.name(node, "true", "false")
+        return self.call("_note_truth", name, self.visit(node))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        self.where.append(node.name)
+        wanted[f"{'.'.join(self.where)}: called"] = None
+        note = ast.Expr(self.call("_note", ast.Constant(f"{'.'.join(self.where)}: called")))
+        node.body = [self.visit(n) for n in node.body]
+        node.body.insert(int(ast.get_docstring(node) is not None), note)
+        self.where.pop()
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        self.where.append(node.name)
+        node.body = [self.visit(n) if isinstance(n, ast.FunctionDef) else n for n in node.body]
+        self.where.pop()
+        return node
+
+    def visit_If(self, node: Any) -> Any:
+        node.test = self.test(node.test)
+        for part in ("body", "orelse"):
+            new = getattr(node, part)
+            setattr(node, part, [self.visit(n) for n in new] if isinstance(new, list) else self.visit(new))
+        return node
+
+    visit_IfExp = visit_While = visit_If
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        node.values = [*map(self.test, node.values[:-1]), self.visit(node.values[-1])]
+        return node
+
+    def visit_comprehension(self, node: ast.comprehension) -> Any:
+        node.iter, node.ifs = self.visit(node.iter), [self.test(n) for n in node.ifs]
+        return node
+
+    def visit_For(self, node: ast.For) -> Any:
+        if len(self.where) > 1 and not isinstance(node.iter, ast.Tuple):
+            name = self.name(ast.Name(f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"), "one round", "several rounds")
+            node.iter = self.call("_note_rounds", name, self.visit(node.iter))
+        node.body = [self.visit(n) for n in node.body]
+        return node
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        picks = isinstance(node.func, ast.Name) and node.func.id in ("min", "max") and len(node.args) == 2 and len(self.where) > 1
+        name = self.name(node, "the first", "the second") if picks else None
+        self.generic_visit(node)
+        return self.call("_note_pick", name, node.func, *node.args) if picks else node
+
+
+def _note_truth(name: str, value: Any) -> Any:
+    seen.add(f"{name}: {'true' if value else 'false'}")
+    return value
+
+
+def _note_rounds(name: str, values: Any) -> Any:
+    n = 0
+    try:
+        for n, value in enumerate(values, 1):  # noqa: B007
+            yield value
+    finally:
+        seen.add(f"{name}: {'one round' if n == 1 else 'several rounds' if n else 'no round'}")
+
+
+def _note_pick(name: str, pick: Any, a: Any, b: Any) -> Any:
+    if a != b:
+        seen.add(f"{name}: the {'first' if pick(a, b) == a else 'second'}")
+    return pick(a, b)
+
+
+class Noted(importlib.abc.MetaPathFinder):
+    """Imports the modules of the backend with the notes in their text."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        package, _, module = name.rpartition(".")
+        if package != "minigrad.backend" or module not in MODULES:
+            return None
+        file = ROOT / "minigrad" / "backend" / f"{module}.py"
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def get_code(self, fullname: str) -> Any:
+                tree = Notes(module).visit(ast.parse(file.read_text("utf-8")))
+                return compile(ast.fix_missing_locations(tree), str(file), "exec")
+
+            def exec_module(self, made: Any) -> None:
+                made.__dict__.update(_note=seen.add, _note_truth=_note_truth, _note_rounds=_note_rounds, _note_pick=_note_pick)
+                super().exec_module(made)
+
+        return importlib.util.spec_from_file_location(name, str(file), loader=Loader(name, str(file)))
+
+
+def run_laws(examples: int) -> list[str]:
+    """The laws on every line of the table: ops that have a kernel, or multiply, at small sizes too. What breaks."""
+    import contextlib
+
+    from minigrad.backend import cpu
+    from minigrad.testing.check import examine
+    from minigrad.testing.domains import DOMAINS
+    from minigrad.testing.sizes import SMALL, small_sizes
+
+    seen.clear()                                        # what importing and making the backend called
+    kernels = {name.partition("/")[0] for name in cpu.kernels} | {"linear", "matmul_op", "einsum_op"}
+    broken = []
+    for sizes in (None, *SMALL):
+        with small_sizes(sizes) if sizes else contextlib.nullcontext():
+            for line in DOMAINS:
+                for dtype in ("float64", "float32", "float16") if sizes is None else ("float64", "float32"):
+                    for law in QUICK if sizes is None or line.subject.name in kernels else ():
+                        if line.asks(law):
+                            few = examples if line.subject.name in kernels else 2
+                            verdict = examine(law, line.subject, line.examples, dtype, examples=few, shrink=False)
+                            broken += [f"{line.label}, sizes {sizes}: {verdict}"] if verdict.status == "broken" else []
+    return broken
+
+
+def excuse(outcome: str) -> str | None:
+    """The line of EXCUSED that an outcome falls under."""
+    return next((name for name in EXCUSED if outcome == name or outcome.startswith((f"{name}: ", f"{name}."))), None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m tests.branches", description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--examples", type=int, default=20, metavar="N", help="for each op, law, dtype and size")
+    args = p.parse_args(argv)
+    if args.examples < 1:
+        p.error(f"--examples {args.examples}: at least 1")
+    if "minigrad" in sys.modules:
+        p.error("minigrad is imported already; run this in a process of its own")
+    sys.meta_path.insert(0, Noted())
+    broken = run_laws(args.examples)
+    missed = [o for o in wanted if o not in seen]
+    bad = [o for o in missed if not excuse(o)]
+    idle = [name for name in EXCUSED if name not in {excuse(o) for o in missed}]
+    for module in MODULES:
+        mine = [o for o in wanted if o.startswith((f"{module}.", f"{module}:"))]
+        print(f"{module:18} {sum(o in seen for o in mine):>4} of {len(mine)} outcomes reached, "
+              f"{sum(o not in seen and excuse(o) is not None for o in mine)} excused, {sum(o in bad for o in mine)} missed")
+    print("\nexcused:")
+    for name, reason in EXCUSED.items():
+        print(f"  {name}\n      {reason}")
+    for title, lines in (("missed", bad), ("excused, and reached", idle), ("broken", broken)):
+        for line in lines:
+            print(f"{title}: {line}")
+    return 1 if bad or idle or broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""tests.branches: every decision of the NumPy backend is taken both ways by the laws, or is excused."""
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests import branches
+from tests.branches import EXCUSED, MODULES, ROOT, Notes, excuse
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, None]:
+    """All outcomes of the text as it is."""
+    monkeypatch.setattr(branches, "wanted", {})
+    for module in MODULES:
+        Notes(module).visit(ast.parse((ROOT / "minigrad" / "backend" / f"{module}.py").read_text("utf-8")))
+    return branches.wanted
+
+
+def test_what_is_excused_exists(outcomes: dict[str, None]):
+    """Each excuse is for outcomes that there are, and has a reason; no kernel is excused as a whole but the optimizer's."""
+    assert EXCUSED.keys() == {excuse(o) for o in outcomes if excuse(o)}
+    assert all(EXCUSED.values())
+    kernels = {o.removesuffix(": called") for o in outcomes if o.endswith(": called") and excuse(o) is not None}
+    assert {k for k in kernels if k.startswith(("numpy_kernels.", "numpy_attention.", "numpy_classifier.", "numpy_panels."))} == {
+        "numpy_kernels.kernel", "numpy_kernels.kernel.keep", "numpy_kernels.adamw_update", "numpy_kernels.adamw_update.work"}
+
+
+def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
+    """Conditions and their parts, loops, min and max, and calls, in a text with each of them."""
+    monkeypatch.setattr(branches, "wanted", {})
+    monkeypatch.setattr(branches, "seen", set())
+    text = "def f(n, k):\n    for i in range(min(n, 3)):\n        if i and not k:\n            return i\n    return n or k\n"
+    scope = {name: getattr(branches, name) for name in ("_note_truth", "_note_rounds", "_note_pick")}
+    exec(compile(ast.fix_missing_locations(Notes("m").visit(ast.parse(text))), "m", "exec"), {**scope, "_note": branches.seen.add}, scope)
+    loop = "m.f: for i in range(min(n, 3))"
+    every = {"m.f: called", f"{loop}: one round", f"{loop}: several rounds", "m.f: min(n, 3): the first", "m.f: min(n, 3): the second",
+             *(f"m.f: {name}: {truth}" for name in ("i", "k", "n") for truth in ("true", "false"))}
+    assert branches.wanted.keys() == every and branches.seen == set()
+    assert scope["f"](1, 5) == 1
+    assert branches.seen == {"m.f: called", f"{loop}: one round", "m.f: min(n, 3): the first", "m.f: i: false", "m.f: n: true"}
+    assert scope["f"](4, 0) == 1 and scope["f"](4, 5) == 4 and scope["f"](0, 5) == 5
+    assert branches.seen == {*every, f"{loop}: no round"}
+
+
+@pytest.mark.slow
+def test_the_laws_go_through_every_branch():
+    """The command ends with 0: nothing is missed, no excuse is idle, no law is broken."""
+    done = subprocess.run([sys.executable, "-m", "tests.branches"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
