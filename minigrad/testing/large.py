@@ -12,7 +12,8 @@ each being anything up to u. No element of a row may be further off than six suc
 error exp multiplies by their size. The errors of m numbers average out in their mean: k/3m stands
 for k/3, and NumPy adds m numbers in pairs of 8 lanes of at most 16, as exactly as sums of 32. Where
 a row is a difference of larger numbers, a fifth array has the size √Σt² of a sum of those: its terms
-t before the difference is taken.
+t before the difference is taken. n = 0 says that nothing is summed: each element is judged by its
+own size, or that in a fifth array, and k is 20.
 """
 from __future__ import annotations
 
@@ -57,8 +58,9 @@ def shares(name: str) -> Iterator[tuple[str, float]]:
         a, b = (np.atleast_1d(x.numpy() if isinstance(x, mg.Tensor) else x) for x in (found, truth))
         assert a.dtype == np.float32 and a.shape == b.shape, f"{name}: {what} is {a.dtype}{list(a.shape)}"
         assert np.isfinite(a).all(), f"{name}: {what} is not finite"
-        size = np.abs([b, *sizes]).max(axis=(0, -1), initial=2.0**-100)[..., None]
-        length, many = n if isinstance(n, tuple) else (n, 1)
+        length, many = n if isinstance(n, tuple) else (n, 1 if n else 3)
+        size = np.abs([b, *sizes]).max(axis=0, initial=2.0**-100)
+        size = size.max(axis=-1, keepdims=True) if n else size
         used = float((np.abs(a - b) / (6.0 * math.sqrt(length / 6 + ROUNDINGS / 3 / many) * U * size)).max())
         assert used <= 1.0, f"{name}: {what} is off by {used:.3g} times its bound, {np.abs(a - b).max():.3g}"
         yield what, used
@@ -87,6 +89,7 @@ def layer_norm(lead: tuple[int, ...], d: int) -> Lines:
     """Rows from far larger than √ε to smaller: ε is not small in the last of them, and in a single one."""
     x, w, b, g = _normal(1, (*lead, d), (d,), (d,), (*lead, d))
     sizes = np.geomspace(3.0, 3e-3, math.prod(lead)).reshape(*lead, 1) if math.prod(lead) > 1 else np.full((*lead, 1), 6e-3)
+    g += 3 * np.sign(w) * x                             # along the row, so that each part of ∂x counts
     x = ((x + 0.5) * sizes).astype(np.float32)
     y, dx, dw, db = _walk(lambda *t: mg.layer_norm(*t, eps=2e-5), g, x, w, b)
     x, w, b, g = _wide(x, w, b, g)
@@ -110,26 +113,38 @@ def _softmax(scores: Any) -> Any:
 def attention_of_one_query(scale: float | None) -> Lines:
     """A step of decoding: one query, 700 keys."""
     q, k, v = _normal(2, (2, 3, 1, 64), (2, 3, 700, 64), (2, 3, 700, 48))
-    y = mg.attention(q, k, v, causal=True, scale=scale)
+    y, lse = mg.attention(q, k, v, causal=True, scale=scale), cpu.kernels["attention"](cpu, q, k, v, scale=scale).extra["lse"]
     q, k, v = _wide(q, k, v)
-    yield "value", y, _softmax(q @ k.swapaxes(-1, -2) * (scale or 1 / 8)) @ v, 700
+    scores = q @ k.swapaxes(-1, -2) * (scale or 1 / 8)
+    yield "value", y, _softmax(scores) @ v, 700
+    yield "lse", lse, np.log(np.exp(scores).sum(-1, keepdims=True)), 700
 
 
-@case("attention", "attention/joint", near=(200, None, 0.0), far=(300, 0.1, 0.0), farther=(600, None, 0.0), dropped=(600, 0.1, 0.25))
-def causal_attention(T: int, scale: float | None, p: float) -> Lines:
-    """Several tiles of keys and queries, the last of them not full."""
+@case("attention", "attention/joint", near=(200, None, 0.0), far=(300, 0.1, 0.0), farther=(600, None, 0.0), dropped=(600, 0.1, 0.25),
+      shifted=(200, None, 0.0, 100.0))
+def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0) -> Lines:
+    """Several tiles of keys and queries, the last of them not full. Scores that are all larger by `shift`, whose exponential float32
+
+    may not hold, round by u·shift for each of their 64 terms, and the weights as much.
+    """
     q, k, v, g = _normal(3, (2, T, 64), (2, T, 64), (2, T, 32), (2, T, 32))
+    if shift:
+        q[..., 0], k[..., 0] = 8.0, shift
     y, dq, dk, dv = _walk(lambda q, k, v: mg.attention(q, k, v, causal=True, scale=scale, p=p, key=7), g, q, k, v)
+    lse = cpu.kernels["attention"](cpu, q, k, v, causal=True, scale=scale, p=p, key=7).extra["lse"]
     q, k, v, g = _wide(q, k, v, g)
     s, keep = scale or 1 / 8, random.keep_mask(cpu, 7, (2, T, T), p) / (1.0 - p)
-    weights = _softmax(np.where(np.tri(T, dtype=bool), q @ k.swapaxes(1, 2) * s, -np.inf))
+    scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(1, 2) * s, -np.inf)
+    weights = _softmax(scores)
     dw = g @ v.swapaxes(1, 2) * keep
     ds = weights * (dw - (weights * dw).sum(-1, keepdims=True)) * s
-    yield "value", y, (weights * keep) @ v, T
+    n = T + 6 * shift**2 * 64 / 3
+    yield "value", y, (weights * keep) @ v, n
     terms = (weights * dw * s) ** 2                     # ds is 0 where one key has all the weight
-    yield "∂q", dq, ds @ k, T, np.sqrt(terms @ k**2)
-    yield "∂k", dk, ds.swapaxes(1, 2) @ q, T, np.sqrt(terms.swapaxes(1, 2) @ q**2)
-    yield "∂v", dv, (weights * keep).swapaxes(1, 2) @ g, T
+    yield "∂q", dq, ds @ k, n, np.sqrt(terms @ k**2)
+    yield "∂k", dk, ds.swapaxes(1, 2) @ q, n, np.sqrt(terms.swapaxes(1, 2) @ q**2)
+    yield "∂v", dv, (weights * keep).swapaxes(1, 2) @ g, n
+    yield "lse", lse, np.log(np.exp(scores - shift).sum(-1, keepdims=True)) + shift, n
 
 
 # ── losses ──
@@ -189,11 +204,12 @@ def _gelu(x: Any) -> tuple[Any, Any]:
 def gelu(biased: bool) -> Lines:
     """100 rows of GPT-2's inner width, in blocks of 42; a bias that changes every number."""
     x, b, g = _normal(6, (100, 3072), (3072,), (100, 3072))
+    x[0, :6] = -1e12, -200.0, -12.0, 12.0, 200.0, 1e12
     y, dx, *db = _walk(lambda *t: mg.gelu(*t, approximate="tanh"), g, x, *[b] * biased)
     x, b, g = _wide(x, b, g)
     value, slope = _gelu(x + b if biased else x)
-    yield "value", y, value, 1
-    yield "∂x", dx, g * slope, 1
+    yield "value", y, value, 0, x + b if biased else x   # for x < 0 it is x times what is left of a difference
+    yield "∂x", dx, g * slope, 0, g
     for found in db:
         yield "∂bias", found, (g * slope).sum(0), 100
 
@@ -204,8 +220,8 @@ def dropout() -> Lines:
     x, g = _normal(7, (299, 1001), (299, 1001))
     y, dx = _walk(lambda x: dropout_op(x, p=0.3, key=11), g, x)
     factor = random.keep_mask(cpu, 11, x.shape, 0.3) / 0.7
-    yield "value", y, x * factor, 1
-    yield "∂x", dx, g * factor, 1
+    yield "value", y, x * factor, 0
+    yield "∂x", dx, g * factor, 0
 
 
 # ── products ──
@@ -213,6 +229,7 @@ def dropout() -> Lines:
 def addmm(n: int) -> Lines:
     """A step of decoding has one row; more are multiplied in chunks of terms."""
     bias, x, w, g = _normal(8, (1536,), (n, 768), (768, 1536), (n, 1536))
+    bias *= 30                                          # an error of the bias is none beside a product
     y, db, dx, dw = _walk(mg.addmm, g, bias, x, w)
     bias, x, w, g = _wide(bias, x, w, g)
     yield "value", y, x @ w + bias, 768
@@ -225,6 +242,7 @@ def addmm(n: int) -> Lines:
 def packed_linear(n: int, biased: bool) -> Lines:
     """Panels, the last of them not full, of four chunks."""
     bias, x, w = _normal(9, (1500,), (n, 768), (768, 1500))
+    bias *= 30
     y = mg.packed_linear(x, cpu.pack(w), bias if biased else None, size=1500)
     bias, x, w = _wide(bias, x, w)
     yield "value", y, x @ w + (bias if biased else 0.0), 768
@@ -236,9 +254,9 @@ def bias_of_many_rows() -> Lines:
     b, g, h = _normal(10, (200,), (3003, 200), (20, 200))
     y, db = _walk(lambda b: mg.broadcast_to(b, shape=(3003, 200)), g, b)
     z, dc = _walk(lambda b: mg.broadcast_to(b, shape=(20, 200)), h, b)
-    yield "value", y, np.tile(b, (3003, 1)), 1
+    yield "value", y, np.tile(b, (3003, 1)), 0
     yield "∂b", db, g.astype(np.float64).sum(0), 3003
-    yield "copy", z, np.tile(b, (20, 1)), 1
+    yield "copy", z, np.tile(b, (20, 1)), 0
     yield "∂b of the copy", dc, h.astype(np.float64).sum(0), 20
 
 
@@ -253,3 +271,24 @@ def tied_table() -> Lines:
     np.add.at(truth, ids, g @ w)
     yield "value", y, w[ids] @ w.T, 64
     yield "∂weight", dw, truth, 1000
+
+
+# ── the optimizer ──
+@case("adamw_update", decay=(0.1,), no_decay=(0.0,))
+def adamw(weight_decay: float) -> Lines:
+    """Two parameters, one of three blocks, the last not full; ε is not small beside the smaller gradients."""
+    sizes = np.geomspace(1e-3, 1.0, 300_001)
+    arrays = [[p, (g * s).astype(np.float32), (m * s).astype(np.float32), (v * s).astype(np.float32) ** 2] for n in (5, 300_001)
+              for s in [sizes[-n:]] for p, g, m, v in [_normal(12, (n,), (n,), (n,), (n,))]]
+    before = [_wide(*some) for some in arrays]
+    lr, b1, b2, eps, c1, c2 = 0.1, 0.9, 0.95, 0.02, 0.3, 0.15
+    kinds = [list(kind) for kind in zip(*arrays)]
+    cpu.kernels["adamw_update"](cpu, *kinds, lr=lr, beta1=b1, beta2=b2, eps=eps, weight_decay=weight_decay, correct1=c1, correct2=c2)
+    for (p, g, m, v), (p0, g0, m0, v0) in zip(arrays, before):
+        m1, v1 = b1 * m0 + (1.0 - b1) * g0, b2 * v0 + (1.0 - b2) * g0 * g0
+        rate = lr / c1 / (np.sqrt(v1 / c2) + eps)
+        terms = rate * (b1 * np.abs(m0) + (1.0 - b1) * np.abs(g0))
+        yield "gradient", g, g0, 0
+        yield "first moment", m, m1, 0, g0
+        yield "second moment", v, v1, 0
+        yield "parameter", p, p0 * (1.0 - lr * weight_decay) - rate * m1, 0, p0, terms

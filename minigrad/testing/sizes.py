@@ -16,7 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
              "near_tile": 1, "far_tile": 2, "far": 2, "group": 4,
              "chunk": 2, "lanes": 1, "worth": 0, "panel": 2, "alone": 8},
     "fours": {"threads": 3, "block": 4, "sums": 3, "copy": 4, "square": 1, "logits": 40,
-              "near_tile": 2, "far_tile": 3, "far": 2, "group": 9,
+              "near_tile": 2, "far_tile": 3, "far": 2, "group": 40,
               "chunk": 4, "lanes": 2, "worth": 8, "panel": 3, "alone": 1 << 18},
 }
 
