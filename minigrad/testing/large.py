@@ -31,7 +31,6 @@ from ..backend import cpu
 from ..fused import dropout_op
 from .sizes import small_sizes
 
-U = 2.0**-24
 ROUNDINGS = 60
 Lines = Iterator[tuple[Any, ...]]
 CASES: dict[str, tuple[tuple[str, ...], Callable[[], Lines]]] = {}     # by name: the kernels in it, and what it yields
@@ -56,12 +55,13 @@ def shares(name: str) -> Iterator[tuple[str, float]]:
     """What is compared in a case, and the share of its bound that it uses. AssertionError above 1."""
     for what, found, truth, n, *sizes in CASES[name][1]():
         a, b = (np.atleast_1d(x.numpy() if isinstance(x, mg.Tensor) else x) for x in (found, truth))
-        assert a.dtype == np.float32 and a.shape == b.shape, f"{name}: {what} is {a.dtype}{list(a.shape)}"
+        dtype = "float64" if name.endswith("float64") else "float32"
+        assert a.dtype == dtype and a.shape == b.shape, f"{name}: {what} is {a.dtype}{list(a.shape)}"
         assert np.isfinite(a).all(), f"{name}: {what} is not finite"
         length, many = n if isinstance(n, tuple) else (n, 1 if n else 3)
         size = np.abs([b, *sizes]).max(axis=0, initial=2.0**-100)
         size = size.max(axis=-1, keepdims=True) if n else size
-        used = float((np.abs(a - b) / (6.0 * math.sqrt(length / 6 + ROUNDINGS / 3 / many) * U * size)).max())
+        used = float((np.abs(a - b) / (3.0 * math.sqrt(length / 6 + ROUNDINGS / 3 / many) * np.finfo(dtype).eps * size)).max())
         assert used <= 1.0, f"{name}: {what} is off by {used:.3g} times its bound, {np.abs(a - b).max():.3g}"
         yield what, used
 
@@ -120,30 +120,31 @@ def attention_of_one_query(scale: float | None) -> Lines:
     yield "lse", lse, np.log(np.exp(scores).sum(-1, keepdims=True)), 700
 
 
-@case("attention", "attention/joint", near=(200, None, 0.0), far=(300, 0.1, 0.0), farther=(600, None, 0.0), dropped=(600, 0.1, 0.25),
-      shifted=(200, None, 0.0, 100.0))
-def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0) -> Lines:
+@case("attention", "attention/joint", near=(200, None, 0.0, 0.0, (1, 2, 1)), far=(300, 0.1, 0.0), farther=(600, None, 0.0),
+      dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0))
+def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
+                     lead: tuple[int, ...] = (2,)) -> Lines:
     """Several tiles of keys and queries, the last of them not full. Scores that are all larger by `shift`, whose exponential float32
 
     may not hold, round by u·shift for each of their 64 terms, and the weights as much.
     """
-    q, k, v, g = _normal(3, (2, T, 64), (2, T, 64), (2, T, 32), (2, T, 32))
+    q, k, v, g = _normal(3, (*lead, T, 64), (*lead, T, 64), (*lead, T, 32), (*lead, T, 32))
     if shift:
         q[..., 0], k[..., 0] = 8.0, shift
     y, dq, dk, dv = _walk(lambda q, k, v: mg.attention(q, k, v, causal=True, scale=scale, p=p, key=7), g, q, k, v)
     lse = cpu.kernels["attention"](cpu, q, k, v, causal=True, scale=scale, p=p, key=7).extra["lse"]
     q, k, v, g = _wide(q, k, v, g)
-    s, keep = scale or 1 / 8, random.keep_mask(cpu, 7, (2, T, T), p) / (1.0 - p)
-    scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(1, 2) * s, -np.inf)
+    s, keep = scale or 1 / 8, random.keep_mask(cpu, 7, (*lead, T, T), p) / (1.0 - p)
+    scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(-1, -2) * s, -np.inf)
     weights = _softmax(scores)
-    dw = g @ v.swapaxes(1, 2) * keep
+    dw = g @ v.swapaxes(-1, -2) * keep
     ds = weights * (dw - (weights * dw).sum(-1, keepdims=True)) * s
     n = T + 6 * shift**2 * 64 / 3
     yield "value", y, (weights * keep) @ v, n
     terms = (weights * dw * s) ** 2                     # ds is 0 where one key has all the weight
     yield "∂q", dq, ds @ k, n, np.sqrt(terms @ k**2)
-    yield "∂k", dk, ds.swapaxes(1, 2) @ q, n, np.sqrt(terms.swapaxes(1, 2) @ q**2)
-    yield "∂v", dv, (weights * keep).swapaxes(1, 2) @ g, n
+    yield "∂k", dk, ds.swapaxes(-1, -2) @ q, n, np.sqrt(terms.swapaxes(-1, -2) @ q**2)
+    yield "∂v", dv, (weights * keep).swapaxes(-1, -2) @ g, n
     yield "lse", lse, np.log(np.exp(scores - shift).sum(-1, keepdims=True)) + shift, n
 
 
@@ -158,25 +159,29 @@ def _counted(seed: int, n: int, V: int) -> tuple[Any, Any, Any]:
     return targets, kept / kept.sum(), np.where(kept, targets, 0)
 
 
-@case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight")
-def linear_cross_entropy() -> Lines:
-    """The classifier over four blocks of rows, the last not full, each in several parts."""
+@case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight", plain=(0.0,), shifted=(100.0,))
+def linear_cross_entropy(shift: float) -> Lines:
+    """The classifier over four blocks of rows, the last not full, each in several parts; logits that are all larger by `shift`."""
     n, V, d = 350, 2000, 64
     x, w = _normal(4, (n, d), (V, d))
     targets, share, ids = _counted(4, n, V)
     w *= np.float32(0.1)
     x += 8 * w[ids]                                     # a loss of 3, and not of log V
+    if shift:
+        x[:, 0], w[:, 0] = shift, 1.0
+    more = 6 * shift**2 * d / 3                         # as in attention
     with small_sizes(logits=100 * V * 4):               # GPT-2's take 667 rows at a time
         loss, dx, dw = _walk(lambda *t: mg.linear_cross_entropy(*t, targets, ignore_index=-7), np.float32(1.5), x, w)
     x, w = _wide(x, w)
     p = _softmax(x @ w.T)
-    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32, np.count_nonzero(share))
+    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32 + more, np.count_nonzero(share))
+    whole = p * 1.5 * share[:, None]
     p[np.arange(n), ids] -= 1.0
     p *= 1.5 * share[:, None]
     counts = share > 0
-    yield "∂x", dx[counts], (p @ w)[counts], V
+    yield "∂x", dx[counts], (p @ w)[counts], V + more, np.sqrt(whole**2 @ w**2)[counts]
     yield "∂x where nothing counts", dx[~counts], np.zeros(dx[~counts].shape), V
-    yield "∂weight", dw, p.T @ x, n
+    yield "∂weight", dw, p.T @ x, n + more, np.sqrt((whole**2).T @ x**2)
 
 
 @case("cross_entropy", "cross_entropy/logits")
@@ -274,13 +279,16 @@ def tied_table() -> Lines:
 
 
 # ── the optimizer ──
-@case("adamw_update", decay=(0.1,), no_decay=(0.0,))
-def adamw(weight_decay: float) -> Lines:
-    """Two parameters, one of three blocks, the last not full; ε is not small beside the smaller gradients."""
+@case("adamw_update", decay=(0.1, "float32"), no_decay=(0.0, "float32"), float64=(0.1, "float64"))
+def adamw(weight_decay: float, dtype: str) -> Lines:
+    """Two parameters, one of three blocks, the last not full; ε is not small beside the smaller gradients.
+
+    No law has this kernel, so it is judged in float64 too, beside the widest float.
+    """
     sizes = np.geomspace(1e-3, 1.0, 300_001)
-    arrays = [[p, (g * s).astype(np.float32), (m * s).astype(np.float32), (v * s).astype(np.float32) ** 2] for n in (5, 300_001)
+    arrays = [[a.astype(dtype) for a in (p, g * s, m * s, (v * s) ** 2)] for n in (5, 300_001)
               for s in [sizes[-n:]] for p, g, m, v in [_normal(12, (n,), (n,), (n,), (n,))]]
-    before = [_wide(*some) for some in arrays]
+    before = [[a.astype(np.float64 if dtype == "float32" else np.longdouble) for a in some] for some in arrays]
     lr, b1, b2, eps, c1, c2 = 0.1, 0.9, 0.95, 0.02, 0.3, 0.15
     kinds = [list(kind) for kind in zip(*arrays)]
     cpu.kernels["adamw_update"](cpu, *kinds, lr=lr, beta1=b1, beta2=b2, eps=eps, weight_decay=weight_decay, correct1=c1, correct2=c2)

@@ -58,11 +58,14 @@ for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
            lambda t, x, w, step: x @ constant(t, w[:, ::step]).to(x.dtype), label="laid-out", call=_call)
 
 
-# ── causal attention of as many queries as keys, and of one query ──
+# ── causal attention of as many queries as keys, of one query, and of the last queries ──
 @st.composite
-def _causal(draw: Any, queries: int) -> Any:
-    lead, n, d, e = draw(shapes(most=3, side=1)), draw(st.integers(min(queries, 2), 7)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    return [(*lead, n if queries > 1 else 1, d), (*lead, n, d), (*lead, n, e)]
+def _causal(draw: Any, more: int | None) -> Any:
+    """As many keys as queries and `more`; None: one query."""
+    lead, n = draw(shapes(most=3, side=1)), draw(st.integers(1 if more is None else 2, 7))
+    d, e = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    keys = n + (more or 0)
+    return [(*lead, 1 if more is None else n, d), (*lead, keys, d), (*lead, keys, e)]
 
 
 def _dropped(draw: Any, sizes: Any, rng: Any) -> Any:
@@ -72,8 +75,8 @@ def _dropped(draw: Any, sizes: Any, rng: Any) -> Any:
             "key": draw(st.integers(0, 2**64 - 1))}
 
 
-domain("attention", (_causal(2), "any", _dropped), _attention, attention_in_torch, label="causal")
-domain("attention", (_causal(1), "any", _dropped), _attention, attention_in_torch, label="one-query")
+for _label, _more in {"causal": 0, "one-query": None, "cache": 2}.items():
+    domain("attention", (_causal(_more), "any", _dropped), _attention, attention_in_torch, label=_label)
 
 
 # ── a vector for many rows: its gradient is a sum over them ──
