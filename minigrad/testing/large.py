@@ -230,16 +230,16 @@ def dropout() -> Lines:
 
 
 # ── products ──
-@case("addmm", one=(1,), two=(2,), many=(70,))
-def addmm(n: int) -> Lines:
-    """A step of decoding has one row; more are multiplied in chunks of terms."""
-    bias, x, w, g = _normal(8, (1536,), (n, 768), (768, 1536), (n, 1536))
+@case("addmm", one=(1, 1536), two=(2, 1536), many=(70, 1536), small=(5, 100))
+def addmm(n: int, m: int) -> Lines:
+    """A step of decoding has one row; more are multiplied in chunks of terms, unless the product is small."""
+    bias, x, w, g = _normal(8, (m,), (n, 768), (768, m), (n, m))
     bias *= 30                                          # an error of the bias is none beside a product
     y, db, dx, dw = _walk(mg.addmm, g, bias, x, w)
     bias, x, w, g = _wide(bias, x, w, g)
     yield "value", y, x @ w + bias, 768
     yield "∂bias", db, g.sum(0), n
-    yield "∂x", dx, g @ w.T, 1536
+    yield "∂x", dx, g @ w.T, m
     yield "∂weight", dw, x.T @ g, n
 
 
