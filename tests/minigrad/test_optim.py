@@ -110,7 +110,7 @@ def test_a_step_of_adamw_over_several_blocks(threads: int, dtype: str, monkeypat
     U = (lr/c₁)(β₁|m| + (1−β₁)|g|)/(√(v/c₂) + ε). m is off by 3 roundings, √(v/c₂) + ε by 5, U by 12 with those of lr/c₁ and of the
     division, and p by 3 of its own; PyTorch's are as many in float64, and twice that pays for its other order.
     """
-    monkeypatch.setattr("minigrad.backend.numpy_kernels.cores", lambda: threads)
+    monkeypatch.setattr(SIZES, "threads", threads)
     if not threads:
         monkeypatch.setattr(backend.cpu, "kernels", {})
     rng = np.random.default_rng(0)
