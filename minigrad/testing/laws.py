@@ -326,7 +326,7 @@ def parts(run: Run) -> float:
         found += run.grads
     for i, (a, b, allowed) in enumerate(zip(found, truth.results, truth.allowed)):
         used = max(used, run.compare("the value" if i == 0 else f"VJP, argument {i - 1}", a, b, allowed=allowed))
-    if run.subject.function and run.y.requires_grad:
+    if run.subject.function and run.y.requires_grad and run.ordinary():
         a, b = run.of_order(2), Run(by_parts, run.example, run.dtype, run.device)
         b.cotangents = list(run.cotangents)
         b = b.of_order(2)
@@ -431,7 +431,7 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
         grads = torch.autograd.grad(of, at, seed, create_graph=True, allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(at, grads)]
 
-    for order in range(1, run.subject.torch_orders + 1):
+    for order in range(1, run.subject.torch_orders + 1 if run.ordinary() else 2):
         here = run.of_order(order)
         _, grads, u = here.walked()
         seed = given(u).requires_grad_()

@@ -115,7 +115,7 @@ class Run:
     def _derivative(self) -> Run:
         if self.subject.function is None:
             raise NotApplicable("plain arrays have no second derivative")
-        if not all(0.5 <= magnitude(a, least=0.0) <= 64.0 for a in self.arrays if a.size):
+        if not self.ordinary():
             raise NotApplicable("higher derivatives are asked at numbers of ordinary size")
         self.needs_gradient()
         _, _, u = self.walked()
@@ -125,6 +125,10 @@ class Run:
         more.arrays = [*self.arrays, u]                 # a cotangent's dtype is the value's, which a cast may have made another
         more.settings, more.order, more.draw, more.coarse = self.settings, self.order + 1, self.draw, self.coarse
         return more
+
+    def ordinary(self) -> bool:
+        """Whether all arguments are of a size at which higher derivatives neither vanish nor cancel."""
+        return all(0.5 <= magnitude(a, least=0.0) <= 64.0 for a in self.arrays if a.size)
 
     # ── inputs ──
     def on_device(self, array: Any, how: str = "C") -> Tensor:
