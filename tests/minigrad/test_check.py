@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,3 +236,14 @@ def test_pytorch_may_be_named_as_the_truth():
     assert {v.status for v in report.verdicts} == {"held"}
     with pytest.raises(LawsBroken, match="torch"):
         check(mg.tanh, arrays(), torch=lambda t, x: t.tanh(x) * 1.001, laws=["torch"], examples=5)
+
+
+def test_the_pages_know_the_laws():
+    """The table of docs/testing.md has a row for each law, and README and docs/adding-an-op.md count them."""
+    root = Path(__file__).parents[2]
+    table = (root / "docs/testing.md").read_text("utf-8").partition("| law |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(LAWS)
+    numbers = {16: "sixteen", 17: "seventeen", 18: "eighteen"}
+    assert f"[{numbers[len(LAWS)]} laws]" in (root / "README.md").read_text("utf-8")
+    assert f"{numbers[len(LAWS) - 1].capitalize()} of the {numbers[len(LAWS)]}" in (root / "docs/adding-an-op.md").read_text("utf-8")
