@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ... import backend, ops
 from ...op import REGISTRY
 from ...tensor import asarray
-from ..strategies import shapes
+from ..strategies import small_shapes as shapes
 from .products import _attention, _gelu, _layer_norm, _product, attention_in_torch
 from .table import constant, domain
 
@@ -38,19 +38,28 @@ def _rows(draw: Any) -> Any:
 
 
 def _matrix(draw: Any, sizes: Any, rng: Any) -> Any:
-    w = rng.standard_normal((sizes[0][-1], rng.integers(1, 8)))
+    w = rng.standard_normal((sizes[0][-1], rng.integers(1, 8))).astype("float32")       # not all devices have float64
     return {"w": np.asfortranarray(w) if rng.random() < 0.5 else w, "step": draw(st.sampled_from([1, 2]))}
+
+
+def _columns(x: Any, w: Any, step: int) -> Any:
+    """The library of w, and every column of it, or every second, in x's dtype and on its own device."""
+    library = backend.of(w)
+    if library.devices:
+        library.at(w)
+    return library, w.astype(x.dtype)[:, ::step]
 
 
 def _packed(x: Any, w: Any, step: int) -> Any:
     """x @ w by the panels of the backend, where it makes any, of every column or every second."""
-    matrix = w.astype(x.dtype)[:, ::step]
-    panels = backend.of(w).pack(matrix)
+    library, matrix = _columns(x, w, step)
+    panels = library.pack(matrix)
     return ops.linalg.matmul(x, asarray(matrix)) if panels is None else REGISTRY["packed_linear"](x, panels, size=matrix.shape[1])
 
 
 def _laid_out(x: Any, w: Any, step: int) -> Any:
-    return REGISTRY["matmul_op"](x, backend.of(w).lay_out(w.astype(x.dtype)[:, ::step]))
+    library, matrix = _columns(x, w, step)
+    return REGISTRY["matmul_op"](x, library.lay_out(matrix))
 
 
 for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
