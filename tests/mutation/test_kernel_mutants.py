@@ -17,6 +17,15 @@ def _survivors(function: Any, dtype: str, every: int) -> list[str]:
     return [name for name, m in chosen if not excuse(name) and killer(m, dtype) is None]
 
 
+@pytest.mark.parametrize("function", [p for p in FUNCTIONS if p.values[0] in backend.cpu.kernels.values()])
+def test_one_mutant_is_killed(function: Any):
+    """Of each kernel a mutant in its middle, in float32: one that multiplies by 1.0001, where it has one."""
+    known = [m for m in mutants(function) if not excuse(f"{m} [float32]")]
+    chosen = [m for m in known if "times 1.0001" in m.what] or known
+    assert killer(chosen[len(chosen) // 2], "float32") is not None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_sample_of_the_mutants_is_killed(function: Any):
     """Of each function every fortieth mutant, in float32, and every sixtieth in float64."""
