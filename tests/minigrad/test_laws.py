@@ -28,7 +28,7 @@ DEVICES = [DEVICE] if DEVICE != "double" else ["numpy", "double", *([] if NO_GPU
 # what adds in an order that the processor's kernels choose
 SUMS = {"matmul", "matmul_op", "linear", "addmm", "packed_linear", "einsum", "einsum_op", "attention", "linear_cross_entropy",
         "cross_entropy", "layer_norm", "add_layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "gelu"}
-FEW = settings(max_examples=max(5, settings.default.max_examples // 5))
+FEW = settings(max_examples=max(5, settings.default.max_examples // 10))
 
 
 @pytest.mark.device
