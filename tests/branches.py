@@ -47,9 +47,6 @@ EXCUSED: dict[str, str] = {
     "numpy_kernels.cores: os.cpu_count()": "not on Linux",
     # what is refused before, or is left to the op's own text
     "numpy.NumpyBackend.check_index": "the laws give indices that are in range; test_backend.py gives others",
-    "numpy_kernels.layer_norm: x.dtype in (np.float32, np.float64): false":
-        "one row of numpy.longdouble, in which the laws compute nothing that has an oracle",
-    "numpy_panels.packed_linear: x.size == 0: true": "no numbers: the op's own text is run",
     "numpy_panels.packed_linear: panels.size == 0: true": "no numbers: the op's own text is run",
     "numpy_classifier.linear_cross_entropy: x.dtype.kind != 'f': true": "the op refuses integers before",
     "numpy_classifier.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",

@@ -34,12 +34,12 @@ domain("embedding_op", (st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lamb
 # ── matrices that are laid out once, for products of a few rows ──
 @st.composite
 def _rows(draw: Any) -> Any:
-    return [(*draw(shapes(most=2, side=1)), np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(1, 6))]    # no bias to 1
+    return [(*draw(shapes(most=2, side=1)), draw(st.sampled_from([3, 1, 4, 5])))]
 
 
 def _matrix(draw: Any, sizes: Any, rng: Any) -> Any:
-    w = rng.standard_normal((sizes[0][-1], rng.integers(1, 8))).astype("float32")       # not all devices have float64
-    return {"w": np.asfortranarray(w) if rng.random() < 0.5 else w, "step": draw(st.sampled_from([1, 2]))}
+    w = rng.standard_normal((sizes[0][-1], draw(st.sampled_from([5, 2, 1, 7])))).astype("float32")
+    return {"w": np.asfortranarray(w) if draw(st.booleans()) else w, "step": draw(st.sampled_from([1, 2]))}
 
 
 def _columns(x: Any, w: Any, step: int) -> Any:
@@ -72,7 +72,7 @@ for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
 def _causal(draw: Any, more: int | None) -> Any:
     """As many keys as queries and `more`; None: one query."""
     lead, n = draw(shapes(most=3, side=1)), draw(st.integers(1 if more is None else 2, 7))
-    d, e = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    d, e = draw(st.sampled_from([2, 3, 1])), draw(st.integers(1, 2))
     keys = n + (more or 0)
     return [(*lead, 1 if more is None else n, d), (*lead, keys, d), (*lead, keys, e)]
 
