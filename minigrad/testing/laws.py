@@ -50,7 +50,7 @@ def value(run: Run) -> float:
 def rounded(run: Run) -> float:
     """Value and VJP are those of a wider float at the same numbers, but for rounding: each number by itself, and all together."""
     run.differentiable()
-    reference = run.reference()
+    reference = run.reference() if run.widest(run.subject) != run.dtype else None
     if reference is None:
         raise NotApplicable("it takes no float wider than its own")
     if not reference.fits:
@@ -116,7 +116,8 @@ def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
     subject, base, rng = run.subject, [x.astype(WIDE) for x in run.arrays], np.random.default_rng(run.example.seed)
     widest = run.widest(subject)
     if widest is None and subject.definition is not None:
-        subject, widest = Subject(subject.name, subject.definition), np.dtype(WIDE)
+        subject = Subject(subject.name, subject.definition)
+        widest = run.widest(subject)
 
     def spread(at: Any, by: float) -> Any:
         """What roundings of the arguments by the share `by` do to each number of the value, divided by it."""
