@@ -46,7 +46,7 @@ def test_commands_run(page):
     assert list(check.commands(page)) == []
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "char_gpt" else []) for p in EXAMPLES])
 def test_an_example_does_what_it_says(path):
     """Each ends with an assertion of its own."""
     if path.stem == "foreign_kernel" and shutil.which("cc") is None:

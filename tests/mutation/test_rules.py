@@ -26,6 +26,7 @@ def test_every_mutant_is_killed(name: str):
     assert _survivors(name, 1) == []
 
 
+@pytest.mark.slow
 def test_what_is_called_equivalent_exists_and_survives():
     """Each mutant that is excused is one, and no law notices it."""
     known = {str(m): m for name in DIFFERENTIABLE for m in mutants(REGISTRY[name])}
