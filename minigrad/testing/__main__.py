@@ -13,7 +13,7 @@ from .. import backend
 from ..errors import DeviceError, MinigradError
 from ..op import REGISTRY
 from . import foreign
-from .check import Verdict, examine
+from .check import Verdict, examine_all
 from .domains import DOMAINS, Domain, lines_of
 from .laws import LAWS
 
@@ -21,11 +21,12 @@ DTYPES = ("float64", "float32")
 MARKS = {"held": "✓", "broken": "✗", "not applicable": "·"}
 
 
-def judged(domain: Domain, law: str, dtype: str, device: str, examples: int) -> Verdict:
-    """A law on one line of the table of domains."""
-    if not domain.asks(law):
-        return Verdict(law, dtype, message="these examples lie on kinks, for the laws that differentiate nothing")
-    return examine(law, domain.subject, domain.examples, dtype, device, examples=examples)
+def judged(domain: Domain, dtype: str, device: str, examples: int) -> dict[str, Verdict]:
+    """What each law says of one line of the table of domains."""
+    kinks = "these examples lie on kinks, for the laws that differentiate nothing"
+    said = {law: Verdict(law, dtype, message=kinks) for law in LAWS}
+    asked = [law for law in LAWS if domain.asks(law)]
+    return said | {v.law: v for v in examine_all(asked, domain.subject, domain.examples, dtype, device, examples=examples)}
 
 
 def together(verdicts: list[Verdict]) -> str:
@@ -45,8 +46,9 @@ def product(names: list[str], devices: list[str], examples: int, progress: Any =
         lines = lines_of(name)
         for device in devices:
             for dtype in DTYPES:
+                verdicts = [judged(d, dtype, device, examples) for d in lines]
                 for law in LAWS:
-                    found[name, law, dtype, device] = [judged(d, law, dtype, device, examples) for d in lines]
+                    found[name, law, dtype, device] = [v[law] for v in verdicts]
         if progress:
             print(f"{i + 1}/{len(names)} {name}: {time.perf_counter() - started:.1f} s", file=progress, flush=True)
     return found

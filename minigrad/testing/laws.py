@@ -5,7 +5,7 @@ hold, and NotApplicable, with the reason, where it says nothing about the subjec
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from ..backend.base import half
 from ..errors import DeviceError, DTypeError
 from ..tensor import Tensor
 from ..transforms import gradients, jvp
-from .reference import alternating
+from .reference import Reference, alternating
 from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host
 from .tolerance import WIDE, complex_step, difference, eps, magnitude
 
@@ -55,18 +55,23 @@ def rounded(run: Run) -> float:
         raise NotApplicable("it takes no float wider than its own")
     if not reference.fits:
         raise NotApplicable("the results do not fit into the dtype")
-    found = [run.y]
-    if len(reference.results) > 1 and run.finite:
-        run.walked()
-        found += run.grads
     used = 0.0
-    for i, (r, truth, allowed) in enumerate(zip(found, reference.results, reference.allowed)):
+    for i, (r, truth, allowed) in enumerate(_beside(run, reference)):
         what = "the value" if i == 0 else f"gradient {i - 1}"
         if reference.elementwise[i] and np.isinf(numbers := host(r).astype(WIDE)).any() and not np.isnan(numbers).any() \
                 and run.subject.definition is None:
             raise NotApplicable("it overflows on its way, and no definition says that it must not")
         used = max(used, run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed))
     return used
+
+
+def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any]]:
+    """The value, and where there is a VJP each gradient, with what the reference has for it and how far off it may be."""
+    found = [run.y]
+    if len(reference.results) > 1 and run.finite:
+        run.walked()
+        found += run.grads
+    return zip(found, reference.results, reference.allowed)
 
 
 @law
@@ -79,8 +84,8 @@ def adjoint(run: Run, order: int = 1) -> float:
     run = run.of_order(order)
     y, grads, u = run.walked()
     oracle = run.subject.oracle
-    if oracle is None and not np.isfinite(host(y).astype(WIDE)).all():
-        raise NotApplicable("the value is not finite")
+    if oracle is None:
+        run.needs_finite()
     directions = [run.draw.uniform(-1.0, 1.0, a.shape).astype(run.dtype) for a in run.arrays]
     moves = [d.astype(WIDE) for d in directions]
     margins = run.margins() if order == 1 else None
@@ -158,8 +163,7 @@ def linear(run: Run, order: int = 1) -> float:
     run = run.of_order(order)
     run.needs_gradient()
     y, first, u = run.walked()
-    if not np.isfinite(host(y).astype(WIDE)).all():
-        raise NotApplicable("the value is not finite")
+    run.needs_finite()
     w = run.cotangent(y)
     a, b = 0.75, -1.5
     second, both = run.pull(w), run.pull((run.dtype.type(a) * u + run.dtype.type(b) * w).astype(u.dtype))
@@ -321,11 +325,7 @@ def parts(run: Run) -> float:
     run.differentiable()
     if (truth := run.reference(by_parts)) is None or not truth.fits:
         raise NotApplicable("the results do not fit into the dtype")
-    found = [run.y]
-    if len(truth.results) > 1 and run.finite and (run.subject.function or run.subject.pull):
-        run.walked()
-        found += run.grads
-    for i, (a, b, allowed) in enumerate(zip(found, truth.results, truth.allowed)):
+    for i, (a, b, allowed) in enumerate(_beside(run, truth)):
         used = max(used, run.compare("the value" if i == 0 else f"VJP, argument {i - 1}", a, b, allowed=allowed))
     if run.subject.function and run.y.requires_grad and run.ordinary():
         a, b = run.of_order(2), Run(by_parts, run.example, run.dtype, run.device)
@@ -353,10 +353,9 @@ def repeat(run: Run) -> float:
         return [host(a).tobytes() for a in (y, *grads)]
 
     first = bits()
-    other = [np.array(a.reshape(-1)[::-1].reshape(a.shape)) for a in run.arrays]
-    u = run.cotangents[0]
-    if run.subject.function is None and run.inputs:
+    if run.subject.function is None:
         assert run.subject.value is not None and run.subject.pull is not None
+        other, u = [np.array(a.reshape(-1)[::-1].reshape(a.shape)) for a in run.arrays], run.cotangents[0]
         try:
             run.subject.value(*[a.copy() for a in other], **run.settings)
         except Exception:                               # the reversed numbers may be none that it takes

@@ -59,8 +59,8 @@ class Reference:
                 if errors:                              # what changes from probe to probe, not what is the same in all
                     mean = sum(e[i] for e in errors) / PROBES
                     erratic = _rms_of([e[i] - mean for e in errors])
-                    largest = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
-                    erratic = np.maximum(erratic, max(_rms(erratic), 0.25 * largest))
+                    worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
+                    erratic = np.maximum(erratic, max(_rms(erratic), 0.25 * worst))
                 size = unit if i == 0 or u is None else unit * _rms(u)
                 self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, saved=i > 0))
 

@@ -14,7 +14,8 @@ Strategy = st.SearchStrategy[Any]
 Settings = Callable[[Any, list[Shape], np.random.Generator], dict[str, Any]]
 
 SIDE = st.integers(0, 3)                                # the length of an axis
-LAYOUTS = st.sampled_from(["C", "C", "F", "reversed", "strided", "readonly"])
+LIES = ("C", "F", "reversed", "strided", "readonly")    # how an array may lie in memory
+LAYOUTS = st.sampled_from(["C", *LIES])
 APART = 0.05                                            # values keep this far from the points that they avoid
 # Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past several.
 LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025, 2049])
@@ -32,9 +33,13 @@ class Example:
     seed: int = 0                                       # of cotangents and directions
     known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)      # what laws have worked out about it
 
+    @property
+    def lies(self) -> tuple[str, ...]:
+        """How each array lies in memory."""
+        return self.layouts or ("C",) * len(self.arrays)
+
     def __repr__(self) -> str:
-        lies = self.layouts or ("C",) * len(self.arrays)
-        arrays = [f"{a.tolist()!r} {list(a.shape)}{'' if how == 'C' else f' ({how})'}" for a, how in zip(self.arrays, lies)]
+        arrays = [f"{a.tolist()!r} {list(a.shape)}{'' if how == 'C' else f' ({how})'}" for a, how in zip(self.arrays, self.lies)]
         return "; ".join(arrays + [f"{k}={v!r}" for k, v in self.settings.items()])
 
 
@@ -80,9 +85,9 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
     x = np.asarray(x)
     if kind == "any":
         _part(x)
-    if kind == "any" and magnitude:
-        x = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0) * x
-        x = x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
+        if magnitude:
+            x = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0) * x
+            x = x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
         if magnitude == "apart" and x.ndim > 1:
             x = x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1))
     if kind == "positive":
@@ -153,7 +158,7 @@ def broadcastable(n: int, kinds: str | Sequence[str] = "any", avoid: Sequence[fl
         return [tuple(long if k == 3 else k for k in s) if sum(k == 3 for k in s) == 1 else s for s in sizes]
 
     small = together(n)
-    long = st.builds(lengthened, small, LONG).filter(lambda sizes: _fit(sizes))
+    long = st.builds(lengthened, small, LONG).filter(_fit)
     return st.builds(lambda sizes, seed, magnitude: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid, magnitude)
                                                           for i, s in enumerate(sizes)),
                      st.one_of(small, small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)

@@ -17,10 +17,8 @@ from ..tensor import Tensor
 from ..transforms import gradients, vjp
 from ..widen import widened
 from .reference import Reference, aligned
-from .strategies import Example, lay
+from .strategies import LIES, Example, lay
 from .tolerance import WIDE, bound, eps, magnitude
-
-LIES = ("C", "F", "reversed", "strided", "readonly")   # how a cotangent may lie in memory
 
 
 class Broken(AssertionError):
@@ -137,8 +135,7 @@ class Run:
 
     def leaves(self, only: int | None = None) -> list[Tensor]:
         """The arguments on the device, in the example's layouts, wanting gradients (all, or one)."""
-        lies = self.example.layouts or ("C",) * len(self.arrays)
-        xs = [self.on_device(a, how) for a, how in zip(self.arrays, lies)]
+        xs = [self.on_device(a, how) for a, how in zip(self.arrays, self.example.lies)]
         return [x.requires_grad_() if only in (None, i) else x for i, x in enumerate(xs)]
 
     def given(self) -> list[Any]:
@@ -149,8 +146,7 @@ class Run:
 
     def laid(self) -> list[Any]:
         """The arguments for somebody else's function: NumPy arrays of their own, in the example's layouts."""
-        lies = self.example.layouts or ("C",) * len(self.arrays)
-        return [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(self.arrays, lies)]
+        return [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(self.arrays, self.example.lies)]
 
     def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
         """The arguments as constants on `device`, argument i of another shape."""
@@ -287,6 +283,10 @@ class Run:
     def needs_gradient(self) -> None:
         if not self.differentiable():
             raise NotApplicable("its value is a constant as far as derivatives go")
+
+    def needs_finite(self) -> None:
+        if not np.isfinite(host(self.y).astype(WIDE)).all():
+            raise NotApplicable("the value is not finite")
 
     def needs_function(self) -> None:
         if self.subject.function is None:
