@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")           # the work here is too s
 sys.path.insert(0, str(Path(__file__).parents[2]))      # the packages of this clone
 
 from .collection import ENTRIES
-from .entry import SEEDED, Entry, Skipped
+from .entry import Entry, Skipped
 
 SEEDS = {"right": 20, "wrong": 5}
 FINE = {"right": "passes", "wrong": "falls"}
@@ -41,9 +41,8 @@ def outlined(example: Any) -> str:
     """An example in a few characters: its numbers, or its shapes where they are many; settings."""
     if example is None:
         return "no example"
-    lies = example.layouts or ("C",) * len(example.arrays)
     arrays = [f"{a.tolist() if a.size <= 3 else list(a.shape)}{'' if how == 'C' else f' {how}'}"
-              for a, how in zip(example.arrays, lies)]
+              for a, how in zip(example.arrays, example.lies)]
     settings = [f"{k}={shortened(repr(v), 20)}" for k, v in example.settings.items()]
     return "; ".join(arrays + settings)
 
@@ -71,12 +70,12 @@ def judged(task: tuple[str, int, int | None]) -> Row:
     name, seeds, examples = task
     entry, started = ENTRIES[name], time.perf_counter()
     options: dict[str, Any] = {} if examples is None else {"examples": examples}
-    for seed in range(seeds if SEEDED else 1):
-        verdict, shown = once(entry, {**options, "seed": seed} if SEEDED else options)
+    for seed in range(seeds):
+        verdict, shown = once(entry, {**options, "seed": seed})
         if verdict == "skipped":
             break
         if verdict != FINE[entry.kind]:
-            shown = f"seed {seed}: {shown}" if SEEDED else shown
+            shown = f"seed {seed}: {shown}"
             break
     seconds = (time.perf_counter() - started) / (seed + 1)
     return Row(name, verdict, verdict not in (FINE[entry.kind], "skipped"), shown, seconds)
@@ -113,8 +112,6 @@ def main(given: list[str] | None = None) -> int:
               if flags.kind in (None, e.kind) and fnmatch.fnmatch(e.name, flags.only)]
     if not chosen:
         parser.error(f"--only {flags.only}: no entry has such a name")
-    if not SEEDED:
-        print("check takes no seed: each is judged once")
     bad, count, skipped = {"right": 0, "wrong": 0}, {"right": 0, "wrong": 0}, 0
     for entry, row in zip(chosen, rows(chosen, flags.seeds, flags.examples, flags.jobs)):
         bad[entry.kind] += row.bad

@@ -174,30 +174,26 @@ def gradient_of_length_one(check):
 
 
 # ── constants ──
-@wrong()
-def gelu_with_digits_swapped(check):
-    """0.044751 instead of 0.044715, in value and derivative alike."""
-    c, k = math.sqrt(2 / math.pi), 0.044751
-
+def gelu_with(check, c, k):
+    """GELU by tanh with other constants, in value and derivative alike."""
     def vjp(g, x):
         t = np.tanh(c * (x + k * x ** 3))
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * k * x * x))
 
     check(lambda x: 0.5 * x * (1 + np.tanh(c * (x + k * x ** 3))), arrays(), vjp=vjp,
           definition=lambda x: mg.gelu(x, approximate="tanh"))
+
+
+@wrong()
+def gelu_with_digits_swapped(check):
+    """0.044751 instead of 0.044715, in value and derivative alike."""
+    gelu_with(check, math.sqrt(2 / math.pi), 0.044751)
 
 
 @wrong()
 def gelu_with_three_digits(check):
     """√(2/π) is 0.798."""
-    c, k = 0.798, 0.044715
-
-    def vjp(g, x):
-        t = np.tanh(c * (x + k * x ** 3))
-        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * k * x * x))
-
-    check(lambda x: 0.5 * x * (1 + np.tanh(c * (x + k * x ** 3))), arrays(), vjp=vjp,
-          definition=lambda x: mg.gelu(x, approximate="tanh"))
+    gelu_with(check, 0.798, 0.044715)
 
 
 @wrong()
