@@ -28,7 +28,8 @@ def test_labels_match_both_ways():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-@pytest.mark.parametrize("what", [check.names, check.links, check.measured, check.tables, check.spelled], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("what", [check.names, check.links, check.measured, check.tables,
+                                  pytest.param(check.spelled, marks=pytest.mark.slow)], ids=lambda f: f.__name__)
 def test_a_page_says_what_is_so(what, page):
     """Sources that it names, links, where measured numbers are from, tables of results, commands in its sentences."""
     assert list(what(page)) == []
@@ -78,6 +79,7 @@ def test_every_chapter_is_in_the_table_of_contents():
     assert [pages.name_of(p) for p in pages.DOCS.rglob("*.md") if p.resolve() not in found and p.name != "index.md"] == []
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="Sphinx is not installed; pip install -e '.[docs]'")
     done = subprocess.run([sys.executable, "-m", "docs.build", "--out", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True,

@@ -24,6 +24,7 @@ def _part(name: str, **fields: Any) -> tuple[str, list[dict[str, Any]]]:
     return gpu.here(name, Setting("double", True, **fields), rows.append), rows
 
 
+@pytest.mark.slow
 def test_all_that_is_quick(tmp_path, capsys):
     """The command: a JSON and a Markdown file named by date and device, a row for every measurement with its spread, exit code 0."""
     assert gpu.main(["--backend", "double", "--size", "tiny", "--out", str(tmp_path), "--only", *FAST], gpu.here) == 0

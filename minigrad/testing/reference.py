@@ -28,8 +28,11 @@ class Reference:
     """
 
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
-                 seed: int, above: np.dtype) -> None:
-        """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None."""
+                 seed: int, above: np.dtype, degree: int = 1) -> None:
+        """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None.
+
+        degree: how often one argument may be a factor of what is computed on the way, 2 for a function that is made of ops.
+        """
         self.rng = np.random.default_rng(seed)
         given = [*arrays] if u is None else [*arrays, u]
 
@@ -51,7 +54,7 @@ class Reference:
                 if narrow is not None:
                     errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
-            unit = float(np.prod([max(1.0, _rms(a)) for a in arrays]))      # products of numbers of each
+            unit = float(np.prod([max(1.0, _rms(a)) for a in arrays])) ** degree      # products of numbers of each
             self.allowed = []
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
@@ -94,13 +97,19 @@ def alternating(shape: tuple[int, ...]) -> Any:
 def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
     """|⟨error, truth⟩| as a share of what it may be   (tolerance.18): a factor that all numbers share stands out among many roundings.
 
-    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares (three times that is
-    allowed); what they share is a factor, and a rounding or two of numbers of order 1 that always go to the same side.
+    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares (three standard
+    deviations are allowed); what they share is a factor, and a rounding or two of numbers of order 1 that go to the same side.
+    The share is the largest of that of all numbers and that of each row, because kernels work row by row.
     """
-    u = 12.0 * eps(np.float32) + 0.5 * eps(dtype) if half(np.dtype(dtype)) else 12.0 * eps(dtype)
-    shared = float(np.sum(np.abs(truth) * np.minimum(bounds, u * np.abs(truth) + u / 8.0)))
-    may = shared + 3.0 * float(np.sqrt(np.sum((truth * bounds) ** 2)))
-    return float(np.abs(np.sum(error * truth))) / may if may > 0.0 else 0.0
+    stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
+    shared = np.abs(truth) * np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way))
+    of_row = [np.sum(a, axis=-1) for a in (error * truth, shared, (truth * bounds) ** 2)]
+    return max(float(np.max(_share(*of_row), initial=0.0)), float(_share(*map(np.sum, of_row))))
+
+
+def _share(together: Any, shared: Any, squares: Any) -> Any:
+    may = shared + np.sqrt(3.0 * squares)               # what is uniform within a bound deviates by the bound over √3: thrice that
+    return np.abs(together) / np.where(may > 0.0, may, np.inf)
 
 
 def _rms(*arrays: Any) -> float:

@@ -176,7 +176,7 @@ class Run:
 
     def results(self, subject: Subject, arrays: Sequence[Any], u: Any) -> list[Any]:
         """[value, *gradients] of a subject on the host, in the dtype of these arrays; the value alone without a cotangent."""
-        settings = self.example.settings
+        settings = _settled(self.example.settings, backend.cpu, "numpy")    # its own: what writes to them is found by a law
         if subject.function is None:
             assert subject.value is not None
             y = _plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
@@ -240,9 +240,13 @@ class Run:
             wide = self.widest(subject)
             narrow = None if half(self.dtype) and self.subject.op else partial(self.results, self.subject)
             made = wide and Reference(partial(self.results, subject), narrow, self.arrays, u, self.dtype, np.dtype(self.coarse),
-                                      self.example.seed, wide)
+                                      self.example.seed, wide, self.degree())
             self.example.known[key] = known = (made, u)
         return known[0]
+
+    def degree(self) -> int:
+        """How often an argument may be a factor on the way: in a function of Tensors that is made of ops, more than once."""
+        return 2 if self.subject.function is not None and self.subject.op is None else 1
 
     def margins(self) -> list[Any] | None:
         """How far off each number of the value and of each gradient may be; None where that cannot be told."""
@@ -349,20 +353,20 @@ class Run:
             length = max([1, a.size, *(x.size for x in self.arrays)])
             several = 8 if self.order > 1 and self.subject.op is None else 1    # a function is a chain of ops
             allowed = bound(self.coarse, length, scale, several * self.order)
-        allowed = np.broadcast_to(np.asarray(allowed + noise, WIDE), a.shape)[finite]
-        error = a[finite] - b[finite]
-        if not error.size:
+        if not finite.any():
             return 0.0
-        shares = np.abs(error) / allowed
-        worst = int(np.argmax(shares))
+        allowed = np.broadcast_to(np.asarray(allowed + noise, WIDE), a.shape)
+        error, truth = np.where(finite, a - b, 0.0), np.where(finite, b, 0.0)
+        shares = np.where(finite, np.abs(error) / allowed, 0.0)
+        worst = np.unravel_index(np.argmax(shares), a.shape)
         if shares[worst] > 1.0:
-            at = np.argwhere(finite)[worst].tolist()
-            where = f", worst at {at}" if a.size > 20 else ""
+            where = f", worst at {[int(i) for i in worst]}" if a.size > 20 else ""
             raise Broken(f"{what} is {_short(a)}, not {_short(b)}{where}: off by {float(abs(error[worst])):.3g}", float(shares[worst]))
-        together = aligned(error, b[finite], self.coarse, allowed) if a.size > 1 and given else 0.0
+        together = aligned(error, truth, self.coarse, np.where(finite, allowed, 0.0)) if a.size > 1 and given else 0.0
         if together > 1.0:
-            factor = float(np.sum(a[finite] * b[finite]) / np.sum(b[finite] ** 2))
-            raise Broken(f"{what} is {_short(a)}, which as a whole is {factor:.9g} times {_short(b)}", together)
+            factor = float(1.0 + np.sum(error * truth) / np.sum(truth * truth))
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all ({factor:.9g} times as much), add up "
+                         "to more than those of roundings", together)
         return max(float(shares[worst]), together)
 
     def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:

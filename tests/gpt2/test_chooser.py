@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device import HERE, counting, kernel_test, needs_compiler
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2.chooser import Chooser
@@ -59,6 +59,7 @@ def _near_a_border(x: np.ndarray, chosen: SamplingOptions, before: list[int], un
 
 
 @kernel_test
+@settings(max_examples=max(5, settings.default.max_examples // 5))      # half a second each on a CPU
 @given(kind=st.sampled_from(sorted(SHAPES)), rows=st.integers(1, 3), n=st.integers(1, 90) | st.integers(900, 1100) | st.just(3000),
        spare=st.integers(0, 9), steps=st.integers(1, 3), chosen=options, dtype=st.sampled_from(["float32", "float64"]),
        seed=st.integers(0, 9999))

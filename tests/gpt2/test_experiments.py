@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from crowded import crowded
+from long import slow_unless
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
@@ -42,6 +43,8 @@ SHORT = {                                               # what makes one quick e
     "attention-maps": {"ROWS": 2}, "induction": {"ROWS": 2}, "attention-vs-pytorch": {"LENGTHS": (64, 128, 256), "REPEATS": 3},
     "embedding-linear": {"TOKENS": (16, 64)},
 }
+LONG = {"device-timing", "weight-tying", "ablate-query", "sampling", "gelu-relu", "nano-sort"}      # 5 seconds each, and more
+ASKED = slow_unless(lambda name: name not in LONG, NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def run(capsys):
     return ended
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ASKED)
 def test_each_runs(ran, name):
     """Its table, verdicts, and three files that hold the same; a picture of some size; strict JSON."""
     found, out = ran(name)
@@ -249,7 +252,8 @@ FLIPS = [
 ]
 
 
-@pytest.mark.parametrize("name, number, edit, becomes", FLIPS, ids=[f"{n}-{k}-{b}-{i}" for i, (n, k, _, b) in enumerate(FLIPS)])
+@pytest.mark.parametrize("name, number, edit, becomes", slow_unless(lambda flip: flip[0] not in LONG, FLIPS),
+                         ids=[f"{n}-{k}-{b}-{i}" for i, (n, k, _, b) in enumerate(FLIPS)])
 def test_a_verdict_follows_from_its_numbers(ran, name, number, edit, becomes):
     """Other numbers, another verdict, and no other of the same experiment but by the same numbers."""
     found, _ = ran(name)
@@ -257,6 +261,7 @@ def test_a_verdict_follows_from_its_numbers(ran, name, number, edit, becomes):
     assert experiment(name).judge(found)[number].verdict == becomes
 
 
+@pytest.mark.slow
 def test_every_verdict_can_flip(ran):
     """Each verdict of each experiment has numbers in the list above that make it something else than what it is."""
     for name in NAMES:
@@ -266,7 +271,7 @@ def test_every_verdict_can_flip(ran):
 
 
 # ── pictures ──
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ASKED)
 def test_nothing_in_a_picture_covers_something_else(ran, name):
     """No legend lies on what is drawn, no mark on its text, and no two names or ticks on each other."""
     assert crowded(experiment(name).draw(ran(name)[0])) == []

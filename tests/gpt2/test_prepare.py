@@ -301,6 +301,7 @@ def test_documents_end_in_end_of_text(tmp_path: Path) -> None:
             sum(map(len, texts)), sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """17 MB of text are prepared in less memory than that, the program's own aside."""
     with open(tmp_path / "a.txt", "w", encoding="utf-8") as file:

@@ -93,7 +93,7 @@ def test_tokens_by_replays(fields: dict[str, Any], batches: list[int]):
 
 @needs_kernels
 @pytest.mark.parametrize("fields", [{}, {"n_head": 1, "n_embd": 36, "n_layer": 3}])
-@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("rows", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_rows_of_different_lengths(rows: int, fields: dict[str, Any]):
     """Each says what it says on NumPy."""
     model, same = _models(**fields)

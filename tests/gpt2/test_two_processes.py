@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from long import slow_unless
 from mpi import mpiexec
 from safetensors.numpy import load_file
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
@@ -104,6 +105,7 @@ def test_two_processes_train_what_one_does(run, alone, tmp_path):
         np.testing.assert_allclose(w, weights(out, 10)[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_taken_up_again(run, tmp_path):
     """With dropout, whose masks each process draws by itself, a run of two that was stopped goes on to the same bits."""
     flags = ["--max-iters", 8, "--save-every", 4, "--keep", 9, "--dropout", 0.2]
@@ -204,7 +206,7 @@ def test_what_both_find_wrong_is_said_once(run, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("flags, body, line", [
+@pytest.mark.parametrize("flags, body, line", slow_unless(lambda case: "validation" in case[2], [
     (["--learning-rate", "1e30", "--grad-clip", 0, "--log-interval", 1], "", "the loss became"),
     ([], "t.validate = lambda *_: {'nats_per_char': float('nan')}", "the validation loss became nan at step 2"),
     ([], """
@@ -215,7 +217,7 @@ def other(self):
         p.assign(p.array + 1e-6)
     return step(self)
 tr.Trainer.step = other""", "the weights of the processes differ after step 2"),
-], ids=["loss", "validation loss", "weights"])
+]), ids=["loss", "validation loss", "weights"])
 def test_it_is_said_once_however_late_the_first_process_is(run, tmp_path, flags, body, line):
     """Process 0 has a picture to draw before it says what all have met; meanwhile no other says it, or ends it."""
     late = f"""{body}

@@ -252,6 +252,7 @@ def test_the_page_shows_what_describe_prints(run):
     assert code == 0 and words(out.partition("\n\nlayer_norm-")[0]) in shown
 
 
+@pytest.mark.slow
 @needs_cc
 @needs_node
 def test_the_commands_of_the_page_run(tmp_path):

@@ -78,9 +78,12 @@ def test_the_formula():
 
 
 def test_what_all_numbers_share_stands_out():
-    """Ten thousand roundings of either sign are within the bound of their sum; a tenth of each bound, all of one sign, is not."""
+    """Ten thousand roundings are within the bound of their sum; a tenth of each, all of one sign, is not, nor is half of each in a row."""
     rng = np.random.default_rng(0)
-    truth = rng.standard_normal(10_000)
+    truth = rng.standard_normal((100, 100))
     bounds = np.full(truth.shape, 1e-3)
-    assert aligned(rng.choice([-1.0, 1.0], truth.shape) * bounds, truth, "float64", bounds) < 1.0
+    assert aligned(rng.uniform(-1.0, 1.0, truth.shape) * bounds, truth, "float64", bounds) < 1.0
     assert aligned(1e-4 * truth, truth, "float64", bounds) > 1.0
+    one_row = np.where(np.arange(100)[:, None] == 7, 5e-4 * truth, 0.0)
+    assert abs(float(np.sum(one_row * truth))) < np.sqrt(3.0 * np.sum((truth * bounds) ** 2))      # all together say nothing
+    assert aligned(one_row, truth, "float64", bounds) > 1.0

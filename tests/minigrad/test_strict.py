@@ -34,7 +34,7 @@ def _agrees(domain: Any, example: Any, device: str, dtype: str) -> None:
         adjoint(run)
 
 
-@pytest.mark.parametrize("device, dtype", [("device1", "float64"), ("no_float64", "float32")])
+@pytest.mark.parametrize("device, dtype", [pytest.param("device1", "float64", marks=pytest.mark.slow), ("no_float64", "float32")])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_standard_is_enough(name: str, device: str, dtype: str):
     """Value and gradient need no more than the standard; what OUTSIDE names is refused, in some example at least, and never wrong."""
