@@ -316,6 +316,7 @@ def test_parameters_are_drawn_by_weight_and_bias(ran):
 
 
 # ── what is measured ──
+@pytest.mark.slow
 def test_known_figures(ran):
     """The numbers of the sources that the experiments are about."""
     assert [v["verdict"] for v in ran("parameter-counts")[0]["verdicts"]] == ["contradicted"]
@@ -429,6 +430,7 @@ def test_what_is_before_an_ablation_is_not_computed_again():
     assert all(np.array_equal(ablate_query.look(model, x)[key], clean[key]) for key in ("logp", "pattern", "before"))
 
 
+@pytest.mark.slow
 def test_an_ablation_has_error_bars_and_every_part(ran):
     """KL and entropy too; Q, K and V layer by layer, of the first n and head by head; more than one seed unless it is zero."""
     found, _ = ran("ablate-query")

@@ -100,7 +100,7 @@ def same(a, b):
 
 
 # ── the same bits ──
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow), "float16"])
 @pytest.mark.parametrize("stops", [
     [(1, signal.SIGTERM)], [(4, signal.SIGINT), (3, signal.SIGTERM)], [(5, signal.SIGTERM), (1, signal.SIGINT)]])
 def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
