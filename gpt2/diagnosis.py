@@ -21,7 +21,7 @@ def reader(golden: Golden, port: Port, names: Mapping[str, Named]) -> Theirs:
         named = name_in(port, name, names)
         assert named is not None
         dtype, raw = port[named.name]()
-        array = aligned(raw, named, tuple(golden.entries[name].shape))
+        array = aligned(raw, named, golden.entries[name])
         assert array is not None
         return dtype, array
 
@@ -145,7 +145,8 @@ def gradients(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
         ds = p * (dp - (p * dp).sum(-1, keepdims=True))
         made += [(back(ds), "the scale 1/√(d/h) is left out on the way back"),
                  (scale * back(p * dp), "softmax's derivative lacks −⟨p, g⟩: it is p ⊙ (g − ⟨p, g⟩)"),
-                 (scale * back(dp), "softmax's derivative is left out")]
+                 *((scale * back(d), "softmax's derivative is left out")         # of what may be seen, or of all
+                   for d in (dp, own("attn.z.grad") @ np.swapaxes(own("attn.v"), -1, -2)))]
     elif bare.endswith(("resid_mid", "resid_pre", "resid_post")):
         made += list(_residual(golden, bare))
     elif bare.endswith(".bias"):
@@ -387,6 +388,11 @@ def _places(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str)
             continue
         hit = np.flatnonzero(wrong.any(tuple(i for i in range(a.ndim) if i != axis % a.ndim)))
         if 0 < hit.size < a.shape[axis]:
-            run = f"{hit[0]}" if hit.size == 1 else f"{hit[0]} … {hit[-1]}"
-            yield f"only {what}{'s' * (hit.size > 1)} {run} of {a.shape[axis]} {'are' if hit.size > 1 else 'is'} wrong"
+            yield f"only {what}{'s' * (hit.size > 1)} {runs(hit.tolist())} of {a.shape[axis]} {'are' if hit.size > 1 else 'is'} wrong"
             return
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Rising whole numbers as text: [0, 2, 3, 4, 9] is "0, 2 … 4, 9"."""
+    groups = [[n for _, n in group] for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}, {g[1]}" if len(g) == 2 else f"{g[0]} … {g[-1]}" for g in groups)

@@ -16,14 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minigrad as mg
+from minigrad.debug import size_of
 
+from . import llmc
 from .cli import Parser, at_least, emit_json, run_command
 from .config import GPT2Config
 from .errors import MissingError, UsageError
 from .files import write_folder
+from .footprint import footprint
 from .hooks import BLOCK
 from .model import GPT2
 from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
+from .revealing import telling_weights, unseen
 from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 from .table import number, plain, table
 
@@ -72,14 +76,17 @@ class Golden(NamedTuple):
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.golden", description=__doc__)
-    add_model(p)
+    add_model(p, ("float64", "float32"), "float64")
     add_prompt(p)
-    p.set_defaults(dtype="float64")
+    p.add_argument("--format", choices=("safetensors", "llmc"), default="safetensors",
+                   help="llmc: the files that llm.c and its ports read, gpt2_124M.bin, gpt2_124M_debug_state.bin and gpt2_tokenizer.bin "
+                        "(default: safetensors)")
     p.add_argument("--batch-size", type=at_least(1), default=1, metavar="B",
                    help="rows that the ids are laid out in, one after the other (default: 1)")
     p.add_argument("--grad", action="store_true", help="the gradient of the loss at every point and parameter, too")
-    p.add_argument("--steps", type=at_least(0), default=0, metavar="N",
-                   help="AdamW steps on the same batch: loss and parameters after each (default: 0)")
+    p.add_argument("--steps", type=at_least(0), metavar="N",
+                   help="AdamW steps on the same batch: loss and parameters after each; with --format llmc the losses alone "
+                        "(default: 0, with llmc 10)")
     for name, value in Adam()._asdict().items():
         flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
         below = 1.0 if name.startswith("beta") else math.inf
@@ -112,6 +119,22 @@ def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.nd
 
 
 # ── what there is to say ──
+def host(a: Any) -> np.ndarray:
+    """A copy of an array of any backend."""
+    return np.array(mg.backend.of(a).host(a))
+
+
+def gradient_of(p: mg.Tensor) -> Any:
+    """The array of a parameter's gradient, after backward."""
+    assert p.grad is not None
+    return p.grad.array
+
+
+def permitted(name: str, a: np.ndarray) -> np.ndarray:
+    """a, but 0 where the causal mask forbids: no causal kernel computes the gradient of those attention weights."""
+    return np.tril(a) if name.endswith("attn.pattern.grad") else a
+
+
 def backward_order(names: Iterable[str]) -> list[str]:
     """Parameters as backward gets done with them: the last block first, the tables last, each weight before its bias."""
     own = list(names)
@@ -146,13 +169,6 @@ def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: boo
     Points as `Hooked.points` names them; "loss"; NAME.grad of points, the last first, and of parameters; "step.K.loss" before the K-th
     AdamW step, and "step.K.PARAMETER" after it.
     """
-    def host(a: Any) -> np.ndarray:
-        return np.array(mg.backend.of(a).host(a))
-
-    def gradient(p: mg.Tensor) -> Any:
-        assert p.grad is not None
-        return p.grad.array
-
     equations, tied = model.equations(), model.config.tie_word_embeddings
     found = model.trace(ids, targets, gradients=grad)
     yield from ((name, label, host(found[name])) for name, label in equations.items())
@@ -163,10 +179,10 @@ def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: boo
     order = backward_order(parameters)
     if grad:
         for name in reversed(equations):
-            yield f"{name}.grad", equation_of_gradient(name, equations, tied), host(found[f"{name}.grad"])
+            yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", host(found[f"{name}.grad"]))
         loss = model.loss(ids, targets)
         loss.backward()
-        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), host(gradient(parameters[name]))) for name in order)
+        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), host(gradient_of(parameters[name]))) for name in order)
     optimizer = mg.optim.AdamW(list(parameters.values()), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
     for step in range(1, steps + 1):
         model.zero_grad()
@@ -191,29 +207,33 @@ def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype:
 
 def both(model: GPT2, device: str) -> tuple[GPT2, GPT2]:
     """The model by its definitions in float64, and with its kernels in float32, on copies of the same weights."""
-    host = {name: np.array(mg.backend.of(p.array).host(p.array)) for name, p in model.named_parameters()}
-    wide, narrow = ({name: a.astype(dtype) for name, a in host.items()} for dtype in ("float64", "float32"))
+    own = {name: host(p.array) for name, p in model.named_parameters()}
+    wide, narrow = ({name: a.astype(dtype) for name, a in own.items()} for dtype in ("float64", "float32"))
     return (GPT2(model.config, backend=device, dtype="float64", explicit=True, parameters=wide),
             GPT2(model.config, backend=device, dtype="float32", parameters=narrow))
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if args.dtype not in ("float64", "float32"):
-        raise UsageError(f"--dtype {args.dtype}: ground truth is written in float64 or float32")
+    ports = args.format == "llmc"
+    args.steps = (10 if ports else 0) if args.steps is None else args.steps
     given, args.dtype = args.dtype, "float32"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*NaN or infinity in")        # they are refused below
         model, tokenizer = model_of(args)
+    if args.random_weights is not None:
+        model = GPT2(model.config, backend=model.where["device"], parameters=telling_weights(model.config, args.random_weights))
     for name, p in model.named_parameters():
         if not np.isfinite(mg.backend.of(p.array).host(p.array)).all():
             raise MissingError(f"{name_of(args)}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
     model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
-    ids, targets = batch_of(given_ids, args.batch_size, args.grad or args.steps > 0)
+    ids, targets = batch_of(given_ids, args.batch_size, ports or args.grad or args.steps > 0)
     if ids.shape[1] > model.config.n_positions:
         raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")
     adam = Adam(*(getattr(args, name) for name in Adam._fields))
+    if ports:
+        return for_llmc(args, model, tokenizer, given, ids, targets, adam)
     how = (ids, targets, args.grad, args.steps, adam)
     wide, narrow = both(model, model.where["device"])
     arrays, entries = dict[str, np.ndarray](), list[Entry]()
@@ -230,13 +250,14 @@ def main(argv: list[str] | None = None) -> int:
         "config": model.config.to_dict(), "dtype": given, "minigrad": mg.__version__,
         "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
         "grad": args.grad, "steps": args.steps, "adamw": adam._asdict(), "tensors": [one._asdict() for one in entries],
+        "unseen": unseen(model, ids, args.grad),
     }
     files: dict[str, Iterable[Any]] = {TENSORS: safetensors_pieces(arrays, dict.fromkeys(arrays, CODES[given]), {"format": "np"})}
     if args.random_weights is not None:                 # nobody else has them
-        host = {name: mg.backend.of(p.array).host(p.array) for name, p in model.named_parameters()}
-        keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in host}
+        own = {name: host(p.array) for name, p in model.named_parameters()}
+        keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in own}
         files[f"{MODEL}/model.safetensors"] = safetensors_pieces(
-            {keys[n]: a for n, a in host.items()}, dict.fromkeys(keys.values(), "F32"),
+            {keys[n]: a for n, a in own.items()}, dict.fromkeys(keys.values(), "F32"),
             {"format": "pt", "random_weights": str(args.random_weights)})
         files[f"{MODEL}/config.json"] = [json.dumps(model.config.to_dict(), indent=2).encode()]
     files[MANIFEST] = [json.dumps(plain(manifest), indent=1).encode() + b"\n"]
@@ -252,9 +273,61 @@ def main(argv: list[str] | None = None) -> int:
         losses = [float(arrays[e.name]) for e in entries if e.name == "loss" or e.name.endswith(".loss")]
         random = f"; {name_of(args)}" if args.random_weights is not None else ""
         told = f"; losses {', '.join(map(number, losses))}" if losses else ""
+        for line in manifest["unseen"]:
+            print(f"\nthis truth cannot show {line}", end="")
         print(f"\n{len(entries)} tensors in {given}{random}{told}; unit: what float32 here is off by at most", flush=True)
         print(f"gpt2.golden: wrote {args.out}; compare a port with: python -m gpt2.verify --golden {args.out} --against PORT",
               file=sys.stderr)
+    return 0
+
+
+def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, ids: np.ndarray, targets: Any, adam: Adam) -> int:
+    """Write the files of llm.c, one after the other as they are computed, in float32 whatever the computation's dtype."""
+    llmc.check_config(model.config)
+    config, (rows, tokens) = model.config, ids.shape
+    step = argparse.Namespace(dtype=dtype, batch_size=rows, block_size=tokens, freeze=[], recompute=False, backend=args.backend,
+                              gradient_accumulation_steps=1)
+    print(f"gpt2.golden: this needs about {size_of(footprint(config, step)['total'])} of memory in {dtype}", file=sys.stderr)
+    model = GPT2(config, backend=model.where["device"], dtype=dtype,
+                 parameters={name: host(p.array).astype(dtype) for name, p in model.named_parameters()}).eval()
+    optimizer = mg.optim.AdamW(model.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
+    losses: list[float] = []
+
+    def learn() -> None:
+        model.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        losses.append(float(loss))
+
+    def parameters(gradients: bool = False) -> dict[str, np.ndarray]:
+        return {name: host(gradient_of(p) if gradients else p.array) for name, p in model.named_parameters()}
+
+    def state() -> Iterator[Any]:
+        learn()
+        with mg.no_grad():
+            logits = host(model(ids).array)
+        yield from llmc.state(ids, targets, logits, losses[0], parameters(gradients=True), config)
+
+    def told() -> Iterator[bytes]:
+        for t in range(args.steps):
+            if t:                                       # the first loss, and its gradients, are in the debug state already
+                learn()
+            optimizer.step()
+        document = {"format": "llm.c", "model": name_of(args), "random_weights": args.random_weights, "config": config.to_dict(),
+                    "dtype": dtype, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": targets.tolist(),
+                    "adamw": adam._asdict(), "losses": losses, "unseen": unseen(model, ids, True)}
+        yield json.dumps(plain(document), indent=1).encode() + b"\n"
+
+    stem = f"gpt2_{llmc.SIZES.get(args.model, '124M')}"
+    files = {f"{stem}.bin": llmc.checkpoint(parameters(), config), f"{stem}_bf16.bin": llmc.checkpoint(parameters(), config, "bfloat16"),
+             f"{stem}_debug_state.bin": state(), **({"gpt2_tokenizer.bin": llmc.tokenizer(tokenizer)} if tokenizer is not None else {}),
+             llmc.LOSSES: told()}
+    with contextlib.suppress(OSError):
+        args.out.rmdir()
+    write_folder(args.out, files, llmc.LOSSES)
+    print(f"float expected_losses[{len(losses)}] = {{{', '.join(f'{x:.9g}f' for x in losses)}}};")
+    print(f"gpt2.golden: wrote {', '.join(files)} in {args.out}; the line above is for tests that have their losses compiled in",
+          file=sys.stderr)
     return 0
 
 

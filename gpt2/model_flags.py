@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ def add_weights(p: argparse._ActionsContainer) -> None:
     p.add_argument("--download", action="store_true", help="fetch the weights of a published model that is not here yet")
 
 
-def add_model(p: argparse._ActionsContainer) -> None:
+def add_model(p: argparse._ActionsContainer, dtypes: Sequence[str] = PRECISIONS, dtype: str = "float32") -> None:
     """The flags of `add_weights`, --random-weights, --backend, --device and --dtype, for `model_of`."""
     add_weights(p)
     p.add_argument("--random-weights", type=at_least(0), metavar="SEED",
                    help="draw the weights from SEED; a published size then needs nothing that must be downloaded but its tokenizer")
     add_backend(p)
-    p.add_argument("--dtype", default="float32", choices=PRECISIONS,
-                   help="of weights and computation; tf32: products of float32 that a GPU may round (default: float32)")
+    tf32 = "; tf32: products of float32 that a GPU may round" if "tf32" in dtypes else ""
+    p.add_argument("--dtype", default=dtype, choices=dtypes, help=f"of weights and computation{tf32} (default: {dtype})")
 
 
 def add_prompt(p: argparse.ArgumentParser, default: str = EXAMPLE,

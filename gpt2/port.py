@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .config import GPT2Config
 from .errors import MissingError, UsageError
 from .files import read_toml
-from .golden import EPS32, Entry, Golden
+from .golden import EPS32, Entry, Golden, permitted
+from .llmc import read_state
 from .stored import NAMES, Loader, Stored, read_header
 
 ALLOWED = 32.0                                          # units
+VOCABULARY = {"logits": -1, "wte.weight": 0, "lm_head.weight": 0}      # the axis of the vocabulary
 EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -28,16 +31,17 @@ class Tensor(NamedTuple):
 Port = Mapping[str, Callable[[], Tensor]]
 
 
-def read_port(path: Path) -> Port:
+def read_port(path: Path, golden: Golden) -> Port:
     """The tensors in a .safetensors, .npz or .npy file, or in all such files of a folder, by name; each is read when called.
 
-    A .npy file's name is the tensor's. MissingError where nothing can be read, UsageError for a name that is there twice.
+    A .npy file's name is the tensor's. A .bin file is a debug state of llm.c. MissingError where nothing can be read, UsageError for a
+    name that is there twice, and for a debug state of other ids than the truth has.
     """
     try:
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".npz", ".npy")) if path.is_dir() else [path]
         found: dict[str, Callable[[], Tensor]] = {}
         for file in files:
-            for name, tensor in _tensors(file):
+            for name, tensor in _of_llmc(file, golden) if file.suffix == ".bin" else _tensors(file):
                 if name in found:
                     raise UsageError(f"{path} has {name!r} twice")
                 found[name] = tensor
@@ -60,7 +64,16 @@ def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         for name in loaded.files if file.suffix == ".npz" else [file.stem]:
             yield name, lambda name=name: _numpy(loaded, name, file)           # type: ignore[misc]
     else:
-        raise MissingError(f"{file} is no tensors' file: it must end in .safetensors, .npz or .npy")
+        raise MissingError(f"{file} is no tensors' file: it must end in .safetensors, .npz or .npy, or in .bin for llm.c's debug state")
+
+
+def _of_llmc(file: Path, golden: Golden) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    ids, targets, arrays = read_state(file, GPT2Config.from_dict(golden.manifest["config"]))
+    for what, theirs in (("ids", ids), ("targets", targets)):
+        if not np.array_equal(theirs, np.array(golden.manifest[what])):
+            raise UsageError(f"{file} is of other {what} than the truth; make one for these with: python -m gpt2.golden --format llmc")
+    for name, array in arrays.items():
+        yield name, lambda array=array: Tensor("float32", array.astype(np.float64))    # type: ignore[misc]
 
 
 def _whole(file: Path, read: Callable[[], Any], what: str = "") -> Any:
@@ -190,14 +203,24 @@ def _ratio(x: float, unit: float) -> float:
     return x / unit if unit else (0.0 if x == 0.0 else float("inf"))
 
 
-def aligned(theirs: np.ndarray, named: Named, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The port's array in our axes; axes of length 1 may be there or not. None where the shapes do not fit."""
+def aligned(theirs: np.ndarray, named: Named, entry: Entry) -> np.ndarray | None:
+    """The port's array in our axes, with 0 where a mask forbids; axes of length 1 may be there or not. None where the shapes do not fit."""
+    shape = tuple(entry.shape)
     if named.transpose is not None:
         if len(named.transpose) != theirs.ndim:
             return None
         theirs = theirs.transpose(named.transpose)
+    theirs = unpadded(entry.name, theirs, shape)
     bare = [size for size in shape if size != 1]
-    return theirs.reshape(shape) if [size for size in theirs.shape if size != 1] == bare else None
+    return permitted(entry.name, theirs.reshape(shape)) if [size for size in theirs.shape if size != 1] == bare else None
+
+
+def unpadded(name: str, a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """a without the rows, or columns, that a port added to fill its vocabulary up to a multiple of at most 128."""
+    axis = VOCABULARY.get(re.sub(r"^step\.\d+\.|\.grad$", "", name))
+    if axis is None or a.ndim == 0 or not 0 < a.shape[axis] - shape[axis] < 128:
+        return a
+    return a[:shape[0]] if axis == 0 else a[..., :shape[-1]]
 
 
 def compare(golden: Golden, port: Port, names: Mapping[str, Named]) -> tuple[list[Compared], list[str]]:
@@ -212,7 +235,7 @@ def compare(golden: Golden, port: Port, names: Mapping[str, Named]) -> tuple[lis
             missing.append(name)
             continue
         dtype, raw = port[named.name]()
-        theirs = aligned(raw, named, tuple(entry.shape))
+        theirs = aligned(raw, named, entry)
         if theirs is None:
             hint = ", the transpose" if list(raw.shape) == entry.shape[::-1] else ""
             if name.endswith(".bias.grad") and list(raw.shape[-1:]) == entry.shape:

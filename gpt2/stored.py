@@ -100,13 +100,13 @@ def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str
     yield struct.pack("<Q", len(text)) + text
     for name in order:
         try:
-            array = _as_stored(arrays[name], codes[name])
+            array = as_stored(arrays[name], codes[name])
         except FloatingPointError:
             raise UsageError(f"'{name.removeprefix('transformer.')}' has values too large for {NAMES[codes[name]]}; use another") from None
         yield array
 
 
-def _as_stored(array: np.ndarray, code: str) -> np.ndarray:
+def as_stored(array: np.ndarray, code: str) -> np.ndarray:
     """The array, C-contiguous, in its stored dtype; bfloat16 as the bits of the nearest, ties to even."""
     with np.errstate(over="raise"):
         if code != "BF16":

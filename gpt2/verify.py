@@ -52,7 +52,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     """The document, the lines and the exit code of a comparison."""
     golden, names = read_golden(args.golden), read_map(args.map)
     check_map(names, golden.entries)
-    port = read_port(args.against)
+    port = read_port(args.against, golden)
     found, missing = compare(golden, port, names)
     wrong = [c for c in found if not c.ok]
     lines = []
@@ -76,8 +76,10 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
                  + (f"; the port lacks {len(missing)}: {', '.join(missing[:3])}{' …' * (len(missing) > 3)}" if missing else ""))
+    unseen = golden.manifest.get("unseen", [])
+    lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
-                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said, "allowed": ALLOWED}
+                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said, "allowed": ALLOWED, "unseen": unseen}
     return document, lines, 1 if wrong else 0
 
 

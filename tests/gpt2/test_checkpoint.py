@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel
 from gpt2.checkpoint import read_checkpoint, write_checkpoint
 from gpt2.config import GPT2Config, parameter_shapes
 from gpt2.errors import GPT2Error, MissingError, UsageError
-from gpt2.stored import _as_stored, read_header
+from gpt2.stored import as_stored, read_header
 
 TINY = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10)
 UNTIED = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10, tie_word_embeddings=False)
@@ -96,7 +96,7 @@ _HALVES = st.integers(0, 0xFFFF) | st.sampled_from([0, 0x7F7F, 0x7F80, 0x7FFF, 0
 def test_bfloat16_is_rounded_as_torch_rounds_it(halves):
     """Nearest, ties to even, infinity and signed zero kept, NaN a NaN; bit for bit except for a NaN's payload."""
     array = np.array([high << 16 | low for high, low in halves], np.uint32).view(np.float32)
-    ours, theirs = _as_stored(array, "BF16"), torch.from_numpy(array).bfloat16()
+    ours, theirs = as_stored(array, "BF16"), torch.from_numpy(array).bfloat16()
     nan = np.isnan(array)
     assert np.array_equal(ours[~nan], theirs.view(torch.int16).numpy().view(np.uint16)[~nan])
     assert np.isnan((ours[nan].astype(np.uint32) << 16).view(np.float32)).all()

@@ -30,7 +30,7 @@ def test_the_truth_is_pytorchs(made):
     theirs = Port(made[1], made[2], dtype=torch.float64).run(ids[:-1].reshape(2, 10), ids[1:].reshape(2, 10), True, 3, ADAM)
     assert set(theirs) == set(truth.entries)
     for name, entry in truth.entries.items():
-        a, b = truth.array(name), theirs[name].numpy()
+        a, b = truth.array(name), golden.permitted(name, theirs[name].numpy())
         # float64 rounds 5e8 times finer than float32; AdamW divides by gradients that are nearly 0
         assert np.abs(a - b.reshape(a.shape)).max() <= 1e-3 * entry.unit, name
         assert entry.norm == pytest.approx(np.linalg.norm(a), rel=1e-12) and list(a.shape) == entry.shape
@@ -91,7 +91,8 @@ def test_random_weights_are_written_along(run, tmp_path):
     model = GPT2.from_pretrained(tmp_path / "a" / "model", dtype="float64", explicit=True)
     np.testing.assert_array_equal(model.trace([[1, 2]])["logits"], a["logits"])
     code, out, _ = run(verify, "--golden", tmp_path / "a", "--against", tmp_path / "b")
-    assert code == 0 and out == f"{len(a)} tensors compared, {len(a)} agree\n"
+    said = out.splitlines()
+    assert code == 0 and said[0] == f"{len(a)} tensors compared, {len(a)} agree" and all("cannot show" in line for line in said[1:])
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
 
 def test_bad_flags_are_one_line(run, tmp_path):
     for flags, says in ((["--ids", "1", "--grad"], "one id has none after it"), (["--ids", "1,2,3,4", "--batch-size", "2"], "leave out 1"),
-                        (["--dtype", "float16"], "float64 or float32"), (["--ids", "1,2,3,4,5000"], "outside the vocabulary"),
+                        (["--dtype", "float16"], "choose from"), (["--ids", "1,2,3,4,5000"], "outside the vocabulary"),
                         (["--ids", " ".join(["1"] * 130)], "the prompt has 130 tokens"), (["--steps", "-1"], "less than 0"),
                         (["--learning-rate", "nan"], "nan is not in [0, ∞)"), (["--learning-rate", "-1"], "-1 is not in [0, ∞)"),
                         (["--learning-rate", "x"], "invalid"), (["--beta1", "1"], "1 is not in [0, 1)"),
