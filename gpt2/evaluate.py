@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
                    help="the first three predict a text, and differ in what is said first; the others take their JSONL files")
     p.add_argument("--data", required=True, type=Path, metavar="PATH", help="a text or JSONL file; or a directory of gpt2.prepare, its val")
     add_model(p)
+    p.add_argument("--protocol", choices=list(dict.fromkeys(name for _, name in PROTOCOLS)), metavar="NAME",
+                   help="how items are put together and scored: lm-eval, or llm.c for hellaswag, or openai for lambada (default: lm-eval)")
     p.add_argument("--allow-special", action="store_true", help="<|endoftext|> in a text file is that token (default: it is plain text)")
     p.add_argument("--max-length", type=at_least(1), metavar="N", help="tokens of a window at most (default: the model's context)")
     p.add_argument("--stride", type=at_least(1), metavar="N", help="how far windows move on in what is longer (default: half a window)")
@@ -113,6 +115,14 @@ def clean(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
+def hellaswag_raw(line: dict[str, Any]) -> Item:
+    """An item as llm.c's script makes it of a line of HellaSwag: the texts as they are. Errors as `hellaswag` has them."""
+    label = int(line["label"])
+    if not 0 <= label < len(line["endings"]):
+        raise ValueError(f"label {label} of {len(line['endings'])} endings")
+    return Item(str(line["ctx"]), [f" {ending}" for ending in line["endings"]], label)
+
+
 def lambada(line: dict[str, Any]) -> Item:
     """A passage up to its last word, and that   (Paperno et al. 2016). ValueError where there is no word before it."""
     context, space, word = line["text"].rpartition(" ")
@@ -155,18 +165,52 @@ def pair(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int
     return tokenizer.encode(bare, allow_special=False), tokenizer.encode(context[len(bare):] + ending, allow_special=False)
 
 
+def pair_raw(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of its ending, each by itself."""
+    return tokenizer.encode(context, allow_special=False), tokenizer.encode(ending, allow_special=False)
+
+
+def last_token(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
+    """All ids of a passage but the last, and that one."""
+    ids = tokenizer.encode(context + ending, allow_special=False)
+    return ids[:-1], ids[-1:]
+
+
+class Protocol(NamedTuple):
+    """How the items of a task are made of lines, and ids of a context and an ending."""
+
+    made: Callable[[dict[str, Any]], Item]
+    pair: Callable[[Any, str, str], tuple[list[int], list[int]]]
+
+
+PROTOCOLS = {                                           # the first of a task is the default
+    ("hellaswag", "lm-eval"): Protocol(hellaswag, pair), ("hellaswag", "llm.c"): Protocol(hellaswag_raw, pair_raw),
+    ("lambada", "lm-eval"): Protocol(lambada, pair), ("lambada", "openai"): Protocol(lambada, last_token),
+}
+
+
+def protocol_of(task: str, name: str | None) -> Protocol:
+    """The protocol of a task. UsageError where it has none of that name."""
+    known = [own for of, own in PROTOCOLS if of == task]
+    if name is not None and name not in known:
+        raise UsageError(f"--protocol {name}: --task {task} has " + (f"{' and '.join(known)}" if known else "none; leave it out"))
+    return PROTOCOLS[task, name or known[0]]
+
+
 def run_items(args: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[dict[str, Any], bool]:
     """The result, and whether Ctrl-C ended it early."""
     window, stride = extent(model, args.max_length, args.stride)
-    items = read_items(args.data, {"hellaswag": hellaswag, "lambada": lambada}[args.task], args.limit)
-    endings = [pair(tokenizer, item.context, ending) for item in items for ending in item.endings]
+    made, paired = protocol_of(args.task, args.protocol)
+    items = read_items(args.data, made, args.limit)
+    endings = [paired(tokenizer, item.context, ending) for item in items for ending in item.endings]
     spans = [continuation_spans(*ids, window, stride) for ids in endings]
     longer = sum(len(context) + len(ending) > window + 1 for context, ending in endings)
     found, cut = progress(summed(spans, scores(model, (span for some in spans for span in some), args.batch_size)),
                           len(spans), "ending", lambda score: 1)
     rest = iter(found)
     rows = [[next(rest) for _ in item.endings] for item in items[:complete(items, len(found))]]
-    result = {"window": window, "stride": stride, "total": len(items), "done": len(rows), "unit": "items", "longer": longer}
+    result = {"protocol": args.protocol or "lm-eval", "window": window, "stride": stride, "total": len(items), "done": len(rows),
+              "unit": "items", "longer": longer}
     return result | (chosen(items, rows) if args.task == "hellaswag" else last_words(rows)), cut
 
 
@@ -257,6 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not args.data.exists():
         raise MissingError(f"--data {args.data} does not exist")
+    if args.protocol is not None:
+        protocol_of(args.task, args.protocol)
     if args.allow_special and (args.data.is_dir() or args.task in ITEMS):
         raise UsageError(f"--allow-special is about a text file, and --data {args.data} is none; leave it out")
     model, tokenizer = model_of(args)
@@ -271,8 +317,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in table(result, args.task):
             print(line)
         done = f"partial: {result['done']:,} of {result['total']:,}" if cut else f"{result['done']:,}"
+        by = f" by the protocol of {result['protocol']}" if "protocol" in result else ""
         longer = f", {result['longer']:,} endings longer than that with their context" if result.get("longer") else ""
-        print(f"{args.data}, {name_of(args)} in {args.dtype}: {done} {result['unit']}, window {result['window']:,} tokens, "
+        print(f"{args.data}, {name_of(args)} in {args.dtype}: {done} {result['unit']}{by}, window {result['window']:,} tokens, "
               f"stride {result['stride']:,}{longer}")
     if cut:
         print("gpt2.evaluate: interrupted", file=sys.stderr)

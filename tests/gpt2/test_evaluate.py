@@ -243,7 +243,48 @@ def test_the_choice_of_hellaswag(command, tmp_path):
     assert found["acc"]["stderr"] == pytest.approx(math.sqrt(expected[0] * (1 - expected[0]) / 29))
     code, out, err = command("hellaswag", tmp_path / "h.jsonl", "--limit", 10)
     assert (code, err) == (0, "") and [line.split()[0] for line in out.splitlines()[:3]] == ["acc", "acc_norm", "acc_per_token"]
-    assert out.splitlines()[3].endswith("10 items, window 64 tokens, stride 32")
+    assert out.splitlines()[3].endswith("10 items by the protocol of lm-eval, window 64 tokens, stride 32")
+
+
+def test_hellaswag_as_llm_c_has_it(command, tmp_path):
+    """The texts as they are, context and ending encoded by themselves, and no activity before them."""
+    rng = np.random.default_rng(6)
+    words = TEXT.replace("\n", " ").split()
+    records = [{"activity_label": "A", "ctx_a": "x", "ctx_b": "y", "ctx": " ".join(rng.choice(words, 3)) + " [title] then",
+                "label": int(rng.integers(4)),
+                "endings": [" ".join(rng.choice(words, rng.integers(1, 6))) + "  [step]" for _ in range(4)]} for _ in range(30)]
+    model, tokenizer, hits = tiny_model(seed=2), tiny_tokenizer(), []
+    for record in records:
+        context = tokenizer.encode(record["ctx"])
+        endings = [tokenizer.encode(f" {ending}") for ending in record["endings"]]
+        nll = np.array([counted(model, Span([*context, *ending], len(context))) for ending in endings])
+        hits.append([np.argmin(nll / size) == record["label"] for size in (1, np.array([len(e) for e in endings]))])
+    data = lines(tmp_path / "h.jsonl", records)
+    found = json.loads(command("hellaswag", data, "--json", "--protocol", "llm.c")[1])
+    assert [found[name]["value"] for name in ("acc", "acc_per_token")] == pytest.approx(np.mean(hits, axis=0))
+    assert found["protocol"] == "llm.c"
+    other = json.loads(command("hellaswag", data, "--json")[1])
+    assert other["acc_per_token"] != found["acc_per_token"] and other["protocol"] == "lm-eval"
+
+
+def test_lambada_as_openai_has_it(command, tmp_path):
+    """The last token alone, after all others: a word of several tokens counts where its last one is said."""
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer.encode("Once upon a midnight")
+    assert len(tokenizer.encode(" midnight")) > 1
+    scripted_model([*ids[1:-2], 0, ids[-1]]).save_pretrained(tmp_path / "model", tokenizer=tokenizer)     # the last but one is not said
+    data = lines(tmp_path / "l.jsonl", [{"text": "Once upon a midnight"}])
+    for protocol, wanted in (("openai", 1.0), ("lm-eval", 0.0)):
+        found = json.loads(command("lambada", data, "--json", "--model", tmp_path / "model", "--protocol", protocol)[1])
+        assert found["acc"]["value"] == wanted, protocol
+
+
+@pytest.mark.parametrize("task, protocol, says", [
+    ("hellaswag", "openai", "has lm-eval and llm.c"), ("lambada", "llm.c", "has lm-eval and openai"),
+    ("loss", "llm.c", "has none; leave it out")])
+def test_a_protocol_that_a_task_has_not(command, tmp_path, task, protocol, says):
+    code, out, err = command(task, lines(tmp_path / "x.jsonl", [{"text": "a b"}]), "--protocol", protocol)
+    assert (code, out, err.count("\n")) == (2, "", 1) and says in err
 
 
 def test_an_ending_is_as_long_as_its_characters():
