@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,38 +29,11 @@ from .hooks import BLOCK
 from .model import GPT2
 from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from .revealing import telling_weights, unseen
-from .stored import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
+from .stored import CODES, NAMES, Loader, Stored, as_stored, read_header, safetensors_header, safetensors_pieces
 from .table import number, plain, table
+from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, needs
 
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
-RULES = {                                               # of gradients at points, by the end of the name
-    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.q": "attention.6", "attn.k": "attention.7",
-    "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6", "attn.out": "block.5", "resid_mid": "block.5",
-    "ln_f.out": "linear.5",
-}
-EPS32 = float(np.finfo(np.float32).eps)
-
-
-class Adam(NamedTuple):
-    """Settings of the AdamW steps, those of llm.c's test: weight decay on all parameters, no clipping."""
-
-    lr: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-
-
-class Entry(NamedTuple):
-    """A tensor of the manifest. unit, unit_rms: what our own float32 run is off by, at most (tolerance.7) and in the mean square."""
-
-    name: str
-    equation: str
-    shape: list[int]
-    dtype: str
-    norm: float
-    unit: float
-    unit_rms: float
 
 
 class Golden(NamedTuple):
@@ -87,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=at_least(0), metavar="N",
                    help="AdamW steps on the same batch: loss and parameters after each; with --format llmc the losses alone "
                         "(default: 0, with llmc 10)")
+    p.add_argument("--losses-only", action="store_true", help="the loss, and with --steps those before each step, and no other tensor")
     for name, value in Adam()._asdict().items():
         flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
         below = 1.0 if name.startswith("beta") else math.inf
@@ -118,101 +93,6 @@ def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.nd
     return np.array(ids[:-1]).reshape(rows, -1), np.array(ids[1:]).reshape(rows, -1)
 
 
-# ── what there is to say ──
-def host(a: Any) -> np.ndarray:
-    """A copy of an array of any backend."""
-    return np.array(mg.backend.of(a).host(a))
-
-
-def gradient_of(p: mg.Tensor) -> Any:
-    """The array of a parameter's gradient, after backward."""
-    assert p.grad is not None
-    return p.grad.array
-
-
-def permitted(name: str, a: np.ndarray) -> np.ndarray:
-    """a, but 0 where the causal mask forbids: no causal kernel computes the gradient of those attention weights."""
-    return np.tril(a) if name.endswith("attn.pattern.grad") else a
-
-
-def backward_order(names: Iterable[str]) -> list[str]:
-    """Parameters as backward gets done with them: the last block first, the tables last, each weight before its bias."""
-    own = list(names)
-    blocks: dict[str, list[str]] = {}
-    for name in own:
-        blocks.setdefault(name.rpartition(".")[0], []).append(name)
-    ends = [key for key in ("lm_head", "ln_f") if key in blocks]
-    inner = [key for key in blocks if key.startswith("h.")]
-    return [name for key in [*ends, *reversed(inner), "wpe", "wte"] for name in blocks[key]]
-
-
-def equation_of_gradient(name: str, forward: Mapping[str, str], tied: bool) -> str:
-    """The label of the rule that gives the gradient of a point or a parameter; tied: wte is the head's matrix too."""
-    if name in forward:
-        end = name.split(".", 2)[-1] if name.startswith("blocks.") else name
-        if end == "mlp.pre":
-            return {"gelu.1": "gelu.3", "gelu.2": "gelu.4", "relu.1": "relu.1"}[forward[name.replace("mlp.pre", "mlp.act")]]
-        if end in ("mlp.out", "resid_post"):            # what comes back from the next block, or from ln_f
-            block = int(name.split(".")[1])
-            return "block.6" if f"blocks.{block + 1}.resid_pre" in forward else "layer_norm.5"
-        return RULES.get(end, "linear.4")
-    if ".ln_" in name or name.startswith("ln_"):
-        return "layer_norm.6" if name.endswith("weight") else "layer_norm.7"
-    tables = {"wte.weight": "tying.2" if tied else "embedding.3", "wpe.weight": "embedding.3", "lm_head.weight": "linear.5"}
-    return tables.get(name, "linear.4" if name.endswith("weight") else "linear.3")
-
-
-def computed(model: GPT2, ids: np.ndarray, targets: np.ndarray | None, grad: bool, steps: int,
-             adam: Adam) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, equation, array on the host) of all that a port is compared by, in the order in which it is computed.
-
-    Points as `Hooked.points` names them; "loss"; NAME.grad of points, the last first, and of parameters; "step.K.loss" before the K-th
-    AdamW step, and "step.K.PARAMETER" after it.
-    """
-    equations, tied = model.equations(), model.config.tie_word_embeddings
-    found = model.trace(ids, targets, gradients=grad)
-    yield from ((name, label, host(found[name])) for name, label in equations.items())
-    if targets is None:
-        return
-    yield "loss", "cross_entropy.1", host(found["loss"])
-    parameters = dict(model.named_parameters())
-    order = backward_order(parameters)
-    if grad:
-        for name in reversed(equations):
-            yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", host(found[f"{name}.grad"]))
-        loss = model.loss(ids, targets)
-        loss.backward()
-        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), host(gradient_of(parameters[name]))) for name in order)
-    optimizer = mg.optim.AdamW(list(parameters.values()), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
-    for step in range(1, steps + 1):
-        model.zero_grad()
-        loss = model.loss(ids, targets)
-        loss.backward()
-        yield f"step.{step}.loss", "cross_entropy.1", host(loss.array)
-        optimizer.step()
-        yield from ((f"step.{step}.{name}", "adamw.4", host(parameters[name].array)) for name in order)
-
-
-def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str) -> Entry:
-    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32   (tolerance.7)."""
-    a, b = wide.astype(np.float64), narrow.astype(np.float64)
-    least = 0.5 * EPS32                                 # a number that is rounded to float32 is off by that much of it
-    size = float(np.abs(a).max(initial=0.0))
-    rms = float(np.sqrt(np.square(a).mean())) if a.size else 0.0
-    gap = np.abs(b - a)
-    off = float(np.sqrt(np.square(gap).mean())) if a.size else 0.0
-    return Entry(name, equation, list(a.shape), dtype, float(np.sqrt(np.square(a).sum())), max(float(gap.max(initial=0.0)), least * size),
-                 max(off, least * rms))
-
-
-def both(model: GPT2, device: str) -> tuple[GPT2, GPT2]:
-    """The model by its definitions in float64, and with its kernels in float32, on copies of the same weights."""
-    own = {name: host(p.array) for name, p in model.named_parameters()}
-    wide, narrow = ({name: a.astype(dtype) for name, a in own.items()} for dtype in ("float64", "float32"))
-    return (GPT2(model.config, backend=device, dtype="float64", explicit=True, parameters=wide),
-            GPT2(model.config, backend=device, dtype="float32", parameters=narrow))
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     ports = args.format == "llmc"
@@ -231,63 +111,106 @@ def main(argv: list[str] | None = None) -> int:
     ids, targets = batch_of(given_ids, args.batch_size, ports or args.grad or args.steps > 0)
     if ids.shape[1] > model.config.n_positions:
         raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")
-    adam = Adam(*(getattr(args, name) for name in Adam._fields))
+    what = What(ids, targets, args.grad, args.steps, Adam(*(getattr(args, name) for name in Adam._fields)), args.losses_only)
     if ports:
-        return for_llmc(args, model, tokenizer, given, ids, targets, adam)
-    how = (ids, targets, args.grad, args.steps, adam)
-    wide, narrow = both(model, model.where["device"])
-    arrays, entries = dict[str, np.ndarray](), list[Entry]()
-    with np.errstate(all="ignore"):                     # what comes of it is looked at
-        for (name, label, a), (_, _, b) in zip(computed(wide, *how), computed(narrow, *how)):
-            if not np.isfinite(a).all() or not np.isfinite(b).all():
-                where = "float32" if np.isfinite(a).all() else "float64"
-                advice = "lower --learning-rate" if name.startswith("step.") else "the weights are too large"
-                raise MissingError(f"{name_of(args)}: {name} has NaN or infinity in {where}; {advice}")
-            arrays[name] = a if given == "float64" else b
-            entries.append(entry(name, label, a, b, given))
+        return for_llmc(args, model, tokenizer, given, what)
+    memory, disk = needs(model.config, what)
+    announce(memory, f" and {size_of(disk)} of disk")
     manifest = {
         "format": "gpt2-golden", "version": 1, "model": name_of(args), "random_weights": args.random_weights,
         "config": model.config.to_dict(), "dtype": given, "minigrad": mg.__version__,
-        "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
-        "grad": args.grad, "steps": args.steps, "adamw": adam._asdict(), "tensors": [one._asdict() for one in entries],
-        "unseen": unseen(model, ids, args.grad),
+        "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(), "grad": args.grad, "steps": args.steps,
+        "losses_only": args.losses_only, "adamw": what.adam._asdict(), "unseen": unseen(model, ids, args.grad),
     }
-    files: dict[str, Iterable[Any]] = {TENSORS: safetensors_pieces(arrays, dict.fromkeys(arrays, CODES[given]), {"format": "np"})}
-    if args.random_weights is not None:                 # nobody else has them
-        own = {name: host(p.array) for name, p in model.named_parameters()}
-        keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in own}
-        files[f"{MODEL}/model.safetensors"] = safetensors_pieces(
-            {keys[n]: a for n, a in own.items()}, dict.fromkeys(keys.values(), "F32"),
-            {"format": "pt", "random_weights": str(args.random_weights)})
-        files[f"{MODEL}/config.json"] = [json.dumps(model.config.to_dict(), indent=2).encode()]
-    files[MANIFEST] = [json.dumps(plain(manifest), indent=1).encode() + b"\n"]
-    with contextlib.suppress(OSError):                  # an empty folder is no earlier run, and nothing is lost with it
-        args.out.rmdir()
-    write_folder(args.out, files, MANIFEST)
+    own, config, device = {name: host(p.array) for name, p in model.named_parameters()}, model.config, model.where["device"]
+    del model                                           # its weights are in `own`, until they are those of the next
+    entries, losses = list[Entry](), list[float]()
+    with np.errstate(all="ignore"), scratch(args.out) as folder:       # what comes of it is looked at
+        spool = Spool(folder / "float32")
+        narrow = GPT2(config, backend=device, dtype="float32", parameters={name: a.copy() for name, a in own.items()})
+        for name, _, b in computed(narrow, what, folder):
+            check_finite(args, name, b)
+            spool.append(name, b)
+        del narrow
+
+        def tensors() -> Iterator[np.ndarray]:
+            wide = GPT2(config, backend=device, dtype="float64", explicit=True,
+                        parameters={name: own.pop(name).astype(np.float64) for name in list(own)})
+            for (name, label, a), b in zip(computed(wide, what, folder), spool):
+                check_finite(args, name, a)
+                entries.append(entry(name, label, a, b, given))
+                if name.endswith("loss"):
+                    losses.append(float(a))
+                yield as_stored(a if given == "float64" else b, CODES[given])
+
+        def written() -> Iterator[bytes]:
+            manifest["tensors"] = [one._asdict() for one in entries]
+            yield json.dumps(plain(manifest), indent=1).encode() + b"\n"
+
+        shapes = {name: shape for name, _, shape in spool.kinds}
+        header, _ = safetensors_header(shapes, dict.fromkeys(shapes, CODES[given]), {"format": "np"})
+        # the weights first: they are used up when the tensors are made
+        files = {**model_files(config, own, args.random_weights), TENSORS: itertools.chain([header], tensors()), MANIFEST: written()}
+        with contextlib.suppress(OSError):              # an empty folder is no earlier run, and nothing is lost with it
+            args.out.rmdir()
+        write_folder(args.out, files, MANIFEST)
     if args.json:
         emit_json(plain(manifest))
     else:
         for line in table(("tensor", "equation", "shape", "norm", "unit"),
                           [(e.name, e.equation, str(e.shape), e.norm, e.unit) for e in entries], left=3):
             print(line)
-        losses = [float(arrays[e.name]) for e in entries if e.name == "loss" or e.name.endswith(".loss")]
         random = f"; {name_of(args)}" if args.random_weights is not None else ""
         told = f"; losses {', '.join(map(number, losses))}" if losses else ""
         for line in manifest["unseen"]:
             print(f"\nthis truth cannot show {line}", end="")
         print(f"\n{len(entries)} tensors in {given}{random}{told}; unit: what float32 here is off by at most", flush=True)
-        print(f"gpt2.golden: wrote {args.out}; compare a port with: python -m gpt2.verify --golden {args.out} --against PORT",
-              file=sys.stderr)
+        print(f"gpt2.golden: wrote {args.out}, its weights in float32 under {args.out / MODEL}; compare a port with: "
+              f"python -m gpt2.verify --golden {args.out} --against PORT", file=sys.stderr)
     return 0
 
 
-def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, ids: np.ndarray, targets: Any, adam: Adam) -> int:
+def announce(memory: int, more: str) -> None:
+    """Say what a large computation needs before it starts."""
+    if memory >= 1 << 28:
+        print(f"gpt2.golden: this needs about {size_of(memory)} of memory{more}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what lies on the disk for a while. UsageError where there can be none."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.", dir=out.absolute().parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}") from None
+    with made as folder:
+        yield Path(folder)
+
+
+def check_finite(args: argparse.Namespace, name: str, a: np.ndarray) -> None:
+    """MissingError for a tensor with NaN or infinity."""
+    if not np.isfinite(a).all():
+        advice = "lower --learning-rate" if name.startswith("step.") else "the weights are too large"
+        raise MissingError(f"{name_of(args)}: {name} has NaN or infinity in {a.dtype}; {advice}")
+
+
+def model_files(config: GPT2Config, own: Mapping[str, np.ndarray], seed: int | None) -> dict[str, Iterable[Any]]:
+    """The weights in float32 as a model that transformers reads; seed: where they are drawn."""
+    keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in own}
+    tensors = safetensors_pieces({keys[name]: a for name, a in own.items()}, dict.fromkeys(keys.values(), "F32"),
+                                 {"format": "pt"} | ({} if seed is None else {"random_weights": str(seed)}))
+    return {f"{MODEL}/model.safetensors": tensors, f"{MODEL}/config.json": [json.dumps(config.to_dict(), indent=2).encode()]}
+
+
+def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, what: What) -> int:
     """Write the files of llm.c, one after the other as they are computed, in float32 whatever the computation's dtype."""
     llmc.check_config(model.config)
+    ids, targets, adam = what.ids, np.asarray(what.targets), what.adam
     config, (rows, tokens) = model.config, ids.shape
     step = argparse.Namespace(dtype=dtype, batch_size=rows, block_size=tokens, freeze=[], recompute=False, backend=args.backend,
                               gradient_accumulation_steps=1)
-    print(f"gpt2.golden: this needs about {size_of(footprint(config, step)['total'])} of memory in {dtype}", file=sys.stderr)
+    announce(footprint(config, step)["total"], f" in {dtype}")
     model = GPT2(config, backend=model.where["device"], dtype=dtype,
                  parameters={name: host(p.array).astype(dtype) for name, p in model.named_parameters()}).eval()
     optimizer = mg.optim.AdamW(model.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
@@ -375,7 +298,7 @@ def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) ->
     kinds = ["", ".grad"] if any(name.endswith(".grad") for name in entries) else [""]
     points = itertools.chain(("embed", "pos_embed", "ln_f.out", "logits"),
                              (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK))
-    for name in points:
+    for name in () if manifest.get("losses_only") else points:
         for kind in kinds:
             entries[name + kind]
 

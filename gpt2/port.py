@@ -12,9 +12,10 @@ import numpy as np
 from .config import GPT2Config
 from .errors import MissingError, UsageError
 from .files import read_toml
-from .golden import EPS32, Entry, Golden, permitted
+from .golden import Golden
 from .llmc import read_state
 from .stored import NAMES, Loader, Stored, read_header
+from .truth import EPS32, Entry, permitted
 
 ALLOWED = 32.0                                          # units
 VOCABULARY = {"logits": -1, "wte.weight": 0, "lm_head.weight": 0}      # the axis of the vocabulary

@@ -83,21 +83,27 @@ class Loader:
         return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(self(a), self(b)))
 
 
-def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str], metadata: Mapping[str, str]) -> Iterator[Any]:
-    """The pieces of a safetensors file with these arrays under these names, each stored as its code, such as "F32".
-
-    The library has no bfloat16 for NumPy, and would want all tensors converted at once.
-    """
+def safetensors_header(shapes: Mapping[str, tuple[int, ...]], codes: Mapping[str, str],
+                       metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """The beginning of a safetensors file with tensors of these shapes and codes, such as "F32", and the order in which they follow."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     order = sorted(codes, key=lambda name: -_NUMPY[codes[name]].itemsize)      # all are aligned so
     for name in order:
-        shape = arrays[name].shape
-        start, end = end, end + math.prod(shape) * _NUMPY[codes[name]].itemsize
-        header[name] = {"dtype": codes[name], "shape": list(shape), "data_offsets": [start, end]}
+        start, end = end, end + math.prod(shapes[name]) * _NUMPY[codes[name]].itemsize
+        header[name] = {"dtype": codes[name], "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """The pieces of a safetensors file with these arrays under these names, each stored as its code.
+
+    The library has no bfloat16 for NumPy, and would want all tensors converted at once.
+    """
+    header, order = safetensors_header({name: a.shape for name, a in arrays.items()}, codes, metadata)
+    yield header
     for name in order:
         try:
             array = as_stored(arrays[name], codes[name])

@@ -8,7 +8,7 @@ from ported import judged, ported
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config, tiny_model
 
-from gpt2 import bugs, golden, verify
+from gpt2 import bugs, golden, truth, verify
 from gpt2.diagnosis import runs
 from gpt2.model import GPT2
 from gpt2.port import ALLOWED, distance
@@ -29,7 +29,7 @@ def test_every_planted_mistake_shows_in_every_tensor_that_it_touches(size):
     weights = telling_weights(config, 0)
     wide = GPT2(config, dtype="float64", explicit=True, parameters={name: a.astype(np.float64) for name, a in weights.items()}).eval()
     right, narrow = wide.trace(ids), GPT2(config, parameters=weights).eval().trace(ids)
-    entries = {name: golden.entry(name, "", a, narrow[name], "float64") for name, a in right.items()}
+    entries = {name: truth.entry(name, "", a, narrow[name], "float64") for name, a in right.items()}
     for bug in bugs.BUGS:
         planted, hooks = bug.plant(wide, list(range(config.n_layer)))
         with planted.hooks(hooks):
