@@ -71,7 +71,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "softmax": lambda lib, a: lib.softmax(a) if a.ndim else lib.tanh(a),
     "sum": lambda lib, a: lib.sum(a), "last": lambda lib, a: lib.sum(a, axis=-1) if a.ndim else a + 0.0,
     "first": lambda lib, a: lib.sum(a, axis=0, keepdims=True) if a.ndim else a + 0.0,
-    "flat": lambda lib, a: lib.reshape(a, shape=(-1,)), "T": lambda lib, a: lib.transpose(a) if a.ndim > 1 else lib.tanh(a),
+    "flat": lambda lib, a: lib.reshape(a, shape=(-1,)), "T": lambda lib, a: _turned(lib, a) if a.ndim > 1 else lib.tanh(a),
     "flip": lambda lib, a: a[::-1] if a.ndim else lib.reshape(a, shape=(1, 1)), "rest": lambda lib, a: a[1:] if a.ndim and a.shape[0] > 1
     else -a, "column": lambda lib, a: a[..., :1] if a.ndim else -a, "wide": lambda lib, a: lib.broadcast_to(a, shape=(2, *a.shape)),
 }
@@ -81,13 +81,18 @@ def _identity(lib: Any) -> Any:
     return mg.ops.shape.identity if lib is mg else naive.identity
 
 
+def _turned(lib: Any, a: Any) -> Any:
+    """The last two axes exchanged; `transpose` alone is refused for three axes."""
+    return a.mT if lib is mg else naive.transpose(a)
+
+
 def _product(lib: Any, a: Any, b: Any) -> Any:
     """A matrix product where the shapes allow one, as they are or with b transposed."""
     if a.ndim < 2 or b.ndim < 2 or (a.ndim > 2 and b.ndim > 2):
         return lib.sum(a) * b
     if a.shape[-1] == b.shape[-2]:
         return a @ b
-    return a @ lib.transpose(b) if a.shape[-1] == b.shape[-1] else a * lib.sum(b)
+    return a @ _turned(lib, b) if a.shape[-1] == b.shape[-1] else a * lib.sum(b)
 
 
 @dataclass(eq=False)
