@@ -48,9 +48,9 @@ def causes(golden: Golden, model: GPT2 | None, found: Sequence[Compared], theirs
     if first.trouble:
         return []
     name = first.name
-    if name in ("loss", "step.1.loss") and "logits" in golden.entries:
-        tried: Iterator[str] = losses(golden, name, theirs)
-    elif name.startswith("step.") and name != "step.1.loss":
+    if name in ("loss", "step.1.loss"):
+        tried: Iterator[str] = losses(golden, name, theirs) if "logits" in golden.entries else iter(())
+    elif name.startswith("step."):
         tried = steps(golden, model, name, theirs) if model else iter(())
     elif name.endswith(".grad"):
         tried = gradients(golden, name, theirs)

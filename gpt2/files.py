@@ -73,7 +73,7 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[An
         beside.mkdir(parents=True)
         for name, pieces in files.items():
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            write_new(beside / name, *pieces)
+            write_new(beside / name, pieces)
         sync(beside)
         if out.exists():
             out.rename(aside)
@@ -88,8 +88,8 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[An
             shutil.rmtree(left, ignore_errors=True)
 
 
-def write_new(path: Path, *pieces: Any) -> None:
-    """Write a file that is not there yet, down to the disk. OSError where that fails."""
+def write_new(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a file that is not there yet, piece after piece, down to the disk. OSError where that fails."""
     with open(path, "xb") as file:
         for piece in pieces:
             file.write(piece)

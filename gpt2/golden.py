@@ -86,7 +86,7 @@ def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.nd
     """ids as inputs [B, T] and the tokens after them [B, T], or None where there is one id. UsageError where they do not fill the rows."""
     if len(ids) < 2:
         if learns or rows > 1:
-            raise UsageError("one id has none after it to predict; --grad, --steps and --batch-size need more")
+            raise UsageError("one id has none after it to predict; --grad, --steps, --losses-only and --batch-size need more")
         return np.array([ids]), None
     if (len(ids) - 1) % rows:
         raise UsageError(f"{len(ids)} ids are B·T + 1 for no T with --batch-size {rows}; leave out {(len(ids) - 1) % rows}")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             raise MissingError(f"{name_of(args)}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
     model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
-    ids, targets = batch_of(given_ids, args.batch_size, ports or args.grad or args.steps > 0)
+    ids, targets = batch_of(given_ids, args.batch_size, ports or args.grad or args.steps > 0 or args.losses_only)
     if ids.shape[1] > model.config.n_positions:
         raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")
     what = What(ids, targets, args.grad, args.steps, Adam(*(getattr(args, name) for name in Adam._fields)), args.losses_only)
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, _, b in computed(narrow, what, folder):
             check_finite(args, name, b)
             spool.append(name, b)
-        del narrow
+        del narrow, b
 
         def tensors() -> Iterator[np.ndarray]:
             wide = GPT2(config, backend=device, dtype="float64", explicit=True,
@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
                 if name.endswith("loss"):
                     losses.append(float(a))
                 yield as_stored(a if given == "float64" else b, CODES[given])
+                del a, b                                # not while the next one is computed
 
         def written() -> Iterator[bytes]:
             manifest["tensors"] = [one._asdict() for one in entries]

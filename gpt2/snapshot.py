@@ -59,8 +59,8 @@ def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarr
     try:
         beside.mkdir(parents=True)
         model.save_pretrained(beside, tokenizer=tokenizer)
-        write_new(beside / MOMENTS, *safetensors_pieces(moments, codes, {"format": "np"}))
-        write_new(beside / RECORD, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        write_new(beside / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
+        write_new(beside / RECORD, [(json.dumps(record, indent=1, allow_nan=False) + "\n").encode()])
         sync(beside)
         beside.rename(place)
         sync(place.parent)

@@ -20,6 +20,7 @@ RULES = {                                               # of gradients at points
 }
 EPS32 = float(np.finfo(np.float32).eps)
 PIECE = 1 << 22                                         # numbers compared at a time
+PROCESS = 200 << 20                                     # bytes of Python and the libraries
 
 
 class Adam(NamedTuple):
@@ -47,6 +48,11 @@ class Entry(NamedTuple):
 def host(a: Any) -> np.ndarray:
     """A copy of an array of any backend."""
     return np.array(mg.backend.of(a).host(a))
+
+
+def seen(a: Any) -> np.ndarray:
+    """An array of any backend on the host; its own memory where that is there."""
+    return np.asarray(mg.backend.of(a).host(a))
 
 
 def gradient_of(p: mg.Tensor) -> Any:
@@ -101,6 +107,8 @@ class What(NamedTuple):
 def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """(name, equation, array on the host) of all that a port is compared by, in the order in which it is computed.
 
+    An array may be the model's own: it is right until the next one is asked for.
+
     Points as `Hooked.points` names them; "loss"; NAME.grad of points, the last first, and of parameters; "step.K.loss" before the K-th
     AdamW step, and "step.K.PARAMETER" after it. folder: where AdamW's moments lie between the steps.
     """
@@ -109,30 +117,31 @@ def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, 
     found = model.trace(ids, targets, gradients=grad and not losses_only, only="logits" if losses_only else "*")
     for name, label in equations.items():
         if not losses_only:
-            yield name, label, host(found[name] if f"{name}.grad" in found else found.pop(name))
+            yield name, label, seen(found.pop(name))
     if targets is None:
         return
-    yield "loss", "cross_entropy.1", host(found["loss"])
+    yield "loss", "cross_entropy.1", seen(found["loss"])
     parameters = dict(model.named_parameters())
     order = backward_order(parameters)
     if grad and not losses_only:
         for name in reversed(equations):
-            yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", host(found.pop(f"{name}.grad")))
+            yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", seen(found.pop(f"{name}.grad")))
     del found
+    model.recompute = True                              # the same numbers, with the inside of one block in memory at a time
     if grad and not losses_only:
         model.loss(ids, targets).backward()
-        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), host(gradient_of(parameters[name]))) for name in order)
+        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), seen(gradient_of(parameters[name]))) for name in order)
     moments = Moments(parameters, adam, folder)
     for step in range(1, steps + 1):
         model.zero_grad()
         loss = model.loss(ids, targets)
         loss.backward()
-        yield f"step.{step}.loss", "cross_entropy.1", host(loss.array)
+        yield f"step.{step}.loss", "cross_entropy.1", seen(loss.array)
         del loss
         for name in order:
             moments.step(name)
             if not losses_only:
-                yield f"step.{step}.{name}", "adamw.4", host(parameters[name].array)
+                yield f"step.{step}.{name}", "adamw.4", seen(parameters[name].array)
 
 
 class Moments:
@@ -193,14 +202,15 @@ def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype:
 def needs(config: GPT2Config, what: What) -> tuple[int, int]:
     """Bytes of memory, and of disk for files that are written and those on the way, that the truth of a model takes, about.
 
-    Memory: parameters and, with gradients or steps, their gradients in float64; three arrays of the largest parameter, one of them with
-    its moments; and activations, which with --grad are all kept, twice.
+    Memory: the parameters in float64, and the larger of two. While activations are told, these with their gradients and what the
+    definitions by parts record. In a step, the gradients of all parameters, the logits and their parts, and some arrays as large as the
+    largest parameter.
     """
     sizes = [math.prod(shape) for shape in parameter_shapes(config).values()]
     numbers, tokens = sum(sizes), what.ids.size
-    learns = what.grad or what.steps > 0
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
     points = tokens * (2 * d + config.n_layer * (10 * d + 2 * n + config.n_head * what.ids.shape[1]) + config.vocab_size)
-    memory = 8 * (numbers * (2 if learns else 1) + 3 * max(sizes) + points * (4 if what.grad else 2))
+    trace = points * (3 if what.grad and not what.losses_only else 1)
+    step = numbers + max(sizes) + 2 * tokens * config.vocab_size if what.grad or what.steps else 0
     told = 0 if what.losses_only else points * (2 if what.grad else 1) + numbers * (what.grad + what.steps)
-    return memory, 12 * told + 16 * numbers * bool(what.steps)
+    return PROCESS + 8 * (numbers + max(trace, step)), 12 * told + 16 * numbers * bool(what.steps)

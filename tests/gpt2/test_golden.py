@@ -1,6 +1,9 @@
 """Ground truth for ports: what gpt2.golden writes is right, and gpt2.verify finds where a port differs, and why."""
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +109,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
     assert run(golden, *flags, "--out", tmp_path / "g")[0] == 0
     before = (tmp_path / "g" / golden.TENSORS).read_bytes()
 
-    def full(path, *pieces):
+    def full(path, pieces):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
@@ -126,6 +129,44 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
     assert (tmp_path / "g" / golden.TENSORS).read_bytes() == before
     assert run(golden, *flags, "--grad", "--out", tmp_path / "g")[0] == 0
     assert "logits.grad" in golden.read_golden(tmp_path / "g").entries and sorted(p.name for p in tmp_path.iterdir()) == ["g", "mine"]
+
+
+def test_the_losses_alone(run, made, tmp_path):
+    """--losses-only writes no other tensor; a port's losses are compared, and another setting of AdamW is named by them."""
+    flags = ("--model", made[0] / "model", "--ids", ",".join(map(str, IDS)), "--batch-size", 2, "--steps", 3, "--learning-rate", ADAM[0])
+    assert run(golden, *flags, "--losses-only", "--out", tmp_path / "g")[0] == 0
+    truth, whole = golden.read_golden(tmp_path / "g"), golden.read_golden(made[3])
+    assert list(truth.entries) == ["loss", "step.1.loss", "step.2.loss", "step.3.loss"]
+    assert all(truth.array(name) == whole.array(name) for name in truth.entries)
+    here = (*made[:3], tmp_path / "g")
+    assert judged(run, here, ported(made, steps=3))[0] == 0
+    code, found = judged(run, here, ported(made, steps=3, adam=golden.Adam(*ADAM)._replace(lr=0.02)))
+    assert code == 1 and any("the learning rate is 0.02" in cause for cause in found["causes"]), found["causes"]
+    code, found = judged(run, here, ported(made, "bits", steps=3))
+    assert code == 1 and found["first"] == "loss"
+
+
+def test_weights_are_written_along_in_float32(run, made, tmp_path):
+    """Of a model that has a name, too: a port needs nothing else."""
+    assert run(golden, "--model", made[0] / "model", "--ids", "1,2,3", "--out", tmp_path / "g")[0] == 0
+    model = GPT2.from_pretrained(tmp_path / "g" / "model")
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(p.array, made[1][name])
+
+
+@pytest.mark.slow
+def test_the_memory_that_is_announced(tmp_path):
+    """A model of two wide blocks takes as much as was said, within a third."""
+    GPT2(tiny_config(vocab_size=20_000, n_positions=256, n_embd=768, n_layer=2, n_head=12), seed=0).save_pretrained(tmp_path / "m")
+    ids = np.random.default_rng(0).integers(0, 20_000, 257)
+    code = ("import resource, sys; from gpt2 import golden; golden.main(sys.argv[1:]); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)")
+    for flags in (["--grad", "--steps", "2"], ["--steps", "2"]):
+        command = [sys.executable, "-c", code, "--model", tmp_path / "m", "--random-weights", "0", "--ids", ",".join(map(str, ids)),
+                   "--out", tmp_path / "g", *flags]
+        err = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
+        said = float(re.search(r"needs about ([\d.]+) MB of memory", err[0])[1]) * 1e6
+        assert 0.75 < int(err[-1]) * 1024 / said < 1.33, err
 
 
 def test_bad_flags_are_one_line(run, tmp_path):
