@@ -81,6 +81,25 @@ def labels_of_pages() -> dict[str, list[str]]:
     return found
 
 
+# ── equations ──
+DISPLAYED = re.compile(r"\$\$(.*?)\$\$", re.S)
+_SPACING = re.compile(r"\\(?:[,;! ]|quad|qquad|(?:big|Big)[lr]?(?![a-z])|begin\{aligned\}|end\{aligned\}|\\)|[&\s]")
+
+
+def equations(page: Path) -> Iterator[tuple[str, str]]:
+    """Each displayed equation and its label; one without a label is called PAGE.aside.1 and so on, as softmax.aside.1."""
+    asides = 0
+    for found in DISPLAYED.findall(prose(page.read_text("utf-8"))):
+        tag = TAG.search(found)
+        asides += tag is None
+        yield tag[1] if tag else f"{page.stem}.aside.{asides}", TAG.sub("", found)
+
+
+def without_spacing(equation: str) -> str:
+    """What an equation says, whichever way it is set: without spaces, sizes of brackets and the full stop."""
+    return _SPACING.sub("", equation).rstrip(".,")
+
+
 # ── sources by name ──
 def source_of(name: str, path: Path) -> tuple[str, int]:
     """The text of a definition, decorators and all, and the line where it begins.
