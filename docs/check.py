@@ -1,14 +1,14 @@
 """python -m docs.check [PAGE ...]: whether the pages say what is so; one line for each thing that is not.
 
-Labels of equations in code and pages match both ways; names of sources exist; links lead somewhere; numbers that were measured say where
-they come from; samples of Python run and print what is shown; commands run, and those in sentences are there and have such flags.
---quick leaves out the running of commands, which takes minutes.
+Labels of equations in code and pages match both ways; names of sources, and names in sentences, exist; links lead somewhere; numbers that
+were measured say where they come from, and those that the code has are the code's; commands in sentences are there and have such flags;
+samples of Python run, print what is shown, and make arrays of the shapes in their comments; commands run, and print the block of text below
+them. --quick leaves out the running of commands, which takes minutes.
 """
 from __future__ import annotations
 
 import argparse
 import doctest
-import functools
 import os
 import re
 import shlex
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import pages
+from . import pages, shapes, statements
 from .pages import ROOT, name_of
 
 MEASURED = re.compile(r"(?<![\w.])\d[\d.,]* ?(?:ms|µs|ns|s a step|seconds|minutes|GB/s|GFLOP/s|TFLOP/s|tok/s|tokens a second)(?![\w])")
@@ -129,22 +129,23 @@ def samples_here(page: Path) -> list[str]:
     """The same in this process, in one namespace."""
     space: dict[str, object] = {"__name__": "__main__"}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    for block in pages.blocks(page, "python", "pycon"):
-        if block.skipped:
-            continue
-        where, said = f"line {block.line}", []
-        if ">>> " in block.text:
-            test = doctest.DocTestParser().get_doctest(block.text, space, where, str(page), block.line)
-            test.globs = space
-            runner.run(test, out=said.append, clear_globs=False)
-        else:
-            try:
-                exec(compile("\n" * block.line + block.text, str(page), "exec"), space)
-            except BaseException:
-                said.append(traceback.format_exc(limit=-2))
-        if said:
-            return [f"{where}: {''.join(said)}"]
-    return []
+    found = [block for block in pages.blocks(page, "python", "pycon") if not block.skipped]
+    claims = {block.line + n: claim for block in found for n, claim in shapes.claims(block.text).items()}
+    with shapes.returned(str(page), claims) as returned:
+        for block in found:
+            where, said = f"line {block.line}", []
+            if ">>> " in block.text:
+                test = doctest.DocTestParser().get_doctest(block.text, space, where, str(page), block.line)
+                test.globs = space
+                runner.run(test, out=said.append, clear_globs=False)
+            else:
+                try:
+                    exec(compile("\n" * block.line + block.text, str(page), "exec"), space)
+                except BaseException:
+                    said.append(traceback.format_exc(limit=-2))
+            if wrong := said or list(shapes.wrong(shapes.assigned(block.text, space))):
+                return [f"{where}: {''.join(wrong)}"]
+    return list(shapes.wrong(returned))
 
 
 def commands(page: Path, tell: Callable[[str], None] = lambda line: None, collect: bool = False) -> Iterator[str]:
@@ -152,6 +153,7 @@ def commands(page: Path, tell: Callable[[str], None] = lambda line: None, collec
 
     collect: of pytest it is asked only whether there are such tests.
     """
+    shown = pages.printed(page)
     with tempfile.TemporaryDirectory() as folder:
         for command, skipped in pages.commands(page):
             if skipped or command.startswith(("cd ", "git clone")):
@@ -168,6 +170,18 @@ def commands(page: Path, tell: Callable[[str], None] = lambda line: None, collec
                 yield from unselected(page, command, done.stdout)
             if done.returncode:
                 yield f"{name_of(page)}: {command!r} ended with {done.returncode}: {(done.stderr.strip() or done.stdout.strip())[-600:]}"
+            elif command in shown and not prints(done.stdout, shown[command]):
+                yield f"{name_of(page)}: {command!r} does not print what is shown, but\n{done.stdout}"
+
+
+def prints(found: str, shown: str) -> bool:
+    """Whether an output is what a page shows, where … stands for any lines. Spaces do not count, and numbers with a point or an exponent
+    are some number: how they round is the machine's affair."""
+    def plain(text: str) -> str:
+        return " ".join(re.sub(r"-?\d+\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+", "#", text).split())
+
+    pattern = ".*".join(re.escape(plain(part)) for part in re.split(r"^…$", shown, flags=re.M))
+    return re.fullmatch(pattern, plain(found)) is not None
 
 
 def unselected(page: Path, command: str, collected: str) -> Iterator[str]:
@@ -178,29 +192,6 @@ def unselected(page: Path, command: str, collected: str) -> Iterator[str]:
     for one in re.split(r" or ", wanted) if "(" not in wanted and "not " not in wanted else []:
         if not any(all(word.lower() in found for word in one.split(" and ")) for found in ids):
             yield f"{name_of(page)}: {command!r}: no test is called {one!r}"
-
-
-@functools.cache
-def help_of(module: str, *more: str) -> str | None:
-    """What a command's --help says; None where there is no such command."""
-    done = subprocess.run([sys.executable, "-m", module, *more, "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=LONGEST)
-    return done.stdout if done.returncode == 0 else None
-
-
-def spelled(page: Path) -> Iterator[str]:
-    """Commands of ours in a sentence, or in a block that is not run, that are none, or that have no such flag."""
-    shown = [*re.findall(r"`([^`]*)`", pages.prose(page.read_text("utf-8"))),
-             *(command for command, skipped in pages.commands(page) if skipped)]
-    for line in shown:
-        for module, rest in re.findall(r"python -m\s+((?:minigrad|gpt2|benchmarks|docs|tests)\.[\w.]+)([^&|;]*)", line):
-            words = rest.split()
-            told = [help_of(module), *([help_of(module, words[0])] if words and re.fullmatch(r"[a-z-]*[a-z]", words[0]) else [])]
-            if told[0] is None:
-                yield f"{name_of(page)}: there is no command {module} in {line!r}"
-            for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
-                if told[0] is not None and not any(re.search(rf"{flag}(?![\w-])", one or "") for one in told):
-                    yield f"{name_of(page)}: {module} has no flag {flag}, in {line!r}"
 
 
 def extras(page: Path, command: str) -> Iterator[str]:
@@ -217,6 +208,12 @@ def environment() -> dict[str, str]:
     here = os.path.dirname(sys.executable)
     return {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
             "HF_HUB_OFFLINE": "1", "HYPOTHESIS_PROFILE": "few", "PYTHONIOENCODING": "utf-8", "OPENBLAS_NUM_THREADS": "1"}
+
+
+# what is asked of a page without running anything
+QUICK: tuple[Callable[[Path], Iterator[str]], ...] = (
+    names, links, measured, tables, statements.spelled, statements.bare, statements.named, statements.told, statements.points,
+    statements.outputs, statements.drawn)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -236,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [] if args.pages else list(labels())
 
     def everything(page: Path) -> list[str]:
-        found = [defect for what in (names, links, measured, tables, spelled, samples) for defect in what(page)]
+        found = [defect for what in (*QUICK, samples) for defect in what(page)]
         return found if args.quick else [*found, *commands(page, lambda line: print(line, file=sys.stderr, flush=True), args.collect)]
 
     with ThreadPoolExecutor(CORES) as pool:             # each page's commands one after the other, in processes of their own

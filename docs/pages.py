@@ -6,7 +6,8 @@ A page is plain Markdown with four conventions, which this file reads and tests/
 * A paragraph "Code: [`minigrad.fused.softmax.softmax_by_parts`](../minigrad/fused/softmax.py)" names live source, which the site shows
   beside the text before it.
 * Blocks marked python run in order, those of a page in one namespace; lines with >>> are compared with what they print.
-* Blocks marked bash are commands, each run in an empty folder of the page; `<!-- not run: REASON -->` before a block leaves it out.
+* Blocks marked bash are commands, each run in an empty folder of the page; `<!-- not run: REASON -->` before a block leaves it out. A block
+  marked text right below one is what its last command prints; … is any lines, and numbers with a point are any numbers.
 """
 from __future__ import annotations
 
@@ -177,9 +178,24 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
 def commands(page: Path) -> Iterator[tuple[str, str | None]]:
     """The commands of a page, one line each, without what a shell takes for a comment, and why they are not run, if they are not."""
     for block in blocks(page, "bash"):
-        for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
-            if command := re.sub(r"(^|\s)#.*", "", line).strip():
-                yield command, block.skipped
+        yield from _lines(block)
+
+
+def _lines(block: Block) -> Iterator[tuple[str, str | None]]:
+    for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+        if command := re.sub(r"(^|\s)#.*", "", line).strip():
+            yield command, block.skipped
+
+
+def printed(page: Path) -> dict[str, str]:
+    """The blocks of text of a page, each under the command that prints it: the last one of the block of commands right before it."""
+    found, last = {}, None
+    for block in blocks(page, "bash", "text", "python", "pycon", "toml"):
+        if block.language == "text" and last is not None and not block.skipped:
+            found[last] = block.text
+        lines = [command for command, skipped in _lines(block) if not skipped] if block.language == "bash" else []
+        last = lines[-1] if lines else None
+    return found
 
 
 def links(page: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from .port import ALLOWED, check_map, compare, read_map, read_port
 from .table import number, plain, table
 
 SHOWN = 12                                              # lines of tensors that are wrong
+AGREES, DIFFERS = 0, 1                                  # what it ends with
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +81,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
                 "missing": missing, "first": wrong[0].name if wrong else None, "causes": said, "allowed": ALLOWED, "unseen": unseen}
-    return document, lines, 1 if wrong else 0
+    return document, lines, DIFFERS if wrong else AGREES
 
 
 def figures(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
@@ -91,7 +92,8 @@ def figures(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     lines = [*table(("figure", "source", "published", "found", ""),
                     [(c.what, c.source, c.expected, c.found or c.why, c.verdict) for c in found], left=4), "",
              f"{len(found) - failed - skipped} hold, {failed} do not, {skipped} skipped"]
-    return {"model": args.model, "figures": [c._asdict() for c in found]}, lines, 1 if failed else 0 if computed else MissingError.exit_code
+    code = DIFFERS if failed else AGREES if computed else MissingError.exit_code
+    return {"model": args.model, "figures": [c._asdict() for c in found]}, lines, code
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 from data import ROOT
+from planted import planted
 
-from docs import check, laboratory, pages
+from docs import check, facts, laboratory, pages, statements
 from gpt2.experiments import experiment
 from gpt2.hooks import EQUATIONS
 from minigrad.op import REGISTRY
@@ -27,12 +28,15 @@ def test_labels_match_both_ways():
     assert list(check.labels()) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
-@pytest.mark.parametrize("what", [check.names, check.links, check.measured, check.tables,
-                                  pytest.param(check.spelled, marks=pytest.mark.slow)], ids=lambda f: f.__name__)
-def test_a_page_says_what_is_so(what, page):
-    """Sources that it names, links, where measured numbers are from, tables of results, commands in its sentences."""
-    assert list(what(page)) == []
+@pytest.mark.parametrize("what", check.QUICK, ids=lambda f: f.__name__)
+def test_a_page_says_what_is_so(what):
+    """Sources, names, commands and flags, links, numbers that were measured, numbers that the code has, shapes, outputs."""
+    assert [defect for page in PAGES for defect in what(page)] == []
+
+
+def test_facts_are_of_pages():
+    """Each page of which docs/facts.py demands something is there."""
+    assert facts.everything().keys() <= set(map(pages.name_of, PAGES))
 
 
 @pytest.mark.rounding
@@ -172,12 +176,87 @@ def test_a_number_that_is_not_that_of_its_results_is_noticed(page, tmp_path, old
 
 
 @pytest.mark.parametrize("text", ["`python -m gpt2.generat --prompt x`", "`python -m gpt2.generate --no-such-flag`",
-                                  "`python -m gpt2.inspect trace --no-such`",
+                                  "`python -m gpt2.inspect trace --no-such`", "`python -m gpt2.generate --overflow roll`",
+                                  "```bash\npython -m gpt2.generate --no-such\n```",
                                   "<!-- not run: hours -->\n```bash\npython -m gpt2.train --max-itres 5\n```"])
 def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
-    assert len(list(check.spelled(page(f"# Page\n\n{text}\n")))) == 1
+    assert len(list(statements.spelled(page(f"# Page\n\n{text}\n")))) == 1
     right = "`python -m gpt2.inspect trace --out x.html` and `python -m gpt2.generate --prompt x`"
-    assert list(check.spelled(page(f"# Page\n\n{right}\n"))) == []
+    assert list(statements.spelled(page(f"# Page\n\n{right}\n"))) == []
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    # flags, values of flags, defaults
+    ("README.md", "`--tokenizer train:N`", "`--tokeniser train:N`"), ("README.md", "`--top-k`,", "`--topk`,"),
+    ("docs/kv-cache.md", "`--overflow slide` drops", "`--overflow roll` drops"),
+    ("docs/mixed-precision.md", "`--dtype tf32` |", "`--dtype tf16` |"),
+    ("docs/training.md", "| `hellaswag` |", "| `hella-swag` |"), ("docs/gpu.md", "| `rates` | products", "| `speeds` | products"),
+    ("docs/kv-cache.md", "`--overflow error`, the default", "`--overflow slide`, the default"),
+    ("docs/any-language.md", "`--timeout` seconds (10)", "`--timeout` seconds (30)"),
+    # exit codes
+    ("README.md", "3 for missing or broken weights", "4 for missing or broken weights"),
+    ("docs/any-language.md", "| 3 | the program cannot", "| 4 | the program cannot"),
+    ("docs/training.md", "130 or 143", "130 or 141"), ("docs/porting.md", "0 where all agree and 1 where", "1 where all agree and 0 where"),
+    # counts and sizes
+    ("README.md", "[seventeen laws]", "[sixteen laws]"), ("README.md", "twenty claims", "nineteen claims"),
+    ("docs/gpt2.md", "| 354,823,168 |", "| 354,832,168 |"), ("docs/kv-cache.md", "75 MB beside 498 MB", "57 MB beside 498 MB"),
+    ("docs/performance.md", "190 GFLOP for B4 T64", "390 GFLOP for B4 T64"),
+    ("docs/porting.md", "some sixty mistakes", "some forty mistakes"),
+    # laws, names, files
+    ("docs/testing.md", "α Jᵀu + β Jᵀw:", "α Jᵀu − β Jᵀw:"),
+    ("docs/testing.md", "gradient does not depend on which", "gradient depends on which"),
+    ("docs/performance.md", "`split_heads`", "`cut_heads`"), ("docs/gpu.md", "| `layer_norm_sums` |", "| `layer_norm_totals` |"),
+    ("docs/tensors.md", '`"embedding_op/weight+"`', '`"embedding/weight+"`'),
+    ("docs/tensors.md", "`DTypeError` is a `TypeError`", "`DTypeError` is a `ValueError`"),
+    ("docs/testing.md", "`minigrad.testing.strict` does", "`minigrad.testing.exact` does"),
+    ("docs/training.md", "| `meta.json` |", "| `info.json` |"),
+    ("docs/architecture.md", "`EQUATIONS` in `gpt2/hooks.py`", "`LABELS` in `gpt2/hooks.py`"),
+    ("docs/architecture.md", "`gpt2/sampling.py` |", "`gpt2/sample.py` |"),
+    ("docs/architecture.md", "trainer ─ snapshot ─", "trainer ─ snapshots ─"),
+    ("README.md", "    benchmarks/   how", "    bench/        how"),
+    # shapes, equations of a table, outputs
+    ("docs/gpt2.md", "what a cache holds | $[B, h, T, d/h]$", "what a cache holds | $[B, T, h, d/h]$"),
+    ("docs/gpt2.md", "$[B, h, T, S]$ | (attention.2) |\n| `attn.z`", "$[B, h, T, S]$ | (attention.3) |\n| `attn.z`"),
+    ("docs/porting.md", "attention.8   [1, 4, 6, 64]", "attention.8   [1, 6, 4, 64]"),
+    ("docs/porting.md", "all 13 before it", "all 12 before it"), ("docs/data-parallel.md", "max |B−A|  cosine ", "max |B−A|  cosinus "),
+], ids=lambda value: "" if value.startswith(("README", "docs/")) else value[:24])
+def test_a_statement_that_is_broken_is_noticed(name, old, new):
+    """One mistake in the page, and somebody says so of that page."""
+    with planted(name, old, new) as page:
+        assert any(f"{name}: " in defect for what in check.QUICK for defect in what(page))
+
+
+@pytest.mark.parametrize(("line", "wrong", "right", "said"), [
+    ("y = np.sum(x)", "[B, T] -> [B]", "[B, T] -> []", "[B] is []"), ("y = x.T", "[B, B]", "[T, B]", "[B, B] is [3, 2]"),
+    ("y = {'a': x}", 'y["a"] [T], and more', 'y["a"] [B, T], and more', "[T] is [2, 3]"),
+    ("y = f(x)", "[B] -> [B]", "[B, T] -> [T, B]", "[B] is [2, 3]"),
+], ids=["result", "one letter", "expression", "return"])
+def test_a_shape_that_is_broken_is_noticed(page, line, wrong, right, said):
+    """Of a result, of an argument, of an expression, and of what a function takes and returns."""
+    for claim in (right, wrong):
+        code = f"x = np.ones((2, 3))      # [B, T]\n{line}                # {claim}"
+        if line == "y = f(x)":
+            code = f"def f(x):\n    return x.T          # {claim}\ny = f(np.ones((2, 3)))"
+        found = check.samples_here(page(f"# Page\n\n```python\nimport numpy as np\n{code}\n```\n"))
+        assert found == [] if claim == right else said in "".join(found)
+
+
+@pytest.mark.parametrize(("shown", "right"), [
+    ("a 1.25 b\n3 c", True), ("a 9.5e-07 b\n3 c", True), ("a 1.25 b\n4 c", False), ("a 1.25 d\n3 c", False), ("…\n3 c", True),
+    ("…\n2 c", False), ("a 1.25 b", False),
+], ids=["same", "another number", "another count", "another word", "the end of it", "another end", "a part"])
+def test_an_output_that_is_another_is_noticed(page, shown, right):
+    """Words and whole numbers of the block of text below a command."""
+    at = page(f"# Page\n\n```bash\ntrue\nprintf 'a 1.50   b\\n3 c\\n'\n```\n\n```text\n{shown}\n```\n")
+    assert [("does not print" in defect) for defect in check.commands(at)] == [True] * (not right)
+
+
+def test_a_block_of_text_says_who_prints_it(page):
+    """The command above it, or a reason; what is not run prints nothing."""
+    command, text = "```bash\necho name\n```\n", "```text\nname\n```\n"
+    assert len(list(statements.outputs(page(text)))) == 1
+    assert len(list(statements.outputs(page(f"<!-- not run: hours -->\n{command}\n{text}")))) == 1
+    assert list(statements.outputs(page(f"{command}\n{text}\n<!-- not run: it is an example -->\n{text}"))) == []
 
 
 def test_an_alternative_that_selects_nothing_is_noticed(page):

@@ -2,50 +2,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 
 import pytest
 from data import ROOT
 
 import gpt2.train as training
+from docs import commands
 from gpt2.settings import flags_given, merged, read_settings
-
-PACKAGES = ("minigrad", "gpt2", "benchmarks", "docs")
-NO_FLAGS = {"benchmarks.child"}                         # started by benchmarks.run alone, with what it has to do on stdin
-
-
-def commands():
-    """Every module that `python -m` runs, by its name."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if re.search(r'^if __name__ == "__main__":', path.read_text("utf-8"), re.M):
-                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                if name not in NO_FLAGS:
-                    yield name
-
-
-class Seen(Exception):
-    """Carries a parser out of main()."""
-
-
-def parsers(command, monkeypatch):
-    """The parser of a command, and those of its subcommands."""
-    def stop(self, *args, **kwargs):
-        raise Seen(self)
-
-    main = importlib.import_module(command).main
-    with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        with pytest.raises(Seen) as seen:
-            main()
-    waiting = [seen.value.args[0]]
-    while waiting:
-        parser = waiting.pop()
-        yield parser
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                waiting += action.choices.values()
 
 
 def samples(action):
@@ -68,10 +32,10 @@ def lists(parser):
                 yield action, [v if isinstance(v, list) else [v] for v in values]
 
 
-@pytest.mark.parametrize("command", list(commands()))
+@pytest.mark.parametrize("command", list(commands.modules()))
 def test_lists_add_up(command, monkeypatch):
     """A flag that takes a list, given twice, is both lists, one after the other; and a default is no part of it."""
-    for parser in parsers(command, monkeypatch):
+    for parser in commands.parsers(command):
         for action, (first, second) in lists(parser):
             for default in (action.default, None, ["x"]):
                 space = argparse.Namespace(**{action.dest: default})
@@ -87,9 +51,9 @@ def test_lists_add_up(command, monkeypatch):
             assert not isinstance(action, argparse._AppendAction) or not action.default
 
 
-def test_there_are_such_flags(monkeypatch):
+def test_there_are_such_flags():
     """The walk meets the flags that it is for."""
-    met = {f"{command} {action.option_strings[-1]}" for command in commands() for parser in parsers(command, monkeypatch)
+    met = {f"{command} {action.option_strings[-1]}" for command in commands.modules() for parser in commands.parsers(command)
            for action, _ in lists(parser)}
     assert met >= {"gpt2.train --freeze", "gpt2.generate --stop", "gpt2.golden --ids", "gpt2.inspect.__main__ --ids",
                    "benchmarks.run --row", "benchmarks.run --suite", "benchmarks.run --peers", "benchmarks.accuracy --peers",
@@ -99,7 +63,7 @@ def test_there_are_such_flags(monkeypatch):
 
 def test_no_command_cuts_a_list_by_itself():
     """A comma-separated flag is cut by its type, where the walk sees it, and not after parsing."""
-    for package in PACKAGES:
+    for package in commands.PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             assert not re.search(r"args\.\w+\.split\(", path.read_text("utf-8")), path
 

@@ -31,6 +31,7 @@ from .subject import NotApplicable, Subject, flat, host
 KINDS = ("any", "positive", "nonzero", "spread")
 NOT_ASKED = ("pure", "torch")       # a program has copies of the arrays; PyTorch is no part of what is compared here
 TRIES = 10                          # examples of which the program must answer one
+HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # what it ends with; argparse ends with 2
 
 
 def flags(p: argparse.ArgumentParser) -> None:
@@ -207,7 +208,7 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
         with Program(args.exec, f, args.timeout or 10.0) as program:
             if not (held or broken) and (why := _runs(program, some, dtypes)):
                 print(f"minigrad.testing: --exec {args.exec}: {why}", file=sys.stderr)
-                return 3
+                return CANNOT_RUN
             subject = program.subject(line.label, vjp=wants, oracle=line.subject.oracle)
             report, stopped = _report(program, subject, line, dtypes, args.examples or 100)
         print(report if report.verdicts else f"{line.label}: the program skipped every example")
@@ -219,7 +220,7 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
             break
     if not held and not broken:
         print("minigrad.testing: nothing was judged", file=sys.stderr)
-    return 1 if broken or not held else 0
+    return BROKEN if broken or not held else HELD
 
 
 def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Kernels that are programs: one in C, one in JavaScript, each right and wrong; and what is said of programs that misbehave."""
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
@@ -253,6 +254,15 @@ def test_the_page_shows_what_describe_prints(run):
     assert code == 0 and words(out.partition("\n\nlayer_norm-")[0]) in shown
 
 
+def test_the_arrays_of_the_page_have_as_many_bytes_as_it_says():
+    """A line of lengths, and the line below it, in float32."""
+    found = re.findall(r"array \w+ float32 (\d+)((?: \d+)*)\n *\((\d+) bytes\)", PAGE.read_text("utf-8"))
+    assert len(found) == 11
+    for axes, lengths, size in found:
+        shape = list(map(int, lengths.split()))
+        assert (len(shape), 4 * math.prod(shape)) == (int(axes), int(size))
+
+
 @pytest.mark.slow
 @needs_cc
 @needs_node
@@ -262,9 +272,12 @@ def test_the_commands_of_the_page_run(tmp_path):
         shutil.copy(EXAMPLES / name, tmp_path)
     found = [command for command, _ in pages.commands(PAGE) if "softmax" in command or "gelu" in command]
     assert len(found) >= 3
-    from docs.check import environment
+    shown = next(pages.blocks(PAGE, "text")).text
+    from docs.check import environment, prints
 
     for command in found:
         command = command + " --examples 3" if "--exec" in command else command
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        if "./softmax --op softmax" in command and "float32" in command:
+            assert prints(*(re.sub(r"\d+ examples.*", "", text) for text in (done.stdout, shown))), done.stdout
