@@ -217,7 +217,7 @@ def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     # shapes, equations of a table, outputs
     ("docs/gpt2.md", "what a cache holds | $[B, h, T, d/h]$", "what a cache holds | $[B, T, h, d/h]$"),
     ("docs/gpt2.md", "$[B, h, T, S]$ | (attention.2) |\n| `attn.z`", "$[B, h, T, S]$ | (attention.3) |\n| `attn.z`"),
-    ("docs/porting.md", "attention.8   [1, 4, 6, 64]", "attention.8   [1, 6, 4, 64]"),
+    ("docs/porting.md", "attention.8      [1, 4, 6, 64]", "attention.8      [1, 6, 4, 64]"),
     ("docs/porting.md", "all 13 before it", "all 12 before it"), ("docs/data-parallel.md", "max |B−A|  cosine ", "max |B−A|  cosinus "),
 ], ids=lambda value: "" if value.startswith(("README", "docs/")) else value[:24])
 def test_a_statement_that_is_broken_is_noticed(name, old, new):
