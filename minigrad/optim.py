@@ -74,7 +74,6 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
-        self.steps = 0
         given = listed(type(self).__name__, params)
         groups = given if any(isinstance(g, dict) for g in given) else [{"params": given}]
         for group in groups:
@@ -137,7 +136,6 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        self.steps += 1
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
                 self.check(group)                       # a schedule may have changed it
@@ -292,17 +290,16 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
     xp = backend.of(grads[0])
     xp.at(grads[0])
 
-    def squared(arrays: Sequence[Any]) -> list[float]:
-        return xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
+    def norm_of(arrays: Sequence[Any]) -> float:
+        squares = xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
+        return math.hypot(*map(math.sqrt, squares))     # whose sum may overflow where none of them does
 
     with xp.errstate(over="ignore", invalid="ignore"):
-        squares = squared(grads)
-    norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+        norm = norm_of(grads)
     if norm == math.inf:                                # a square overflowed, or was not finite to begin with
         tops = xp.host(xp.stack([xp.max(xp.abs(g)) for g in grads if g.size])).tolist()
         top = math.nan if any(map(math.isnan, tops)) else max(tops)
-        parts = [g.reshape(-1) / top for g in grads] if 0.0 < top < math.inf else []
-        norm = top * math.sqrt(math.fsum(squared(parts))) if parts else top
+        norm = top * norm_of([g.reshape(-1) / top for g in grads]) if top < math.inf else top
     if error_if_nonfinite and not math.isfinite(norm):
         raise GraphError(f"{me}: the norm of the gradients is {norm}; "
                          "minigrad.debug.detect_anomaly() names the op that made it so")
@@ -382,5 +379,5 @@ def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int,
         return max_lr * (step + 1) / (warmup_steps + 1)
     if step >= total_steps:
         return min_lr
-    along = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    along = (step - warmup_steps) / (total_steps - warmup_steps)
     return min_lr + 0.5 * (max_lr - min_lr) * (1.0 + math.cos(math.pi * along))

@@ -193,6 +193,8 @@ list(USED)
     "a Tensor and a group": (lambda: [W(), {"params": [W()]}], TypeError, "a group is a dict"),
     "a group without params": (lambda: [{"lr": 0.1}], TypeError, "not a dict of ['lr']"),
     "a group of strings": (lambda: [{"params": ["w"]}], TypeError, "parameter 0 is a str"),
+    "a pair of Tensors": (lambda: [(W(), W())], TypeError, "parameter 0 is a tuple"),
+    "a name, a Tensor and more": (lambda: [("w", W(), 1)], TypeError, "parameter 0 is a tuple"),
     "a group with an unknown setting": (lambda: [{"params": [W()], "rate": 0.1}], TypeError, "no setting rate; there are lr"),
     "a group with a setting out of range": (lambda: [{"params": [W()], "lr": -1.0}], ValueError, "lr must be a finite number from 0 on"),
 }.values())
@@ -225,6 +227,53 @@ def test_settings_have_their_ranges(name: str, value: Any, error: type[Exception
             f()
         assert "\n" not in str(caught.value)
     assert p.tolist() == [1.0, 1.0]
+
+
+def test_settings_are_refused_in_whole_sentences():
+    """With what was given, and with the range of this setting alone."""
+    for value, f in (("SGD: lr must be a finite number from 0 on, not -1.0", lambda: optim.SGD([W()], lr=-1.0)),
+                     ("AdamW: betas[1] must be a finite number from 0 on and below 1, not 1.0",
+                      lambda: optim.AdamW([W()], betas=(0.9, 1.0))),
+                     ("AdamW: betas are 0.9; give two numbers, such as (0.9, 0.999)", lambda: optim.AdamW([W()], betas=0.9))):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            f()
+        assert str(caught.value) == value
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_defaults_are_pytorchs(kind: str):
+    """Every setting has the value that it has in torch.optim when it is left out."""
+    theirs = getattr(torch.optim, kind)([torch.nn.Parameter(torch.ones(1))]).defaults
+    ours = getattr(optim, kind)([W()]).param_groups[0]
+    assert {name: theirs[name] for name in ours if name != "params"} == {n: v for n, v in ours.items() if n != "params"}
+
+
+def test_what_may_be_a_parameter():
+    """A Tensor that requires a gradient, and a group without parameters beside one that has some, as in PyTorch."""
+    t = mg.tensor([1.0], requires_grad=True)
+    opt = optim.SGD([{"params": []}, {"params": [t]}], lr=0.5)
+    t.grad = mg.tensor([1.0])
+    opt.step()
+    assert t.tolist() == [0.5]
+
+
+def test_without_decay_nothing_is_made_of_the_parameter():
+    """0 · ∞ would be NaN: an infinite number that does not decay stays infinite, as in PyTorch."""
+    for kind in ("SGD", "Adam", "AdamW"):
+        p, q = Parameter(np.array([np.inf, 1.0])), torch.nn.Parameter(torch.tensor([math.inf, 1.0], dtype=torch.float64))
+        p.grad, q.grad = mg.Tensor(np.ones(2)), torch.ones(2, dtype=torch.float64)
+        for lib, x in ((optim, p), (torch.optim, q)):
+            getattr(lib, kind)([x], lr=0.1, weight_decay=0.0).step()
+        assert p.tolist()[0] == q.tolist()[0] == math.inf
+        close(p.numpy()[1:], q[1:], terms=20)
+
+
+def test_an_optimiser_of_ones_own_says_how_to_update():
+    """One that does not is refused when it steps."""
+    p = W()
+    p.grad = mg.Tensor(np.ones(2))
+    with pytest.raises(NotImplementedError):
+        optim.Optimizer([p], {}).step()
 
 
 def test_a_setting_from_numpy_is_a_number():
@@ -348,11 +397,13 @@ def test_clipping_is_pytorchs(dtype: str, seed: int, scale: float, max_norm: flo
 
 
 def test_clipping_leaves_small_gradients_alone():
-    """Below the bound no bit changes; without gradients the norm is 0; a NaN is returned as NaN."""
+    """Up to the bound no bit changes; a bound of 0 leaves nothing; without gradients the norm is 0; a NaN is returned as NaN."""
     p = Parameter(np.zeros(2))
     assert optim.clip_grad_norm_([p], 1.0) == 0.0
     p.grad = mg.Tensor(np.array([0.3, 0.4]))
-    assert optim.clip_grad_norm_([p], 1.0) == 0.5 and p.grad.tolist() == [0.3, 0.4]
+    for bound in (1.0, 0.5):
+        assert optim.clip_grad_norm_([p], bound, error_if_nonfinite=True) == 0.5 and p.grad.tolist() == [0.3, 0.4]
+    assert optim.clip_grad_norm_([p], 0.0) == 0.5 and p.grad.tolist() == [0.0, 0.0]
     p.grad = mg.Tensor(np.array([np.nan, 0.4]))
     assert math.isnan(optim.clip_grad_norm_([p], 1.0))
 
@@ -372,6 +423,21 @@ def test_clipping_survives_huge_gradients():
         np.testing.assert_array_equal(p.grad.numpy(), theirs.grad.numpy())
     p.grad, q.grad = mg.Tensor(np.array([-np.inf, 1.0], "float32")), mg.Tensor(np.array(np.nan, "float32"))
     assert math.isnan(optim.clip_grad_norm_([p, q], 1.0)) and math.isnan(optim.clip_grad_norm_([q, p], 1.0))
+
+
+@pytest.mark.parametrize("numbers", [[1e200, 2e200], [1.3e154, 1.3e154], [3e153] * 40, [np.inf, 1.0], [np.nan, 1e200], [1e-200, 1e300]])
+def test_clipping_where_squares_or_their_sum_overflow(numbers: list[float]):
+    """Each number is a parameter, beside an empty one; NumPy is told to raise, and there is nothing for it to raise."""
+    ours = [Parameter(np.zeros(1)) for _ in numbers] + [Parameter(np.zeros((2, 0)))]
+    for p, g in zip(ours, numbers):
+        p.grad = mg.Tensor(np.array([g]))
+    ours[-1].grad = mg.Tensor(np.zeros((2, 0)))
+    with np.errstate(over="raise", invalid="raise"):
+        norm = optim.clip_grad_norm_(ours, 1.0)
+    wanted = math.hypot(*numbers) if not np.isnan(numbers).any() else math.nan
+    close(np.asarray(norm), np.asarray(wanted), terms=10, scale=0.0)
+    if math.isfinite(wanted):
+        close(np.concatenate([p.grad.numpy().ravel() for p in ours]), np.array(numbers) / wanted, terms=20)
 
 
 def test_one_tensor_is_clipped():
@@ -446,6 +512,28 @@ def test_two_optimisers_share_a_scaler(norm: float):
     assert scaler.factor == (16.0 if norm == 1.0 else 4.0)
     scaler.step(b, 1.0)
     assert q.tolist() == [0.75]
+
+
+def test_a_scalers_defaults_and_factors():
+    """The defaults are PyTorch's; factors and interval are those that are given, and after each doubling the count starts anew."""
+    scaler, theirs = optim.GradScaler(), torch.amp.GradScaler("cpu")
+    assert (scaler.factor, scaler.growth_factor, scaler.backoff_factor, scaler.growth_interval) == (
+        theirs.get_scale(), theirs.get_growth_factor(), theirs.get_backoff_factor(), theirs.get_growth_interval())
+    p = Parameter(np.array([1.0]))
+    opt, scaler = optim.SGD([p], lr=1.0), optim.GradScaler(8.0, growth_factor=3.0, backoff_factor=0.25, growth_interval=2)
+    factors = []
+    for norm in (1.0, 1.0, 1.0, 1.0, 1.0, math.inf, 1.0, 1.0):
+        scaler.step(opt, norm)
+        factors.append(scaler.factor)
+    assert factors == [8.0, 24.0, 24.0, 72.0, 72.0, 18.0, 18.0, 54.0]
+
+
+def test_gradients_that_were_scaled_elsewhere():
+    """Where no loss went through `scale`, the factor that is now is what gradients are divided by."""
+    p = Parameter(np.array([1.0]))
+    p.grad = mg.tensor([4.0], dtype="float64")
+    optim.GradScaler(8.0).unscale_(optim.SGD([p]))
+    assert p.grad.tolist() == [0.5]
 
 
 # ── the schedule ──
