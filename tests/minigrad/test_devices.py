@@ -104,6 +104,15 @@ def test_two_devices_in_turn(seed: int, kind: str):
     assert both == alone * 2
 
 
+@pytest.mark.parametrize("device", ["double:0", "double:1"])
+def test_random_numbers_are_drawn_where_they_are_wanted(device: str):
+    """Whatever the current device is; they are NumPy's."""
+    for draw in (mg.random.uniform, mg.random.normal, lambda key, n, **where: mg.random.randint(key, n, 0, 9, **where)):
+        _other(device)
+        x = draw(5, 7, device=device)
+        assert x.device == device and x.numpy().tobytes() == draw(5, 7).numpy().tobytes()
+
+
 def test_transforms_find_their_device():
     """jvp, jacobian and hessian of a tensor that is not on the current device, and the zeros of what was not computed with."""
     x, far = mg.tensor([0.5, -1.0, 2.0], device="double:1"), mg.tensor([1.0, 2.0], device="double:0")

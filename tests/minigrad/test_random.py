@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import random
 from minigrad.backend import cpu
+from minigrad.backend.bits import least_kept
 from minigrad.errors import ShapeError
 
 KEYS = st.integers(0, 2**64 - 1)
@@ -25,6 +26,22 @@ def test_splitmix64_has_its_known_answers():
     """The stream of state 1234567 is that of the published generator."""
     assert random.raw_bits(cpu, 1234567, 5).tolist() == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 - 1, 2**70])
+def test_keys_are_made_by_the_published_generator(seed: int):
+    """key(s) is the first number of SplitMix64 at state s, and fold_in(k, n) that of k and number n of state 0, mixed."""
+    def mix(z: int) -> int:                             # what the generator makes of its next state
+        return int(random.raw_bits(cpu, (z - 0x9E3779B97F4A7C15) % 2**64, 1)[0])
+
+    assert random.key(0) == 0xE220A8397B1DCDAF
+    key = random.key(seed)
+    assert key == random.raw_bits(cpu, seed % 2**64, 1)[0]
+    for n in (0, 1, 2, 10**6):
+        assert random.fold_in(key, n) == mix(key ^ int(random.raw_bits(cpu, 0, 1, n)[0]))
+    assert random.split(key) == (random.fold_in(key, 0), random.fold_in(key, 1))
+    random.manual_seed(seed)
+    assert [random.next_key() for _ in range(3)] == [random.fold_in(key, n) for n in (1, 2, 3)]
 
 
 @given(key=KEYS, start=st.integers(0, 10_000), n=st.integers(0, 200))
@@ -47,6 +64,16 @@ def test_mask_elements_are_the_halves_of_the_bits():
     bits = [int(z) for z in random.raw_bits(cpu, 99, 4)]
     halves = [h for z in bits for h in (z & 0xFFFFFFFF, z >> 32)]
     assert random.keep_mask_span(cpu, 99, 0, 8, 0.37).tolist() == [h >= round(0.37 * 2**32) for h in halves]
+
+
+def test_the_border_of_a_mask():
+    """What draws p · 2³² itself is kept, so that p = 0 drops nothing; p next to 1 keeps what draws 2³² − 1."""
+    assert [least_kept(p) for p in (0.0, 2.0**-32, 0.37, 0.5, 1.0 - 2.0**-32, 1.0 - 2.0**-34, 1.0)] == [
+        0, 1, round(0.37 * 2**32), 2**31, 2**32 - 1, 2**32 - 1, 2**32 - 1]
+    halves = [h for z in map(int, random.raw_bits(cpu, 99, 4)) for h in (z & 0xFFFFFFFF, z >> 32)]
+    for i, h in enumerate(halves):
+        assert random.keep_mask_span(cpu, 99, i, i + 1, h / 2**32).tolist() == [True]
+        assert random.keep_mask_span(cpu, 99, i, i + 1, (h + 1) / 2**32).tolist() == [False]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
@@ -99,15 +126,16 @@ def test_normal_is_normal(dtype: str):
     assert np.abs(np.corrcoef(x[:-1], x[1:])[0, 1]) <= SIGMAS / math.sqrt(N)
 
 
+@pytest.mark.parametrize("how", [{"std": 0.02}, {}], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_normal_is_box_and_muller_of_its_bits(dtype: str):
+def test_normal_is_box_and_muller_of_its_bits(dtype: str, how: dict[str, float]):
     """Each number is std·√(−2 ln u) cos 2πv of its own 64 bits, u from the high half and v from the low one, over more than one block.
 
     A standard deviation that is wrong by a thousandth would show in 20 million draws, and shows here in each of them. The 10 roundings
     of float64 are of the number itself, and of 2πv, by whose 3 the cosine is off by 3·2π of them times the radius.
     """
-    n, std, key = random._BLOCK + 3, 0.02, random.key(6)
-    found = random.normal(key, (n,), std=std, dtype=dtype).numpy()
+    n, std, key = random._BLOCK + 3, how.get("std", 1.0), random.key(6)
+    found = random.normal(key, (n,), dtype=dtype, **how).numpy()
     bits = random.raw_bits(cpu, key, n)
     high, low = ((bits >> np.uint64(32)).astype(np.int64) + 1) / 2**32, (bits % np.uint64(2**32)).astype(np.int64) / 2**32
     radius = std * np.sqrt(-2.0 * np.log(high))
@@ -116,11 +144,13 @@ def test_normal_is_box_and_muller_of_its_bits(dtype: str):
 
 
 def test_randint_is_uniform_over_its_range():
-    """randint takes each of low … high − 1 equally often, as int64."""
+    """randint takes each of low … high − 1 equally often, as int64; in a wide range it is 53 bits of the stream, scaled."""
     x = random.randint(random.key(5), (N,), -3, 4)
     counts = np.bincount(x.numpy() + 3, minlength=7)
     assert x.dtype == "int64" and len(counts) == 7
     assert np.abs(counts / N - 1 / 7).max() <= SIGMAS * math.sqrt(1 / 7 * 6 / 7 / N)
+    wide = [((int(z) >> 11) << 40) // 2**53 - 9 for z in random.raw_bits(cpu, 6, 50)]
+    assert random.randint(6, 50, -9, 2**40 - 9).tolist() == wide
 
 
 def test_a_permutation_is_one():
@@ -206,7 +236,8 @@ def test_what_is_no_integer_is_refused(wrong):
 
 
 def test_keys_and_bounds_out_of_range_are_refused():
-    """A key is 64 bits: a seed that is none becomes one by key(seed). randint has an integer to draw."""
+    """A key is 64 bits, all of them: a seed that is none becomes one by key(seed). randint has an integer to draw."""
+    assert all(random.normal(k, 2).shape == (2,) for k in (0, 2**64 - 1))
     for key in (-1, 2**64, 2**70):
         for call in (lambda k: random.normal(k, 2), lambda k: random.fold_in(k, 1), lambda k: random.permutation(k, 2)):
             with pytest.raises(ShapeError, match=r"a key lies in .*random\.key\(seed\)"):
@@ -225,10 +256,12 @@ def test_the_default_stream():
     assert len(set(first + more)) == 8
     random.set_state(saved)
     assert [random.next_key() for _ in range(3)] == more
+    before = random.get_state()
     with pytest.raises(KeyError), random.replaying(saved):
         assert random.next_key() == more[0]
         raise KeyError
     after = random.get_state()
+    assert after == before
     random.manual_seed(4)
     assert [random.next_key() for _ in range(5)] == first and after != saved
 
@@ -250,7 +283,15 @@ def test_dropout_without_a_key_draws_from_the_default_stream():
     assert mg.dropout(x, key=5).tolist() == mg.dropout(x, key=5).tolist()
 
 
+def test_dropout_divides_by_the_share_that_it_keeps():
+    """By one half unless another is given, as a function and as a module; p = 0 is a module too, and drops nothing."""
+    x = mg.tensor(np.ones(100), dtype="float64")
+    for y, kept in ((mg.dropout(x, key=3), 2.0), (mg.nn.Dropout()(x), 2.0), (mg.nn.Dropout(0.75)(x), 4.0), (mg.nn.Dropout(0.0)(x), 1.0)):
+        assert set(y.tolist()) == ({0.0, kept} if kept != 1.0 else {1.0})
+
+
 def test_an_empty_interval_is_refused():
-    """low above high is a ShapeError of one line."""
+    """low above high is a ShapeError of one line; an interval of one number is that number."""
+    assert random.uniform(0, 3, low=1.5, high=1.5).tolist() == [1.5] * 3
     with pytest.raises(mg.ShapeError, match="low 1"):
         random.uniform(0, 3, low=1.0, high=0.0)
