@@ -82,11 +82,36 @@ def test_kept_tokens_are_those_of_transformers(logits: np.ndarray, options: Samp
     np.testing.assert_allclose(got, wanted, rtol=0, atol=4 * (logits.shape[1] + 4) * EPS * size)
 
 
+@given(rows, options, st.data())
+def test_a_token_is_chosen_as_it_is_drawn(logits: np.ndarray, options: SamplingOptions, data) -> None:
+    """choose is sample of process_logits, but for a draw so near a border that the sum's rounding decides."""
+    previous = [[0]] * len(logits)
+    uniforms = np.array(data.draw(st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=len(logits), max_size=len(logits))))
+    logprobs = process_logits(logits, options, previous)
+    borders = np.exp(logprobs).cumsum(axis=-1)
+    assume((np.abs(borders - uniforms[:, None] * borders[:, -1:]) > 64 * EPS).all())
+    assert choose(logits, options, previous, uniforms).tolist() == sample(logprobs, uniforms).tolist()
+
+
 def kept(logits: list[float], **options: object) -> list[int]:
     return np.flatnonzero(process_logits(np.array([logits]), SamplingOptions(**options))[0] > -np.inf).tolist()
 
 
 LOGITS = np.log([0.1, 0.4, 0.2, 0.3]).tolist()
+
+
+def test_what_is_kept_is_as_likely_as_it_was_beside_the_rest() -> None:
+    """A filter takes tokens away and divides by what is left, and changes nothing else."""
+    for options, wanted in ((SamplingOptions(top_k=3), [0.0, 4.0, 2.0, 3.0]), (SamplingOptions(top_p=0.6), [0.0, 4.0, 0.0, 3.0]),
+                            (SamplingOptions(min_p=0.4), [0.0, 4.0, 2.0, 3.0]), (SamplingOptions(top_k=2), [0.0, 4.0, 0.0, 3.0])):
+        got = np.exp(process_logits(np.array([LOGITS]), options))[0]
+        np.testing.assert_allclose(got, np.array(wanted) / sum(wanted), rtol=0, atol=16 * EPS)
+
+
+def test_filters_that_let_everything_pass() -> None:
+    """top_p=1 and min_p=0 keep a token whose probability is too small for a float."""
+    for options in (SamplingOptions(), SamplingOptions(top_p=1.0), SamplingOptions(min_p=0.0), SamplingOptions(top_k=2)):
+        assert process_logits(np.array([[0.0, -800.0]]), options).tolist() == [[0.0, -800.0]]
 
 
 def test_top_p_keeps_the_crossing_token() -> None:
@@ -96,6 +121,11 @@ def test_top_p_keeps_the_crossing_token() -> None:
     assert kept(LOGITS, top_p=0.71) == [1, 2, 3]
     assert kept(LOGITS, top_p=1e-300) == [1]
     assert kept(LOGITS, top_p=1.0) == [0, 1, 2, 3]
+    for temperature in (1.0, 2.0):                      # a millionth on either side of each border
+        likely = np.exp(np.sort(LOGITS)[::-1] / temperature)
+        for n, border in enumerate(likely.cumsum()[:-1] / likely.sum(), 1):
+            assert len(kept(LOGITS, top_p=border - 1e-6, temperature=temperature)) == n
+            assert len(kept(LOGITS, top_p=border + 1e-6, temperature=temperature)) == n + 1
 
 
 def test_a_sum_that_reaches_the_border_of_top_p_is_within_it() -> None:
@@ -135,8 +165,8 @@ def test_the_order_of_the_filters() -> None:
 
 def test_the_repetition_penalty_counts_a_token_once() -> None:
     """Seen tokens: positive logits are divided, negative ones multiplied, however often they were seen."""
-    got = process_logits(np.array([[2.0, -2.0, 1.0]]), SamplingOptions(repetition_penalty=2.0), [[0, 1, 0, 0]])
-    np.testing.assert_allclose(got, log_softmax(np.array([[1.0, -4.0, 1.0]])), rtol=0, atol=8 * EPS)
+    got = process_logits(np.array([[2.0, -2.0, 1.0, 0.5]]), SamplingOptions(repetition_penalty=2.0), [[0, 1, 0, 0, 3]])
+    np.testing.assert_allclose(got, log_softmax(np.array([[1.0, -4.0, 1.0, 0.25]])), rtol=0, atol=8 * EPS)
 
 
 @given(rows)
@@ -172,7 +202,8 @@ def test_a_tiny_temperature_is_greedy() -> None:
     """No temperature above 0 overflows: the smallest leaves the highest logit."""
     for dtype in (np.float16, np.float32, np.float64):
         for top_p in (None, 0.9):
-            got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(5e-324, top_p=top_p))
+            with np.errstate(over="raise"):
+                got = process_logits(np.array([[100.0, 101.0, -3.0]], dtype), SamplingOptions(5e-324, top_p=top_p))
             assert got.tolist() == [[-math.inf, 0.0, -math.inf]]
     assert kept([1.0, 1.0, 0.0], temperature=5e-324, top_p=0.9) == [0, 1]
 
@@ -213,6 +244,24 @@ def test_blocks_do_not_change_what_is_drawn(weights: list[int], uniform: float, 
         patch.setattr(sampling, "BLOCK", block)
         drawn = sampling._drawn(np.array(weights, float), uniform)
     assert drawn == int(np.flatnonzero(np.cumsum(weights) > uniform * sum(weights))[0])
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 256])
+def test_draws_on_either_side_of_each_border(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A millionth below a cumulative sum draws the id that it ends with, a millionth above it the next one of some weight."""
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    weights = np.array([1.0, 0.0, 2.0, 3.0, 1.0, 0.0, 0.0, 1.0, 4.0, 2.0])
+    some = np.flatnonzero(weights)
+    for n, border in enumerate(weights.cumsum()[some[:-1]] / weights.sum()):
+        assert sampling._drawn(weights, border - 1e-6) == some[n] and sampling._drawn(weights, border + 1e-6) == some[n + 1]
+
+
+def test_a_block_of_little_weight_is_not_passed() -> None:
+    """The highest draw is the last id, however little the last block weighs beside the rounding of the sums before it."""
+    for n in range(1, 40):
+        for tiny in 10.0 ** -np.linspace(5.5, 14.0, 35):
+            weights = np.concatenate([np.full(256, 1.0 / 3.0), np.full(n, tiny)])
+            assert sampling._drawn(weights, 1.0 - EPS / 2) < len(weights)
 
 
 @given(rows, options, st.integers(1, 12), blocks)
@@ -267,6 +316,19 @@ def test_log_softmax_is_normalised(logits: np.ndarray) -> None:
     np.testing.assert_allclose(got - got[:, :1], logits.astype(np.float64) - logits[:, :1], rtol=0, atol=slack)
 
 
+def test_log_softmax_of_any_shape_and_size() -> None:
+    """Over the last of one axis or of three, row by row, of logits whose exponentials no float holds; a broken row is found anywhere."""
+    for shape in ((2,), (1, 2), (3, 4, 2)):
+        got = log_softmax(np.broadcast_to([1e4, 1e4], shape))
+        np.testing.assert_allclose(got, np.full(shape, -math.log(2.0)), rtol=0, atol=4 * EPS)
+    apart = log_softmax(np.array([[0.0, 0.0], [1e4, 1e4]]))
+    np.testing.assert_allclose(apart, np.full((2, 2), -math.log(2.0)), rtol=0, atol=4 * EPS)
+    broken = np.zeros((2, 3, 2))
+    broken[1, 2] = -np.inf
+    with pytest.raises(MissingError, match="NaN or infinite"):
+        log_softmax(broken)
+
+
 # ── what is refused ──
 
 @pytest.mark.parametrize("bad", [
@@ -279,6 +341,22 @@ def test_options_out_of_range_are_named(bad: dict) -> None:
     (name, value), = bad.items()
     with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be .*, not {value}$"):
         SamplingOptions(**bad)
+
+
+def test_options_at_their_borders() -> None:
+    """The ends of a range that belong to it are taken, those that do not are refused, and so is what is just beyond."""
+    for good in ({"temperature": 0.0}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-30}, {"top_p": 1.0}, {"min_p": 0.0},
+                 {"min_p": 1.0}, {"repetition_penalty": 1e-30}):
+        SamplingOptions(**good)
+    beyond = float(np.nextafter(1.0, 2.0))
+    for bad, words in (({"top_p": beyond}, "above 0 and at most 1"), ({"min_p": beyond}, "from 0 to 1"), ({"top_k": 0}, "1 or more"),
+                       ({"temperature": -1e-300}, "a finite number from 0 on (0 is greedy)"), ({"min_p": -1e-300}, "from 0 to 1"),
+                       ({"top_k": 2.5}, "a whole number"), ({"temperature": "hot"}, "a finite number from 0 on (0 is greedy)"),
+                       ({"temperature": None}, "a finite number from 0 on (0 is greedy)"), ({"greedy": 1}, "True or False")):
+        (name, value), = bad.items()
+        with pytest.raises(UsageError) as caught:
+            SamplingOptions(**bad)
+        assert str(caught.value) == f"--{name.replace('_', '-')} must be {words}, not {value}"
 
 
 @pytest.mark.parametrize("broken", [[1.0, math.nan], [math.nan, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
