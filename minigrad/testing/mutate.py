@@ -14,7 +14,6 @@ import copy
 import importlib.util
 import inspect
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from ..op import REGISTRY, Op, Rule, Saved
 from .check import examine
 from .domains import lines_of
 from .laws import LAWS
+from .mutate_text import alternatives, compiled, replaced
 
 # The laws that are likely to notice come first, and the slowest last.
 ORDER = sorted(LAWS, key=lambda law: {"adjoint": 0, "torch": 1, "value": 2, "third_adjoint": 4}.get(law, 3))
@@ -39,8 +39,6 @@ EQUIVALENT: dict[str, str] = {
     "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
     "relu: ∂x: x kept for out": "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",
 }
-COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt,
-                                                       ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 
 
 @dataclass(frozen=True)
@@ -62,64 +60,8 @@ def source_of(f: Callable[..., Any]) -> ast.Lambda | ast.FunctionDef:
     names = f.__code__.co_varnames[:f.__code__.co_argcount]
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef) and tuple(a.arg for a in n.args.args) == names
              and n.lineno == f.__code__.co_firstlineno and getattr(n, "name", "<lambda>") == f.__name__]
-    same = [n for n in found if _compiled(n, f).__code__.co_code == f.__code__.co_code] or found
+    same = [n for n in found if compiled(n, f).__code__.co_code == f.__code__.co_code] or found
     return same[0]
-
-
-def _compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that a syntax tree says, among the names that `like` sees."""
-    scope: dict[str, Any] = {}
-    if isinstance(node, ast.Lambda):
-        body: Any = ast.Module([ast.Assign([ast.Name("made", ast.Store())], copy.deepcopy(node))], [])
-    else:
-        body = ast.Module([copy.deepcopy(node)], [])
-        body.body[0].name, body.body[0].decorator_list = "made", []
-    cells = dict(zip(like.__code__.co_freevars, [c.cell_contents for c in like.__closure__ or ()]))
-    exec(compile(ast.fix_missing_locations(body), "<mutant>", "exec"), {**like.__globals__, **cells}, scope)
-    return scope["made"]
-
-
-def _alternatives(node: ast.AST, op: Op) -> Iterator[tuple[str, ast.AST]]:
-    """What could stand in the place of one piece of a rule's text, and would be wrong."""
-    def say(n: ast.AST) -> str:
-        return textwrap.shorten(ast.unparse(n), 60, placeholder="…")
-
-    def instead(new: ast.AST) -> tuple[str, ast.AST]:
-        return f"{say(new)} for {say(node)}", new
-
-    if isinstance(node, ast.BinOp):
-        if isinstance(node.op, ast.Add | ast.Sub):
-            yield instead(node.left)
-            yield instead(node.right)
-            yield instead(ast.BinOp(node.left, ast.Sub() if isinstance(node.op, ast.Add) else ast.Add(), node.right))
-        elif isinstance(node.op, ast.Mult | ast.Div):
-            yield instead(node.left)
-            if isinstance(node.op, ast.Mult):
-                yield instead(node.right)
-            yield instead(ast.BinOp(node.left, ast.Div() if isinstance(node.op, ast.Mult) else ast.Mult(), node.right))
-        elif isinstance(node.op, ast.Pow):
-            yield instead(node.left)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
-        yield instead(node.operand)
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
-        other = COMPARISONS.get(type(node.ops[0]))
-        if other:
-            yield instead(ast.Compare(node.left, [other()], node.comparators))
-    elif isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
-        yield instead(ast.Constant(node.value * 1.01))
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 and node.func.id in REGISTRY:
-        if (node.func.id not in ("reshape", "broadcast_to") or not node.keywords) and not isinstance(node.args[0], ast.Starred):
-            yield f"no {node.func.id}: {say(node)}", node.args[0]
-        for i, k in enumerate(node.keywords):
-            value: ast.AST | None = None
-            if k.arg in ("axis", "axis0", "axis1") and not isinstance(k.value, ast.Constant):
-                value = ast.Constant(0)
-            elif k.arg == "axis" or (k.arg == "keepdims" and isinstance(k.value, ast.Constant)):
-                value = ast.Constant(0 if k.arg == "axis" else False)
-            if value is not None:
-                new = copy.deepcopy(node)
-                new.keywords[i].value = value  # type: ignore[assignment]
-                yield instead(new)
 
 
 def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -128,10 +70,9 @@ def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
         return [n for part in (tree.body if isinstance(tree.body, list) else [tree.body]) for n in ast.walk(part)]
 
     tree = source_of(rule.function)
-    for place, node in enumerate(pieces(tree)):
-        for what, new in _alternatives(node, op):
-            changed = copy.deepcopy(tree)
-            yield what, _compiled(_Replace(pieces(changed)[place], new).visit(changed), rule.function)
+    for node in pieces(tree):
+        for what, new in alternatives(node):
+            yield what, compiled(replaced(tree, node, new), rule.function)
     residuals = [n for n in rule.needs if n not in op.settings]
     for name in residuals:                              # another residual under the same name
         for other in [*op.args, "out"]:
@@ -142,15 +83,7 @@ def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
                 for n in ast.walk(changed):
                     if isinstance(n, ast.Name) and n.id == name:
                         n.id = other
-                yield f"{other} kept for {name}", _compiled(changed, rule.function)
-
-
-class _Replace(ast.NodeTransformer):
-    def __init__(self, old: ast.AST, new: ast.AST) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> Any:
-        return self.new if node is self.old else super().generic_visit(node)
+                yield f"{other} kept for {name}", compiled(changed, rule.function)
 
 
 # ── mutants ──

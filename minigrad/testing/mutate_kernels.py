@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import copy
 import inspect
 import sys
-import textwrap
 import time
 import types
 from collections import Counter
@@ -31,7 +29,8 @@ from ..op import REGISTRY
 from .check import examine
 from .domains import lines_of
 from .large import CASES, judge
-from .mutate import _alternatives, _compiled, _Replace, _set
+from .mutate import _set
+from .mutate_text import alternatives, blocks, call, changed, compiled, plus, ran, replaced, statements, times
 from .sizes import small_sizes
 
 MODULES = (numpy_kernels, numpy_attention, numpy_classifier, numpy_panels, blas)
@@ -121,9 +120,9 @@ class Mutant:
     @contextlib.contextmanager
     def install(self) -> Iterator[None]:
         """Inside the block the backend has the mutant wherever it had the function."""
-        made = _compiled(self.made(), self.function)
+        made = compiled(self.made(), self.function)
         changed.clear()
-        made.__globals__.update(_times=_times, _plus=_plus, _ran=_ran)
+        made.__globals__.update(_times=times, _plus=plus, _ran=ran)
         kernels = {key: made if f is self.function else f for key, f in backend.cpu.kernels.items()}
         with contextlib.ExitStack() as stack:
             stack.enter_context(_set(backend.cpu, "kernels", kernels))
@@ -132,33 +131,6 @@ class Mutant:
                     if value is self.function:
                         stack.enter_context(_set(module, name, made))
             yield
-
-
-# ── what a mutant calls ──
-def _float(x: Any) -> bool:
-    return isinstance(x, float) or getattr(x, "dtype", np.dtype(bool)).kind == "f"
-
-
-def _times(x: Any) -> Any:
-    return _noted(x, x * 1.0001) if _float(x) else x
-
-
-def _plus(x: Any) -> Any:
-    return _noted(x, x + 1e-5 * np.abs(x).max(initial=0.0)) if _float(x) else x
-
-
-def _ran(x: Any) -> Any:
-    changed.append(True)
-    return x
-
-
-def _noted(old: Any, new: Any) -> Any:
-    if not np.array_equal(old, new, equal_nan=True):
-        changed.append(True)
-    return new
-
-
-changed: list[bool] = []                                # whether a mutant's own text was run since it was installed, and changed a number
 
 
 # ── which functions, and who calls them ──
@@ -185,68 +157,9 @@ def kernels_with(function: types.FunctionType) -> list[str]:
 
 
 # ── texts ──
-def _say(node: ast.AST) -> str:
-    return textwrap.shorten(ast.unparse(node), 60, placeholder="…")
-
-
-def _written(node: ast.stmt) -> ast.expr | None:
-    """What a statement writes in place: the target of x += y, or the `out` of a call."""
-    if isinstance(node, ast.AugAssign):
-        return node.target
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        return next((k.value for k in node.value.keywords if k.arg == "out"), None)
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
-        return node.targets[0]
-    return None
-
-
-def _loaded(node: ast.expr) -> ast.expr:
-    new = copy.deepcopy(node)
-    for n in ast.walk(new):
-        if hasattr(n, "ctx"):
-            n.ctx = ast.Load()
-    return new
-
-
-def _call(name: str, node: ast.expr) -> ast.Call:
-    return ast.Call(ast.Name(name, ast.Load()), [node], [])
-
-
-def _statements(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """What could stand in the place of a statement, and would be wrong."""
-    if isinstance(node, ast.stmt) and (target := _written(node)) is not None:
-        yield f"without {_say(node)}", ast.Pass()
-        for how, what in (("_times", "times 1.0001"), ("_plus", "plus 1e-5")):
-            place = copy.deepcopy(target) if isinstance(target, ast.Subscript) else ast.Subscript(_loaded(target), ast.Constant(...))
-            place.ctx = ast.Store()
-            spoil = ast.Assign([place], _call(how, _loaded(target)))
-            yield f"{what} after {_say(node)}", ast.If(ast.Constant(True), [copy.deepcopy(node), spoil], [])
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield f"without {_say(node)}", ast.Pass()
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.BinOp) and not ast.unparse(node.value).startswith("Saved("):
-        for how, what in (("_times", "times 1.0001"), ("_plus", "plus 1e-5")):
-            yield f"{what} in {_say(node)}", ast.Return(_call(how, node.value))
-    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call | ast.BinOp) \
-            and not ast.unparse(node.value).startswith(("np.empty", "memory[", "other[", "min(", "max(", "len(")):
-        for how, what in (("_times", "times 1.0001"), ("_plus", "plus 1e-5")):
-            yield f"{what} in {_say(node)}", ast.Assign(node.targets, _call(how, node.value))
-
-
 def _ways(node: ast.AST) -> bool:
     """Whether this is an `if` that ends the function another way, such as the op's own text: either way must be right."""
     return isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Return)
-
-
-def _expressions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """ε outside the root, and blocks that are left out."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sqrt") and isinstance(node.args[0], ast.BinOp) \
-            and isinstance(node.args[0].op, ast.Add):
-        yield f"outside of {_say(node)}", ast.BinOp(ast.Call(node.func, [node.args[0].left], []), ast.Add(), node.args[0].right)
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and len(node.args) == 3:
-        start, stop, step = node.args
-        yield f"the first block left out of {_say(node)}", ast.Call(node.func, [ast.BinOp(start, ast.Add(), step), stop, step], [])
-        whole = ast.BinOp(stop, ast.Sub(), ast.BinOp(step, ast.Sub(), ast.Constant(1)))
-        yield f"a last block that is not full left out of {_say(node)}", ast.Call(node.func, [start, whole, step], [])
 
 
 def _about_sizes(node: ast.AST) -> bool:
@@ -263,7 +176,7 @@ def _settings(function: Callable[..., Any], tree: ast.FunctionDef) -> Iterator[t
     for name, default in defaults.items():
         if name in inspect.signature(function).parameters and default is not inspect.Parameter.empty and name != "wants":
             first = ast.Assign([ast.Name(name, ast.Store())], ast.Constant(default))
-            yield f"{name} ignored", partial(_replaced, tree, 0, ast.If(ast.Constant(True), [first, tree.body[0]], []))
+            yield f"{name} ignored", partial(replaced, tree, tree.body[0], ast.If(ast.Constant(True), [first, tree.body[0]], []))
 
 
 def mutants(function: types.FunctionType) -> Iterator[Mutant]:
@@ -278,7 +191,7 @@ def _texts(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], ast
     (tree,) = ast.parse(inspect.getsource(function)).body
     assert isinstance(tree, ast.FunctionDef)
 
-    every = _pieces(tree)
+    every = [n for statement in tree.body for n in ast.walk(statement)]
 
     def inside(names: set[str]) -> set[int]:
         """Which pieces are arguments of a call to one of these."""
@@ -294,27 +207,16 @@ def _texts(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], ast
 
     yield from _settings(function, tree)
     for place, node in enumerate(every):
-        ways = [*_statements(node), *_expressions(node)]
+        ways = [*statements(node), *blocks(node)]
         if not _about_sizes(node) and place not in apart and function is not blas.matmul:      # which gives pointers to BLAS
-            ways += list(_alternatives(node, None))  # type: ignore[arg-type]
+            ways += alternatives(node)
         for what, new in ways:
             if isinstance(new, ast.expr):
-                new = _call("_ran", new)
+                new = call("_ran", new)
             elif "1.0001" not in what and "1e-5" not in what:       # these note by themselves whether they change anything
                 assert isinstance(new, ast.stmt)
-                new = ast.If(_call("_ran", ast.Constant(True)), [new], [])
-            yield what, partial(_replaced, tree, place, new)
-
-
-def _pieces(tree: ast.FunctionDef) -> list[ast.AST]:
-    return [n for statement in tree.body for n in ast.walk(statement)]
-
-
-def _replaced(tree: ast.FunctionDef, place: int, new: ast.AST) -> ast.FunctionDef:
-    """A copy of the tree with another piece at a place."""
-    copied = copy.deepcopy(tree)
-    made: ast.FunctionDef = _Replace(_pieces(copied)[place], copy.deepcopy(new)).visit(copied)
-    return made
+                new = ast.If(call("_ran", ast.Constant(True)), [new], [])
+            yield what, partial(replaced, tree, node, new)
 
 
 # ── judging ──

@@ -1,0 +1,321 @@
+"""Mutants of a function's text: what could stand in the place of one piece of it, and would be wrong.
+
+`mutate` asks for `alternatives` of rules, `mutate_kernels` for those and `statements` and `blocks` of kernels, and
+`spoiled` and `decisions` are for all other code: optimizers, random numbers, decoding. Each gives pairs of what is
+changed, in words, and the piece that stands there instead; `replaced` puts it there.
+"""
+from __future__ import annotations
+
+import ast
+import copy
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..op import REGISTRY
+
+Tree = TypeVar("Tree", bound=ast.AST)
+Change = tuple[str, ast.AST]
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
+FACTORS = (("_times", "times 1.0001"), ("_plus", "plus 1e-5"))
+
+
+# ── pieces ──
+def say(node: ast.AST) -> str:
+    """A piece as it is written, cut short."""
+    return textwrap.shorten(ast.unparse(node), 60, placeholder="…")
+
+
+def call(name: str, node: ast.expr) -> ast.Call:
+    """The piece `name(node)`."""
+    return ast.Call(ast.Name(name, ast.Load()), [node], [])
+
+
+class Replace(ast.NodeTransformer):
+    """Puts `new` in the place of the one piece `old`."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else super().generic_visit(node)
+
+
+def replaced(tree: Tree, old: ast.AST, new: ast.AST) -> Tree:
+    """A copy of the tree with `new` in the place of its piece `old`."""
+    copies: dict[int, Any] = {}
+    copied = copy.deepcopy(tree, copies)
+    made: Tree = Replace(copies[id(old)], copy.deepcopy(new)).visit(copied)
+    return made
+
+
+def compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a syntax tree says, among the names that `like` sees."""
+    scope: dict[str, Any] = {}
+    if isinstance(node, ast.Lambda):
+        body: Any = ast.Module([ast.Assign([ast.Name("made", ast.Store())], copy.deepcopy(node))], [])
+    else:
+        body = ast.Module([copy.deepcopy(node)], [])
+        body.body[0].name, body.body[0].decorator_list = "made", []
+    cells = dict(zip(like.__code__.co_freevars, [c.cell_contents for c in like.__closure__ or ()]))
+    exec(compile(ast.fix_missing_locations(body), "<mutant>", "exec"), {**like.__globals__, **cells}, scope)
+    return scope["made"]
+
+
+# ── what a mutant calls ──
+changed: list[bool] = []                                # whether a mutant's own text was run since this was cleared, and changed a number
+
+
+def is_float(x: Any) -> bool:
+    """Whether x is a float of Python's, or an array of floats."""
+    return isinstance(x, float) or getattr(x, "dtype", np.dtype(bool)).kind == "f"
+
+
+def times(x: Any) -> Any:
+    """`_times` in a mutant's text."""
+    return _noted(x, x * 1.0001) if is_float(x) else x
+
+
+def plus(x: Any) -> Any:
+    """`_plus` in a mutant's text: x, off by 1e-5 of its largest number."""
+    return _noted(x, x + 1e-5 * np.abs(x).max(initial=0.0)) if is_float(x) else x
+
+
+def ran(x: Any) -> Any:
+    """`_ran` in a mutant's text."""
+    changed.append(True)
+    return x
+
+
+def _noted(old: Any, new: Any) -> Any:
+    if not np.array_equal(old, new, equal_nan=True):
+        changed.append(True)
+    return new
+
+
+# ── arithmetic: of rules, and of kernels ──
+def alternatives(node: ast.AST) -> Iterator[Change]:
+    """What could stand in the place of one piece of a rule's text."""
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Add | ast.Sub):
+            yield _instead(node, node.left)
+            yield _instead(node, node.right)
+            yield _instead(node, _other(node))
+        elif isinstance(node.op, ast.Mult | ast.Div):
+            yield _instead(node, node.left)
+            if isinstance(node.op, ast.Mult):
+                yield _instead(node, node.right)
+            yield _instead(node, _other(node))
+        elif isinstance(node.op, ast.Pow):
+            yield _instead(node, node.left)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield _instead(node, node.operand)
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        if not isinstance(node.ops[0], ast.Is | ast.IsNot | ast.In | ast.NotIn):
+            yield _instead(node, ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
+        yield _instead(node, ast.Constant(node.value * 1.01))
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 and node.func.id in REGISTRY:
+        if (node.func.id not in ("reshape", "broadcast_to") or not node.keywords) and not isinstance(node.args[0], ast.Starred):
+            yield f"no {node.func.id}: {say(node)}", node.args[0]
+        for i, k in enumerate(node.keywords):
+            value: ast.AST | None = None
+            if k.arg in ("axis", "axis0", "axis1") and not isinstance(k.value, ast.Constant):
+                value = ast.Constant(0)
+            elif k.arg == "axis" or (k.arg == "keepdims" and isinstance(k.value, ast.Constant)):
+                value = ast.Constant(0 if k.arg == "axis" else False)
+            if value is not None:
+                other = copy.deepcopy(node)
+                other.keywords[i].value = value  # type: ignore[assignment]
+                yield _instead(node, other)
+
+
+def _instead(node: ast.AST, new: ast.AST) -> Change:
+    return f"{say(new)} for {say(node)}", new
+
+
+def _with(node: ast.AST, **fields: Any) -> ast.AST:
+    """The piece with other fields."""
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+def _other(node: ast.BinOp) -> ast.BinOp:
+    """The same with + for −, − for +, × for ÷ or ÷ for ×."""
+    other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}[type(node.op)]  # type: ignore[index]
+    return ast.BinOp(node.left, other(), node.right)
+
+
+# ── statements and blocks: of kernels, which write in place ──
+def written(node: ast.stmt) -> ast.expr | None:
+    """What a statement writes in place: the target of x += y, or the `out` of a call."""
+    if isinstance(node, ast.AugAssign):
+        return node.target
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return next((k.value for k in node.value.keywords if k.arg == "out"), None)
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        return node.targets[0]
+    return None
+
+
+def _loaded(node: ast.expr) -> ast.expr:
+    new = copy.deepcopy(node)
+    for n in ast.walk(new):
+        if hasattr(n, "ctx"):
+            n.ctx = ast.Load()
+    return new
+
+
+def statements(node: ast.AST) -> Iterator[Change]:
+    """What could stand in the place of a statement."""
+    if isinstance(node, ast.stmt) and (target := written(node)) is not None:
+        yield f"without {say(node)}", ast.Pass()
+        for how, what in FACTORS:
+            place = copy.deepcopy(target) if isinstance(target, ast.Subscript) else ast.Subscript(_loaded(target), ast.Constant(...))
+            place.ctx = ast.Store()
+            spoil = ast.Assign([place], call(how, _loaded(target)))
+            yield f"{what} after {say(node)}", ast.If(ast.Constant(True), [copy.deepcopy(node), spoil], [])
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield f"without {say(node)}", ast.Pass()
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.BinOp) and not ast.unparse(node.value).startswith("Saved("):
+        for how, what in FACTORS:
+            yield f"{what} in {say(node)}", ast.Return(call(how, node.value))
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call | ast.BinOp) \
+            and not ast.unparse(node.value).startswith(("np.empty", "memory[", "other[", "min(", "max(", "len(")):
+        for how, what in FACTORS:
+            yield f"{what} in {say(node)}", ast.Assign(node.targets, call(how, node.value))
+
+
+def blocks(node: ast.AST) -> Iterator[Change]:
+    """ε outside the root, and blocks that are left out."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sqrt") and isinstance(node.args[0], ast.BinOp) \
+            and isinstance(node.args[0].op, ast.Add):
+        yield f"outside of {say(node)}", ast.BinOp(ast.Call(node.func, [node.args[0].left], []), ast.Add(), node.args[0].right)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and len(node.args) == 3:
+        start, stop, step = node.args
+        yield f"the first block left out of {say(node)}", ast.Call(node.func, [ast.BinOp(start, ast.Add(), step), stop, step], [])
+        whole = ast.BinOp(stop, ast.Sub(), ast.BinOp(step, ast.Sub(), ast.Constant(1)))
+        yield f"a last block that is not full left out of {say(node)}", ast.Call(node.func, [start, whole, step], [])
+
+
+# ── decisions and settings: of all other code ──
+def own_pieces(tree: ast.AST) -> Iterator[ast.AST]:
+    """The pieces of a function that say what it does: no docstring, annotation or default, and no text of a message."""
+    if isinstance(tree, ast.FunctionDef | ast.Lambda):
+        inside: Any = tree.body if isinstance(tree.body, list) else [tree.body]
+        inside = inside[isinstance(tree, ast.FunctionDef) and ast.get_docstring(tree) is not None:]
+    else:
+        yield tree
+        if isinstance(tree, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom):
+            return
+        inside = (n for name, value in ast.iter_fields(tree) if name != "annotation"
+                  for n in (value if isinstance(value, list) else [value]) if isinstance(n, ast.AST))
+    for n in inside:
+        yield from own_pieces(n)
+
+
+def spots(tree: ast.FunctionDef) -> list[ast.expr]:
+    """What a function computes: the values of its assignments, and what it returns."""
+    kinds = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Return | ast.NamedExpr
+    found = [n.value for n in own_pieces(tree) if isinstance(n, kinds) and n.value is not None]
+    each = [v for value in found for v in (value.elts if isinstance(value, ast.Tuple) else [value])]
+    no_number = ast.Constant | ast.Compare | ast.BoolOp | ast.Lambda | ast.JoinedStr | ast.Starred
+    return [v for v in each if not isinstance(v, no_number)]
+
+
+def spoiled(value: ast.expr) -> Iterator[Change]:
+    """What is computed there, a little off."""
+    for how, what in FACTORS:
+        yield f"{what}: {say(value)}", call(how, value)
+
+
+def settings(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
+    """A setting ignored, or its default moved: what is changed, the function's first statement, and what stands there instead."""
+    first = tree.body[ast.get_docstring(tree) is not None]
+    plain, named = tree.args.posonlyargs + tree.args.args, tree.args.kwonlyargs
+    given = [*zip(plain[len(plain) - len(tree.args.defaults):], tree.args.defaults), *zip(named, tree.args.kw_defaults)]
+    for arg, default in given:
+        if default is not None:
+            instead = ast.Assign([ast.Name(arg.arg, ast.Store())], default)
+            yield f"{arg.arg} ignored", first, ast.If(ast.Constant(True), [instead, first], [])
+            for n in ast.walk(default):
+                for _, new in decisions(n):
+                    moved = replaced(ast.Expression(default), n, new).body
+                    same = ast.Compare(ast.Name(arg.arg, ast.Load()), [ast.Eq()], [default])
+                    move = ast.If(same, [ast.Assign([ast.Name(arg.arg, ast.Store())], moved)], [])
+                    yield f"{arg.arg}={say(moved)} by default", first, ast.If(ast.Constant(True), [move, first], [])
+
+
+def decisions(node: ast.AST) -> Iterator[Change]:
+    """What could stand in the place of one piece of a program: another border, condition, count, place, number or step."""
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            ops = [*node.ops[:i], COMPARISONS[type(op)](), *node.ops[i + 1:]]
+            yield _instead(node, ast.Compare(node.left, ops, node.comparators))
+    elif isinstance(node, ast.BoolOp):
+        for i, value in enumerate(node.values):
+            rest = node.values[:i] + node.values[i + 1:]
+            yield f"without {say(value)} in {say(node)}", ast.BoolOp(node.op, rest) if len(rest) > 1 else rest[0]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
+        yield _instead(node, node.operand)
+    elif isinstance(node, ast.If | ast.IfExp | ast.While):
+        if not isinstance(node.test, ast.Compare | ast.BoolOp | ast.UnaryOp):
+            yield f"not {say(node.test)}", _with(node, test=ast.UnaryOp(ast.Not(), node.test))
+    elif isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
+            yield _instead(node, _other(node))
+        if isinstance(node.op, ast.FloorDiv):
+            yield _instead(node, ast.BinOp(node, ast.Add(), ast.Constant(1)))
+        else:
+            yield _instead(node, node.left)
+    elif isinstance(node, ast.Constant):
+        number = node.value
+        if isinstance(number, bool):
+            yield _instead(node, ast.Constant(not number))
+        elif isinstance(number, int):
+            yield _instead(node, ast.Constant(number + 1))
+        elif isinstance(number, float):
+            yield _instead(node, ast.Constant(number * (10.0 if abs(number) < 1e-3 else 1.0001) or 1e-5))
+    elif isinstance(node, ast.Slice):
+        for name, step in (("lower", ast.Add()), ("upper", ast.Sub())):
+            bound = getattr(node, name)
+            if bound is not None and not isinstance(bound, ast.Constant):
+                yield _instead(node, _with(node, **{name: ast.BinOp(bound, step, ast.Constant(1))}))
+    elif isinstance(node, ast.Call):
+        yield from _calls(node)
+    elif isinstance(node, ast.comprehension) and node.ifs:
+        yield f"without the condition of{ast.unparse(node)}", _with(node, ifs=[])
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and len(node.targets[0].elts) == 2:
+        turned = ast.Tuple(node.targets[0].elts[::-1], ast.Store())
+        yield f"swapped: {say(node)}", ast.Assign([turned], node.value)
+    elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple):
+        yield f"without {say(node)}", ast.Pass()
+    elif isinstance(node, ast.AugAssign | ast.Raise | ast.Continue | ast.Break) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and "super()" not in ast.unparse(node)):
+        yield f"without {say(node)}", ast.Pass()
+
+
+def _calls(node: ast.Call) -> Iterator[Change]:
+    """A call without one of its settings, or of another count or extreme."""
+    name = ast.unparse(node.func).rpartition(".")[2]
+    for k in node.keywords:
+        if k.arg is not None and not (isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)):
+            yield f"no {k.arg} in {say(node)}", ast.Call(node.func, node.args, [o for o in node.keywords if o is not k])
+    if name in ("min", "max") and len(node.args) == 2 and not node.keywords:
+        yield _instead(node, node.args[0])
+        yield _instead(node, node.args[1])
+    elif name in ("all", "any") and isinstance(node.func, ast.Name):
+        yield _instead(node, ast.Call(ast.Name("any" if name == "all" else "all", ast.Load()), node.args, []))
+    elif name in ("range", "islice"):
+        if len(node.args) < 3:
+            fewer = ast.BinOp(node.args[-1], ast.Sub(), ast.Constant(1))
+            yield _instead(node, ast.Call(node.func, [*node.args[:-1], fewer], []))
+    elif name == "sqrt":
+        yield _instead(node, node.args[0])
+    yield from blocks(node)
