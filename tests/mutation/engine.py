@@ -19,6 +19,7 @@ from typing import Any
 from engine_mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
+QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 # from quick to slow
 GROUPS = [["test_copies"], ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
           ["test_versions", "test_memory", "test_transforms", "test_threads"],
@@ -62,22 +63,26 @@ class Mutate(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, file, loader=Loader(name, file))
 
 
+class Unshrunk:
+    """A plugin for pytest: Hypothesis asks the same examples each time, and a failure is one without being made small."""
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        from hypothesis import Phase, settings
+
+        phases = [Phase.explicit, Phase.generate]
+        settings.register_profile("mutation", settings.default, phases=phases, derandomize=True, database=None)
+        settings.load_profile("mutation")
+
+
 def run_one(number: int, files: list[str]) -> int:
     """pytest over `files` with mutant `number` in the place of its module, to the first failure, without shrinking it."""
     import pytest
-    from hypothesis import Phase, settings
 
     _, module, qualname, old, new = MUTANTS[number]
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, Mutate(module, mutated(file_of(module), qualname, old, new)))
 
-    class Plugin:
-        def pytest_sessionstart(self, session: Any) -> None:
-            phases = [Phase.explicit, Phase.generate]
-            settings.register_profile("mutation", settings.default, phases=phases, derandomize=True, database=None)
-            settings.load_profile("mutation")
-
-    return int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", *files], plugins=[Plugin()]))
+    return int(pytest.main([*QUIET, "--tb=line", *files], plugins=[Unshrunk()]))
 
 
 def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0) -> str | None:

@@ -1,0 +1,60 @@
+"""Why a mutant of `functions.py` is no mistake, each by its name."""
+from __future__ import annotations
+
+SHIFT = "a number that is added to all logits of a row cancels in the softmax, and changes no order"
+ORDER = "a factor above 0 changes no order"
+LAST = "logits are [B, V] here: axis 1 is the last"
+ONE = "what is left out for 1 is a division by 1"
+MEMORY = "memory that is written before it is read"
+OUT = "the same numbers in other memory"
+MORE = "more bits are drawn than are used, and the same ones are used"
+
+EQUIVALENT: dict[str, str] = {
+    # random numbers
+    "minigrad.random._fill: len(out) for min(start + _BLOCK, len(out))": "each block draws all that comes after it too: slower, the same",
+    "minigrad.random._fill: times 1.0001: here.adopt(here.namespace.empty(math.prod(sizes),…": MEMORY,
+    "minigrad.random._fill: plus 1e-5: here.adopt(here.namespace.empty(math.prod(sizes),…": MEMORY,
+    "minigrad.random.permutation: no kind in raw_bits(backend.cpu, _key(key), index(n, 'permutation:…":
+        "two numbers of 64 bits are equal once in 2⁶⁴ pairs; then the order of the two would be NumPy's choice",
+    "minigrad.backend.bits.keep_mask_span: 3 for 2 in start // 2": MORE,
+    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + first for (stop + 1) // 2 - first": MORE,
+    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 for (stop + 1) // 2 - first": MORE,
+    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
+    "minigrad.backend.bits.keep_mask_span: 2 for 1 in stop + 1": MORE,
+    # sampling
+    "gpt2.sampling.process_logits: plus 1e-5: _penalized(logits, options, previous)": SHIFT,
+    "gpt2.sampling.choose: 1.0001 for 1.0 in options.repetition_penalty == 1.0": ONE,
+    "gpt2.sampling.choose: 1 for -1": LAST,
+    "gpt2.sampling.choose: no out in np.exp(x, out=x)": OUT,
+    "gpt2.sampling.choose: times 1.0001: logits if options.repetition_penalty == 1.0 else…": ORDER,
+    "gpt2.sampling.choose: plus 1e-5: logits if options.repetition_penalty == 1.0 else…": SHIFT,
+    "gpt2.sampling.log_softmax: plus 1e-5: _checked(logits.astype(np.float64))": SHIFT,
+    "gpt2.sampling.log_softmax: times 1.0001: x.max(axis=-1, keepdims=True)": SHIFT,
+    "gpt2.sampling.log_softmax: plus 1e-5: x.max(axis=-1, keepdims=True)": SHIFT,
+    "gpt2.sampling.top_logprobs: 1 for -1": LAST,
+    "gpt2.sampling.top_logprobs: 1 for -1 (2)": LAST,
+    "gpt2.sampling.top_logprobs: no axis in np.take_along_axis(x, ids, axis=-1)": "−1 is NumPy's default from 2.3 on; before, it has none",
+    "gpt2.sampling._checked: times 1.0001: logits.max(axis=-1)": "a finite number stays finite",
+    "gpt2.sampling._checked: plus 1e-5: logits.max(axis=-1)": "a finite number stays finite",
+    "gpt2.sampling._checked: plus 1e-5: logits": SHIFT,
+    "gpt2.sampling._penalized: 1.0001 for 1.0 in penalty != 1.0": ONE,
+    "gpt2.sampling._penalized: old <= 0 for old < 0": "0 times the penalty and 0 by it are both 0",
+    "gpt2.sampling._penalized: plus 1e-5: _checked(x)": SHIFT,
+    "gpt2.sampling._kept: options.top_k <= len(x) for options.top_k < len(x)": "all of them are the V highest",
+    "gpt2.sampling._kept: plus 1e-5: np.zeros(1)": SHIFT,
+    "gpt2.sampling._kept: plus 1e-5: x[ids]": SHIFT,
+    "gpt2.sampling._drawn: 2 for 1 in block + 1": "the draw lies in the first of the two blocks that are summed up",
+    "gpt2.sampling._shift: 1.0001 for 1.0 in temperature != 1.0": ONE,
+    "gpt2.sampling._weights: no out in np.exp(weights, out=weights)": OUT,
+    "gpt2.sampling._weights: plus 1e-5: x.copy()": SHIFT,
+    "gpt2.sampling._keep_nucleus: weights >= spare / len(x) for weights > spare / len(x)": "a token more is sorted",
+    "gpt2.sampling._highest: k < len(peaks) for k <= len(peaks)": "where it makes a difference all are looked at, and not some",
+    "gpt2.sampling._highest: times 1.0001: x[ids]": ORDER,
+    "gpt2.sampling._highest: plus 1e-5: x[ids]": SHIFT,
+    # lookup
+    "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
+    "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":
+        "a run longer than the text is the text, which was never followed by anything",
+    "gpt2.lookup.Lookup.propose: len(self.tokens) for min(LONGEST, len(self.tokens))":
+        "longer runs are looked for, and none was remembered",
+}
