@@ -97,18 +97,20 @@ def alternating(shape: tuple[int, ...]) -> Any:
 def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
     """|⟨error, truth⟩| as a share of what it may be   (tolerance.18): a factor that all numbers share stands out among many roundings.
 
-    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares (three standard
-    deviations are allowed); what they share is a factor, and a rounding or two of numbers of order 1 that go to the same side.
-    The share is the largest of that of all numbers and that of each row, because kernels work row by row.
+    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares, of which three times
+    as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3 times, three standard deviations
+    of errors that are uniform within their bounds. What numbers share is a factor, and a rounding or two of numbers of order 1
+    that go to the same side. The share is the largest of that of all numbers and that of each row, because kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
     shared = np.abs(truth) * np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way))
-    of_row = [np.sum(a, axis=-1) for a in (error * truth, shared, (truth * bounds) ** 2)]
+    squares = (3.0 if half(np.dtype(dtype)) else 9.0) * (truth * bounds) ** 2
+    of_row = [np.sum(a, axis=-1) for a in (error * truth, shared, squares)]
     return max(float(np.max(_share(*of_row), initial=0.0)), float(_share(*map(np.sum, of_row))))
 
 
 def _share(together: Any, shared: Any, squares: Any) -> Any:
-    may = shared + np.sqrt(3.0 * squares)               # what is uniform within a bound deviates by the bound over √3: thrice that
+    may = shared + np.sqrt(squares)
     return np.abs(together) / np.where(may > 0.0, may, np.inf)
 
 
