@@ -1,301 +1,463 @@
-"""What usually goes wrong in a forward pass of GPT-2: each bug is planted in our own model, to see whether it gives what a port has.
+"""What usually goes wrong on the way forward in a port of GPT-2: batches, weights that are loaded, each layer, and the loss.
 
-A bug is a line of BUGS: where it shows, what it is, and a function of the model and of the blocks it is in, which gives a model, changed
-or not, and the hooks that plant it. All is NumPy in float64, and spelled out.
+A mistake is a line of a table, see `planting.Bug`. The order is that of the computation.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import minigrad as mg
+from minigrad import Tensor
 
-from .hooks import BLOCK, EQUATIONS
-from .model import GPT2
+from .planting import (
+    Bug,
+    Here,
+    Plant,
+    Run,
+    at_point,
+    every,
+    in_blocks,
+    in_ids,
+    in_loss,
+    linear,
+    masked,
+    mean,
+    norms,
+    patterns,
+    root_mean_square,
+    scale_of,
+    softmax,
+    statistics,
+    stop,
+    transposed,
+)
 
-Planted = tuple[GPT2, dict[str, Any]]
-
-
-class Bug(NamedTuple):
-    """at: the end of the name of the first point that it changes. says: what it is, and what to do."""
-
-    at: str
-    says: str
-    plant: Callable[[GPT2, list[int]], Planted]
-
-
-# ── how bugs are planted ──
-def in_weights(part: str, edit: Callable[[GPT2, np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
-    """The parameter h.i.PART changed, in these blocks."""
-    def plant(model: GPT2, layers: list[int]) -> Planted:
-        own = {name: p.array for name, p in model.named_parameters()}
-        for i in layers:
-            own[f"h.{i}.{part}"] = np.ascontiguousarray(edit(model, own[f"h.{i}.{part}"]))
-        return GPT2(model.config, dtype="float64", explicit=True, parameters=own), {}
-
-    return plant
-
-
-def at_point(point: str, made: Callable[[GPT2, dict[str, Any], np.ndarray], np.ndarray],
-             *needs: str) -> Callable[[GPT2, list[int]], Planted]:
-    """Another value at a point of these blocks, or of the model: made(model, what passed at `needs` before and "layer", the value)."""
-    def plant(model: GPT2, layers: list[int]) -> Planted:
-        hooks: dict[str, Any] = {}
-        for i, prefix in [(i, f"blocks.{i}.") for i in layers] if point in BLOCK else [(0, "")]:
-            seen: dict[str, Any] = {"layer": i}
-
-            def keep(x: Any, name: str, seen: dict[str, Any] = seen, prefix: str = prefix) -> None:
-                seen[name.removeprefix(prefix)] = x.array
-
-            hooks |= {prefix + need: keep for need in needs}
-            hooks[prefix + point] = lambda x, name, seen=seen: made(model, seen, x.array)
-        return model, hooks
-
-    return plant
+CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
 
 
-def norms(made: Callable[..., np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
-    """Every LayerNorm of these blocks, and the last one, as made(x, weight, bias, eps) has it."""
-    def plant(model: GPT2, layers: list[int]) -> Planted:
-        hooks: dict[str, Any] = {}
-        seen: dict[str, np.ndarray] = {}
-
-        def keep(x: Any, name: str) -> None:
-            seen["x"] = x.array
-
-        def of(module: Any) -> Callable[[Any, str], np.ndarray]:
-            return lambda x, name: made(seen["x"], module.weight.array, module.bias.array, model.config.layer_norm_epsilon)
-
-        for i in range(model.config.n_layer):
-            hooks |= {f"blocks.{i}.{point}": keep for point in ("resid_pre", "resid_mid", "resid_post")}
-        for i in layers:
-            hooks[f"blocks.{i}.ln_1.out"], hooks[f"blocks.{i}.ln_2.out"] = of(model.h[i].ln_1), of(model.h[i].ln_2)
-        return model, hooks | {"ln_f.out": of(model.ln_f)}
-
-    return plant
-
-
-def patterns(made: Callable[[GPT2, np.ndarray, np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
-    """Attention weights as made(model, q kᵀ, what may be seen) has them."""
-    def weights(model: GPT2, seen: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-        scores = seen["attn.q"] @ np.swapaxes(seen["attn.k"], -1, -2)                      # [B, h, T, S]
-        return made(model, scores, np.tri(scores.shape[-1], dtype=bool))
-
-    return at_point("attn.pattern", weights, "attn.q", "attn.k")
-
-
-# ── what they compute ──
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(x - x.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
-def normalised(x: np.ndarray, eps: float, ddof: int = 0, axis: int = -1) -> np.ndarray:
-    return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, ddof=ddof, keepdims=True) + eps)
-
-
-def scale_of(model: GPT2) -> float:
-    return math.sqrt(model.config.n_embd // model.config.n_head)
-
-
-def masked(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    return np.where(seen, scores, -1e30)
-
-
-def other_layout(model: GPT2, a: np.ndarray, order: str) -> np.ndarray:
-    """The columns of c_attn as a port reads them that takes them for `order` and not for parts, heads, numbers."""
-    sizes = {"p": 3, "h": model.config.n_head, "k": model.config.n_embd // model.config.n_head}
-    columns = np.arange(a.shape[-1]).reshape([sizes[c] for c in order])
-    return a[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
-
-
-def other_parts(model: GPT2, a: np.ndarray, order: str) -> np.ndarray:
-    """The columns of c_attn as a port reads them that takes its thirds for `order`, such as "kqv"."""
-    thirds = np.split(a, 3, axis=-1)
-    return np.concatenate([thirds[order.index(part)] for part in "qkv"], axis=-1)
-
-
-def in_columns(edit: Callable[[GPT2, np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
-    """c_attn's columns, weight and bias, changed."""
-    def plant(model: GPT2, layers: list[int]) -> Planted:
-        for part in ("attn.c_attn.weight", "attn.c_attn.bias"):
-            model, _ = in_weights(part, edit)(model, layers)
-        return model, {}
-
-    return plant
-
-
-def unmerged(model: GPT2, z: np.ndarray, layer: int) -> np.ndarray:
-    """What c_proj makes of z [B, h, T, d/h] when it is reshaped to [B, T, d] as it lies."""
-    B, h, T, k = z.shape
-    own = model.h[layer].attn.c_proj
-    return z.reshape(B, T, h * k) @ own.weight.array + own.bias.array
-
-
-def positions(first: int) -> Callable[..., np.ndarray]:
-    def made(model: GPT2, seen: Any, x: np.ndarray) -> np.ndarray:
-        table = model.wpe.weight.array
-        return table[np.minimum(np.arange(first, first + x.shape[-2]), len(table) - 1)]
+# ── parts of formulas ──
+def positions(first: int) -> Callable[[Here, Tensor], Tensor]:
+    def made(here: Here, x: Tensor) -> Tensor:
+        table = here.model.wpe.weight
+        return mg.embedding(np.minimum(np.arange(first, first + x.shape[-2]), len(table) - 1), table)
 
     return made
 
 
-def transposed(model: GPT2, w: np.ndarray) -> np.ndarray:
-    """[in, out] as whoever takes the same memory for nn.Linear's [out, in] multiplies with it."""
-    return w.reshape(w.shape[::-1]).T
+def other_layout(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
+    """The columns of c_attn as a port reads them that takes them for `order` and not for parts, heads, numbers."""
+    sizes = {"p": 3, "h": here.model.config.n_head, "k": here.model.config.n_embd // here.model.config.n_head}
+    columns = np.arange(w.shape[-1]).reshape([sizes[c] for c in order])
+    return (x @ w + b)[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
 
 
-def zero(model: GPT2, w: np.ndarray) -> np.ndarray:
-    return np.zeros_like(w)
+def other_parts(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
+    """The columns of c_attn as a port reads them that takes its thirds for `order`, such as "kqv"."""
+    thirds = mg.split(x @ w + b, sections=3, axis=-1)
+    return mg.concat([thirds[order.index(part)] for part in "qkv"], axis=-1)
 
 
-def ones(model: GPT2, w: np.ndarray) -> np.ndarray:
-    return np.ones_like(w)
+def used_for(order: str) -> Plant:
+    """Attention itself takes its thirds for `order`, and Q, K and V are read where they are right."""
+    def role(here: Here, part: str) -> Tensor:
+        return here[f"attn.{'qkv'[order.index(part)]}"]
+
+    def weights(here: Here, x: Tensor) -> Tensor:
+        s = mg.matmul(role(here, "q"), role(here, "k").mT) * here.scale
+        seen = np.tri(s.shape[-1], dtype=bool)
+        return mg.where(seen, softmax(masked(s, seen)), 0.0)
+
+    return every(at_point("attn.pattern", weights),
+                 at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
 
 
-def layer_norm(at: str, point: str, weights: str) -> Callable[[GPT2, list[int]], Planted]:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    centred = x - mean(x)
+    return centred / root_mean_square(centred, eps) * weight + bias
+
+
+def norm_of(at: str, point: str, weights: str) -> Plant:
     """At `at`, the LayerNorm that has these weights, of what passes at `point`."""
-    def made(model: GPT2, seen: dict[str, Any], x: np.ndarray) -> np.ndarray:
-        own = getattr(model.h[seen["layer"]], weights)
-        return normalised(seen[point], model.config.layer_norm_epsilon) * own.weight.array + own.bias.array
+    def made(here: Here, x: Tensor) -> Tensor:
+        own = getattr(here.block, weights)
+        return layer_norm(here[point], own.weight, own.bias, here.model.config.layer_norm_epsilon)
 
-    return at_point(at, made, point)
-
-
-def gelu(approximate: str) -> Callable[[GPT2, list[int]], Planted]:
-    return at_point("mlp.act", lambda m, seen, x: m.F.gelu(mg.Tensor(seen["mlp.pre"]), approximate=approximate).array, "mlp.pre")
+    return at_point(at, made)
 
 
-def act(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[GPT2, list[int]], Planted]:
-    return at_point("mlp.act", lambda model, seen, x: f(seen["mlp.pre"]), "mlp.pre")
+def epsilon(value: float) -> Plant:
+    return statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, value))
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-x))
+def tanh_gelu(x: Tensor, cubic: float = 0.044715, root: float = math.sqrt(2.0 / math.pi)) -> Tensor:
+    return 0.5 * x * (1.0 + mg.tanh(root * (x + cubic * (x * x * x))))
 
 
-def no_ln_f(model: GPT2, layers: list[int]) -> Planted:
-    seen: dict[str, Any] = {}
-    last = f"blocks.{model.config.n_layer - 1}.resid_post"
-    return model, {last: lambda x, name: seen.__setitem__("x", x), "ln_f.out": lambda x, name: seen["x"]}
+def act(f: Callable[[Tensor], Tensor]) -> Plant:
+    return at_point("mlp.act", lambda here, x: f(here["mlp.pre"]))
 
 
-CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
-BUGS = [
-    # embeddings
+def last_norm(here: Here) -> Tensor:
+    """What ln_f reads."""
+    return here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_post"]
+
+
+def shown(which: Callable[[int], np.ndarray]) -> tuple[Plant, Plant]:
+    """Queries see the keys that which(T) [T, T] says; a row without any is uniform, or zero."""
+    return (patterns(lambda here, s, seen: softmax(masked(s * here.scale, which(s.shape[-1])))),
+            patterns(lambda here, s, seen: mg.where(which(s.shape[-1]), softmax(masked(s * here.scale, which(s.shape[-1]))), 0.0)))
+
+
+def scaled(factor: Callable[[Here], float]) -> Plant:
+    """Scores are multiplied by this."""
+    return patterns(lambda here, s, seen: softmax(masked(s * factor(here), seen)))
+
+
+def window(n: int) -> Callable[[int], np.ndarray]:
+    return lambda size: np.tri(size, dtype=bool) & ~np.tri(size, k=-n, dtype=bool)
+
+
+def merged(here: Here, z: Tensor) -> Tensor:
+    """What c_proj makes of z [B, T, d]."""
+    own = here.block.attn.c_proj
+    return z @ own.weight + own.bias
+
+
+def heads_alike(point: str, head: int) -> Plant:
+    """All heads have what this one has, after Q, K and V were read."""
+    if point == "attn.v":
+        return at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], here["attn.v"][:, head:head + 1 or None]))
+
+    def weights(here: Here, x: Tensor) -> Tensor:
+        s = mg.matmul(here["attn.q"], here["attn.k"][:, head:head + 1 or None].mT) * here.scale
+        seen = np.tri(s.shape[-1], dtype=bool)
+        return mg.where(seen, softmax(masked(s, seen)), 0.0)
+
+    return at_point("attn.pattern", weights)
+
+
+def of_row(row: int) -> Plant:
+    return in_ids(lambda ids: np.broadcast_to(ids[row], ids.shape))
+
+
+def per_token(logits: Tensor, targets: np.ndarray) -> Tensor:
+    """−log softmax of each target [B, T]."""
+    top = stop(logits.max(axis=-1, keepdims=True))
+    lse = mg.log(mg.exp(logits - top).sum(axis=-1)) + top[..., 0]
+    return lse - mg.gather(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def padded_to(multiple: int) -> Callable[[Tensor, Tensor, np.ndarray], Tensor]:
+    """The loss of logits of which some more, up to a multiple, are 0."""
+    def loss(right: Tensor, logits: Tensor, targets: np.ndarray) -> Tensor:
+        more = -logits.shape[-1] % multiple
+        return per_token(mg.concat([logits, Tensor(np.zeros((*logits.shape[:-1], more), logits.dtype))], axis=-1), targets).mean()
+
+    return loss
+
+
+def bias_twice(part: str) -> Plant:
+    return linear(part, lambda here, x, w, b: x @ w + b + b)
+
+
+def bare(part: str) -> Plant:
+    return linear(part, lambda here, x, w, b: x @ w)
+
+
+def flipped(at: str, part: str, more: str = "") -> list[Bug]:
+    """A matrix read as its transpose: of a checkpoint with [in, out], and of one with [out, in], whose memory is in another order."""
+    return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant) for plant in (
+        linear(part, lambda here, x, w, b: x @ transposed(w) + b),
+        linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b))]
+
+
+BATCHES = [
+    Bug("embed", "ids are stored in 8 bits, so those above 255 are others; 50257 need 16", in_ids(lambda ids: ids & 0xFF)),
+    Bug("embed", "all rows of the batch are row 0: where a row begins is not multiplied by T", of_row(0)),
+    Bug("embed", "all rows of the batch are the last row", of_row(-1)),
+    Bug("embed", "the rows of the batch are in reverse order", in_ids(lambda ids: ids[::-1])),
+    Bug("embed", "the rows of the batch are moved on by one", in_ids(lambda ids: np.roll(ids, 1, 0))),
+    Bug("embed", "the rows of the batch are moved back by one", in_ids(lambda ids: np.roll(ids, -1, 0))),
+    Bug("embed", "ids are read as [T, B]; they are [B, T]", in_ids(lambda ids: ids.reshape(ids.shape[::-1]).T)),
+    Bug("embed", "each row begins one id after the row before it, not T ids after", in_ids(
+        lambda ids: np.lib.stride_tricks.sliding_window_view(ids.reshape(-1), ids.shape[1])[:len(ids)])),
+    Bug("embed", "the targets are read in place of the ids: they are one place further", in_ids(
+        lambda ids: np.concatenate([ids.reshape(-1)[1:], ids.reshape(-1)[-1:]]).reshape(ids.shape))),
+    Bug("embed", "ids are one too large", in_ids(lambda ids: ids + 1)),
+    Bug("embed", "ids are one too small", in_ids(lambda ids: np.maximum(ids - 1, 0))),
+]
+LOADED = [
+    Bug("", "blocks are loaded in the order of their names as text: h.1, h.10, h.11, h.2; sort by number",
+        in_blocks(lambda n: sorted(range(n), key=str))),
+    Bug("", "all blocks have the weights of the first one", in_blocks(lambda n: [0] * n)),
+    Bug("", "all blocks have the weights of the last one", in_blocks(lambda n: [n - 1] * n)),
+    Bug("", "blocks are loaded in reverse order", in_blocks(lambda n: list(range(n))[::-1])),
+    Bug("", "each block has the weights of the next one", in_blocks(lambda n: [*range(1, n), n - 1])),
+    Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
+]
+EMBEDDINGS = [
     Bug("pos_embed", "position embeddings start at row 1; the first token has position 0", at_point("pos_embed", positions(1))),
-    Bug("pos_embed", "the position embeddings are not added", at_point("pos_embed", lambda m, seen, x: x * 0.0)),
+    Bug("pos_embed", "the position embeddings are not added", at_point("pos_embed", lambda here, x: x * 0.0)),
+    Bug("pos_embed", "every place has the position embedding of row 0", at_point("pos_embed", lambda here, x: x * 0.0 + x[:1])),
+    Bug("pos_embed", "the position embeddings are in reverse order",
+        at_point("pos_embed", lambda here, x: x[::-1])),
+    Bug("pos_embed", "the position embeddings are added twice", at_point("pos_embed", lambda here, x: x * 2.0)),
     Bug("embed", "the token embedding is multiplied by √d, as in Vaswani et al. 2017; GPT-2 does not do that",
-        at_point("embed", lambda m, seen, x: x * math.sqrt(m.config.n_embd))),
-    # LayerNorm
-    Bug("ln_1.out", "ε is added to the deviation; it belongs inside the root: (x − μ)/√(σ² + ε)", norms(
-        lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b)),
-    Bug("ln_1.out", "ε is left out of LayerNorm", norms(lambda x, w, b, eps: normalised(x, 0.0) * w + b)),
-    Bug("ln_1.out", "LayerNorm's ε is BERT's, 1e-12; GPT-2's is 1e-5", norms(lambda x, w, b, eps: normalised(x, 1e-12) * w + b)),
-    Bug("ln_1.out", "LayerNorm's ε is 1e-6; GPT-2's is 1e-5", norms(lambda x, w, b, eps: normalised(x, 1e-6) * w + b)),
+        at_point("embed", lambda here, x: x * math.sqrt(here.model.config.n_embd))),
+    Bug("resid_pre", "wpe is indexed by the id; it is indexed by the place", lambda run, layers, what: at_point(
+        "resid_pre", lambda here, x: here["embed"] + mg.embedding(np.minimum(here.ids, len(here.model.wpe.weight) - 1),
+                                                                  here.model.wpe.weight))(run, [0], what)),
+    Bug("resid_pre", "positions run on through the rows of the batch; each row starts at 0", lambda run, layers, what: at_point(
+        "resid_pre", lambda here, x: here["embed"] + mg.embedding(
+            np.minimum(np.arange(here.ids.size), len(here.model.wpe.weight) - 1).reshape(here.ids.shape),
+            here.model.wpe.weight))(run, [0], what)),
+]
+NORMS = [
+    Bug("ln_1.out", "ε is added to the deviation; it belongs inside the root: (x − μ)/√(σ² + ε)",
+        statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + eps))),
+    Bug("ln_1.out", "ε is left out of LayerNorm", epsilon(0.0)),
+    *(Bug("ln_1.out", f"LayerNorm's ε is {said}; GPT-2's is 1e-5", epsilon(value))
+      for value, said in ((1e-12, "BERT's, 1e-12"), (1e-8, "1e-8"), (1e-6, "1e-6"), (1e-4, "1e-4"), (1e-3, "1e-3"), (1e-2, "1e-2"))),
+    Bug("ln_1.out", "LayerNorm's ε is 1e-5, and this model has another", epsilon(1e-5)),
     Bug("ln_1.out", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
-        norms(lambda x, w, b, eps: normalised(x, eps, ddof=1) * w + b)),
-    Bug("ln_1.out", "LayerNorm's weight is not applied", norms(lambda x, w, b, eps: normalised(x, eps) + b)),
-    Bug("ln_1.out", "LayerNorm's bias is not added", norms(lambda x, w, b, eps: normalised(x, eps) * w)),
-    Bug("ln_1.out", "the mean is not taken away: that is RMSNorm; GPT-2 has LayerNorm", norms(
-        lambda x, w, b, eps: x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * w + b)),
-    Bug("ln_1.out", "LayerNorm's mean and variance run over the places; they run over the d numbers of each place",
-        norms(lambda x, w, b, eps: normalised(x, eps, axis=-2) * w + b)),
-    Bug("ln_1.out", "ln_1 has ln_2's weight and bias", layer_norm("ln_1.out", "resid_pre", "ln_2")),
-    # Q, K, V
-    Bug("attn.q", f"c_attn's weight is read transposed; {CONV1D}", in_weights("attn.c_attn.weight", transposed)),
-    Bug("attn.q", "c_attn's bias is not added", in_weights("attn.c_attn.bias", zero)),
+        statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1) + eps))),
+    Bug("ln_1.out", "LayerNorm's variance is a sum, which is not divided by n",
+        statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) + eps))),
+    Bug("ln_1.out", "LayerNorm divides by the variance; it divides by its root",
+        statistics(mean, lambda c, eps: 1.0 / (mean(c * c) + eps))),
+    Bug("ln_1.out", "LayerNorm does not divide by the deviation", statistics(mean, lambda c, eps: c[..., :1] * 0.0 + 1.0)),
+    Bug("ln_1.out", "LayerNorm's weight is not applied",
+        statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, eps), gain=False)),
+    Bug("ln_1.out", "LayerNorm's bias is not added", statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, eps), shift=False)),
+    Bug("ln_1.out", "LayerNorm has neither weight nor bias",
+        statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, eps), gain=False, shift=False)),
+    Bug("ln_1.out", "LayerNorm's weight and bias are swapped", norms(lambda x, w, b, eps: layer_norm(x, b, w, eps))),
+    Bug("ln_1.out", "LayerNorm's bias is added twice", norms(lambda x, w, b, eps: layer_norm(x, w, b, eps) + b)),
+    Bug("ln_1.out", "LayerNorm's weight is added to 1, as in other models; it is the factor itself",
+        norms(lambda x, w, b, eps: layer_norm(x, w + 1.0, b, eps))),
+    Bug("ln_1.out", "the mean is not taken away: that is RMSNorm; GPT-2 has LayerNorm",
+        statistics(lambda x: 0.0, lambda x, eps: 1.0 / root_mean_square(x, eps))),
+    Bug("ln_1.out", "the mean is taken away for the variance alone; it is taken from what is divided, too", norms(
+        lambda x, w, b, eps: x / root_mean_square(x - mean(x), eps) * w + b)),
+    Bug("ln_1.out", "LayerNorm's mean and variance run over the places; they run over the d numbers of each place", statistics(
+        lambda x: x.mean(axis=-2, keepdims=True), lambda c, eps: 1.0 / root_mean_square(c, eps, axis=-2))),
+    Bug("ln_1.out", "ln_1 has ln_2's weight and bias", norm_of("ln_1.out", "resid_pre", "ln_2")),
+    Bug("ln_1.out", "ln_1 and ln_2 are swapped", every(norm_of("ln_1.out", "resid_pre", "ln_2"), norm_of("ln_2.out", "resid_mid", "ln_1"))),
+]
+QKV = [
+    *flipped("attn.q", "attn.c_attn"),
+    Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
+    Bug("attn.q", "c_attn's bias is added twice", bias_twice("attn.c_attn")),
+    Bug("attn.q", "c_attn reads the residual stream; it reads what ln_1 made of it", linear(
+        "attn.c_attn", lambda here, x, w, b: here["resid_pre"] @ w + b)),
     *(Bug("attn.q", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})",
-          in_columns(partial(other_layout, order=order)))
+          linear("attn.c_attn", partial(other_layout, order=order)))
       for order, said in (("hpk", "not each head's Q, K, V"), ("pkh", "not number by number through the heads"),
                           ("hkp", "not q, k, v number by number"), ("khp", "not q, k, v number by number, heads inside"))),
     *(Bug("attn.k" if order == "qvk" else "attn.q", f"{said} in c_attn's columns: they are Q, K, V",
-          in_columns(partial(other_parts, order=order)))
+          linear("attn.c_attn", partial(other_parts, order=order)))
       for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
                           ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
-    # attention weights
-    Bug("attn.pattern", "scores are not divided by √(d/h)", patterns(lambda m, s, seen: softmax(masked(s, seen)))),
+]
+PATTERNS = [
+    *(Bug("attn.pattern", f"{said} in c_attn's columns: they are Q, K, V", used_for(order))
+      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
+                          ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
+    Bug("attn.pattern", "scores are not divided by √(d/h)", scaled(lambda here: 1.0)),
     Bug("attn.pattern", "scores are divided by √d; they are divided by √(d/h), of one head",
-        patterns(lambda m, s, seen: softmax(masked(s / math.sqrt(m.config.n_embd), seen)))),
+        scaled(lambda here: here.model.config.n_embd ** -0.5)),
     Bug("attn.pattern", "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one head's width",
-        patterns(lambda m, s, seen: softmax(masked(s / math.sqrt(m.config.n_head), seen)))),
-    Bug("attn.pattern", "scores are divided by d/h; they are divided by its root",
-        patterns(lambda m, s, seen: softmax(masked(s / scale_of(m) ** 2, seen)))),
-    Bug("attn.pattern", "scores are multiplied by √(d/h); they are divided by it",
-        patterns(lambda m, s, seen: softmax(masked(s * scale_of(m), seen)))),
-    Bug("attn.pattern", "there is no causal mask: queries see later keys", patterns(lambda m, s, seen: softmax(s / scale_of(m)))),
+        scaled(lambda here: here.model.config.n_head ** -0.5)),
+    Bug("attn.pattern", "scores are divided by d/h; they are divided by its root", scaled(lambda here: scale_of(here) ** -2)),
+    Bug("attn.pattern", "scores are multiplied by √(d/h); they are divided by it", scaled(scale_of)),
+    Bug("", "scores are divided by the number of the block, too (scale_attn_by_inverse_layer_idx)",
+        scaled(lambda here: here.scale / (here.layer + 1))),
+    Bug("attn.pattern", "there is no causal mask: queries see later keys", patterns(lambda here, s, seen: softmax(s * here.scale))),
     Bug("attn.pattern", "the mask is applied after softmax, so rows do not add up to 1; put −∞ into the scores before it",
-        patterns(lambda m, s, seen: softmax(s / scale_of(m)) * seen)),
+        patterns(lambda here, s, seen: mg.where(seen, softmax(s * here.scale), 0.0))),
     Bug("attn.pattern", "masked scores are 0, which softmax gives a share; they must be −∞",
-        patterns(lambda m, s, seen: softmax(s / scale_of(m) * seen))),
-    Bug("attn.pattern", "the mask hides each query's own key; query t sees the keys 0 … t (tril with diagonal 0)",
-        patterns(lambda m, s, seen: softmax(masked(s / scale_of(m), np.tri(s.shape[-1], k=-1, dtype=bool))))),
-    Bug("attn.pattern", "the mask lets each query see one key too many; query t sees the keys 0 … t",
-        patterns(lambda m, s, seen: softmax(masked(s / scale_of(m), np.tri(s.shape[-1], k=1, dtype=bool))))),
-    Bug("attn.pattern", "queries see the keys from their own on; query t sees the keys 0 … t",
-        patterns(lambda m, s, seen: softmax(masked(s / scale_of(m), seen.T)))),
+        patterns(lambda here, s, seen: softmax(mg.where(seen, s * here.scale, 0.0)))),
+    *(Bug("attn.pattern", says, plant) for says, which in (
+        ("the mask hides each query's own key; query t sees the keys 0 … t (tril with diagonal 0)", lambda n: np.tri(n, k=-1, dtype=bool)),
+        ("the mask lets each query see one key too many; query t sees the keys 0 … t", lambda n: np.tri(n, k=1, dtype=bool)),
+        ("queries see the keys from their own on; query t sees the keys 0 … t", lambda n: np.tri(n, dtype=bool).T),
+        ("the first key is skipped: the loop over keys starts at 0", lambda n: np.tri(n, dtype=bool) & (np.arange(n) > 0)),
+        ("the last key is skipped: query T − 1 sees it", lambda n: np.tri(n, dtype=bool) & (np.arange(n) < n - 1)),
+        *((f"queries see a window of the last {n} keys; query t sees all of 0 … t", window(n))
+          for n in (1, 2, 3, 4, 5, 8, 16, 32, 64, 128)),
+    ) for plant in shown(which)),
     Bug("attn.pattern", "softmax runs over the queries; it runs over the keys, the last axis",
-        patterns(lambda m, s, seen: softmax(masked(s / scale_of(m), seen), axis=-2))),
-    # what attention adds
+        patterns(lambda here, s, seen: softmax(masked(s * here.scale, seen), axis=-2))),
+    Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
+        lambda here, s, seen: mg.where(seen, mg.exp(s * here.scale), 0.0))),
+    Bug("attn.pattern", "Q is used in place of K in the scores", patterns(
+        lambda here, s, seen: softmax(masked(mg.matmul(here["attn.q"], here["attn.q"].mT) * here.scale, seen)))),
+    *(Bug("attn.pattern", f"all heads use the {said} head's K", heads_alike("attn.k", head))
+      for head, said in ((0, "first"), (-1, "last"))),
+]
+ADDED = [
     Bug("attn.z", "the attention weights are multiplied transposed: z is P V, with P [queries, keys]",
-        at_point("attn.z", lambda m, seen, x: np.swapaxes(seen["attn.pattern"], -1, -2) @ seen["attn.v"], "attn.pattern", "attn.v")),
+        at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"].mT, here["attn.v"]))),
+    *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head)) for head, said in ((0, "first"), (-1, "last"))),
+    *(Bug("attn.z", f"{part} is used in place of V", at_point("attn.z", lambda here, x, part=part: mg.matmul(
+        here["attn.pattern"], here[f"attn.{part.lower()}"]))) for part in "KQ"),          # type: ignore[misc]
+    Bug("attn.z", "the first key's V is left out: the loop over keys starts at 0", at_point("attn.z", lambda here, x: mg.matmul(
+        here["attn.pattern"] * (np.arange(x.shape[-2]) > 0).astype(x.dtype), here["attn.v"]))),
+    Bug("attn.z", "each query's own V is left out: the loop over keys ends at t", at_point("attn.z", lambda here, x: mg.matmul(
+        mg.where(np.tri(x.shape[-2], k=-1, dtype=bool), here["attn.pattern"], 0.0), here["attn.v"]))),
+    Bug("attn.z", "V is not weighted: z is the mean of the values", at_point("attn.z", lambda here, x: mg.matmul(
+        (np.tri(x.shape[-2]) / np.arange(1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype), here["attn.v"]))),
     Bug("attn.out", "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it",
-        at_point("attn.out", lambda m, seen, x: unmerged(m, seen["attn.z"], seen["layer"]), "attn.z")),
-    Bug("attn.out", f"attn.c_proj's weight is read transposed, which no shape shows; {CONV1D}",
-        in_weights("attn.c_proj.weight", transposed)),
-    Bug("attn.out", "attention's output goes on without c_proj", at_point(
-        "attn.out", lambda m, seen, x: seen["attn.z"].transpose(0, 2, 1, 3).reshape(x.shape), "attn.z")),
-    Bug("attn.out", "attn.c_proj's bias is not added", in_weights("attn.c_proj.bias", zero)),
+        at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape)))),
+    Bug("attn.out", "heads are put together in reverse order",
+        at_point("attn.out", lambda here, x: merged(here, mg.join_heads(here["attn.z"][:, ::-1])))),
+    Bug("attn.out", "heads are put together number by number: [B, T, d/h, h] and not [B, T, h, d/h]", at_point(
+        "attn.out", lambda here, x: merged(here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape)))),
+    *flipped("attn.out", "attn.c_proj", ", which no shape shows"),
+    Bug("attn.out", "attention's output goes on without c_proj", linear("attn.c_proj", lambda here, x, w, b: x * 1.0)),
+    Bug("attn.out", "attn.c_proj's bias is not added", bare("attn.c_proj")),
+    Bug("attn.out", "attn.c_proj's bias is added twice", bias_twice("attn.c_proj")),
+    Bug("attn.out", "attn.c_proj has mlp.c_proj's bias", linear("attn.c_proj", lambda here, x, w, b: x @ w + here.block.mlp.c_proj.bias)),
     Bug("resid_mid", "attention's output replaces the residual stream; it is added to it",
-        at_point("resid_mid", lambda m, seen, x: seen["attn.out"], "attn.out")),
+        at_point("resid_mid", lambda here, x: here["attn.out"] * 1.0)),
+    Bug("resid_mid", "attention's output is not added", at_point("resid_mid", lambda here, x: here["resid_pre"] * 1.0)),
+    Bug("resid_mid", "attention's output is added twice",
+        at_point("resid_mid", lambda here, x: here["resid_pre"] + 2.0 * here["attn.out"])),
     Bug("resid_mid", "attention's output is added to what ln_1 made; it is added to the stream before it (pre-norm)",
-        at_point("resid_mid", lambda m, seen, x: seen["ln_1.out"] + seen["attn.out"], "ln_1.out", "attn.out")),
-    # MLP
+        at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"])),
+]
+MLPS = [
     Bug("ln_2.out", "ln_2 is applied to the block's input; it is applied after attention was added",
-        layer_norm("ln_2.out", "resid_pre", "ln_2")),
+        norm_of("ln_2.out", "resid_pre", "ln_2")),
+    Bug("ln_2.out", "ln_2 is applied to what attention added alone", norm_of("ln_2.out", "attn.out", "ln_2")),
     Bug("ln_2.out", "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was added",
-        layer_norm("ln_2.out", "resid_pre", "ln_1")),
-    Bug("ln_2.out", "ln_2 has ln_1's weight and bias", layer_norm("ln_2.out", "resid_mid", "ln_1")),
-    Bug("mlp.pre", f"mlp.c_fc's weight is read transposed; {CONV1D}", in_weights("mlp.c_fc.weight", transposed)),
-    Bug("mlp.pre", "mlp.c_fc's bias is not added", in_weights("mlp.c_fc.bias", zero)),
-    Bug("mlp.act", "GELU is the exact one, by erf (PyTorch's default); GPT-2 has the one by tanh", gelu("none")),
-    Bug("mlp.act", "GELU is the one by tanh; this model's activation is another", gelu("tanh")),
-    Bug("mlp.act", "the activation is ReLU", act(lambda x: np.maximum(x, 0.0))),
-    Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh", act(lambda x: x * sigmoid(1.702 * x))),
-    Bug("mlp.act", "the activation is SiLU, x·sigmoid(x)", act(lambda x: x * sigmoid(x))),
-    Bug("mlp.act", "there is no activation between the two matrices of the MLP", act(lambda x: x)),
-    Bug("mlp.act", "GELU's tanh lacks the term 0.044715 x³", act(lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * x)))),
-    Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", act(lambda x: 0.5 * x * (1.0 + np.tanh(x + 0.044715 * x ** 3)))),
-    Bug("mlp.out", f"mlp.c_proj's weight is read transposed; {CONV1D}", in_weights("mlp.c_proj.weight", transposed)),
-    Bug("mlp.out", "mlp.c_proj's bias is not added", in_weights("mlp.c_proj.bias", zero)),
+        norm_of("ln_2.out", "resid_pre", "ln_1")),
+    Bug("ln_2.out", "ln_2 has ln_1's weight and bias", norm_of("ln_2.out", "resid_mid", "ln_1")),
+    Bug("ln_2.out", "the MLP reads the residual stream; it reads what ln_2 made of it",
+        at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0)),
+    *flipped("mlp.pre", "mlp.c_fc"),
+    Bug("mlp.pre", "mlp.c_fc's bias is not added", bare("mlp.c_fc")),
+    Bug("mlp.pre", "mlp.c_fc's bias is added twice", bias_twice("mlp.c_fc")),
+    Bug("mlp.pre", "the MLP reads the residual stream; it reads what ln_2 made of it",
+        linear("mlp.c_fc", lambda here, x, w, b: here["resid_mid"] @ w + b)),
+    Bug("mlp.act", "GELU is the exact one, by erf (PyTorch's default); GPT-2 has the one by tanh",
+        act(lambda x: 0.5 * x * (1.0 + mg.erf(x * math.sqrt(0.5))))),
+    Bug("mlp.act", "GELU is the one by tanh; this model's activation is another", act(tanh_gelu)),
+    Bug("mlp.act", "the activation is ReLU", act(mg.relu)),
+    Bug("mlp.act", "the activation is tanh", act(mg.tanh)),
+    Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh", act(lambda x: x * mg.sigmoid(1.702 * x))),
+    Bug("mlp.act", "the activation is SiLU, x·sigmoid(x)", act(lambda x: x * mg.sigmoid(x))),
+    Bug("mlp.act", "there is no activation between the two matrices of the MLP", act(lambda x: x * 1.0)),
+    Bug("mlp.act", "GELU's tanh lacks the term 0.044715 x³", act(partial(tanh_gelu, cubic=0.0))),
+    *(Bug("mlp.act", f"GELU's constant is {value}; it is 0.044715", act(partial(tanh_gelu, cubic=value)))
+      for value in (0.044751, 0.0447, 0.04471, 0.045, 0.44715, 0.0044715, 0.047715, 0.044175, 0.04715, 0.0445)),
+    Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", act(partial(tanh_gelu, root=1.0))),
+    *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)", act(partial(tanh_gelu, root=value)))
+      for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"), (math.sqrt(2.0), "√2"), (0.79788, "0.79788"),
+                          (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"), (1.0 / math.sqrt(2.0), "1/√2"))),
+    Bug("mlp.act", "GELU's term has x² in place of x³", act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (
+        x + 0.044715 * x * x))))),
+    Bug("mlp.act", "GELU lacks its factor of ½", act(lambda x: 2.0 * tanh_gelu(x))),
+    Bug("mlp.act", "GELU is Φ(x) alone; it is x Φ(x)", act(
+        lambda x: 0.5 * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))),
+    Bug("mlp.act", "GELU is applied twice", act(lambda x: tanh_gelu(tanh_gelu(x)))),
+    *flipped("mlp.out", "mlp.c_proj"),
+    Bug("mlp.out", "mlp.c_proj's bias is not added", bare("mlp.c_proj")),
+    Bug("mlp.out", "mlp.c_proj's bias is added twice", bias_twice("mlp.c_proj")),
+    Bug("mlp.out", "mlp.c_proj has attn.c_proj's bias", linear("mlp.c_proj", lambda here, x, w, b: x @ w + here.block.attn.c_proj.bias)),
     Bug("resid_post", "the MLP's output replaces the residual stream; it is added to it",
-        at_point("resid_post", lambda m, seen, x: seen["mlp.out"], "mlp.out")),
+        at_point("resid_post", lambda here, x: here["mlp.out"] * 1.0)),
+    Bug("resid_post", "the MLP's output is not added", at_point("resid_post", lambda here, x: here["resid_mid"] * 1.0)),
+    Bug("resid_post", "the MLP's output is added twice", at_point("resid_post", lambda here, x: here["resid_mid"] + 2.0 * here["mlp.out"])),
     Bug("resid_post", "the MLP's output is added to what ln_2 made; it is added to the stream before it (pre-norm)",
-        at_point("resid_post", lambda m, seen, x: seen["ln_2.out"] + seen["mlp.out"], "ln_2.out", "mlp.out")),
+        at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"])),
     Bug("resid_post", "the MLP's output is added to the block's input: attention's part is lost",
-        at_point("resid_post", lambda m, seen, x: seen["resid_pre"] + seen["mlp.out"], "resid_pre", "mlp.out")),
-    # the end
-    Bug("ln_f.out", "the last LayerNorm, ln_f, is not applied before the head", no_ln_f),
+        at_point("resid_post", lambda here, x: here["resid_pre"] + here["mlp.out"])),
 ]
 
 
-def spans(model: GPT2, point: str) -> list[tuple[str, list[int]]]:
-    """(what to say, the blocks) where a bug that shows at a point first may be: in all, from its own block on, or in it alone."""
-    n = model.config.n_layer
-    out = [("", list(range(n)))]
-    if point.startswith("blocks.") and n > 1:
-        layer = int(point.split(".")[1])
-        out += [(f", from block {layer} on", list(range(layer, n)))] * (layer > 0) + [(f", in block {layer} alone", [layer])]
-    return out
+def head(made: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+    """The logits as made(what ln_f gave, the head's matrix [V, d]) has them."""
+    return at_point("logits", lambda here, x: made(here["ln_f.out"], here.model.lm_head.weight))
 
 
-def possible(point: str, where: str) -> list[Bug]:
-    """Bugs that may show at a point first; where: what is said of their blocks."""
-    ends = list(EQUATIONS)
-    first, end = point.startswith("blocks.0."), point.split(".", 2)[2] if point.startswith("blocks.") else point
-    # in the first block nothing that comes later can have been first
-    return [bug for bug in BUGS if (not first or ends.index(bug.at) <= ends.index(end)) and (not where or bug.at in BLOCK)]
+def read_as_transposed(x: Tensor, w: Tensor, multiple: int) -> Tensor:
+    """x times the memory of W [V, d] taken for [d, V], where V was filled up to a multiple."""
+    more = -len(w) % multiple
+    w = mg.concat([w, Tensor(np.zeros((more, w.shape[1]), w.dtype))], axis=0) if more else w
+    return (x @ w.reshape(w.shape[::-1]))[..., :w.shape[0] - more]
+
+
+def like_last(here: Here, x: Tensor, kind: str) -> Tensor:
+    """ln_f with the weight and the bias of a LayerNorm of the last block."""
+    own = getattr(here.model.h[-1], kind)
+    return layer_norm(last_norm(here), own.weight, own.bias, here.model.config.layer_norm_epsilon)
+
+
+ENDS = [
+    Bug("ln_f.out", "the last LayerNorm, ln_f, is not applied before the head",
+        at_point("ln_f.out", lambda here, x: last_norm(here) * 1.0)),
+    Bug("ln_f.out", "ln_f has no weight and no bias", at_point("ln_f.out", lambda here, x: layer_norm(
+        last_norm(here), here.model.ln_f.weight * 0.0 + 1.0, here.model.ln_f.bias * 0.0, here.model.config.layer_norm_epsilon))),
+    Bug("ln_f.out", "ln_f is applied twice", at_point("ln_f.out", lambda here, x: layer_norm(
+        x, here.model.ln_f.weight, here.model.ln_f.bias, here.model.config.layer_norm_epsilon))),
+    *(Bug("ln_f.out", f"ln_f has {kind}'s weight and bias of the last block", at_point("ln_f.out", partial(like_last, kind=kind)))
+      for kind in ("ln_1", "ln_2")),
+    *(Bug("logits", "the head's matrix is read transposed: logits are x Wᵀ with W [V, d], the token embedding's table",
+          head(partial(read_as_transposed, multiple=multiple))) for multiple in (1, 64, 128)),
+    Bug("logits", "logits are divided by √d", head(lambda x, w: x @ w.mT * (w.shape[1] ** -0.5))),
+    Bug("logits", "softmax is applied to the logits, or they are log-probabilities", head(lambda x, w: softmax(x @ w.mT))),
+    Bug("logits", "logits are log-probabilities; they are the scores before softmax", head(lambda x, w: (
+        (z := x @ w.mT) - mg.logsumexp(z, axis=-1, keepdims=True)))),
+]
+LOSSES = [
+    Bug("loss", "the loss is the sum over the tokens; it is their mean", in_loss(lambda loss, z, y: per_token(z, y).sum())),
+    Bug("loss", "the loss is the mean over rows of sums; it is the mean over all tokens",
+        in_loss(lambda loss, z, y: per_token(z, y).sum(axis=-1).mean())),
+    Bug("loss", "the loss is the sum of the rows' means; it is the mean over all tokens",
+        in_loss(lambda loss, z, y: per_token(z, y).mean(axis=-1).sum())),
+    Bug("loss", "the loss is in bits; it is in nats", in_loss(lambda loss, z, y: per_token(z, y).mean() / math.log(2))),
+    Bug("loss", "that is the perplexity, exp(loss)", in_loss(lambda loss, z, y: mg.exp(per_token(z, y).mean()))),
+    Bug("loss", "the loss is that of the last place alone", in_loss(lambda loss, z, y: per_token(z, y)[:, -1].mean())),
+    Bug("loss", "the loss is that of the first row of the batch alone", in_loss(lambda loss, z, y: per_token(z, y)[0].mean())),
+    Bug("loss", "the loss is that of the last row of the batch alone", in_loss(lambda loss, z, y: per_token(z, y)[-1].mean())),
+    Bug("loss", "the last place of each row is left out of the loss; it has a target, too",
+        in_loss(lambda loss, z, y: per_token(z, y)[:, :-1].mean() if y.shape[1] > 1 else loss * 2.0)),
+    Bug("loss", "the first place of each row is left out of the loss",
+        in_loss(lambda loss, z, y: per_token(z, y)[:, 1:].mean() if y.shape[1] > 1 else loss * 2.0)),
+    Bug("loss", "the loss is divided by T − 1; it is divided by the number of tokens",
+        in_loss(lambda loss, z, y: per_token(z, y).mean() * (y.shape[1] / max(y.shape[1] - 1, 0.5)))),
+    Bug("loss", "the loss has the wrong sign", in_loss(lambda loss, z, y: -per_token(z, y).mean())),
+    *(Bug("loss", f"softmax runs over the padded vocabulary, up to a multiple of {n}; only the first V are tokens", in_loss(padded_to(n)))
+      for n in (128, 64)),
+    Bug("loss", "softmax lacks −max in one of its two places, or log Σ exp its logarithm: the loss is minus the logit",
+        in_loss(lambda loss, z, y: -mg.gather(z, y[..., None], axis=-1).mean())),
+    Bug("loss", "the loss is 1 − p of the target, with no logarithm", in_loss(lambda loss, z, y: (1.0 - mg.exp(-per_token(z, y))).mean())),
+    Bug("loss", "the loss is −p of the target, with no logarithm", in_loss(lambda loss, z, y: -mg.exp(-per_token(z, y)).mean())),
+]
+
+
+def in_targets(edit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Plant:
+    """Other targets: edit(ids, targets)."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        assert run.targets is not None
+        return run._replace(targets=np.ascontiguousarray(edit(run.ids, run.targets)))
+
+    return plant
+
+
+TARGETS = [
+    Bug("loss", "the targets are not shifted: each place is to predict the next token, not its own", in_targets(lambda ids, y: ids)),
+    Bug("loss", "the targets are shifted by two places; each place is to predict the next token",
+        in_targets(lambda ids, y: np.concatenate([y.reshape(-1)[1:], y.reshape(-1)[-1:]]).reshape(y.shape))),
+    Bug("loss", "each row of the batch has the first row's targets", in_targets(lambda ids, y: np.broadcast_to(y[0], y.shape))),
+    Bug("loss", "the rows of the targets are in reverse order", in_targets(lambda ids, y: y[::-1])),
+    Bug("loss", "targets are read as [T, B]; they are [B, T]", in_targets(lambda ids, y: y.reshape(y.shape[::-1]).T)),
+    Bug("loss", "targets are stored in 8 bits", in_targets(lambda ids, y: y & 0xFF)),
+]
+FORWARD = [*BATCHES, *LOADED, *EMBEDDINGS, *NORMS, *QKV, *PATTERNS, *ADDED, *MLPS, *ENDS, *LOSSES, *TARGETS]
+

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import published
 from .cli import Parser, add_backend, emit_json, run_command
-from .diagnosis import causes, reader
+from .diagnosis import Verdict, diagnosed, reader
 from .errors import GPT2Error, MissingError, UsageError
 from .golden import MODEL, Golden, read_golden
 from .locate import locate
@@ -63,16 +63,22 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
                          [(c.name, c.equation, c.units, c.worst, str(list(c.at)), c.found, c.wanted, c.trouble or ("" if c.ok else "wrong"))
                           for c in shown], left=2)]
         lines += [f"… and {len(wrong) - SHOWN} more"] * (not args.all and len(wrong) > SHOWN) + [""]
-    said: list[str] = []
+    said = Verdict([], True, False, None)
     if wrong:
         model = truth_of(golden)
-        said = causes(golden, model, found, reader(golden, port, names))
+        said = diagnosed(golden, model, found, reader(golden, port, names))
         after = found[found.index(wrong[0]) - 1].name if found.index(wrong[0]) else None
         first = wrong[0]
         lines.append(f"the first to differ: {first.name} ({first.equation}) "
                      + (first.trouble or f"by {number(first.units)} units, where {ALLOWED:g} are allowed")
                      + (f"; all {found.index(first)} before it agree, up to {after}" if after else ""))
-        lines += [f"{'perhaps' if len(said) > 1 else 'likely'}: {cause}" for cause in said]
+        if not said.named:
+            lines += [f"no mistake that is known gives this: {what}" for what in said.causes]
+        elif said.sure:
+            lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
+        else:
+            lines += [f"perhaps: {cause}" for cause in said.causes]
+            lines += [f"that explains nothing from {said.rest} on"] * (said.rest is not None)
         if model is None and not first.trouble:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
@@ -80,7 +86,8 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     unseen = golden.manifest.get("unseen", [])
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
-                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said, "allowed": ALLOWED, "unseen": unseen}
+                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
+                "sure": said.sure, "unexplained": said.rest, "allowed": ALLOWED, "unseen": unseen}
     return document, lines, DIFFERS if wrong else AGREES
 
 

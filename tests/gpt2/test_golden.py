@@ -349,67 +349,38 @@ def tied(arrays, part):
     return {"wte.weight.grad": rows if part == "embed" else arrays["wte.weight.grad"] - rows}
 
 
-def norm_back(a, means, weights):
-    """∂x of ln_2 in block 1 with some of its two means left out, in place of the right one."""
-    x, g = (a[f"blocks.1.{n}"].astype(np.float64) for n in ("resid_mid", "ln_2.out.grad"))
-    c = x - x.mean(-1, keepdims=True)
-    rstd = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + 1e-5)
-    n, h = c * rstd, g * weights["h.1.ln_2.weight"]
-    part = h - ("a" in means) * h.mean(-1, keepdims=True) - ("b" in means) * n * (h * n).mean(-1, keepdims=True)
-    return {"blocks.1.resid_mid.grad": (a["blocks.1.resid_post.grad"] + rstd * part).astype(np.float32)}
+def of_row(a, row, bias):
+    """The gradient of ln_f's bias, or of a bias of Q, K and V in block 1, of one row of the batch alone."""
+    if bias == "ln_f.bias":
+        return a["ln_f.out.grad"][row].sum(0)
+    return np.concatenate([a[f"blocks.1.attn.{p}.grad"][row].transpose(1, 0, 2).reshape(10, 32) for p in "qkv"], -1).sum(0)
 
 
-def softmaxed(a):
-    e = np.exp(a["logits"] - a["logits"].max(-1, keepdims=True))
-    return {"logits.grad": e / e.sum(-1, keepdims=True) / 20}
-
-
-def scores_back(a, which):
-    k, p, v, gz = (a[f"blocks.1.attn.{n}"] for n in ("k", "pattern", "v", "z.grad"))
-    dp = gz @ v.swapaxes(-1, -2)
-    ds = {"plain": p * (dp - (p * dp).sum(-1, keepdims=True)) * 4.0, "no row sum": p * dp, "identity": dp}[which]
-    return {"blocks.1.attn.q.grad": ds @ k / 4.0}
-
-
+# a mistake in all blocks is in tests/gpt2/port.c; here one tensor alone is wrong, and all others are right
 BACKWARD = [
-    ("tied, embedding only", lambda a, w: tied(a, "embed"), "wte.weight.grad", "lacks the head's part"),
-    ("tied, head only", lambda a, w: tied(a, "head"), "wte.weight.grad", "lacks the embedding's part"),
-    ("rows set", lambda a, w: tied(a, "set"), "wte.weight.grad", "are set, not added"),
-    ("summed", lambda a, w: {n: 20 * x for n, x in a.items() if n.endswith(".grad")}, "logits.grad", "the number of tokens times"),
-    ("twice", lambda a, w: {"h.1.mlp.c_fc.weight.grad": 2 * a["h.1.mlp.c_fc.weight.grad"]}, "h.1.mlp.c_fc.weight.grad", "added twice"),
-    ("sign", lambda a, w: {"blocks.1.mlp.out.grad": -a["blocks.1.mlp.out.grad"]}, "blocks.1.mlp.out.grad", "wrong sign"),
-    ("weight transposed", lambda a, w: {"h.2.attn.c_proj.weight.grad": a["h.2.attn.c_proj.weight.grad"].T}, "h.2.attn.c_proj.weight.grad",
-     "axes are in another order"),
-    ("no one-hot", lambda a, w: softmaxed(a), "logits.grad", "softmax alone"),
-    ("no gelu derivative", lambda a, w: {"blocks.2.mlp.pre.grad": a["blocks.2.mlp.act.grad"]}, "blocks.2.mlp.pre.grad",
-     "derivative is left out"),
-    ("relu derivative", lambda a, w: {"blocks.2.mlp.pre.grad": a["blocks.2.mlp.act.grad"] * (a["blocks.2.mlp.pre"] > 0)},
-     "blocks.2.mlp.pre.grad", "that of ReLU"),
-    ("no scale back", lambda a, w: scores_back(a, "plain"), "blocks.1.attn.q.grad", "scale 1/√(d/h) is left out"),
-    ("no row sum", lambda a, w: scores_back(a, "no row sum"), "blocks.1.attn.q.grad", "lacks −⟨p, g⟩"),
-    ("no softmax back", lambda a, w: scores_back(a, "identity"), "blocks.1.attn.q.grad", "softmax's derivative is left out"),
-    ("skip only", lambda a, w: {"blocks.1.resid_mid.grad": a["blocks.1.resid_post.grad"]}, "blocks.1.resid_mid.grad",
-     "through ln_2 is left out"),
-    ("no skip", lambda a, w: {"blocks.1.resid_pre.grad": a["blocks.1.resid_pre.grad"] - a["blocks.1.resid_mid.grad"],
-                              "blocks.0.resid_post.grad": a["blocks.0.resid_post.grad"] - a["blocks.1.resid_mid.grad"]},
-     "blocks.1.resid_pre.grad", "past ln_1 is left out"),
-    ("no means", lambda a, w: norm_back(a, "", w), "blocks.1.resid_mid.grad", "lacks its two means"),
-    ("no second mean", lambda a, w: norm_back(a, "a", w), "blocks.1.resid_mid.grad", "lacks −x̂ mean(ĝ ⊙ x̂)"),
-    ("no first mean", lambda a, w: norm_back(a, "b", w), "blocks.1.resid_mid.grad", "lacks −mean(ĝ)"),
-    ("last row", lambda a, w: {"h.2.mlp.c_fc.bias.grad": a["blocks.2.mlp.pre.grad"][1].sum(0)}, "h.2.mlp.c_fc.bias.grad",
-     "row 1 of the batch alone"),
-    ("first row", lambda a, w: {"ln_f.bias.grad": a["ln_f.out.grad"][0].sum(0)}, "ln_f.bias.grad", "row 0 of the batch alone"),
-    ("last place", lambda a, w: {"h.0.ln_1.bias.grad": a["blocks.0.ln_1.out.grad"][:, -1].sum(0)}, "h.0.ln_1.bias.grad",
-     "the last place alone"),
-    ("last row of q, k, v", lambda a, w: {"h.1.attn.c_attn.bias.grad": np.concatenate(
-        [a[f"blocks.1.attn.{p}.grad"][1].transpose(1, 0, 2).reshape(10, 32) for p in "qkv"], -1).sum(0)}, "h.1.attn.c_attn.bias.grad",
-     "row 1 of the batch alone"),
+    ("tied, embedding only", lambda a: tied(a, "embed"), "wte.weight.grad", "lacks the head's part"),
+    ("tied, head only", lambda a: tied(a, "head"), "wte.weight.grad", "lacks the embedding's part"),
+    ("rows set", lambda a: tied(a, "set"), "wte.weight.grad", "are set, not added"),
+    ("summed", lambda a: {n: 20 * x for n, x in a.items() if n.endswith(".grad")}, "logits.grad", "not divided by the number of tokens"),
+    ("twice", lambda a: {"h.1.mlp.c_fc.weight.grad": 2 * a["h.1.mlp.c_fc.weight.grad"]}, "h.1.mlp.c_fc.weight.grad",
+     "mlp.c_fc's weight has its gradient twice, in block 1 alone"),
+    ("sign", lambda a: {"blocks.1.mlp.out.grad": -a["blocks.1.mlp.out.grad"]}, "blocks.1.mlp.out.grad", "wrong sign"),
+    ("weight transposed", lambda a: {"h.2.attn.c_proj.weight.grad": a["h.2.attn.c_proj.weight.grad"].T}, "h.2.attn.c_proj.weight.grad",
+     "its gradient transposed"),
+    ("last row", lambda a: {"h.2.mlp.c_fc.bias.grad": a["blocks.2.mlp.pre.grad"][1].sum(0)}, "h.2.mlp.c_fc.bias.grad",
+     "the last row of the batch alone"),
+    ("first row", lambda a: {"ln_f.bias.grad": of_row(a, 0, "ln_f.bias")}, "ln_f.bias.grad",
+     "ln_f's bias has the gradient of the first row"),
+    ("last place", lambda a: {"h.0.ln_1.bias.grad": a["blocks.0.ln_1.out.grad"][:, -1].sum(0)}, "h.0.ln_1.bias.grad",
+     "ln_1's bias has the gradient of the last place alone"),
+    ("last row of q, k, v", lambda a: {"h.1.attn.c_attn.bias.grad": of_row(a, 1, "attn.c_attn.bias")}, "h.1.attn.c_attn.bias.grad",
+     "the last row of the batch alone"),
 ]
 
 
 @pytest.mark.parametrize("bug, change, first, says", BACKWARD, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_wrong_gradient_is_found_and_named(run, made, bug, change, first, says):
-    code, found = judged(run, made, ported(made, grad=True, edit=grads(lambda a: change(a, made[1]))))
+    code, found = judged(run, made, ported(made, grad=True, edit=grads(change)))
     assert code == 1 and found["first"] == first, (found["first"], found["causes"])
     assert found["causes"] and says in found["causes"][0], found["causes"]
 

@@ -8,9 +8,11 @@ from ported import judged, ported
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config, tiny_model
 
-from gpt2 import bugs, golden, truth, verify
-from gpt2.diagnosis import runs
+from gpt2 import golden, truth, verify
+from gpt2.bugs import FORWARD
 from gpt2.model import GPT2
+from gpt2.pictures import runs
+from gpt2.planting import BOTH, Run, computed
 from gpt2.port import ALLOWED, distance
 from gpt2.revealing import telling_weights, unseen
 
@@ -20,26 +22,36 @@ made, run = fixtures.made, fixtures.run
 SIZES = {"tiny": tiny_config(), "wide": tiny_config(n_embd=256, n_layer=3), "deep": tiny_config(n_embd=48, n_layer=8, n_head=6),
          "small": tiny_config(n_embd=768, n_layer=2, n_head=12)}
 
+# what the model has already, or what needs more blocks or longer rows than these
+UNSEEN = ("this model's activation is another", "this model has another", "h.1, h.10", "of the last 8 keys", "of the last 16 keys",
+          "of the last 32 keys", "of the last 64 keys", "of the last 128 keys")
+FAINT = ("constant is 0.044751;", "constant is 0.045;", "constant is 0.0445;", "constant is 0.044175;", "0.7978;", "0.798;")
+NEAR = ("constant is 0.0447;", "constant is 0.04471;", "0.79788;", "ε is 1e-8", "BERT's")         # rounding itself is no smaller
+
 
 @pytest.mark.parametrize("size", [*(pytest.param(name) for name in ("tiny", "deep")),
                                   *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "small"))])
 def test_every_planted_mistake_shows_in_every_tensor_that_it_touches(size):
     """By twice as much as rounding is allowed, for a port that computes in float32."""
-    config, ids = SIZES[size], np.array([[5, 17, 5, 99, 201, 7, 7]])
+    config, ids = SIZES[size], np.array([[5, 17, 5, 99, 201, 7, 280], [7, 42, 12, 250, 3, 3, 88]])
+    targets, layers = np.roll(ids.reshape(-1), -1).reshape(ids.shape), list(range(config.n_layer))
     weights = telling_weights(config, 0)
     wide = GPT2(config, dtype="float64", explicit=True, parameters={name: a.astype(np.float64) for name, a in weights.items()}).eval()
-    right, narrow = wide.trace(ids), GPT2(config, parameters=weights).eval().trace(ids)
+    run, names = Run(wide, ids, targets), [*wide.points(), "loss"]
+    right, narrow = computed(run, names), GPT2(config, parameters=weights).eval().trace(ids, targets)
     entries = {name: truth.entry(name, "", a, narrow[name], "float64") for name, a in right.items()}
-    for bug in bugs.BUGS:
-        planted, hooks = bug.plant(wide, list(range(config.n_layer)))
-        with planted.hooks(hooks):
-            wrong = planted.trace(ids)
+    for bug in FORWARD:
+        wrong = computed(bug.plant(run, layers, BOTH), names)
         touched = [name for name, a in wrong.items() if np.abs(a - right[name]).max() > 1e-10 * np.abs(right[name]).max()]
-        if "this model's activation is another" in bug.says:
-            continue                                    # the model has the one by tanh
-        assert touched, bug.says
-        for name in touched:
-            assert distance(entries[name], right[name], wrong[name], "float32") > 2 * ALLOWED, (bug.says, name)
+        if not touched:
+            assert any(says in bug.says for says in UNSEEN), bug.says
+            continue
+        assert bug.at == "" or touched[0].endswith(bug.at), (bug.says, touched[0])
+        far = [distance(entries[name], right[name], wrong[name], "float32") for name in touched if name != "loss"]
+        if any(says in bug.says for says in FAINT):     # in some tensors it does not show, and in others it does
+            assert max(far) > ALLOWED, (bug.says, max(far))
+        elif far and not any(says in bug.says for says in NEAR):
+            assert min(far) > 2 * ALLOWED, (bug.says, min(far), touched[int(np.argmin(far))])
 
 
 def test_a_port_without_biases_and_gains_does_not_pass(run, tmp_path):

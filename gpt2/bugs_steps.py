@@ -1,0 +1,82 @@
+"""What usually goes wrong in a step of AdamW: mistakes, and settings that others have."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+STEPS = {
+    "no decay": "weight decay is left out",
+    "coupled": "weight decay is added to the gradient (Adam with L2); AdamW takes it off the parameter itself",
+    "decay alone": "weight decay is not multiplied by the learning rate",
+    "decay plus": "weight decay has the wrong sign: parameters grow",
+    "no correction": "the moments are not divided by 1 − βᵗ (bias correction)",
+    "no first": "the first moment is not divided by 1 − β₁ᵗ (bias correction)",
+    "no second": "the second moment is not divided by 1 − β₂ᵗ (bias correction)",
+    "t stays 1": "the step count of the bias correction does not grow",
+    "t from 2": "the step count of the bias correction begins at 2; t is 1 in the first step",
+    "t twice": "the step count of the bias correction grows by 2 in a step",
+    "eps inside": "ε is inside the root; it is added to it: √v̂ + ε",
+    "eps early": "ε is added before the bias correction of v; it is added after: √(v/(1 − β₂ᵗ)) + ε",
+    "no root": "the step is divided by v̂; it is divided by its root",
+    "betas swapped": "β₁ and β₂ are swapped",
+    "no square": "the second moment is of g; it is of g²",
+    "m alone": "the step is m̂, not divided by √v̂",
+    "g over root": "the step is the gradient divided by √v̂; it is m̂ divided by it",
+    "matrices": "only matrices decay; here all parameters do",
+    "moments kept not": "the moments start from zero at every step",
+    "plain moments": "the moments' new part is not multiplied by 1 − β",
+    "summed": "gradients are not zeroed between steps",
+    "clipped": "gradients are clipped to a norm of 1",
+    "sgd": "that is a step of gradient descent, not of AdamW",
+    "plus": "the step has the wrong sign",
+}
+SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of AdamW, and what others have them at
+    "lr": ("the learning rate", (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2)),
+    "beta1": ("β₁", (0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)),
+    "beta2": ("β₂", (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)),
+    "eps": ("ε", (0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)),
+    "weight_decay": ("weight decay", (1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 1.0)),
+}
+
+
+class Optimizer:
+    """AdamW with a mistake, one of STEPS, or none; step by step, of parameters by name."""
+
+    def __init__(self, settings: Mapping[str, float], wrong: str = "") -> None:
+        self.wrong, self.t = wrong, 0
+        self.lr, self.beta1, self.beta2, self.eps, self.decay = (
+            settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+        if wrong == "betas swapped":
+            self.beta1, self.beta2 = self.beta2, self.beta1
+        self.m, self.v, self.sums = dict[str, np.ndarray](), dict[str, np.ndarray](), dict[str, np.ndarray]()
+
+    def step(self, own: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """Each parameter's name and its array after the step, in the order of `slopes`."""
+        wrong, norm = self.wrong, 1.0
+        self.t += 1
+        if wrong == "clipped":
+            norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
+        for name, g in slopes.items():
+            yield name, self.updated(name, own[name], g / norm)
+
+    def updated(self, name: str, x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        wrong, lr, b1, b2 = self.wrong, self.lr, self.beta1, self.beta2
+        if wrong == "summed":
+            g = self.sums[name] = self.sums.get(name, 0.0) + g
+        if wrong == "coupled":
+            g = g + self.decay * x
+        keep = 0.0 if wrong == "moments kept not" else 1.0
+        new1, new2 = (1.0, 1.0) if wrong == "plain moments" else (1.0 - b1, 1.0 - b2)
+        m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
+        v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if wrong == "no square" else g * g)
+        t = {"t stays 1": 1, "t from 2": self.t + 1, "t twice": 2 * self.t}.get(wrong, self.t)
+        c1 = 1.0 if wrong in ("no correction", "no first") else 1.0 - b1**t
+        c2 = 1.0 if wrong in ("no correction", "no second") else 1.0 - b2**t
+        root = {"eps inside": np.sqrt(v / c2 + self.eps), "eps early": (np.sqrt(v) + self.eps) / math.sqrt(c2),
+                "no root": v / c2 + self.eps, "m alone": 1.0}.get(wrong, np.sqrt(v / c2) + self.eps)
+        move = lr * g if wrong == "sgd" else lr * (g if wrong == "g over root" else m / c1) / root
+        if wrong not in ("no decay", "coupled") and not (wrong == "matrices" and x.ndim < 2):
+            x = x * (1.0 + {"decay plus": lr, "decay alone": -1.0}.get(wrong, -lr) * self.decay)
+        return x + move if wrong == "plus" else x - move

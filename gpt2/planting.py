@@ -1,0 +1,334 @@
+"""How a mistake is planted in our own model, and what the model then computes.
+
+A mistake is a formula for what passes at a point. It is planted as a whole, in the value alone (a port that is wrong on the way forward
+and differentiates the right function), or in the derivative alone: y = stop(x) + s − stop(s) has the value of x and the derivative of
+the formula s. One ordinary backward pass then gives every gradient that a port with this mistake has. All is float64 and spelled out.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import minigrad as mg
+from minigrad import Tensor
+
+from .golden import permitted
+from .hooks import BLOCK
+from .model import GPT2
+
+BOTH, VALUE, DERIVATIVE = "both", "value", "derivative"  # what of a point a mistake changes
+ALIASES = ("attn.pattern", "mlp.pre")                   # read beside the pass, unless a hook gives another Tensor
+NORMS = {"ln_1": "resid_pre", "ln_2": "resid_mid"}      # what each LayerNorm of a block reads
+LINEAR = {"attn.c_proj": ("attn.z", "attn.out"), "mlp.c_fc": ("ln_2.out", "mlp.pre"), "mlp.c_proj": ("mlp.act", "mlp.out")}
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where a formula stands: the model, the block's number, what has passed at points so far, and the ids [B, T]."""
+
+    model: GPT2
+    layer: int
+    seen: dict[str, Tensor]
+    ids: np.ndarray
+
+    def __getitem__(self, point: str) -> Tensor:
+        return self.seen[f"blocks.{self.layer}.{point}" if point in BLOCK else point]
+
+    @property
+    def block(self) -> Any:
+        return self.model.h[self.layer]
+
+    @property
+    def scale(self) -> float:
+        return self.block.attn.scale
+
+
+Formula = Callable[[Here, Tensor], Tensor]
+Tap = Callable[[GPT2, dict[str, Tensor], np.ndarray], dict[str, Any]]
+
+
+class Run(NamedTuple):
+    """A run of the model with mistakes planted. taps: each gives hooks. losses: each makes a loss of the loss, the logits and targets."""
+
+    model: GPT2
+    ids: np.ndarray                                     # [B, T]
+    targets: np.ndarray | None                          # [B, T]
+    taps: tuple[Tap, ...] = ()
+    losses: tuple[Callable[[Tensor, Tensor, np.ndarray], Tensor], ...] = ()
+
+
+Plant = Callable[[Run, list[int], str], Run]
+
+
+class Bug(NamedTuple):
+    """A mistake. at: the end of the name of the first point, or "loss", that it changes; of a mistake in the backward pass, the point, or
+    the parameter, whose gradient is the first to be wrong. says: what it is, and what to do. plant: of a run, blocks, and what it changes.
+    """
+
+    at: str
+    says: str
+    plant: Plant
+
+
+# ── what is planted ──
+def stop(x: Any) -> Any:
+    """The value of x, through which no gradient goes."""
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def mixed(x: Tensor, y: Tensor, what: str) -> Tensor:
+    """What goes on at a point where x is right: the value of y, its derivative, or both."""
+    if what == BOTH:
+        return y
+    return x + stop(y - x) if what == VALUE else stop(x) + (y - stop(y))
+
+
+def at_point(point: str, made: Formula) -> Plant:
+    """made(here, x) in place of x at a point of some blocks, or of the model."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        def tap(model: GPT2, seen: dict[str, Tensor], ids: np.ndarray) -> dict[str, Any]:
+            def hook(x: Tensor, name: str, layer: int) -> Tensor:
+                return mixed(x, made(Here(model, layer, seen, ids), x), what)
+
+            where = [(f"blocks.{i}.{point}", i) for i in layers] if point in BLOCK else [(point, 0)]
+            return {name: partial(hook, layer=i) for name, i in where}
+
+        return run._replace(taps=(*run.taps, tap))
+
+    return plant
+
+
+def every(*plants: Plant) -> Plant:
+    """Several of them at once."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        for one in plants:
+            run = one(run, layers, what)
+        return run
+
+    return plant
+
+
+def linear(part: str, made: Callable[[Here, Tensor, Tensor, Tensor], Tensor]) -> Plant:
+    """made(here, x, weight, bias) in place of x W + b, of a matrix of the blocks; attn.c_attn is cut into heads after it."""
+    if part in LINEAR:
+        source, point = LINEAR[part]
+
+        def formula(here: Here, x: Tensor) -> Tensor:
+            own, given = module(here.block, part), here[source]
+            return made(here, mg.join_heads(given) if source == "attn.z" else given, own.weight, own.bias)
+
+        return at_point(point, formula)
+
+    def third(here: Here, x: Tensor, i: int) -> Tensor:
+        own = module(here.block, part)
+        return mg.split_heads(made(here, here["ln_1.out"], own.weight, own.bias), heads=here.model.config.n_head, parts=3)[i]
+
+    return every(*(at_point(f"attn.{name}", partial(third, i=i)) for i, name in enumerate("qkv")))
+
+
+def module(block: Any, path: str) -> Any:
+    for name in path.split("."):
+        block = getattr(block, name)
+    return block
+
+
+def norms(made: Callable[[Tensor, Tensor, Tensor, float], Tensor], kinds: Iterable[str] = ("ln_1", "ln_2", "ln_f")) -> Plant:
+    """made(x, weight, bias, eps) in place of the LayerNorms of these kinds; ln_f is with the last block."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        def of(here: Here, x: Tensor, kind: str) -> Tensor:
+            own = here.model.ln_f if kind == "ln_f" else getattr(here.block, kind)
+            last = f"blocks.{here.model.config.n_layer - 1}.resid_post"
+            given = here.seen[last] if kind == "ln_f" else here[NORMS[kind]]
+            return made(given, own.weight, own.bias, here.model.config.layer_norm_epsilon)
+
+        for kind in kinds:
+            if kind != "ln_f" or run.model.config.n_layer - 1 in layers:
+                run = at_point(f"{kind}.out", partial(of, kind=kind))(run, layers, what)
+        return run
+
+    return plant
+
+
+def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], Any], shift: bool = True, gain: bool = True) -> Plant:
+    """LayerNorms with another mean, or another 1/σ of the centred numbers. In the value alone: both are kept for the backward pass."""
+    def whole(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        centred = x - mean(x)
+        normal = centred * rstd(centred, eps)
+        normal = normal * weight if gain else normal
+        return normal + bias if shift else normal
+
+    def kept(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        value = whole(x, weight, bias, eps)
+        centred = stop(x - mean(x))
+        r = stop(rstd(centred, eps))
+        return stop(value) + zeroed(stop(centred * r) * weight + bias + stop(weight) * projected(x, stop(centred * r), r))
+
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        return norms(kept if what == VALUE else whole)(run, layers, BOTH if what == VALUE else what)
+
+    return plant
+
+
+def zeroed(s: Tensor) -> Tensor:
+    """0 with the derivative of s."""
+    return s - stop(s)
+
+
+def projected(x: Tensor, normal: Tensor, rstd: Any, one: bool = True, hat: bool = True) -> Tensor:
+    """rstd (x − mean(x) − x̂ mean(x ⊙ x̂)) with x̂ and rstd held: its derivative is LayerNorm's   (layer_norm.5). one, hat: with that mean."""
+    out = x
+    if one:
+        out = out - mean(x)
+    if hat:
+        out = out - normal * mean(x * normal)
+    return out * rstd
+
+
+def patterns(made: Callable[[Here, Tensor, np.ndarray], Tensor]) -> Plant:
+    """Attention weights as made(here, q kᵀ, what may be seen) has them. In the value alone: they are kept for the backward pass."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        def weights(here: Here, x: Tensor) -> Tensor:
+            raw = scores(here)
+            seen = np.tri(raw.shape[-1], dtype=bool)
+            p = made(here, raw, seen)
+            return stop(p) + zeroed(mg.where(seen, weighted(stop(p), raw * here.scale), 0.0)) if what == VALUE else p
+
+        return at_point("attn.pattern", weights)(run, layers, BOTH if what == VALUE else what)
+
+    return plant
+
+
+def weighted(p: Tensor, s: Tensor) -> Tensor:
+    """p ⊙ (s − ⟨p, s⟩): with p held, its derivative is softmax's   (softmax.2)."""
+    return p * (s - (p * s).sum(axis=-1, keepdims=True))
+
+
+def scores(here: Here) -> Tensor:
+    return mg.matmul(here["attn.q"], here["attn.k"].mT)                # [B, h, T, T]
+
+
+def in_ids(edit: Callable[[np.ndarray], np.ndarray], targets: Callable[[np.ndarray], np.ndarray] | None = None) -> Plant:
+    """Other ids, and perhaps other targets, than those that are given."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        wanted = run.targets if targets is None or run.targets is None else targets(run.targets)
+        return run._replace(ids=np.ascontiguousarray(edit(run.ids)), targets=wanted)
+
+    return plant
+
+
+def in_blocks(order: Callable[[int], list[int]]) -> Plant:
+    """Block i has the parameters of block order(n)[i]."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        own, at = parameters(run.model), order(run.model.config.n_layer)
+        for i, other in enumerate(at):
+            for name, a in parameters(run.model.h[other]).items():
+                own[f"h.{i}.{name}"] = a
+        return run._replace(model=with_parameters(run.model, own))
+
+    return plant
+
+
+def in_loss(made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Plant:
+    """made(loss, logits, targets) in place of the loss."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        return run._replace(losses=(*run.losses, lambda loss, logits, targets: mixed(loss, made(loss, logits, targets), what)))
+
+    return plant
+
+
+# ── what formulas are made of ──
+def mean(x: Tensor) -> Tensor:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def root_mean_square(x: Tensor, eps: float, axis: int = -1) -> Tensor:
+    return mg.sqrt((x * x).mean(axis=axis, keepdims=True) + eps)
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    e = mg.exp(x - stop(x.max(axis=axis, keepdims=True)))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def masked(x: Tensor, seen: np.ndarray) -> Tensor:
+    return mg.where(seen, x, -1e30)
+
+
+def only(x: Any, kept: np.ndarray) -> Any:
+    """x, whose gradient is that of the kept places alone: kept is 1 there and 0 elsewhere, and broadcasts."""
+    kept = kept.astype(x.dtype)
+    return stop(x) * (1.0 - kept) + x * kept
+
+
+def place_mask(shape: tuple[int, ...], axis: int, index: int) -> np.ndarray:
+    """1 at one index of an axis, 0 at the others, as it broadcasts to [B, T, n]."""
+    out = np.zeros([n if i == axis else 1 for i, n in enumerate(shape)])
+    out[(slice(None),) * axis + (index,)] = 1.0
+    return out
+
+
+def transposed(w: Tensor) -> Tensor:
+    """[in, out] as whoever takes the same memory for nn.Linear's [out, in] multiplies with it."""
+    return w.reshape(w.shape[::-1]).mT
+
+
+# ── what a run computes ──
+class _Enough(Exception):
+    """The last point that is asked for has passed."""
+
+
+def parameters(model: Any) -> dict[str, np.ndarray]:
+    return {name: p.array for name, p in model.named_parameters()}
+
+
+def with_parameters(model: GPT2, own: dict[str, np.ndarray]) -> GPT2:
+    """The same model with other parameters, in their dtype, spelled out."""
+    return GPT2(model.config, dtype=next(iter(own.values())).dtype.name, explicit=True, parameters=own)
+
+
+def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of these names, those of gpt2.golden but for its steps: of points, "loss", and NAME.grad of points and parameters."""
+    wanted, points = list(names), list(run.model.points())
+    slopes = [name.removesuffix(".grad") for name in wanted if name.endswith(".grad")]
+    last = None if slopes or "loss" in wanted else max((points.index(name) for name in wanted), default=-1)
+    seen: dict[str, Tensor] = {}
+
+    def keep(x: Tensor, name: str) -> Tensor | None:
+        seen[name] = x * 1.0 if slopes and name.endswith(ALIASES) else x
+        if last is not None and name == points[last]:
+            raise _Enough
+        return seen[name]
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mg.enable_grad() if slopes else mg.no_grad())
+        for tap in run.taps:
+            stack.enter_context(run.model.hooks(tap(run.model, seen, run.ids)))
+        stack.enter_context(run.model.hooks(dict.fromkeys(points, keep)))
+        with contextlib.suppress(_Enough):
+            logits = run.model(run.ids)
+            if last is None:
+                assert run.targets is not None
+                loss = run.model.F.cross_entropy(logits, run.targets)
+                for made in run.losses:
+                    loss = made(loss, logits, run.targets)
+                seen["loss"] = loss
+    own = dict(run.model.named_parameters())
+    at = {name: seen[name] if name in seen else own[name] for name in slopes}
+    live = {name: x for name, x in at.items() if x.node is not None}
+    grads = dict(zip(live, mg.gradients(seen["loss"], list(live.values())))) if live else {}
+    out = {name: seen[name].array for name in seen}
+    for name, x in at.items():
+        g = grads[name].array if name in grads else np.zeros(x.shape)
+        out[f"{name}.grad"] = permitted(f"{name}.grad", g)
+    return {name: out[name] for name in wanted}
+
+
+def scale_of(here: Here) -> float:
+    """√(d/h)."""
+    return math.sqrt(here.model.config.n_embd // here.model.config.n_head)
