@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,41 +43,46 @@ SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of Adam
 
 
 class Optimizer:
-    """AdamW with a mistake, one of STEPS, or none; step by step, of parameters by name."""
+    """AdamW with some of the mistakes of STEPS, or none; step by step, of parameters by name."""
 
-    def __init__(self, settings: Mapping[str, float], wrong: str = "") -> None:
+    def __init__(self, settings: Mapping[str, float], wrong: Sequence[str] = ()) -> None:
         self.wrong, self.t = wrong, 0
         self.lr, self.beta1, self.beta2, self.eps, self.decay = (
             settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
-        if wrong == "betas swapped":
+        if "betas swapped" in wrong:
             self.beta1, self.beta2 = self.beta2, self.beta1
         self.m, self.v, self.sums = dict[str, np.ndarray](), dict[str, np.ndarray](), dict[str, np.ndarray]()
 
     def step(self, own: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Each parameter's name and its array after the step, in the order of `slopes`."""
-        wrong, norm = self.wrong, 1.0
+        norm = 1.0
         self.t += 1
-        if wrong == "clipped":
+        if "clipped" in self.wrong:
             norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
         for name, g in slopes.items():
             yield name, self.updated(name, own[name], g / norm)
 
+    def of(self, right: Any, **others: Callable[[], Any]) -> Any:
+        """What a mistake makes of a quantity, by its name with _ for a space; `right` where there is none."""
+        return next((made() for name, made in others.items() if name.replace("_", " ") in self.wrong), right)
+
     def updated(self, name: str, x: np.ndarray, g: np.ndarray) -> np.ndarray:
-        wrong, lr, b1, b2 = self.wrong, self.lr, self.beta1, self.beta2
-        if wrong == "summed":
+        wrong, lr, b1, b2, eps = self.wrong, self.lr, self.beta1, self.beta2, self.eps
+        if "summed" in wrong:
             g = self.sums[name] = self.sums.get(name, 0.0) + g
-        if wrong == "coupled":
+        if "coupled" in wrong:
             g = g + self.decay * x
-        keep = 0.0 if wrong == "moments kept not" else 1.0
-        new1, new2 = (1.0, 1.0) if wrong == "plain moments" else (1.0 - b1, 1.0 - b2)
+        keep = 0.0 if "moments kept not" in wrong else 1.0
+        new1, new2 = (1.0, 1.0) if "plain moments" in wrong else (1.0 - b1, 1.0 - b2)
         m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
-        v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if wrong == "no square" else g * g)
-        t = {"t stays 1": 1, "t from 2": self.t + 1, "t twice": 2 * self.t}.get(wrong, self.t)
-        c1 = 1.0 if wrong in ("no correction", "no first") else 1.0 - b1**t
-        c2 = 1.0 if wrong in ("no correction", "no second") else 1.0 - b2**t
-        root = {"eps inside": np.sqrt(v / c2 + self.eps), "eps early": (np.sqrt(v) + self.eps) / math.sqrt(c2),
-                "no root": v / c2 + self.eps, "m alone": 1.0}.get(wrong, np.sqrt(v / c2) + self.eps)
-        move = lr * g if wrong == "sgd" else lr * (g if wrong == "g over root" else m / c1) / root
-        if wrong not in ("no decay", "coupled") and not (wrong == "matrices" and x.ndim < 2):
-            x = x * (1.0 + {"decay plus": lr, "decay alone": -1.0}.get(wrong, -lr) * self.decay)
-        return x + move if wrong == "plus" else x - move
+        v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
+        t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t)
+        c1 = self.of(1.0 - b1**t, no_correction=lambda: 1.0, no_first=lambda: 1.0)
+        c2 = self.of(1.0 - b2**t, no_correction=lambda: 1.0, no_second=lambda: 1.0)
+        root = self.of(np.sqrt(v / c2) + eps, eps_inside=lambda: np.sqrt(v / c2 + eps),
+                       eps_early=lambda: (np.sqrt(v) + eps) / math.sqrt(c2), no_root=lambda: v / c2 + eps, m_alone=lambda: 1.0)
+        move = lr * self.of(m / c1 / root, sgd=lambda: g, g_over_root=lambda: g / root)
+        decays = not ("no decay" in wrong or "coupled" in wrong or ("matrices" in wrong and x.ndim < 2))
+        if decays:
+            x = x * (1.0 + self.of(-lr, decay_plus=lambda: lr, decay_alone=lambda: -1.0) * self.decay)
+        return x + move if "plus" in wrong else x - move

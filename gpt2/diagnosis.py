@@ -217,7 +217,7 @@ def spans(name: str, n: int, back: bool) -> list[tuple[str, list[int]]]:
 def mistaken(judge: Judge, suspect: Suspect, name: str) -> Iterator[Suspect]:
     """AdamW with one mistake each, where it gives what the port has under this name."""
     for wrong, says in STEPS.items():
-        if not suspect.wrong and judge.explains(tried := stepped(suspect, says, wrong), name):
+        if wrong not in suspect.wrong and judge.explains(tried := stepped(suspect, says, wrong), name):
             yield tried
 
 

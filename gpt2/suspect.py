@@ -20,11 +20,11 @@ FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionErr
 
 
 class Suspect(NamedTuple):
-    """A run with mistakes and what is said of each; AdamW's settings and its mistake, one of STEPS. kept: slopes of its first step."""
+    """A run with mistakes and what is said of each; AdamW's settings and its mistakes, of STEPS. kept: slopes of its first step."""
 
     run: Run
     settings: Mapping[str, float]
-    wrong: str = ""
+    wrong: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     kept: dict[str, Any] = {}
 
@@ -131,4 +131,5 @@ def planted(suspect: Suspect, run: Run, says: str) -> Suspect:
 
 def stepped(suspect: Suspect, says: str, wrong: str = "", settings: Mapping[str, float] | None = None) -> Suspect:
     """With one more mistake, in the optimiser."""
-    return suspect._replace(settings={**suspect.settings, **(settings or {})}, wrong=wrong or suspect.wrong, said=(*suspect.said, says))
+    return suspect._replace(settings={**suspect.settings, **(settings or {})},
+                            wrong=(*suspect.wrong, wrong) if wrong else suspect.wrong, said=(*suspect.said, says))
