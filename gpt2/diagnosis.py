@@ -176,6 +176,8 @@ def possible(judge: Judge, suspect: Suspect, at: int) -> Iterator[tuple[Bug, str
                     place <= here and not any(place <= one < here for one in agreed))
                 if fits and (not where or bug.at in BACK):
                     yield bug, where, layers, DERIVATIVE
+        if name.endswith(".grad"):                      # of values that are off by less than rounding, such as another constant of GELU
+            yield from ((bug, "", list(range(n)), BOTH) for bug in FORWARD if bug.at in ("ln_1.out", "mlp.act"))
     elif not name.startswith("step."):
         order = {x: i for i, x in enumerate([*suspect.run.model.points(), "loss"])}
         here, agreed = order[name], {order[x] for x in right if x in order and x not in ("embed", "pos_embed")}
