@@ -101,6 +101,11 @@ def act(f: Callable[[Tensor], Tensor]) -> Plant:
     return at_point("mlp.act", lambda here, x: f(here["mlp.pre"]))
 
 
+def varied(f: Callable[[Tensor], Tensor]) -> Plant:
+    """A GELU by tanh with another number in it, where the model's activation is that one."""
+    return at_point("mlp.act", lambda here, x: f(here["mlp.pre"]) if here.model.config.activation_function == "gelu_new" else x)
+
+
 def last_norm(here: Here) -> Tensor:
     """What ln_f reads."""
     return here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_post"]
@@ -352,11 +357,11 @@ MLPS = [
     Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh", act(lambda x: x * mg.sigmoid(1.702 * x))),
     Bug("mlp.act", "the activation is SiLU, x·sigmoid(x)", act(lambda x: x * mg.sigmoid(x))),
     Bug("mlp.act", "there is no activation between the two matrices of the MLP", act(lambda x: x * 1.0)),
-    Bug("mlp.act", "GELU's tanh lacks the term 0.044715 x³", act(partial(tanh_gelu, cubic=0.0))),
-    *(Bug("mlp.act", f"GELU's constant is {value}; it is 0.044715", act(partial(tanh_gelu, cubic=value)))
+    Bug("mlp.act", "GELU's tanh lacks the term 0.044715 x³", varied(partial(tanh_gelu, cubic=0.0))),
+    *(Bug("mlp.act", f"GELU's constant is {value}; it is 0.044715", varied(partial(tanh_gelu, cubic=value)))
       for value in (0.044751, 0.0447, 0.04471, 0.045, 0.44715, 0.0044715, 0.047715, 0.044175, 0.04715, 0.0445)),
-    Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", act(partial(tanh_gelu, root=1.0))),
-    *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)", act(partial(tanh_gelu, root=value)))
+    Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", varied(partial(tanh_gelu, root=1.0))),
+    *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)", varied(partial(tanh_gelu, root=value)))
       for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"), (math.sqrt(2.0), "√2"), (0.79788, "0.79788"),
                           (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"), (1.0 / math.sqrt(2.0), "1/√2"))),
     Bug("mlp.act", "GELU's term has x² in place of x³", act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (
