@@ -76,8 +76,9 @@ def diagnosed(golden: Golden, model: GPT2 | None, found: Sequence[Compared], the
     if reached == len(judge.names) and len(stories) == 1:
         return Verdict(list(stories[0]), True, True, None)
     rest = judge.names[reached] if reached < len(judge.names) else None
-    if not stories or (rest and reached - at < 3 and not later(first.name, rest)):
-        # nothing gives the first tensor, or what gives it gives little else, which may be chance
+    if rest and not later(first.name, rest):            # one block that fits, and the next does not: it is something that is like it
+        stories = [story for story in stories if reached - at >= 3 and not any(", in block" in says for says in story)]
+    if not stories:
         return Verdict(list(itertools.islice(pictures(golden, first.name, theirs), 2)), False, False, first.name)
     return Verdict(["; and ".join(story) for story in stories], True, False, rest)
 
