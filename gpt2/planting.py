@@ -18,9 +18,9 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .golden import permitted
 from .hooks import BLOCK
 from .model import GPT2
+from .truth import permitted
 
 BOTH, VALUE, DERIVATIVE = "both", "value", "derivative"  # what of a point a mistake changes
 ALIASES = ("attn.pattern", "mlp.pre")                   # read beside the pass, unless a hook gives another Tensor

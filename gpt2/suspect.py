@@ -10,10 +10,11 @@ import minigrad as mg
 
 from .bugs_steps import Optimizer
 from .errors import GPT2Error
-from .golden import Golden, entry
+from .golden import Golden
 from .model import GPT2
 from .planting import Run, computed, parameters, with_parameters
 from .port import ALLOWED, distance
+from .truth import entry
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]
 FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionError, OverflowError)  # of a mistake that cannot be computed

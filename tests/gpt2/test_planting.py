@@ -9,10 +9,10 @@ from gpt2.bugs import FORWARD
 from gpt2.bugs_backward import BACKWARD
 from gpt2.bugs_steps import STEPS, Optimizer
 from gpt2.diagnosis import backward_positions, qualified
-from gpt2.golden import Adam, backward_order, permitted
 from gpt2.model import GPT2
 from gpt2.planting import BOTH, DERIVATIVE, VALUE, Run, computed
 from gpt2.revealing import telling_weights
+from gpt2.truth import Adam, backward_order, permitted
 
 pytestmark = pytest.mark.rounding
 IDS = np.array([[5, 17, 5, 99, 201], [7, 42, 260, 250, 3]])
