@@ -199,6 +199,7 @@ def test_without_the_weights_pictures_are_left(run, made, tmp_path):
     shutil.copytree(made[3], tmp_path / "truth")
     manifest = json.loads((tmp_path / "truth" / golden.MANIFEST).read_text())
     (tmp_path / "truth" / golden.MANIFEST).write_text(json.dumps(manifest | {"model": str(tmp_path / "gone")}))
+    shutil.rmtree(tmp_path / "truth" / golden.MODEL)
     code, out, err = run(verify, "--golden", tmp_path / "truth", "--against", ported(made, "erf"))
     assert code == 1 and "the weights are not here, so bugs could not be planted" in out and err == ""
 
