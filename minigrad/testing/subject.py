@@ -364,9 +364,10 @@ class Run:
             raise Broken(f"{what} is {_short(a)}, not {_short(b)}{where}: off by {float(abs(error[worst])):.3g}", float(shares[worst]))
         together = aligned(error, truth, self.coarse, np.where(finite, allowed, 0.0)) if a.size > 1 and given else 0.0
         if together > 1.0:
-            factor = float(1.0 + np.sum(error * truth) / np.sum(truth * truth))
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all ({factor:.9g} times as much), add up "
-                         "to more than those of roundings", together)
+            size = float(np.sum(truth * truth))
+            factor = f", which are {1.0 + float(np.sum(error * truth)) / size:.9g} times as much," if size > 0.0 else ""
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all{factor} add up to more than those of "
+                         "roundings", together)
         return max(float(shares[worst]), together)
 
     def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:

@@ -87,3 +87,5 @@ def test_what_all_numbers_share_stands_out():
     one_row = np.where(np.arange(100)[:, None] == 7, 5e-4 * truth, 0.0)
     assert abs(float(np.sum(one_row * truth))) < 3.0 * np.sqrt(np.sum((truth * bounds) ** 2))      # all together say nothing
     assert aligned(one_row, truth, "float64", bounds) > 1.0
+    least = 1e-200 * truth                              # whose squares are 0
+    assert 0.0 < aligned(rng.uniform(-1.0, 1.0, truth.shape) * bounds, least, "float64", bounds) < 1.0
