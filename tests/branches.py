@@ -1,4 +1,4 @@
-"""python -m tests.branches: which branches of the NumPy backend the laws go through, at its own sizes and at small ones.
+"""python -m tests.branches: which branches of a backend the laws go through, at its own sizes and at small ones.
 
 The modules of the backend are imported from a text in which each decision notes its outcome: a condition,
 and each part of one, true and false; a loop, of one round and of several; min and max, by which of two; a
@@ -6,22 +6,29 @@ function, that it was called. Then the laws run. Each outcome that none of them 
 not in EXCUSED, and an excuse for one that is reached, end the run with 1.
 
     python -m tests.branches                            # --examples N for each op, law, dtype and size (default 20)
+    python -m tests.branches --backend cupy             # what launches the CUDA kernels, on the double
 """
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("numpy", "numpy_kernels", "numpy_attention", "numpy_classifier", "numpy_panels", "blas")
+MODULES = {
+    "numpy": ("numpy", "numpy_kernels", "numpy_attention", "numpy_classifier", "numpy_panels", "blas"),
+    "cupy": ("cupy", "cupy_kernels", "cupy_attention", "cupy_choose", "cupy_decode", "cublas", "cupy_errors", "cupy_nccl"),
+}
 QUICK = ("value", "adjoint", "wanted", "refusal")       # a kernel is called by each of these
 wanted: dict[str, None] = {}                            # the outcomes that there are, in the order of the text
 seen: set[str] = set()
@@ -67,6 +74,66 @@ EXCUSED: dict[str, str] = {
     "numpy_kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; test_corners.py",
     "numpy_kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
     "numpy_kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
+    # ── CuPy: called where no op is ──
+    "cupy.load": "looks for CuPy and a GPU; test_devices.py plays each that is missing",
+    "cupy.Captured": "a step of decoding as a graph; test_step.py",
+    "cupy.CupyBackend.__init__": "called once, when the backend is first asked for",
+    "cupy.CupyBackend.processors": "how a step of decoding is cut up; test_cuda_decode.py",
+    "cupy.CupyBackend.communicator": "several processes; test_distributed.py",
+    "cupy.CupyBackend.captured": "a step of decoding as a graph; test_step.py",
+    "cupy.CupyBackend.free_memory": "asks the device; test_footprint.py",
+    "cupy.CupyBackend.synchronize": "for who measures time; benchmarks",
+    "cupy.CupyBackend.erf": "CuPy's own function, in whose place the double has one",
+    "cupy_kernels.kernel": "a decorator: called when the module is imported",
+    "cupy_kernels.over_arrays": "no op, but the optimizer's; test_cuda.py",
+    "cupy_kernels.sums_of_squares": "no op, but clipping's; test_cuda.py",
+    "cupy_kernels.scale": "no op, but clipping's; test_cuda.py",
+    "cupy_kernels.adamw_update": "no op, but the optimizer's; test_cuda.py",
+    "cupy_choose": "no ops, but the choice of a token; test_chooser.py",
+    "cupy_decode": "no ops, but a step of decoding; test_cuda_decode.py holds each to its definition",
+    "cupy_errors": "what went wrong on a device; test_devices.py has each complaint",
+    # ── CuPy: another device, and what goes wrong ──
+    "cupy.CupyBackend._look_at: device.id >= count: true": "a device that there is not; test_devices.py",
+    "cupy.CupyBackend._look_at: (int(capability[:-1]), int(capability[-1])) < OLDEST: true": "an old GPU; test_devices.py",
+    "cupy.CupyBackend.at: number != self.namespace.cuda.runtime.getDevice(): true": "laws stay on one device; test_devices.py",
+    "cupy.CupyBackend._made: device not in (None, here): true": "laws stay on one device; test_devices.py",
+    "cupy.CupyBackend._made: device: true": "laws stay on one device; test_devices.py",
+    "cupy.CupyBackend._made: (ours := self.explained(error, 'an array')) is None": "no memory; test_devices.py",
+    "cupy.CupyBackend.host: (ours := self.explained(error)) is None": "a device that has failed; test_devices.py",
+    "cupy.CupyBackend.explained": "what went wrong on a device; test_devices.py",
+    # ── CuPy: what is refused before, or is left to the op's own text ──
+    "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the double has no kernels",
+    "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table of no rows has no row to add to",
+    "cupy.CupyBackend.add_at: all((hasattr(i, 'dtype') and i.dtype.kind in 'iu' for i in parts)): false":
+        "an op gives arrays of integers; the face of a backend knows other indices, for ops of one's own: test_double.py",
+    "cupy.CupyBackend.add_at: hasattr(i, 'dtype'): false": "an op gives arrays of integers; test_double.py",
+    "cupy.CupyBackend.add_at: array.flags.c_contiguous: false": "an op adds into an array that it has made; test_double.py",
+    "cublas.multiply: kind is None: true": "integers, whose products CuPy makes itself; test_cublas.py",
+    "cublas.multiply: a.dtype != b.dtype: true": "the op refuses two dtypes before",
+    "cublas.multiply: a.ndim < 2: true": "the op makes a matrix of a vector before",
+    "cublas.multiply: max(n, k, m, math.prod(a.shape[:-2])) > 2 ** 31 - 1: true": "more numbers than a test has memory for",
+    "cublas.multiply: dtype: true": "a result of float32 from 16 bits, which no op asks for; test_cublas.py",
+    "cublas.multiply: tf32: true": "a choice of the user's; test_16_bits.py",
+    "cublas.multiply: kind == 0": "a choice of the user's; test_16_bits.py",
+    "cupy_attention.attended: k.size > 0: false": "no keys: the op's own text is run, and refuses",
+    "cupy_attention.attended: v.size > 0: false": "values of no numbers: the op's own text is run",
+    "cupy_kernels.fits: x.dtype.kind in FLOATS: false": "the laws give floats; sums of integers are CuPy's own",
+    "cupy_kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; test_cuda.py",
+    "cupy_kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes by parts; test_cuda.py",
+    "cupy_kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; test_cuda.py",
+    "cupy_kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; test_cuda.py",
+    "cupy_kernels.add_layer_norm: any((a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight,…: true":
+        "the op refuses it; test_cuda.py, test_devices.py",
+    "cupy_kernels.add_layer_norm: a.dtype != x.dtype: true": "the op refuses it; test_cuda.py",
+    "cupy_kernels.add: a.dtype != b.dtype: true": "the op refuses two dtypes before",
+    "cupy_kernels.add: a.flags.c_contiguous: false": "a law of one op gives arrays in C order; in a model, sums of turned ones",
+    "cupy_kernels.add: b.flags.c_contiguous: false": "a law of one op gives arrays in C order; in a model, sums of turned ones",
+    "cupy_kernels.astype: stored.kind not in FLOATS: true": "a cast to integers of 16 bits has no gradient, and no law",
+    "cupy_kernels.cross_entropy: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy_kernels.cross_entropy_dlogits: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy_kernels.linear_cross_entropy: fits(x): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy_kernels.linear_cross_entropy: dweight is not None: false": "a loss that nobody differentiates; test_cuda.py",
+    "cupy_kernels.embedding_into: sum.flags.c_contiguous: false": "a gradient that is there was made in C order",
 }
 
 
@@ -168,11 +235,14 @@ def _note_pick(name: str, pick: Any, a: Any, b: Any) -> Any:
 
 
 class Noted(importlib.abc.MetaPathFinder):
-    """Imports the modules of the backend with the notes in their text."""
+    """Imports the modules of a backend with the notes in their text."""
+
+    def __init__(self, backend: str) -> None:
+        self.modules = MODULES[backend]
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         package, _, module = name.rpartition(".")
-        if package != "minigrad.backend" or module not in MODULES:
+        if package != "minigrad.backend" or module not in self.modules:
             return None
         file = ROOT / "minigrad" / "backend" / f"{module}.py"
 
@@ -188,28 +258,60 @@ class Noted(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, str(file), loader=Loader(name, str(file)))
 
 
-def run_laws(examples: int) -> list[str]:
+def run_laws(backend: str, examples: int) -> list[str]:
     """The laws on every line of the table: ops that have a kernel, or multiply, at small sizes too. What breaks."""
-    import contextlib
-
     from minigrad.backend import cpu
-    from minigrad.testing.check import examine
+    from minigrad.testing import double
+    from minigrad.testing.check import examine_all
     from minigrad.testing.domains import DOMAINS
     from minigrad.testing.sizes import SMALL, small_sizes
 
+    here = cpu if backend == "numpy" else double.install()
+    small = {name: small_sizes(name) for name in SMALL} if backend == "numpy" else {f"{n} bytes of logits": logits(n) for n in (1, 600)}
+    lines = [*DOMAINS, *(wide_lines() if backend == "cupy" else [])]
     seen.clear()                                        # what importing and making the backend called
-    kernels = {name.partition("/")[0] for name in cpu.kernels} | {"linear", "matmul_op", "einsum_op"}
+    kernels = {name.partition("/")[0] for name in here.kernels} | {"linear", "matmul_op", "einsum_op"}
     broken = []
-    for sizes in (None, *SMALL):
-        with small_sizes(sizes) if sizes else contextlib.nullcontext():
-            for line in DOMAINS:
+    for sizes in (None, *small):
+        with small[sizes] if sizes else contextlib.nullcontext():
+            for line in lines:
                 for dtype in ("float64", "float32", "float16") if sizes is None else ("float64", "float32"):
-                    for law in QUICK if sizes is None or line.subject.name in kernels else ():
-                        if line.asks(law):
-                            few = examples if line.subject.name in kernels else 2
-                            verdict = examine(law, line.subject, line.examples, dtype, examples=few, shrink=False)
-                            broken += [f"{line.label}, sizes {sizes}: {verdict}"] if verdict.status == "broken" else []
+                    fast = line.subject.name in kernels
+                    asked = [law for law in QUICK if line.asks(law)] if fast or sizes is None else []
+                    found = examine_all(asked, line.subject, line.examples, dtype, here.name, examples=examples if fast else 2,
+                                        shrink=False) if asked else []
+                    broken += [f"{line.label}, sizes {sizes}: {verdict}" for verdict in found if verdict.status == "broken"]
     return broken
+
+
+@contextlib.contextmanager
+def logits(size: int) -> Iterator[None]:
+    """Inside the block the CuPy backend has so many bytes of logits at a time: of 600, a row of float64, and two of float32."""
+    from minigrad.backend import cupy_kernels
+
+    was, cupy_kernels.LOGITS = cupy_kernels.LOGITS, size
+    try:
+        yield
+    finally:
+        cupy_kernels.LOGITS = was
+
+
+def wide_lines() -> list[Any]:
+    """Lines of the table at the sizes from which a GPU's kernels are others: wide heads, and rows longer or more than a block is for."""
+    from hypothesis import strategies as st
+
+    from minigrad.testing.domains import lines_of
+    from minigrad.testing.domains.products import _targets
+    from minigrad.testing.strategies import examples
+
+    def plain(draw: Any, sizes: Any, rng: Any) -> Any:
+        return {"mask": None, "causal": draw(st.booleans()), "scale": None, "p": 0.0, "key": 0}
+
+    heads = [[(3, d), (n, d), (n, e)] for d, n, e in ((65, 4, 70), (130, 3, 2), (2, 2, 3))]
+    more: dict[str, tuple[Any, ...]] = {"attention": (heads, plain), "cross_entropy": ([[(2, 300)]], _targets),
+                                        "add": ([[(600, 2), (2,)]],)}
+    return [replace(lines_of(name)[0], label=f"{name}-wide", examples=examples(st.sampled_from(shapes), "any", *settings))
+            for name, (shapes, *settings) in more.items()]
 
 
 def excuse(outcome: str) -> str | None:
@@ -220,23 +322,25 @@ def excuse(outcome: str) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m tests.branches", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--examples", type=int, default=20, metavar="N", help="for each op, law, dtype and size")
+    p.add_argument("--backend", choices=MODULES, default="numpy", help="whose modules (default: numpy)")
+    p.add_argument("--examples", type=int, metavar="N", help="for each op, law, dtype and size (default: 20)")
     args = p.parse_args(argv)
-    if args.examples < 1:
+    if args.examples is not None and args.examples < 1:
         p.error(f"--examples {args.examples}: at least 1")
     if "minigrad" in sys.modules:
         p.error("minigrad is imported already; run this in a process of its own")
-    sys.meta_path.insert(0, Noted())
-    broken = run_laws(args.examples)
+    sys.meta_path.insert(0, Noted(args.backend))
+    broken = run_laws(args.backend, args.examples or 20)
     missed = [o for o in wanted if o not in seen]
     bad = [o for o in missed if not excuse(o)]
-    idle = [name for name in EXCUSED if name not in {excuse(o) for o in missed}]
-    for module in MODULES:
+    excused = {name: reason for name, reason in EXCUSED.items() if name.partition(".")[0] in MODULES[args.backend]}
+    idle = [name for name in excused if name not in {excuse(o) for o in missed}]
+    for module in MODULES[args.backend]:
         mine = [o for o in wanted if o.startswith((f"{module}.", f"{module}:"))]
         print(f"{module:18} {sum(o in seen for o in mine):>4} of {len(mine)} outcomes reached, "
               f"{sum(o not in seen and excuse(o) is not None for o in mine)} excused, {sum(o in bad for o in mine)} missed")
     print("\nexcused:")
-    for name, reason in EXCUSED.items():
+    for name, reason in excused.items():
         print(f"  {name}\n      {reason}")
     for title, lines in (("missed", bad), ("excused, and reached", idle), ("broken", broken)):
         for line in lines:

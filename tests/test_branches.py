@@ -1,4 +1,4 @@
-"""tests.branches: every decision of the NumPy backend is taken both ways by the laws, or is excused."""
+"""tests.branches: every decision of a backend is taken both ways by the laws, or is excused."""
 from __future__ import annotations
 
 import ast
@@ -15,7 +15,7 @@ from tests.branches import EXCUSED, MODULES, ROOT, Notes, excuse
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, None]:
     """All outcomes of the text as it is."""
     monkeypatch.setattr(branches, "wanted", {})
-    for module in MODULES:
+    for module in (m for modules in MODULES.values() for m in modules):
         Notes(module).visit(ast.parse((ROOT / "minigrad" / "backend" / f"{module}.py").read_text("utf-8")))
     return branches.wanted
 
@@ -27,6 +27,8 @@ def test_what_is_excused_exists(outcomes: dict[str, None]):
     kernels = {o.removesuffix(": called") for o in outcomes if o.endswith(": called") and excuse(o) is not None}
     assert {k for k in kernels if k.startswith(("numpy_kernels.", "numpy_attention.", "numpy_classifier.", "numpy_panels."))} == {
         "numpy_kernels.kernel", "numpy_kernels.kernel.keep", "numpy_kernels.adamw_update", "numpy_kernels.adamw_update.work"}
+    assert {k for k in kernels if k.startswith(("cupy_kernels.", "cupy_attention."))} == {
+        f"cupy_kernels.{k}" for k in ("kernel", "kernel.keep", "over_arrays", "sums_of_squares", "scale", "adamw_update")}
 
 
 def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
@@ -47,7 +49,8 @@ def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_the_laws_go_through_every_branch():
+@pytest.mark.parametrize("backend", MODULES)
+def test_the_laws_go_through_every_branch(backend: str):
     """The command ends with 0: nothing is missed, no excuse is idle, no law is broken."""
-    done = subprocess.run([sys.executable, "-m", "tests.branches"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.branches", "--backend", backend], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -57,8 +57,8 @@ def _layout(cupy: Any, x: Any) -> tuple[Any, int, int, int]:
     if apart is not None:
         if (steps[-1] == 1 or c == 1) and (steps[-2] >= c or r == 1):
             return x, 0, steps[-2] if r > 1 else c, apart
-        if (steps[-2] == 1 or r == 1) and (steps[-1] >= r or c == 1):
-            return x, 1, steps[-1] if c > 1 else r, apart
+        if (steps[-2] == 1 or r == 1) and steps[-1] >= r:
+            return x, 1, steps[-1], apart
     return cupy.ascontiguousarray(x), 0, c, r * c
 
 

@@ -216,3 +216,14 @@ def test_a_missing_barrier_is_seen(place: int):
     right, at = _answers(SOURCE), BARRIERS[place]
     wrong = _answers(SOURCE[:at] + SOURCE[at + len("__syncthreads();"):])
     assert any(not np.array_equal(a, b) for a, b in zip(right, wrong)) and all(np.isfinite(a).all() for a in right)
+
+
+def test_definitions_of_rows_that_are_large_or_broken():
+    """On NumPy: scores whose exponentials no float holds leave the value of the highest, and a row without a number is that row's alone."""
+    q, keys = np.array([[1e3], [1e3]]), np.array([[[[1.0], [3.0], [2.0]]], [[[5.0], [3.0], [2.0]]]])
+    values, out = np.array([[[[7.0], [8.0], [9.0]]]] * 2), np.zeros((2, 1))
+    decode.attention(q, keys, values, np.array([3, 0]), np.array([0, 1]), out, None, None, scale=1.0)
+    assert out.tolist() == [[8.0], [8.0]]
+    logits, ids = np.array([[0.0, 2.0, 1.0, 9.0], [np.nan, 0.0, 0.0, 9.0], [-np.inf] * 3 + [9.0]]), np.zeros(3, np.int64)
+    decode.greedy(logits, ids, vocab=3)
+    assert ids.tolist() == [1, -1, -1]

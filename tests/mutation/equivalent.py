@@ -6,6 +6,7 @@ ORDER = "a factor above 0 changes no order"
 LAST = "logits are [B, V] here: axis 1 is the last"
 ONE = "what is left out for 1 is a division by 1"
 MEMORY = "memory that is written before it is read"
+FINITE = "a finite number stays finite"
 OUT = "the same numbers in other memory"
 MORE = "more bits are drawn than are used, and the same ones are used"
 
@@ -21,6 +22,10 @@ EQUIVALENT: dict[str, str] = {
     "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 for (stop + 1) // 2 - first": MORE,
     "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
     "minigrad.backend.bits.keep_mask_span: 2 for 1 in stop + 1": MORE,
+    # what a step of decoding is made of
+    "minigrad.decode._attention: plus 1e-5: xp.matmul(k, q[row, :].reshape(heads, e, 1)) * scale": SHIFT,
+    "minigrad.decode._greedy: plus 1e-5: logits[:, :vocab]": SHIFT,
+    "minigrad.decode._greedy: plus 1e-5: xp.max(logits, axis=1)": FINITE,
     # sampling
     "gpt2.sampling.process_logits: plus 1e-5: _penalized(logits, options, previous)": SHIFT,
     "gpt2.sampling.choose: 1.0001 for 1.0 in options.repetition_penalty == 1.0": ONE,
@@ -34,8 +39,8 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.sampling.top_logprobs: 1 for -1": LAST,
     "gpt2.sampling.top_logprobs: 1 for -1 (2)": LAST,
     "gpt2.sampling.top_logprobs: no axis in np.take_along_axis(x, ids, axis=-1)": "−1 is NumPy's default from 2.3 on; before, it has none",
-    "gpt2.sampling._checked: times 1.0001: logits.max(axis=-1)": "a finite number stays finite",
-    "gpt2.sampling._checked: plus 1e-5: logits.max(axis=-1)": "a finite number stays finite",
+    "gpt2.sampling._checked: times 1.0001: logits.max(axis=-1)": FINITE,
+    "gpt2.sampling._checked: plus 1e-5: logits.max(axis=-1)": FINITE,
     "gpt2.sampling._checked: plus 1e-5: logits": SHIFT,
     "gpt2.sampling._penalized: 1.0001 for 1.0 in penalty != 1.0": ONE,
     "gpt2.sampling._penalized: old <= 0 for old < 0": "0 times the penalty and 0 by it are both 0",
