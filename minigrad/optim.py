@@ -74,6 +74,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
+        self.steps = 0                                  # that were taken
         given = listed(type(self).__name__, params)
         groups = given if any(isinstance(g, dict) for g in given) else [{"params": given}]
         for group in groups:
@@ -136,6 +137,7 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        self.steps += 1
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
                 self.check(group)                       # a schedule may have changed it
