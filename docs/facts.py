@@ -120,7 +120,9 @@ def settings() -> Iterator[tuple[str, str]]:
 # ── GPT-2 ──
 def sizes() -> Iterator[tuple[str, str]]:
     """Parameters, points and bytes of the published sizes, and of the model that ships."""
-    from gpt2.bugs import BUGS
+    from gpt2.bugs import FORWARD
+    from gpt2.bugs_backward import BACKWARD
+    from gpt2.bugs_steps import STEPS
     from gpt2.config import PUBLISHED, GPT2Config, num_parameters, parameter_shapes
     from gpt2.experiments import NAMES
     from gpt2.hooks import BLOCK, EQUATIONS
@@ -157,7 +159,7 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/performance.md", f"{4 * 4 * N / 1e9:.2f} GB of ours are parameters, gradients and AdamW's two moments"
     yield "docs/layer-norm.md", rf"$y$ is too small by $\sqrt{{1 - 1/d}}$: {100 * (1 - math.sqrt(1 - 1 / d)):.2f} % for $d = {d}$"
     yield "README.md", f"{word(len(NAMES))} claims about GPT-2, measured"
-    yield "docs/porting.md", f"some {word(10 * round(len(BUGS) / 10))} mistakes are planted"
+    yield "docs/porting.md", f"some {word(round((len(FORWARD) + len(BACKWARD) + len(STEPS)) / 100))} hundred mistakes, in batches"
     shipped = GPT2Config.from_file(locate("shakespeare") / "config.json")
     heads = word(shipped.n_layer * shipped.n_head)
     yield "README.md", f"![Where each of the {heads} heads of the Shakespeare model looks]"
