@@ -11,6 +11,7 @@ from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
 
 import minigrad as mg
 from gpt2 import decode
+from gpt2.cache import KVCache
 from gpt2.decode import Timing, steps
 from gpt2.errors import MissingError, UsageError
 from gpt2.model import GPT2
@@ -126,6 +127,24 @@ def test_samples_of_one_prompt_read_it_once(use_cache):
     for n, ids in enumerate(found):
         so_far = [row + [step[i] for step in found[:n]] for i, row in enumerate(rows)]
         assert choose(exact()(so_far).numpy()[:, -1], SamplingOptions(), so_far, draws.random(3)).tolist() == ids
+
+
+def test_rows_of_a_cache():
+    """Each has its padding, and one without any needs no mask; what the first row has read all rows have after `repeat`, to the bit."""
+    for pad in (None, [0, 0, 0]):
+        cache = KVCache(tiny_config(), 3, 4, pad=pad)
+        assert cache.padded == [0, 0, 0] and cache.pad is None and cache.layout(3, 2)[1] is None
+        assert cache.rows(0, 2).padded == [0, 0] and cache.rows(0, 2).pad is None
+    padded = KVCache(tiny_config(), 3, 4, pad=[2, 0, 1])
+    alone = [padded.rows(i, i + 1) for i in range(3)]
+    assert [(row.padded, row.pad is None) for row in alone] == [([2], False), ([0], True), ([1], False)]
+    assert padded.rows(1, 3).pad.tolist() == [[0], [1]]
+    cache.keys[:], cache.values[:] = np.random.default_rng(0).standard_normal((2, *cache.keys.shape))
+    before = cache.keys.copy(), cache.values.copy()
+    cache.advance(2)
+    cache.repeat()
+    for stored, was in zip((cache.keys, cache.values), before):
+        assert (stored[..., :2, :] == was[:, :1, :, :2]).all() and (stored[..., 2:, :] == was[..., 2:, :]).all()
 
 
 def test_padding_does_not_make_rows_the_same():

@@ -129,6 +129,14 @@ def test_the_same_draws_give_the_same_tokens(rows: list[list[int]], options: dic
 
 
 @needs_kernels
+def test_the_same_draws_in_float64():
+    """What is chosen with has the logits' dtype."""
+    model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("double", "numpy"))
+    said = [m.generate([PROMPT], 6, seed=3, top_p=0.9, eos_token_id=None) for m in (model, same)]
+    assert said[0] == said[1]
+
+
+@needs_kernels
 def test_the_host_may_choose():
     """Where it is to say how likely tokens are: it chooses as ever, and waits for each token."""
     model, same = _models()

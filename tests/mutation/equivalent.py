@@ -56,6 +56,14 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.sampling._highest: k < len(peaks) for k <= len(peaks)": "where it makes a difference all are looked at, and not some",
     "gpt2.sampling._highest: times 1.0001: x[ids]": ORDER,
     "gpt2.sampling._highest: plus 1e-5: x[ids]": SHIFT,
+    # the cache
+    "gpt2.cache.KVCache.__init__: no device in here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)":
+        "the line before it has made the device the current one",
+    "gpt2.cache.KVCache.__init__: no dtype in here.array(list(pad), dtype='int64', device=number)": "Python's integers become int64 anyway",
+    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number)": "0 times anything is 0",
+    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)": "0 times anything is 0",
+    "gpt2.cache.KVCache.extend: plus 1e-5: mg.Tensor(self.keys[layer, :, :, :end])":
+        "the same number more in all keys is the same number more in all scores of a query, and cancels in the softmax",
     # lookup
     "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
     "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":
