@@ -69,6 +69,7 @@ def _near_a_border(x: np.ndarray, chosen: SamplingOptions, before: list[int], un
 @example(kind="signed zeros", rows=3, n=40, spare=0, steps=3, chosen=SamplingOptions(top_k=3), dtype="float32", seed=2)
 @example(kind="normal", rows=1, n=40, spare=0, steps=3, chosen=SamplingOptions(temperature=0.0, repetition_penalty=1.3), dtype="float32",
          seed=1)
+@example(kind="normal", rows=2, n=90, spare=0, steps=3, chosen=SamplingOptions(min_p=0.2), dtype="float32", seed=1)
 def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, chosen: SamplingOptions, dtype: str, seed: int):
     """The ids of `choose`, step after step with a repetition penalty, unless rounding decides; one launch a step and nothing else."""
     rng = np.random.default_rng(seed)
@@ -102,6 +103,18 @@ def test_what_reaches_a_border_is_within_it(dtype: str):
         for step in (0, 1):
             mine(HERE.array(x), ids, HERE.array(np.array([step])))
             assert HERE.host(ids).tolist() == choose(x, chosen, [[]], uniforms[step]).tolist(), (chosen, step)
+
+
+@kernel_test
+def test_the_highest_draw_is_the_last_id():
+    """However the sums are rounded: 1 − 2⁻⁵³ of the whole lies within the last id of some weight."""
+    n, rows = 700, 24
+    x = np.random.default_rng(0).standard_normal((rows, n)).astype(np.float32)
+    x[:, -3:] = -np.inf
+    draws, ids = np.full((1, rows), 1.0 - 2.0**-53), HERE.array(np.zeros(rows, np.int64))
+    mine = Chooser(HERE, SamplingOptions(), rows, n, draws, [[]] * rows)
+    mine(HERE.array(x), ids, HERE.array(np.array([0])))
+    assert HERE.host(ids).tolist() == [n - 4] * rows
 
 
 @given(kind=st.sampled_from(sorted(SHAPES)), n=st.integers(1, 50), chosen=options, seed=st.integers(0, 999))

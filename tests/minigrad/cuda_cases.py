@@ -32,7 +32,7 @@ def both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: 
         odd = len(arrays[0]) if device == DEVICE else 0
         xs = [mg.tensor(a.astype(kind), device=device, requires_grad=True) for a in arrays]
         for i, x in enumerate(xs if odd else []):
-            x.assign(placed(arrays[i].astype(kind), odd >> i & 1))
+            x.assign(mg.Tensor(placed(arrays[i].astype(kind), odd >> i & 1)))          # a plain array would be copied
         y = g(*xs)
         seed = np.cos(np.arange(y.numel(), dtype=np.float64)).reshape(y.shape).astype(dtype)
         y.backward(mg.tensor(seed, dtype=str(y.dtype), device=device))
