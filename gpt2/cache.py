@@ -77,7 +77,7 @@ class KVCache:
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
         part.padded = self.padded[first:last]
-        part.pad = self.pad[first:last] if any(part.padded) else None
+        part.pad = self.pad[first:last] if self.pad is not None and any(part.padded) else None
         return part
 
     def repeat(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_gpt2 import scripted_model, tiny_config
 
 import minigrad as mg
+import minigrad.decode
 from gpt2 import decode as decoding
 from gpt2.cache import KVCache
 from gpt2.errors import MissingError
@@ -113,6 +114,40 @@ def test_more_rows_than_the_kernels_take():
     assert not Stepper.fits(GPT2(tiny_config(), backend="double", explicit=True).eval(), 1)
     model.train()
     assert not Stepper.fits(model, 1)
+
+
+@needs_kernels
+def test_which_models_go_step_by_step(monkeypatch: pytest.MonkeyPatch):
+    """Not one with hooks, nor one that computes in another dtype than it is kept in, nor of too wide heads, nor where a kernel lacks."""
+    def fits(**how: Any) -> bool:
+        compute = how.pop("compute_dtype", None)
+        return Stepper.fits(GPT2(tiny_config(n_layer=1, **how), backend="double", compute_dtype=compute).eval(), 1)
+
+    assert fits() and fits(n_embd=256, n_head=1) and not fits(n_embd=257, n_head=1) and not fits(compute_dtype="float16")
+    model = GPT2(tiny_config(n_layer=1), backend="double").eval()
+    with model.hooks({"embed": lambda x, name: None}):
+        assert not Stepper.fits(model, 1)
+    assert Stepper.fits(model, 1)
+    monkeypatch.setattr(HERE, "kernels", {name: f for name, f in HERE.kernels.items() if name != "step_embed"})
+    assert not Stepper.fits(model, 1)
+
+
+def test_a_step_may_be_read_and_then_go_on_by_itself():
+    """The host chooses two tokens, and the device those after them, where the text then is; the cache knows how far it was read."""
+    model, ids = GPT2(tiny_config(initializer_range=0.3), dtype="float64", seed=2).eval(), [9, 1]
+    wanted = model.generate(ids, 8, greedy=True, eos_token_id=None)[0][len(ids):]
+    assert len(set(wanted)) == 7                        # so that one in the place of another shows
+    cache = KVCache(model.config, 1, 12, dtype="float64")
+    with mg.no_grad():
+        token = int(model([ids], cache=cache, last=1).numpy()[0, 0].argmax())
+    step = Stepper(model, cache, lambda logits, ids, number: mg.decode.greedy(logits, ids, vocab=model.config.vocab_size))
+    assert step.parts.shape == (1, model.config.n_head, mg.decode.PARTS, model.config.n_embd // model.config.n_head + 2)
+    found = [token]
+    for n in (1, 2):
+        found.append(int(step.read([found[-1]])[0].argmax()))
+        assert cache.length == len(ids) + n
+    found += [row[0] for batch in step.tokens([found[-1]], 5) for row in batch]
+    assert found == wanted and cache.length == len(ids) + 7
 
 
 @needs_kernels

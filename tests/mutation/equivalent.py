@@ -6,6 +6,7 @@ ORDER = "a factor above 0 changes no order"
 LAST = "logits are [B, V] here: axis 1 is the last"
 ONE = "what is left out for 1 is a division by 1"
 MEMORY = "memory that is written before it is read"
+ZERO = "0 times anything is 0"
 FINITE = "a finite number stays finite"
 OUT = "the same numbers in other memory"
 MORE = "more bits are drawn than are used, and the same ones are used"
@@ -60,10 +61,26 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.cache.KVCache.__init__: no device in here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)":
         "the line before it has made the device the current one",
     "gpt2.cache.KVCache.__init__: no dtype in here.array(list(pad), dtype='int64', device=number)": "Python's integers become int64 anyway",
-    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number)": "0 times anything is 0",
-    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)": "0 times anything is 0",
+    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number)": ZERO,
+    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)": ZERO,
     "gpt2.cache.KVCache.extend: plus 1e-5: mg.Tensor(self.keys[layer, :, :, :end])":
         "the same number more in all keys is the same number more in all scores of a query, and cancels in the softmax",
+    "gpt2.cache.KVCache.rows: without self.pad is not None in self.pad is not None and any(part.padded)":
+        "where there is no pad, all of padded is 0",
+    # the decoding step
+    "gpt2.step.Stepper.__init__: without self.xp.at(cache.keys)": "every array is made on the device that is named, and a step goes there",
+    "gpt2.step.Stepper.step: no soon in decode.attention(q, keys, values, state, self.pad, y,…":
+        "a hint at what is read next changes no number",
+    "gpt2.step.Stepper.step: 3 for 2 in 1:2": "the state has two numbers, and its last one either way",
+    "gpt2.step.Stepper.tokens: without self.xp.at(self.ids)":
+        "the double's graph runs where it was captured; a GPU's on the current device",
+    "gpt2.step.Stepper.__init__: times 1.0001: self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d)": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d) (2)": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d) (3)": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.n_inner or 4 * d)": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.vocab_size)": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: room(rows, heads, decode.PARTS, d // heads + 2)": ZERO,
     # lookup
     "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
     "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":
