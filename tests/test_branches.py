@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests import branches
+from tests import branches, cuda_branches
 from tests.branches import EXCUSED, MODULES, ROOT, Notes, excuse
 
 
@@ -53,4 +54,19 @@ def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
 def test_the_laws_go_through_every_branch(backend: str):
     """The command ends with 0: nothing is missed, no excuse is idle, no law is broken."""
     done = subprocess.run([sys.executable, "-m", "tests.branches", "--backend", backend], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lines_of_cuda_that_are_excused_exist():
+    """Each stands in its file."""
+    lines = {f"{name}: {line.strip()}" for name in cuda_branches.SOURCES
+             for line in (ROOT / "minigrad" / "backend" / name).read_text("utf-8").splitlines()}
+    assert cuda_branches.EXCUSED.keys() <= lines and all(cuda_branches.EXCUSED.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcov") is None, reason="gcov is not installed: it comes with gcc")
+def test_the_kernels_take_every_branch():
+    """The command ends with 0: nothing is missed, and no excuse is idle."""
+    done = subprocess.run([sys.executable, "-m", "tests.cuda_branches"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

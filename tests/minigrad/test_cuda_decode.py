@@ -1,6 +1,7 @@
 """decode.cu, run on a CPU: over odd shapes each kernel of a decoding step means what its definition in minigrad/decode.py says."""
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ seeds = st.integers(0, 99)
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
+def each(**given: Any) -> Any:
+    """An example for each combination: a kernel has a text of its own for one row, two, four and eight, and for aligned weights."""
+    names = [name for name, value in given.items() if isinstance(value, list)]
+
+    def add(f: Any) -> Any:
+        for values in itertools.product(*(given[name] for name in names)):
+            f = example(**{**given, **dict(zip(names, values))})(f)
+        return f
+
+    return add
+
+
 def _normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
@@ -38,14 +51,14 @@ def _stored(a: np.ndarray, dtype: str) -> np.ndarray:
     return a.astype(dtype)
 
 
-def _agree(f: Any, dtype: str, given: list[Any], written: list[int], length: int, size: float, **settings: Any) -> None:
+def _agree(f: Any, dtype: str, given: list[Any], written: list[int], length: int, size: float, seed: int, **settings: Any) -> None:
     """What f writes into given[i], i of `written`, is by one launch on the double what its definition writes in float64.
 
-    An array of `dtype` is a weight, or the cache; of the stream's dtype, something computed. One of 16 bits is rounded once. Where there
-    is an odd number of rows every array begins at an odd place.
+    An array of `dtype` is a weight, or the cache; of the stream's dtype, something computed. One of 16 bits is rounded once. Bit i
+    of the seed says whether array i begins at an odd place.
     """
-    there = [placed(a, len(given[0]) % 2) if isinstance(a, np.ndarray) else tuple(placed(b, len(given[0]) % 2) for b in a)
-             if isinstance(a, tuple) else a for a in given]
+    there = [placed(a, seed >> i & 1) if isinstance(a, np.ndarray) else tuple(placed(b, seed >> i & 1) for b in a)
+             if isinstance(a, tuple) else a for i, a in enumerate(given)]
     truth = [wide_copy(a) for a in given]
     with counting() as counts:
         f(*there, **settings)
@@ -80,7 +93,7 @@ def test_embed(B: int, d: int, V: int, dtype: str, ring: int, made: int, seed: i
     ids, pad, place = rng.integers(-1, V, (1 + ring, B)), rng.integers(0, 4, B), int(rng.integers(4, 9))
     given = [ids, np.array([place, made]), pad, _stored(_normal(seed, V, d), dtype), _stored(_normal(seed + 1, 9, d), dtype),
              np.zeros((B, d), decode.stream_dtype(dtype))]
-    _agree(decode.embed, dtype, given, [0, 1, 5], 1, 8.0)
+    _agree(decode.embed, dtype, given, [0, 1, 5], 1, 8.0, seed)
 
 
 @kernel_test
@@ -89,6 +102,7 @@ def test_embed(B: int, d: int, V: int, dtype: str, ring: int, made: int, seed: i
 @example(B=1, k=520, m=50, dtype="bfloat16", normed=True, biased=True, add=True, act="gelu_new", panels=True, seed=0)
 @example(B=1, k=1037, m=3, dtype="float16", normed=True, biased=False, add=False, act=None, panels=False, seed=0)
 @example(B=2, k=768, m=1100, dtype="float32", normed=False, biased=False, add=True, act=None, panels=False, seed=0)
+@each(B=[1, 2, 3, 8], seed=[0, 2], k=64, m=9, dtype="float32", normed=True, biased=True, add=False, act="gelu_new", panels=True)
 def test_linear(B: int, k: int, m: int, dtype: str, normed: bool, biased: bool, add: bool, act: str | None, panels: bool, seed: int):
     """Every row, width and end of a product, with x in shared memory whole or a panel at a time."""
     weight, bias = _stored(_normal(seed, m, k) / np.sqrt(k), dtype), _stored(_normal(seed + 1, m), dtype)
@@ -104,12 +118,14 @@ def test_linear(B: int, k: int, m: int, dtype: str, normed: bool, biased: bool, 
         wrappers.cut.cache_clear()
         wanted = np.abs(weight.astype(np.float64)).sum(axis=1).max() * (3.0 + np.abs(x).max())
         _agree(lambda *given: decode.linear(*given[:4], norm=given[4], act=act, add=add), dtype,
-               [x, weight, bias if biased else None, out, _norm(seed, k, dtype) if normed else None], [3], k, magnitude(x, out) + wanted)
+               [x, weight, bias if biased else None, out, _norm(seed, k, dtype) if normed else None], [3], k,
+               magnitude(x, out) + wanted, seed)
     wrappers.cut.cache_clear()
 
 
 @kernel_test
 @given(B=rows, h=st.integers(1, 5), e=st.integers(1, 20), S=st.integers(1, 6), place=st.integers(0, 5), dtype=stored, seed=seeds)
+@each(B=[1, 2, 3, 8], seed=[0, 4], h=2, e=4, S=4, place=2, dtype="float32")
 def test_qkv(B: int, h: int, e: int, S: int, place: int, dtype: str, seed: int):
     """q, and k and v at the last place taken of the cache; all else stays as it was."""
     d, stream = max(2, h) * e * 2, decode.stream_dtype(dtype)
@@ -117,13 +133,15 @@ def test_qkv(B: int, h: int, e: int, S: int, place: int, dtype: str, seed: int):
     weight = _stored(_normal(seed, 3 * d, d) / np.sqrt(d), dtype)
     given = [_normal(seed + 1, B, d).astype(stream), _norm(seed, d, dtype), weight, _stored(_normal(seed + 2, 3 * d), dtype),
              np.zeros((B, d), stream), *(_stored(_normal(seed + i, B, heads, S, e), dtype) for i in (3, 4)), np.array([place + 1, 0])]
-    _agree(decode.qkv, dtype, given, [4, 5, 6, 7], d, 4.0 * np.abs(weight.astype(np.float64)).sum(axis=1).max())
+    _agree(decode.qkv, dtype, given, [4, 5, 6, 7], d, 4.0 * np.abs(weight.astype(np.float64)).sum(axis=1).max(), seed)
 
 
 @kernel_test
 @given(B=rows, h=st.integers(1, 4), e=st.integers(1, 40) | st.sampled_from([64, 128, 200, 255, 256]), S=st.integers(1, 150),
        dtype=stored, least=st.sampled_from([1, 7, 64]), seed=seeds)
 @example(B=1, h=1, e=64, S=600, dtype="float32", least=64, seed=3)
+@example(B=1, h=1, e=200, S=20, dtype="float64", least=64, seed=0)
+@each(seed=[0, 2, 4], B=2, h=2, e=16, S=20, dtype="float32", least=7)
 def test_attention(B: int, h: int, e: int, S: int, dtype: str, least: int, seed: int):
     """Rows that see from one key to all, in one part or in several; the room for parts is left as it was found."""
     rng, stream = np.random.default_rng(seed), decode.stream_dtype(dtype)
@@ -140,7 +158,8 @@ def test_attention(B: int, h: int, e: int, S: int, dtype: str, least: int, seed:
         patch.setattr(wrappers, "LEAST", least)
         patch.setattr(HERE, "processors", 1 + seed % 20)
         scores = float(np.nanmax(np.abs(q)) * np.nanmax(np.abs(k)) * np.sqrt(e))
-        _agree(decode.attention, dtype, given, [5, 7], e + end, (1.0 + scores) * float(np.nanmax(np.abs(v))), scale=1.0 / np.sqrt(e))
+        _agree(decode.attention, dtype, given, [5, 7], e + end, (1.0 + scores) * float(np.nanmax(np.abs(v))), seed,
+               scale=1.0 / np.sqrt(e))
 
 
 @kernel_test
@@ -151,7 +170,7 @@ def test_greedy(B: int, V: int, less: int, dtype: str, seed: int, odd: float | N
     logits = np.round(_normal(seed, B, V) * 2.0).astype(dtype)          # many equals
     if odd is not None:
         logits[:, ::7] = odd
-    _agree(decode.greedy, dtype, [logits, np.zeros(B, np.int64)], [1], 1, 1.0, vocab=max(1, V - less))
+    _agree(decode.greedy, dtype, [logits, np.zeros(B, np.int64)], [1], 1, 1.0, seed, vocab=max(1, V - less))
 
 
 def test_the_definitions_on_the_standard():

@@ -1,0 +1,141 @@
+"""python -m tests.cuda_branches: which branches of the CUDA kernels their tests take.
+
+The kernels are compiled for a CPU (`minigrad.testing.cuda`) with g++'s --coverage and without optimization, for each dtype
+that a test asks for; then tests run that hold them to NumPy, and gcov says which way each condition went. A branch
+counts as taken where it is in one of the dtypes. Each line that has one which is not taken is printed; one that is not in EXCUSED, and
+an excuse for a line whose branches are all taken, end the run with 1.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("kernels.cu", "attention.cu", "decode.cu", "choose.cu")
+TESTS = ("minigrad/test_cuda.py", "minigrad/test_cuda_attention.py", "minigrad/test_cuda_decode.py", "gpt2/test_chooser.py")
+OWN = "what is written is memory of the wrapper's own, and begins on 16 bytes"
+ROUNDED = "a group's sum may be rounded to more than its weights add up to one after the other; then its last id is taken"
+# Lines with a branch that no test takes, and why.
+EXCUSED: dict[str, str] = {
+    "kernels.cu: bool wide = d % WIDE == 0 && aligned(x) && aligned(more) && aligned(both) && aligned(weight) && aligned(bias) "
+    "&& aligned(y);":
+        OWN,
+    "kernels.cu: bool wide = d % WIDE == 0 && aligned(g) && aligned(x) && aligned(weight) && aligned(more) && aligned(dx);": OWN,
+    "kernels.cu: if (i + WIDE <= n && aligned(a) && aligned(b) && aligned(y)) {": OWN,
+    "kernels.cu: if (i + WIDE <= n && aligned(y)) {": OWN,
+    "kernels.cu: if (i + WIDE <= n && aligned(x) && aligned(y) && (!bias || (d % WIDE == 0 && aligned(bias)))) {": OWN,
+    "kernels.cu: if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx) && (!bias || (d % WIDE == 0 && aligned(bias)))) {": OWN,
+    "kernels.cu: bool wide = aligned(p) && aligned(g) && aligned(m) && aligned(v);":
+        "parameters and moments are arrays of their own; a gradient may begin anywhere",
+    "attention.cu: if (place < size && query < queries) {":
+        "the grid's threads are as many as the places: there are 64 of them, or a multiple",
+    "attention.cu: stat.along = a.wide && b.wide ? part_of_product<WIDE>(x, y, a.width) : part_of_product<1>(x, y, a.width);":
+        "the result lies as the forward pass has laid it, as wide as the gradient",
+    "attention.cu: if (place < size && lane() % 8 == 0) reinterpret_cast<Statistics*>(stats)[place] = stat;":
+        "the grid's threads are as many as the places: there are 64 of them, or a multiple",
+    "decode.cu: bool there = at < end && at * 32 + lane < chunks && row < here;": "a thread that has one row at a time has no row too many",
+    "choose.cu: double gone = equal[1] > 0.0 ? floor((spare - below) * equal[0] / equal[1]) : 0.0, most = equal[0] - 1.0;":
+        "the edge is where the sum passes what is spared, so what lies on it weighs something",
+    "choose.cu: if (none || gone > most) gone = most;":
+        "the sum passes what is spared on the edge, so all of the edge goes only by rounding",
+    "choose.cu: if (chosen < 0)                                     // rounding left all of it short of what is wanted: then it "
+    "is the last of them":
+        ROUNDED,
+    "choose.cu: for (Count i = filled * size; i < (filled + 1) * size && i < n; ++i)": ROUNDED,
+    "choose.cu: if (weights[i] > Real(0)) chosen = i;": ROUNDED,
+}
+
+
+def run_tests(folder: Path) -> int:
+    """pytest over the tests, with kernels whose counts are written to the folder when this process ends."""
+    import pytest
+
+    from minigrad.testing import cuda
+
+    tempfile.tempdir = str(folder)                      # what is compiled goes there too
+    built, sources = cuda.library, list[str]()
+
+    def counted(source: str, flags: tuple[str, ...]) -> Any:
+        if source not in sources:
+            sources.append(source)
+            (folder / "sources.json").write_text(json.dumps(sources))
+        stored = next(f.removeprefix("-DSTORE=") for f in flags if f.startswith("-DSTORE="))
+        return built(source, (*flags, "-O0", "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{stored}-"))
+
+    cuda.library = counted  # type: ignore[assignment]
+    sys.path.insert(0, str(ROOT / "tests"))
+    return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *(str(ROOT / "tests" / name) for name in TESTS)]))
+
+
+Counts = dict[tuple[str, int], dict[int, list[int]]]    # of each line of each file: by how many branches it has, how often each was taken
+
+
+def counted(folder: Path) -> Counts:
+    """What gcov says of all that was run."""
+    found: Counts = defaultdict(dict)
+    texts = {name: (ROOT / "minigrad" / "backend" / name).read_text("utf-8") for name in SOURCES}
+    shared = texts["kernels.cu"].partition("// ── what is above is for all")[0]
+    for data in folder.glob("*.gcda"):
+        source = json.loads((folder / "sources.json").read_text())[int(data.name.partition("-")[0])]
+        file = next((n for n in SOURCES if source in (texts[n], shared + texts[n])), None)
+        if file is None:                                # a test's own text, with a mistake in it
+            continue
+        lead = 0 if file == "kernels.cu" else shared.count("\n")
+        said = subprocess.run(["gcov", "--json-format", "--branch-probabilities", "--stdout", str(data)], capture_output=True, text=True,
+                              cwd=folder, check=True).stdout
+        for whole in map(json.loads, said.splitlines()):
+            for line in (n for f in whole["files"] if f["file"].endswith("kernels.cpp") for n in f["lines"]):
+                at = line["line_number"]
+                if at > source.count("\n") + 1:         # what starts the kernels, and is ours
+                    continue
+                taken = [b["count"] for b in line["branches"] if not b["throw"]]
+                place = ("kernels.cu", at) if at <= lead else (file, at - lead)
+                before = found[place].get(len(taken), [0] * len(taken))
+                found[place][len(taken)] = [a + b for a, b in zip(before, taken)]
+    return found
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m tests.cuda_branches", description=__doc__.partition(":")[2], allow_abbrev=False)
+    p.add_argument("--run", metavar="FOLDER", help=argparse.SUPPRESS)      # what this starts itself
+    args = p.parse_args()
+    if args.run:
+        return run_tests(Path(args.run))
+    for tool in ("g++", "gcov"):
+        if shutil.which(tool) is None:
+            p.error(f"{tool} is not installed: apt-get install g++")
+    with tempfile.TemporaryDirectory() as folder:
+        same = {"HYPOTHESIS_PROFILE": "ci", "LD_PRELOAD": ""}          # the same examples each time
+        ran = subprocess.run([sys.executable, "-m", "tests.cuda_branches", "--run", folder], cwd=ROOT, env={**os.environ, **same})
+        if ran.returncode:
+            return ran.returncode
+        found = counted(Path(folder))
+    missed = {}
+    for name in SOURCES:
+        lines = (ROOT / "minigrad" / "backend" / name).read_text("utf-8").splitlines()
+        mine = {at: counts for (file, at), counts in found.items() if file == name}
+        every = [n for counts in mine.values() for taken in counts.values() for n in taken]
+        print(f"{name:14} {sum(n > 0 for n in every):>4} of {len(every)} branches taken, in {len(mine)} lines")
+        for at, counts in sorted(mine.items()):
+            if any(0 in taken for taken in counts.values()):
+                missed[f"{name}: {lines[at - 1].strip()}"] = ", ".join("/".join(map(str, taken)) for taken in counts.values())
+    bad = {line: taken for line, taken in missed.items() if line not in EXCUSED}
+    print("\nexcused:", *(f"  {line}\n      {reason}" for line, reason in EXCUSED.items()), sep="\n")
+    for line, taken in bad.items():
+        print(f"missed: {line}   ({taken})")
+    idle = [line for line in EXCUSED if line not in missed]
+    for line in idle:
+        print(f"excused, and taken: {line}")
+    return 1 if bad or idle else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
