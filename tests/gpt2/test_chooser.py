@@ -127,6 +127,25 @@ def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions
     assert ids.tolist() == choose(x, chosen, seen, uniforms[0]).tolist()
 
 
+@kernel_test
+@pytest.mark.parametrize("here", [HERE, backend.cpu], ids=["device", "definition"])
+def test_draws_beside_borders_and_what_was_seen(here: Any):
+    """A draw a millionth on either side of a border; a token of 6 in a million; seen tokens, also id 0, are not said again."""
+    def chosen(x: list[float], options: SamplingOptions, draws: list[float], seen: list[int], vocab: int = 0) -> tuple[list[int], Any]:
+        ids, vocab = here.array(np.zeros(1, np.int64)), vocab or len(x)
+        mine, found = Chooser(here, options, 1, vocab, np.array(draws)[:, None], [seen], dtype="float64"), []
+        for step in range(len(draws)):
+            mine(here.array(np.array([x])), ids, here.array(np.array([step])))
+            found.append(int(here.host(ids)[0]))
+        return found, None if mine.seen is None else here.host(mine.seen).tolist()
+
+    assert chosen(np.log([0.6, 0.4]).tolist(), SamplingOptions(), [0.6 - 1e-6, 0.6 + 1e-6], []) == ([0, 1], None)
+    assert chosen([0.0, -12.0], SamplingOptions(), [1.0 - 1e-7], []) == ([1], None)
+    once = SamplingOptions(greedy=True, repetition_penalty=1e9)
+    assert chosen([4.0, 3.0, 2.0, 1.0], once, [0.5] * 3, [1, 3, 4]) == ([0, 2, 0], [[1, 1, 1, 1]])
+    assert chosen([np.nan, 1.0], once, [0.5], []) == ([-1], [[0, 0]])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_logits_that_are_not_numbers(bad: float, greedy: bool):

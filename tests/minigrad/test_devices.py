@@ -104,6 +104,18 @@ def test_two_devices_in_turn(seed: int, kind: str):
     assert both == alone * 2
 
 
+def test_gradients_are_scaled_where_they_are(monkeypatch: pytest.MonkeyPatch):
+    """Where they lie is told by addresses, which mean something on their own device alone."""
+    launch, places = HERE.launch, []
+    monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(double._thread.devices[-1]), launch(name, *args, **how)))
+    p = mg.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
+    p.grad = mg.tensor([3.0, 4.0], device="double:1")
+    for f in (lambda: mg.optim.clip_grad_norm_([p], 1.0), lambda: mg.optim.GradScaler(2.0).unscale_(mg.optim.SGD([p]))):
+        _other("double:1")
+        f()
+    assert set(places) == ({1} if HERE.kernels else set())
+
+
 @pytest.mark.parametrize("device", ["double:0", "double:1"])
 def test_random_numbers_are_drawn_where_they_are_wanted(device: str):
     """Whatever the current device is; they are NumPy's."""

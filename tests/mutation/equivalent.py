@@ -12,6 +12,14 @@ OUT = "the same numbers in other memory"
 MORE = "more bits are drawn than are used, and the same ones are used"
 
 EQUIVALENT: dict[str, str] = {
+    # optimizers
+    "minigrad.optim.Optimizer.step: times 1.0001: narrowed(made, array.dtype)": "a number of 16 bits times 1.0001 is rounded to itself",
+    "minigrad.optim.sums_of_squares: 2 for 1 in -1": "NumPy takes any size below 0 for the one that is to be found out",
+    "minigrad.optim.clip_grad_norm_: 2 for 1 in -1": "NumPy takes any size below 0 for the one that is to be found out",
+    "minigrad.optim.clip_grad_norm_: no invalid in xp.errstate(over='ignore', invalid='ignore')":
+        "squares and their sums are never invalid; it is there for a BLAS that says so of what lies beside them",
+    "minigrad.optim.clip_grad_norm_: times 1.0001: math.nan if any(map(math.isnan, tops)) else max(tops)":
+        "any number about as large does to divide by and multiply with again",
     # random numbers
     "minigrad.random._fill: len(out) for min(start + _BLOCK, len(out))": "each block draws all that comes after it too: slower, the same",
     "minigrad.random._fill: times 1.0001: here.adopt(here.namespace.empty(math.prod(sizes),…": MEMORY,
@@ -81,6 +89,11 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.n_inner or 4 * d)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.vocab_size)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, heads, decode.PARTS, d // heads + 2)": ZERO,
+    # the choice on a device
+    "gpt2.chooser.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
+    "gpt2.chooser.Chooser.__init__: no dtype in xp.array(uniforms, dtype='float64', device=number)": "draws are float64 already",
+    "gpt2.chooser.Chooser.__init__: times 1.0001: xp.adopt(xp.empty((rows, vocab), dtype=dtype),…": MEMORY,
+    "gpt2.chooser._choose: 2 for 1 in row + 1": "one row is drawn for, by the first of the numbers",
     # lookup
     "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
     "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":
