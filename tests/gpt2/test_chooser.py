@@ -15,7 +15,7 @@ from gpt2.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
 from minigrad.backend import cupy_choose
 from minigrad.backend.cupy import source
-from minigrad.testing import cuda
+from minigrad.testing import cuda, double
 
 SOURCE = source("choose.cu")
 pytestmark = needs_compiler
@@ -141,9 +141,20 @@ def test_draws_beside_borders_and_what_was_seen(here: Any):
 
     assert chosen(np.log([0.6, 0.4]).tolist(), SamplingOptions(), [0.6 - 1e-6, 0.6 + 1e-6], []) == ([0, 1], None)
     assert chosen([0.0, -12.0], SamplingOptions(), [1.0 - 1e-7], []) == ([1], None)
+    for few in (SamplingOptions(top_k=1), SamplingOptions(min_p=0.7), SamplingOptions(top_p=0.5), SamplingOptions(temperature=1e-3)):
+        assert chosen(np.log([0.6, 0.4]).tolist(), few, [0.99], []) == ([0], None)
     once = SamplingOptions(greedy=True, repetition_penalty=1e9)
     assert chosen([4.0, 3.0, 2.0, 1.0], once, [0.5] * 3, [1, 3, 4]) == ([0, 2, 0], [[1, 1, 1, 1]])
     assert chosen([np.nan, 1.0], once, [0.5], []) == ([-1], [[0, 0]])
+
+
+def test_it_chooses_where_the_logits_are():
+    """All that it keeps is on the device that it is told, whatever the current one is."""
+    double.install().use(0)
+    number = 1
+    mine = Chooser(double.install(), SamplingOptions(repetition_penalty=1.3), 2, 9, np.zeros((1, 2)), [[1], [2]], number=number)
+    assert {a.device.id for a in (mine.uniforms, mine.weights, mine.seen)} == {number}
+    double.install().use(0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,6 +1,8 @@
 """The decoding step: as a definition on NumPy, and as captured launches on the double of CuPy, it says what the model says."""
 from __future__ import annotations
 
+import itertools
+import types
 from typing import Any
 
 import numpy as np
@@ -176,9 +178,32 @@ def test_the_host_may_choose():
     """Where it is to say how likely tokens are: it chooses as ever, and waits for each token."""
     model, same = _models()
     with double.counting() as counts:
-        top = [[step.top for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
-    assert [[i for i, _ in row[0]] for row in top[0]] == [[i for i, _ in row[0]] for row in top[1]]
+        top = [[step.top[0] for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
+    assert [[i for i, _ in row] for row in top[0]] == [[i for i, _ in row] for row in top[1]]
+    size = np.abs(same([PROMPT]).numpy()).max()
+    np.testing.assert_allclose(*([[lp for _, lp in row] for row in rows] for rows in top), rtol=0, atol=bound("float32", 8 * 128, size))
     assert counts.launches["step_qkv"] == 3 * model.config.n_layer and counts.replays == 2
+
+
+@needs_kernels
+def test_lookup_goes_through_the_model_s_own_pass():
+    """A step reads one token, and lookup some: they are guessed on a GPU too."""
+    model, same = _models()
+    prompt, costs, greedy = [5, 6, 5, 6, 5], [decoding.Timing(), decoding.Timing()], SamplingOptions(greedy=True)
+    said = [[step.ids for step in decoding.steps(m, [prompt], max_new_tokens=8, options=greedy, lookup=3, timing=cost)]
+            for m, cost in zip((model, same), costs)]
+    assert said[0] == said[1] and costs[0].proposed == costs[1].proposed > 0
+
+
+@pytest.mark.parametrize("place", [pytest.param("double", marks=needs_kernels), "numpy"])
+def test_what_a_run_cost(place: str, monkeypatch: pytest.MonkeyPatch):
+    """By a clock that is a second later at each look: one for the prompt, and one for each wait after it, be it of one token or more."""
+    model, timing = GPT2(tiny_config(), backend=place).eval(), decoding.Timing()
+    looks = itertools.count()
+    monkeypatch.setattr(decoding, "time", types.SimpleNamespace(perf_counter=lambda: float(next(looks))))
+    assert len(list(decoding.steps(model, [PROMPT], max_new_tokens=8, options=SamplingOptions(greedy=True), timing=timing))) == 8
+    waits = 3 if place == "double" else 7               # of batches of 1, 2 and 4
+    assert (timing.prefill, timing.decode, timing.tokens, timing.passes) == (1.0, float(waits), 7, 7)
 
 
 @needs_kernels

@@ -241,11 +241,21 @@ def test_a_missing_barrier_is_seen(place: int):
 
 
 def test_definitions_of_rows_that_are_large_or_broken():
-    """On NumPy: scores whose exponentials no float holds leave the value of the highest, and a row without a number is that row's alone."""
+    """On NumPy: scores whose exponentials no float holds leave the value of the highest, in each head; a row without a number is that row's
+
+    alone; ε is the one that is given.
+    """
     q, keys = np.array([[1e3], [1e3]]), np.array([[[[1.0], [3.0], [2.0]]], [[[5.0], [3.0], [2.0]]]])
     values, out = np.array([[[[7.0], [8.0], [9.0]]]] * 2), np.zeros((2, 1))
     decode.attention(q, keys, values, np.array([3, 0]), np.array([0, 1]), out, None, None, scale=1.0)
     assert out.tolist() == [[8.0], [8.0]]
+    two = np.zeros((1, 2))                              # two heads, whose scores are 0 and 1000
+    keys, values = np.ones((1, 2, 3, 1)), np.arange(6.0).reshape(1, 2, 3, 1)
+    decode.attention(np.array([[0.0, 1e3]]), keys, values, np.array([3, 0]), np.array([0]), two, None, None, scale=1.0)
+    assert two.tolist() == [[1.0, 4.0]]
+    normed = np.zeros((1, 2))
+    decode.linear(np.array([[1.0, -1.0]]), np.eye(2), None, normed, norm=(np.ones(2), np.zeros(2)), eps=3.0)
+    assert normed.tolist() == [[0.5, -0.5]]
     logits, ids = np.array([[0.0, 2.0, 1.0, 9.0], [np.nan, 0.0, 0.0, 9.0], [-np.inf] * 3 + [9.0]]), np.zeros(3, np.int64)
     decode.greedy(logits, ids, vocab=3)
     assert ids.tolist() == [1, -1, -1]

@@ -32,6 +32,12 @@ EQUIVALENT: dict[str, str] = {
     "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
     "minigrad.backend.bits.keep_mask_span: 2 for 1 in stop + 1": MORE,
     # what a step of decoding is made of
+    "minigrad.decode._embed: swapped: word, where = (wte[max(0, tokens[row]), :], wpe[place -…": "a sum of two, the other one first",
+    "minigrad.decode.attention: soon ignored": "a hint at what is read next changes no number",
+    "minigrad.decode._attention: times 1.0001: xp.exp(scores - xp.max(scores, axis=1, keepdims=True))":
+        "the weights are divided by their sum afterwards",
+    "minigrad.decode._greedy: times 1.0001: logits[:, :vocab]": ORDER,
+    "minigrad.decode._greedy: times 1.0001: xp.max(logits, axis=1)": FINITE,
     "minigrad.decode._attention: plus 1e-5: xp.matmul(k, q[row, :].reshape(heads, e, 1)) * scale": SHIFT,
     "minigrad.decode._greedy: plus 1e-5: logits[:, :vocab]": SHIFT,
     "minigrad.decode._greedy: plus 1e-5: xp.max(logits, axis=1)": FINITE,
@@ -93,7 +99,13 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.chooser.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
     "gpt2.chooser.Chooser.__init__: no dtype in xp.array(uniforms, dtype='float64', device=number)": "draws are float64 already",
     "gpt2.chooser.Chooser.__init__: times 1.0001: xp.adopt(xp.empty((rows, vocab), dtype=dtype),…": MEMORY,
+    "gpt2.chooser.Chooser.__init__: plus 1e-5: xp.adopt(xp.empty((rows, vocab), dtype=dtype),…": MEMORY,
+    "gpt2.chooser.Chooser.__init__: no device in xp.adopt(xp.empty((rows, vocab), dtype=dtype),…":
+        "the line before it has made the device the current one",
     "gpt2.chooser._choose: 2 for 1 in row + 1": "one row is drawn for, by the first of the numbers",
+    # from a prompt to more tokens
+    "gpt2.decode._Reader.__init__: 1 for 0 in [0]": "what stands in the padding does not matter; tests/gpt2/test_model.py",
+    "gpt2.decode._Reader._read_all: plus 1e-5: np.concatenate(logits * len(rows) if same else logits)": SHIFT,
     # lookup
     "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
     "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":
