@@ -106,6 +106,9 @@ EQUIVALENT: dict[str, str] = {
     # from a prompt to more tokens
     "gpt2.decode._Reader.__init__: 1 for 0 in [0]": "what stands in the padding does not matter; tests/gpt2/test_model.py",
     "gpt2.decode._Reader._read_all: plus 1e-5: np.concatenate(logits * len(rows) if same else logits)": SHIFT,
+    "gpt2.decode.steps: 1 for 0 in reader.free >= 0": "the last place of the context is read by a step too, whose token the host chooses",
+    "gpt2.decode.steps: plus 1e-5: reader.read(proposal)[:, :, :vocab]": SHIFT,
+    "gpt2.decode.steps: plus 1e-5: logits[:, place]": SHIFT,
     # lookup
     "gpt2.lookup.Lookup.push: 2 for 1 in LONGEST + 1": "runs of four are remembered too, and nobody looks for one",
     "gpt2.lookup.Lookup.propose: LONGEST for min(LONGEST, len(self.tokens))":

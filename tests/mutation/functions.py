@@ -50,7 +50,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
     "gpt2.sampling": ("gpt2/test_sampling", "gpt2/test_numbers"),
     "gpt2.lookup": ("gpt2/test_lookup",),
     "gpt2.cache": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
-    "gpt2.decode": ("gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
+    "gpt2.decode": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
     "gpt2.chooser": ("gpt2/test_chooser", "gpt2/test_step"),
     "gpt2.step": ("gpt2/test_step",),
 }
