@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from jury.__main__ import SEEDS, judged, main
 from jury.collection import ENTRIES
 from jury.entry import Entry, Skipped
+from jury.table import SEEDS, judged, main
 
 RIGHT = [e for e in ENTRIES.values() if e.kind == "right"]
 WRONG = [e for e in ENTRIES.values() if e.kind == "wrong"]
@@ -61,7 +64,7 @@ def test_the_table_shows_what_is_wrong_with_the_judge(capsys, monkeypatch):
     """An accused right function and a missed wrong one are marked and set the exit code."""
     swapped = {"twice": ENTRIES["tanh"]._replace(name="twice", kind="wrong", note="It is right."),
                "zero_gradient": ENTRIES["zero_gradient"]._replace(kind="right")}
-    monkeypatch.setattr("jury.__main__.ENTRIES", ENTRIES | swapped)
+    monkeypatch.setattr("jury.table.ENTRIES", ENTRIES | swapped)
     assert main(["--only", "zero_gradient", "--seeds", "1", "--examples", "3"]) == 1
     out = capsys.readouterr().out
     assert "! right zero_gradient" in out and "falls" in out and "adjoint float64" in out
@@ -77,3 +80,10 @@ def test_a_name_that_nobody_has(capsys):
     with pytest.raises(SystemExit):
         main(["--only", "no_such_function"])
     assert "no entry has such a name" in capsys.readouterr().err
+
+
+def test_the_command_as_it_is_typed():
+    """With two processes, which import what they run."""
+    found = subprocess.run([sys.executable, "-m", "tests.jury", "--jobs", "2", "--only", "tanh", "--seeds", "1", "--examples", "3"],
+                           cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and found.stdout.endswith("1 right: 0 accused; 0 wrong: 0 missed\n"), found.stderr
