@@ -91,7 +91,7 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
         if magnitude == "apart" and x.ndim > 1:
             x = x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1))
         if magnitude == "outlier" and x.size:
-            x[..., rng.integers(x.shape[-1]) if x.ndim else ...] += 1000.0
+            x = x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0)
     if kind == "positive":
         x = 0.5 + np.abs(x)
     elif kind == "nonzero":

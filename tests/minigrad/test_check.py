@@ -204,6 +204,15 @@ def test_examples_keep_away_from_what_they_avoid():
         assert np.diff(np.sort(mg.testing.values(np.random.default_rng(seed), (30,), "spread"))).min() >= 0.6 - 1e-12
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (2, 1), (2, 3, 4)])
+def test_values_have_the_shape_that_is_asked_for(shape):
+    """Of every kind and magnitude, with no axis and without numbers, too."""
+    for kind in ("any", "positive", "nonzero", "counts", "ties", "spread", "halves"):
+        for magnitude in ("", "large", "small", "far", "farther", "apart", "outlier"):
+            x = mg.testing.values(np.random.default_rng(0), shape, kind, (0.0,), magnitude)
+            assert x.shape == shape and x.dtype == np.float64 and np.isfinite(x).all(), (kind, magnitude)
+
+
 # ── commands ──
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """One row per op, a mark for each dtype and device under each law, a count at the end; exit 1 when a law is broken."""
