@@ -28,8 +28,10 @@ from .planting import (
     mean,
     norms,
     patterns,
+    products,
     root_mean_square,
     scale_of,
+    scores,
     softmax,
     statistics,
     stop,
@@ -66,12 +68,7 @@ def used_for(order: str) -> Plant:
     def role(here: Here, part: str) -> Tensor:
         return here[f"attn.{'qkv'[order.index(part)]}"]
 
-    def weights(here: Here, x: Tensor) -> Tensor:
-        s = mg.matmul(role(here, "q"), role(here, "k").mT) * here.scale
-        seen = np.tri(s.shape[-1], dtype=bool)
-        return mg.where(seen, softmax(masked(s, seen)), 0.0)
-
-    return every(at_point("attn.pattern", weights),
+    return every(scores(lambda here: products(role(here, "q"), role(here, "k")) * here.scale),
                  at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
 
 
@@ -81,12 +78,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def norm_of(at: str, point: str, weights: str) -> Plant:
-    """At `at`, the LayerNorm that has these weights, of what passes at `point`."""
+    """At `at`, the LayerNorm that has these weights, of what passes at `point`; its mean and rstd are of that too."""
+    def told(here: Here, x: Tensor, kind: str) -> Tensor:
+        given = here[point]
+        return mean(given) if kind == "mean" else 1.0 / root_mean_square(given - mean(given), here.model.config.layer_norm_epsilon)
+
     def made(here: Here, x: Tensor) -> Tensor:
         own = getattr(here.block, weights)
         return layer_norm(here[point], own.weight, own.bias, here.model.config.layer_norm_epsilon)
 
-    return at_point(at, made)
+    return every(*(at_point(at.replace("out", kind), partial(told, kind=kind)) for kind in ("mean", "rstd")), at_point(at, made))
 
 
 def epsilon(value: float) -> Plant:
@@ -111,15 +112,22 @@ def last_norm(here: Here) -> Tensor:
     return here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_post"]
 
 
-def shown(which: Callable[[int], np.ndarray]) -> tuple[Plant, Plant]:
-    """Queries see the keys that which(T) [T, T] says; a row without any is uniform, or zero."""
-    return (patterns(lambda here, s, seen: softmax(masked(s * here.scale, which(s.shape[-1])))),
-            patterns(lambda here, s, seen: mg.where(which(s.shape[-1]), softmax(masked(s * here.scale, which(s.shape[-1]))), 0.0)))
+def shown(which: Callable[[int], np.ndarray]) -> list[tuple[str, Plant]]:
+    """Queries see the keys that which(T) [T, T] says; a row without any is uniform, or zero. Other scores are there too, or are 0."""
+    def seen_alone(here: Here) -> Tensor:
+        s = products(here["attn.q"], here["attn.k"]) * here.scale
+        return mg.where(which(s.shape[-1]), s, 0.0)
+
+    weights = (patterns(lambda here, s, seen: softmax(masked(s, which(s.shape[-1])))),
+               patterns(lambda here, s, seen: mg.where(which(s.shape[-1]), softmax(masked(s, which(s.shape[-1]))), 0.0)))
+    hides = not which(256)[np.tri(256, dtype=bool)].all()
+    return [*(("attn.pattern", plant) for plant in weights),
+            *(("attn.scores", every(scores(seen_alone), plant)) for plant in weights if hides)]
 
 
 def scaled(factor: Callable[[Here], float]) -> Plant:
     """Scores are multiplied by this."""
-    return patterns(lambda here, s, seen: softmax(masked(s * factor(here), seen)))
+    return scores(lambda here: products(here["attn.q"], here["attn.k"]) * factor(here))
 
 
 def window(n: int) -> Callable[[int], np.ndarray]:
@@ -137,12 +145,7 @@ def heads_alike(point: str, head: int) -> Plant:
     if point == "attn.v":
         return at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], here["attn.v"][:, head:head + 1 or None]))
 
-    def weights(here: Here, x: Tensor) -> Tensor:
-        s = mg.matmul(here["attn.q"], here["attn.k"][:, head:head + 1 or None].mT) * here.scale
-        seen = np.tri(s.shape[-1], dtype=bool)
-        return mg.where(seen, softmax(masked(s, seen)), 0.0)
-
-    return at_point("attn.pattern", weights)
+    return scores(lambda here: products(here["attn.q"], here["attn.k"][:, head:head + 1 or None]) * here.scale)
 
 
 def of_row(row: int) -> Plant:
@@ -222,19 +225,19 @@ EMBEDDINGS = [
             here.model.wpe.weight))(run, [0], what)),
 ]
 NORMS = [
-    Bug("ln_1.out", "ε is added to the deviation; it belongs inside the root: (x − μ)/√(σ² + ε)",
+    Bug("ln_1.rstd", "ε is added to the deviation; it belongs inside the root: (x − μ)/√(σ² + ε)",
         statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + eps))),
-    Bug("ln_1.out", "ε is left out of LayerNorm", epsilon(0.0)),
-    *(Bug("ln_1.out", f"LayerNorm's ε is {said}; GPT-2's is 1e-5", epsilon(value))
+    Bug("ln_1.rstd", "ε is left out of LayerNorm", epsilon(0.0)),
+    *(Bug("ln_1.rstd", f"LayerNorm's ε is {said}; GPT-2's is 1e-5", epsilon(value))
       for value, said in ((1e-12, "BERT's, 1e-12"), (1e-8, "1e-8"), (1e-6, "1e-6"), (1e-4, "1e-4"), (1e-3, "1e-3"), (1e-2, "1e-2"))),
-    Bug("ln_1.out", "LayerNorm's ε is 1e-5, and this model has another", epsilon(1e-5)),
-    Bug("ln_1.out", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
+    Bug("ln_1.rstd", "LayerNorm's ε is 1e-5, and this model has another", epsilon(1e-5)),
+    Bug("ln_1.rstd", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1) + eps))),
-    Bug("ln_1.out", "LayerNorm's variance is a sum, which is not divided by n",
+    Bug("ln_1.rstd", "LayerNorm's variance is a sum, which is not divided by n",
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) + eps))),
-    Bug("ln_1.out", "LayerNorm divides by the variance; it divides by its root",
+    Bug("ln_1.rstd", "LayerNorm divides by the variance; it divides by its root",
         statistics(mean, lambda c, eps: 1.0 / (mean(c * c) + eps))),
-    Bug("ln_1.out", "LayerNorm does not divide by the deviation", statistics(mean, lambda c, eps: c[..., :1] * 0.0 + 1.0)),
+    Bug("ln_1.rstd", "LayerNorm does not divide by the deviation", statistics(mean, lambda c, eps: c[..., :1] * 0.0 + 1.0)),
     Bug("ln_1.out", "LayerNorm's weight is not applied",
         statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, eps), gain=False)),
     Bug("ln_1.out", "LayerNorm's bias is not added", statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, eps), shift=False)),
@@ -244,7 +247,7 @@ NORMS = [
     Bug("ln_1.out", "LayerNorm's bias is added twice", norms(lambda x, w, b, eps: layer_norm(x, w, b, eps) + b)),
     Bug("ln_1.out", "LayerNorm's weight is added to 1, as in other models; it is the factor itself",
         norms(lambda x, w, b, eps: layer_norm(x, w + 1.0, b, eps))),
-    Bug("ln_1.out", "the mean is not taken away: that is RMSNorm; GPT-2 has LayerNorm",
+    Bug("ln_1.mean", "the mean is not taken away: that is RMSNorm; GPT-2 has LayerNorm",
         statistics(lambda x: 0.0, lambda x, eps: 1.0 / root_mean_square(x, eps))),
     Bug("ln_1.out", "the mean is taken away for the variance alone; it is taken from what is divided, too", norms(
         lambda x, w, b, eps: x / root_mean_square(x - mean(x), eps) * w + b)),
@@ -269,24 +272,24 @@ QKV = [
                           ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
 ]
 PATTERNS = [
-    *(Bug("attn.pattern", f"{said} in c_attn's columns: they are Q, K, V", used_for(order))
+    *(Bug("attn.scores", f"{said} in c_attn's columns: they are Q, K, V", used_for(order))
       for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
                           ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
-    Bug("attn.pattern", "scores are not divided by √(d/h)", scaled(lambda here: 1.0)),
-    Bug("attn.pattern", "scores are divided by √d; they are divided by √(d/h), of one head",
+    Bug("attn.scores", "scores are not divided by √(d/h)", scaled(lambda here: 1.0)),
+    Bug("attn.scores", "scores are divided by √d; they are divided by √(d/h), of one head",
         scaled(lambda here: here.model.config.n_embd ** -0.5)),
-    Bug("attn.pattern", "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one head's width",
+    Bug("attn.scores", "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one head's width",
         scaled(lambda here: here.model.config.n_head ** -0.5)),
-    Bug("attn.pattern", "scores are divided by d/h; they are divided by its root", scaled(lambda here: scale_of(here) ** -2)),
-    Bug("attn.pattern", "scores are multiplied by √(d/h); they are divided by it", scaled(scale_of)),
+    Bug("attn.scores", "scores are divided by d/h; they are divided by its root", scaled(lambda here: scale_of(here) ** -2)),
+    Bug("attn.scores", "scores are multiplied by √(d/h); they are divided by it", scaled(scale_of)),
     Bug("", "scores are divided by the number of the block, too (scale_attn_by_inverse_layer_idx)",
         scaled(lambda here: here.scale / (here.layer + 1))),
-    Bug("attn.pattern", "there is no causal mask: queries see later keys", patterns(lambda here, s, seen: softmax(s * here.scale))),
+    Bug("attn.pattern", "there is no causal mask: queries see later keys", patterns(lambda here, s, seen: softmax(s))),
     Bug("attn.pattern", "the mask is applied after softmax, so rows do not add up to 1; put −∞ into the scores before it",
-        patterns(lambda here, s, seen: mg.where(seen, softmax(s * here.scale), 0.0))),
+        patterns(lambda here, s, seen: mg.where(seen, softmax(s), 0.0))),
     Bug("attn.pattern", "masked scores are 0, which softmax gives a share; they must be −∞",
-        patterns(lambda here, s, seen: softmax(mg.where(seen, s * here.scale, 0.0)))),
-    *(Bug("attn.pattern", says, plant) for says, which in (
+        patterns(lambda here, s, seen: softmax(mg.where(seen, s, 0.0)))),
+    *(Bug(at, says, plant) for says, which in (
         ("the mask hides each query's own key; query t sees the keys 0 … t (tril with diagonal 0)", lambda n: np.tri(n, k=-1, dtype=bool)),
         ("the mask lets each query see one key too many; query t sees the keys 0 … t", lambda n: np.tri(n, k=1, dtype=bool)),
         ("queries see the keys from their own on; query t sees the keys 0 … t", lambda n: np.tri(n, dtype=bool).T),
@@ -294,14 +297,13 @@ PATTERNS = [
         ("the last key is skipped: query T − 1 sees it", lambda n: np.tri(n, dtype=bool) & (np.arange(n) < n - 1)),
         *((f"queries see a window of the last {n} keys; query t sees all of 0 … t", window(n))
           for n in (1, 2, 3, 4, 5, 8, 16, 32, 64, 128)),
-    ) for plant in shown(which)),
+    ) for at, plant in shown(which)),
     Bug("attn.pattern", "softmax runs over the queries; it runs over the keys, the last axis",
-        patterns(lambda here, s, seen: softmax(masked(s * here.scale, seen), axis=-2))),
+        patterns(lambda here, s, seen: softmax(masked(s, seen), axis=-2))),
     Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
-        lambda here, s, seen: mg.where(seen, mg.exp(s * here.scale), 0.0))),
-    Bug("attn.pattern", "Q is used in place of K in the scores", patterns(
-        lambda here, s, seen: softmax(masked(mg.matmul(here["attn.q"], here["attn.q"].mT) * here.scale, seen)))),
-    *(Bug("attn.pattern", f"all heads use the {said} head's K", heads_alike("attn.k", head))
+        lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
+    Bug("attn.scores", "Q is used in place of K in the scores", scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
+    *(Bug("attn.scores", f"all heads use the {said} head's K", heads_alike("attn.k", head))
       for head, said in ((0, "first"), (-1, "last"))),
 ]
 ADDED = [
@@ -336,11 +338,12 @@ ADDED = [
         at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"])),
 ]
 MLPS = [
-    Bug("ln_2.out", "ln_2 is applied to the block's input; it is applied after attention was added",
+    Bug("ln_2.mean", "ln_2 is applied to the block's input; it is applied after attention was added",
         norm_of("ln_2.out", "resid_pre", "ln_2")),
-    Bug("ln_2.out", "ln_2 is applied to what attention added alone", norm_of("ln_2.out", "attn.out", "ln_2")),
-    Bug("ln_2.out", "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was added",
-        norm_of("ln_2.out", "resid_pre", "ln_1")),
+    Bug("ln_2.mean", "ln_2 is applied to what attention added alone", norm_of("ln_2.out", "attn.out", "ln_2")),
+    *(Bug(at, "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was added", plant) for at, plant in (
+        ("ln_2.out", at_point("ln_2.out", lambda here, x: here["ln_1.out"] * 1.0)),
+        ("ln_2.mean", norm_of("ln_2.out", "resid_pre", "ln_1")))),
     Bug("ln_2.out", "ln_2 has ln_1's weight and bias", norm_of("ln_2.out", "resid_mid", "ln_1")),
     Bug("ln_2.out", "the MLP reads the residual stream; it reads what ln_2 made of it",
         at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0)),

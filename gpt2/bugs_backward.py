@@ -28,6 +28,7 @@ from .planting import (
     only,
     patterns,
     place_mask,
+    products,
     projected,
     root_mean_square,
     scale_of,
@@ -359,60 +360,65 @@ def gelu_slope(x: Tensor, cubic: float = 0.044715) -> Tensor:
 
 
 # ── attention ──
-def of_scores(made: Callable[[Here, Tensor, Tensor, np.ndarray], Tensor]) -> Plant:
-    """Weights whose derivative is that of made(here, P, q kᵀ, what may be seen); P is held."""
-    return patterns(lambda here, s, seen: made(here, stop(mg.where(seen, softmax(mg.where(seen, s * here.scale, -1e30)), 0.0)), s, seen))
+def of_softmax(says: str, made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Bug:
+    """Weights whose derivative is that of made(P, scores, what may be seen); P is held."""
+    return Bug("attn.scores", says, patterns(
+        lambda here, s, seen: made(stop(mg.where(seen, softmax(mg.where(seen, s, -1e30)), 0.0)), s, seen)))
 
 
-def raw(here: Here, q: float = 1.0, k: float = 1.0) -> Tensor:
+def of_scores(at: str, says: str, made: Callable[[Here], Tensor]) -> Bug:
+    """Scores whose derivative is that of made(here). at: which gradient is the first that is wrong."""
+    return Bug(f"attn.{at}", says, at_point("attn.scores", lambda here, x: stop(x) + zeroed(made(here))))
+
+
+def score(here: Here, q: float = 1.0, k: float = 1.0) -> Tensor:
     """q kᵀ with q's gradient times one number and k's times another."""
-    return q * mg.matmul(here["attn.q"], stop(here["attn.k"]).mT) + k * mg.matmul(stop(here["attn.q"]), here["attn.k"].mT)
-
-
-def score_bug(at: str, says: str, made: Callable[[Here, Tensor, Tensor, np.ndarray], Tensor]) -> Bug:
-    return Bug(f"attn.{at}", says, of_scores(made))
+    return q * products(here["attn.q"], stop(here["attn.k"])) + k * products(stop(here["attn.q"]), here["attn.k"])
 
 
 def causal(s: Tensor, seen: np.ndarray) -> Tensor:
     return mg.where(seen, s, 0.0)
 
 
+def without(says: str, kept: Callable[[np.ndarray], np.ndarray]) -> list[Bug]:
+    """Some scores get no gradient, or hand none on."""
+    return [of_softmax(says, lambda p, s, seen: weighted(p, causal(s, kept(seen)))),
+            of_scores("k", says, lambda here: causal(score(here) * here.scale, kept(np.tri(here["attn.q"].shape[-2], dtype=bool))))]
+
+
 ATTENTION = [
-    score_bug("k", "the scale 1/√(d/h) is left out on the way back", lambda here, p, s, seen: weighted(p, s)),
-    score_bug("k", "the scale 1/√(d/h) is applied twice on the way back", lambda here, p, s, seen: weighted(p, s * here.scale ** 2)),
-    score_bug("k", "scores are multiplied by √(d/h) on the way back; they are divided by it",
-              lambda here, p, s, seen: weighted(p, s * scale_of(here))),
-    score_bug("k", "scores are divided by √d on the way back; they are divided by √(d/h)",
-              lambda here, p, s, seen: weighted(p, s * here.model.config.n_embd ** -0.5)),
-    score_bug("k", "the scale 1/√(d/h) is left out of K's gradient", lambda here, p, s, seen: weighted(p, raw(here, here.scale, 1.0))),
-    score_bug("q", "the scale 1/√(d/h) is left out of Q's gradient", lambda here, p, s, seen: weighted(p, raw(here, 1.0, here.scale))),
-    score_bug("k", "K gets no gradient", lambda here, p, s, seen: weighted(p, raw(here, here.scale, 0.0))),
-    score_bug("q", "Q gets no gradient", lambda here, p, s, seen: weighted(p, raw(here, 0.0, here.scale))),
-    score_bug("k", "K has its gradient with K and not Q: ∂K = ∂Sᵀ Q", lambda here, p, s, seen: weighted(p, here.scale * (
-        mg.matmul(here["attn.q"], stop(here["attn.k"]).mT) + mg.matmul(stop(here["attn.k"]), here["attn.k"].mT)))),
-    score_bug("q", "Q has its gradient with Q and not K: ∂Q = ∂S K", lambda here, p, s, seen: weighted(p, here.scale * (
-        mg.matmul(here["attn.q"], stop(here["attn.q"]).mT) + mg.matmul(stop(here["attn.q"]), here["attn.k"].mT)))),
-    score_bug("k", "K has its gradient with ∂S, not transposed: ∂K = ∂Sᵀ Q", lambda here, p, s, seen: (
-        weighted(p, here.scale * mg.matmul(here["attn.q"], stop(here["attn.k"]).mT))
-        + weighted(p, here.scale * mg.matmul(here["attn.k"], stop(here["attn.q"]).mT)))),
-    score_bug("k", "the gradients of Q and K are swapped", lambda here, p, s, seen: weighted(p, here.scale * (
-        mg.matmul(here["attn.k"], stop(here["attn.k"]).mT) + mg.matmul(stop(here["attn.q"]), here["attn.q"].mT)))),
-    score_bug("k", "softmax's derivative lacks −⟨p, g⟩: it is p ⊙ (g − ⟨p, g⟩)", lambda here, p, s, seen: p * s * here.scale),
-    score_bug("k", "softmax's derivative is left out", lambda here, p, s, seen: causal(s * here.scale, seen)),
-    score_bug("k", "softmax's derivative is left out, and the causal mask too", lambda here, p, s, seen: s * here.scale),
-    score_bug("k", "softmax's derivative is p ⊙ (1 − p) ⊙ g, its diagonal alone; it is p ⊙ (g − ⟨p, g⟩)",
-              lambda here, p, s, seen: p * (1.0 - p) * s * here.scale),
-    score_bug("k", "softmax's derivative has mean(g) in place of ⟨p, g⟩", lambda here, p, s, seen: (
-        p * s - causal((p * s).sum(axis=-1, keepdims=True) * 1.0, seen)
-        / np.arange(1.0, s.shape[-1] + 1).astype(s.dtype)[:, None]) * here.scale),
-    score_bug("k", "softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
-              lambda here, p, s, seen: p * (s + (p * s).sum(axis=-1, keepdims=True)) * here.scale),
-    score_bug("k", "the causal mask is left out on the way back: P is computed anew without it",
-              lambda here, p, s, seen: weighted(stop(softmax(s * here.scale)), s * here.scale)),
-    score_bug("k", "the diagonal of the scores gets no gradient: the loop over keys ends at t",
-              lambda here, p, s, seen: weighted(p, mg.where(np.tri(s.shape[-1], k=-1, dtype=bool), s * here.scale, 0.0))),
-    score_bug("k", "the first key gets no gradient from the scores: the loop over keys starts at 0",
-              lambda here, p, s, seen: weighted(p, mg.where(seen & (np.arange(s.shape[-1]) > 0), s * here.scale, 0.0))),
+    of_scores("k", "the scale 1/√(d/h) is left out on the way back", score),
+    of_scores("k", "the scale 1/√(d/h) is applied twice on the way back", lambda here: score(here) * here.scale ** 2),
+    of_scores("k", "scores are multiplied by √(d/h) on the way back; they are divided by it", lambda here: score(here) * scale_of(here)),
+    of_scores("k", "scores are divided by √d on the way back; they are divided by √(d/h)",
+              lambda here: score(here) * here.model.config.n_embd ** -0.5),
+    of_scores("k", "the scale 1/√(d/h) is left out of K's gradient", lambda here: score(here, here.scale, 1.0)),
+    of_scores("q", "the scale 1/√(d/h) is left out of Q's gradient", lambda here: score(here, 1.0, here.scale)),
+    of_scores("k", "K gets no gradient", lambda here: score(here, here.scale, 0.0)),
+    of_scores("q", "Q gets no gradient", lambda here: score(here, 0.0, here.scale)),
+    of_scores("k", "K has its gradient with K and not Q: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
+        products(here["attn.q"], stop(here["attn.k"])) + products(stop(here["attn.k"]), here["attn.k"]))),
+    of_scores("q", "Q has its gradient with Q and not K: ∂Q = ∂S K", lambda here: here.scale * (
+        products(here["attn.q"], stop(here["attn.q"])) + products(stop(here["attn.q"]), here["attn.k"]))),
+    of_scores("k", "K has its gradient with ∂S, not transposed: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
+        products(here["attn.q"], stop(here["attn.k"])) + products(here["attn.k"], stop(here["attn.q"])))),
+    of_scores("k", "the gradients of Q and K are swapped", lambda here: here.scale * (
+        products(here["attn.k"], stop(here["attn.k"])) + products(stop(here["attn.q"]), here["attn.q"]))),
+    of_softmax("softmax's derivative lacks −⟨p, g⟩: it is p ⊙ (g − ⟨p, g⟩)", lambda p, s, seen: p * s),
+    of_softmax("softmax's derivative is left out", lambda p, s, seen: causal(s, seen)),
+    of_softmax("softmax's derivative is left out, and the causal mask too", lambda p, s, seen: s),
+    of_softmax("softmax's derivative is p ⊙ (1 − p) ⊙ g, its diagonal alone; it is p ⊙ (g − ⟨p, g⟩)",
+               lambda p, s, seen: p * (1.0 - p) * s),
+    of_softmax("softmax's derivative has mean(g) in place of ⟨p, g⟩", lambda p, s, seen: (
+        p * s - causal((p * s).sum(axis=-1, keepdims=True) * 1.0, seen) / np.arange(1.0, s.shape[-1] + 1).astype(s.dtype)[:, None])),
+    of_softmax("softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
+               lambda p, s, seen: p * (s + (p * s).sum(axis=-1, keepdims=True))),
+    of_softmax("the causal mask is left out on the way back: P is computed anew without it",
+               lambda p, s, seen: weighted(stop(softmax(s)), s)),
+    *without("the diagonal of the scores gets no gradient: the loop over keys ends at t",
+             lambda seen: np.tri(len(seen), k=-1, dtype=bool)),
+    *without("the first key gets no gradient from the scores: the loop over keys starts at 0",
+             lambda seen: seen & (np.arange(len(seen)) > 0)),
     Bug("attn.v", "V gets no gradient", at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])))),
     Bug("attn.v", "V has its gradient with P, not transposed: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
         mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(stop(here["attn.pattern"]).mT, here["attn.v"]))))),

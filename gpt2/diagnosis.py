@@ -27,7 +27,8 @@ SHOWN = 3                                               # things that may be beh
 KEPT = 2**26                                            # numbers of a port that are kept in memory
 BACK = ("resid_post", "mlp.out", "mlp.c_proj.weight", "mlp.c_proj.bias", "mlp.act", "mlp.pre", "mlp.c_fc.weight", "mlp.c_fc.bias",
         "ln_2.out", "ln_2.weight", "ln_2.bias", "resid_mid", "attn.out", "attn.c_proj.weight", "attn.c_proj.bias", "attn.z", "attn.v",
-        "attn.pattern", "attn.k", "attn.q", "attn.c_attn.weight", "attn.c_attn.bias", "ln_1.out", "ln_1.weight", "ln_1.bias", "resid_pre")
+        "attn.pattern", "attn.scores", "attn.k", "attn.q", "attn.c_attn.weight", "attn.c_attn.bias", "ln_1.out", "ln_1.weight",
+        "ln_1.bias", "resid_pre")
 
 
 class Verdict(NamedTuple):
@@ -178,7 +179,7 @@ def possible(judge: Judge, suspect: Suspect, at: int) -> Iterator[tuple[Bug, str
                 if fits and (not where or bug.at in BACK):
                     yield bug, where, layers, DERIVATIVE
         if name.endswith(".grad"):                      # of values that are off by less than rounding, such as another constant of GELU
-            yield from ((bug, "", list(range(n)), BOTH) for bug in FORWARD if bug.at in ("ln_1.out", "mlp.act"))
+            yield from ((bug, "", list(range(n)), BOTH) for bug in FORWARD if bug.at.startswith(("ln_1.", "mlp.act")))
     elif not name.startswith("step."):
         order = {x: i for i, x in enumerate([*suspect.run.model.points(), "loss"])}
         here, agreed = order[name], {order[x] for x in right if x in order and x not in ("embed", "pos_embed")}

@@ -25,7 +25,7 @@ from .config import GPT2Config
 from .errors import MissingError, UsageError
 from .files import write_folder
 from .footprint import footprint
-from .hooks import BLOCK
+from .hooks import BLOCK, ENDS, STATISTICS
 from .model import GPT2
 from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from .revealing import telling_weights, unseen
@@ -297,10 +297,9 @@ def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) ->
         if not all(isinstance(unit, float) and math.isfinite(unit) for unit in (one.unit, one.unit_rms)):
             raise ValueError(f"{name} has no finite unit; were there NaN in the weights? make it anew")
     kinds = ["", ".grad"] if any(name.endswith(".grad") for name in entries) else [""]
-    points = itertools.chain(("embed", "pos_embed", "ln_f.out", "logits"),
-                             (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK))
+    points = itertools.chain(("embed", "pos_embed", *ENDS), (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK))
     for name in () if manifest.get("losses_only") else points:
-        for kind in kinds:
+        for kind in kinds[:1] if name.endswith(STATISTICS) else kinds:
             entries[name + kind]
 
 

@@ -24,13 +24,17 @@ from .pretrained import Part
 
 Hook = Callable[[mg.Tensor, str], Any]
 EQUATIONS = {                                           # by the end of a point's name: what gives the value there
-    "embed": "embedding.1", "pos_embed": "embedding.1", "resid_pre": "block.1", "ln_1.out": "layer_norm.1", "attn.q": "attention.8",
-    "attn.k": "attention.8", "attn.v": "attention.8", "attn.pattern": "attention.2", "attn.z": "attention.3", "attn.out": "linear.1",
-    "resid_mid": "block.2", "ln_2.out": "layer_norm.1", "mlp.pre": "linear.1", "mlp.act": "gelu.2", "mlp.out": "linear.1",
-    "resid_post": "block.3", "ln_f.out": "layer_norm.1", "logits": "linear.2",
+    "embed": "embedding.1", "pos_embed": "embedding.1", "resid_pre": "block.1", "ln_1.mean": "layer_norm.1", "ln_1.rstd": "layer_norm.1",
+    "ln_1.out": "layer_norm.1", "attn.q": "attention.8", "attn.k": "attention.8", "attn.v": "attention.8", "attn.scores": "attention.2",
+    "attn.pattern": "attention.2", "attn.z": "attention.3", "attn.out": "linear.1", "resid_mid": "block.2", "ln_2.mean": "layer_norm.1",
+    "ln_2.rstd": "layer_norm.1", "ln_2.out": "layer_norm.1", "mlp.pre": "linear.1", "mlp.act": "gelu.2", "mlp.out": "linear.1",
+    "resid_post": "block.3", "ln_f.mean": "layer_norm.1", "ln_f.rstd": "layer_norm.1", "ln_f.out": "layer_norm.1", "logits": "linear.2",
 }
-BLOCK = tuple(EQUATIONS)[2:-2]
-BESIDE = {"attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}   # read beside the pass, and what their slopes follow from
+ENDS = ("ln_f.mean", "ln_f.rstd", "ln_f.out", "logits")
+BLOCK = tuple(EQUATIONS)[2:-len(ENDS)]
+STATISTICS = (".mean", ".rstd")                         # of LayerNorms: their part of the gradient is in that of what LayerNorm reads
+# read beside the pass, and what their slopes follow from
+BESIDE = {"attn.scores": ("attn.v", "attn.pattern", "attn.z"), "attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}
 
 
 class Tapped(Part):
@@ -62,16 +66,15 @@ class Hooked(Tapped):
 
         embed and pos_embed [.., T, d]; of each block the residual stream before it, between its halves and after it (resid_…), what the
         LayerNorms make of it and what attention and MLP add to it (…out), all [B, T, d]; q, k, v and z [B, h, T, d/h], k and v without
-        what a cache holds, pattern [B, h, T, S], the softmax's weights before dropout; pre and act [B, T, n]; ln_f.out [B, T, d]; logits
-        [B, T, V].
+        what a cache holds; scores [B, h, T, S], before the mask, and pattern [B, h, T, S], the softmax's weights before dropout; pre and
+        act [B, T, n]; ln_f.out [B, T, d]; logits [B, T, V]; of each LayerNorm mean and rstd, 1/√(σ² + ε), [B, T, 1].
         """
         out: dict[str, tuple[Tapped, str]] = {name: (self, name) for name in ("embed", "pos_embed")}
         for i, block in enumerate(self.h):
             for name in BLOCK:
                 part, _, inner = name.partition(".")
-                deeper = inner != "out" and part in ("attn", "mlp")
-                out[f"blocks.{i}.{name}"] = (getattr(block, part), inner) if deeper else (block, name)
-        return out | {name: (self, name) for name in ("ln_f.out", "logits")}
+                out[f"blocks.{i}.{name}"] = (block, name) if inner in ("", "out") else (getattr(block, part), inner)
+        return out | {name: (self.ln_f, name[-4:]) if name.endswith(STATISTICS) else (self, name) for name in ENDS}
 
     def equations(self) -> dict[str, str]:
         """The label of the equation that each point's value comes from, in the order of the pass."""
@@ -99,8 +102,8 @@ class Hooked(Tapped):
 
         Names may be patterns; of several hooks at a point each gets what the one before it gave, those of an outer block first. However the
         block is left, they are gone. gradients[name](g, name) is called with the loss's gradient there, when backward comes by, also after
-        the block; what it returns goes back instead. UsageError for a name that is none, for gradients at attn.pattern and mlp.pre, which
-        are read beside the pass, and out of the pass for what has not x's shape and dtype.
+        the block; what it returns goes back instead. UsageError for a name that is none, for gradients at points that are read beside the
+        pass (attn.scores, attn.pattern, mlp.pre, mean and rstd), and out of the pass for what has not x's shape and dtype.
         A model that is decoding step by step on a GPU goes the long way while there are hooks.
         """
         points, before = self.points(), dict[int, tuple[Tapped, Any]]()
@@ -109,6 +112,8 @@ class Hooked(Tapped):
             for name in self.chosen(pattern):
                 if aside := [other for kind, other in BESIDE.items() if name.endswith(kind)]:
                     raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {aside[0][-1]}, or trace()")
+                if name.endswith(STATISTICS):
+                    raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {name[:-4]}out")
                 wanted.append((name, partial(_on_the_way_back, hook)))
         try:
             for name, hook in wanted:
@@ -127,8 +132,8 @@ class Hooked(Tapped):
         """The arrays at all points, or at those that `only` matches, in the order of the pass.
 
         ids [B, T]. With targets [B, T] there is "loss" too, their mean cross-entropy, and with gradients=True "NAME.grad", the loss's
-        gradient at each point. Arrays are the model's own, on its device: copy what is to be written to. UsageError for gradients
-        without targets, and of a model that recomputes its blocks: their inside is forgotten; and where dropout would draw.
+        gradient at each point but mean and rstd. Arrays are the model's own, on its device: copy what is to be written to. UsageError
+        for gradients without targets, and of a model that recomputes its blocks: their inside is forgotten; and where dropout would draw.
         """
         if gradients and (targets is None or self.recompute):
             raise UsageError("trace: gradients need targets" if targets is None else "trace: gradients need a model without recompute")
@@ -144,18 +149,21 @@ class Hooked(Tapped):
             out["loss"] = loss.array
         if gradients:
             assert loss is not None
-            on = [name for name in seen if name not in aside]
+            on = [name for name in seen if not name.endswith((*BESIDE, *STATISTICS))]
             slopes = dict(zip(on, mg.gradients(loss, [seen[name] for name in on])))
             for name, kind in aside.items():
                 given = [name.replace(kind, other) for other in BESIDE[kind]]
-                if kind == "attn.pattern":              # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ   (attention.5)
-                    slopes[name] = mg.matmul(slopes[given[1]], seen[given[0]].detach().mT)
+                if kind != "mlp.pre":                   # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ, and ∂L/∂S by softmax's rule   (attention.5)
+                    slopes[name] = mg.matmul(slopes[given[-1]], seen[given[0]].detach().mT)
+                    if kind == "attn.scores":
+                        p, g = seen[given[1]].detach(), slopes[name]
+                        slopes[name] = p * (g - (p * g).sum(axis=-1, keepdims=True))
                 else:
                     mlp: Any = self.points()[name][0]
                     pre = seen[name].detach().requires_grad_()
                     act = mlp.act(mlp.F, pre, mlp.c_fc.bias.detach().type_as(pre) * 0.0)
                     slopes[name], = mg.gradients(act, [pre], slopes[given[0]])
-            out.update({f"{name}.grad": slopes[name].array for name in names})
+            out.update({f"{name}.grad": slopes[name].array for name in names if name in slopes})
         return out
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import minigrad as mg
 from minigrad import fused, nn
 from minigrad.fused import by_parts
-from minigrad.fused.attention import attention_weights
+from minigrad.fused.attention import attention_scores, attention_weights, weights_of_scores
+from minigrad.fused.layer_norm import reciprocal_deviation
 from minigrad.nn import empty_parameter
 
 from .cache import KVCache
 from .config import GPT2Config
 from .hooks import Hooked, Tapped
-from .pretrained import Matrix, Part, PretrainedModel
+from .pretrained import Matrix, PretrainedModel
 
 
 def gelu_new(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:      # [..., n], [n]
@@ -68,7 +69,7 @@ class Conv1D(Matrix):
         return mg.matmul(x, self.weight.type_as(x))                    # [B, T, in] @ [in, out] -> [B, T, out]
 
 
-class LayerNorm(Part):
+class LayerNorm(Tapped):
     """x̂ ⊙ weight + bias   (layer_norm.1)."""
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
@@ -76,10 +77,20 @@ class LayerNorm(Part):
         self.weight, self.bias = empty_parameter(config.n_embd, **where), empty_parameter(config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
-        return self.F.layer_norm(x, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)            # [B, T, d]
+        return self.passed(x, self.F.layer_norm(x, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps))       # [B, T, d]
+
+    def passed(self, x, y):                                            # 2 × [B, T, d]
+        """y, which is x normalised, unless a hook gives another mean or another 1/√(σ² + ε)."""
+        if not self.taps:
+            return y
+        mean = self.at("mean", true_mean := x.mean(axis=-1, keepdims=True))             # [B, T, 1]
+        rstd = self.at("rstd", true_rstd := reciprocal_deviation(x, mean, eps=self.eps))           # [B, T, 1]
+        if mean is true_mean and rstd is true_rstd:
+            return y
+        return (x - mean) * rstd * self.weight.type_as(x) + self.bias.type_as(x)   # [B, T, d]
 
     def of_sum(self, x, y):                                            # 2 × [B, T, d]
-        """x + y, and that normalised: what follows an addition to the residual stream."""
+        """x + y, and that normalised: what follows an addition to the residual stream. The hooks are not called."""
         return self.F.add_layer_norm(x, y, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)     # 2 × [B, T, d]
 
 
@@ -100,13 +111,26 @@ class Attention(Tapped):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
         p = self.config.attn_pdrop if self.training else 0.0
-        weights = attention_weights(q, k, mask, causal=True, scale=self.scale) if "pattern" in self.taps else None      # [B, h, T, S]
-        if weights is not None and (chosen := self.at("pattern", weights)) is not weights:
-            y = mg.matmul(chosen, v)                                   # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
+        weights = self.replaced_weights(q, k, mask) if self.taps else None         # [B, h, T, S]
+        if weights is not None:
+            y = mg.matmul(weights, v)                                  # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
         else:
             key = mg.random.next_key() if p else 0
             y = self.F.attention(q, k, v, mask, causal=True, scale=self.scale, p=p, key=key)         # [B, h, T, d/h]
         return self.c_proj(mg.join_heads(self.at("z", y)))             # [B, h, T, d/h] -> [B, T, d]
+
+    def replaced_weights(self, q, k, mask):                            # 2 × [B, h, ·, d/h], [B, 1, 1, S]
+        """The attention weights where a hook gives other ones, or other scores; None where hooks but read."""
+        scores = given = None
+        if "scores" in self.taps:
+            scores = attention_scores(q, k, scale=self.scale)          # [B, h, T, S]
+            given = self.at("scores", scores)                          # [B, h, T, S]
+        if given is scores and "pattern" not in self.taps:
+            return None
+        weights = (attention_weights(q, k, mask, causal=True, scale=self.scale) if given is scores else
+                   weights_of_scores(given, mask, causal=True))        # [B, h, T, S]
+        chosen = self.at("pattern", weights)                           # [B, h, T, S]
+        return None if given is scores and chosen is weights else chosen
 
 
 class MLP(Tapped):
@@ -141,6 +165,8 @@ class Block(Tapped):
         x, y = self.ln_2.of_sum(x, self.drop(y))                       # 2 × [B, T, d]
         if (chosen := self.at("resid_mid", x)) is not x:
             x, y = chosen, self.ln_2(chosen)                           # 2 × [B, T, d]
+        else:
+            y = self.ln_2.passed(x, y)                                 # [B, T, d]
         y = self.at("mlp.out", self.mlp(self.at("ln_2.out", y)))       # [B, T, d]
         return self.at("resid_post", x + self.drop(y))                 # [B, T, d]
 

@@ -23,7 +23,7 @@ from .model import GPT2
 from .truth import permitted
 
 BOTH, VALUE, DERIVATIVE = "both", "value", "derivative"  # what of a point a mistake changes
-ALIASES = ("attn.pattern", "mlp.pre")                   # read beside the pass, unless a hook gives another Tensor
+ALIASES = ("attn.scores", "attn.pattern", "mlp.pre")    # read beside the pass, unless a hook gives another Tensor
 NORMS = {"ln_1": "resid_pre", "ln_2": "resid_mid"}      # what each LayerNorm of a block reads
 LINEAR = {"attn.c_proj": ("attn.z", "attn.out"), "mlp.c_fc": ("ln_2.out", "mlp.pre"), "mlp.c_proj": ("mlp.act", "mlp.out")}
 
@@ -138,25 +138,32 @@ def module(block: Any, path: str) -> Any:
     return block
 
 
-def norms(made: Callable[[Tensor, Tensor, Tensor, float], Tensor], kinds: Iterable[str] = ("ln_1", "ln_2", "ln_f")) -> Plant:
-    """made(x, weight, bias, eps) in place of the LayerNorms of these kinds; ln_f is with the last block."""
+def norms(made: Callable[..., Tensor], kinds: Iterable[str] = ("ln_1", "ln_2", "ln_f"), point: str = "out") -> Plant:
+    """made(x, weight, bias, eps) in place of the LayerNorms of these kinds; ln_f is with the last block.
+
+    point: where it stands, "mean" and "rstd" are others; there it is given what passes, `shown`, too.
+    """
     def plant(run: Run, layers: list[int], what: str) -> Run:
         def of(here: Here, x: Tensor, kind: str) -> Tensor:
             own = here.model.ln_f if kind == "ln_f" else getattr(here.block, kind)
             last = f"blocks.{here.model.config.n_layer - 1}.resid_post"
             given = here.seen[last] if kind == "ln_f" else here[NORMS[kind]]
-            return made(given, own.weight, own.bias, here.model.config.layer_norm_epsilon)
+            more = {} if point == "out" else {"shown": x}
+            return made(given, own.weight, own.bias, here.model.config.layer_norm_epsilon, **more)
 
         for kind in kinds:
             if kind != "ln_f" or run.model.config.n_layer - 1 in layers:
-                run = at_point(f"{kind}.out", partial(of, kind=kind))(run, layers, what)
+                run = at_point(f"{kind}.{point}", partial(of, kind=kind))(run, layers, what)
         return run
 
     return plant
 
 
 def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], Any], shift: bool = True, gain: bool = True) -> Plant:
-    """LayerNorms with another mean, or another 1/σ of the centred numbers. In the value alone: both are kept for the backward pass."""
+    """LayerNorms with another mean, or another 1/σ of the centred numbers. In the value alone: both are kept for the backward pass.
+
+    They are at the points of mean and rstd too, where they are one number for each place.
+    """
     def whole(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         centred = x - mean(x)
         normal = centred * rstd(centred, eps)
@@ -169,7 +176,15 @@ def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], An
         r = stop(rstd(centred, eps))
         return stop(value) + zeroed(stop(centred * r) * weight + bias + stop(weight) * projected(x, stop(centred * r), r))
 
+    def told(x: Tensor, weight: Tensor, bias: Tensor, eps: float, shown: Tensor, point: str) -> Tensor:
+        y = mean(x) if point == "mean" else rstd(x - mean(x), eps)
+        y = shown * 0.0 + y if np.ndim(y) == 0 else y
+        return stop(y) if y.shape == shown.shape else shown
+
     def plant(run: Run, layers: list[int], what: str) -> Run:
+        if what != DERIVATIVE:
+            for point in ("mean", "rstd"):
+                run = norms(partial(told, point=point), point=point)(run, layers, BOTH)
         return norms(kept if what == VALUE else whole)(run, layers, BOTH if what == VALUE else what)
 
     return plant
@@ -191,13 +206,13 @@ def projected(x: Tensor, normal: Tensor, rstd: Any, one: bool = True, hat: bool 
 
 
 def patterns(made: Callable[[Here, Tensor, np.ndarray], Tensor]) -> Plant:
-    """Attention weights as made(here, q kᵀ, what may be seen) has them. In the value alone: they are kept for the backward pass."""
+    """Attention weights as made(here, scores, what may be seen) has them. In the value alone: they are kept for the backward pass."""
     def plant(run: Run, layers: list[int], what: str) -> Run:
         def weights(here: Here, x: Tensor) -> Tensor:
-            raw = scores(here)
-            seen = np.tri(raw.shape[-1], dtype=bool)
-            p = made(here, raw, seen)
-            return stop(p) + zeroed(mg.where(seen, weighted(stop(p), raw * here.scale), 0.0)) if what == VALUE else p
+            s = here["attn.scores"]
+            seen = np.tri(s.shape[-1], dtype=bool)
+            p = made(here, s, seen)
+            return stop(p) + zeroed(mg.where(seen, weighted(stop(p), s), 0.0)) if what == VALUE else p
 
         return at_point("attn.pattern", weights)(run, layers, BOTH if what == VALUE else what)
 
@@ -209,8 +224,13 @@ def weighted(p: Tensor, s: Tensor) -> Tensor:
     return p * (s - (p * s).sum(axis=-1, keepdims=True))
 
 
-def scores(here: Here) -> Tensor:
-    return mg.matmul(here["attn.q"], here["attn.k"].mT)                # [B, h, T, T]
+def scores(made: Callable[[Here], Tensor]) -> Plant:
+    """Scores as made(here) has them."""
+    return at_point("attn.scores", lambda here, x: made(here))
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    return mg.matmul(q, k.mT)                                          # [B, h, T, T]
 
 
 def in_ids(edit: Callable[[np.ndarray], np.ndarray], targets: Callable[[np.ndarray], np.ndarray] | None = None) -> Plant:
@@ -325,8 +345,8 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
     out = {name: seen[name].array for name in seen}
     for name, x in at.items():
         g = grads[name].array if name in grads else np.zeros(x.shape)
-        out[f"{name}.grad"] = permitted(f"{name}.grad", g)
-    return {name: out[name] for name in wanted}
+        out[f"{name}.grad"] = g
+    return {name: permitted(name, out[name]) for name in wanted}
 
 
 def scale_of(here: Here) -> float:

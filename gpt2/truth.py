@@ -11,13 +11,15 @@ import numpy as np
 import minigrad as mg
 
 from .config import GPT2Config, parameter_shapes
+from .hooks import STATISTICS
 from .model import GPT2
 
 RULES = {                                               # of gradients at points, by the end of the name
-    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.q": "attention.6", "attn.k": "attention.7",
-    "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6", "attn.out": "block.5", "resid_mid": "block.5",
-    "ln_f.out": "linear.5",
+    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.scores": "attention.5",
+    "attn.q": "attention.6", "attn.k": "attention.7", "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6",
+    "attn.out": "block.5", "resid_mid": "block.5", "ln_f.out": "linear.5",
 }
+FORBIDDEN = ("attn.scores", "attn.scores.grad", "attn.pattern.grad")
 EPS32 = float(np.finfo(np.float32).eps)
 PIECE = 1 << 22                                         # numbers compared at a time
 PROCESS = 200 << 20                                     # bytes of Python and the libraries
@@ -62,8 +64,8 @@ def gradient_of(p: mg.Tensor) -> Any:
 
 
 def permitted(name: str, a: np.ndarray) -> np.ndarray:
-    """a, but 0 where the causal mask forbids: no causal kernel computes the gradient of those attention weights."""
-    return np.tril(a) if name.endswith("attn.pattern.grad") else a
+    """a, but 0 where the causal mask forbids: no causal kernel computes those scores, or the gradients of those weights."""
+    return np.tril(a) if name.endswith(FORBIDDEN) else a
 
 
 def backward_order(names: Iterable[str]) -> list[str]:
@@ -117,14 +119,14 @@ def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, 
     found = model.trace(ids, targets, gradients=grad and not losses_only, only="logits" if losses_only else "*")
     for name, label in equations.items():
         if not losses_only:
-            yield name, label, seen(found.pop(name))
+            yield name, label, permitted(name, seen(found.pop(name)))
     if targets is None:
         return
     yield "loss", "cross_entropy.1", seen(found["loss"])
     parameters = dict(model.named_parameters())
     order = backward_order(parameters)
     if grad and not losses_only:
-        for name in reversed(equations):
+        for name in [name for name in reversed(equations) if not name.endswith(STATISTICS)]:
             yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", seen(found.pop(f"{name}.grad")))
     del found
     model.recompute = True                              # the same numbers, with the inside of one block in memory at a time
@@ -209,7 +211,7 @@ def needs(config: GPT2Config, what: What) -> tuple[int, int]:
     sizes = [math.prod(shape) for shape in parameter_shapes(config).values()]
     numbers, tokens = sum(sizes), what.ids.size
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
-    points = tokens * (2 * d + config.n_layer * (10 * d + 2 * n + config.n_head * what.ids.shape[1]) + config.vocab_size)
+    points = tokens * (2 * d + config.n_layer * (10 * d + 2 * n + 2 * config.n_head * what.ids.shape[1]) + config.vocab_size)
     trace = points * (3 if what.grad and not what.losses_only else 1)
     step = numbers + max(sizes) + 2 * tokens * config.vocab_size if what.grad or what.steps else 0
     told = 0 if what.losses_only else points * (2 if what.grad else 1) + numbers * (what.grad + what.steps)

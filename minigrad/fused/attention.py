@@ -32,21 +32,31 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
 
 
 @in_float32
-def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool, scale: float | None = None) -> Any:
-    """P = softmax(s Q Kᵀ + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
+def attention_scores(q: Any, k: Any, *, scale: float | None = None) -> Any:
+    """S = s Q Kᵀ   (attention.2): [..., queries, keys]. s is 1/√d by default."""
+    return matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
-    M is the logarithm of what `allowed` gives (causal.2–3). s is 1/√d by default. A query that may see no key at all gets zeros
-    (causal.5).
+
+@in_float32
+def weights_of_scores(scores: Any, mask: Any = None, *, causal: bool) -> Any:
+    """P = softmax(S + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
+
+    M is the logarithm of what `allowed` gives (causal.2–3). A query that may see no key at all gets zeros (causal.5).
     """
-    scores = matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     array = scores.array if isinstance(scores, Tensor) else scores
     xp = backend.of(array)
-    seen = allowed(xp, q.shape[-2], k.shape[-2], causal, mask.array if isinstance(mask, Tensor) else mask)
+    seen = allowed(xp, *scores.shape[-2:], causal, mask.array if isinstance(mask, Tensor) else mask)
     if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
         seen = Tensor(seen) if isinstance(scores, Tensor) else seen                    # one mask, saved twice without a copy
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
     return weights if seen is None else where(seen, weights, 0.0)
+
+
+@in_float32
+def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool, scale: float | None = None) -> Any:
+    """P = softmax(s Q Kᵀ + M)   (attention.2): the weights of the scores."""
+    return weights_of_scores(attention_scores(q, k, scale=scale), mask, causal=causal)
 
 
 @in_float32

@@ -22,6 +22,13 @@ def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) ->
     return centred / sqrt(variance + eps) * weight + bias
 
 
+@in_float32
+def reciprocal_deviation(x: Any, mean_: Any, *, eps: float = 1e-5) -> Any:
+    """r = 1/√(σ² + ε), over the last axis and with this mean   (layer_norm.1): [..., 1]."""
+    centred = x - mean_
+    return 1.0 / sqrt(mean(centred * centred, axis=-1, keepdims=True) + eps)
+
+
 def _layer_norm_joint(
     g: Any, x: Any, weight: Any, mean_: Any, rstd: Any, wants: tuple[bool, ...]
 ) -> tuple[Any, Any, Any]:

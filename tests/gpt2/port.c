@@ -168,7 +168,7 @@ static double scale(void) { return on(10) ? 1 : on(11) ? 1 / sqrt(D) : on(79) ? 
 static int head(int h) { return on(17) ? 0 : h; }
 
 // q, k, v in one row of 3D numbers; heads are written as [B, H, T, K] by save_heads
-static void attend(float *z, float *p, const float *qkv) {
+static void attend(float *z, float *score, float *p, const float *qkv) {
     int iq = on(9) ? D : 0, ik = on(9) ? 0 : on(8) ? 2 * D : D, iv = on(8) ? D : 2 * D;
     for (int b = 0; b < B; b++) for (int h = 0; h < H; h++) for (int t = 0; t < T; t++) {
         float *row = p + (((size_t)b * H + h) * T + t) * T;
@@ -180,6 +180,7 @@ static void attend(float *z, float *p, const float *qkv) {
             for (int i = 0; i < K; i++) s[u] += (double)q[i] * k[i];
             s[u] *= scale();
             if (on(19) && u > t) s[u] = 0;
+            score[row - p + u] = (float)s[u];
             if (s[u] > top) top = s[u];
         }
         for (int u = 0; u < T; u++) row[u] = 0;
@@ -245,7 +246,7 @@ static void drop(float *x, size_t n) {                  // p = 0.1
 }
 
 // ── the model ──
-typedef struct { float *pre, *n1, *m1, *r1, *qkv, *p, *z, *a, *mid, *n2, *m2, *r2, *fc, *act, *o, *post; } Block;
+typedef struct { float *pre, *n1, *m1, *r1, *qkv, *s, *p, *z, *a, *mid, *n2, *m2, *r2, *fc, *act, *o, *post; } Block;
 
 static double pass(int *ids, int *targets, int dump, int learn) {
     int n = B * T;
@@ -270,11 +271,11 @@ static double pass(int *ids, int *targets, int dump, int learn) {
     }
     for (int l = 0; l < L; l++) {
         Block *k = blocks + l;
-        *k = (Block){x, new(nd), new(n), new(n), new(3 * nd), new((size_t)B * H * T * T), new(nd), new(nd), new(nd), new(nd), new(n), new(n),
-                     new(4 * nd), new(4 * nd), new(nd), new(nd)};
+        *k = (Block){x, new(nd), new(n), new(n), new(3 * nd), new((size_t)B * H * T * T),
+                     new((size_t)B * H * T * T), new(nd), new(nd), new(nd), new(nd), new(n), new(n), new(4 * nd), new(4 * nd), new(nd), new(nd)};
         norm(k->n1, k->m1, k->r1, x, of(par, on(5) ? LN2W : LN1W, l), of(par, on(5) ? LN2B : LN1B, l), n);
         linear(k->qkv, k->n1, of(par, QKVW, l), on(65) ? NULL : of(par, QKVB, l), n, D, 3 * D, 0, on(7) ? 2 : 1);
-        attend(k->z, k->p, k->qkv);
+        attend(k->z, k->s, k->p, k->qkv);
         linear(k->a, k->z, of(par, PROJW, l), of(par, PROJB, l), n, D, D, on(32), 1);
         for (size_t i = 0; i < nd; i++) k->mid[i] = (on(25) ? k->n1[i] : x[i]) + k->a[i];
         norm(k->n2, k->m2, k->r2, on(81) ? x : k->mid, of(par, LN2W, l), of(par, LN2B, l), n);
@@ -284,14 +285,19 @@ static double pass(int *ids, int *targets, int dump, int learn) {
         for (size_t i = 0; i < nd; i++) k->post[i] = (on(24) ? 0 : k->mid[i]) + k->o[i];
         if (dump) {
             save_point(l, "resid_pre", x, 3, B, T, D, 0);
+            save_point(l, "ln_1.mean", k->m1, 3, B, T, 1, 0);
+            save_point(l, "ln_1.rstd", k->r1, 3, B, T, 1, 0);
             save_point(l, "ln_1.out", k->n1, 3, B, T, D, 0);
             save_heads(l, "attn.q", k->qkv, 3 * D, 0);
             save_heads(l, "attn.k", k->qkv, 3 * D, D);
             save_heads(l, "attn.v", k->qkv, 3 * D, 2 * D);
+            save_point(l, "attn.scores", k->s, 4, B, H, T, T);
             save_point(l, "attn.pattern", k->p, 4, B, H, T, T);
             save_heads(l, "attn.z", k->z, D, 0);
             save_point(l, "attn.out", k->a, 3, B, T, D, 0);
             save_point(l, "resid_mid", k->mid, 3, B, T, D, 0);
+            save_point(l, "ln_2.mean", k->m2, 3, B, T, 1, 0);
+            save_point(l, "ln_2.rstd", k->r2, 3, B, T, 1, 0);
             save_point(l, "ln_2.out", k->n2, 3, B, T, D, 0);
             save_point(l, "mlp.pre", k->fc, 3, B, T, 4 * D, 0);
             save_point(l, "mlp.act", k->act, 3, B, T, 4 * D, 0);
@@ -320,6 +326,8 @@ static double pass(int *ids, int *targets, int dump, int learn) {
     if (!on(28)) loss /= n;
     if (dump) {
         float one = (float)loss;
+        if (!on(26)) save_point(-1, "ln_f.mean", mu, 3, B, T, 1, 0);
+        if (!on(26)) save_point(-1, "ln_f.rstd", rs, 3, B, T, 1, 0);
         save_point(-1, "ln_f.out", y, 3, B, T, D, 0);
         save_point(-1, "logits", logits, 3, B, T, V, 0);
         save_point(-1, "loss", &one, 0, 0, 0, 0, 0);

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 
 import minigrad as mg
 from gpt2.errors import UsageError
-from gpt2.hooks import BLOCK, Tapped
+from gpt2.hooks import BESIDE, BLOCK, ENDS, STATISTICS, Tapped
 from gpt2.model import GPT2
 from gpt2.step import Stepper
 from minigrad.testing import cuda
@@ -19,7 +19,7 @@ from minigrad.testing.double import install
 
 IDS = np.random.default_rng(0).integers(0, 300, (2, 9))
 TARGETS = np.random.default_rng(1).integers(0, 300, (2, 9))
-POINTS = ["embed", "pos_embed", *(f"blocks.{i}.{name}" for i in range(2) for name in BLOCK), "ln_f.out", "logits"]
+POINTS = ["embed", "pos_embed", *(f"blocks.{i}.{name}" for i in range(2) for name in BLOCK), *ENDS]
 
 
 def moved(model):
@@ -103,12 +103,21 @@ def test_the_values_are_transformers(model, tmp_path):
         np.testing.assert_allclose(at["resid_mid"], at["resid_pre"] + at["attn.out"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(at["resid_post"], at["resid_mid"] + at["mlp.out"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(at["attn.z"], at["attn.pattern"] @ at["attn.v"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(at["attn.scores"], at["attn.q"] @ at["attn.k"].swapaxes(2, 3) / np.sqrt(at["attn.q"].shape[-1]),
+                                   rtol=0, atol=1e-5)
+        for norm, read in (("ln_1", "resid_pre"), ("ln_2", "resid_mid")):
+            centred = at[read] - at[f"{norm}.mean"]
+            np.testing.assert_allclose(centred.mean(-1), 0.0, atol=1e-6)
+            np.testing.assert_allclose(at[f"{norm}.rstd"], (np.square(centred).mean(-1, keepdims=True) + 1e-5) ** -0.5, rtol=1e-5)
+            own = getattr(model.h[i], norm)
+            np.testing.assert_allclose(at[f"{norm}.out"], centred * at[f"{norm}.rstd"] * own.weight.numpy() + own.bias.numpy(),
+                                       rtol=0, atol=1e-5)
         np.testing.assert_allclose(at["mlp.act"], mg.gelu(mg.tensor(at["mlp.pre"]), mg.tensor(np.zeros(128, np.float32)),
                                                           approximate="tanh").numpy(), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(found["embed"], model.wte.weight.array[IDS])
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("name", [name for name in POINTS if not name.endswith(STATISTICS)])
 def test_the_gradient_is_the_slope(wide, name):
     """NAME.grad is what the loss changes by, per unit, when what passes there is moved: in a random direction, by central differences."""
     found = wide.trace(IDS, TARGETS, only=name, gradients=True)
@@ -126,7 +135,7 @@ def test_the_gradient_is_the_slope(wide, name):
     assert abs(slope - (grad * direction).sum()) < 1e-7 * (1 + abs(slope)), (slope, (grad * direction).sum())
 
 
-@pytest.mark.parametrize("name", [name for name in POINTS if not name.endswith(("pattern", "pre"))])
+@pytest.mark.parametrize("name", [name for name in POINTS if not name.endswith((*BESIDE, *STATISTICS))])
 def test_gradients_come_by(model, name):
     """A gradient hook gets what the trace says, and changes nothing unless it returns something; zeros end the way back there."""
     wanted = model.trace(IDS, TARGETS, only=name, gradients=True)[f"{name}.grad"]
@@ -157,8 +166,10 @@ def test_gradients_come_by(model, name):
 
 def test_gradients_that_do_not_come_by(model):
     """At points beside the pass, without a graph, and of what does not fit: a line, or nothing at all."""
-    for name, instead in (("blocks.0.attn.pattern", "attn.z"), ("blocks.1.mlp.pre", "mlp.act")):
-        with pytest.raises(UsageError, match=f"no gradient comes by at {name}, .*; take {instead}, or trace"):
+    for name, instead in (("blocks.0.attn.pattern", "attn.z, or trace"), ("blocks.0.attn.scores", "attn.z, or trace"),
+                          ("blocks.1.mlp.pre", "mlp.act, or trace"), ("blocks.1.ln_2.mean", "blocks.1.ln_2.out"),
+                          ("ln_f.rstd", "ln_f.out")):
+        with pytest.raises(UsageError, match=f"no gradient comes by at {name}, .*; take {instead}"):
             with model.hooks({}, {name: print}):
                 pass
     assert not model.hooked

@@ -37,7 +37,7 @@ class Port:
         self.seen[name] = x
         return x
 
-    def norm(self, x, name, i=None):
+    def norm(self, x, name, point, i=None):
         w, b, eps = self.w[f"{name}.weight"], self.w[f"{name}.bias"], self.config.layer_norm_epsilon
         axis = -2 if self.has("norm over places", i) else -1
         mean = 0.0 if self.has("rmsnorm", i) else x.mean(axis, keepdim=True)
@@ -46,7 +46,12 @@ class Port:
         if self.has("sample variance", i):
             var = x.var(-1, keepdim=True)
         eps = {"eps 1e-6": 1e-6, "eps 1e-12": 1e-12, "no eps": 0.0}.get(self.bug, eps) if self.only is None or i in self.only else eps
-        normal = centred / (var.sqrt() + eps) if self.has("eps outside", i) else centred / (var + eps).sqrt()
+        rstd = 1 / (var.sqrt() + eps) if self.has("eps outside", i) else 1 / (var + eps).sqrt()
+        if axis == -1 and not self.has("rmsnorm", i):
+            self.seen[f"{point}.mean"] = mean.detach()
+        if axis == -1:
+            self.seen[f"{point}.rstd"] = rstd.detach()
+        normal = centred * rstd
         if not self.has("no norm weight", i):
             normal = normal * w
         return normal if self.has("no norm bias", i) else normal + b
@@ -77,6 +82,7 @@ class Port:
         scale = {"no scale": 1.0, "scale d": 1 / math.sqrt(self.config.n_embd), "scale h": 1 / math.sqrt(self.config.n_head),
                  "scale d_head": 1 / size, "scale times": math.sqrt(size)}
         scores = scores * (scale[self.bug] if self.bug in scale and self.has(self.bug, i) else 1 / math.sqrt(size))
+        scores = self.at(f"blocks.{i}.attn.scores", scores)
         diagonal = {"mask hides itself": -1, "mask shows next": 1}
         seen = torch.tril(torch.ones(T, T, dtype=torch.bool), diagonal[self.bug] if self.bug in diagonal and self.has(self.bug, i) else 0)
         if self.has("mask upside down", i):
@@ -96,7 +102,7 @@ class Port:
         name, at = f"blocks.{i}.", self.at
         x = at(name + "resid_pre", x * 1.0)
         first, second = "ln_2" if self.has("ln_2 in ln_1", i) else "ln_1", "ln_1" if self.has("ln_1 in ln_2", i) else "ln_2"
-        n1 = at(name + "ln_1.out", self.norm(x, f"h.{i}.{first}", i))
+        n1 = at(name + "ln_1.out", self.norm(x, f"h.{i}.{first}", name + "ln_1", i))
         q, k, v = self.heads(self.linear(n1, f"h.{i}.attn.c_attn", i), i)
         q, k, v = at(name + "attn.q", q), at(name + "attn.k", k), at(name + "attn.v", v)
         z = at(name + "attn.z", self.attention(q, k, v, i))
@@ -104,7 +110,7 @@ class Port:
         a = at(name + "attn.out", merged * 1.0 if self.has("no c_proj", i) else self.linear(merged, f"h.{i}.attn.c_proj", i))
         m = a * 1.0 if self.has("no residual 1", i) else (n1 if self.has("post-norm 1", i) else x) + a
         m = at(name + "resid_mid", m)
-        n2 = self.norm(x if self.has("ln_2 too early", i) else m, f"h.{i}.{second}", i)
+        n2 = self.norm(x if self.has("ln_2 too early", i) else m, f"h.{i}.{second}", name + "ln_2", i)
         n2 = at(name + "ln_2.out", n1 * 1.0 if self.has("mlp after ln_1", i) else n2)
         pre = at(name + "mlp.pre", self.linear(n2, f"h.{i}.mlp.c_fc", i))
         f = ACTIVATIONS[self.bug if self.bug in ACTIVATIONS and self.has(self.bug, i) else None]
@@ -123,7 +129,7 @@ class Port:
         for i in range(self.config.n_layer):
             x = self.block(x, i)
         if self.bug != "no ln_f":
-            x = self.norm(x, "ln_f")
+            x = self.norm(x, "ln_f", "ln_f")
         head = self.w.get("lm_head.weight", self.w["wte.weight"])
         return self.at("logits", self.at("ln_f.out", x * 1.0) @ head.T)
 
