@@ -53,6 +53,7 @@ class Hooked(Tapped):
 
     if TYPE_CHECKING:
         h: list[Any]
+        ln_f: Any
         config: GPT2Config
         F: Any
         recompute: bool

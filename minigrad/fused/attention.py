@@ -45,7 +45,7 @@ def weights_of_scores(scores: Any, mask: Any = None, *, causal: bool) -> Any:
     """
     array = scores.array if isinstance(scores, Tensor) else scores
     xp = backend.of(array)
-    seen = allowed(xp, *scores.shape[-2:], causal, mask.array if isinstance(mask, Tensor) else mask)
+    seen = allowed(xp, scores.shape[-2], scores.shape[-1], causal, mask.array if isinstance(mask, Tensor) else mask)
     if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
         seen = Tensor(seen) if isinstance(scores, Tensor) else seen                    # one mask, saved twice without a copy
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
