@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from jury.__main__ import main
 from jury.collection import ENTRIES
 from jury.entry import Entry, Skipped
-from jury.table import SEEDS, judged, main
+from jury.table import SEEDS, judged
 
 RIGHT = [e for e in ENTRIES.values() if e.kind == "right"]
 WRONG = [e for e in ENTRIES.values() if e.kind == "wrong"]
@@ -64,7 +65,8 @@ def test_the_table_shows_what_is_wrong_with_the_judge(capsys, monkeypatch):
     """An accused right function and a missed wrong one are marked and set the exit code."""
     swapped = {"twice": ENTRIES["tanh"]._replace(name="twice", kind="wrong", note="It is right."),
                "zero_gradient": ENTRIES["zero_gradient"]._replace(kind="right")}
-    monkeypatch.setattr("jury.table.ENTRIES", ENTRIES | swapped)
+    for module in ("table", "__main__"):
+        monkeypatch.setattr(f"jury.{module}.ENTRIES", ENTRIES | swapped)
     assert main(["--only", "zero_gradient", "--seeds", "1", "--examples", "3"]) == 1
     out = capsys.readouterr().out
     assert "! right zero_gradient" in out and "falls" in out and "adjoint float64" in out
