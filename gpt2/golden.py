@@ -31,7 +31,7 @@ from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from .revealing import telling_weights, unseen
 from .stored import CODES, NAMES, Loader, Stored, as_stored, read_header, safetensors_header, safetensors_pieces
 from .table import number, plain, table
-from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, needs
+from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, longest_sum, needs
 
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
 
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
                         parameters={name: own.pop(name).astype(np.float64) for name in list(own)})
             for (name, label, a), b in zip(computed(wide, what, folder), spool):
                 check_finite(args, name, a)
-                entries.append(entry(name, label, a, b, given))
+                entries.append(entry(name, label, a, b, given, longest_sum(name, config, ids)))
                 if name.endswith("loss"):
                     losses.append(float(a))
                 yield as_stored(a if given == "float64" else b, CODES[given])

@@ -9,12 +9,13 @@ import numpy as np
 import minigrad as mg
 
 from .bugs_steps import Optimizer
+from .config import GPT2Config
 from .errors import GPT2Error
 from .golden import Golden
 from .model import GPT2
 from .planting import Run, computed, parameters, with_parameters
 from .port import ALLOWED, distance
-from .truth import entry
+from .truth import entry, longest_sum
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]
 FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionError, OverflowError)  # of a mistake that cannot be computed
@@ -83,7 +84,9 @@ class Judge(NamedTuple):
         grown = max(1.0, float(np.abs(value).max(initial=0.0)) / size) if size else 1.0
         far = distance(own, value, array, dtype) / grown
         if far > ALLOWED and narrow is not None and np.isfinite(narrow).all():
-            far = min(far, distance(entry(name, "", value, narrow, own.dtype), value, array, dtype))
+            manifest = self.golden.manifest
+            longest = longest_sum(name, GPT2Config.from_dict(manifest["config"]), np.array(manifest["ids"]))
+            far = min(far, distance(entry(name, "", value, narrow, own.dtype, longest), value, array, dtype))
         return far
 
     def explains(self, suspect: Suspect, name: str) -> bool:

@@ -185,8 +185,19 @@ class Spool:
                 yield np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
 
 
-def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str) -> Entry:
-    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32   (tolerance.7)."""
+def longest_sum(name: str, config: GPT2Config, ids: np.ndarray) -> int:
+    """How many numbers are added up, at most, in one sum on the way to a tensor."""
+    n = max(config.n_inner or 4 * config.n_embd, ids.shape[1])
+    behind_the_head = name == "loss" or name.endswith(".grad") or name.startswith("step.")
+    return max(n, config.vocab_size, ids.size) if behind_the_head else n
+
+
+def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str, longest: int = 1) -> Entry:
+    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32   (tolerance.7).
+
+    longest: how many numbers are added up in its longest sum; a port may add them one by one.
+    """
+    times = max(1.0, math.sqrt(longest) / 64.0)
     least = 0.5 * EPS32                                 # a number that is rounded to float32 is off by that much of it
     size = most = 0.0
     squares, gaps = list[float](), list[float]()
@@ -197,8 +208,8 @@ def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype:
         squares.append(float(np.square(a).sum()))
         gaps.append(float(np.square(gap).sum()))
     norm, n = math.sqrt(math.fsum(squares)), max(1, wide.size)
-    return Entry(name, equation, list(wide.shape), dtype, norm, max(most, least * size),
-                 max(math.sqrt(math.fsum(gaps) / n), least * norm / math.sqrt(n)))
+    return Entry(name, equation, list(wide.shape), dtype, norm, times * max(most, least * size),
+                 times * max(math.sqrt(math.fsum(gaps) / n), least * norm / math.sqrt(n)))
 
 
 def needs(config: GPT2Config, what: What) -> tuple[int, int]:

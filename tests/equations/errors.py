@@ -114,11 +114,13 @@ def tolerance_6(normal):
 
 
 def tolerance_7(normal):
-    r"""\text{unit} = \max\bigl(\max_i |a_{32,i} - a_i|,\; u_{32} \max_i |a_i|\bigr) ."""
+    r"""\text{unit} = \max\bigl(1, \tfrac{1}{64}\sqrt{n}\bigr)\;
+    \max\bigl(\max_i |a_{32,i} - a_i|,\; u_{32} \max_i |a_i|\bigr) ."""
     a = normal(50)
     for narrow in (a.astype(np.float32), a):  # rounded; and exact, where the second argument of max counts
         unit = max(max(abs(narrow.astype(np.float64) - a)), U * max(abs(a)))
-        same(entry("x", "gelu.2", a, narrow, "float64").unit / U, unit / U)
+        for n in (1, 4096, 50257):
+            same(entry("x", "gelu.2", a, narrow, "float64", n).unit / U, max(1, np.sqrt(n) / 64) * unit / U)
     a[0] = 2.0**20  # exact in float32, and largest: the others' roundings are less than its
     same(entry("x", "gelu.2", a, a.astype(np.float32), "float64").unit / U, max(abs(a)))
     far = a * (1 + 1e-3)

@@ -19,7 +19,7 @@ from torch_port import Port
 from docs import pages
 from gpt2 import golden, verify
 from gpt2.model import GPT2
-from gpt2.truth import permitted
+from gpt2.truth import longest_sum, permitted
 
 pytestmark = pytest.mark.rounding
 
@@ -83,6 +83,21 @@ def test_units_are_float32s_own_error(made):
     logits = model.trace(ids)["logits"].astype(np.float64)
     assert truth.entries["logits"].unit == np.abs(logits - truth.array("logits")).max()
     assert truth.entries["embed"].unit == 2.0**-24 * np.abs(truth.array("embed")).max()
+
+
+def test_units_leave_room_for_long_sums(run, tmp_path):
+    """Behind a vocabulary of 40,000 they are √40,000/64 = 3.125 times as large, before it they are not."""
+    GPT2(tiny_config(vocab_size=40000, n_embd=8, n_head=2, n_layer=1)).save_pretrained(tmp_path / "m")
+    assert run(golden, "--model", tmp_path / "m", "--ids", "1,2,30000,4", "--grad", "--steps", 1, "--out", tmp_path / "g")[0] == 0
+    truth, narrow = golden.read_golden(tmp_path / "g"), GPT2.from_pretrained(tmp_path / "m")
+    ids, targets = np.array([[1, 2, 30000]]), np.array([[2, 30000, 4]])
+    found = narrow.trace(ids, targets, gradients=True)
+    for name, times in (("blocks.0.mlp.act", 1.0), ("logits", 1.0), ("logits.grad", 3.125), ("ln_f.out.grad", 3.125)):
+        own = np.abs(found[name].astype(np.float64) - truth.array(name)).max()
+        own = max(own, 2.0**-24 * np.abs(truth.array(name)).max())
+        assert truth.entries[name].unit == pytest.approx(times * own, rel=1e-12), name
+    assert longest_sum("loss", narrow.config, ids) == longest_sum("step.1.h.0.ln_1.bias", narrow.config, ids) == 40000
+    assert longest_sum("ln_f.out", narrow.config, ids) == 32
 
 
 def test_random_weights_are_written_along(run, tmp_path):
