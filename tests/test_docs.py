@@ -1,6 +1,8 @@
 """The pages say what is so; and where a label, a name, a link, a sample, a number or a command is broken, somebody notices."""
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,16 @@ def ids(page):
 def test_labels_match_both_ways():
     """What code names is derived on a page, what a page derives is named by code, and no label is there twice."""
     assert list(check.labels()) == []
+
+
+def test_a_docstring_begins_with_a_whole_sentence():
+    """Tools show what stands before its first empty line, which must not cut a sentence."""
+    cut = [f"{path.relative_to(pages.ROOT)}: {getattr(node, 'name', 'the module')}"
+           for top in ("minigrad", "gpt2", "benchmarks", "docs", "tests") for path in sorted((pages.ROOT / top).rglob("*.py"))
+           for node in ast.walk(ast.parse(path.read_text("utf-8")))
+           if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+           and "\n\n" in (text := ast.get_docstring(node) or "") and not re.search(r"[.:?!)`…\]]$", text.split("\n\n")[0].strip())]
+    assert cut == []
 
 
 @pytest.mark.parametrize("what", check.QUICK, ids=lambda f: f.__name__)

@@ -79,9 +79,9 @@ class Backend:
         return 1
 
     def use(self, number: int) -> None:
-        """What this thread makes without naming a device is on this one from here on. DeviceError unless there is one of this number,
+        """Make this device the one on which this thread makes arrays from here on, where none is named.
 
-        BackendUnavailable where it cannot be used.
+        DeviceError unless there is one of this number, BackendUnavailable where it cannot be used.
         """
         if number != 0:
             raise DeviceError(f"{self.name}:{number} does not exist; {self.name} has one device")
@@ -126,10 +126,11 @@ class Backend:
         """Wait until all work handed to the device is done."""
 
     def settle(self, part: int = 0, parts: int = 1) -> None:
-        """Prepare the process for a loop of equal steps, while nothing is being computed: what is freed is kept for what is allocated
+        """Prepare the process for a loop of equal steps; call it while nothing is being computed.
 
-        next, and threads that have nothing to do leave their cores to others sooner. Where `parts` processes that do the same share the
-        device, this is the one of number `part`, and takes its part of the cores.
+        Memory that is freed is kept for what is allocated next, and threads that have nothing to do leave their cores to others
+        sooner. Where `parts` processes that do the same share the device, this is the one of number `part`, and takes its part of the
+        cores.
         """
 
     def communicator(self) -> Any:

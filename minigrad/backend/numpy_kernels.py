@@ -48,9 +48,9 @@ def pool() -> Any:
 
 
 def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[Any]:
-    """Call work(start, stop) over blocks of rows, and return the results in order. The blocks depend on the sizes alone,
+    """Call work(start, stop) over blocks of rows, and return the results in order.
 
-    so sums over blocks come out the same whatever the number of threads.
+    The blocks depend on the sizes alone, so sums over blocks come out the same whatever the number of threads.
     """
     step = max(1, SIZES.block // max(1, width))
     if rows <= step:
@@ -76,9 +76,10 @@ def as_rows(x: Any) -> Any:
 
 
 def column_sums(x: Any) -> Any:
-    """Σ over the rows of a matrix, as products with ones: BLAS adds several rows at a time, which np.sum does not, so that it
+    """The sum over the rows of a matrix, as products with ones.
 
-    rounds less and takes less time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
+    BLAS adds several rows at a time, which np.sum does not, so that it rounds less and takes less time. In parts of 128 rows, the
+    error is that of sums of 128/8 + n/128 terms.
     """
     n, part = len(x), SIZES.sums
     whole = n // part * part

@@ -1,7 +1,8 @@
-"""Products of a few rows on a CPU. BLAS copies a matrix into an order of its own before it multiplies more than one row with it,
+"""Products of a few rows on a CPU.
 
-which takes three times as long as reading it. Panels lie in that order already, and each is small enough for the routines that
-copy nothing; so such a product is as fast as memory is.
+BLAS copies a matrix into an order of its own before it multiplies more than one row with it, which takes three times as long as
+reading it. Panels lie in that order already, and each is small enough for the routines that copy nothing; so such a product is as
+fast as memory is.
 """
 from __future__ import annotations
 

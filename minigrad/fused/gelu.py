@@ -57,9 +57,10 @@ def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
 
 @fused(gelu_by_parts, _gelu_joint, check=_check_gelu)
 def gelu(xp, x, bias=None, *, approximate=None):
-    """GELU elementwise of x [..., d], or of x + bias with bias [d]; approximate "tanh" (GPT-2's, gelu.2) or "none" (exact, gelu.1),
+    """GELU of each number of x [..., d], or of x + bias with bias [d].
 
-    which has to be said: PyTorch's default is the exact one, JAX's the other.
+    approximate: "tanh" is GPT-2's (gelu.2), "none" the exact one (gelu.1). There is no default, because PyTorch's is the exact one and
+    JAX's the other.
     """
     if bias is not None:
         x = x + bias

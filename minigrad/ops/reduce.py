@@ -56,9 +56,10 @@ def _correction(correction: Any, ddof: Any) -> Any:
 
 @op(x=_var_dx)
 def var(xp, x, *, axis=None, keepdims=False, correction=None, ddof=None):
-    """Σ (x − mean)² / (n − correction). correction, or by its other name ddof, has to be given: 0 for the population's variance, as
+    """Variance, Σ (x − mean)² / (n − correction).
 
-    LayerNorm has it and NumPy unless told otherwise; 1 for a sample's, as PyTorch.
+    correction (NumPy's name is ddof) has no default: 0 is the population's variance, which LayerNorm needs and NumPy takes unless
+    told otherwise; 1 is a sample's, as PyTorch takes.
     """
     return xp.var(x, axis=axis, keepdims=keepdims, ddof=_correction(correction, ddof))
 

@@ -124,9 +124,10 @@ def attention_of_one_query(scale: float | None) -> Lines:
       dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0))
 def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
                      lead: tuple[int, ...] = (2,)) -> Lines:
-    """Several tiles of keys and queries, the last of them not full. Scores that are all larger by `shift`, whose exponential float32
+    """Several tiles of keys and queries, the last of them not full.
 
-    may not hold, round by u·shift for each of their 64 terms, and the weights as much.
+    Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift for each of their 64 terms, and
+    the weights as much.
     """
     q, k, v, g = _normal(3, (*lead, T, 64), (*lead, T, 64), (*lead, T, 32), (*lead, T, 32))
     if shift:

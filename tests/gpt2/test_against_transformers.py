@@ -1,6 +1,6 @@
-"""Small GPT-2s of every kind against transformers' GPT2LMHeadModel: through directories written on either side, with a cache,
+"""Small GPT-2s of every kind against transformers' GPT2LMHeadModel.
 
-in batches of padded rows, and through ten steps of AdamW.
+Through directories written on either side, with a cache, in batches of padded rows, and through ten steps of AdamW.
 """
 from __future__ import annotations
 

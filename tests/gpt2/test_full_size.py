@@ -127,9 +127,9 @@ def test_greedy_tokens_agree(directory):
 
 
 def test_ten_adamw_steps_agree(directory):
-    """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6, and so is
+    """In float64 the losses before each of ten AdamW steps, and after the last, are those of torch.optim.AdamW to 1e-6.
 
-    every weight to the bound of a step: lr·δ/ε for a gradient that is off by δ. Matrices and tables decay, vectors do not; the
+    So is every weight to the bound of a step: lr·δ/ε for a gradient that is off by δ. Matrices and tables decay, vectors do not; the
     loss falls by more than a nat, so that the steps are no trifle.
     """
     how = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8}

@@ -114,9 +114,9 @@ def _exact(model: GPT2, **given: Any) -> GPT2:
 @pytest.mark.parametrize("backend", ["numpy", DEVICE])
 @pytest.mark.parametrize("large", [{"initializer_range": 8.0}, {"initializer_range": 1.5, "activation_function": "gelu"}])
 def test_large_weights_in_16_bits(large: dict[str, Any], backend: str, dtype: str, explicit: bool, upcast: bool):
-    """Scores of 10⁵ before they are scaled, LayerNorm of large differences, x³ in GELU: as exact as roundings of what is stored allow,
+    """Scores of 10⁵ before they are scaled, LayerNorm of large differences, x³ in GELU, on both forms.
 
-    on both forms; reorder_and_upcast_attn, which asks transformers for this much, changes nothing.
+    They are as exact as roundings of what is stored allow; reorder_and_upcast_attn, which asks transformers for this much, changes nothing.
     """
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=1, reorder_and_upcast_attn=upcast, **large)
     ids = np.random.default_rng(0).integers(0, 50, (2, 16))

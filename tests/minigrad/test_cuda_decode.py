@@ -241,9 +241,9 @@ def test_a_missing_barrier_is_seen(place: int):
 
 
 def test_definitions_of_rows_that_are_large_or_broken():
-    """On NumPy: scores whose exponentials no float holds leave the value of the highest, in each head; a row without a number is that row's
+    """On NumPy, scores whose exponentials no float holds leave the value of the highest, in each head.
 
-    alone; ε is the one that is given.
+    A row without a number is that row's alone; ε is the one that is given.
     """
     q, keys = np.array([[1e3], [1e3]]), np.array([[[[1.0], [3.0], [2.0]]], [[[5.0], [3.0], [2.0]]]])
     values, out = np.array([[[[7.0], [8.0], [9.0]]]] * 2), np.zeros((2, 1))

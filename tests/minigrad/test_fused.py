@@ -198,9 +198,9 @@ def test_large_softmax(kernels: str, axis: int):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_dropout(threads: int, kernels: str, dtype: str):
-    """Dropout over many blocks, of the kernel and of the definition, multiplies by its key's mask and 1/(1 − p), to two roundings
+    """Dropout over many blocks multiplies by its key's mask and 1/(1 − p).
 
-    of each element: in value and in gradient.
+    So does the kernel and so does the definition, to two roundings of each element, in value and in gradient.
     """
     x, g, p, key = _rng(2 * SIZES.block + 7, 3).astype(dtype), _rng(2 * SIZES.block + 7, 3, seed=5).astype(dtype), 0.3, 123456789
     factor = random.keep_mask(backend.cpu, key, x.shape, p) / (1.0 - p)

@@ -227,9 +227,9 @@ class Noting(Unshrunk):
 
 
 def forked(f: Callable[..., Any], *args: Any, seconds: float) -> Any:
-    """f(*args), from a fork of this process, whose output is thrown away. TimeoutError after so many seconds of its CPU; EOFError where
+    """f(*args), from a fork of this process, whose output is thrown away.
 
-    it ends without an answer.
+    TimeoutError after so many seconds of its CPU; EOFError where it ends without an answer.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
