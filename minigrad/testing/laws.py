@@ -17,6 +17,7 @@ from ..errors import DeviceError, DTypeError
 from ..tensor import Tensor
 from ..transforms import gradients, jvp
 from .reference import Reference, alternating
+from .strategies import numbers_of
 from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host
 from .tolerance import WIDE, complex_step, difference, eps, magnitude
 
@@ -120,7 +121,7 @@ def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
     """The derivative along `moves` by differences, in the widest float that the function computes in; how far off each of its numbers
     may be, and whether that is too far to tell anything. Of a function that knows its own float alone, the derivative of its
     definition is taken, where it has one."""
-    subject, base, rng = run.subject, [x.astype(WIDE) for x in run.arrays], np.random.default_rng(run.example.seed)
+    subject, base, rng = run.subject, [x.astype(WIDE) for x in run.arrays], numbers_of(run.example, "directions")
     widest = run.widest(subject)
     if widest is None and subject.definition is not None:
         subject = Subject(subject.name, subject.definition)

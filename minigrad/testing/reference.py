@@ -28,12 +28,12 @@ class Reference:
     """
 
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
-                 seed: int, above: np.dtype, degree: int = 1) -> None:
+                 rng: np.random.Generator, above: np.dtype, degree: int = 1) -> None:
         """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None.
 
         degree: how often one argument may be a factor of what is computed on the way, 2 for a function that is made of ops.
         """
-        self.rng = np.random.default_rng(seed)
+        self.rng = rng
         given = [*arrays] if u is None else [*arrays, u]
 
         def at(f: Evaluate, args: Sequence[Any], to: np.dtype | None) -> list[Any]:
@@ -73,13 +73,12 @@ class Reference:
         return (a.astype(WIDE) * (1.0 + STEP * 0.5 * eps(a.dtype) * by)).astype(a.dtype)
 
     def _terms(self, f: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> tuple[list[float], list[bool]]:
-        """The number of terms of each result, and whether each is computed elementwise as far as two changes for each argument tell."""
+        """The number of terms of each result, and whether each is computed elementwise as far as three changes for each argument tell."""
         terms, most = [0.0] * len(self.results), [0] * len(self.results)
         for i, a in enumerate(given):
             changed = [0] * len(self.results)
-            for _ in range(min(2, a.size)):
+            for place in {0, a.size - 1, self.rng.integers(a.size)} if a.size else ():     # a running sum has all of them at an end
                 other = np.array(a, order="C")
-                place = self.rng.integers(a.size)
                 other.reshape(-1)[place] = other.reshape(-1)[place].astype(WIDE) * WIDE(1.0 + 2.0**-6)
                 for k, (r, old) in enumerate(zip(f([*given[:i], other, *given[i + 1:]]), self.results)):
                     changed[k] = max(changed[k], int(np.count_nonzero(r != old)) if r.shape == old.shape else 0)

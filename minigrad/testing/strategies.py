@@ -174,6 +174,11 @@ def _fit(sizes: Sequence[Shape]) -> bool:
     return True
 
 
+def numbers_of(example: Example, what: str) -> np.random.Generator:
+    """Random numbers of an example, for one purpose. Each has its own: a cotangent that equals the argument is no random one."""
+    return np.random.default_rng([example.seed, *what.encode()])
+
+
 def lay(xp: Any, array: Any, how: str) -> Any:
     """`array`, an array of backend xp, with the same values and other strides; "readonly" where the library knows that."""
     if how == "readonly":

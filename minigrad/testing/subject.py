@@ -17,7 +17,7 @@ from ..tensor import Tensor
 from ..transforms import gradients, vjp
 from ..widen import widened
 from .reference import Reference, aligned
-from .strategies import LIES, Example, lay
+from .strategies import LIES, Example, lay, numbers_of
 from .tolerance import WIDE, bound, eps, magnitude
 
 
@@ -90,7 +90,7 @@ class Run:
         self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
         self.wide = [a.astype(WIDE) for a in self.arrays]           # exactly these numbers, not those of the example
         self.finite = all(bool(np.isfinite(a).all()) for a in self.wide)
-        self.draw = np.random.default_rng(example.seed)
+        self.draw = numbers_of(example, "cotangents")
         self.library = backend.get(device)[0]
         self.settings = _settled(example.settings, self.library, device)
         self.cotangents: list[Any] = []
@@ -202,7 +202,7 @@ class Run:
         foreign = subject.function is None
         if foreign and not subject.wider:
             return None
-        rng = np.random.default_rng(self.example.seed)
+        rng = numbers_of(self.example, "tame arguments")
         tame = [rng.uniform(0.5, 1.5, a.shape) for a in self.arrays]    # numbers that all functions of this kind take
         for dtype in map(np.dtype, (WIDE, np.float64)):
             if eps(dtype) < eps(self.dtype):
@@ -238,11 +238,19 @@ class Run:
         known = self.example.known.get(key := (subject, self.dtype, self.coarse, self.order))
         if known is None or (u is not None and not np.array_equal(known[1], u)):
             wide = self.widest(subject)
-            narrow = None if half(self.dtype) and self.subject.op else partial(self.results, self.subject)
+            narrow = None if half(self.dtype) and self.subject.op else self._narrow
             made = wide and Reference(partial(self.results, subject), narrow, self.arrays, u, self.dtype, np.dtype(self.coarse),
-                                      self.example.seed, wide, self.degree())
+                                      numbers_of(self.example, "probes"), wide, self.degree())
             self.example.known[key] = known = (made, u)
         return known[0]
+
+    def _narrow(self, arrays: Sequence[Any], u: Any) -> list[Any]:
+        """`results` of the subject, with arrays that lie in memory as the example's do: sums round in the order of the memory."""
+        laid = [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(arrays, self.example.lies)]
+        return self.results(self.subject, laid, u if u is None else lay(backend.cpu, u, self._cotangent_lies()))
+
+    def _cotangent_lies(self) -> str:
+        return "C" if not self.example.layouts or self.subject.function is not None else LIES[self.example.seed % len(LIES)]
 
     def degree(self) -> int:
         """How often an argument may be a factor on the way: in a function of Tensors that is made of ops, more than once."""
@@ -268,8 +276,7 @@ class Run:
         if self.subject.function is None:
             if self.subject.pull is None:
                 raise NotApplicable("no VJP was given")
-            how = "C" if not self.example.layouts else LIES[self.example.seed % len(LIES)]
-            return _pulled(self.subject.pull, lay(backend.cpu, u, how), self.inputs or self.laid(), self.settings)
+            return _pulled(self.subject.pull, lay(backend.cpu, u, self._cotangent_lies()), self.inputs or self.laid(), self.settings)
         assert self.inputs is not None
         return gradients(self.y, self.inputs, self.on_device(u), retain_graph=True, create_graph=create_graph)
 

@@ -61,7 +61,8 @@ def test_the_length_of_sums_is_measured():
     """Elementwise, rows, all, and products: the number of terms is what a change of one number reaches."""
     def terms(f: Callable[[Any], Any], *shapes: tuple[int, ...]) -> float:
         made = [np.random.default_rng(0).standard_normal(s) for s in shapes]
-        reference = Reference(lambda a, u: [f(*a)], None, made, None, np.dtype("float64"), np.dtype("float64"), 0, np.dtype(WIDE))
+        reference = Reference(lambda a, u: [f(*a)], None, made, None, np.dtype("float64"), np.dtype("float64"), np.random.default_rng(0),
+                              np.dtype(WIDE))
         return reference._terms(lambda a: [f(*[x.astype(WIDE) for x in a])], made)[0][0]
 
     assert terms(np.tanh, (8, 128)) == 1

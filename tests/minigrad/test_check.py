@@ -19,8 +19,8 @@ from minigrad.plan import Plan
 from minigrad.testing import LAWS, LawsBroken, __main__, arrays, broadcastable, check, mutate
 from minigrad.testing.check import examine
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.strategies import examples, shapes
-from minigrad.testing.subject import Subject, subject_of
+from minigrad.testing.strategies import Example, examples, shapes
+from minigrad.testing.subject import Run, Subject, subject_of
 from minigrad.testing.tolerance import WIDE, bound, complex_step, difference
 
 
@@ -211,6 +211,16 @@ def test_values_have_the_shape_that_is_asked_for(shape):
         for magnitude in ("", "large", "small", "far", "farther", "apart", "outlier"):
             x = mg.testing.values(np.random.default_rng(0), shape, kind, (0.0,), magnitude)
             assert x.shape == shape and x.dtype == np.float64 and np.isfinite(x).all(), (kind, magnitude)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_cotangent_is_no_argument(dtype: str):
+    """Numbers that are drawn from one seed for two purposes differ, so a rule that takes x for g falls at once."""
+    mistaken = subject_of(_op(lambda xp, x: x + 1.0, x=lambda g, x: x * 1.0))
+    assert examine("adjoint", mistaken, examples(st.just([(2, 3)])), dtype, examples=3).status == "broken"
+    example = Example((np.random.default_rng(0).standard_normal((4, 511)),), seed=0)
+    u = Run(subject_of(mg.tanh), example, dtype).cotangent(np.zeros((4, 511), dtype))
+    assert abs(np.corrcoef(u.reshape(-1), example.arrays[0].reshape(-1))[0, 1]) < 0.2
 
 
 # ── commands ──
