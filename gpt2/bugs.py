@@ -13,6 +13,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
+from .bugs_loss import ENDS, LOSSES, TARGETS
 from .planting import (
     Bug,
     Here,
@@ -22,11 +23,13 @@ from .planting import (
     every,
     in_blocks,
     in_ids,
-    in_loss,
+    in_parameters,
+    layer_norm,
     linear,
     masked,
     mean,
     norms,
+    parameters,
     patterns,
     products,
     root_mean_square,
@@ -34,10 +37,11 @@ from .planting import (
     scores,
     softmax,
     statistics,
-    stop,
     transposed,
+    with_parameters,
 )
 
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
 
 
@@ -72,11 +76,6 @@ def used_for(order: str) -> Plant:
                  at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    centred = x - mean(x)
-    return centred / root_mean_square(centred, eps) * weight + bias
-
-
 def norm_of(at: str, point: str, weights: str) -> Plant:
     """At `at`, the LayerNorm that has these weights, of what passes at `point`; its mean and rstd are of that too."""
     def told(here: Here, x: Tensor, kind: str) -> Tensor:
@@ -105,11 +104,6 @@ def act(f: Callable[[Tensor], Tensor]) -> Plant:
 def varied(f: Callable[[Tensor], Tensor]) -> Plant:
     """A GELU by tanh with another number in it, where the model's activation is that one."""
     return at_point("mlp.act", lambda here, x: f(here["mlp.pre"]) if here.model.config.activation_function == "gelu_new" else x)
-
-
-def last_norm(here: Here) -> Tensor:
-    """What ln_f reads."""
-    return here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_post"]
 
 
 def shown(which: Callable[[int], np.ndarray]) -> list[tuple[str, Plant]]:
@@ -152,22 +146,6 @@ def of_row(row: int) -> Plant:
     return in_ids(lambda ids: np.broadcast_to(ids[row], ids.shape))
 
 
-def per_token(logits: Tensor, targets: np.ndarray) -> Tensor:
-    """−log softmax of each target [B, T]."""
-    top = stop(logits.max(axis=-1, keepdims=True))
-    lse = mg.log(mg.exp(logits - top).sum(axis=-1)) + top[..., 0]
-    return lse - mg.gather(logits, targets[..., None], axis=-1)[..., 0]
-
-
-def padded_to(multiple: int) -> Callable[[Tensor, Tensor, np.ndarray], Tensor]:
-    """The loss of logits of which some more, up to a multiple, are 0."""
-    def loss(right: Tensor, logits: Tensor, targets: np.ndarray) -> Tensor:
-        more = -logits.shape[-1] % multiple
-        return per_token(mg.concat([logits, Tensor(np.zeros((*logits.shape[:-1], more), logits.dtype))], axis=-1), targets).mean()
-
-    return loss
-
-
 def bias_twice(part: str) -> Plant:
     return linear(part, lambda here, x, w, b: x @ w + b + b)
 
@@ -181,6 +159,41 @@ def flipped(at: str, part: str, more: str = "") -> list[Bug]:
     return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant) for plant in (
         linear(part, lambda here, x, w, b: x @ transposed(w) + b),
         linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b))]
+
+
+def loaded(name: Callable[[str], str], made: Callable[[str, np.ndarray], np.ndarray] = lambda name, a: a) -> Plant:
+    """Each parameter has what made(name, the array of the parameter that `name` gives) is, as when a port loads the wrong array."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        own = parameters(run.model)
+        return run._replace(model=with_parameters(run.model, {key: made(key, own[name(key)]) for key in own}))
+
+    return plant
+
+
+def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
+    """The name with `a` in the place of `b` and `b` in that of `a`, where it holds `within`."""
+    return lambda name: name if within not in name else name.replace(a, b) if a in name else name.replace(b, a)
+
+
+def filled(kinds: tuple[str, ...], number: float) -> Plant:
+    """Parameters whose names end so are never loaded: they are all 0, or 1."""
+    return loaded(lambda name: name, lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
+
+
+def skipped(block: int) -> Plant:
+    """A block hands its input on."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [block % run.model.config.n_layer], what)
+
+    return plant
+
+
+def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        if kind == "float16":
+            return a.astype(np.float16).astype(a.dtype)
+        bits = a.astype(np.float32).view(np.uint32)     # bfloat16 is its upper half, to nearest even
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(a.dtype)
 
 
 BATCHES = [
@@ -206,6 +219,20 @@ LOADED = [
     Bug("", "blocks are loaded in reverse order", in_blocks(lambda n: list(range(n))[::-1])),
     Bug("", "each block has the weights of the next one", in_blocks(lambda n: [*range(1, n), n - 1])),
     Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
+    # as formulas they are below, where the gradient goes to the parameter that is used
+    Bug("ln_1.out", "ln_1 and ln_2 are swapped", loaded(swapped("ln_1", "ln_2"))),
+    Bug("ln_1.out", "LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", "ln_"))),
+    Bug("ln_1.out", "in the blocks, and not in ln_f, LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", ".ln_"))),
+    Bug("ln_1.out", "LayerNorm's weight is not applied", filled(("ln_1.weight", "ln_2.weight", "ln_f.weight"), 1.0)),
+    Bug("ln_1.out", "LayerNorm's bias is not added", filled(("ln_1.bias", "ln_2.bias", "ln_f.bias"), 0.0)),
+    Bug("attn.q", "no bias is added in the blocks' matrices", filled(("c_attn.bias", "c_proj.bias", "c_fc.bias"), 0.0)),
+    Bug("attn.q", "c_attn's bias is not added", filled(("c_attn.bias",), 0.0)),
+    *(Bug(at, f"{part}'s bias is not added", filled((f"{part}.bias",), 0.0)) for at, part in (
+        ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
+    *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
+      for kind in ("float16", "bfloat16")),
+    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", skipped(-1)),
+    Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", skipped(0)),
 ]
 EMBEDDINGS = [
     Bug("pos_embed", "position embeddings start at row 1; the first token has position 0", at_point("pos_embed", positions(1))),
@@ -253,10 +280,27 @@ NORMS = [
         lambda x, w, b, eps: x / root_mean_square(x - mean(x), eps) * w + b)),
     Bug("ln_1.out", "LayerNorm's mean and variance run over the places; they run over the d numbers of each place", statistics(
         lambda x: x.mean(axis=-2, keepdims=True), lambda c, eps: 1.0 / root_mean_square(c, eps, axis=-2))),
+    *(Bug("ln_1.out", f"in the blocks, and not in ln_f, LayerNorm's {said}", norms(made, ("ln_1", "ln_2"))) for said, made in (
+        ("weight and bias are swapped", lambda x, w, b, eps: layer_norm(x, b, w, eps)),
+        ("weight is not applied", lambda x, w, b, eps: layer_norm(x, w * 0.0 + 1.0, b, eps)),
+        ("bias is not added", lambda x, w, b, eps: layer_norm(x, w, b * 0.0, eps)),
+        ("weight and bias are not applied", lambda x, w, b, eps: layer_norm(x, w * 0.0 + 1.0, b * 0.0, eps)))),
+    Bug("ln_1.out", "LayerNorm comes after each addition (post-norm, Vaswani et al. 2017); it comes before attention and MLP", every(
+        at_point("ln_1.out", lambda here, x: here["resid_pre"] * 1.0), at_point("resid_mid", lambda here, x: layer_norm(
+            here["resid_pre"] + here["attn.out"], here.block.ln_1.weight, here.block.ln_1.bias, here.model.config.layer_norm_epsilon)),
+        at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0), at_point("resid_post", lambda here, x: layer_norm(
+            here["resid_mid"] + here["mlp.out"], here.block.ln_2.weight, here.block.ln_2.bias, here.model.config.layer_norm_epsilon)))),
     Bug("ln_1.out", "ln_1 has ln_2's weight and bias", norm_of("ln_1.out", "resid_pre", "ln_2")),
     Bug("ln_1.out", "ln_1 and ln_2 are swapped", every(norm_of("ln_1.out", "resid_pre", "ln_2"), norm_of("ln_2.out", "resid_mid", "ln_1"))),
 ]
 QKV = [
+    *(Bug("attn.q", f"all matrices of the blocks are read transposed; {CONV1D}", every(*(linear(part, made) for part in MATRICES)))
+      for made in (lambda here, x, w, b: x @ transposed(w) + b, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b)),
+    Bug("attn.q", "no bias is added in the blocks' matrices", every(*(linear(part, lambda here, x, w, b: x @ w) for part in MATRICES))),
+    Bug("attn.q", "the biases of the blocks' matrices are added twice", every(*(bias_twice(part) for part in MATRICES))),
+    Bug("attn.q", "heads are interleaved, [d/h, h] and not [h, d/h], where they are split and where they are put together", every(
+        linear("attn.c_attn", partial(other_layout, order="pkh")), at_point("attn.out", lambda here, x: merged(
+            here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape))))),
     *flipped("attn.q", "attn.c_attn"),
     Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
     Bug("attn.q", "c_attn's bias is added twice", bias_twice("attn.c_attn")),
@@ -306,12 +350,32 @@ PATTERNS = [
     *(Bug("attn.scores", f"all heads use the {said} head's K", heads_alike("attn.k", head))
       for head, said in ((0, "first"), (-1, "last"))),
 ]
+def headless(here: Here, x: Tensor, head: int) -> Tensor:
+    """x [B, h, …] with 0 for one head."""
+    return x * (np.arange(x.shape[1]) != head % x.shape[1])[:, None, None].astype(x.dtype)
+
+
+def across_rows(here: Here, x: Tensor) -> Tensor:
+    """Attention of all rows of the batch as one."""
+    q, k, v = (mg.permute(here[f"attn.{part}"], axes=(1, 0, 2, 3)) for part in "qkv")         # [h, B, T, d/h]
+    q, k, v = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (q, k, v))                     # [h, B·T, d/h]
+    seen = np.tri(q.shape[1], dtype=bool)
+    z = mg.matmul(mg.where(seen, softmax(masked(products(q, k) * here.scale, seen)), 0.0), v)
+    return mg.permute(z.reshape(x.shape[1], x.shape[0], *x.shape[2:]), axes=(1, 0, 2, 3))
+
+
 ADDED = [
     Bug("attn.z", "the attention weights are multiplied transposed: z is P V, with P [queries, keys]",
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"].mT, here["attn.v"]))),
     *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head)) for head, said in ((0, "first"), (-1, "last"))),
     *(Bug("attn.z", f"{part} is used in place of V", at_point("attn.z", lambda here, x, part=part: mg.matmul(
         here["attn.pattern"], here[f"attn.{part.lower()}"]))) for part in "KQ"),          # type: ignore[misc]
+    *(Bug(points[0], f"the {said} head is left out: its z stays 0",
+          every(*(at_point(point, partial(headless, head=i)) for point in points)))
+      for i, said in ((0, "first"), (-1, "last"))
+      for points in (("attn.z",), ("attn.pattern", "attn.z"), ("attn.scores", "attn.pattern", "attn.z"))),
+    Bug("attn.z", "queries see the rows of the batch before their own: the batch is one long row to attention",
+        at_point("attn.z", across_rows)),
     Bug("attn.z", "the first key's V is left out: the loop over keys starts at 0", at_point("attn.z", lambda here, x: mg.matmul(
         here["attn.pattern"] * (np.arange(x.shape[-2]) > 0).astype(x.dtype), here["attn.v"]))),
     Bug("attn.z", "each query's own V is left out: the loop over keys ends at t", at_point("attn.z", lambda here, x: mg.matmul(
@@ -338,6 +402,8 @@ ADDED = [
         at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"])),
 ]
 MLPS = [
+    Bug("mlp.pre", "mlp.c_fc's bias is added after GELU; it is added before", every(bare("mlp.c_fc"), at_point(
+        "mlp.act", lambda here, x: x + here.block.mlp.c_fc.bias))),
     Bug("ln_2.mean", "ln_2 is applied to the block's input; it is applied after attention was added",
         norm_of("ln_2.out", "resid_pre", "ln_2")),
     Bug("ln_2.mean", "ln_2 is applied to what attention added alone", norm_of("ln_2.out", "attn.out", "ln_2")),
@@ -388,84 +454,5 @@ MLPS = [
 ]
 
 
-def head(made: Callable[[Tensor, Tensor], Tensor]) -> Plant:
-    """The logits as made(what ln_f gave, the head's matrix [V, d]) has them."""
-    return at_point("logits", lambda here, x: made(here["ln_f.out"], here.model.lm_head.weight))
-
-
-def read_as_transposed(x: Tensor, w: Tensor, multiple: int) -> Tensor:
-    """x times the memory of W [V, d] taken for [d, V], where V was filled up to a multiple."""
-    more = -len(w) % multiple
-    w = mg.concat([w, Tensor(np.zeros((more, w.shape[1]), w.dtype))], axis=0) if more else w
-    return (x @ w.reshape(w.shape[::-1]))[..., :w.shape[0] - more]
-
-
-def like_last(here: Here, x: Tensor, kind: str) -> Tensor:
-    """ln_f with the weight and the bias of a LayerNorm of the last block."""
-    own = getattr(here.model.h[-1], kind)
-    return layer_norm(last_norm(here), own.weight, own.bias, here.model.config.layer_norm_epsilon)
-
-
-ENDS = [
-    Bug("ln_f.out", "the last LayerNorm, ln_f, is not applied before the head",
-        at_point("ln_f.out", lambda here, x: last_norm(here) * 1.0)),
-    Bug("ln_f.out", "ln_f has no weight and no bias", at_point("ln_f.out", lambda here, x: layer_norm(
-        last_norm(here), here.model.ln_f.weight * 0.0 + 1.0, here.model.ln_f.bias * 0.0, here.model.config.layer_norm_epsilon))),
-    Bug("ln_f.out", "ln_f is applied twice", at_point("ln_f.out", lambda here, x: layer_norm(
-        x, here.model.ln_f.weight, here.model.ln_f.bias, here.model.config.layer_norm_epsilon))),
-    *(Bug("ln_f.out", f"ln_f has {kind}'s weight and bias of the last block", at_point("ln_f.out", partial(like_last, kind=kind)))
-      for kind in ("ln_1", "ln_2")),
-    *(Bug("logits", "the head's matrix is read transposed: logits are x Wᵀ with W [V, d], the token embedding's table",
-          head(partial(read_as_transposed, multiple=multiple))) for multiple in (1, 64, 128)),
-    Bug("logits", "logits are divided by √d", head(lambda x, w: x @ w.mT * (w.shape[1] ** -0.5))),
-    Bug("logits", "softmax is applied to the logits, or they are log-probabilities", head(lambda x, w: softmax(x @ w.mT))),
-    Bug("logits", "logits are log-probabilities; they are the scores before softmax", head(lambda x, w: (
-        (z := x @ w.mT) - mg.logsumexp(z, axis=-1, keepdims=True)))),
-]
-LOSSES = [
-    Bug("loss", "the loss is the sum over the tokens; it is their mean", in_loss(lambda loss, z, y: per_token(z, y).sum())),
-    Bug("loss", "the loss is the mean over rows of sums; it is the mean over all tokens",
-        in_loss(lambda loss, z, y: per_token(z, y).sum(axis=-1).mean())),
-    Bug("loss", "the loss is the sum of the rows' means; it is the mean over all tokens",
-        in_loss(lambda loss, z, y: per_token(z, y).mean(axis=-1).sum())),
-    Bug("loss", "the loss is in bits; it is in nats", in_loss(lambda loss, z, y: per_token(z, y).mean() / math.log(2))),
-    Bug("loss", "that is the perplexity, exp(loss)", in_loss(lambda loss, z, y: mg.exp(per_token(z, y).mean()))),
-    Bug("loss", "the loss is that of the last place alone", in_loss(lambda loss, z, y: per_token(z, y)[:, -1].mean())),
-    Bug("loss", "the loss is that of the first row of the batch alone", in_loss(lambda loss, z, y: per_token(z, y)[0].mean())),
-    Bug("loss", "the loss is that of the last row of the batch alone", in_loss(lambda loss, z, y: per_token(z, y)[-1].mean())),
-    Bug("loss", "the last place of each row is left out of the loss; it has a target, too",
-        in_loss(lambda loss, z, y: per_token(z, y)[:, :-1].mean() if y.shape[1] > 1 else loss * 2.0)),
-    Bug("loss", "the first place of each row is left out of the loss",
-        in_loss(lambda loss, z, y: per_token(z, y)[:, 1:].mean() if y.shape[1] > 1 else loss * 2.0)),
-    Bug("loss", "the loss is divided by T − 1; it is divided by the number of tokens",
-        in_loss(lambda loss, z, y: per_token(z, y).mean() * (y.shape[1] / max(y.shape[1] - 1, 0.5)))),
-    Bug("loss", "the loss has the wrong sign", in_loss(lambda loss, z, y: -per_token(z, y).mean())),
-    *(Bug("loss", f"softmax runs over the padded vocabulary, up to a multiple of {n}; only the first V are tokens", in_loss(padded_to(n)))
-      for n in (128, 64)),
-    Bug("loss", "softmax lacks −max in one of its two places, or log Σ exp its logarithm: the loss is minus the logit",
-        in_loss(lambda loss, z, y: -mg.gather(z, y[..., None], axis=-1).mean())),
-    Bug("loss", "the loss is 1 − p of the target, with no logarithm", in_loss(lambda loss, z, y: (1.0 - mg.exp(-per_token(z, y))).mean())),
-    Bug("loss", "the loss is −p of the target, with no logarithm", in_loss(lambda loss, z, y: -mg.exp(-per_token(z, y)).mean())),
-]
-
-
-def in_targets(edit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Plant:
-    """Other targets: edit(ids, targets)."""
-    def plant(run: Run, layers: list[int], what: str) -> Run:
-        assert run.targets is not None
-        return run._replace(targets=np.ascontiguousarray(edit(run.ids, run.targets)))
-
-    return plant
-
-
-TARGETS = [
-    Bug("loss", "the targets are not shifted: each place is to predict the next token, not its own", in_targets(lambda ids, y: ids)),
-    Bug("loss", "the targets are shifted by two places; each place is to predict the next token",
-        in_targets(lambda ids, y: np.concatenate([y.reshape(-1)[1:], y.reshape(-1)[-1:]]).reshape(y.shape))),
-    Bug("loss", "each row of the batch has the first row's targets", in_targets(lambda ids, y: np.broadcast_to(y[0], y.shape))),
-    Bug("loss", "the rows of the targets are in reverse order", in_targets(lambda ids, y: y[::-1])),
-    Bug("loss", "targets are read as [T, B]; they are [B, T]", in_targets(lambda ids, y: y.reshape(y.shape[::-1]).T)),
-    Bug("loss", "targets are stored in 8 bits", in_targets(lambda ids, y: y & 0xFF)),
-]
 FORWARD = [*BATCHES, *LOADED, *EMBEDDINGS, *NORMS, *QKV, *PATTERNS, *ADDED, *MLPS, *ENDS, *LOSSES, *TARGETS]
 

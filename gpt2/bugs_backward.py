@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .bugs import per_token, tanh_gelu
+from .bugs import MATRICES, tanh_gelu
+from .bugs_loss import per_token
 from .planting import (
     Bug,
     Here,
     Plant,
+    Run,
     at_point,
     every,
     in_loss,
@@ -39,7 +42,6 @@ from .planting import (
     zeroed,
 )
 
-MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 SOURCES = {"attn.c_attn": "what ln_1 made", "attn.c_proj": "z", "mlp.c_fc": "what ln_2 made", "mlp.c_proj": "what GELU made"}
 
 
@@ -53,7 +55,12 @@ def one_hot(z: Tensor, y: np.ndarray) -> Tensor:
     return mg.gather(z, y[..., None], axis=-1).mean()
 
 
+def of_ids(run: Run, layers: list[int], what: str) -> Run:
+    return in_loss(lambda loss, z, y: per_token(z, run.ids).mean())(run, layers, what)
+
+
 LOSS = [
+    Bug("loss", "the one-hot part of the loss's derivative is of the ids; it is of the targets", of_ids),
     *(Bug("loss", f"gradients are {said}", times(factor)) for said, factor in (
         ("not divided by the number of tokens: the loss is their mean", lambda y: float(y.size)),
         ("divided by the number of tokens B·T twice", lambda y: 1.0 / y.size),
@@ -283,6 +290,8 @@ def of_matrix(part: str) -> list[Bug]:
         *(Bug(bias, f"{part}'s bias has the gradient {said}; it is added at all places of all rows, and its gradient is their sum", b_of(
             lambda x, axis=axis, i=i: place_mask(x.shape, axis, i)))                                 # type: ignore[misc]
           for axis, i, said in rows),
+        Bug(weight, f"{part}'s weight lacks the last row of the batch in its gradient", w_of(
+            lambda here, x: x * (1.0 - place_mask(x.shape, 0, -1)).astype(x.dtype))),
         Bug(weight, f"{part}'s weight gets no gradient", w_of(lambda here, x: x * 0.0)),
         Bug(bias, f"{part}'s bias gets no gradient", linear(part, lambda here, x, w, b: x @ w + stop(b))),
         Bug(weight, f"{part}'s weight has its gradient twice", w_of(lambda here, x: 2.0 * x)),
@@ -307,6 +316,24 @@ def of_matrix(part: str) -> list[Bug]:
             part, f"the residual stream; it is that of {SOURCES[part]} of it")
         out.append(Bug(weight, f"{part}'s weight has the gradient with {what}", w_of(lambda here, x: here[raw])))
     return out
+
+
+def of_all() -> list[Bug]:
+    """The same mistake in all four matrices of the blocks, as a port has it with one function for them."""
+    kinds = {part: {bug.says.replace(part, "", 1): bug for bug in of_matrix(part)} for part in MATRICES}
+    first = kinds[MATRICES[-1]]
+    return [Bug(bug.at, f"each matrix{rest}", every(*(kinds[part][rest].plant for part in MATRICES)))
+            for rest, bug in first.items() if all(rest in own for own in kinds.values())]
+
+
+def thirds_swapped(a: str, b: str) -> Plant:
+    """The gradients of two of Q, K and V go to each other's columns of c_attn."""
+    def third(here: Here, x: Tensor, part: str) -> Tensor:
+        own = here.block.attn.c_attn
+        q, k, v = mg.split_heads(here["ln_1.out"] @ own.weight + own.bias, heads=here.model.config.n_head, parts=3)
+        return stop(x) + zeroed({"q": q, "k": k, "v": v}[part])
+
+    return every(at_point(f"attn.{a}", partial(third, part=b)), at_point(f"attn.{b}", partial(third, part=a)))
 
 
 BEFORE = {"attn.c_attn": "ln_1.out", "attn.c_proj": "attn.z", "mlp.c_fc": "ln_2.out", "mlp.c_proj": "mlp.act"}
@@ -419,6 +446,14 @@ ATTENTION = [
              lambda seen: np.tri(len(seen), k=-1, dtype=bool)),
     *without("the first key gets no gradient from the scores: the loop over keys starts at 0",
              lambda seen: seen & (np.arange(len(seen)) > 0)),
+    *(Bug(at, f"the gradients of {a.upper()} and {b.upper()} are swapped where they are put together for c_attn", thirds_swapped(a, b))
+      for at in ("attn.c_attn.weight", "ln_1.out") for a, b in ("qk", "kv", "qv")),
+    *(Bug("attn.v", f"the gradients of {a.upper()} and V are swapped where they are put together for c_attn", every(
+        at_point("attn.scores", lambda here, x, a=a: stop(x) + zeroed(here.scale * (           # type: ignore[misc]
+            products(here["attn.v" if a == "q" else "attn.q"], stop(here["attn.k"]))
+            + products(stop(here["attn.q"]), here["attn.v" if a == "k" else "attn.k"])))),
+        at_point("attn.z", lambda here, x, a=a: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(   # type: ignore[misc]
+            mg.matmul(stop(here["attn.pattern"]), here[f"attn.{a}"]))))) for a in "qk"),
     Bug("attn.v", "V gets no gradient", at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])))),
     Bug("attn.v", "V has its gradient with P, not transposed: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
         mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(stop(here["attn.pattern"]).mT, here["attn.v"]))))),
@@ -461,4 +496,4 @@ RESIDUAL = [
         at_point("resid_post", lambda here, x: stop(here["resid_mid"]) + here["mlp.out"]),
         at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"]))),
 ]
-BACKWARD = [*LOSS, *TABLES, *NORMS, *(bug for part in MATRICES for bug in of_matrix(part)), *GELU, *ATTENTION, *RESIDUAL]
+BACKWARD = [*LOSS, *TABLES, *NORMS, *of_all(), *(bug for part in MATRICES for bug in of_matrix(part)), *GELU, *ATTENTION, *RESIDUAL]

@@ -32,6 +32,9 @@ STEPS = {
     "clipped": "gradients are clipped to a norm of 1",
     "sgd": "that is a step of gradient descent, not of AdamW",
     "plus": "the step has the wrong sign",
+    "tied twice": "the tied table is stepped twice, as wte and as lm_head; it is one parameter",
+    "tied twice, one state": "the tied table is stepped twice with one state: the optimiser holds it as wte and as lm_head",
+    "tied twice, one state and count": "the tied table is stepped twice in each step, with one state; it is one parameter",
 }
 SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of AdamW, and what others have them at
     "lr": ("the learning rate", (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2)),
@@ -60,7 +63,19 @@ class Optimizer:
         if "clipped" in self.wrong:
             norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
         for name, g in slopes.items():
-            yield name, self.updated(name, own[name], g / norm)
+            x = own[name]
+            if name == "wte.weight" and "tied twice" in self.wrong:
+                x = self.updated("lm_head.weight", x, g / norm)
+            if name == "wte.weight" and "tied twice, one state and count" in self.wrong:
+                x = self.updated(name, x, g / norm)
+            if name == "wte.weight" and "tied twice, one state" in self.wrong:
+                self.t, now = 2 * self.t - 1, self.t
+                x = self.updated(name, x, g / norm)
+                self.t += 1
+                yield name, self.updated(name, x, g / norm)
+                self.t = now
+                continue
+            yield name, self.updated(name, x, g / norm)
 
     def of(self, right: Any, **others: Callable[[], Any]) -> Any:
         """What a mistake makes of a quantity, by its name with _ for a space; `right` where there is none."""

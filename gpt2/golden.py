@@ -33,6 +33,7 @@ from .stored import CODES, NAMES, Loader, Stored, as_stored, read_header, safete
 from .table import number, plain, table
 from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, longest_sum, needs
 
+OF_LLMC = {"lr": 1e-4, "weight_decay": 0.01}            # its test_gpt2.c, whose losses are compiled in
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
 
 
@@ -65,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     for name, value in Adam()._asdict().items():
         flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
         below = 1.0 if name.startswith("beta") else math.inf
-        p.add_argument(f"--{flag}", dest=name, type=from_0(below), default=value, metavar="X", help=f"of the steps (default: {value})")
+        of_llmc = f"; with --format llmc {OF_LLMC[name]}, as llm.c's own test has it" if name in OF_LLMC else ""
+        p.add_argument(f"--{flag}", dest=name, type=from_0(below), metavar="X", help=f"of the steps (default: {value}{of_llmc})")
     p.add_argument("--out", type=Path, default=Path("golden"), metavar="DIR", help="the folder to write (default: golden)")
     p.add_argument("--json", action="store_true", help="the manifest instead of a table")
     return p
@@ -97,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     ports = args.format == "llmc"
     args.steps = (10 if ports else 0) if args.steps is None else args.steps
+    for name, value in {**Adam()._asdict(), **(OF_LLMC if ports else {})}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     given, args.dtype = args.dtype, "float32"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*NaN or infinity in")        # they are refused below
@@ -120,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         "format": "gpt2-golden", "version": 1, "model": name_of(args), "random_weights": args.random_weights,
         "config": model.config.to_dict(), "dtype": given, "minigrad": mg.__version__,
         "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(), "grad": args.grad, "steps": args.steps,
-        "losses_only": args.losses_only, "adamw": what.adam._asdict(), "unseen": unseen(model, ids, args.grad),
+        "losses_only": args.losses_only, "adamw": what.adam._asdict(), "unseen": unseen(model, ids, args.grad, args.steps),
     }
     own, config, device = {name: host(p.array) for name, p in model.named_parameters()}, model.config, model.where["device"]
     del model                                           # its weights are in `own`, until they are those of the next
@@ -239,7 +244,7 @@ def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, 
             optimizer.step()
         document = {"format": "llm.c", "model": name_of(args), "random_weights": args.random_weights, "config": config.to_dict(),
                     "dtype": dtype, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": targets.tolist(),
-                    "adamw": adam._asdict(), "losses": losses, "unseen": unseen(model, ids, True)}
+                    "adamw": adam._asdict(), "losses": losses, "unseen": unseen(model, ids, True, args.steps)}
         yield json.dumps(plain(document), indent=1).encode() + b"\n"
 
     stem = f"gpt2_{llmc.SIZES.get(args.model, '124M')}"

@@ -12,20 +12,31 @@ from .port import ALLOWED, EPS, distance, unit_of
 from .suspect import Theirs
 
 
-def agrees(golden: Golden, name: str, value: np.ndarray, theirs: Theirs) -> bool:
-    """Whether the port has this value, and not ours, as far as rounding tells: units grow with the numbers."""
+def agrees(golden: Golden, name: str, value: np.ndarray, theirs: Theirs, grows: bool = True) -> bool:
+    """Whether the port has this value, and not ours, as far as rounding tells: units grow with the numbers, unless these are partly the
+    port's own."""
     dtype, array = theirs(name)
     if not np.isfinite(value).all() or value.shape != array.shape:
         return False
     size = float(np.abs(golden.array(name)).max(initial=0.0))
-    grown = max(1.0, float(np.abs(value).max(initial=0.0)) / size) if size else 1.0
+    grown = max(1.0, float(np.abs(value).max(initial=0.0)) / size) if size and grows else 1.0
     return distance(golden.entries[name], value, array, dtype) <= ALLOWED * grown
 
 
-def pictures(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
-    """What a wrong tensor looks like by itself: a multiple, transposed, shifted, another one, some places alone, or rounded."""
+def pictures(golden: Golden, name: str, theirs: Theirs) -> list[str]:
+    """What a wrong tensor looks like by itself, in two lines at most."""
     dtype, b = theirs(name)
     a = golden.array(name)
+    found = list(itertools.islice(_pictures(golden, name, a, b, dtype, theirs), 2))
+    if found:
+        return found
+    off, size = (float(np.sqrt(np.square(x).mean())) for x in (b - a, a))
+    return [(f"it is off by {100 * off / size:.3g} % in the mean square" if size else "it should be all zero") + _alike(a, b)
+            + ", with no pattern that is known here"]
+
+
+def _pictures(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str, theirs: Theirs) -> Iterator[str]:
+    """A multiple, transposed, shifted, another one, some places alone, or rounded."""
     if b.size and not b.any():
         yield "it is all zero"
         return
@@ -43,7 +54,7 @@ def pictures(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
         for shift in (1, -1):
             rows = slice(1, None) if shift == 1 else slice(None, -1)
             moved = np.where(np.isin(np.arange(a.shape[-2]), np.arange(a.shape[-2])[rows])[:, None], np.roll(a, shift, -2), b)
-            if agrees(golden, name, moved, theirs):
+            if agrees(golden, name, moved, theirs, grows=False):
                 yield f"it is shifted by one place, {'later' if shift == 1 else 'earlier'}"
         yield from _places(golden, name, a, b, dtype)
     most, _ = unit_of(golden.entries[name], dtype)
@@ -51,9 +62,6 @@ def pictures(golden: Golden, name: str, theirs: Theirs) -> Iterator[str]:
         if EPS[kind] > EPS[dtype] and _held(b, kind) and (np.abs(b - a) <= 0.5 * EPS[kind] * np.abs(a) + 2.0**-25 + ALLOWED * most).all():
             yield f"it is right but for {kind}'s rounding: is it computed or stored in {kind}?"
             return
-    off, size = (float(np.sqrt(np.square(x).mean())) for x in (b - a, a))
-    yield (f"it is off by {100 * off / size:.3g} % in the mean square" if size else "it should be all zero") + _alike(a, b) \
-        + ", with no pattern that is known here"
 
 
 def _held(b: np.ndarray, kind: str) -> bool:
@@ -128,12 +136,12 @@ def _places(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str)
     """Which places or rows alone are wrong."""
     most, _ = unit_of(golden.entries[name], dtype)
     wrong = np.abs(b - a) > ALLOWED * most
-    for axis, what in ((-2, "place"), (0, "row of the batch")):
+    for axis, one, many in ((-2, "place", "places"), (0, "row of the batch", "rows of the batch")):
         if a.shape[axis] < 2 or (axis == 0 and a.ndim < 3):
             continue
         hit = np.flatnonzero(wrong.any(tuple(i for i in range(a.ndim) if i != axis % a.ndim)))
         if 0 < hit.size < a.shape[axis]:
-            yield f"only {what}{'s' * (hit.size > 1)} {runs(hit.tolist())} of {a.shape[axis]} {'are' if hit.size > 1 else 'is'} wrong"
+            yield f"only {many if hit.size > 1 else one} {runs(hit.tolist())} of {a.shape[axis]} {'are' if hit.size > 1 else 'is'} wrong"
             return
 
 

@@ -254,6 +254,14 @@ def in_blocks(order: Callable[[int], list[int]]) -> Plant:
     return plant
 
 
+def in_parameters(edit: Callable[[str, np.ndarray], np.ndarray]) -> Plant:
+    """Other parameters: edit(name, array)."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        return run._replace(model=with_parameters(run.model, {name: edit(name, a) for name, a in parameters(run.model).items()}))
+
+    return plant
+
+
 def in_loss(made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Plant:
     """made(loss, logits, targets) in place of the loss."""
     def plant(run: Run, layers: list[int], what: str) -> Run:
@@ -269,6 +277,11 @@ def mean(x: Tensor) -> Tensor:
 
 def root_mean_square(x: Tensor, eps: float, axis: int = -1) -> Tensor:
     return mg.sqrt((x * x).mean(axis=axis, keepdims=True) + eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    centred = x - mean(x)
+    return centred / root_mean_square(centred, eps) * weight + bias
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:

@@ -33,7 +33,7 @@ def telling_weights(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
     return drawn
 
 
-def unseen(model: GPT2, ids: np.ndarray, grad: bool) -> list[str]:
+def unseen(model: GPT2, ids: np.ndarray, grad: bool, steps: int = 0) -> list[str]:
     """Mistakes that a ground truth of this model and these ids [B, T] cannot show, a line each."""
     own = {name: p.numpy() for name, p in model.named_parameters()}
     kinds: dict[str, list[np.ndarray]] = {}
@@ -43,6 +43,10 @@ def unseen(model: GPT2, ids: np.ndarray, grad: bool) -> list[str]:
     out = [f"{kind} left out: it is {'0' if kind.endswith('bias') else '1'} everywhere" for kind, arrays in kinds.items()
            if all((a == (0.0 if kind.endswith("bias") else 1.0)).all() for a in arrays)]
     rows, tokens = ids.shape
+    if model.config.n_layer == 1:
+        out.append("blocks that are mixed up: there is one")
+    if model.config.n_head == 1:
+        out.append("heads that are mixed up, and √d in the place of √(d/h): there is one head")
     if tokens == 1:
         out.append("the mask and the scale of attention: rows have one token each")
     if rows == 1:
@@ -51,4 +55,6 @@ def unseen(model: GPT2, ids: np.ndarray, grad: bool) -> list[str]:
         out.append("ids that are stored in 8 bits: all are below 256")
     if grad and np.unique(ids).size == ids.size:
         out.append("gradients of wte's rows that overwrite each other: no id is there twice")
+    if steps == 1:
+        out.append("what AdamW keeps between its steps, and how it forgets: there is one step (--steps 2)")
     return out

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .errors import GPT2Error, MissingError, UsageError
 from .golden import MODEL, Golden, read_golden
 from .locate import locate
 from .model import GPT2
-from .port import ALLOWED, check_map, compare, read_map, read_port
+from .port import ALLOWED, EPS, Compared, Named, Port, check_map, compare, name_in, read_map, read_port
 from .table import number, plain, table
 
 SHOWN = 12                                              # lines of tensors that are wrong
@@ -83,12 +84,32 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
                  + (f"; the port lacks {len(missing)}: {', '.join(missing[:3])}{' …' * (len(missing) > 3)}" if missing else ""))
-    unseen = golden.manifest.get("unseen", [])
+    others = unused(port, golden, names)
+    if others:
+        lines.append(f"{len(others)} tensors of the port have names that are not ours, and were not compared: {', '.join(others[:3])}"
+                     f"{' …' * (len(others) > 3)}; --map names them")
+    unseen = [*golden.manifest.get("unseen", []), *narrow(port, found, names)]
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
-                "missing": missing, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
+                "missing": missing, "unused": others, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
                 "sure": said.sure, "unexplained": said.rest, "allowed": ALLOWED, "unseen": unseen}
     return document, lines, DIFFERS if wrong else AGREES
+
+
+def unused(port: Port, golden: Golden, names: Mapping[str, Named]) -> list[str]:
+    """The names of the port that are compared with nothing, such as a misspelt one."""
+    used = {named.name for name in golden.entries if (named := name_in(port, name, names))}
+    return [name for name in port if name not in used]
+
+
+def narrow(port: Port, found: Sequence[Compared], names: Mapping[str, Named]) -> list[str]:
+    """What cannot be seen in tensors that the port stored in 16 bits."""
+    kinds = [port[named.name]().dtype for c in found if (named := name_in(port, c.name, names))]
+    halves = [kind for kind in kinds if EPS[kind] > EPS["float32"]]
+    if not halves:
+        return []
+    return [f"a small mistake in what is stored in {halves[0]} ({len(halves)} tensors), whose rounding is "
+            f"{EPS[halves[0]] / EPS['float32']:,.0f} times float32's: store float32"]
 
 
 def figures(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:

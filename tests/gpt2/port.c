@@ -410,7 +410,7 @@ static void adamw(float *m, float *v, int t, double lr, double b1, double b2, do
 int main(int argc, char **argv) {
     if (argc < 5) return 2;
     int header[256], shape[256], steps = atoi(argv[4]);
-    double adam[5] = {1e-4, 0.9, 0.999, 1e-8, 0.01};
+    double adam[5] = {1e-3, 0.9, 0.999, 1e-8, 0.1};
     for (int i = 5; i < argc; i++) wrong[atoi(argv[i])] = 1;
     out = argv[3];
     FILE *f = fopen(argv[1], "rb");

@@ -16,7 +16,7 @@ from gpt2.model import GPT2
 from minigrad import random
 
 IDS = [5, 17, 5, 99, 201, 7, 7, 42, 12, 250, 3, 3, 88, 9, 130, 61, 77, 4, 5, 17, 33]           # 2 rows of 10, and the last target
-ADAM = (1e-2, 0.9, 0.999, 1e-8, 0.01)
+ADAM = (1e-2, 0.9, 0.999, 1e-8, 0.1)
 
 
 @pytest.fixture

@@ -419,8 +419,8 @@ def test_a_wrong_step_is_found_and_named(run, made, bug, step, says):
     ({"lr": 0.0137}, 1, "the learning rate is 0.0137, 1.37 times as much"),
     ({"beta1": 0.95}, 2, "β₁ is 0.95"), ({"beta1": 0.8}, 2, "β₁ is 0.8"), ({"beta2": 0.99}, 2, "β₂ is 0.99"),
     ({"beta2": 0.95}, 2, "β₂ is 0.95"), ({"eps": 1e-5}, 1, "ε is 1e-05"), ({"eps": 1e-3}, 1, "ε is 0.001"),
-    ({"weight_decay": 0.1}, 1, "weight decay is 0.1, 10 times as much"),
-    ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 30 times as much"),
+    ({"weight_decay": 1.0}, 1, "weight decay is 1, 10 times as much"),
+    ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 3 times as much"),
 ], ids=str)
 def test_another_setting_of_adamw_is_named(run, made, settings, step, says):
     adam = golden.Adam(*ADAM)._replace(**settings)

@@ -59,6 +59,35 @@ def test_float64_that_is_float32_inside_is_found(run, made, tmp_path):
     assert code == 1 and any("float" in cause or "%" in cause for cause in found["causes"])
 
 
+def test_a_name_that_nobody_knows_is_told(run, made, tmp_path):
+    """A misspelt tensor is not compared, and not passed over in silence."""
+    truth = golden.read_golden(made[3])
+    some = {name: truth.array(name).astype(np.float32) for name in ("embed", "logits")}
+    save_file({"embed": some["embed"], "logit": some["logits"] + 1.0}, tmp_path / "p.safetensors")
+    code, out, _ = run(verify, "--golden", made[3], "--against", tmp_path / "p.safetensors")
+    assert code == 0 and "1 tensors of the port have names that are not ours, and were not compared: logit; --map names them" in out
+
+
+def test_what_16_bits_hide_is_told(run, made, tmp_path):
+    """A port that stores float16 may agree, and what that cannot show is said."""
+    truth = golden.read_golden(made[3])
+    save_file({"logits": truth.array("logits").astype(np.float16), "embed": truth.array("embed").astype(np.float32)},
+              tmp_path / "p.safetensors")
+    code, out, _ = run(verify, "--golden", made[3], "--against", tmp_path / "p.safetensors")
+    assert code == 0 and "cannot show a small mistake in what is stored in float16 (1 tensors), whose rounding is 8,192 times" in out
+
+
+@pytest.mark.parametrize("off, sure", [(1e-4, False), (None, True)])
+def test_few_numbers_are_no_proof(run, made, tmp_path, off, sure):
+    """A loss that is nearly right may be many mistakes' by chance; a sum in the place of a mean is no chance."""
+    truth = golden.read_golden(made[3])
+    loss = truth.array("loss")
+    wrong = loss * (20.0 if off is None else 1.0 + off)
+    save_file({"loss": np.asarray(wrong, np.float32)}, tmp_path / "p.safetensors")
+    code, found = judged(run, made, tmp_path / "p.safetensors")
+    assert code == 1 and found["sure"] is sure, found["causes"]
+
+
 # ── names, shapes, files ──
 def test_a_map_of_names(run, made, tmp_path):
     """A port's own names, and axes in another order; what is not named keeps our name."""
