@@ -16,7 +16,7 @@ from ..backend.base import half
 from ..errors import DeviceError, DTypeError
 from ..tensor import Tensor
 from ..transforms import gradients, jvp
-from .reference import Reference, alternating
+from .reference import Reference, alternating, rms
 from .strategies import numbers_of
 from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host
 from .tolerance import WIDE, complex_step, difference, eps, magnitude
@@ -174,7 +174,9 @@ def linear(run: Run, order: int = 1) -> float:
     used = 0.0
     for i, (g, h, s) in enumerate(zip(first, second, both)):
         expected = a * host(g).astype(WIDE) + b * host(h).astype(WIDE)
-        noise = 0.0 if margins is None else 6.0 * margins[i + 1]            # each of the three is rounded
+        noise: Any = 0.0
+        if margins is not None:                         # each of the three is rounded, and where u's margin is small w's need not be
+            noise = 6.0 * np.maximum(margins[i + 1], rms(margins[i + 1]))
         used = max(used, run.compare(f"Jᵀ(αu + βw), argument {i}", s, expected, scale=run.scale(y, g, h), noise=noise))
     return used
 

@@ -54,7 +54,7 @@ class Reference:
                 if narrow is not None:
                     errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
-            unit = float(np.prod([max(1.0, _rms(a)) for a in arrays])) ** degree      # products of numbers of each
+            unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree      # products of numbers of each
             self.allowed = []
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
@@ -63,8 +63,8 @@ class Reference:
                     mean = sum(e[i] for e in errors) / PROBES
                     erratic = _rms_of([e[i] - mean for e in errors])
                     worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
-                    erratic = np.maximum(erratic, max(_rms(erratic), 0.25 * worst))
-                size = unit if i == 0 or u is None else unit * _rms(u)
+                    erratic = np.maximum(erratic, max(rms(erratic), 0.25 * worst))
+                size = unit if i == 0 or u is None else unit * rms(u)
                 self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, saved=i > 0))
 
     def _moved(self, a: Any, signs: Any) -> Any:
@@ -114,7 +114,7 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
     return max(float(np.max(share(-1), initial=0.0)), float(share(None)))
 
 
-def _rms(*arrays: Any) -> float:
+def rms(*arrays: Any) -> float:
     """The root mean square of all finite numbers of the arrays."""
     numbers = np.concatenate([np.asarray(a).astype(WIDE).reshape(-1) for a in arrays]) if arrays else np.zeros(0, WIDE)
     numbers = numbers[np.isfinite(numbers)]
