@@ -336,8 +336,10 @@ class Run:
                 raise Broken(f"{what} is on {x.device}, not on {self.device}")
 
     def scale(self, *results: Any) -> float:
-        """The largest magnitude on the way: a product of two numbers among the arguments, cotangents and results."""
-        return magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2
+        """The largest magnitude on the way: a product of two numbers among the arguments, cotangents and results, or of one number of each
+        argument and the cotangent."""
+        each = float(np.prod([magnitude(a) for a in self.wide])) * magnitude(*self.cotangents)
+        return max(magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2, each)
 
     def compare(self, what: str, found: Any, truth: Any, *, scale: float = 1.0, noise: Any = 0.0, allowed: Any = None) -> float:
         """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ.
