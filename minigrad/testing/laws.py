@@ -57,22 +57,22 @@ def rounded(run: Run) -> float:
     if not reference.fits:
         raise NotApplicable("the results do not fit into the dtype")
     used = 0.0
-    for i, (r, truth, allowed) in enumerate(_beside(run, reference)):
+    for i, (r, truth, allowed, roundings) in enumerate(_beside(run, reference)):
         what = "the value" if i == 0 else f"gradient {i - 1}"
         if reference.elementwise[i] and np.isinf(numbers := host(r).astype(WIDE)).any() and not np.isnan(numbers).any() \
                 and run.subject.definition is None:
             raise NotApplicable("it overflows on its way, and no definition says that it must not")
-        used = max(used, run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed))
+        used = max(used, run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed, roundings=roundings))
     return used
 
 
-def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any]]:
-    """The value, and where there is a VJP each gradient, with what the reference has for it and how far off it may be."""
+def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """The value, and where there is a VJP each gradient, with what the reference has for it, how far off it may be, and roundings."""
     found = [run.y]
     if len(reference.results) > 1 and run.finite:
         run.walked()
         found += run.grads
-    return zip(found, reference.results, reference.allowed)
+    return zip(found, reference.results, reference.allowed, reference.roundings)
 
 
 @law
@@ -330,8 +330,9 @@ def parts(run: Run) -> float:
     run.differentiable()
     if (truth := run.reference(by_parts)) is None or not truth.fits:
         raise NotApplicable("the results do not fit into the dtype")
-    for i, (a, b, allowed) in enumerate(_beside(run, truth)):
-        used = max(used, run.compare("the value" if i == 0 else f"VJP, argument {i - 1}", a, b, allowed=allowed))
+    for i, (a, b, allowed, roundings) in enumerate(_beside(run, truth)):
+        what = "the value" if i == 0 else f"VJP, argument {i - 1}"
+        used = max(used, run.compare(what, a, b, allowed=allowed, roundings=roundings))
     if run.subject.function and run.y.requires_grad and run.ordinary():
         a, b = run.of_order(2), Run(by_parts, run.example, run.dtype, run.device)
         b.cotangents = list(run.cotangents)

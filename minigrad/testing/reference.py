@@ -55,16 +55,20 @@ class Reference:
                     errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
             unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree      # products of numbers of each
-            self.allowed = []
+            self.allowed: list[Any] = []
+            self.roundings: list[list[Any]] = []        # beside each result, what its error varies by from probe to probe
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
                 erratic: Any = np.inf
+                varies: list[Any] = []
                 if errors:                              # what changes from probe to probe, not what is the same in all
                     mean = sum(e[i] for e in errors) / PROBES
-                    erratic = _rms_of([e[i] - mean for e in errors])
+                    varies = [e[i] - mean for e in errors]
+                    erratic = _rms_of(varies)
                     worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
                     erratic = np.maximum(erratic, max(rms(erratic), 0.25 * worst))
                 size = unit if i == 0 or u is None else unit * rms(u)
+                self.roundings.append(varies)
                 self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, saved=i > 0))
 
     def _moved(self, a: Any, signs: Any) -> Any:
@@ -93,13 +97,15 @@ def alternating(shape: tuple[int, ...]) -> Any:
     return 1.0 - 2.0 * (np.indices(shape).sum(0) % 2)
 
 
-def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
+def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence[Any] = ()) -> float:
     """|⟨error, truth⟩| as a share of what it may be   (tolerance.18): a factor that all numbers share stands out among many roundings.
 
     Roundings of different numbers are mostly independent, so their sum grows like the root of their squares, of which three times
     as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3 times, three standard deviations
     of errors that are uniform within their bounds. What numbers share is a factor, and a rounding or two of numbers of order 1
-    that go to the same side. The share is the largest of that of all numbers and that of each row, because kernels work row by row.
+    that go to the same side. Numbers that share sums share roundings too, as those of a running sum do: `roundings` are what the
+    errors vary by from probe to probe, and 4 times the root mean square of their projections is allowed beside the rest. The share is
+    the largest of that of all numbers and that of each row, because kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
     shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way))
@@ -109,6 +115,8 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any) -> float:
         largest = np.max(np.abs(truth), axis=axis, keepdims=True, initial=0.0)
         w = truth / np.where(largest > 0.0, largest, 1.0)       # squares of numbers that are nearly 0 would be 0
         may = np.sum(np.abs(w) * shared, axis=axis) + np.sqrt(times * np.sum((w * bounds) ** 2, axis=axis))
+        if roundings:
+            may = may + 4.0 * _rms_of([np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings])
         return np.abs(np.sum(w * error, axis=axis)) / np.where(may > 0.0, may, np.inf)
 
     return max(float(np.max(share(-1), initial=0.0)), float(share(None)))

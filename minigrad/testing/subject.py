@@ -341,7 +341,8 @@ class Run:
         each = float(np.prod([magnitude(a) for a in self.wide])) * magnitude(*self.cotangents)
         return max(magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2, each)
 
-    def compare(self, what: str, found: Any, truth: Any, *, scale: float = 1.0, noise: Any = 0.0, allowed: Any = None) -> float:
+    def compare(self, what: str, found: Any, truth: Any, *, scale: float = 1.0, noise: Any = 0.0, allowed: Any = None,
+                roundings: Sequence[Any] = ()) -> float:
         """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ.
 
         allowed: the bound of each number, and then of all together as well (tolerance.18); without it, that of `bound` by `scale`.
@@ -371,7 +372,7 @@ class Run:
         if shares[worst] > 1.0:
             where = f", worst at {[int(i) for i in worst]}" if a.size > 20 else ""
             raise Broken(f"{what} is {_short(a)}, not {_short(b)}{where}: off by {float(abs(error[worst])):.3g}", float(shares[worst]))
-        together = aligned(error, truth, self.coarse, np.where(finite, allowed, 0.0)) if a.size > 1 and given else 0.0
+        together = aligned(error, truth, self.coarse, np.where(finite, allowed, 0.0), roundings) if a.size > 1 and given else 0.0
         if together > 1.0:
             size = float(np.sum(truth * truth))
             factor = f", which are {1.0 + float(np.sum(error * truth)) / size:.9g} times as much," if size > 0.0 else ""

@@ -30,7 +30,7 @@ from ..backend.base import half
 
 WIDE = np.longdouble                                    # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
 ROUNDINGS = 40
-EACH, PER_ROOT = 12.0, 0.5                              # K and C of `allowed`
+EACH, PER_ROOT = 12.0, 0.75                             # K and C of `allowed`
 ROUNDED = 4                                             # numbers of 16 bits that an argument goes through on its way to a result
 
 

@@ -71,13 +71,13 @@ def tolerance_5(normal):
 
 
 def tolerance_16(normal):
-    r"""|\hat y - y| \le u \left(12 + \tfrac12 \sqrt n\right)\left(|y| + \sigma\right) + 24\,u F +
+    r"""|\hat y - y| \le u \left(12 + \tfrac34 \sqrt n\right)\left(|y| + \sigma\right) + 24\,u F +
     \min\left(8 s,\; 512\,u F\right) ."""
     y, sigma, s, n, F = normal(5), np.abs(normal(5)), np.abs(normal(5)) * [1, 1, 1, 100, 1000] * U, 9, 1.5
     found = allowed("float32", y, sigma, s, n, F)
     same(
         found / U,
-        (12 + 1 / 2 * np.sqrt(n)) * (np.abs(y) + sigma) + 24 * F + np.minimum(8 * s / U, 512 * F),
+        (12 + 3 / 4 * np.sqrt(n)) * (np.abs(y) + sigma) + 24 * F + np.minimum(8 * s / U, 512 * F),
         within=1e-6,
     )
 

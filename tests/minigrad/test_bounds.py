@@ -52,7 +52,7 @@ def test_a_right_kernel_uses_some_of_its_bound(name: str, dtype: str, n: int):
     """More than 1 % on some example of each size, and never all of it; where there is one number to a row, results may be exact."""
     settings = {"gelu": {"approximate": "tanh"}, "tanh": {}, "layer_norm": {}, "var": {"axis": -1, "correction": 0}}.get(name, {"axis": -1})
     strategies = [arrays((3, n)), *([arrays((n,)), arrays((n,))] if name == "layer_norm" else [])]
-    report = check(getattr(mg, name), *strategies, laws=["rounded"], dtypes=[dtype], device="numpy", examples=30, **settings)
+    report = check(getattr(mg, name), *strategies, laws=["rounded"], dtypes=[dtype], device="numpy", examples=200 if n == 1000 else 30, **settings)
     (verdict,) = report.verdicts
     assert (0.01 if n > 1 else 0.0) <= verdict.units < 1.0
 
@@ -72,10 +72,10 @@ def test_the_length_of_sums_is_measured():
 
 
 def test_the_formula():
-    """(tolerance.16): u (12 + √n/2)(|y| + σ) + 24 u F + min(8s, 512 u F), by hand."""
+    """(tolerance.16): u (12 + ¾√n)(|y| + σ) + 24 u F + min(8s, 512 u F), by hand."""
     u = 2.0**-24
-    assert allowed("float32", np.array(2.0), 3.0, 0.0, 16.0, 1.0) == pytest.approx(u * (14.0 * 5.0 + 24.0))
-    assert allowed("float32", np.array(2.0), 3.0, 1e-3, 16.0, 1.0) == pytest.approx(u * (14.0 * 5.0 + 24.0 + 512.0))
+    assert allowed("float32", np.array(2.0), 3.0, 0.0, 16.0, 1.0) == pytest.approx(u * (15.0 * 5.0 + 24.0))
+    assert allowed("float32", np.array(2.0), 3.0, 1e-3, 16.0, 1.0) == pytest.approx(u * (15.0 * 5.0 + 24.0 + 512.0))
 
 
 def test_what_all_numbers_share_stands_out():
