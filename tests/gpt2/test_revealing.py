@@ -77,6 +77,10 @@ def test_what_a_truth_cannot_show_is_said(run, tmp_path):
     telling = GPT2(config, parameters=telling_weights(config, 0))
     assert unseen(telling, np.array([[1, 280, 1], [3, 4, 5]]), True) == []
     assert unseen(telling, np.array([[280], [1]]), False) == ["the mask and the scale of attention: rows have one token each"]
+    small = GPT2(tiny_config(vocab_size=300, n_layer=1, n_head=1), seed=0)
+    said = unseen(small, np.array([[1, 280, 1], [3, 4, 5]]), True, 1)
+    assert any("blocks that are mixed up" in line for line in said) and any("one head" in line for line in said)
+    assert any("one step" in line for line in said) and not any("one step" in line for line in unseen(small, np.array([[1]]), True, 2))
     plain.save_pretrained(tmp_path / "m")
     code, out, _ = run(golden, "--model", tmp_path / "m", "--ids", "1,2,3", "--out", tmp_path / "g")
     assert code == 0 and "this truth cannot show ln_f.bias left out: it is 0 everywhere" in out
