@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from . import backend, random
 from . import fused as F
-from .errors import MinigradError, ShapeError
+from .errors import DTypeError, MinigradError, ShapeError
 from .ops.elementwise import relu, tanh
 from .ops.index import embedding
 from .ops.linalg import linear
@@ -225,7 +225,9 @@ class Module:
         return self.train(False)
 
     def to(self, device: str) -> Module:
-        """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N"."""
+        """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N". DTypeError for a dtype, which parameters keep."""
+        if backend.is_dtype(device):
+            raise DTypeError(f"to: {device} is a dtype, and parameters keep theirs; choose it when the module is made")
         for p in self.parameters():
             g = p.grad
             p.assign(tensor(p, device=device))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import backend
+from . import backend, hints
 from .backend.base import FLOATS
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
 from .graph import Hooked, Leaf, Node, backprop, hooked, state
@@ -93,6 +93,25 @@ class Tensor:
 
     def __iter__(self) -> Any:
         return (self[i] for i in range(len(self)))
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu" or self.numel() != 1:
+            raise TypeError(f"only one integer can be an index; this is {self.dtype}{list(self.shape)}")
+        return self.item()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("'Tensor' object does not support item assignment; type x = mg.where(mask, value, x), or p.assign(value)")
+
+    def __format__(self, spec: str) -> str:
+        """The one number in this format, as in f"{loss:.3f}"; without a format the Tensor as it prints."""
+        return format(self.item(), spec) if spec else str(self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if name.startswith("__"):                   # of a protocol that Tensors do not speak
+                raise AttributeError(name)
+            raise hints.unknown("Tensor", name, hints.TENSOR, dir(type(self)))
 
     __hash__ = object.__hash__                          # by identity: == compares values
 

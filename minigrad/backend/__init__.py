@@ -10,6 +10,8 @@ from ..errors import BackendUnavailable, DeviceError, DTypeError, MinigradError
 from .base import Backend
 from .numpy import NumpyBackend
 
+_DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
+                     "uint64", "bool"))
 cpu = NumpyBackend()
 _named: dict[str, Backend] = {"numpy": cpu}
 known: dict[type, Backend] = {}                         # by the type of an array
@@ -35,6 +37,11 @@ def dtype(name: Any) -> Any:
             raise DTypeError("dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, or use float16") from None
         known[bfloat16] = cpu                           # its scalars, which NumPy's reductions hand out
     return name
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether a word, a type or a dtype says what kind of numbers there are, and not on which device they are."""
+    return value in _DTYPES if isinstance(value, str) else isinstance(value, type) or hasattr(value, "itemsize")
 
 
 def of(array: Any) -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
+from .. import backend
 from ..tensor import Tensor
 from . import elementwise, index, linalg, numpy_protocol, reduce, shape
 
@@ -74,11 +75,21 @@ def _attach() -> None:
         "__neg__": lambda self: e.neg(self),
         "__abs__": lambda self: e.abs(self),
         "__getitem__": lambda self, key: index.getitem(self, index=_index(key)),
-        "to": lambda self, device: s.to(self, device),
+        "to": lambda self, other: e.astype(self, dtype=other) if backend.is_dtype(other) else s.to(self, other),
         "astype": lambda self, dtype: e.astype(self, dtype=dtype),
         "reshape": lambda self, *sizes: s.reshape(self, shape=_axes(sizes)),
         "transpose": lambda self, axis0=None, axis1=None: s.transpose(self, axis0=axis0, axis1=axis1),
         "permute": lambda self, *axes: s.permute(self, axes=_axes(axes)),
+        "view": lambda self, *sizes: s.reshape(self, shape=_axes(sizes)),
+        "flatten": lambda self, start_dim=0, end_dim=-1: s.flatten(self, start_dim, end_dim),
+        "squeeze": lambda self, dim=None: s.squeeze(self, dim),
+        "unsqueeze": lambda self, dim: s.unsqueeze(self, dim),
+        "dim": lambda self: self.ndim,
+        "cpu": lambda self: s.to(self, "numpy"),
+        "cuda": lambda self, device=0: s.to(self, device if isinstance(device, str) else f"cupy:{device}"),
+        **{name: lambda self, dtype=dtype: e.astype(self, dtype=dtype) for name, dtype in (
+            ("float", "float32"), ("double", "float64"), ("half", "float16"), ("bfloat16", "bfloat16"), ("long", "int64"), ("int", "int32"),
+            ("bool", "bool"))},
         "T": property(lambda self: s.transpose(self)),
         "mT": property(lambda self: s.matrix_transpose(self)),
     }

@@ -1,6 +1,7 @@
 """Derivatives of the ops that move elements and compute nothing: each transposes a selection of the identity."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -43,6 +44,28 @@ def to(x: Any, device: str) -> Any:
 def reshape(xp, x, *, shape):
     """x's elements, in order, in another shape; one size may be −1."""
     return xp.reshape(x, shape)
+
+
+def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """x with the axes from start_dim to end_dim as one, as in PyTorch; a Tensor of no axes becomes one number in a row."""
+    if x.ndim == 0:
+        return reshape(x, shape=(1,))
+    first, last = place(start_dim, x.ndim, "flatten"), place(end_dim, x.ndim, "flatten")
+    if first > last:
+        raise ShapeError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+    return reshape(x, shape=(*x.shape[:first], math.prod(x.shape[first:last + 1]), *x.shape[last + 1:]))
+
+
+def squeeze(x: Any, dim: int | None = None) -> Any:
+    """x without its axes of length 1, or without this one if it has length 1, as in PyTorch."""
+    at = range(x.ndim) if dim is None else [place(dim, x.ndim, "squeeze")] if x.ndim else []
+    return reshape(x, shape=tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in at))
+
+
+def unsqueeze(x: Any, dim: int) -> Any:
+    """x with an axis of length 1 at this place, counted among the axes that there will be."""
+    at = place(dim, x.ndim + 1, "unsqueeze")
+    return reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
 
 
 @op(x=lambda g, axis0, axis1: transpose_op(g, axis0=axis0, axis1=axis1))

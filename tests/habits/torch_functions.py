@@ -127,7 +127,7 @@ ROWS = [
      "error: gather: 3 arguments given; it takes (x, index: 'Constant', *, axis)"),
     ("mg.gather(x, t[:, None], axis=1)", "torch.gather(x, 1, t[:, None])", "same"),
     ("mg.take(x, t)", "=", "same"),
-    ("mg.squeeze(x[None])", "=", "error: no attribute 'squeeze'"),
+    ("mg.squeeze(x[None])", "=", "same"),
     ("mg.logsumexp(x, 1)", "=", "error: logsumexp: 2 arguments given; it takes (x, *, axis=None"),
     ("mg.logsumexp(x, axis=1)", "torch.logsumexp(x, dim=1)", "same"),
     ("mg.argmax(x)", "=", "error: no attribute 'argmax'"),

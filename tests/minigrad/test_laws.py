@@ -98,6 +98,7 @@ def test_no_function_is_left_out():
     """Every public function of tensors is an op, or stands in the table as a composed function."""
     known = {d.subject.name for d in DOMAINS}
     tools = {"tensor", "from_dlpack", "is_grad_enabled", "no_grad", "enable_grad", "checkpoint", "grad", "gradients", "hessian",
+             "zeros", "ones", "full", "arange", "linspace", "eye", "rand", "randn", "zeros_like", "ones_like", "full_like",
              "hvp", "jacobian", "jvp", "value_and_grad", "vjp", "get_float32_matmul_precision", "set_float32_matmul_precision"}
     functions = {name for name in mg.__all__ if isinstance(getattr(mg, name), types.FunctionType)}
     assert functions - tools - known == set()

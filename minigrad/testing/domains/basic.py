@@ -128,6 +128,12 @@ def _two_axes(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"axis0": axis_of(draw, len(sizes[0])), "axis1": axis_of(draw, len(sizes[0]))}
 
 
+def _span(draw: Any, shapes: Any, rng: Any) -> dict[str, int]:
+    """Two axes, the first not after the second."""
+    first = draw(st.integers(0, len(shapes[0]) - 1))
+    return {"start_dim": first, "end_dim": draw(st.integers(first, len(shapes[0]) - 1))}
+
+
 def _order(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"axes": tuple(a - len(sizes[0]) * draw(st.booleans()) for a in draw(st.permutations(range(len(sizes[0])))))}
 
@@ -153,6 +159,15 @@ domain("transpose_op", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), l
        lambda t, x, axis0, axis1: x.transpose(axis0, axis1))
 domain("transpose", (shapes(least=1).map(lambda s: [s]), "any", _two_axes), lambda x, axis0, axis1: np.swapaxes(x, axis0, axis1),
        lambda t, x, axis0, axis1: x.transpose(axis0, axis1), call=ops.shape.transpose)
+domain("flatten", (shapes(least=1).map(lambda s: [s]), "any", _span),
+       lambda x, start_dim, end_dim: np.reshape(
+           x, (*x.shape[:start_dim], int(np.prod(x.shape[start_dim:end_dim + 1])), *x.shape[end_dim + 1:])),
+       lambda t, x, start_dim, end_dim: x.flatten(start_dim, end_dim), call=ops.shape.flatten)
+domain("squeeze", (shapes(least=1).map(lambda s: [s]), "any", lambda draw, shapes, rng: {"dim": draw(st.integers(0, len(shapes[0]) - 1))}),
+       lambda x, dim: x.reshape(x.shape[:dim] + x.shape[dim + 1:]) if x.shape[dim] == 1 else x, lambda t, x, dim: x.squeeze(dim),
+       call=ops.shape.squeeze)
+domain("unsqueeze", (ANY, "any", lambda draw, shapes, rng: {"dim": draw(st.integers(0, len(shapes[0])))}),
+       lambda x, dim: np.expand_dims(x, dim), lambda t, x, dim: x.unsqueeze(dim), call=ops.shape.unsqueeze)
 domain("permute", (ANY, "any", _order), lambda x, axes: np.transpose(x, axes), lambda t, x, axes: x.permute(axes))
 
 
