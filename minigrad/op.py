@@ -14,8 +14,9 @@ A backend may have a faster kernel for an op, a faster rule, or one that adds to
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from . import axes, backend
 from .backend import known
@@ -31,6 +32,8 @@ _SCALARS = frozenset((float, int, bool, type(None)))
 _INTEGER = frozenset((int, type(None)))
 _NOTHING: dict[str, Any] = {}
 Constant = Any                                          # annotates a kernel's argument that has no gradient: ids, a mask
+Placed = Annotated[Any, "by its place"]                 # annotates a setting that may also be given by its place, as in x.sum(0)
+PYTORCHS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}      # settings that PyTorch calls otherwise
 
 
 class Op:
@@ -57,7 +60,8 @@ class Op:
         parameters = list(inspect.signature(kernel).parameters.values())[1:]
         self.asks = any(p.name == "wants" for p in parameters)
         parameters = [p for p in parameters if p.name != "wants"]
-        self.signature = inspect.Signature(parameters)
+        self.signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD, annotation=p.empty)
+                                            if p.annotation in ("Placed", Placed) else p for p in parameters])
         self.__signature__ = self.signature
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.args = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
@@ -66,6 +70,8 @@ class Op:
         self.whole = tuple(n for n in self.settings if n in axes.NAMES)
         self.loose = tuple(n for n in self.settings if n not in axes.NAMES)             # which may hold arrays or lists of the caller
         self.some = () if "ndim" in self.settings else ("axis",)        # of which one at least is meant; expand may be told none
+        self.placed = tuple(p.name for p in parameters if p.annotation in ("Placed", Placed) and p.kind is p.KEYWORD_ONLY)
+        self.most = len(self.args) if self.placed else sys.maxsize
         self.rules = {arg: Rule(f, f"{self.name}/{arg}") for arg, f in rules.items()}
         self.joint = Rule(joint, f"{self.name}/joint") if joint else None
         self.differentiable = tuple(i for i, a in enumerate(self.args) if a in self.rules or (joint and a in joint_args(joint, self)))
@@ -86,6 +92,8 @@ class Op:
 
     # ── forward ──
     def __call__(self, *args: Any, **settings: Any) -> Any:
+        if len(args) > self.most:
+            args, settings = self._settings_by_place(args, settings)
         if not settings:
             settings = self.settings
         else:
@@ -385,8 +393,18 @@ class Op:
     def _arg(self, i: int) -> str:
         return f"{self.args[0]}[{i}]" if self.variadic else self.args[i] if i < len(self.args) else f"argument {i + 1}"
 
+    def _settings_by_place(self, args: tuple[Any, ...], settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What stands after the arguments, as the settings of these places; as they are where these are too many, or given twice."""
+        more = dict(zip(self.placed, args[self.most:]))
+        if len(args) - self.most > len(self.placed) or more.keys() & settings.keys():
+            return args, settings
+        return args[:self.most], {**more, **settings}
+
     def _bind(self, args: tuple[Any, ...], settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments given by name take their places; an unknown name is refused."""
+        """Arguments given by name take their places. An unknown name is refused, unless it is PyTorch's for a setting that has a place."""
+        settings = {PYTORCHS[k] if PYTORCHS.get(k) in self.placed and PYTORCHS[k] not in settings else k: v for k, v in settings.items()}
+        if settings.keys() <= self.settings.keys():
+            return args, settings
         try:
             bound = self.signature.bind(*args, **settings)
         except TypeError as error:

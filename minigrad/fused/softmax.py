@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..op import fused
+from ..op import Placed, fused
 from ..ops.elementwise import exp, log
 from ..ops.reduce import max, sum
 from ..ops.shape import stop_gradient
@@ -11,7 +11,7 @@ from ..widen import in_float32
 
 
 @in_float32
-def softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
+def softmax_by_parts(x: Any, axis: int = -1) -> Any:
     """softmax(x)_i = exp(x_i − m) / Σ_j exp(x_j − m), m = max_j x_j   (softmax.1).
 
     The shift m cancels, so it is a constant of the derivative.
@@ -26,7 +26,7 @@ def _softmax_dx(g: Any, out: Any, axis: int) -> Any:
 
 
 @fused(softmax_by_parts, x=_softmax_dx)
-def softmax(xp, x, *, axis=-1):
+def softmax(xp, x, *, axis: Placed = -1):
     """exp(x) / Σ exp(x) along `axis`, x of any shape   (softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
     xp.exp(out, out=out)
@@ -35,7 +35,7 @@ def softmax(xp, x, *, axis=-1):
 
 
 @in_float32
-def log_softmax_by_parts(x: Any, *, axis: int = -1) -> Any:
+def log_softmax_by_parts(x: Any, axis: int = -1) -> Any:
     """log softmax(x)_i = x_i − m − log Σ_j exp(x_j − m)   (log_softmax.1)"""
     shifted = x - stop_gradient(max(stop_gradient(x), axis=axis, keepdims=True))
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
@@ -47,7 +47,7 @@ def _log_softmax_dx(g: Any, out: Any, axis: int) -> Any:
 
 
 @fused(log_softmax_by_parts, x=_log_softmax_dx)
-def log_softmax(xp, x, *, axis=-1):
+def log_softmax(xp, x, *, axis: Placed = -1):
     """The logarithm of softmax along `axis`, exact where the softmax underflows   (log_softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
     out -= xp.log(xp.sum(xp.exp(out), axis=axis, keepdims=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import backend
 from ..errors import DTypeError
-from ..op import Constant, elementwise, op
+from ..op import Constant, Placed, elementwise, op
 
 
 @elementwise(a=lambda g: g, b=lambda g: g)
@@ -146,7 +146,7 @@ def where(xp, condition: Constant, a, b):
 
 
 @elementwise(x=lambda g, x, min, max: where(inside(x, min=min, max=max), g, 0.0))
-def clip(xp, x, *, min=None, max=None):
+def clip(xp, x, *, min: Placed = None, max: Placed = None):
     """x held within [min, max]; the gradient passes inside and at the bounds."""
     return xp.clip(x, min, max)
 

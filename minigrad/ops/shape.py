@@ -9,7 +9,7 @@ from typing import Any
 from .. import backend
 from ..axes import index
 from ..errors import ShapeError
-from ..op import op
+from ..op import Placed, op
 from ..tensor import Tensor
 
 
@@ -41,7 +41,7 @@ def to(x: Any, device: str) -> Any:
 
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
-def reshape(xp, x, *, shape):
+def reshape(xp, x, *, shape: Placed):
     """x's elements, in order, in another shape; one size may be −1."""
     return xp.reshape(x, shape)
 
@@ -79,7 +79,7 @@ def matrix_transpose(x: Any) -> Any:
     return transpose_op(x)
 
 
-def transpose(x: Any, *, axis0: int | None = None, axis1: int | None = None) -> Any:
+def transpose(x: Any, axis0: int | None = None, axis1: int | None = None) -> Any:
     """x with two axes exchanged (a view), as in PyTorch; a matrix, or less, needs no axes.
 
     ShapeError without axes for more than two of them: NumPy reverses them all.
@@ -95,7 +95,7 @@ def transpose(x: Any, *, axis0: int | None = None, axis1: int | None = None) -> 
 
 
 @op(x=lambda g, axes: permute(g, axes=_inverse(axes)))
-def permute(xp, x, *, axes):
+def permute(xp, x, *, axes: Placed):
     """x with its axes in the order `axes` (a view)."""
     return xp.transpose(x, axes)
 
@@ -106,7 +106,7 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
 
 
 @op(x=lambda g, x_shape: sum_to(g, shape=x_shape))
-def broadcast_to(xp, x, *, shape):
+def broadcast_to(xp, x, *, shape: Placed):
     """x repeated along new axes and axes of size 1 (a view): x_π(i)   (sum_to.2). Its transpose is sum_to   (sum_to.3)."""
     return xp.broadcast_to(x, shape)
 
@@ -139,12 +139,12 @@ def concat_op(xp, *xs, axis=0):
     return xp.concatenate(xs, axis=axis)
 
 
-def concat(xs: Sequence[Any], *, axis: int = 0) -> Any:
+def concat(xs: Sequence[Any], axis: int = 0) -> Any:
     """The Tensors xs, alike but along `axis`, one after the other. ShapeError where they differ elsewhere."""
     return concat_op(*xs, axis=axis)
 
 
-def stack(xs: Sequence[Any], *, axis: int = 0) -> Any:
+def stack(xs: Sequence[Any], axis: int = 0) -> Any:
     """The Tensors xs, of one shape, along a new axis."""
     if not xs:
         raise ShapeError("stack: there is nothing to stack")
@@ -210,14 +210,14 @@ def join_heads(xp, *xs):
 
 
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
-def tril(xp, x, *, diagonal=0):
+def tril(xp, x, *, diagonal: Placed = 0):
     """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
     _matrix(x, "tril")
     return xp.tril(x, diagonal)
 
 
 @op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
-def triu(xp, x, *, diagonal=0):
+def triu(xp, x, *, diagonal: Placed = 0):
     """The upper triangle of the last two axes, from `diagonal` above the main one; zero elsewhere."""
     _matrix(x, "triu")
     return xp.triu(x, diagonal)

@@ -19,7 +19,7 @@ ROWS = [
     ("(w * 2).backward(1.0)", "= # raises",
      "error: backward: the gradient is float32[] but the result float32[3]"),
     ("x[:1, :1].sum(0).backward()", "=",
-     "error: sum: 2 arguments given; it takes (x, *, axis=None, keepdims=False)"),
+     "error: backward of float32[1] needs a gradient argument"),
     ("o.sum().backward()", "= # raises",
      "error: backward: nothing that this was computed from requires a gradient"),
     ("loss.backward(); (w * w).sum().backward(); w.grad", "=", "same"),

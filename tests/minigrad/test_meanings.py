@@ -60,19 +60,38 @@ AMBIGUOUS: dict[str, tuple[Any, list[str]]] = {
     "layer_norm-all": (lambda x: mg.layer_norm(x, (4,), x[0, 0], x[0, 0]), ["layer_norm"]),
     "gather": (lambda x: x.gather(1, np.zeros((2, 3, 4), int)), ["gather"]),
     "scatter_add": (lambda x: x.scatter_add(1, np.zeros((2, 3, 4), int), x), ["scatter_add"]),
-    "sum": (lambda x: x.sum(0), ["axis"]),
+    # PyTorch's max of an axis gives the places, too
     "max": (lambda x: mg.max(x, 0), ["axis"]),
+    "max-dim": (lambda x: x.max(dim=0), ["axis"]),
+    "sum-twice": (lambda x: x.sum(0, axis=1), ["axis"]),
+    "sum-too-many": (lambda x: x.sum(0, True, 1), ["axis"]),
+    "sum-both": (lambda x: x.sum(dim=0, axis=1), ["dim"]),
     "max-two": (lambda x: mg.max(x, x), ["axis"]),
-    "softmax": (lambda x: mg.softmax(x, 0), ["axis"]),
-    "tril": (lambda x: x.tril(1), ["diagonal"]),
-    "clip": (lambda x: x.clip(0, 1), ["min"]),
-    "dim": (lambda x: x.sum(dim=0), ["axis"]),
-    "keepdim": (lambda x: x.mean(axis=0, keepdim=True), ["keepdims"]),
     "bool": (lambda x: bool(x), ["one element"]),
     "list": (lambda x: mg.tensor([x[0, 0, 0], x[0, 0, 1]]), ["mg.stack"]),
     "nested": (lambda x: mg.tensor([[1.0, x[0, 0, 0]], (2.0, 3.0)]), ["mg.stack"]),
     "parameter": (lambda x: mg.tensor([mg.Parameter(A)]), ["mg.stack"]),
 }
+
+
+@pytest.mark.parametrize("line", [
+    "x.sum(0)", "x.sum(1, True)", "x.mean(-1)", "x.sum((0, 2))", "x.sum(dim=0)", "x.mean(dim=1, keepdim=True)", "x.logsumexp(2)",
+    "x.clip(-0.5, 0.5)", "x.clip(0.0, None)", "x.tril(1)", "x.triu(-1)", "x.reshape(6, 4)", "x.reshape((6, 4))", "x.permute(2, 0, 1)",
+    "x.transpose(0, 2)", "x.prod(1)"])
+def test_a_setting_has_a_place_as_in_pytorch(line: str):
+    """Where PyTorch and NumPy mean the same by it; methods, and PyTorch's names of settings."""
+    a = np.random.default_rng(0).standard_normal((2, 3, 4))
+    ours, theirs = eval(line, {"x": mg.tensor(a)}), eval(line, {"x": torch.tensor(a)})
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("line", [
+    "softmax(x, 1)", "log_softmax(x, -1)", "reshape(x, (6, 4))", "broadcast_to(x, (5, 2, 3, 4))", "concat([x, x], 1)", "stack([x, x], 2)",
+    "sum(x, 0)", "clip(x, 0, 1)", "tril(x, 1)", "permute(x, (2, 0, 1))", "transpose(x, 0, 1)"])
+def test_a_setting_of_a_function_has_a_place(line: str):
+    a = np.random.default_rng(0).standard_normal((2, 3, 4))
+    ours, theirs = (eval(f"lib.{line}", {"lib": lib, "x": lib.tensor(a)}) for lib in (mg, torch))
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-13)
 
 
 @pytest.mark.parametrize("call, words", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())

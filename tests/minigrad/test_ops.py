@@ -181,7 +181,7 @@ def test_dtypes_never_mix_silently(f: Any, words: list[str]):
     (lambda: mg.maximum(1.0, 2.0), ["maximum", "minigrad.tensor"]),
     (lambda: mg.exp(_t(2), _t(2)), ["exp", "2 arguments"]),
     (lambda: mg.layer_norm(_t(2)), ["layer_norm", "1 arguments"]),
-    (lambda: mg.softmax(_t(2), dim=0), ["softmax", "dim"]),
+    (lambda: mg.softmax(_t(2), axes=0), ["softmax", "axes"]),
 ], ids=["str", "numbers-only", "too-many", "too-few", "unknown-setting"])
 def test_wrong_arguments_are_a_type_error(f: Any, words: list[str]):
     """A TypeError of one line that names the op and the argument."""
