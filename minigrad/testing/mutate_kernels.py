@@ -224,7 +224,7 @@ def killer(mutant: Mutant, dtype: str, examples: int = 10) -> str | None:
     """The first case or law that notices the mutant in a dtype, or None."""
     keys = kernels_with(mutant.function)
     names = {key.partition("/")[0] for key in keys} & REGISTRY.keys() if keys else {"matmul_op", "linear", "packed_linear"}
-    with mutant.install(), np.errstate(all="ignore"):
+    with mutant.install(), unwritten_is_nan(), np.errstate(all="ignore"):
         for name, (kernels, _) in CASES.items():
             if (set(kernels) & set(keys) or not keys) and name.endswith("float64") == (dtype == "float64"):
                 try:
@@ -240,6 +240,26 @@ def killer(mutant: Mutant, dtype: str, examples: int = 10) -> str | None:
                                                           shrink=False).status == "broken":
                                 return f"{law}, {sizes}"
         return None if changed else NOTHING
+
+
+@contextlib.contextmanager
+def unwritten_is_nan() -> Iterator[None]:
+    """Inside the block new memory holds NaN, and not what lay there before, which may be the right numbers."""
+    made = {name: getattr(np, name) for name in ("empty", "empty_like")}
+
+    def filled(make: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        out = make(*args, **how)
+        if out.dtype.kind == "f":
+            out.fill(np.nan)
+        return out
+
+    for name, make in made.items():
+        setattr(np, name, partial(filled, make))
+    try:
+        yield
+    finally:
+        for name, make in made.items():
+            setattr(np, name, make)
 
 
 def main() -> int:
