@@ -120,8 +120,10 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
     given = [_array(text) for text in args.array or ()]
     if not given:
         raise ValueError(f"--definition {args.definition}: say with --array what each argument is, as --array 4,8")
+    settings = getattr(f, "settings", {})               # of an op of ours, which arrays are not
     try:
-        inspect.signature(f).bind(*given, **fixed)
+        inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) if p.name in settings else p for p in inspect.signature(f).parameters.values()]
+                          ).bind(*given, **fixed)
     except TypeError as error:
         raise ValueError(f"--definition {args.definition}: {error} (--array gives {len(given)}, --set {len(fixed)})") from None
     oracle = (lambda *xs, **more: host(flat(f(*map(Tensor, xs), **more)))) if args.no_vjp else None     # of real numbers alone

@@ -18,7 +18,7 @@ from ..tensor import Tensor
 from ..transforms import gradients, jvp
 from .reference import Reference, alternating, rms
 from .strategies import numbers_of
-from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host
+from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host, pulled
 from .tolerance import WIDE, complex_step, difference, eps, magnitude
 
 LAWS: dict[str, Callable[[Run], float]] = {}
@@ -351,9 +351,26 @@ def parts(run: Run) -> float:
     return max(used, run.of_order(2).compare("the JVP", one, two, scale=run.scale(two)))
 
 
+def _elsewhere(run: Run, how: str, u: Any) -> None:
+    """Broken where somebody else's function gives other numbers for the same arrays that lie in memory in another way; it may refuse."""
+    if not any(sum(n > 1 for n in a.shape) >= (2 if how == "F" else 1) for a in run.arrays):
+        return
+    assert run.subject.pull is not None
+    try:
+        found = [run.call(run.laid(how)), *pulled(run.subject.pull, u, run.laid(how), run.settings)]
+    except Exception:
+        return
+    margins = run.margins()
+    for i, (a, b) in enumerate(zip(found, [run.y, *run.grads])):
+        what = "the value" if i == 0 else f"gradient {i - 1}"
+        run.compare(f"{what} of arrays that lie in memory in another way ({how})", a, b, scale=run.scale(b),
+                    allowed=2.0 * margins[i] if margins else None)
+
+
 @law
 def repeat(run: Run) -> float:
-    """Two runs give the same bits in value and gradients, whatever was computed between them, and in whichever memory."""
+    """Two runs give the same bits, whatever was computed between them, and in whichever memory; and the same numbers for arrays that lie
+    in it in another way."""
     def bits() -> list[bytes]:
         y, grads, _ = run.walked()
         return [host(a).tobytes() for a in (y, *grads)]
@@ -376,6 +393,8 @@ def repeat(run: Run) -> float:
         margins = run.margins()
         run.compare("the value of numbers that were written into the memory of the last call", run.call(buffers), run.y,
                     scale=run.scale(run.y), allowed=margins[0] if margins else None)
+        for how in ("F", ("reversed", "strided")[run.example.seed % 2]):
+            _elsewhere(run, how, u)
     run.forget()
     if first != bits():
         raise Broken("a second run gave other bits")

@@ -144,9 +144,9 @@ class Run:
         self.inputs = self.leaves() if self.subject.function else self.laid()
         return [*(x.array if isinstance(x, Tensor) else x for x in self.inputs), *_arrays(self.settings)]
 
-    def laid(self) -> list[Any]:
-        """The arguments for somebody else's function: NumPy arrays of their own, in the example's layouts."""
-        return [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(self.arrays, self.example.lies)]
+    def laid(self, how: str = "") -> list[Any]:
+        """The arguments for somebody else's function: NumPy arrays of their own, in the example's layouts, or all in one."""
+        return [lay(backend.cpu, np.array(a, order="C"), how or lies) for a, lies in zip(self.arrays, self.example.lies)]
 
     def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
         """The arguments as constants on `device`, argument i of another shape."""
@@ -180,7 +180,7 @@ class Run:
         if subject.function is None:
             assert subject.value is not None
             y = _plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
-            return [y] if u is None or subject.pull is None else [y, *_pulled(subject.pull, u, arrays, settings)]
+            return [y] if u is None or subject.pull is None else [y, *pulled(subject.pull, u, arrays, settings)]
         xs = [Tensor(a).requires_grad_() if u is not None else Tensor(a) for a in arrays]
         settings = {k: v.astype(xs[0].dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in settings.items()}
         value = flat(subject.function(*xs, **settings))
@@ -276,7 +276,7 @@ class Run:
         if self.subject.function is None:
             if self.subject.pull is None:
                 raise NotApplicable("no VJP was given")
-            return _pulled(self.subject.pull, lay(backend.cpu, u, self._cotangent_lies()), self.inputs or self.laid(), self.settings)
+            return pulled(self.subject.pull, lay(backend.cpu, u, self._cotangent_lies()), self.inputs or self.laid(), self.settings)
         assert self.inputs is not None
         return gradients(self.y, self.inputs, self.on_device(u), retain_graph=True, create_graph=create_graph)
 
@@ -420,7 +420,7 @@ def _plain(y: Any, dtype: Any, who: str) -> Any:
     return array
 
 
-def _pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
+def pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
     grads = pull(u, *arrays, **settings)
     many = grads if isinstance(grads, tuple | list) else [grads]
     if len(many) != len(arrays):
