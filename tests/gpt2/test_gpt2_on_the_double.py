@@ -10,6 +10,8 @@ from device import DEVICE, HERE, counting
 from tiny_gpt2 import tiny_config
 
 import minigrad as mg
+from gpt2.cache import KVCache
+from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 from minigrad import backend
 from minigrad.testing import double
@@ -183,3 +185,12 @@ def test_a_device_is_named_once():
         assert a.numpy().tobytes() == b.numpy().tobytes()
     with pytest.raises(mg.DeviceError, match="weight is on double:0 and ids is on double:1"):
         models[0](mg.tensor(IDS, device="double:1"))
+
+
+def test_a_cache_lies_on_its_device():
+    """Keys, values and padding, whichever device is the current one."""
+    double.install()
+    mg.tensor(0.0, device="double:0")
+    cache = KVCache(GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=2), 2, 8, pad=[1, 0], device="double:1")
+    mg.tensor(0.0, device="double:0")
+    assert [mg.backend.of(a).device(a) for a in (cache.keys, cache.values, cache.pad)] == ["double:1"] * 3

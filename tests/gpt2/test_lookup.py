@@ -78,6 +78,12 @@ def test_a_copy_may_run_into_itself(unit, n):
     assert Lookup(unit * 2).propose(n) == (unit * n)[:n]
 
 
+def test_the_longest_run_decides():
+    """Its last place, though a shorter run was seen later and went on otherwise."""
+    assert LONGEST == 3 and Lookup([1, 2, 3, 50, 9, 2, 3, 60, 8, 1, 2, 3]).propose(1) == [50]
+    assert Lookup([1, 2, 3, 50, 9, 2, 3, 60, 8, 7, 2, 3]).propose(1) == [60]
+
+
 def test_what_was_never_seen_is_not_guessed():
     """A token that is new, or no token at all, proposes nothing; fewer than no tokens are none."""
     assert Lookup([]).propose(3) == Lookup([1, 2, 3]).propose(3) == Lookup([1, 1]).propose(-2) == []

@@ -137,6 +137,17 @@ def test_a_step_of_adamw_over_several_blocks(threads: int, dtype: str, monkeypat
     np.testing.assert_array_equal(p.grad.numpy(), g)
 
 
+def test_steps_are_counted():
+    """From 0 on, one for each step that was taken."""
+    p = mg.Parameter([1.0, 2.0])
+    optimizer = mg.optim.AdamW([p])
+    assert optimizer.steps == 0
+    for n in range(1, 4):
+        p.grad = mg.tensor([0.1, 0.2])
+        optimizer.step()
+        assert optimizer.steps == n
+
+
 def test_a_step_counts_as_a_change():
     """step() bumps the version: a graph from before it refuses to be walked back."""
     p = Parameter(np.ones(2))

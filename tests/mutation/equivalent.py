@@ -71,9 +71,15 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.sampling._highest: k < len(peaks) for k <= len(peaks)": "where it makes a difference all are looked at, and not some",
     "gpt2.sampling._highest: times 1.0001: x[ids]": ORDER,
     "gpt2.sampling._highest: plus 1e-5: x[ids]": SHIFT,
+    "gpt2.decode._Reader.read: no last in self.model(rows, cache=self.cache, last=last)": "what follows the cache is 1 + k places, all wanted",
+    "gpt2.decode._Reader.read: plus 1e-5: self.step().read(self.newest)[:, None]": SHIFT,
+    "gpt2.decode._Reader.read: plus 1e-5: self.model(rows, cache=self.cache, last=last).numpy() if…": SHIFT,
+    "minigrad.random._fill: no device in here.adopt(here.namespace.empty(math.prod(sizes),…": "the device is the current one already",
     # the cache
-    "gpt2.cache.KVCache.__init__: no device in here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)":
-        "the line before it has made the device the current one",
+    **{f"gpt2.cache.KVCache.__init__: no device in here.adopt(here.zeros(shape, dtype=dtype), device=number){which}":
+        "the line before it has made the device the current one" for which in ("", " (2)")},
+    **{f"gpt2.cache.KVCache.__init__: plus 1e-5: here.adopt(here.zeros(shape, dtype=dtype), device=number){which}":
+        "a place is written before it is read" for which in ("", " (2)")},
     "gpt2.cache.KVCache.__init__: no dtype in here.array(list(pad), dtype='int64', device=number)": "Python's integers become int64 anyway",
     "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number)": ZERO,
     "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)": ZERO,
