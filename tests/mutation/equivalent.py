@@ -71,7 +71,8 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.sampling._highest: k < len(peaks) for k <= len(peaks)": "where it makes a difference all are looked at, and not some",
     "gpt2.sampling._highest: times 1.0001: x[ids]": ORDER,
     "gpt2.sampling._highest: plus 1e-5: x[ids]": SHIFT,
-    "gpt2.decode._Reader.read: no last in self.model(rows, cache=self.cache, last=last)": "what follows the cache is 1 + k places, all wanted",
+    "gpt2.decode._Reader.read: no last in self.model(rows, cache=self.cache, last=last)":
+        "what follows the cache is 1 + k places, all of them wanted",
     "gpt2.decode._Reader.read: plus 1e-5: self.step().read(self.newest)[:, None]": SHIFT,
     "gpt2.decode._Reader.read: plus 1e-5: self.model(rows, cache=self.cache, last=last).numpy() if…": SHIFT,
     "minigrad.random._fill: no device in here.adopt(here.namespace.empty(math.prod(sizes),…": "the device is the current one already",
