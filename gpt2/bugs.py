@@ -180,12 +180,17 @@ def filled(kinds: tuple[str, ...], number: float) -> Plant:
     return loaded(lambda name: name, lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
 
 
-def skipped(block: int) -> Plant:
-    """A block hands its input on."""
-    def plant(run: Run, layers: list[int], what: str) -> Run:
-        return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [block % run.model.config.n_layer], what)
+def first_skipped(run: Run, layers: list[int], what: str) -> Run:
+    """The first block hands its input on."""
+    return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [0], what)
 
-    return plant
+
+def of_last_input(here: Here, x: Tensor, kind: str) -> Tensor:
+    """What ln_f has of what the last block reads."""
+    given, own, eps = here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_pre"], here.model.ln_f, here.model.config.layer_norm_epsilon
+    if kind == "out":
+        return layer_norm(given, own.weight, own.bias, eps)
+    return mean(given) if kind == "mean" else 1.0 / root_mean_square(given - mean(given), eps)
 
 
 def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
@@ -231,8 +236,9 @@ LOADED = [
         ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
     *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
       for kind in ("float16", "bfloat16")),
-    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", skipped(-1)),
-    Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", skipped(0)),
+    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", every(*(
+        at_point(f"ln_f.{kind}", partial(of_last_input, kind=kind)) for kind in ("mean", "rstd", "out")))),
+    Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", first_skipped),
 ]
 EMBEDDINGS = [
     Bug("pos_embed", "position embeddings start at row 1; the first token has position 0", at_point("pos_embed", positions(1))),

@@ -446,8 +446,8 @@ ATTENTION = [
              lambda seen: np.tri(len(seen), k=-1, dtype=bool)),
     *without("the first key gets no gradient from the scores: the loop over keys starts at 0",
              lambda seen: seen & (np.arange(len(seen)) > 0)),
-    *(Bug(at, f"the gradients of {a.upper()} and {b.upper()} are swapped where they are put together for c_attn", thirds_swapped(a, b))
-      for at in ("attn.c_attn.weight", "ln_1.out") for a, b in ("qk", "kv", "qv")),
+    *(Bug("attn.c_attn.weight", f"the gradients of {a.upper()} and {b.upper()} are swapped where they are put together for c_attn",
+          thirds_swapped(a, b)) for a, b in ("qk", "kv", "qv")),
     *(Bug("attn.v", f"the gradients of {a.upper()} and V are swapped where they are put together for c_attn", every(
         at_point("attn.scores", lambda here, x, a=a: stop(x) + zeroed(here.scale * (           # type: ignore[misc]
             products(here["attn.v" if a == "q" else "attn.q"], stop(here["attn.k"]))

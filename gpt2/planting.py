@@ -18,7 +18,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .hooks import BLOCK
+from .hooks import BLOCK, STATISTICS
 from .model import GPT2
 from .truth import permitted
 
@@ -338,11 +338,19 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
             raise _Enough
         return seen[name]
 
+    hooks = [tap(run.model, seen, run.ids) for tap in run.taps]
+    at_weights = any(point.endswith(("attn.scores", "attn.pattern")) for one in hooks for point in one)
+
+    def asked(point: str) -> bool:                      # what takes time beside the pass is left out where nobody looks at it
+        if point.endswith("attn.scores"):
+            return at_weights or point in wanted or point in slopes
+        return not point.endswith(STATISTICS) or point in wanted
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(mg.enable_grad() if slopes else mg.no_grad())
-        for tap in run.taps:
-            stack.enter_context(run.model.hooks(tap(run.model, seen, run.ids)))
-        stack.enter_context(run.model.hooks(dict.fromkeys(points, keep)))
+        for one in hooks:
+            stack.enter_context(run.model.hooks(one))
+        stack.enter_context(run.model.hooks(dict.fromkeys(filter(asked, points), keep)))
         with contextlib.suppress(_Enough):
             logits = run.model(run.ids)
             if last is None:

@@ -474,7 +474,7 @@ def refusal(run: Run) -> float:
     op = run.needs_op()
     xs = run.leaves()
     if not op.variadic:
-        run.expect(TypeError, lambda: op(*xs, *[1.0] * (len(op.args) + 1)), "too many arguments")
+        run.expect(TypeError, lambda: op(*xs, *[1.0] * (len(op.args) + len(op.placed) + 1)), "too many arguments")
     run.expect(TypeError, lambda: op(*xs, no_such_setting=1), "an unknown setting")
     run.expect(TypeError, lambda: op("three", *xs[1:], **run.settings), "a string")
     if run.subject.function is not op:

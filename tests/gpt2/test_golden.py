@@ -407,21 +407,21 @@ OPTIMIZER = [("no decay", 1, "left out"), ("coupled", 1, "added to the gradient"
              ("plus", 1, "wrong sign")]
 
 
-@pytest.mark.parametrize("bug, step, says", OPTIMIZER, ids=lambda v: v if isinstance(v, str) else None)
+@pytest.mark.parametrize("bug, step, says", slow_unless(lambda row: row[1] == 1 or row[0] == "t stays 1", OPTIMIZER), ids=lambda v: v if isinstance(v, str) else None)
 def test_a_wrong_step_is_found_and_named(run, made, bug, step, says):
     code, found = judged(run, made, ported(made, bug, steps=3, dtype=torch.float64))
     assert code == 1 and found["first"].startswith(f"step.{step}."), (found["first"], found["causes"])
     assert any(says in cause for cause in found["causes"]), (found["first"], found["causes"])
 
 
-@pytest.mark.parametrize("settings, step, says", [
+@pytest.mark.parametrize("settings, step, says", slow_unless(lambda row: row[1] == 1 or row[0] == {"beta2": 0.95}, [
     ({"lr": 0.1}, 1, "the learning rate is 0.1, 10 times as much; here it is 0.01"),
     ({"lr": 0.0137}, 1, "the learning rate is 0.0137, 1.37 times as much"),
     ({"beta1": 0.95}, 2, "β₁ is 0.95"), ({"beta1": 0.8}, 2, "β₁ is 0.8"), ({"beta2": 0.99}, 2, "β₂ is 0.99"),
     ({"beta2": 0.95}, 2, "β₂ is 0.95"), ({"eps": 1e-5}, 1, "ε is 1e-05"), ({"eps": 1e-3}, 1, "ε is 0.001"),
     ({"weight_decay": 1.0}, 1, "weight decay is 1, 10 times as much"),
     ({"weight_decay": 0.3}, 1, "weight decay is 0.3, 3 times as much"),
-], ids=str)
+]), ids=str)
 def test_another_setting_of_adamw_is_named(run, made, settings, step, says):
     adam = golden.Adam(*ADAM)._replace(**settings)
     code, found = judged(run, made, ported(made, steps=3, adam=adam))
@@ -430,6 +430,7 @@ def test_another_setting_of_adamw_is_named(run, made, settings, step, says):
     assert not any("rounding" in cause for cause in found["causes"])
 
 
+@pytest.mark.slow
 def test_a_setting_of_adamw_is_named_from_a_later_step(run, made):
     """Of a port that has the last step's tensors alone, or the losses alone."""
     def last(arrays):
@@ -467,7 +468,7 @@ def spoil(name, value):
     (spoil("blocks.1.resid_mid", lambda a: a * (1 + 1e-4 * np.sin(np.arange(32, dtype=np.float32)))), "is off by 0.00"),
     (spoil("blocks.2.resid_mid", lambda a: np.float32(3) * np.sin(np.arange(a.size, dtype=np.float32)).reshape(a.shape)),
      "% in the mean square, its correlation with ours "),
-    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "with no pattern that is known here"),
+    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "it is 1.25987 times what it should be"),
 ], ids=range(13))
 def test_what_a_wrong_tensor_looks_like(run, made, edit, says):
     code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit, grad=True))

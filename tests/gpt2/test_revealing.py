@@ -24,7 +24,7 @@ SIZES = {"tiny": tiny_config(), "wide": tiny_config(n_embd=256, n_layer=3), "dee
 
 # what the model has already, or what needs more blocks or longer rows than these
 UNSEEN = ("this model's activation is another", "this model has another", "h.1, h.10", "of the last 8 keys", "of the last 16 keys",
-          "of the last 32 keys", "of the last 64 keys", "of the last 128 keys")
+          "of the last 32 keys", "of the last 64 keys", "of the last 128 keys", "targets that are 0", "targets that are the last id")
 FAINT = ("constant is 0.044751;", "constant is 0.045;", "constant is 0.0445;", "constant is 0.044175;", "0.7978;", "0.798;")
 NEAR = ("constant is 0.0447;", "constant is 0.04471;", "0.79788;", "ε is 1e-8", "BERT's")         # rounding itself is no smaller
 
