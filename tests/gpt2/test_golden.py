@@ -407,7 +407,8 @@ OPTIMIZER = [("no decay", 1, "left out"), ("coupled", 1, "added to the gradient"
              ("plus", 1, "wrong sign")]
 
 
-@pytest.mark.parametrize("bug, step, says", slow_unless(lambda row: row[1] == 1 or row[0] == "t stays 1", OPTIMIZER), ids=lambda v: v if isinstance(v, str) else None)
+@pytest.mark.parametrize("bug, step, says", slow_unless(lambda row: row[1] == 1 or row[0] == "t stays 1", OPTIMIZER),
+                         ids=lambda v: v if isinstance(v, str) else None)
 def test_a_wrong_step_is_found_and_named(run, made, bug, step, says):
     code, found = judged(run, made, ported(made, bug, steps=3, dtype=torch.float64))
     assert code == 1 and found["first"].startswith(f"step.{step}."), (found["first"], found["causes"])
