@@ -52,8 +52,8 @@ def test_a_right_kernel_uses_some_of_its_bound(name: str, dtype: str, n: int):
     """More than 1 % on some example of each size, and never all of it; where there is one number to a row, results may be exact."""
     settings = {"gelu": {"approximate": "tanh"}, "tanh": {}, "layer_norm": {}, "var": {"axis": -1, "correction": 0}}.get(name, {"axis": -1})
     strategies = [arrays((3, n)), *([arrays((n,)), arrays((n,))] if name == "layer_norm" else [])]
-    report = check(getattr(mg, name), *strategies, laws=["rounded"], dtypes=[dtype], device="numpy", examples=200 if n == 1000 else 30,
-                   **settings)
+    examples = 200 if (name, n) == ("softmax", 1000) else 30       # its roundings are mostly far smaller than in the worst order
+    report = check(getattr(mg, name), *strategies, laws=["rounded"], dtypes=[dtype], device="numpy", examples=examples, **settings)
     (verdict,) = report.verdicts
     assert (0.01 if n > 1 else 0.0) <= verdict.units < 1.0
 
