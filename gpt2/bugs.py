@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -76,17 +77,19 @@ def used_for(order: str) -> Plant:
                  at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
 
 
+def of_norm(kind: str, x: Tensor, own: Any, eps: float) -> Tensor:
+    """The "mean", the "rstd" or the "out" of a LayerNorm of x [B, T, d]; own: what has its weight and its bias."""
+    if kind == "out":
+        return layer_norm(x, own.weight, own.bias, eps)
+    return mean(x) if kind == "mean" else 1.0 / root_mean_square(x - mean(x), eps)
+
+
 def norm_of(at: str, point: str, weights: str) -> Plant:
     """At `at`, the LayerNorm that has these weights, of what passes at `point`; its mean and rstd are of that too."""
-    def told(here: Here, x: Tensor, kind: str) -> Tensor:
-        given = here[point]
-        return mean(given) if kind == "mean" else 1.0 / root_mean_square(given - mean(given), here.model.config.layer_norm_epsilon)
+    def made(here: Here, x: Tensor, kind: str) -> Tensor:
+        return of_norm(kind, here[point], getattr(here.block, weights), here.model.config.layer_norm_epsilon)
 
-    def made(here: Here, x: Tensor) -> Tensor:
-        own = getattr(here.block, weights)
-        return layer_norm(here[point], own.weight, own.bias, here.model.config.layer_norm_epsilon)
-
-    return every(*(at_point(at.replace("out", kind), partial(told, kind=kind)) for kind in ("mean", "rstd")), at_point(at, made))
+    return every(*(at_point(at.replace("out", kind), partial(made, kind=kind)) for kind in ("mean", "rstd", "out")))
 
 
 def epsilon(value: float) -> Plant:
@@ -161,11 +164,11 @@ def flipped(at: str, part: str, more: str = "") -> list[Bug]:
         linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b))]
 
 
-def loaded(name: Callable[[str], str], made: Callable[[str, np.ndarray], np.ndarray] = lambda name, a: a) -> Plant:
-    """Each parameter has what made(name, the array of the parameter that `name` gives) is, as when a port loads the wrong array."""
+def loaded(name: Callable[[str], str]) -> Plant:
+    """Each parameter is the one that `name` gives for its name, as when a port loads the wrong array."""
     def plant(run: Run, layers: list[int], what: str) -> Run:
         own = parameters(run.model)
-        return run._replace(model=with_parameters(run.model, {key: made(key, own[name(key)]) for key in own}))
+        return run._replace(model=with_parameters(run.model, {key: own[name(key)] for key in own}))
 
     return plant
 
@@ -177,7 +180,7 @@ def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
 
 def filled(kinds: tuple[str, ...], number: float) -> Plant:
     """Parameters whose names end so are never loaded: they are all 0, or 1."""
-    return loaded(lambda name: name, lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
+    return in_parameters(lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
 
 
 def first_skipped(run: Run, layers: list[int], what: str) -> Run:
@@ -187,10 +190,8 @@ def first_skipped(run: Run, layers: list[int], what: str) -> Run:
 
 def of_last_input(here: Here, x: Tensor, kind: str) -> Tensor:
     """What ln_f has of what the last block reads."""
-    given, own, eps = here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_pre"], here.model.ln_f, here.model.config.layer_norm_epsilon
-    if kind == "out":
-        return layer_norm(given, own.weight, own.bias, eps)
-    return mean(given) if kind == "mean" else 1.0 / root_mean_square(given - mean(given), eps)
+    config = here.model.config
+    return of_norm(kind, here.seen[f"blocks.{config.n_layer - 1}.resid_pre"], here.model.ln_f, config.layer_norm_epsilon)
 
 
 def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:

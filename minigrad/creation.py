@@ -19,10 +19,6 @@ def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
     return sizes
 
 
-def _made(array: Any, dtype: Any, device: str | None, requires_grad: bool) -> Tensor:
-    return tensor(array, dtype=dtype, device=device, requires_grad=requires_grad)
-
-
 def zeros(*size: Any, dtype: Any = "float32", device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A Tensor of zeros: zeros(2, 3) or zeros((2, 3))."""
     return full(_size("zeros", size), 0, dtype=dtype, device=device, requires_grad=requires_grad)
@@ -37,7 +33,7 @@ def full(size: Any, fill_value: float, *, dtype: Any = None, device: str | None 
     """A Tensor of one number. dtype: float32 for a float, int64 for an int, bool for a bool, unless it is given."""
     kind = "float32" if isinstance(fill_value, float) else "bool" if isinstance(fill_value, bool) else "int64"
     array = backend.cpu.full(_size("full", (size,)), fill_value, dtype=backend.dtype(dtype or kind))
-    return _made(array, None, device, requires_grad)
+    return tensor(array, device=device, requires_grad=requires_grad)
 
 
 def zeros_like(x: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
@@ -61,18 +57,18 @@ def arange(start: float, end: float | None = None, step: float = 1, *, dtype: An
     """start, start + step, … below end; arange(n) is 0 … n − 1. int64 for ints, float32 where a float is among them."""
     start, end = (0, start) if end is None else (start, end)
     kind = "float32" if any(isinstance(n, float) for n in (start, end, step)) else "int64"
-    return _made(backend.cpu.arange(start, end, step), dtype or kind, device, requires_grad)
+    return tensor(backend.cpu.arange(start, end, step), dtype=dtype or kind, device=device, requires_grad=requires_grad)
 
 
 def linspace(start: float, end: float, steps: int, *, dtype: Any = "float32", device: str | None = None,
              requires_grad: bool = False) -> Tensor:
     """`steps` numbers from start to end, both among them, at equal distances."""
-    return _made(backend.cpu.linspace(start, end, steps), dtype, device, requires_grad)
+    return tensor(backend.cpu.linspace(start, end, steps), dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def eye(n: int, m: int | None = None, *, dtype: Any = "float32", device: str | None = None, requires_grad: bool = False) -> Tensor:
     """The identity matrix [n, n], or ones on the diagonal of [n, m]."""
-    return _made(backend.cpu.eye(n, m), dtype, device, requires_grad)
+    return tensor(backend.cpu.eye(n, m), dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def rand(*size: Any, dtype: str = "float32", device: str = "numpy", requires_grad: bool = False) -> Tensor:
