@@ -15,6 +15,8 @@ from .laws import LAWS
 from .strategies import Example, Strategy, examples_of
 from .subject import Broken, NotApplicable, NotSettled, Run, Subject, subject_of
 
+BATCH = 10          # beyond 10 examples Hypothesis mostly varies those it has, and their sizes would not be as mixed as they could be
+
 
 @dataclass
 class Verdict:
@@ -104,22 +106,27 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
 def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *, examples: int = 100,
                 shrink: bool = True, seed: int = 0) -> list[Verdict]:
     """Several laws over the same examples, which are drawn once; what breaks is looked for again on its own, to be shrunk."""
-    found = {law: _Tally(law, subject, dtype, device) for law in laws}
+    found = [_Tally(law, subject, dtype, device) for law in laws]
+    for first in range(0, examples, BATCH):
+        _batch([tally for tally in found if tally.broken is None], given, min(BATCH, examples - first), shrink, f"{seed}/{first}")
+    return [tally.verdict() for tally in found]
 
+
+def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bool, seed: str) -> None:
+    """Put the laws that hold so far to a few examples; what breaks is looked for again, to be shrunk."""
     def attempt(example: Example) -> None:
-        for tally in found.values():
+        for tally in holding:
             if tally.broken is None:
                 tally.put(example)
 
     _run(attempt, given, examples, False, seed)
-    for tally in found.values():
+    for tally in holding:
         if shrink and tally.broken is not None:
             with contextlib.suppress(Broken, hypothesis.errors.Flaky):      # flaky: it does not break each time
                 _run(tally.insist, given, examples, True, seed)
-    return [tally.verdict() for tally in found.values()]
 
 
-def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shrink: bool, seed: int) -> None:
+def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shrink: bool, seed: str) -> None:
     """attempt on each of many examples; Hypothesis raises what the smallest of them raises."""
     phases = [hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])]
     settings = hypothesis.settings(max_examples=examples, deadline=None, database=None, report_multiple_bugs=False, phases=phases,

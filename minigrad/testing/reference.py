@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.base import half
-from .tolerance import WIDE, allowed, eps
+from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
 PROBES = 4
 STEP = 4.0                                              # how many roundings a probe changes each number by
@@ -69,7 +69,8 @@ class Reference:
                     erratic = np.maximum(erratic, max(rms(erratic), 0.25 * worst))
                 size = unit if i == 0 or u is None else unit * rms(u)
                 self.roundings.append(varies)
-                self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, saved=i > 0))
+                stored = VALUE_ROUNDED if i == 0 and degree == 1 else ROUNDED
+                self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, stored, saved=i > 0))
 
     def _moved(self, a: Any, signs: Any) -> Any:
         """a with each number changed by about STEP roundings of its dtype: not all by as many, for parity matters."""

@@ -20,7 +20,7 @@ APART = 0.05                                            # values keep this far f
 # Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past several.
 LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025, 2049])
 ROWS = st.sampled_from([1, 2, 3, 7, 9, 17])
-MAGNITUDES = st.sampled_from([""] * 5 + ["large", "small", "far", "farther", "apart", "outlier"])
+MAGNITUDES = st.sampled_from([""] * 5 + ["large"] * 2 + ["small", "far", "farther", "apart", "outlier"])
 
 
 @dataclass
@@ -77,21 +77,16 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
 
     any: normal; with a magnitude: "large" 8 times as wide, "small" 8 times as narrow, "far" and "farther" around ±150 and ±6000,
     where an exponential of what is not shifted overflows and a difference of squares cancels, "apart" with each row around another of
-    these, "outlier" with one number in each row 1000 above the others, beside which their exponentials are 0. positive: at least ½.
-    nonzero: at least ½ from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least 0.6 apart.
-    halves: spread, and at least 0.1 from all that "spread" can give.
+    these, "outlier" with one number in each row 1000 above the others, beside which their exponentials are 0. positive and nonzero:
+    the same, then moved to ½ or more, or ½ or more away from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least
+    0.6 apart. halves: spread, and at least 0.1 from all that "spread" can give.
     """
     x: Any = rng.standard_normal(shape)
     x = np.asarray(x)
     if kind == "any":
         _part(x)
-        if magnitude:
-            x = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0) * x
-            x = x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
-        if magnitude == "apart" and x.ndim > 1:
-            x = x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1))
-        if magnitude == "outlier" and x.size:
-            x = x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0)
+    if kind in ("any", "positive", "nonzero") and magnitude:
+        x = _sized(rng, x, magnitude)
     if kind == "positive":
         x = 0.5 + np.abs(x)
     elif kind == "nonzero":
@@ -106,6 +101,16 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
     for point in avoid:
         x = np.where(np.abs(x - point) < APART, point + np.where(x < point, -APART, APART), x)
     return np.asarray(x, np.float64)
+
+
+def _sized(rng: np.random.Generator, x: Any, magnitude: str) -> Any:
+    """Normal numbers made as large, as narrow or as far away as `values` says of the magnitude."""
+    if magnitude == "apart":
+        return x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1)) if x.ndim > 1 else x
+    if magnitude == "outlier":
+        return x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0) if x.size else x
+    wide = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0)
+    return wide * x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
 
 
 def _part(x: Any) -> None:

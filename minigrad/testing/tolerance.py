@@ -32,6 +32,7 @@ WIDE = np.longdouble                                    # 64 bits of mantissa on
 ROUNDINGS = 40
 EACH, PER_ROOT = 12.0, 0.75                             # K and C of `allowed`
 ROUNDED = 4                                             # numbers of 16 bits that an argument goes through on its way to a result
+VALUE_ROUNDED = 2                                       # on its way to the value of one kernel, where there is no cotangent
 
 
 def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> float:
@@ -60,7 +61,8 @@ def magnitude(*arrays: Any, least: float = 1.0) -> float:
     return largest
 
 
-def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float, saved: bool = True) -> Any:
+def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float, stored: int = ROUNDED,
+            saved: bool = True) -> Any:
     """How far a right value or gradient may be off, for each of its numbers   (tolerance.16, .17).
 
     With u half the dtype's eps, y the truth, σ its sensitivity and n the number of terms that a result is made of,
@@ -70,14 +72,13 @@ def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float
     sensitivity: σ, the root mean square of what relative changes of ±1 of all arguments do to it, to first order: an error in an
     argument, or in what is computed from it, cannot cost less. erratic: s, how much the error itself changes when the arguments
     change by a few roundings (0 where it is not known): rounding errors do, mistakes do not. unit: F, the size of what it is
-    computed from. Numbers of 16 bits add 4 roundings of what is stored, and 2 of what was
-    saved for a gradient   (tolerance.17).
+    computed from. Numbers of 16 bits add the roundings of what is `stored`, and 2 of what was `saved` for a gradient   (tolerance.17).
     """
     u = WIDE(0.5) * WIDE(np.finfo(np.float32).eps if half(np.dtype(backend.dtype(dtype))) else np.finfo(dtype).eps)
     size = np.abs(truth) + sensitivity
     found = u * ((EACH + PER_ROOT * np.sqrt(max(1.0, terms))) * size + 24.0 * unit) + np.minimum(8.0 * erratic, 512.0 * u * unit)
     if half(np.dtype(backend.dtype(dtype))):
-        found = found + ROUNDED * (0.5 * eps(dtype) * size + 0.5 * _least(dtype)) + saved * eps(dtype) * unit
+        found = found + stored * (0.5 * eps(dtype) * size + 0.5 * _least(dtype)) + saved * eps(dtype) * unit
     return found
 
 

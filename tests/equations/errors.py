@@ -87,6 +87,8 @@ def tolerance_17(normal):
     y, sigma, n, F, u16, t = normal(5), np.abs(normal(5)), 9, 1.5, 2.0**-11, 2.0**-24
     more = allowed("float16", y, sigma, 0.0, n, F) - allowed("float32", y, sigma, 0.0, n, F)
     same(more / u16, (4 * (u16 * (np.abs(y) + sigma) + 1 / 2 * t) + 2 * u16 * F) / u16, within=1e-6)
+    value = allowed("float16", y, sigma, 0.0, n, F, 2, saved=False) - allowed("float32", y, sigma, 0.0, n, F)
+    same(value / u16, 2 * (u16 * (np.abs(y) + sigma) + 1 / 2 * t) / u16, within=1e-6)
 
 
 def tolerance_18(normal):
