@@ -67,9 +67,9 @@ def _long_shape(axes: int) -> Strategy:
     return st.builds(build, st.integers(0, axes), LONG, ROWS, st.integers(1, 2))
 
 
-def together(n: int) -> Strategy:
-    """n shapes that broadcast against each other, axes of size 0 and 1 and 0-d among them."""
-    return hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=0, max_side=3).map(lambda b: list(b.input_shapes))
+def together(n: int, side: int = 0) -> Strategy:
+    """n shapes that broadcast against each other, 0-d and axes of size 1 among them, of size 0 too unless `side` is 1."""
+    return hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=side, max_side=3).map(lambda b: list(b.input_shapes))
 
 
 def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (), magnitude: str = "") -> Any:
@@ -79,7 +79,8 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
     where an exponential of what is not shifted overflows and a difference of squares cancels, "apart" with each row around another of
     these, "outlier" with one number in each row 1000 above the others, beside which their exponentials are 0. positive and nonzero:
     the same, then moved to ½ or more, or ½ or more away from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least
-    0.6 apart. halves: spread, and at least 0.1 from all that "spread" can give.
+    0.6 apart, and half of the rows climb, so that their extremes are at the ends. halves: spread, and at least 0.1 from all that
+    "spread" can give.
     """
     x: Any = rng.standard_normal(shape)
     x = np.asarray(x)
@@ -97,7 +98,7 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
         x = rng.integers(-2, 3, shape) * 0.5
     elif kind in ("spread", "halves"):
         x = rng.uniform(-0.2, 0.2, shape) + rng.permutation(x.size).reshape(x.shape) + (0.5 if kind == "halves" else 0.0)
-        x = x - x.size // 2
+        x = _climbing(rng, x - x.size // 2)
     for point in avoid:
         x = np.where(np.abs(x - point) < APART, point + np.where(x < point, -APART, APART), x)
     return np.asarray(x, np.float64)
@@ -111,6 +112,15 @@ def _sized(rng: np.random.Generator, x: Any, magnitude: str) -> Any:
         return x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0) if x.size else x
     wide = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0)
     return wide * x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
+
+
+def _climbing(rng: np.random.Generator, x: Any) -> Any:
+    """x with half of its rows, or of what lies along another axis, in increasing order: a tail that is dropped may hold the maximum."""
+    if x.ndim == 0:
+        return x
+    axis = rng.choice([x.ndim - 1, rng.integers(x.ndim)])
+    chosen = rng.random(x.shape) < 0.5
+    return np.where(chosen.take([0], axis) if x.shape[axis] else chosen, np.sort(x, axis), x)
 
 
 def _part(x: Any) -> None:
@@ -161,22 +171,15 @@ def broadcastable(n: int, kinds: str | Sequence[str] = "any", avoid: Sequence[fl
     """A tuple of n arrays that broadcast against each other, of one kind or one each, for `check`."""
     each = [kinds] * n if isinstance(kinds, str) else kinds
 
-    def lengthened(sizes: list[Shape], long: int) -> list[Shape]:
-        return [tuple(long if k == 3 else k for k in s) if sum(k == 3 for k in s) == 1 else s for s in sizes]
+    def lengthened(sizes: list[Shape], at: int, long: int) -> list[Shape]:
+        from_right = at % max(1, *map(len, sizes)) + 1
+        return [tuple(long if k != 1 and len(s) - i == from_right else k for i, k in enumerate(s)) for s in sizes]
 
     small = together(n)
-    long = st.builds(lengthened, small, LONG).filter(_fit)
+    long = st.builds(lengthened, together(n, side=1), st.integers(0, 2), LONG)
     return st.builds(lambda sizes, seed, magnitude: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid, magnitude)
                                                           for i, s in enumerate(sizes)),
-                     st.one_of(small, small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)
-
-
-def _fit(sizes: Sequence[Shape]) -> bool:
-    try:
-        np.broadcast_shapes(*sizes)
-    except ValueError:
-        return False
-    return True
+                     st.one_of(small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)
 
 
 def numbers_of(example: Example, what: str) -> np.random.Generator:
