@@ -17,9 +17,9 @@ from .trainer import rows_of
 def footprint(config: GPT2Config, args: argparse.Namespace, world_size: int = 1) -> dict[str, int]:
     """Bytes of a step by what they are for, in one of world_size processes, under the settings `args` of `gpt2.train`.
 
-    With N = batch·block tokens, width d, MLP n, h heads, a block keeps N (8 d + 2 n + h + 4) numbers for the walk back: what goes into
+    With N = batch·block tokens, width d, MLP n, h heads, a block keeps N (8 d + 2 n + h + 4) numbers for the backward pass: what goes into
     LayerNorm twice, into c_attn, c_fc and mlp.c_proj, into GELU, and attention's Q, K, V and result; h + 4 are statistics. At the peak,
-    the walk over the last GELU, four arrays [N, n] come to that (tests/test_counts.py). Logits come in blocks.
+    the pass over the last GELU, four arrays [N, n] come to that (tests/test_counts.py). Logits come in blocks.
     """
     sizes = {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
     numbers = sum(sizes.values())

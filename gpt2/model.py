@@ -179,7 +179,7 @@ class GPT2(Hooked, PretrainedModel):
     "bfloat16" parameters of float32 are cast where they are used, and so are their gradients on the way back (mixed precision,
     Micikevicius et al. 2018). explicit=True runs on the definitions by parts. Weights are drawn from `seed`, or taken from
     `parameters` (arrays by name; used, not copied, where dtype and backend allow). recompute=True keeps only each block's input
-    for the walk back, and computes the block again there. With weights drawn from a seed it starts in training mode, as modules
+    for the backward pass, and computes the block again there. With weights drawn from a seed it starts in training mode, as modules
     do: its dropout draws until eval() is called. With `parameters`, and from `from_pretrained`, it starts in evaluation mode.
     copy.deepcopy and pickle give a model with parameters of its own, tied where this one's are, and without hooks.
     """

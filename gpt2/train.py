@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
                    help="share each step's batch out over the processes that mpiexec started; nccl: a GPU each")
     c.add_argument("--dtype", default="float32", choices=PRECISIONS,
                    help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
-    c.add_argument("--recompute", action="store_true", help="compute each block again on the walk back: less memory, more time")
+    c.add_argument("--recompute", action="store_true", help="compute each block again in the backward pass: less memory, more time")
     c.add_argument("--dry-run", action="store_true", help="say what memory a step needs, part by part, and start nothing")
     c.add_argument("--debug-nan", action="store_true", help="name the op that first makes NaN or infinity; slow")
     return p

@@ -6,10 +6,10 @@
     y.backward()                                        # x.grad is [2, 4, 6]
     mg.grad(lambda x: (x * x).sum())(x)                 # the same, as a function
 """
-import builtins as _builtins
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from . import backend, errors, fused, nn, optim, random
+from . import hints as _hints
 from .backend import get_float32_matmul_precision, set_float32_matmul_precision
 from .creation import arange, eye, full, full_like, linspace, ones, ones_like, rand, randn, zeros, zeros_like
 from .errors import BackendUnavailable, DeviceError, DTypeError, GraphError, MinigradError, OutOfMemoryError, ShapeError
@@ -27,7 +27,9 @@ from .fused import (
 )
 from .graph import enable_grad, no_grad
 from .ops.elementwise import (
-    abs,
+    abs as abs,
+)
+from .ops.elementwise import (
     astype,
     clip,
     erf,
@@ -45,7 +47,10 @@ from .ops.elementwise import (
 )
 from .ops.index import embedding, gather, scatter_add, take
 from .ops.linalg import addmm, einsum, linear, matmul
-from .ops.reduce import logsumexp, max, mean, min, prod, sum, var
+from .ops.reduce import logsumexp, mean, prod, var
+from .ops.reduce import max as max
+from .ops.reduce import min as min
+from .ops.reduce import sum as sum
 from .ops.shape import (
     broadcast_to,
     concat,
@@ -70,14 +75,26 @@ __version__ = "0.1.0"
 
 float16, bfloat16, float32, float64, int32, int64 = "float16", "bfloat16", "float32", "float64", "int32", "int64"
 
-# a star import shadows no builtin: abs, max, min and sum are minigrad.abs and so on
-__all__ = [name for name in dir() if not name.startswith("_") and not hasattr(_builtins, name)]
+# abs, max, min and sum stand in no star import, which would shadow the builtins; they are minigrad.abs and so on
+__all__ = [
+    "BackendUnavailable", "DTypeError", "DeviceError", "GraphError", "MinigradError",
+    "OutOfMemoryError", "Parameter", "ShapeError", "Tensor", "add_layer_norm", "addmm", "arange",
+    "astype", "attention", "backend", "bfloat16", "broadcast_to", "checkpoint", "clip", "concat",
+    "cross_entropy", "dropout", "einsum", "embedding", "enable_grad", "erf", "errors", "exp", "eye",
+    "flatten", "float16", "float32", "float64", "from_dlpack", "full", "full_like", "fused",
+    "gather", "gelu", "get_float32_matmul_precision", "grad", "gradients", "hessian", "hvp",
+    "int32", "int64", "is_grad_enabled", "jacobian", "join_heads", "jvp", "layer_norm", "linear",
+    "linear_cross_entropy", "linspace", "log", "log_softmax", "logsumexp", "matmul", "maximum",
+    "mean", "minimum", "nn", "no_grad", "ones", "ones_like", "ops", "optim", "packed_linear",
+    "permute", "power", "prod", "rand", "randn", "random", "relu", "reshape", "scatter_add",
+    "set_float32_matmul_precision", "sigmoid", "sign", "softmax", "split", "split_heads", "sqrt",
+    "squeeze", "stack", "stop_gradient", "take", "tanh", "tensor", "transpose", "tril", "triu",
+    "unsqueeze", "value_and_grad", "var", "vjp", "where", "zeros", "zeros_like",
+]
 
-if not _TYPE_CHECKING:
+if not _typing.TYPE_CHECKING:
 
     def __getattr__(name):
-        from . import hints
-
         if name.startswith("__"):
             raise AttributeError(f"module 'minigrad' has no attribute {name!r}")
-        raise hints.unknown("minigrad", name, hints.MODULE, [*globals()])
+        raise _hints.unknown("minigrad", name, _hints.MODULE, [*globals()])

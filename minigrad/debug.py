@@ -20,9 +20,12 @@ from typing import Any, NamedTuple
 
 from . import backend
 from .backend.base import FLOATS
+from .engine import checks
+from .engine.fast import explicit
+from .engine.hooks import sources
+from .engine.op import Op
 from .errors import GraphError
-from .graph import Leaf, Node, leaf_under, sources
-from .op import Op
+from .graph import Leaf, Node, leaf_under
 from .tensor import Tensor
 from .transforms import Checkpoint
 
@@ -53,9 +56,9 @@ class Residual(NamedTuple):
 class Explanation:
     """What is behind a Tensor, as numbers and names; nothing of the graph is held.
 
-    ops: how many nodes of each op. kept: bytes that are there for the walk back alone, each memory once. leaves: bytes of all
+    ops: how many nodes of each op. kept: bytes that are there for the backward pass alone, each memory once. leaves: bytes of all
     leaves; shared: of those that are residuals as well, and so not in `kept`. largest: residuals by size. gone: nodes that were
-    walked back, and keep nothing any more. str() of it is a table.
+    used, and keep nothing any more. str() of it is a table.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -94,7 +97,7 @@ class Explanation:
 
 
 def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
-    """The graph behind `tensor`: its ops, what they keep for the walk back, and how many bytes that is.
+    """The graph behind `tensor`: its ops, what they keep for the backward pass, and how many bytes that is.
 
     nodes: a row for each node in the order of their birth, not for each kind of op. An array counts with all the memory that it
     keeps from being freed, once, at the oldest node that keeps it; memory of a leaf is not counted, that of a constant is. (A view
@@ -144,26 +147,29 @@ def detect_anomaly() -> Iterator[None]:
     −∞ is no anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling is for. Of a checkpointed
     function only the result is looked at. Slow: on a GPU every result is waited for. PyTorch's torch.autograd.detect_anomaly.
     """
-    record, send = Op._record, Op._send
+    record, fitted = Op._record, Op._fitted
 
     def checked_record(op: Op, arrays: Any, nodes: Any, out: Any, *rest: Any) -> Node:
         if out is not None and (bad := _anomaly(out, infinity=True)):
-            before = [f"{op._arg(i)} holds {b}" for i, a in enumerate(arrays) if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
+            before = [f"{checks.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
+                      if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
             cause = f"for {' and '.join(before)}" if before else "of finite numbers"
-            raise GraphError(f"{op.shown}: {op._describe(arrays)}: the result holds {bad}, {cause}")
+            raise GraphError(f"{op.shown}: {checks.described(op, arrays)}: the result holds {bad}, {cause}")
         return record(op, arrays, nodes, out, *rest)
 
-    def checked_send(op: Op, node: Node, i: int, parent: Node, gp: Any, *rest: Any) -> None:
+    def checked_fitted(op: Op, node: Node, i: int, gp: Any, live: bool) -> Any:
         array = gp.array if isinstance(gp, Tensor) else gp
-        if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
-            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{op._arg(i)} holds {bad}")
-        send(op, node, i, parent, gp, *rest)
+        parent = node.parents[i]
+        if str(parent and parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
+            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{checks.arg(op, i)} holds {bad}")
+        return fitted(op, node, i, gp, live)
 
-    Op._record, Op._send = checked_record, checked_send  # type: ignore[method-assign,assignment]
+    Op._record, Op._fitted = checked_record, checked_fitted  # type: ignore[method-assign,assignment]
     try:
-        yield
+        with explicit():                                # the fast path has no such steps
+            yield
     finally:
-        Op._record, Op._send = record, send              # type: ignore[method-assign]
+        Op._record, Op._fitted = record, fitted            # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -191,13 +197,14 @@ def detect_writes() -> Iterator[None]:
                 if then != now:
                     raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was saved for backward and has been "
                                      "written since; give the op a copy, or write after backward()")
-        pullbacks[type(op)](op, node, saved, *rest)
+        pullbacks[Checkpoint if isinstance(op, Checkpoint) else Op](op, node, saved, *rest)
 
     Node.__init__ = init                                 # type: ignore[method-assign,assignment]
     for kind in pullbacks:
         kind.pullback = pullback                         # type: ignore[method-assign,assignment]
     try:
-        yield
+        with explicit():
+            yield
     finally:
         Node.__init__ = made                             # type: ignore[method-assign]
         for kind, f in pullbacks.items():

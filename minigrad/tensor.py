@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend, hints
 from .backend.base import FLOATS
+from .engine.hooks import Hooked, hooked, turns
 from .errors import DeviceError, DTypeError, GraphError, ShapeError
-from .graph import Hooked, Leaf, Node, backprop, hooked, state
+from .graph import Leaf, Node, backprop, state
 
 _adding = threading.Lock()                              # held while a gradient is added to .grad: a sum is read and written
 
 
-class Tensor:
+if TYPE_CHECKING:
+    from .ops.methods import Methods  # which minigrad.ops attaches
+else:
+    Methods = object
+
+
+class Tensor(Methods):
     """An array with a place in a graph.
 
     array: the value, of some backend. node: None for a constant. Make one with `minigrad.tensor`.
@@ -24,24 +31,6 @@ class Tensor:
 
     def __init__(self, array: Any, node: Node | None = None) -> None:
         self.array, self.node = array, node
-
-    if TYPE_CHECKING:                                   # what minigrad.ops attaches
-
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __pow__(self, other: Any) -> Tensor: ...
-        def __rpow__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __getitem__(self, key: Any) -> Tensor: ...
-        def __getattr__(self, name: str) -> Any: ...
 
     # ── what it is ──
     @property
@@ -326,46 +315,55 @@ class Tensor:
         try:
             seed = self.seed(gradient)
         except MemoryError as error:
-            raise backend.explained(error, "backward") or error from None
-
-        def add(leaf: Leaf, g: Any, fresh: bool) -> None:
-            with _adding:
-                if create_graph:
-                    leaf.grad = g if leaf.grad is None else leaf.grad + g
-                elif leaf.grad is None:
-                    leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
-                elif leaf.grad.node is None:
-                    backend.of(g).at(g)
-                    leaf.grad.array = backend.of(g).adopt(leaf.grad.array + g)     # the same Tensor, as in PyTorch
-                else:
-                    leaf.grad = leaf.grad + Tensor(g)
-            for hook in leaf.hooks:
-                hook()
-
-        grads = backprop([(self.node, Tensor(seed.array, seed.node) if create_graph else seed.array)],
-                         create_graph=create_graph, retain_graph=retain_graph, arrived=add if hooked else None)
+            backend.translate(error, "backward")
+            raise
+        grads = backprop([(self.node, seed if create_graph else seed.array)], create_graph=create_graph, retain_graph=retain_graph,
+                         early=turns([self.node]) if hooked else {}, arrived=accumulate)
         for leaf, (g, fresh) in grads.items():
             assert isinstance(leaf, Leaf)
-            add(leaf, g, fresh)
+            accumulate(leaf, g, fresh)
 
     def seed(self, gradient: Any = None) -> Tensor:
-        """The cotangent to start a walk from self with: `gradient` checked, or 1 for a scalar."""
+        """The cotangent that a backward pass from self starts with: `gradient` checked, or 1 for a scalar."""
         here = backend.of(self.array)
-        if gradient is None:
-            if self.shape != ():
-                raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient argument; or reduce to a scalar first")
-            here.at(self.array)
-            one = here.empty_like(self.array)
-            one[...] = 1.0
-            return Tensor(one)
-        g = gradient
-        if not isinstance(g, Tensor):                   # a copy: the caller may write to theirs while a graph still needs it
-            g = Tensor(here.array(g, dtype=None if hasattr(g, "dtype") else self.dtype))
+        here.at(self.array)
+        if gradient is not None:
+            return self._seeded(here, gradient)
+        if self.shape != ():
+            raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient argument; or reduce to a scalar first")
+        one = here.empty_like(self.array)
+        one[...] = 1.0
+        return Tensor(one)
+
+    def _seeded(self, here: Any, gradient: Any) -> Tensor:
+        """The gradient that was given, checked; as another Tensor, for .grad may be it."""
+        if isinstance(gradient, Tensor):
+            g = Tensor(gradient.array, gradient.node)
+        else:                                           # a copy: the caller may write to theirs while a graph still needs it
+            g = Tensor(here.array(gradient, dtype=None if hasattr(gradient, "dtype") else self.dtype))
         if g.shape != self.shape or g.dtype != self.dtype:
             raise ShapeError(f"backward: the gradient is {g.dtype}{list(g.shape)} but the result {self.dtype}{list(self.shape)}")
         if g.device != self.device:
             raise DeviceError(f"backward: the gradient is on {g.device} and the result on {self.device}; move one with .to()")
         return g
+
+
+def accumulate(leaf: Leaf, g: Any, fresh: bool) -> None:
+    """Add g to a leaf's .grad, and call its hooks. fresh: nobody else holds g's memory.
+
+    .grad stays the same Tensor while no graph is behind it, as in PyTorch.
+    """
+    with _adding:
+        if isinstance(g, Tensor) or (leaf.grad is not None and leaf.grad.node is not None):
+            g = g if isinstance(g, Tensor) else Tensor(g)
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
+        elif leaf.grad is None:
+            leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
+        else:
+            backend.of(g).at(g)
+            leaf.grad.array = backend.of(g).adopt(leaf.grad.array + g)
+    for hook in leaf.hooks:
+        hook()
 
 
 class Parameter(Tensor):

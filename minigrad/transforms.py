@@ -10,11 +10,11 @@ from typing import Any
 
 from . import backend, random
 from .axes import whole
+from .engine.saved import unshared
 from .errors import DTypeError, GraphError, ShapeError
 from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
-from .plan import unshared
 from .tensor import Tensor, asarray
 
 
@@ -232,9 +232,10 @@ def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]
 
 
 class Checkpoint:
-    """A function as one node: its inside is forgotten, and computed again when the walk back comes to it   (reverse.7)."""
+    """A function as one node: its inside is forgotten, and computed again when the backward pass comes to it   (reverse.7)."""
 
     variadic = view = False
+    hooks = ()
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
         _check_function("checkpoint", f)
@@ -265,7 +266,7 @@ class Checkpoint:
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
-            walk.send(out.node, g)                      # the walk goes on through what was just recorded
+            walk.send(out.node, g)                      # the pass goes on through what was just recorded
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

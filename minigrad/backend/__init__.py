@@ -93,6 +93,11 @@ def get(name: str) -> tuple[Backend, int]:
     return backend, int(number or 0)
 
 
+def loaded(name: str) -> bool:
+    """Whether a backend has been made: NumPy's always, CuPy's when it was first asked for."""
+    return name in _named
+
+
 def _automatic() -> tuple[Backend, int]:
     """The first GPU that can be used, else NumPy; what stands in the way of a GPU is not said."""
     with warnings.catch_warnings():
@@ -116,12 +121,17 @@ def explained(error: BaseException, what: str = "") -> MinigradError | None:
     return next((ours for b in _named.values() if (ours := b.explained(error, what)) is not None), None)
 
 
+def translate(error: BaseException, what: str) -> None:
+    """Raise an error of one of the loaded libraries as one of ours; return for any other."""
+    if (ours := explained(error, what)) is not None:
+        raise ours from None
+
+
 @contextlib.contextmanager
 def explaining(what: str) -> Iterator[None]:
     """Errors of the libraries come out of the block as ours."""
     try:
         yield
     except Exception as error:
-        if (ours := explained(error, what)) is None:
-            raise
-        raise ours from None
+        translate(error, what)
+        raise

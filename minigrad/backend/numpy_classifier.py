@@ -56,7 +56,7 @@ def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
 
 
 def _times(g, found, boost):
-    """g times a gradient that is ours: the gradient itself where g is 1, as it is for the loss that is walked back from."""
+    """g times a gradient that is ours: the gradient itself where g is 1, as it is for the loss that the backward pass starts from."""
     return found if g == 1.0 else g * found             # it waits as it is: boost is 1
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..op import Placed, fused
+from ..op import Axis, fused
 from ..ops.elementwise import exp, log
 from ..ops.reduce import max, sum
 from ..ops.shape import stop_gradient
@@ -26,7 +26,7 @@ def _softmax_dx(g: Any, out: Any, axis: int) -> Any:
 
 
 @fused(softmax_by_parts, x=_softmax_dx)
-def softmax(xp, x, *, axis: Placed = -1):
+def softmax(xp, x, axis: Axis = -1):
     """exp(x) / Σ exp(x) along `axis`, x of any shape   (softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
     xp.exp(out, out=out)
@@ -47,7 +47,7 @@ def _log_softmax_dx(g: Any, out: Any, axis: int) -> Any:
 
 
 @fused(log_softmax_by_parts, x=_log_softmax_dx)
-def log_softmax(xp, x, *, axis: Placed = -1):
+def log_softmax(xp, x, axis: Axis = -1):
     """The logarithm of softmax along `axis`, exact where the softmax underflows   (log_softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
     out -= xp.log(xp.sum(xp.exp(out), axis=axis, keepdims=True))

@@ -146,7 +146,7 @@ def where(xp, condition: Constant, a, b):
 
 
 @elementwise(x=lambda g, x, min, max: where(inside(x, min=min, max=max), g, 0.0))
-def clip(xp, x, *, min: Placed = None, max: Placed = None):
+def clip(xp, x, min: Placed = None, max: Placed = None):
     """x held within [min, max]; the gradient passes inside and at the bounds."""
     return xp.clip(x, min, max)
 

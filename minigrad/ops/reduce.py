@@ -7,7 +7,7 @@ from typing import Any
 
 from ..axes import whole
 from ..errors import ShapeError
-from ..op import Placed, op
+from ..op import Axis, Flag, op
 from ..widen import in_float32
 from .elementwise import astype, exp
 from .shape import broadcast_to, expand, permute, place, reshape, split
@@ -25,7 +25,7 @@ def count(shape: tuple[int, ...], axis: Any) -> int:
 
 
 @op(x=lambda g, x_shape, axis, keepdims: broadcast_to(spread(g, x_shape, axis, keepdims), shape=x_shape))
-def sum(xp, x, *, axis: Placed = None, keepdims: Placed = False):
+def sum(xp, x, axis: Axis = None, keepdims: Flag = False):
     """Σ x."""
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
@@ -35,7 +35,7 @@ def sum(xp, x, *, axis: Placed = None, keepdims: Placed = False):
         spread(g, x_shape, axis, keepdims) / count(x_shape, axis), shape=x_shape
     )
 )
-def mean(xp, x, *, axis: Placed = None, keepdims: Placed = False):
+def mean(xp, x, axis: Axis = None, keepdims: Flag = False):
     """Σ x / n."""
     return xp.mean(x, axis=axis, keepdims=keepdims)
 
@@ -87,7 +87,7 @@ def min(xp, x, *, axis=None, keepdims=False):
         spread(g, x.shape, axis, keepdims) * exp(x - spread(out, x.shape, axis, keepdims))
     )
 )
-def logsumexp(xp, x, *, axis: Placed = None, keepdims: Placed = False):
+def logsumexp(xp, x, axis: Axis = None, keepdims: Flag = False):
     """log Σ exp(x), shifted by the maximum so that nothing overflows. Its derivative is softmax(x) = exp(x − out)."""
     top = xp.max(x, axis=axis, keepdims=True)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))      # a slice of −inf alone has the logarithm of 0

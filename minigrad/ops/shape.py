@@ -9,7 +9,7 @@ from typing import Any
 from .. import backend
 from ..axes import index
 from ..errors import ShapeError
-from ..op import Placed, op
+from ..op import Op, Placed, Sizes, op
 from ..tensor import Tensor
 
 
@@ -41,7 +41,7 @@ def to(x: Any, device: str) -> Any:
 
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
-def reshape(xp, x, *, shape: Placed):
+def reshape(xp, x, shape: Sizes):
     """x's elements, in order, in another shape; one size may be −1."""
     return xp.reshape(x, shape)
 
@@ -95,7 +95,7 @@ def transpose(x: Any, axis0: int | None = None, axis1: int | None = None) -> Any
 
 
 @op(x=lambda g, axes: permute(g, axes=_inverse(axes)))
-def permute(xp, x, *, axes: Placed):
+def permute(xp, x, axes: Sizes):
     """x with its axes in the order `axes` (a view)."""
     return xp.transpose(x, axes)
 
@@ -106,7 +106,7 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
 
 
 @op(x=lambda g, x_shape: sum_to(g, shape=x_shape))
-def broadcast_to(xp, x, *, shape: Placed):
+def broadcast_to(xp, x, shape: Sizes):
     """x repeated along new axes and axes of size 1 (a view): x_π(i)   (sum_to.2). Its transpose is sum_to   (sum_to.3)."""
     return xp.broadcast_to(x, shape)
 
@@ -183,7 +183,8 @@ def split(x: Any, ambiguous: Any = None, *, sections: int | None = None, sizes: 
         parts = [index(n, "split: sizes") for n in (() if sizes is None else sizes)]
         if sum(parts) != size or any(n < 0 for n in parts):
             raise ShapeError(f"split: sizes {parts} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
-    return split_op(x, ends=tuple(accumulate(parts[:-1])), axis=axis)
+    cut: Any = split_op(x, ends=tuple(accumulate(parts[:-1])), axis=axis)
+    return cut
 
 
 @op(x=lambda g: join_heads(*g))
@@ -210,14 +211,14 @@ def join_heads(xp, *xs):
 
 
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
-def tril(xp, x, *, diagonal: Placed = 0):
+def tril(xp, x, diagonal: Placed = 0):
     """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
     _matrix(x, "tril")
     return xp.tril(x, diagonal)
 
 
 @op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
-def triu(xp, x, *, diagonal: Placed = 0):
+def triu(xp, x, diagonal: Placed = 0):
     """The upper triangle of the last two axes, from `diagonal` above the main one; zero elsewhere."""
     _matrix(x, "triu")
     return xp.triu(x, diagonal)
@@ -233,6 +234,7 @@ def stop_gradient(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
+_op: Op
 for _op in (identity, reshape, transpose_op, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
     _op.view = True
 for _op in (identity, to_op, reshape, transpose_op, permute, broadcast_to, expand, concat_op, split_op, split_heads, join_heads, tril,

@@ -172,7 +172,7 @@ def linear_cross_entropy(shift: float) -> Lines:
         x[:, 0], w[:, 0] = shift, 1.0
     more = 6 * shift**2 * d / 3                         # as in attention
     with small_sizes(logits=100 * V * 4):               # GPT-2's take 667 rows at a time
-        loss, dx, dw = _walk(lambda *t: mg.linear_cross_entropy(*t, targets, ignore_index=-7), np.float32(1.5), x, w)
+        loss, dx, dw = _walk(lambda x, w: mg.linear_cross_entropy(x, w, targets, ignore_index=-7), np.float32(1.5), x, w)
     x, w = _wide(x, w)
     p = _softmax(x @ w.T)
     yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32 + more, np.count_nonzero(share))

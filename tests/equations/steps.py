@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 import minigrad as mg
-from minigrad.graph import turns
+from minigrad.engine.hooks import turns
 from minigrad.optim import SGD, Adam, AdamW, GradScaler, clip_grad_norm_, warmup_cosine
 
 from .by_numbers import array, at_most, is_so, same, slope

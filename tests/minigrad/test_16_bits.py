@@ -150,3 +150,11 @@ def test_the_norm_of_16_bits(device: str, dtype: str):
     assert abs(norm / (exact * 100_000**0.5) - 1.0) <= 1e-4
     found = p.grad.numpy().astype("float64")
     assert np.abs(found - 0.05 / 100_000**0.5).max() <= one * 0.05 / 100_000**0.5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_gradient_of_one_number_that_is_a_sum(dtype: str):
+    """It is an array of no axes, as the number is, and no scalar of NumPy."""
+    x = mg.tensor(0.5, dtype=dtype, requires_grad=True)
+    (g,) = mg.gradients(x * 2.0 + x * 4.0, [x])
+    assert isinstance(g.array, np.ndarray) and g.numpy().tolist() == 6.0

@@ -353,6 +353,9 @@ class Programs(RuleBasedStateMachine):
             return
         p, q = leaf.ours, leaf.theirs
         views = [v for v in self.pool if np.shares_memory(v.ours.array, p.array)]
+        for v in self.pool:                             # a view of one number is a copy here
+            if v not in views and np.shares_memory(v.theirs.array, q.array):
+                v.theirs.array = v.theirs.array.copy()
         if how == "step":
             kept, p.grad = p.grad, mg.Tensor(np.full(p.shape, 0.25))
             mg.optim.SGD([p], lr=0.5).step()

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.graph import Walk, backprop
-from minigrad.op import Op
+from minigrad.backend.base import Saved
+from minigrad.engine.fast import FastOp as Op
+from minigrad.engine.fast import FastWalk
+from minigrad.graph import backprop
 
 
 def _leaf(x: Any) -> mg.Tensor:
@@ -203,6 +205,38 @@ def test_constants_record_nothing():
     assert mg.stop_gradient(_leaf([1.0])).node is None and _leaf([1.0]).detach().node is None
 
 
+def test_an_op_of_arrays_gives_arrays():
+    """A Tensor comes from Tensors alone, whatever the op, its dtype, and the number of its results."""
+    a = np.ones((2, 3))
+    for out in (mg.exp(a), mg.maximum(a, a), mg.layer_norm(a, a[0], a[0]), mg.ops.elementwise.less(a, a), mg.sum(a),
+                mg.exp(a.astype(np.float16)), *mg.split(a, sections=3, axis=1)):
+        assert type(out) is np.ndarray
+
+
+def test_a_rule_is_given_what_it_names():
+    """In its order: a setting, an argument that was left out, one that was not, shapes, that of a number too, the result."""
+    def probe(xp, a, b, c=None, *, s=1.0):
+        return a * b * s
+
+    def rule(g, s, c, b, b_shape, a_shape, out):
+        seen.append((s, c, b, b_shape, a_shape, out.tolist()))
+        return g * b * s
+
+    seen: list[Any] = []
+    for rules in ({"a": rule}, {"a": rule, "b": lambda g: g, "c": lambda g: g}):
+        f = Op(probe, rules)
+        for others in ((2.0,), (np.array([2.0]),), (mg.Tensor(np.array([2.0])), None)):
+            f(_leaf([3.0]), *others, s=4.0).sum().backward()
+    assert seen == [(4.0, None, 2.0, (), (1,), [24.0]), *[(4.0, None, np.array([2.0]), (1,), (1,), [24.0])] * 2] * 2
+
+    def product(xp, a, b):
+        return a * b
+
+    f = Op(product, {"a": lambda g, b_shape: g * (seen.append(b_shape) or 2.0), "b": lambda g: g})
+    f(_leaf([3.0]), 2.0).sum().backward()
+    assert seen[-1] == ()
+
+
 def test_nothing_older_than_the_targets_is_visited():
     """The gradient of a late value does not walk what came before it, and leaves its residuals where they are."""
     seen: list[Any] = []
@@ -236,18 +270,19 @@ def test_only_what_was_asked_for_is_reported():
 def test_sums_are_written_over_only_where_they_are_ours():
     """The first sum of two arrays that others hold is a new array, and further ones go into it; a fresh one is ours at once."""
     node, a, b = _leaf([0.0]).node, np.ones(2), np.full(2, 2.0)
-    walk = Walk(live=False, oldest=0, turns={})
+    walk = FastWalk(False, 0, {})
     walk.send(node, a)
-    assert walk.sum(node) is None and walk.heap == [(-node.id, node)]
+    assert walk.total(node) is None and walk.so_far(node) is a and walk.heap == [(-node.id, node)]
     walk.send(node, b)
-    first = walk.sum(node)
+    first = walk.total(node)
     walk.send(node, b)
-    assert walk.sum(node) is first and first.tolist() == [5.0, 5.0] and a.tolist() == [1.0, 1.0] and b.tolist() == [2.0, 2.0]
-    assert walk.sums.pop(node) == (first, True) and len(walk.heap) == 1
+    assert walk.total(node) is first and first.tolist() == [5.0, 5.0] and a.tolist() == [1.0, 1.0] and b.tolist() == [2.0, 2.0]
+    assert walk.sums.pop(node) is first and walk.fresh(node) and len(walk.heap) == 1
+    walk.ours.clear()
     walk.send(node, a, fresh=True)
-    assert walk.sum(node) is a
+    assert walk.total(node) is a
     walk.send(node, b)
-    assert walk.sum(node) is a and a.tolist() == [3.0, 3.0]
+    assert walk.total(node) is a and a.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -314,6 +349,7 @@ def test_what_cannot_be_differentiated_is_refused():
         (lambda: setattr(x * x, "grad", None), mg.GraphError, "leaf"),
         (lambda: setattr(x, "grad", c), mg.ShapeError, "float32[1]"),
         (lambda: mg.tensor([1, 2], requires_grad=True), mg.DTypeError, "int64[2]"),
+        (lambda: mg.exp(mg.tensor([1, 2])), mg.DTypeError, "x is int64[2] would become float64"),
     ]:
         with pytest.raises(kind) as caught:
             f()
@@ -333,6 +369,42 @@ def test_a_wrong_rule_is_found_out(rule: Any, kind: Any, words: str):
     with pytest.raises(kind) as caught:
         f(_leaf([1.0, 2.0])).sum().backward()
     assert words in str(caught.value) and "∂broken/∂x" in str(caught.value)
+
+
+@pytest.mark.parametrize("rules, joint", [({"x": lambda g: None}, None), ({}, lambda g: None)])
+def test_a_rule_that_returns_nothing_is_found_out(rules: Any, joint: Any):
+    def broken(xp, x):
+        return x * 2.0
+
+    with pytest.raises(TypeError, match=r"broken: its rule broken/.* returned None"):
+        Op(broken, rules, joint=joint)(_leaf([1.0, 2.0])).sum().backward()
+
+
+@pytest.mark.parametrize("made, create_graph", [
+    (lambda: mg.Tensor(np.array(2.0)), False), (lambda: mg.Tensor(np.array(2.0)), True), (lambda: np.float64(2.0), False),
+    (lambda: np.float64(2.0), True), (lambda: np.array(2.0), False), (lambda: np.array(2.0), True)])
+def test_a_rule_may_return_a_tensor_or_a_number(made: Any, create_graph: bool):
+    """.grad is a Tensor, and an array is in it, in either case."""
+    def probe(xp, x):
+        return x * 2.0
+
+    for f in (Op(probe, {"x": lambda g: made()}), Op(probe, {}, joint=lambda g: (made(),))):
+        x = _leaf(3.0)
+        f(x * 1.0).backward(create_graph=create_graph)
+        assert type(x.grad) is mg.Tensor and type(x.grad.array) is np.ndarray and x.grad.item() == 2.0
+        x.grad = None
+        f(x).backward(create_graph=create_graph)
+        assert type(x.grad) is mg.Tensor and type(x.grad.array) is np.ndarray and x.grad.item() == 2.0
+
+
+@pytest.mark.parametrize("made", [lambda x: x * 2.0, lambda x: Saved(x * 2.0, other=x)])
+def test_a_rule_that_names_what_nobody_saves_is_found_out(made: Any):
+    """In the forward pass, where the op is called."""
+    def broken(xp, x):
+        return made(x)
+
+    with pytest.raises(TypeError, match="broken: a rule names 'lost', which is no argument of the kernel"):
+        Op(broken, {"x": lambda g, lost: g})(_leaf([1.0, 2.0]))
 
 
 def test_gradients_of_what_does_not_matter_are_zeros():

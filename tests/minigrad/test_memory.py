@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import minigrad as mg
+from minigrad.engine.fast import FastOp as Op
 from minigrad.graph import Leaf, state
-from minigrad.op import Op
 
 
 def _leaf(x: Any) -> mg.Tensor:
@@ -226,9 +226,12 @@ def test_an_interrupted_recording_leaves_nothing(no_collector: None):
 
 
 # ── nothing is shared, nothing is written ──
-def test_leaves_fed_by_one_cotangent_do_not_share_it():
+@pytest.mark.parametrize("hooks", [False, True])
+def test_leaves_fed_by_one_cotangent_do_not_share_it(hooks: bool):
     """a + b sends the same array both ways; writing into one .grad must not show in the other, nor in the cotangent."""
     a, b, g = _leaf([1.0, 2.0]), _leaf([3.0, 4.0]), np.array([5.0, 6.0])
+    for x in (a, b) if hooks else ():
+        x.register_post_accumulate_grad_hook(lambda x: None)
     (a + b).backward(g)
     a.grad.array[:] = 0.0
     assert b.grad.tolist() == [5.0, 6.0] and g.tolist() == [5.0, 6.0]
@@ -249,6 +252,25 @@ def test_adding_to_grad_keeps_the_tensor_and_makes_a_new_array():
     held, array = x.grad, x.grad.numpy()
     (x * 3.0).sum().backward()
     assert held is x.grad and held.tolist() == [6.0, 6.0] and array.tolist() == [3.0, 3.0]
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 0.0
+
+
+def test_adding_to_a_live_grad_makes_a_new_tensor():
+    """A graph is behind the old one."""
+    x = _leaf([1.0, 2.0])
+    (x * x).sum().backward(create_graph=True)
+    held = x.grad
+    (x * 3.0).sum().backward()
+    assert held.tolist() == [2.0, 4.0] and x.grad.tolist() == [5.0, 7.0] and x.grad.requires_grad
+
+
+def test_a_cotangent_that_is_a_tensor_stays_the_callers():
+    """What is added to .grad later is not added to it."""
+    x, g = _leaf([1.0, 2.0]), mg.Tensor(np.array([5.0, 6.0]))
+    x.backward(g, create_graph=True)
+    (x * 3.0).sum().backward()
+    assert x.grad.tolist() == [8.0, 9.0] and g.tolist() == [5.0, 6.0]
 
 
 def test_asking_twice_for_one_gradient_gives_two_arrays():
@@ -258,6 +280,15 @@ def test_asking_twice_for_one_gradient_gives_two_arrays():
     assert a.tolist() == b.tolist() == [2.0, 4.0] and not np.shares_memory(a.numpy(), b.numpy())
 
 
+def test_a_gradient_on_the_way_is_not_what_a_hook_gave():
+    """A hook's Tensor is its owner's, who may write it later."""
+    y = _leaf([1.0, 2.0]) * 2.0
+    mine = mg.Tensor(np.array([3.0, 4.0]))
+    y.register_hook(lambda g: mine)
+    (slope,) = mg.gradients((y * 5.0).sum(), [y])
+    assert slope.tolist() == [3.0, 4.0] and not np.shares_memory(slope.array, mine.array)
+
+
 def test_a_rule_that_returns_what_it_kept_gives_nothing_away():
     """Where a rule's gradient is a residual itself, .grad is a copy, and no sum is written over the residual."""
     def product(xp, x, slopes):
@@ -265,8 +296,10 @@ def test_a_rule_that_returns_what_it_kept_gives_nothing_away():
 
     f = Op(product, {"x": lambda g, slopes: slopes})    # right for a cotangent of ones, which is all it is given here
     x, slopes = _leaf([1.0, 2.0]), np.array([3.0, 4.0])
-    f(x, slopes).sum().backward()
-    assert x.grad.tolist() == [3.0, 4.0] and not np.shares_memory(x.grad.array, slopes)
+    for given in (slopes, mg.Tensor(slopes)):
+        x.grad = None
+        f(x, given).sum().backward()
+        assert x.grad.tolist() == [3.0, 4.0] and not np.shares_memory(x.grad.array, slopes)
     y = x * 1.0
     (f(y, slopes).sum() + f(y, slopes).sum() + (y * y).sum()).backward()
     assert slopes.tolist() == [3.0, 4.0] and x.grad.tolist() == [3.0 + 6.0 + 2.0, 4.0 + 8.0 + 4.0]

@@ -189,7 +189,7 @@ LEAF = lambda: mg.tensor([1.0, 2.0], requires_grad=True)  # noqa: E731
     "a leaf as the bias of a layer without": (lambda: setattr(nn.Linear(2, 2, bias=False), "bias", LEAF()), ["Linear.bias would not"]),
     "a leaf in a list": (lambda: list(Net(ws=[[LEAF()]]).parameters()), ["Net.ws.0.0 would not"]),
     "a class in Sequential": (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU), ["argument 1 is the class ReLU", "ReLU()"]),
-    "a function in Sequential": (lambda: nn.Sequential(mg.relu), ["argument 0 is a Op"]),
+    "a function in Sequential": (lambda: nn.Sequential(mg.relu), ["argument 0 is a FastOp"]),
     "a list in Sequential": (lambda: nn.Sequential([nn.ReLU()]), ["argument 0 is a list", "Sequential(*modules)"]),
     "a dict in Sequential": (lambda: nn.Sequential(OrderedDict(a=nn.ReLU())), ["argument 0 is a OrderedDict"]),
     "a list in a state": (lambda: nn.Linear(1, 1, bias=False).load_state_dict({"weight": [[1.0]]}), ["weight is a list"]),

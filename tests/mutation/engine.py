@@ -1,7 +1,7 @@
 """python tests/mutation/engine.py [-k REGEX]: undo each of the engine's decisions and demand that its tests notice.
 
 A mutant is a module of minigrad imported from another text, in a process of its own, in which the tests of the engine run until one
-fails. A mutant that none notices fails the run.
+fails, and again with MINIGRAD_EXPLICIT=1, on the engine's definition. A mutant that none notices fails the run.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from engine_mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 # from quick to slow
-GROUPS = [["test_copies"], ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
-          ["test_versions", "test_memory", "test_transforms", "test_threads"],
+GROUPS = [["test_copies"], ["test_fast_path"],
+          ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
+          ["test_versions", "test_memory", "test_devices", "test_transforms", "test_threads"],
           ["test_graph", "test_distributed"]]
 
 
@@ -87,11 +89,19 @@ def run_one(number: int, files: list[str]) -> int:
 
 def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0) -> str | None:
     """The first test that notices the mutant, "a time limit" where it never ends, or None."""
+    found = _killer(number, groups, timeout, {})
+    if found is None:                                   # part of the engine's definition runs there alone
+        found = _killer(number, [g for g in groups if "test_fast_path" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
+    return found
+
+
+def _killer(number: int, groups: list[list[str]], timeout: float, variables: dict[str, str]) -> str | None:
+    """The same with these environment variables."""
     for names in groups:
         files = [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
         try:
             done = subprocess.run([sys.executable, __file__, "--one", str(number), *files], capture_output=True, text=True,
-                                  timeout=timeout, cwd=ROOT, check=False)
+                                  timeout=timeout, cwd=ROOT, check=False, env={**os.environ, **variables})
         except subprocess.TimeoutExpired:
             return "a time limit"
         if done.returncode == 1:

@@ -1,0 +1,416 @@
+"""The operators and methods of a Tensor: each is the op of its name, with its arguments by place.
+
+`Tensor` itself knows of no op, so that ops can know Tensor; `ops` gives it these when it is imported.
+In the examples `x` is `mg.tensor([[1.0, 2.0], [3.0, 4.0]])`, of shape [2, 2].
+"""
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+
+from .. import backend
+from ..engine.checks import PYTORCHS
+from . import elementwise, index, linalg, reduce, shape
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from ..tensor import Tensor
+
+Axis = int | Sequence[int] | None
+
+
+class _Dims(TypedDict, total=False):
+    """PyTorch's names of `axis` and `keepdims`."""
+
+    dim: Axis
+    keepdim: bool
+
+
+def _over(names: Any, **settings: Any) -> dict[str, Any]:
+    """Settings of a reduction, PyTorch's names among them; TypeError for one that is given by both names."""
+    for name, value in names.items():
+        ours = PYTORCHS.get(name, name)
+        if settings.get(ours) not in (None, False):
+            raise TypeError(f"{name} is PyTorch's name of {ours}; give one of them")
+        settings[ours] = value
+    return settings
+
+
+def _index(key: Any) -> Any:
+    """An index with its Tensors replaced by their arrays. IndexError where NumPy and PyTorch put the axes in different orders."""
+    if not isinstance(key, tuple):
+        return getattr(key, "array", key)
+    plain = tuple(getattr(k, "array", k) for k in key)
+    kinds = ["integer" if isinstance(k, Integral) else "slice" if k is None or k is ... or isinstance(k, slice) else "array" for k in plain]
+    # arrays that a slice parts put their axes first; NumPy counts an integer among them, and PyTorch takes it away before
+    if "array" in kinds and "slice" in kinds[:kinds.index("array")] and _parted(kinds, "array", "integer") and not _parted(kinds, "array"):
+        raise IndexError("x[i, :, k] with an integer and an array apart has its axes in another order in NumPy than in PyTorch; "
+                         "write x[i][:, k] for PyTorch's")
+    return plain
+
+
+def _parted(kinds: list[str], *some: str) -> builtins.bool:
+    """Whether a slice stands between the first and the last of these kinds of indices."""
+    at = [i for i, kind in enumerate(kinds) if kind in some]
+    return "slice" in kinds[at[0]:at[-1]]
+
+
+def _sizes(sizes: tuple[Any, ...]) -> Any:
+    """Sizes or axes given one by one or as one sequence."""
+    return sizes[0] if len(sizes) == 1 and getattr(sizes[0], "__len__", None) and getattr(sizes[0], "ndim", 1) else sizes
+
+
+def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
+    """The axis, given by name or before the others, and the others."""
+    others = [a for a in given if a is not None]
+    at = axis if axis is not None else others.pop(0) if len(others) == len(given) else None
+    if at is None or len(others) != len(given) - 1:
+        raise TypeError(f"{name}: type x.{name}(axis, {', '.join(['index', 'source'][:len(given) - 1])})")
+    return at, others
+
+
+class Methods:
+    """What `Tensor` is given."""
+
+    __slots__ = ()
+
+    # ── operators ──
+    def __add__(self, other: Any) -> Tensor:
+        """self + other, elementwise; the shapes broadcast."""
+        return elementwise.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return elementwise.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        """self − other, elementwise; the shapes broadcast."""
+        return elementwise.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return elementwise.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        """self · other, elementwise; the shapes broadcast."""
+        return elementwise.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return elementwise.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        """self / other, elementwise; the shapes broadcast."""
+        return elementwise.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return elementwise.div(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        """self to the power of other, elementwise; the shapes broadcast."""
+        return elementwise.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return elementwise.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        """The matrix product of self [..., n, k] and other [..., k, m], [..., n, m]; a vector stands for a matrix of one row or column."""
+        return linalg.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return linalg.matmul(other, self)
+
+    # beside None comparisons are NotImplemented, so that Python compares identities, as it does for PyTorch
+    def __eq__(self, other: Any) -> Any:
+        """Whether each number equals the other's, in bool."""
+        return NotImplemented if other is None else elementwise.equal(self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return NotImplemented if other is None else elementwise.not_equal(self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return NotImplemented if other is None else elementwise.less(self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return NotImplemented if other is None else elementwise.less_equal(self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return NotImplemented if other is None else elementwise.greater(self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return NotImplemented if other is None else elementwise.greater_equal(self, other)
+
+    def __neg__(self) -> Tensor:
+        return elementwise.neg(self)
+
+    def __abs__(self) -> Tensor:
+        return elementwise.abs(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """The elements that NumPy's indexing gives: a view for integers and slices, a copy for arrays of integers or bools.
+
+        >>> x[0].tolist(), x[:, 1].tolist(), x[x > 2.0].tolist()
+        ([1.0, 2.0], [2.0, 4.0], [3.0, 4.0])
+        """
+        return index.getitem(self, index=_index(key))
+
+    # ── elementwise ──
+    def exp(self) -> Tensor:
+        """eˣ, elementwise."""
+        return elementwise.exp(self)
+
+    def log(self) -> Tensor:
+        """The natural logarithm, elementwise."""
+        return elementwise.log(self)
+
+    def sqrt(self) -> Tensor:
+        """√x, elementwise."""
+        return elementwise.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        """The hyperbolic tangent, elementwise."""
+        return elementwise.tanh(self)
+
+    def erf(self) -> Tensor:
+        """The error function, elementwise."""
+        return elementwise.erf(self)
+
+    def sigmoid(self) -> Tensor:
+        """1 / (1 + e⁻ˣ), elementwise."""
+        return elementwise.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        """max(x, 0), elementwise; the gradient at 0 is 0."""
+        return elementwise.relu(self)
+
+    def abs(self) -> Tensor:
+        """|x|, elementwise; the gradient at 0 is 0."""
+        return elementwise.abs(self)
+
+    def clip(self, min: Any = None, max: Any = None) -> Tensor:
+        """x held within [min, max]; None is no bound.
+
+        >>> x.clip(2.0, 3.0).tolist()
+        [[2.0, 2.0], [3.0, 3.0]]
+        """
+        return elementwise.clip(self, min=min, max=max)
+
+    # ── reductions ──
+    def sum(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """The sum over `axis`, an axis or several; of all elements without one. keepdims: summed axes stay, with length 1.
+
+        >>> x.sum().item(), x.sum(0).tolist(), x.sum(-1, keepdims=True).shape
+        (10.0, [4.0, 6.0], (2, 1))
+        """
+        return reduce.sum(self, **_over(names, axis=axis, keepdims=keepdims))
+
+    def mean(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """The mean over `axis`, as `sum` has it.
+
+        >>> x.mean(0).tolist()
+        [2.0, 3.0]
+        """
+        return reduce.mean(self, **_over(names, axis=axis, keepdims=keepdims))
+
+    def var(self, axis: Axis = None, *, keepdims: builtins.bool = False, correction: int | None = None, ddof: int | None = None,
+            unbiased: builtins.bool | None = None, **names: Unpack[_Dims]) -> Tensor:
+        """The variance over `axis`, Σ (x − mean)² / (n − correction), where one of these has to be given: correction, ddof (NumPy's
+        name for it), or unbiased, True for a correction of 1.
+
+        >>> x.var(0, correction=0).tolist()
+        [1.0, 1.0]
+        """
+        correction = correction if unbiased is None else builtins.int(unbiased)
+        return reduce.var(self, **_over(names, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof))
+
+    def max(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: NoReturn) -> Tensor:
+        """The largest element over `axis`, by name, for PyTorch's max(axis) gives places too; ties share the gradient.
+
+        >>> x.max(axis=1).tolist()
+        [2.0, 4.0]
+        """
+        return reduce.max(self, *place, axis=axis, keepdims=keepdims, **names)
+
+    def min(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: NoReturn) -> Tensor:
+        """The smallest element over `axis`, by name as in `max`."""
+        return reduce.min(self, *place, axis=axis, keepdims=keepdims, **names)
+
+    def logsumexp(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """log Σ eˣ over `axis`, without overflow."""
+        return reduce.logsumexp(self, **_over(names, axis=axis, keepdims=keepdims))
+
+    def prod(self, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+        """The product over `axis`; its derivatives are right where elements are 0, too."""
+        return reduce.prod(self, axis, keepdims)
+
+    # ── shapes ──
+    def reshape(self, *sizes: Any, **shapes: Any) -> Tensor:
+        """The same elements in another shape, given as sizes or as one tuple; one size may be −1.
+
+        >>> x.reshape(4).shape, x.reshape((1, -1)).shape
+        ((4,), (1, 4))
+        """
+        return shape.reshape(self, shape=_sizes(sizes), **shapes) if sizes or not shapes else shape.reshape(self, **shapes)
+
+    def view(self, *sizes: Any) -> Tensor:
+        """`reshape` under PyTorch's name."""
+        return shape.reshape(self, shape=_sizes(sizes))
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """The axes from start_dim to end_dim as one."""
+        return shape.flatten(self, start_dim, end_dim)
+
+    def squeeze(self, dim: int | None = None) -> Tensor:
+        """Without the axes of length 1, or without this one if it has length 1."""
+        return shape.squeeze(self, dim)
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        """With an axis of length 1 at this place.
+
+        >>> x.unsqueeze(0).shape, x.unsqueeze(-1).shape
+        ((1, 2, 2), (2, 2, 1))
+        """
+        return shape.unsqueeze(self, dim)
+
+    def transpose(self, *axes: Any, **named: int) -> Tensor:
+        """Two axes exchanged (a view); a matrix needs no axes. ShapeError without axes for more than two of them.
+
+        >>> x.transpose(0, 1).tolist()
+        [[1.0, 3.0], [2.0, 4.0]]
+        """
+        if len(axes) > 2:
+            raise TypeError(f"transpose: exchanges two axes, {len(axes)} were given; x.permute{axes} puts all in another order")
+        return shape.transpose(self, *axes, **named)
+
+    def permute(self, *axes: Any) -> Tensor:
+        """The axes in another order (a view), given one by one or as one tuple."""
+        return shape.permute(self, axes=_sizes(axes))
+
+    @property
+    def T(self) -> Tensor:
+        """The transpose of a matrix (a view)."""
+        return shape.transpose(self)
+
+    @property
+    def mT(self) -> Tensor:
+        """The last two axes exchanged (a view): x [..., n, m] as [..., m, n]."""
+        return shape.matrix_transpose(self)
+
+    def split(self, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
+              axis: int = 0) -> tuple[Tensor, ...]:
+        """Views that x is cut into along `axis`: `sections` equal ones, or ones of these `sizes`.
+
+        >>> [part.tolist() for part in x.split(sections=2)]
+        [[[1.0, 2.0]], [[3.0, 4.0]]]
+        """
+        return shape.split(self, ambiguous, sections=sections, sizes=sizes, axis=axis)
+
+    def tril(self, diagonal: int = 0) -> Tensor:
+        """The lower triangle of each matrix, up to this diagonal, and 0 above."""
+        return shape.tril(self, diagonal=diagonal)
+
+    def triu(self, diagonal: int = 0) -> Tensor:
+        """The upper triangle of each matrix, from this diagonal on, and 0 below."""
+        return shape.triu(self, diagonal=diagonal)
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim                                # type: ignore[attr-defined]
+
+    # ── by index ──
+    def take(self, indices: Any, *, axis: int | None = None) -> Tensor:
+        """The slices at integer `indices` along `axis`, whose place their axes take; without one the elements in order.
+
+        >>> x.take(mg.tensor([1, 0]), axis=0).tolist()
+        [[3.0, 4.0], [1.0, 2.0]]
+        """
+        return index.take(self, indices, axis=axis)
+
+    def gather(self, dim: Any = None, index: Any = None, *, axis: int | None = None) -> Tensor:
+        """out[i, j] = x[index[i, j], j] for axis 0, and so on: x.gather(0, index), as PyTorch has it, or x.gather(index, axis=0).
+
+        >>> x.gather(1, mg.tensor([[1], [0]])).tolist()
+        [[2.0], [3.0]]
+        """
+        at, (index,) = _placed("gather", axis, dim, index)
+        return _gather(self, index, axis=at)
+
+    def scatter_add(self, dim: Any = None, index: Any = None, source: Any = None, *, axis: int | None = None) -> Tensor:
+        """x with source[i, j] added at [index[i, j], j] for axis 0, and so on; sums where an index repeats. The axis is given as to
+        `gather`: x.scatter_add(0, index, source), or x.scatter_add(index, source, axis=0).
+        """
+        at, (index, source) = _placed("scatter_add", axis, dim, index, source)
+        return _scatter_add(self, index, source, axis=at)
+
+    # ── dtypes and devices ──
+    def astype(self, dtype: Any) -> Tensor:
+        """In another dtype; between floats the gradient is cast back.
+
+        >>> str(x.astype("float64").dtype)
+        'float64'
+        """
+        return elementwise.astype(self, dtype=dtype)
+
+    def type_as(self, other: Any) -> Tensor:
+        """In the dtype of `other`; itself where that is its own."""
+        return elementwise.type_as(self, other)
+
+    def to(self, other: Any) -> Tensor:
+        """On the device "numpy", "cupy" or "cupy:N", or in a dtype; itself if it is there.
+
+        >>> x.to("numpy") is x, str(x.to("float64").dtype)
+        (True, 'float64')
+        """
+        return elementwise.astype(self, dtype=other) if backend.is_dtype(other) else shape.to(self, other)
+
+    def cpu(self) -> Tensor:
+        """In the memory of this machine; itself if it is there."""
+        return shape.to(self, "numpy")
+
+    def cuda(self, device: int | str = 0) -> Tensor:
+        """On the GPU of this number."""
+        return shape.to(self, device if isinstance(device, str) else f"cupy:{device}")
+
+    def float(self) -> Tensor:
+        """In float32."""
+        return elementwise.astype(self, dtype="float32")
+
+    def double(self) -> Tensor:
+        """In float64."""
+        return elementwise.astype(self, dtype="float64")
+
+    def half(self) -> Tensor:
+        """In float16."""
+        return elementwise.astype(self, dtype="float16")
+
+    def bfloat16(self) -> Tensor:
+        """In bfloat16."""
+        return elementwise.astype(self, dtype="bfloat16")
+
+    def long(self) -> Tensor:
+        """In int64."""
+        return elementwise.astype(self, dtype="int64")
+
+    def int(self) -> Tensor:
+        """In int32."""
+        return elementwise.astype(self, dtype="int32")
+
+    def bool(self) -> Tensor:
+        """In bool: whether each element is not 0."""
+        return elementwise.astype(self, dtype="bool")
+
+
+_gather, _scatter_add = index.gather, index.scatter_add             # whose argument is called `index` as well
+IN_PLACE = {"add": ("+", elementwise.add), "sub": ("-", elementwise.sub), "mul": ("*", elementwise.mul),
+            "truediv": ("/", elementwise.div), "pow": ("**", elementwise.power)}
+
+
+def attach(kind: Any) -> None:
+    """Give the class Tensor its operators and methods."""
+    for name, f in vars(Methods).items():
+        if callable(f) or isinstance(f, property):
+            if callable(f):
+                f.__qualname__ = f"{kind.__name__}.{name}"
+            setattr(kind, name, f)
+    for name, (symbol, f) in IN_PLACE.items():
+        setattr(kind, f"__i{name}__", lambda a, b, f=f, symbol=symbol: a._become(symbol, f(a, b)))

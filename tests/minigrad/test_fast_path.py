@@ -1,0 +1,288 @@
+"""The engine's fast path is its definition, to the bit: values, gradients, second derivatives, what is
+saved, what is refused and in which words, in no more memory. `repeat` asks the same of every op."""
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine import ELEMENTWISE, PROGRAMS, UNARY, Programs
+
+import minigrad as mg
+from gpt2.config import GPT2Config
+from gpt2.model import GPT2
+from minigrad import graph
+from minigrad.engine.fast import FastOp, FastWalk, explicit
+from minigrad.testing import double
+
+SHAPES = [(), (3,), (2, 3), (2, 1), (1, 3)]
+ROOT = Path(mg.__file__).parent
+
+
+def _outcome(f: Callable[[], Any]) -> tuple[Any, ...]:
+    """The bits of the arrays that f returns, or the error that it raises."""
+    mg.random.manual_seed(0)
+    try:
+        return tuple((str(a.dtype), a.shape, a.tobytes()) for a in f())
+    except Exception as error:
+        return type(error), str(error), type(error.__cause__)
+
+
+def _same(f: Callable[[], Any]) -> tuple[Any, ...]:
+    """What f gives, on both paths."""
+    fast = _outcome(f)
+    with explicit():
+        slow = _outcome(f)
+    assert fast == slow
+    return fast
+
+
+# ── numbers ──
+steps = st.lists(st.tuples(st.sampled_from([*UNARY, *ELEMENTWISE, *PROGRAMS]), st.integers(0, 9), st.integers(0, 9)),
+                 min_size=1, max_size=8)
+
+
+@given(shapes=st.lists(st.sampled_from(SHAPES), min_size=2, max_size=3), steps=steps, seed=st.integers(0, 999),
+       dtype=st.sampled_from(["float64", "float32", "float16"]), device=st.sampled_from(["numpy", "double"]))
+def test_random_programs(shapes: Any, steps: Any, seed: int, dtype: str, device: str):
+    """Value, gradients, the gradient of the gradient, `.grad` of the leaves, and every residual of every node."""
+    double.install()
+    if device == "double" and dtype == "float16":      # whose kernels add to a sum with one rounding
+        dtype = "float32"
+
+    def program() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        leaves = [mg.tensor(rng.uniform(-1.0, 1.0, s), dtype=dtype, device=device).requires_grad_() for s in shapes]
+        pool = [*leaves, mg.tensor(rng.uniform(-1.0, 1.0, (2, 3)), dtype=dtype, device=device)]
+        for name, i, j in steps:
+            a, b = pool[-1 - i % len(pool)], pool[-1 - j % len(pool)]
+            f = {**UNARY, **ELEMENTWISE, **PROGRAMS}[name]
+            try:
+                pool.append(mg.tanh(f(mg, a) if name in UNARY else f(mg, a, b)))
+            except mg.ShapeError:
+                continue
+        y = mg.sum(pool[-1] * pool[-1])
+        yield y.numpy()
+        yield from _residuals(y.node)
+        if y.requires_grad:
+            grads = mg.gradients(y, leaves, create_graph=True)
+            yield from (g.numpy() for g in grads)
+            z = sum((mg.sum(g * g) for g in grads), start=mg.sum(leaves[0]) * 0.0)
+            yield from (g.numpy() for g in mg.gradients(z, leaves, retain_graph=True))
+            z.backward(retain_graph=True)
+            y.backward()
+            yield from (x.grad.numpy() for x in leaves if x.grad is not None)
+
+    _same(lambda: list(program()))
+
+
+def _residuals(node: Any) -> Iterator[np.ndarray]:
+    """All that the graph behind a node saves, in the order in which its nodes were made."""
+    queue, seen = [node], set()
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue += node.parents
+    for node in sorted(seen, key=lambda n: n.id):
+        for s in node.saved or ():
+            for a in s if isinstance(s, tuple) else [s]:
+                yield mg.backend.of(a).host(a) if hasattr(a, "dtype") else np.asarray(str(a).encode())
+
+
+def _small() -> GPT2:
+    mg.random.manual_seed(1)
+    return GPT2(GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_model(dtype: str):
+    """Loss, gradients, and a Hessian-vector product, with dropout and tied weights."""
+    ids = np.random.default_rng(0).integers(61, size=(2, 9))
+
+    def step() -> list[np.ndarray]:
+        model = _small()
+        if dtype != "float16":
+            for p in model.parameters():
+                p.array = p.array.astype(dtype)
+                p.requires_grad_(False).requires_grad_()
+        parameters = list(model.parameters())
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        grads = mg.gradients(loss, parameters, create_graph=True)
+        product = mg.gradients(sum((mg.sum(g * g) for g in grads[1:]), start=mg.sum(grads[0] * grads[0])), parameters,
+                               retain_graph=True)
+        loss.backward()
+        return [a.numpy() for a in (loss, *grads, *product, *[p.grad for p in parameters])]
+
+    assert len(_same(step)) > 30
+
+
+class OnTheDefinition(Programs):
+    """The state machine of the engine, on the definition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = explicit()
+        self.path.__enter__()
+
+    def teardown(self) -> None:
+        self.path.__exit__(None, None, None)
+        super().teardown()
+
+
+TestOnTheDefinition = OnTheDefinition.TestCase
+TestOnTheDefinition.settings = settings(max_examples=max(5, settings.default.max_examples // 10), stateful_step_count=30)
+
+
+def test_an_argument_without_a_rule_is_a_constant():
+    """Also where it is a Tensor that wants a gradient, of another dtype."""
+    def scaled(xp, x, by):
+        return x * by.astype(x.dtype)
+
+    op = FastOp(scaled, {"x": lambda g, by: g * by.astype(g.dtype)})
+
+    def program() -> list[np.ndarray]:
+        x, by = mg.tensor([1.0, 2.0], requires_grad=True), mg.tensor([3.0, 4.0], dtype="float64", requires_grad=True)
+        y = op(x, by)
+        y.backward(mg.tensor([1.0, 1.0]))
+        assert by.grad is None and x.grad is not None
+        return [y.numpy(), x.grad.numpy()]
+
+    assert len(_same(program)[0]) == 3
+
+
+# ── refusals ──
+X, Y, WHOLE = mg.tensor([1.0, 2.0]), mg.tensor([1.0, 2.0, 3.0]), mg.tensor([1, 2])
+W, D = mg.tensor([1.0, 2.0], requires_grad=True), mg.tensor([1.0, 2.0], dtype="float64")
+REFUSED: list[Callable[[], Any]] = [
+    lambda: X + Y, lambda: mg.add(X, [1.0]), lambda: X + "1", lambda: X * D, lambda: W * D, lambda: D * W, lambda: mg.tanh(WHOLE),
+    lambda: mg.tanh(), lambda: mg.tanh(X, X), lambda: mg.tanh(X, out=1), lambda: mg.sum(X, axis=3), lambda: mg.sum(X, axis=1.5),
+    lambda: mg.sum(X, 0, True, 7), lambda: mg.softmax(X, axes=0), lambda: mg.reshape(X, shape=(3,)), lambda: X @ Y,
+    lambda: X @ mg.tensor([[1.0]]), lambda: mg.concat([X, D]), lambda: mg.exp(2.0), lambda: mg.exp([1.0]),
+    lambda: mg.cross_entropy(X, Y), lambda: mg.where(X, X, Y), lambda: mg.layer_norm(X, Y, Y), lambda: X[5],
+    lambda: mg.split(X, sections=3), lambda: mg.take(X, Y), lambda: W.backward(), lambda: mg.sum(X).backward(),
+    lambda: mg.sum(W).backward(mg.tensor([1.0])), lambda: mg.add(X), lambda: mg.add(None, None),
+]
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_errors(call: Callable[[], Any]):
+    """The same class, words and cause."""
+    def refused() -> list[Any]:
+        call()
+        return []
+
+    assert isinstance(_same(refused)[0], type)
+
+
+def test_a_second_pass_and_a_changed_value_are_refused():
+    """In the same words, but for the numbers of the nodes."""
+    def words(act: Callable[[Any, Any], None]) -> str:
+        x = mg.tensor([1.0, 2.0], requires_grad=True)
+        y = mg.sum(x * x)
+        with pytest.raises(mg.GraphError) as caught:
+            act(x, y)
+        return str(caught.value).partition(" #")[0] + str(caught.value).partition(">")[2]
+
+    for act in (lambda x, y: (y.backward(), y.backward()), lambda x, y: (x.assign(mg.tensor([3.0, 4.0])), y.backward())):
+        fast = words(act)
+        with explicit():
+            assert words(act) == fast
+
+
+# ── memory ──
+@pytest.mark.parametrize("recompute", [False, True])
+def test_it_needs_no_more_memory(recompute: bool):
+    """The peak of a training step of the model is not above that of the definition."""
+    ids = np.random.default_rng(0).integers(61, size=(4, 17))
+    model = _small()
+
+    def peak() -> int:
+        model.zero_grad()
+        tracemalloc.start()
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak()
+    fast = peak()
+    with explicit():
+        peak()
+        assert fast <= 1.02 * peak()
+
+
+# ── the switch ──
+def test_the_switch():
+    """Inside the block the definition runs; after it, and after an error, the fast path."""
+    assert graph.walk_of is FastWalk
+    with pytest.raises(KeyError), explicit():
+        assert graph.walk_of is not FastWalk
+        with explicit():
+            pass
+        assert graph.walk_of is not FastWalk
+        raise KeyError
+    assert graph.walk_of is FastWalk
+
+
+def test_the_environment_variable():
+    """MINIGRAD_EXPLICIT=1 runs a whole process on the definition."""
+    code = "from minigrad import graph; print(graph.walk_of.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         env={**os.environ, "MINIGRAD_EXPLICIT": "1"})
+    assert run.stdout.strip() == "Walk"
+
+
+# ── what a reader reads ──
+def _code_lines(code: Any) -> set[tuple[str, int]]:
+    """The lines of a function without blank ones, comments and its docstring."""
+    lines, first = inspect.getsourcelines(code)
+    file, skipped = code.co_filename, set()
+    if code.co_consts and isinstance(code.co_consts[0], str) and not code.co_name.startswith("<"):
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and first <= node.lineno < first + len(lines) and node.name == code.co_name:
+                doc = node.body[0]
+                if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+                    skipped = set(range(doc.lineno, (doc.end_lineno or 0) + 1))
+    return {(file, first + i) for i, line in enumerate(lines)
+            if line.strip() and not line.strip().startswith("#") and first + i not in skipped}
+
+
+READ = 372
+
+
+def test_what_a_student_reads():
+    """The functions that `(x * x).sum().backward()` goes through on the definition have at most this many lines of code."""
+    x, codes = mg.tensor([1.0, 2.0], requires_grad=True), set()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(ROOT)):
+            codes.add(frame.f_code)
+
+    with explicit():
+        for op in (mg.ops.elementwise.mul, mg.ops.reduce.sum):
+            op.plans.clear()
+        sys.setprofile(note)
+        try:
+            (x * x).sum().backward()
+        finally:
+            sys.setprofile(None)
+    assert len(set().union(*map(_code_lines, codes))) <= READ
+
+
+def test_the_definition_is_short():
+    """Each of its files has at most 250 lines, and none has a line of more than 100 columns."""
+    files = [*(ROOT / "engine").glob("*.py"), ROOT / "graph.py"]
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 100 and (len(lines) <= 250 or file.name == "fast.py"), file.name
