@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappush
 from operator import itemgetter
@@ -149,6 +150,7 @@ class FastOp(Op):
             if wants:
                 touch(nodes)
             return Tensor(out)
+        wants |= bit                                    # and how many arguments there are
         quick = self.plans.get(wants) or self._prepared(wants, nodes)
         plan = quick.plan
         if quick.pick is None or bare:
@@ -170,7 +172,8 @@ class FastOp(Op):
         """Of one output whose rules are run on arrays as they are; else the definition's."""
         plan, parents = node.plan, node.parents
         here: Any = known.get(type(g))
-        if here is None or self.joint or self.widens or node.dtype.itemsize == 2 or here.devices:
+        if (here is None or self.joint or self.widens or node.dtype.itemsize == 2 or here.devices
+                or type(walk) is not FastWalk):         # a pass that began on the definition
             return super().pullback(node, saved, g, walk)
         if plan.watched and node.version != plan.version(parents):
             raise checks.changed(node)
@@ -202,7 +205,8 @@ class FastOp(Op):
 
     def _share(self, node: Node, i: int | None, rule: Rule, given: tuple[Any, ...], g: Any,
                saved: tuple[Any, ...], here: Backend, walk: Any) -> None:
-        into = None if walk.live or type(g) is tuple else here.kernels.get(rule.into)
+        own = type(walk) is FastWalk and not walk.live and type(g) is not tuple
+        into = here.kernels.get(rule.into) if own else None
         first = node.parents[i or 0]
         total = None
         if into is not None and first is not None:
@@ -221,8 +225,11 @@ class FastOp(Op):
         super()._share(node, i, rule, given, g, saved, here, walk)
 
     def _send(self, node: Node, i: int, gp: Any, g: Any, saved: Any, walk: Any) -> None:
+        if type(walk) is not FastWalk:
+            return super()._send(node, i, gp, g, saved, walk)
         fresh = not walk.live and gp is not g and self._fresh(node, saved, gp)
-        walk.send(node.parents[i], gp, fresh=fresh)
+        parent: Any = node.parents[i]
+        walk.send(parent, gp, None, fresh)
 
     def _fresh(self, node: Node, saved: tuple[Any, ...], gp: Any) -> bool:
         """Whether nobody else holds gp's memory: no view, and no residual that is read."""
@@ -277,6 +284,8 @@ class FastWalk(Walk):
 
 
 # ── the switch ──
+_switching = threading.Lock()
+_blocks: list[bool] = []                                # whether each open one found the fast path
 _FAST = {name: vars(FastOp)[name] for name in ("__call__", "pullback", "_share", "_send")}
 
 
@@ -294,12 +303,17 @@ def use(fast: bool) -> None:
 def explicit() -> Iterator[None]:
     """Inside the block everything runs on the engine's definition, in all threads: slower, and the
     same numbers to the bit."""
-    was = graph.walk_of is FastWalk
-    use(False)
+    with _switching:
+        _blocks.append(graph.walk_of is FastWalk)
+        use(False)
     try:
         yield
     finally:
-        use(was)
+        with _switching:
+            was = _blocks[0]                            # before the first one of all threads
+            _blocks.pop()
+            if not _blocks:
+                use(was)
 
 
 use(not os.environ.get("MINIGRAD_EXPLICIT"))

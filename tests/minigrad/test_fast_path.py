@@ -23,6 +23,7 @@ from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 from minigrad import graph
 from minigrad.engine.fast import FastOp, FastWalk, explicit
+from minigrad.op import REGISTRY
 from minigrad.testing import double
 
 SHAPES = [(), (3,), (2, 3), (2, 1), (1, 3)]
@@ -161,6 +162,22 @@ def test_an_argument_without_a_rule_is_a_constant():
     assert len(_same(program)[0]) == 3
 
 
+@pytest.mark.parametrize("first", ["given", "left out"])
+def test_an_argument_may_be_left_out(first: str):
+    """Whichever call comes first: None in its place and nothing are two plans."""
+    REGISTRY["gelu"].plans.clear()
+
+    def program() -> list[np.ndarray]:
+        x = mg.tensor([[0.5, -1.0], [2.0, 0.1]], requires_grad=True)
+        calls = [lambda: mg.gelu(x, None, approximate="tanh"), lambda: mg.gelu(x, approximate="tanh")]
+        ys = [f() for f in (calls if first == "given" else calls[::-1])]
+        return [g.numpy() for y in ys for g in mg.gradients(mg.sum(y * y), [x])]
+
+    _same(program)
+    one, other = _same(program)
+    assert one == other
+
+
 # ── refusals ──
 X, Y, WHOLE = mg.tensor([1.0, 2.0]), mg.tensor([1.0, 2.0, 3.0]), mg.tensor([1, 2])
 W, D = mg.tensor([1.0, 2.0], requires_grad=True), mg.tensor([1.0, 2.0], dtype="float64")
@@ -233,6 +250,25 @@ def test_the_switch():
         assert graph.walk_of is not FastWalk
         raise KeyError
     assert graph.walk_of is FastWalk
+
+
+def test_two_threads_may_have_it():
+    """The definition runs until the last of them has left; a pass that began on it ends on it."""
+    first, second = explicit(), explicit()
+    first.__enter__()
+    second.__enter__()
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    y = mg.sum(mg.softmax(x * x) * x)
+    first.__exit__(None, None, None)
+    assert graph.walk_of is not FastWalk
+
+    def leave(g: mg.Tensor) -> None:
+        second.__exit__(None, None, None)
+
+    y.register_hook(leave)
+    y.backward()
+    fast = mg.gradients(mg.sum(mg.softmax(x * x) * x), [x])[0]
+    assert graph.walk_of is FastWalk and x.grad is not None and x.grad.tolist() == fast.tolist()
 
 
 def test_the_environment_variable():
