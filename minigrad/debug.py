@@ -160,7 +160,8 @@ def detect_anomaly() -> Iterator[None]:
     def checked_fitted(op: Op, node: Node, i: int, gp: Any, live: bool) -> Any:
         array = gp.array if isinstance(gp, Tensor) else gp
         parent = node.parents[i]
-        if str(parent and parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
+        assert parent is not None
+        if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
             raise GraphError(f"backward of {node}: ∂{op.shown}/∂{checks.arg(op, i)} holds {bad}")
         return fitted(op, node, i, gp, live)
 

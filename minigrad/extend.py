@@ -48,12 +48,10 @@ def faster(of: Any, rule: str | None = None, *, on: str = "numpy", into_sum: boo
     key = name if rule is None else f"{name}/{rule}{'+' if into_sum else ''}"
 
     def add(f: F) -> F:
-        if on == "numpy":
-            backend.cpu.kernels[key] = f
-            return f
-        cupy_kernels.KERNELS[key] = f if rule is None else lambda xp, *given: f(*given)
-        if backend.loaded(on):
-            backend.get(on)[0].kernels[key] = f
+        if on == "cupy":                                # for the backend that will be made
+            cupy_kernels.KERNELS[key] = f if rule is None else lambda xp, *given: f(*given)
+        if (there := backend.loaded(on)) is not None:
+            there.kernels[key] = f
         return f
 
     return add

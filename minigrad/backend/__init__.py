@@ -93,9 +93,9 @@ def get(name: str) -> tuple[Backend, int]:
     return backend, int(number or 0)
 
 
-def loaded(name: str) -> bool:
-    """Whether a backend has been made: NumPy's always, CuPy's when it was first asked for."""
-    return name in _named
+def loaded(name: str) -> Backend | None:
+    """The backend of this name if it has been made: NumPy's always, CuPy's when it was first asked for."""
+    return _named.get(name)
 
 
 def _automatic() -> tuple[Backend, int]:

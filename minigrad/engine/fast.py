@@ -136,13 +136,12 @@ class FastOp(Op):
                 out = self.kernel(here, *arrays, **own) if own else self.kernel(here, *arrays)
         except Exception:
             return super().__call__(*args, **settings)
-        extra = None
+        made, extra = out, None
         if type(out) is Saved:
             out, extra = out.out, out.extra
         if type(out) not in here.array_types and type(out) in known:
             out = known[type(out)].adopt(out)           # a scalar where a 0-d array is meant
         if type(out) not in here.array_types or out.dtype is not dtype:
-            made = out if extra is None else Saved(out, **extra)
             return self._wrapped(here, made, dtype, False, arguments, arrays, nodes, given)
         if not tensors:
             return out

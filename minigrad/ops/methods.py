@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .. import backend
 from ..engine.checks import PYTORCHS
+from ..op import Axis
 from . import elementwise, index, linalg, reduce, shape
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from ..tensor import Tensor
-
-Axis = int | Sequence[int] | None
 
 
 class _Dims(TypedDict, total=False):

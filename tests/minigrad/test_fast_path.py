@@ -297,8 +297,12 @@ def _code_lines(code: Any) -> set[tuple[str, int]]:
 READ = 372
 
 
-def test_what_a_student_reads():
-    """The functions that `(x * x).sum().backward()` goes through on the definition have at most this many lines of code."""
+def test_what_a_student_reads(monkeypatch: pytest.MonkeyPatch):
+    """The functions that `(x * x).sum().backward()` goes through on the definition have at most this many lines of code.
+
+    Whoever has run before: what is looked up once in a process is there, and no leaf has a hook.
+    """
+    monkeypatch.setattr(sys.modules[mg.Tensor.__module__], "hooked", set())
     x, codes = mg.tensor([1.0, 2.0], requires_grad=True), set()
 
     def note(frame: Any, event: str, _: Any) -> None:
@@ -306,6 +310,8 @@ def test_what_a_student_reads():
             codes.add(frame.f_code)
 
     with explicit():
+        (x * x).sum().backward()
+        x.grad = None
         for op in (mg.ops.elementwise.mul, mg.ops.reduce.sum):
             op.plans.clear()
         sys.setprofile(note)
