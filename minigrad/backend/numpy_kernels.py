@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Saved, half
+from .base import Saved
 from .bits import keep_mask_span
 from .blas import matmul
 from .numpy_sizes import SIZES
@@ -117,8 +117,8 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
         order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
-        wide, places = np.float32 if half(values.dtype) else values.dtype, sorted_index[starts]
-        out[places] = out[places] + np.add.reduceat(values[order], starts, axis=0, dtype=wide)
+        places = sorted_index[starts]
+        out[places] = out[places] + np.add.reduceat(values[order], starts, axis=0)
 
 
 @kernel("embedding_op/weight+")
