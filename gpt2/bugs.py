@@ -7,30 +7,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 import minigrad as mg
 from minigrad import Tensor
 
+from .bugs_loaded import BATCHES, LOADED
 from .bugs_loss import ENDS, LOSSES, TARGETS
 from .planting import (
     Bug,
     Here,
     Plant,
-    Run,
     at_point,
     every,
-    in_blocks,
-    in_ids,
     in_parameters,
     layer_norm,
     linear,
     masked,
     mean,
+    module,
     norms,
-    parameters,
+    of_norm,
     patterns,
     products,
     root_mean_square,
@@ -39,10 +37,10 @@ from .planting import (
     softmax,
     statistics,
     transposed,
-    with_parameters,
 )
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+UNTRANSPOSED = "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it"
 CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
 
 
@@ -75,13 +73,6 @@ def used_for(order: str) -> Plant:
 
     return every(scores(lambda here: products(role(here, "q"), role(here, "k")) * here.scale),
                  at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
-
-
-def of_norm(kind: str, x: Tensor, own: Any, eps: float) -> Tensor:
-    """The "mean", the "rstd" or the "out" of a LayerNorm of x [B, T, d]; own: what has its weight and its bias."""
-    if kind == "out":
-        return layer_norm(x, own.weight, own.bias, eps)
-    return mean(x) if kind == "mean" else 1.0 / root_mean_square(x - mean(x), eps)
 
 
 def norm_of(at: str, point: str, weights: str) -> Plant:
@@ -145,8 +136,15 @@ def heads_alike(point: str, head: int) -> Plant:
     return scores(lambda here: products(here["attn.q"], here["attn.k"][:, head:head + 1 or None]) * here.scale)
 
 
-def of_row(row: int) -> Plant:
-    return in_ids(lambda ids: np.broadcast_to(ids[row], ids.shape))
+def first_rows(part: str) -> Plant:
+    """Attention takes the first row's Q, K or V for every row of the batch, after they were read."""
+    def role(here: Here, own: str) -> Tensor:
+        x = here[f"attn.{own}"]
+        return mg.broadcast_to(x[:1], shape=x.shape) if own == part else x
+
+    if part == "v":
+        return at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v")))
+    return scores(lambda here: products(role(here, "q"), role(here, "k")) * here.scale)
 
 
 def bias_twice(part: str) -> Plant:
@@ -161,86 +159,31 @@ def flipped(at: str, part: str, more: str = "") -> list[Bug]:
     """A matrix read as its transpose: of a checkpoint with [in, out], and of one with [out, in], whose memory is in another order."""
     return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant) for plant in (
         linear(part, lambda here, x, w, b: x @ transposed(w) + b),
-        linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b))]
+        linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b),
+        in_parameters(lambda name, a: np.ascontiguousarray(a.reshape(a.shape[::-1]).T) if name.endswith(f"{part}.weight") else a))]
 
 
-def loaded(name: Callable[[str], str]) -> Plant:
-    """Each parameter is the one that `name` gives for its name, as when a port loads the wrong array."""
-    def plant(run: Run, layers: list[int], what: str) -> Run:
-        own = parameters(run.model)
-        return run._replace(model=with_parameters(run.model, {key: own[name(key)] for key in own}))
+def offset(part: str, kind: str, times: int) -> Plant:
+    """Block l's weight or bias begins l·s numbers after block 0's, with s the size of what has `times` times its last axis' share of d."""
+    def made(here: Here, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        own = w if kind == "weight" else b
+        size = own.numel()
+        first, begin = divmod(here.layer * (size // own.shape[-1] * here.model.config.n_embd * times), size)
+        both = [getattr(module(here.model.h[i], part), kind).reshape(-1) for i in (first, min(first + 1, here.layer))]
+        other = mg.concat([both[0][begin:], both[1][:begin]]).reshape(own.shape)
+        return x @ other + b if kind == "weight" else x @ w + other
 
-    return plant
-
-
-def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
-    """The name with `a` in the place of `b` and `b` in that of `a`, where it holds `within`."""
-    return lambda name: name if within not in name else name.replace(a, b) if a in name else name.replace(b, a)
-
-
-def filled(kinds: tuple[str, ...], number: float) -> Plant:
-    """Parameters whose names end so are never loaded: they are all 0, or 1."""
-    return in_parameters(lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
+    return linear(part, made)
 
 
-def first_skipped(run: Run, layers: list[int], what: str) -> Run:
-    """The first block hands its input on."""
-    return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [0], what)
+def offsets(at: str, part: str, width: int) -> list[Bug]:
+    """Of a matrix with `width` times d columns: each block's parameters are looked for at the step of a narrower one."""
+    return [Bug(at, f"{part}'s {kind} of block l is taken from the wrong place: l · {size} numbers after block 0's, and not l · {whole}",
+                offset(part, kind, times))
+            for kind in ("bias", "weight") for times in range(1, width)
+            for size, whole in [tuple(f"{n if n > 1 else ''}d{'²' if kind == 'weight' else ''}" for n in (times, width))]]
 
 
-def of_last_input(here: Here, x: Tensor, kind: str) -> Tensor:
-    """What ln_f has of what the last block reads."""
-    config = here.model.config
-    return of_norm(kind, here.seen[f"blocks.{config.n_layer - 1}.resid_pre"], here.model.ln_f, config.layer_norm_epsilon)
-
-
-def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        if kind == "float16":
-            return a.astype(np.float16).astype(a.dtype)
-        bits = a.astype(np.float32).view(np.uint32)     # bfloat16 is its upper half, to nearest even
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(a.dtype)
-
-
-BATCHES = [
-    Bug("embed", "ids are stored in 8 bits, so those above 255 are others; 50257 need 16", in_ids(lambda ids: ids & 0xFF)),
-    Bug("embed", "all rows of the batch are row 0: where a row begins is not multiplied by T", of_row(0)),
-    Bug("embed", "all rows of the batch are the last row", of_row(-1)),
-    Bug("embed", "the rows of the batch are in reverse order", in_ids(lambda ids: ids[::-1])),
-    Bug("embed", "the rows of the batch are moved on by one", in_ids(lambda ids: np.roll(ids, 1, 0))),
-    Bug("embed", "the rows of the batch are moved back by one", in_ids(lambda ids: np.roll(ids, -1, 0))),
-    Bug("embed", "ids are read as [T, B]; they are [B, T]", in_ids(lambda ids: ids.reshape(ids.shape[::-1]).T)),
-    Bug("embed", "each row begins one id after the row before it, not T ids after", in_ids(
-        lambda ids: np.lib.stride_tricks.sliding_window_view(ids.reshape(-1), ids.shape[1])[:len(ids)])),
-    Bug("embed", "the targets are read in place of the ids: they are one place further", in_ids(
-        lambda ids: np.concatenate([ids.reshape(-1)[1:], ids.reshape(-1)[-1:]]).reshape(ids.shape))),
-    Bug("embed", "ids are one too large", in_ids(lambda ids: ids + 1)),
-    Bug("embed", "ids are one too small", in_ids(lambda ids: np.maximum(ids - 1, 0))),
-]
-LOADED = [
-    Bug("", "blocks are loaded in the order of their names as text: h.1, h.10, h.11, h.2; sort by number",
-        in_blocks(lambda n: sorted(range(n), key=str))),
-    Bug("", "all blocks have the weights of the first one", in_blocks(lambda n: [0] * n)),
-    Bug("", "all blocks have the weights of the last one", in_blocks(lambda n: [n - 1] * n)),
-    Bug("", "blocks are loaded in reverse order", in_blocks(lambda n: list(range(n))[::-1])),
-    Bug("", "each block has the weights of the next one", in_blocks(lambda n: [*range(1, n), n - 1])),
-    Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
-    # as formulas they are below, where the gradient goes to the parameter that is used
-    Bug("ln_1.out", "ln_1 and ln_2 are swapped", loaded(swapped("ln_1", "ln_2"))),
-    Bug("ln_1.out", "LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", "ln_"))),
-    Bug("ln_1.out", "in the blocks, and not in ln_f, LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", ".ln_"))),
-    Bug("ln_1.out", "LayerNorm's weight is not applied", filled(("ln_1.weight", "ln_2.weight", "ln_f.weight"), 1.0)),
-    Bug("ln_1.out", "LayerNorm's bias is not added", filled(("ln_1.bias", "ln_2.bias", "ln_f.bias"), 0.0)),
-    Bug("attn.q", "no bias is added in the blocks' matrices", filled(("c_attn.bias", "c_proj.bias", "c_fc.bias"), 0.0)),
-    Bug("attn.q", "c_attn's bias is not added", filled(("c_attn.bias",), 0.0)),
-    *(Bug(at, f"{part}'s bias is not added", filled((f"{part}.bias",), 0.0)) for at, part in (
-        ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
-    *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
-      for kind in ("float16", "bfloat16")),
-    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", every(*(
-        at_point(f"ln_f.{kind}", partial(of_last_input, kind=kind)) for kind in ("mean", "rstd", "out")))),
-    Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", first_skipped),
-]
 EMBEDDINGS = [
     Bug("pos_embed", "position embeddings start at row 1; the first token has position 0", at_point("pos_embed", positions(1))),
     Bug("pos_embed", "the position embeddings are not added", at_point("pos_embed", lambda here, x: x * 0.0)),
@@ -309,6 +252,7 @@ QKV = [
         linear("attn.c_attn", partial(other_layout, order="pkh")), at_point("attn.out", lambda here, x: merged(
             here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape))))),
     *flipped("attn.q", "attn.c_attn"),
+    *offsets("attn.q", "attn.c_attn", 3),
     Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
     Bug("attn.q", "c_attn's bias is added twice", bias_twice("attn.c_attn")),
     Bug("attn.q", "c_attn reads the residual stream; it reads what ln_1 made of it", linear(
@@ -354,6 +298,8 @@ PATTERNS = [
     Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
         lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
     Bug("attn.scores", "Q is used in place of K in the scores", scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
+    *(Bug("attn.scores", f"all rows of the batch use the first row's {part.upper()}: the place of the row is left out", first_rows(part))
+      for part in "kq"),
     *(Bug("attn.scores", f"all heads use the {said} head's K", heads_alike("attn.k", head))
       for head, said in ((0, "first"), (-1, "last"))),
 ]
@@ -375,6 +321,9 @@ ADDED = [
     Bug("attn.z", "the attention weights are multiplied transposed: z is P V, with P [queries, keys]",
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"].mT, here["attn.v"]))),
     *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head)) for head, said in ((0, "first"), (-1, "last"))),
+    Bug("attn.z", "all rows of the batch use the first row's V: the place of the row is left out", first_rows("v")),
+    Bug("attn.z", UNTRANSPOSED, at_point("attn.z", lambda here, x: mg.split_heads(
+        x.reshape(x.shape[0], x.shape[2], -1), heads=x.shape[1])[0])),
     *(Bug("attn.z", f"{part} is used in place of V", at_point("attn.z", lambda here, x, part=part: mg.matmul(
         here["attn.pattern"], here[f"attn.{part.lower()}"]))) for part in "KQ"),          # type: ignore[misc]
     *(Bug(points[0], f"the {said} head is left out: its z stays 0",
@@ -389,7 +338,7 @@ ADDED = [
         mg.where(np.tri(x.shape[-2], k=-1, dtype=bool), here["attn.pattern"], 0.0), here["attn.v"]))),
     Bug("attn.z", "V is not weighted: z is the mean of the values", at_point("attn.z", lambda here, x: mg.matmul(
         (np.tri(x.shape[-2]) / np.arange(1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype), here["attn.v"]))),
-    Bug("attn.out", "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it",
+    Bug("attn.out", UNTRANSPOSED,
         at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape)))),
     Bug("attn.out", "heads are put together in reverse order",
         at_point("attn.out", lambda here, x: merged(here, mg.join_heads(here["attn.z"][:, ::-1])))),
@@ -421,6 +370,7 @@ MLPS = [
     Bug("ln_2.out", "the MLP reads the residual stream; it reads what ln_2 made of it",
         at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0)),
     *flipped("mlp.pre", "mlp.c_fc"),
+    *offsets("mlp.pre", "mlp.c_fc", 4),
     Bug("mlp.pre", "mlp.c_fc's bias is not added", bare("mlp.c_fc")),
     Bug("mlp.pre", "mlp.c_fc's bias is added twice", bias_twice("mlp.c_fc")),
     Bug("mlp.pre", "the MLP reads the residual stream; it reads what ln_2 made of it",
@@ -442,6 +392,15 @@ MLPS = [
                           (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"), (1.0 / math.sqrt(2.0), "1/√2"))),
     Bug("mlp.act", "GELU's term has x² in place of x³", act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (
         x + 0.044715 * x * x))))),
+    Bug("mlp.act", "GELU's tanh has √(2/π) times x alone; it is √(2/π) (x + 0.044715 x³)", varied(
+        lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * x + 0.044715 * (x * x * x))))),
+    Bug("mlp.act", "GELU's tanh has √(2/π) times the cube alone; it is √(2/π) (x + 0.044715 x³)", varied(
+        lambda x: 0.5 * x * (1.0 + mg.tanh(x + math.sqrt(2 / math.pi) * 0.044715 * (x * x * x))))),
+    Bug("mlp.act", "GELU's cube is of 0.044715 x; it is 0.044715 x³", varied(
+        lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + (0.044715 * x) ** 3))))),
+    Bug("mlp.act", "GELU lacks the 1 of 1 + tanh", act(lambda x: tanh_gelu(x) - 0.5 * x)),
+    Bug("mlp.act", "GELU has ½ before x alone: it is ½ x (1 + tanh), not ½ x + tanh", act(
+        lambda x: 0.5 * x + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))),
     Bug("mlp.act", "GELU lacks its factor of ½", act(lambda x: 2.0 * tanh_gelu(x))),
     Bug("mlp.act", "GELU is Φ(x) alone; it is x Φ(x)", act(
         lambda x: 0.5 * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import minigrad as mg
 from minigrad import Tensor
 
 from .bugs import MATRICES, tanh_gelu
+from .bugs_attention import ATTENTION
 from .bugs_loss import per_token
 from .planting import (
     Bug,
@@ -29,16 +29,12 @@ from .planting import (
     mean,
     norms,
     only,
-    patterns,
     place_mask,
-    products,
     projected,
     root_mean_square,
-    scale_of,
     softmax,
     stop,
     transposed,
-    weighted,
     zeroed,
 )
 
@@ -134,6 +130,15 @@ def at_embed(made: Callable[[Here, Tensor], Tensor]) -> Plant:
     return at_point("embed", made)
 
 
+def over_head(run: Run, layers: list[int], what: str) -> Run:
+    """The head's part of the table's gradient is lost in the rows of the ids."""
+    def logits(here: Here, x: Tensor) -> Tensor:
+        w = here.model.lm_head.weight
+        return here["ln_f.out"] @ only(w, ~np.isin(np.arange(len(w)), here.ids)[:, None]).mT
+
+    return at_point("logits", logits)(run, layers, what)
+
+
 TABLES = [
     Bug("wte.weight", "the tied weight's gradient lacks the head's part; it is the sum of both uses", head(lambda x, w: x @ stop(w).mT)),
     Bug("wte.weight", "the tied weight's gradient lacks the embedding's part; it is the sum of both uses",
@@ -141,6 +146,10 @@ TABLES = [
     *(Bug("wte.weight", "rows of a token that is there twice are set, not added (scatter-add)",
           at_embed(lambda here, x, last=last: only(rows_of(here), uses(here, last))))                # type: ignore[misc]
       for last in (True, False)),
+    *(Bug("wte.weight", f"the embedding's part of the tied weight's gradient is written over the head's part{said}; it is added to it",
+          every(over_head, at_embed(kept))) for said, kept in (
+        (", and over earlier uses of the token", lambda here, x: only(rows_of(here), uses(here, True))),
+        ("", lambda here, x: rows_of(here)))),
     Bug("wte.weight", "the embedding's part of the tied weight's gradient is added twice", at_embed(lambda here, x: 2.0 * rows_of(here))),
     Bug("wte.weight", "the head's part of the tied weight's gradient is added twice", head(lambda x, w: x @ (2.0 * w - stop(w)).mT)),
     *(Bug("wte.weight", f"wte's gradient has the {said} row of the batch alone in the embedding's part",
@@ -245,11 +254,15 @@ NORMS = [
     *norm_bugs("{}'s weight has the gradient of the first row of the batch alone", gain=gain_row(0, 0)),
     *norm_bugs("{}'s weight has the gradient of the last row of the batch alone", gain=gain_row(-1, 0)),
     *norm_bugs("{}'s weight has the gradient of the last place alone", gain=gain_row(-1, 1)),
+    *norm_bugs("{}'s weight has the gradient of the last token alone: it is set in the loop over tokens, and not added to",
+               gain=lambda x, n, r, y: gain_row(-1, 0)(x, n, r, y) * place_mask(n.shape, 1, -1).astype(n.dtype)),
     *bias_bugs("{}'s bias gets no gradient", lambda y, b: stop(b)),
     *bias_bugs("{}'s bias has the gradient of the first row of the batch alone; it is added at all places of all rows, and its gradient "
                "their sum", lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 0, 0))),
     *bias_bugs("{}'s bias has the gradient of the last row of the batch alone; it is added at all places of all rows, and its gradient "
                "their sum", lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 0, -1))),
+    *bias_bugs("{}'s bias has the gradient of the last token alone: it is set in the loop over tokens, and not added to",
+               lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 0, -1) * place_mask(y.shape, 1, -1))),
     *bias_bugs("{}'s bias has the gradient of the last place alone; it is added at all places, and its gradient is their sum",
                lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 1, -1))),
     Bug("ln_2.weight", "ln_2 is differentiated with ln_1's μ and σ", lambda run, layers, what: at_point("ln_2.out", other_statistics)(
@@ -280,6 +293,10 @@ def of_matrix(part: str) -> list[Bug]:
     def b_of(kept: Callable[[Tensor], np.ndarray]) -> Plant:
         return linear(part, lambda here, x, w, b: x @ w + only(mg.broadcast_to(b, shape=(*x.shape[:-1], len(b))), kept(x)))
 
+    def last_token(x: Tensor) -> np.ndarray:
+        return place_mask(x.shape, 0, -1) * place_mask(x.shape, 1, -1)
+
+    set_alone = "of the last token alone: it is set in the loop over tokens, and not added to"
     rows = ((0, 0, "of the first row of the batch alone"), (0, -1, "of the last row of the batch alone"),
             (1, -1, "of the last place alone"),
             (1, 0, "of the first place alone"))
@@ -290,6 +307,8 @@ def of_matrix(part: str) -> list[Bug]:
         *(Bug(bias, f"{part}'s bias has the gradient {said}; it is added at all places of all rows, and its gradient is their sum", b_of(
             lambda x, axis=axis, i=i: place_mask(x.shape, axis, i)))                                 # type: ignore[misc]
           for axis, i, said in rows),
+        Bug(weight, f"{part}'s weight has the gradient {set_alone}", w_of(lambda here, x: x * last_token(x).astype(x.dtype))),
+        Bug(bias, f"{part}'s bias has the gradient {set_alone}", b_of(last_token)),
         Bug(weight, f"{part}'s weight lacks the last row of the batch in its gradient", w_of(
             lambda here, x: x * (1.0 - place_mask(x.shape, 0, -1)).astype(x.dtype))),
         Bug(weight, f"{part}'s weight gets no gradient", w_of(lambda here, x: x * 0.0)),
@@ -324,16 +343,6 @@ def of_all() -> list[Bug]:
     first = kinds[MATRICES[-1]]
     return [Bug(bug.at, f"each matrix{rest}", every(*(kinds[part][rest].plant for part in MATRICES)))
             for rest, bug in first.items() if all(rest in own for own in kinds.values())]
-
-
-def thirds_swapped(a: str, b: str) -> Plant:
-    """The gradients of two of Q, K and V go to each other's columns of c_attn."""
-    def third(here: Here, x: Tensor, part: str) -> Tensor:
-        own = here.block.attn.c_attn
-        q, k, v = mg.split_heads(here["ln_1.out"] @ own.weight + own.bias, heads=here.model.config.n_head, parts=3)
-        return stop(x) + zeroed({"q": q, "k": k, "v": v}[part])
-
-    return every(at_point(f"attn.{a}", partial(third, part=b)), at_point(f"attn.{b}", partial(third, part=a)))
 
 
 BEFORE = {"attn.c_attn": "ln_1.out", "attn.c_proj": "attn.z", "mlp.c_fc": "ln_2.out", "mlp.c_proj": "mlp.act"}
@@ -384,90 +393,6 @@ GELU = [Bug("mlp.pre", says, slope(made)) for says, made in SLOPES]
 def gelu_slope(x: Tensor, cubic: float = 0.044715) -> Tensor:
     t = mg.tanh(C * (x + cubic * (x * x * x)))
     return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * C * (1.0 + 3.0 * cubic * x * x)
-
-
-# ── attention ──
-def of_softmax(says: str, made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Bug:
-    """Weights whose derivative is that of made(P, scores, what may be seen); P is held."""
-    return Bug("attn.scores", says, patterns(
-        lambda here, s, seen: made(stop(mg.where(seen, softmax(mg.where(seen, s, -1e30)), 0.0)), s, seen)))
-
-
-def of_scores(at: str, says: str, made: Callable[[Here], Tensor]) -> Bug:
-    """Scores whose derivative is that of made(here). at: which gradient is the first that is wrong."""
-    return Bug(f"attn.{at}", says, at_point("attn.scores", lambda here, x: stop(x) + zeroed(made(here))))
-
-
-def score(here: Here, q: float = 1.0, k: float = 1.0) -> Tensor:
-    """q kᵀ with q's gradient times one number and k's times another."""
-    return q * products(here["attn.q"], stop(here["attn.k"])) + k * products(stop(here["attn.q"]), here["attn.k"])
-
-
-def causal(s: Tensor, seen: np.ndarray) -> Tensor:
-    return mg.where(seen, s, 0.0)
-
-
-def without(says: str, kept: Callable[[np.ndarray], np.ndarray]) -> list[Bug]:
-    """Some scores get no gradient, or hand none on."""
-    return [of_softmax(says, lambda p, s, seen: weighted(p, causal(s, kept(seen)))),
-            of_scores("k", says, lambda here: causal(score(here) * here.scale, kept(np.tri(here["attn.q"].shape[-2], dtype=bool))))]
-
-
-ATTENTION = [
-    of_scores("k", "the scale 1/√(d/h) is left out on the way back", score),
-    of_scores("k", "the scale 1/√(d/h) is applied twice on the way back", lambda here: score(here) * here.scale ** 2),
-    of_scores("k", "scores are multiplied by √(d/h) on the way back; they are divided by it", lambda here: score(here) * scale_of(here)),
-    of_scores("k", "scores are divided by √d on the way back; they are divided by √(d/h)",
-              lambda here: score(here) * here.model.config.n_embd ** -0.5),
-    of_scores("k", "the scale 1/√(d/h) is left out of K's gradient", lambda here: score(here, here.scale, 1.0)),
-    of_scores("q", "the scale 1/√(d/h) is left out of Q's gradient", lambda here: score(here, 1.0, here.scale)),
-    of_scores("k", "K gets no gradient", lambda here: score(here, here.scale, 0.0)),
-    of_scores("q", "Q gets no gradient", lambda here: score(here, 0.0, here.scale)),
-    of_scores("k", "K has its gradient with K and not Q: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
-        products(here["attn.q"], stop(here["attn.k"])) + products(stop(here["attn.k"]), here["attn.k"]))),
-    of_scores("q", "Q has its gradient with Q and not K: ∂Q = ∂S K", lambda here: here.scale * (
-        products(here["attn.q"], stop(here["attn.q"])) + products(stop(here["attn.q"]), here["attn.k"]))),
-    of_scores("k", "K has its gradient with ∂S, not transposed: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
-        products(here["attn.q"], stop(here["attn.k"])) + products(here["attn.k"], stop(here["attn.q"])))),
-    of_scores("k", "the gradients of Q and K are swapped", lambda here: here.scale * (
-        products(here["attn.k"], stop(here["attn.k"])) + products(stop(here["attn.q"]), here["attn.q"]))),
-    of_softmax("softmax's derivative lacks −⟨p, g⟩: it is p ⊙ (g − ⟨p, g⟩)", lambda p, s, seen: p * s),
-    of_softmax("softmax's derivative is left out", lambda p, s, seen: causal(s, seen)),
-    of_softmax("softmax's derivative is left out, and the causal mask too", lambda p, s, seen: s),
-    of_softmax("softmax's derivative is p ⊙ (1 − p) ⊙ g, its diagonal alone; it is p ⊙ (g − ⟨p, g⟩)",
-               lambda p, s, seen: p * (1.0 - p) * s),
-    of_softmax("softmax's derivative has mean(g) in place of ⟨p, g⟩", lambda p, s, seen: (
-        p * s - causal((p * s).sum(axis=-1, keepdims=True) * 1.0, seen) / np.arange(1.0, s.shape[-1] + 1).astype(s.dtype)[:, None])),
-    of_softmax("softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
-               lambda p, s, seen: p * (s + (p * s).sum(axis=-1, keepdims=True))),
-    of_softmax("the causal mask is left out on the way back: P is computed anew without it",
-               lambda p, s, seen: weighted(stop(softmax(s)), s)),
-    *without("the diagonal of the scores gets no gradient: the loop over keys ends at t",
-             lambda seen: np.tri(len(seen), k=-1, dtype=bool)),
-    *without("the first key gets no gradient from the scores: the loop over keys starts at 0",
-             lambda seen: seen & (np.arange(len(seen)) > 0)),
-    *(Bug("attn.c_attn.weight", f"the gradients of {a.upper()} and {b.upper()} are swapped where they are put together for c_attn",
-          thirds_swapped(a, b)) for a, b in ("qk", "kv", "qv")),
-    *(Bug("attn.v", f"the gradients of {a.upper()} and V are swapped where they are put together for c_attn", every(
-        at_point("attn.scores", lambda here, x, a=a: stop(x) + zeroed(here.scale * (           # type: ignore[misc]
-            products(here["attn.v" if a == "q" else "attn.q"], stop(here["attn.k"]))
-            + products(stop(here["attn.q"]), here["attn.v" if a == "k" else "attn.k"])))),
-        at_point("attn.z", lambda here, x, a=a: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(   # type: ignore[misc]
-            mg.matmul(stop(here["attn.pattern"]), here[f"attn.{a}"]))))) for a in "qk"),
-    Bug("attn.v", "V gets no gradient", at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])))),
-    Bug("attn.v", "V has its gradient with P, not transposed: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
-        mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(stop(here["attn.pattern"]).mT, here["attn.v"]))))),
-    Bug("attn.v", "V's gradient lacks the diagonal: the loop over keys ends at t", at_point("attn.z", lambda here, x: (
-        mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
-        + zeroed(mg.matmul(mg.where(np.tri(x.shape[-2], k=-1, dtype=bool), stop(here["attn.pattern"]), 0.0), here["attn.v"]))))),
-    Bug("attn.v", "V has its gradient without P: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
-        mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(np.tri(x.shape[-2]).astype(x.dtype), here["attn.v"]))))),
-    Bug("attn.pattern", "the attention weights get no gradient", at_point("attn.z", lambda here, x: mg.matmul(
-        stop(here["attn.pattern"]), here["attn.v"]))),
-    Bug("attn.z", "heads are taken apart on the way back without the transpose, from [B, T, d] to [B, h, T, d/h]", at_point(
-        "attn.out", lambda here, x: zeroed(here["attn.z"].reshape(x.shape) @ stop(here.block.attn.c_proj.weight)) + stop(x) + zeroed(
-            stop(mg.join_heads(here["attn.z"])) @ here.block.attn.c_proj.weight) + zeroed(here.block.attn.c_proj.bias))),
-]
 
 
 # ── the residual stream ──

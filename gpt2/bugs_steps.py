@@ -29,6 +29,8 @@ STEPS = {
     "moments kept not": "the moments start from zero at every step",
     "plain moments": "the moments' new part is not multiplied by 1 − β",
     "summed": "gradients are not zeroed between steps",
+    "all summed": "gradients are not zeroed between steps, of parameters and of activations",
+    "head stays": "the head keeps its first table: it is a copy that AdamW does not step; it and wte are one parameter",
     "clipped": "gradients are clipped to a norm of 1",
     "sgd": "that is a step of gradient descent, not of AdamW",
     "plus": "the step has the wrong sign",
@@ -83,7 +85,7 @@ class Optimizer:
 
     def updated(self, name: str, x: np.ndarray, g: np.ndarray) -> np.ndarray:
         wrong, lr, b1, b2, eps = self.wrong, self.lr, self.beta1, self.beta2, self.eps
-        if "summed" in wrong:
+        if "summed" in wrong or "all summed" in wrong:
             g = self.sums[name] = self.sums.get(name, 0.0) + g
         if "coupled" in wrong:
             g = g + self.decay * x

@@ -35,13 +35,13 @@ BACK = ("resid_post", "mlp.out", "mlp.c_proj.weight", "mlp.c_proj.bias", "mlp.ac
 
 class Verdict(NamedTuple):
     """What is behind the differences. causes: mistakes that together explain all of them, where `sure`; else, where `named`, what may be
-    behind them; else what the first wrong tensor looks like. rest: the first tensor that they do not explain, or None.
+    behind them; else what the first wrong tensor looks like. left: the tensors that the first of them does not explain.
     """
 
     causes: list[str]
     named: bool
     sure: bool
-    rest: str | None
+    left: list[str]
 
 
 def reader(golden: Golden, port: Port, names: Mapping[str, Named]) -> Theirs:
@@ -70,20 +70,21 @@ def diagnosed(golden: Golden, model: GPT2 | None, found: Sequence[Compared], the
     """
     first = next(c for c in found if not c.ok)
     if first.trouble:
-        return Verdict([], False, False, first.name)
+        return Verdict([], False, False, [first.name])
     judge = Judge(golden, theirs, [c.name for c in found if not c.trouble])
     at = judge.names.index(first.name)
     suspects = searched(judge, start(golden, model), at) if model is not None else []
     reached = max((held for _, held in suspects), default=at)
     stories = list(dict.fromkeys(suspect.said for suspect, _ in suspects))[:SHOWN]
     if reached == len(judge.names) and len(stories) == 1 and telling(golden, [c for c in found if not c.ok]):
-        return Verdict(list(stories[0]), True, True, None)
+        return Verdict(list(stories[0]), True, True, [])
     rest = judge.names[reached] if reached < len(judge.names) else None
     if rest and not later(first.name, rest):            # one block that fits, and the next does not: it is something that is like it
         stories = [story for story in stories if reached - at >= 3 and not any(", in block" in says for says in story)]
     if not stories:
-        return Verdict(pictures(golden, first.name, theirs), False, False, first.name)
-    return Verdict(["; and ".join(story) for story in stories], True, False, rest)
+        return Verdict(pictures(golden, first.name, theirs), False, False, [first.name])
+    left = judge.left(next(suspect for suspect, _ in suspects if suspect.said == stories[0])) if rest else []
+    return Verdict(["; and ".join(story) for story in stories], True, False, left)
 
 
 def telling(golden: Golden, wrong: Sequence[Compared]) -> bool:

@@ -284,6 +284,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return centred / root_mean_square(centred, eps) * weight + bias
 
 
+def of_norm(kind: str, x: Tensor, own: Any, eps: float) -> Tensor:
+    """The "mean", the "rstd" or the "out" of a LayerNorm of x [B, T, d]; own: what has its weight and its bias."""
+    if kind == "out":
+        return layer_norm(x, own.weight, own.bias, eps)
+    return mean(x) if kind == "mean" else 1.0 / root_mean_square(x - mean(x), eps)
+
+
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     e = mg.exp(x - stop(x.max(axis=axis, keepdims=True)))
     return e / e.sum(axis=axis, keepdims=True)

@@ -1,6 +1,7 @@
 """A suspect: our model with mistakes planted, all that it computes, and how much of what a port has it explains."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from .bugs_steps import Optimizer
 from .config import GPT2Config
 from .errors import GPT2Error
 from .golden import Golden
+from .hooks import STATISTICS
 from .model import GPT2
-from .planting import Run, computed, parameters, with_parameters
+from .planting import BOTH, Run, at_point, computed, in_loss, parameters, with_parameters, zeroed
 from .port import ALLOWED, distance
 from .truth import entry, longest_sum
 
@@ -48,23 +50,53 @@ class Suspect(NamedTuple):
         for stage in stages:
             if stage:
                 found = computed(self.run, stage)
-                yield from ((name, found[name]) for name in stage)
+                yield from ((name, self.shown(name, found[name])) for name in stage)
         last = max((int(name.split(".")[1]) for name in names if name.startswith("step.")), default=0)
-        optimizer, model = Optimizer(self.settings, self.wrong), self.run.model
+        optimizer, model, piled = Optimizer(self.settings, self.wrong), self.run.model, dict[str, np.ndarray]()
         for t in range(1, last + 1):
             wanted = [name for name in names if name.startswith(f"step.{t}.")]
             if t == last and wanted == [f"step.{t}.loss"]:
-                yield wanted[0], computed(self.run._replace(model=model), ["loss"])["loss"]
+                yield wanted[0], computed(self.later(model, {}), ["loss"])["loss"]
                 return
-            own = parameters(model)
-            found = self.first_slopes() if t == 1 else computed(
-                self.run._replace(model=model), ["loss", *(f"{name}.grad" for name in own)])
+            own, points = parameters(model), stored(model) if "all summed" in self.wrong else []
+            found = self.first_slopes() if t == 1 and not points else computed(
+                self.later(model, piled), ["loss", *(f"{name}.grad" for name in [*own, *points])])
+            piled = {name: found[f"{name}.grad"] for name in points}
             after = dict(optimizer.step(own, {name: found[f"{name}.grad"] for name in own}))
             for name in wanted:
                 what = name.split(".", 2)[2]
                 yield name, found["loss"] if what == "loss" else after[what]
             if t < last:
                 model = with_parameters(model, after)
+
+    def shown(self, name: str, a: np.ndarray) -> np.ndarray:
+        """a, but NaN where its mistake leaves an attention weight at 0: the gradient of that weight may be anything."""
+        if not name.endswith("attn.pattern.grad") or not self.said:
+            return a
+        weights = name.removesuffix(".grad")
+        return np.where(computed(self.run, [weights])[weights] == 0.0, np.nan, a)
+
+    def later(self, model: GPT2, piled: Mapping[str, np.ndarray]) -> Run:
+        """The run with the parameters of a later step. piled: gradients of points, to which those of this step are added."""
+        run, seen = self.run._replace(model=model), list[dict[str, Any]]()
+        if "head stays" in self.wrong:
+            table = parameters(self.run.model)["wte.weight"]
+            run = at_point("logits", lambda here, x: here["ln_f.out"] @ (table + zeroed(here.model.lm_head.weight)).mT)(run, [0], BOTH)
+        if not piled:
+            return run
+
+        def watch(model: GPT2, points: dict[str, Any], ids: np.ndarray) -> dict[str, Any]:
+            seen.append(points)
+            return {}
+
+        add = in_loss(lambda loss, logits, targets: loss + zeroed(sum((seen[0][name] * g).sum() for name, g in piled.items())))
+        return add(run._replace(taps=(*run.taps, watch)), [0], BOTH)
+
+
+def stored(model: GPT2) -> list[str]:
+    """The points whose gradients a port in C keeps; a block reads where the one before it has written."""
+    return [name for name in model.points() if not name.endswith(STATISTICS) and name not in ("embed", "pos_embed")
+            and (not name.endswith("resid_pre") or name.startswith("blocks.0."))]
 
 
 class Judge(NamedTuple):
@@ -78,6 +110,9 @@ class Judge(NamedTuple):
         """How far the port is from this value, in units that grow with the numbers, or with what float32 makes of the same mistake."""
         dtype, array = self.theirs(name)
         own = self.golden.entries[name]
+        if name.endswith("attn.pattern.grad") and value.shape == array.shape:
+            hidden = np.isnan(value)
+            value, narrow = np.where(hidden, array, value), narrow if narrow is None else np.where(hidden, array, narrow)
         if value.shape != array.shape or not np.isfinite(value).all():
             return float("inf")
         size = float(np.abs(self.golden.array(name)).max(initial=0.0))
@@ -95,6 +130,15 @@ class Judge(NamedTuple):
             return self.units(name, next(iter(suspect.values([name])))[1]) <= ALLOWED
         except FAILURES:
             return False
+
+    def left(self, suspect: Suspect) -> list[str]:
+        """The names that a suspect does not explain."""
+        left, narrow = list(self.names), suspect.narrow().values(self.names)
+        with contextlib.suppress(*FAILURES):
+            for name, value in suspect.values(self.names):
+                if self.units(name, value, next(narrow)[1]) <= ALLOWED:
+                    left.remove(name)
+        return left
 
     def held(self, suspect: Suspect, beyond: int = -1) -> tuple[int, float]:
         """How many of the names, from the first on, a suspect explains, and by how many units it is off in them at most.

@@ -64,7 +64,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
                          [(c.name, c.equation, c.units, c.worst, str(list(c.at)), c.found, c.wanted, c.trouble or ("" if c.ok else "wrong"))
                           for c in shown], left=2)]
         lines += [f"… and {len(wrong) - SHOWN} more"] * (not args.all and len(wrong) > SHOWN) + [""]
-    said = Verdict([], True, False, None)
+    said = Verdict([], True, False, [])
     if wrong:
         model = truth_of(golden)
         said = diagnosed(golden, model, found, reader(golden, port, names))
@@ -79,7 +79,9 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
             lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
         else:
             lines += [f"perhaps: {cause}" for cause in said.causes]
-            lines += [f"that explains nothing from {said.rest} on"] * (said.rest is not None)
+            if said.left:
+                lines.append(f"with {'the first of these' if len(said.causes) > 1 else 'it'}, {len(said.left)} of {len(found)} tensors are "
+                             f"still not the port's: {', '.join(said.left[:3])}{' …' * (len(said.left) > 3)}")
         if model is None and not first.trouble:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
@@ -92,7 +94,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
                 "missing": missing, "unused": others, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
-                "sure": said.sure, "unexplained": said.rest, "allowed": ALLOWED, "unseen": unseen}
+                "sure": said.sure, "unexplained": said.left, "allowed": ALLOWED, "unseen": unseen}
     return document, lines, DIFFERS if wrong else AGREES
 
 

@@ -32,22 +32,26 @@ from .ops.elementwise import (
 from .ops.elementwise import (
     astype,
     clip,
+    cos,
     erf,
     exp,
+    expm1,
     log,
+    log1p,
     maximum,
     minimum,
     power,
     relu,
     sigmoid,
     sign,
+    sin,
     sqrt,
     tanh,
     where,
 )
-from .ops.index import embedding, gather, scatter_add, take
+from .ops.index import argsort, embedding, flip, gather, pad, scatter_add, sort, take, topk
 from .ops.linalg import addmm, einsum, linear, matmul
-from .ops.reduce import logsumexp, mean, prod, var
+from .ops.reduce import argmax, argmin, cumsum, logsumexp, mean, norm, prod, std, var
 from .ops.reduce import max as max
 from .ops.reduce import min as min
 from .ops.reduce import sum as sum
@@ -79,17 +83,19 @@ float16, bfloat16, float32, float64, int32, int64 = "float16", "bfloat16", "floa
 __all__ = [
     "BackendUnavailable", "DTypeError", "DeviceError", "GraphError", "MinigradError",
     "OutOfMemoryError", "Parameter", "ShapeError", "Tensor", "add_layer_norm", "addmm", "arange",
-    "astype", "attention", "backend", "bfloat16", "broadcast_to", "checkpoint", "clip", "concat",
-    "cross_entropy", "dropout", "einsum", "embedding", "enable_grad", "erf", "errors", "exp", "eye",
-    "flatten", "float16", "float32", "float64", "from_dlpack", "full", "full_like", "fused",
-    "gather", "gelu", "get_float32_matmul_precision", "grad", "gradients", "hessian", "hvp",
-    "int32", "int64", "is_grad_enabled", "jacobian", "join_heads", "jvp", "layer_norm", "linear",
-    "linear_cross_entropy", "linspace", "log", "log_softmax", "logsumexp", "matmul", "maximum",
-    "mean", "minimum", "nn", "no_grad", "ones", "ones_like", "ops", "optim", "packed_linear",
-    "permute", "power", "prod", "rand", "randn", "random", "relu", "reshape", "scatter_add",
-    "set_float32_matmul_precision", "sigmoid", "sign", "softmax", "split", "split_heads", "sqrt",
-    "squeeze", "stack", "stop_gradient", "take", "tanh", "tensor", "transpose", "tril", "triu",
-    "unsqueeze", "value_and_grad", "var", "vjp", "where", "zeros", "zeros_like",
+    "argmax", "argmin", "argsort", "astype", "attention", "backend", "bfloat16", "broadcast_to",
+    "checkpoint", "clip", "concat", "cos", "cross_entropy", "cumsum", "dropout", "einsum",
+    "embedding", "enable_grad", "erf", "errors", "exp", "expm1", "eye", "flatten", "flip",
+    "float16", "float32", "float64", "from_dlpack", "full", "full_like", "fused", "gather", "gelu",
+    "get_float32_matmul_precision", "grad", "gradients", "hessian", "hvp", "int32", "int64",
+    "is_grad_enabled", "jacobian", "join_heads", "jvp", "layer_norm", "linear",
+    "linear_cross_entropy", "linspace", "log", "log1p", "log_softmax", "logsumexp", "matmul",
+    "maximum", "mean", "minimum", "nn", "no_grad", "norm", "ones", "ones_like", "ops", "optim",
+    "packed_linear", "pad", "permute", "power", "prod", "rand", "randn", "random", "relu",
+    "reshape", "scatter_add", "set_float32_matmul_precision", "sigmoid", "sign", "sin", "softmax",
+    "sort", "split", "split_heads", "sqrt", "squeeze", "stack", "std", "stop_gradient", "take",
+    "tanh", "tensor", "topk", "transpose", "tril", "triu", "unsqueeze", "value_and_grad", "var",
+    "vjp", "where", "zeros", "zeros_like",
 ]
 
 if not _typing.TYPE_CHECKING:

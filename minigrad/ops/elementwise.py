@@ -74,6 +74,30 @@ def log(xp, x):
     return xp.log(x)
 
 
+@elementwise(x=lambda g, out: g * (1.0 + out))
+def expm1(xp, x):
+    """eˣ − 1, to full precision near 0. Its derivative eˣ is out + 1."""
+    return xp.expm1(x)
+
+
+@elementwise(x=lambda g, x: g / (1.0 + x))
+def log1p(xp, x):
+    """log(1 + x), to full precision near 0."""
+    return xp.log1p(x)
+
+
+@elementwise(x=lambda g, x: g * cos(x))
+def sin(xp, x):
+    """The sine of x in radians."""
+    return xp.sin(x)
+
+
+@elementwise(x=lambda g, x: -(g * sin(x)))
+def cos(xp, x):
+    """The cosine of x in radians."""
+    return xp.cos(x)
+
+
 @elementwise(x=lambda g, out: g * 0.5 / out)
 def sqrt(xp, x):
     """√x, whose derivative is 1/(2√x)."""

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .. import backend
+from ..axes import index as integer
 from ..errors import ShapeError
-from ..op import Constant, op
+from ..op import Axis, Constant, Flag, op
 from ..tensor import Tensor
 from .shape import permute, place, reshape
 
@@ -96,6 +98,75 @@ def scatter_add(xp, x, index: Constant, source, *, axis):
                  for i, n in enumerate(index.shape))
     xp.add_at(out, grid, source)
     return out
+
+
+def flip(x: Any, axis: int | Sequence[int]) -> Any:
+    """x with its elements in reverse order along one axis or several (a view)."""
+    axes = [place(a, x.ndim, "flip") for a in ([axis] if isinstance(axis, int) else axis)]
+    return getitem(x, index=tuple(slice(None, None, -1) if i in axes else slice(None) for i in range(x.ndim)))
+
+
+@op(x=lambda g, x_shape, widths: getitem(g, index=_inner(x_shape, widths)))
+def pad_op(xp, x, *, widths, value):
+    """x amid the number `value`, so many places of it before and after along each axis."""
+    out = xp.full(tuple(a + n + b for n, (a, b) in zip(x.shape, widths)), value, dtype=x.dtype)
+    out[_inner(x.shape, widths)] = x
+    return out
+
+
+def _inner(shape: Sequence[int], widths: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    """Where x lies in its padding."""
+    return tuple(slice(a, a + n) for n, (a, _) in zip(shape, widths))
+
+
+def pad(x: Any, widths: Sequence[Sequence[int]], value: float = 0.0) -> Any:
+    """x with `value` around it. widths: a pair (before, after) for each axis of x, the first axis first, as in NumPy.
+
+    ShapeError for anything else: a flat list means the last axis first in PyTorch, and all axes alike in NumPy.
+    """
+    try:
+        pairs = tuple((integer(before, "pad: a width"), integer(after, "pad: a width")) for before, after in widths)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != x.ndim:
+        raise ShapeError(f"pad: x is {x.dtype}{list(x.shape)}; give a pair (before, after) for each of its axes, not {widths}")
+    if any(n < 0 for pair in pairs for n in pair):
+        raise ShapeError(f"pad: the widths {pairs} must not be negative; x[...] takes elements away")
+    return pad_op(x, widths=pairs, value=value)
+
+
+@op()
+def argsort(xp, x, axis: Axis = -1, descending: Flag = False):
+    """The places of x's elements along one axis, the smallest first; equal ones stay in their order. int64."""
+    if not descending:
+        return xp.argsort(x, axis=axis, kind="stable")
+    back = tuple(slice(None, None, -1) if i == axis % x.ndim else slice(None) for i in range(x.ndim))
+    return x.shape[axis] - 1 - xp.argsort(x[back], axis=axis, kind="stable")[back]
+
+
+pad_op.narrow = argsort.narrow = True
+
+
+class Sorted(NamedTuple):
+    """Elements in their order, and the places where they were."""
+
+    values: Any
+    indices: Any
+
+
+def sort(x: Any, axis: int = -1, descending: bool = False) -> Sorted:
+    """(values, indices) of x along one axis, the smallest first, as in PyTorch; equal elements stay in their order."""
+    places = argsort(x, axis=place(axis, x.ndim, "sort"), descending=descending)
+    return Sorted(gather(x, places, axis=axis), places)
+
+
+def topk(x: Any, k: int, axis: int = -1) -> Sorted:
+    """(values, indices) of the k largest elements along one axis, the largest first, as in PyTorch."""
+    axis, k = place(axis, x.ndim, "topk"), integer(k, "topk: k")
+    if not 0 <= k <= x.shape[axis]:
+        raise ShapeError(f"topk: axis {axis} of {x.dtype}{list(x.shape)} has no {k} elements")
+    places = getitem(argsort(x, axis=axis, descending=True), index=(*[slice(None)] * axis, slice(k)))
+    return Sorted(gather(x, places, axis=axis), places)
 
 
 def _zeros(like: Any, shape: tuple[int, ...]) -> Any:

@@ -166,6 +166,22 @@ class Methods:
         """√x, elementwise."""
         return elementwise.sqrt(self)
 
+    def expm1(self) -> Tensor:
+        """eˣ − 1, elementwise, to full precision near 0."""
+        return elementwise.expm1(self)
+
+    def log1p(self) -> Tensor:
+        """log(1 + x), elementwise, to full precision near 0."""
+        return elementwise.log1p(self)
+
+    def sin(self) -> Tensor:
+        """The sine, elementwise."""
+        return elementwise.sin(self)
+
+    def cos(self) -> Tensor:
+        """The cosine, elementwise."""
+        return elementwise.cos(self)
+
     def tanh(self) -> Tensor:
         """The hyperbolic tangent, elementwise."""
         return elementwise.tanh(self)
@@ -221,6 +237,44 @@ class Methods:
         """
         correction = correction if unbiased is None else builtins.int(unbiased)
         return reduce.var(self, **_over(names, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof))
+
+    def std(self, axis: Axis = None, *, keepdims: builtins.bool = False, correction: int | None = None, ddof: int | None = None,
+            unbiased: builtins.bool | None = None, **names: Unpack[_Dims]) -> Tensor:
+        """The root of `var`, with its arguments.
+
+        >>> x.std(0, correction=0).tolist()
+        [1.0, 1.0]
+        """
+        correction = correction if unbiased is None else builtins.int(unbiased)
+        return reduce.std(self, **_over(names, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof))
+
+    def norm(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """The Euclidean length √(Σ x²) over `axis`, by name, for what PyTorch's norm(p) takes first is the order; its gradient at 0 is 0.
+
+        >>> mg.tensor([3.0, 4.0]).norm().item()
+        5.0
+        """
+        return reduce.norm(self, *place, **_over(names, axis=axis, keepdims=keepdims))
+
+    def cumsum(self, axis: int | None = None, *, dim: int | None = None) -> Tensor:
+        """Running sums along an axis.
+
+        >>> x.cumsum(1).tolist()
+        [[1.0, 3.0], [3.0, 7.0]]
+        """
+        return reduce.cumsum(self, dim if axis is None else axis)
+
+    def argmax(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """The place of the largest element along an axis, or of all elements in order, as int64; of several the first.
+
+        >>> x.argmax(1).tolist(), x.argmax().item()
+        ([1, 1], 3)
+        """
+        return reduce.argmax(self, **_over(names, axis=axis, keepdims=keepdims))
+
+    def argmin(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+        """The place of the smallest element, as `argmax` has it."""
+        return reduce.argmin(self, **_over(names, axis=axis, keepdims=keepdims))
 
     def max(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: NoReturn) -> Tensor:
         """The largest element over `axis`, by name, for PyTorch's max(axis) gives places too; ties share the gradient.
@@ -340,6 +394,22 @@ class Methods:
         """
         at, (index, source) = _placed("scatter_add", axis, dim, index, source)
         return _scatter_add(self, index, source, axis=at)
+
+    def flip(self, *axes: Any) -> Tensor:
+        """The elements in reverse order along these axes (a view), given one by one or as one tuple."""
+        return index.flip(self, _sizes(axes))
+
+    def argsort(self, axis: int = -1, descending: builtins.bool = False) -> Tensor:
+        """The places of the elements along an axis, the smallest first, as int64."""
+        return index.argsort(self, axis=axis, descending=descending)
+
+    def topk(self, k: int, axis: int = -1) -> index.Sorted:
+        """(values, indices) of the k largest elements along an axis, the largest first, as in PyTorch.
+
+        >>> x.topk(1).values.tolist()
+        [[2.0], [4.0]]
+        """
+        return index.topk(self, k, axis)
 
     # ── dtypes and devices ──
     def astype(self, dtype: Any) -> Tensor:

@@ -60,12 +60,6 @@ def _several(axis: Any) -> tuple[int, ...]:
     return tuple(axis) if isinstance(axis, list | tuple) else (axis,)
 
 
-def _root(square: Any) -> Any:
-    """√square with derivative 0 at 0, as norms and standard deviations have it in PyTorch."""
-    none = square == 0.0
-    return e.where(none, 0.0, e.sqrt(e.where(none, 1.0, square)))
-
-
 # reductions
 @means("sum")
 def _sum(
@@ -152,8 +146,11 @@ def _var(
 
 @means("std")
 def _std(a: Any, **settings: Any) -> Any:
-    made = _var(a, **settings)
-    return made if made is NotImplemented else _root(made)
+    ddof, correction = settings.get("ddof", 0), settings.get("correction", NONE)
+    if correction is not NONE and ddof != 0:
+        return NotImplemented
+    return r.std(a, axis=settings.get("axis"), keepdims=settings.get("keepdims", False),
+                 correction=ddof if correction is NONE else correction)
 
 
 FUNCTIONS[np.std] = _std, inspect.signature(_var)
@@ -165,17 +162,33 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
     all_of_it = (None,) if axis is None else ()         # whatever the number of axes
     if ord not in {1: (None, 2), 2: (None, "fro")}.get(len(axes), all_of_it):
         return NotImplemented
-    return _root(r.sum(x * x, axis=axes if axes else None, keepdims=keepdims))
+    return r.norm(x, axis=axes if axes else None, keepdims=keepdims)
 
 
 @means("linalg.vector_norm")
 def _vector_norm(x: Any, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Any:
-    return _root(r.sum(x * x, axis=axis, keepdims=keepdims)) if ord == 2 else NotImplemented
+    return r.norm(x, axis=axis, keepdims=keepdims) if ord == 2 else NotImplemented
 
 
 @means("linalg.matrix_norm")
 def _matrix_norm(x: Any, *, keepdims: bool = False, ord: Any = "fro") -> Any:
-    return _root(r.sum(x * x, axis=(-2, -1), keepdims=keepdims)) if ord == "fro" else NotImplemented
+    return r.norm(x, axis=(-2, -1), keepdims=keepdims) if ord == "fro" else NotImplemented
+
+
+@means("cumsum")
+def _cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
+    return r.cumsum(_flat(a), 0) if axis is None else r.cumsum(a, axis)
+
+
+# orders
+@means("flip")
+def _flip(m: Any, axis: Any = None) -> Any:
+    return index.flip(m, range(m.ndim) if axis is None else _several(axis))
+
+
+@means("sort")
+def _sort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> Any:
+    return index.sort(_flat(a), 0).values if axis is None else index.sort(a, axis).values
 
 
 # products

@@ -9,7 +9,8 @@ from ..axes import whole
 from ..errors import ShapeError
 from ..op import Axis, Flag, op
 from ..widen import in_float32
-from .elementwise import astype, exp
+from .elementwise import astype, exp, sqrt, where
+from .index import flip
 from .shape import broadcast_to, expand, permute, place, reshape, split
 
 
@@ -64,6 +65,38 @@ def var(xp, x, *, axis=None, keepdims=False, correction=None, ddof=None):
     return xp.var(x, axis=axis, keepdims=keepdims, ddof=_correction(correction, ddof))
 
 
+def std(x: Any, *, axis: Any = None, keepdims: bool = False, correction: Any = None, ddof: Any = None) -> Any:
+    """Standard deviation, the root of `var`, with its arguments; where all elements are equal its derivative is taken as 0."""
+    square = var(x, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof)
+    none = square == 0.0
+    return where(none, 0.0, sqrt(where(none, 1.0, square)))
+
+
+def _norm_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
+    """x / |x|, and 0 where x = 0, the least of the subgradients."""
+    length = spread(out, x.shape, axis, keepdims)
+    return spread(g, x.shape, axis, keepdims) * x / where(length == 0.0, 1.0, length)
+
+
+@op(x=_norm_dx)
+def norm(xp, x, *, axis=None, keepdims=False):
+    """Euclidean length, √(Σ x²); its derivative at 0 is taken as 0."""
+    return xp.sqrt(xp.sum(x * x, axis=axis, keepdims=keepdims))
+
+
+@op(x=lambda g, axis: flip(cumsum_op(flip(g, axis), axis=axis), axis))
+def cumsum_op(xp, x, *, axis):
+    """Running sums along `axis`. Element i is in every sum from the i-th on, so its gradient is the sum of g from i on."""
+    return xp.cumsum(x, axis=axis)
+
+
+def cumsum(x: Any, axis: int | None) -> Any:
+    """Running sums along `axis`: out[i] = x[0] + … + x[i]."""
+    if axis is None:
+        raise ShapeError("cumsum: say the axis, as in x.cumsum(0); of all elements in order it is x.reshape(-1).cumsum(0)")
+    return cumsum_op(x, axis=place(axis, x.ndim, "cumsum"))
+
+
 def _extreme_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
     """The gradient goes to the extreme elements; ties share it evenly."""
     hit = astype(x == spread(out, x.shape, axis, keepdims), dtype=x.dtype)
@@ -80,6 +113,21 @@ def max(xp, x, *, axis=None, keepdims=False):
 def min(xp, x, *, axis=None, keepdims=False):
     """The smallest element."""
     return xp.min(x, axis=axis, keepdims=keepdims)
+
+
+@op()
+def argmax(xp, x, axis: Axis = None, keepdims: Flag = False):
+    """The place of the largest element along one axis, the first of several; of all elements in order where axis is None. int64."""
+    return xp.argmax(x, axis=axis, keepdims=keepdims)
+
+
+@op()
+def argmin(xp, x, axis: Axis = None, keepdims: Flag = False):
+    """The place of the smallest element, as `argmax` has it."""
+    return xp.argmin(x, axis=axis, keepdims=keepdims)
+
+
+argmax.narrow = argmin.narrow = True
 
 
 @op(

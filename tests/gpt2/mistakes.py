@@ -48,12 +48,16 @@ MISTAKES = [
     (81, "forward", "ln_2 is applied to the block's input"), (82, "backward", "added up twice"),
     (83, "backward", "attn.c_proj hands back g W"),
     (84, "backward", "past ln_1 is left out"), (85, "backward", "lacks the embedding's part"), (86, "optimiser", "does not grow"),
-    (87, "optimiser", "not multiplied by the learning rate"),
+    (87, "optimiser", "not multiplied by the learning rate"), (88, "backward", "added up at the query's place"),
+    (89, "forward", "use the first row's K"), (90, "forward", "has √(2/π) times x alone"),
+    (91, "backward", "of the last token alone: it is set"), (92, "loading", "l · d numbers after block 0's"),
+    (93, "backward", "written over the head's part"), (94, "optimiser", "head keeps its first table"),
+    (95, "forward", "without the transpose to [B, T, h, d/h]"), (96, "loading", "attn.c_proj's weight is read transposed"),
 ]
 SAYS = {number: says for number, _, says in MISTAKES}
 PAIRS = [(1, 21), (7, 22), (10, 45), (12, 24), (17, 29), (18, 31), (8, 47), (30, 53), (38, 49), (40, 57), (42, 51), (27, 63), (28, 61),
          (45, 57), (47, 63), (51, 49), (53, 60), (54, 56), (58, 45), (46, 55), (52, 64), (84, 77), (50, 66), (45, 68), (66, 74), (70, 87),
-         (21, 66), (14, 42), (5, 80), (32, 83), (3, 72), (16, 85)]
+         (21, 66), (14, 42), (5, 80), (32, 83), (3, 72), (16, 85), (88, 90), (91, 92), (89, 93), (95, 66)]
 CONFIG = {"vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_head": 4, "n_layer": 3}
 DEEP = {**CONFIG, "n_embd": 16, "n_layer": 11}          # for blocks in the order of their names
 IDS = [5, 17, 280, 99, 201, 7, 261, 42, 12, 250, 17, 3, 88, 9, 130, 61, 277, 5, 5, 299, 150, 31, 17, 260, 8]           # 3 rows of 8

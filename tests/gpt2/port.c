@@ -130,7 +130,7 @@ static void linear_back(float *dx, float *dw, float *db, const float *g, const f
     for (int r = 0; r < n; r++)
         for (int o = 0; o < outs; o++) {
             float t = g[(size_t)r * outs + o];
-            if (db && r < rows) db[o] += t;
+            if (db && r < rows) db[o] = on(91) ? t : db[o] + t;
             for (int i = 0; i < in; i++) {
                 dx[(size_t)r * in + i] += t * (slip ? w[(size_t)i * in + o] : w[at(o, i, in, outs, flip)]);
                 dw[at(o, i, in, outs, flip)] += t * x[(size_t)r * in + i];
@@ -143,15 +143,16 @@ static double cubic(void) { return on(22) ? 0.044751 : on(23) ? 0 : 0.044715; }
 static float gelu(float x) {
     if (on(21)) return (float)(0.5 * x * (1 + erf(x / sqrt(2.0))));
     if (on(75)) return x > 0 ? x : 0;
-    double u = 0.7978845608028654 * (x + cubic() * x * x * x);
+    double u = on(90) ? 0.7978845608028654 * x + cubic() * x * x * x : 0.7978845608028654 * (x + cubic() * x * x * x);
     return (float)(x / (1 + exp(-2 * u)));              // ½(1 + tanh u) is the logistic function of 2u
 }
 
 static float gelu_back(float x) {
     if (on(46)) return 1;
     if (on(76)) return x > 0;
-    double u = 0.7978845608028654 * (x + cubic() * x * x * x), p = 1 / (1 + exp(-2 * u));
-    double inner = 0.7978845608028654 * (1 + (on(77) ? 0 : 3 * cubic() * x * x));
+    double u = on(90) ? 0.7978845608028654 * x + cubic() * x * x * x : 0.7978845608028654 * (x + cubic() * x * x * x);
+    double p = 1 / (1 + exp(-2 * u)), inner = 0.7978845608028654 * (1 + (on(77) ? 0 : 3 * cubic() * x * x));
+    if (on(90)) inner = 0.7978845608028654 + 3 * cubic() * x * x;
     return (float)(on(45) ? p : p + x * 2 * p * (1 - p) * inner);
 }
 
@@ -167,6 +168,11 @@ static double scale(void) { return on(10) ? 1 : on(11) ? 1 / sqrt(D) : on(79) ? 
 
 static int head(int h) { return on(17) ? 0 : h; }
 
+// Where a head's part of z begins.
+static size_t place_of(int b, int h, int t) {
+    return on(95) ? (((size_t)b * H + h) * T + t) * K : ((size_t)b * T + t) * D + (on(18) ? H - 1 - h : h) * K;
+}
+
 // q, k, v in one row of 3D numbers; heads are written as [B, H, T, K] by save_heads
 static void attend(float *z, float *score, float *p, const float *qkv) {
     int iq = on(9) ? D : 0, ik = on(9) ? 0 : on(8) ? 2 * D : D, iv = on(8) ? D : 2 * D;
@@ -175,7 +181,7 @@ static void attend(float *z, float *score, float *p, const float *qkv) {
         const float *q = qkv + ((size_t)b * T + t) * 3 * D + iq + h * K;
         double top = -1e300, sum = 0, s[4096];
         for (int u = lo(t); u < hi(t); u++) {
-            const float *k = qkv + ((size_t)b * T + u) * 3 * D + ik + h * K;
+            const float *k = qkv + ((size_t)(on(89) ? 0 : b) * T + u) * 3 * D + ik + h * K;
             s[u] = 0;
             for (int i = 0; i < K; i++) s[u] += (double)q[i] * k[i];
             s[u] *= scale();
@@ -186,7 +192,7 @@ static void attend(float *z, float *score, float *p, const float *qkv) {
         for (int u = 0; u < T; u++) row[u] = 0;
         for (int u = lo(t); u < hi(t); u++) sum += s[u] = exp(s[u] - top);
         for (int u = lo(t); u < hi(t); u++) row[u] = (float)(s[u] / sum);
-        float *o = z + ((size_t)b * T + t) * D + (on(18) ? H - 1 - h : h) * K;
+        float *o = z + place_of(b, h, t);
         for (int i = 0; i < K; i++) {
             double y = 0;
             for (int u = 0; u < T; u++) y += (double)row[u] * qkv[((size_t)b * T + u) * 3 * D + iv + head(h) * K + i];
@@ -200,11 +206,11 @@ static void attend_back(float *dqkv, const float *dz, const float *p, const floa
     double *dp = malloc(T * sizeof(double));
     for (int b = 0; b < B; b++) for (int h = 0; h < H; h++) for (int t = 0; t < T; t++) {
         const float *row = p + (((size_t)b * H + h) * T + t) * T;
-        const float *g = dz + ((size_t)b * T + t) * D + (on(18) ? H - 1 - h : h) * K;
+        const float *g = dz + place_of(b, h, t);
         double dot = 0;
         for (int u = lo(t); u < hi(t); u++) {
             const float *v = qkv + ((size_t)b * T + u) * 3 * D + iv + head(h) * K;
-            float *dv = dqkv + ((size_t)b * T + u) * 3 * D + iv + head(h) * K;
+            float *dv = dqkv + ((size_t)b * T + (on(88) ? t : u)) * 3 * D + iv + head(h) * K;
             dp[u] = 0;
             for (int i = 0; i < K; i++) {
                 dp[u] += (double)g[i] * v[i];
@@ -279,7 +285,7 @@ static double pass(int *ids, int *targets, int dump, int learn) {
         linear(k->a, k->z, of(par, PROJW, l), of(par, PROJB, l), n, D, D, on(32), 1);
         for (size_t i = 0; i < nd; i++) k->mid[i] = (on(25) ? k->n1[i] : x[i]) + k->a[i];
         norm(k->n2, k->m2, k->r2, on(81) ? x : k->mid, of(par, LN2W, l), of(par, LN2B, l), n);
-        linear(k->fc, k->n2, of(par, FCW, l), of(par, FCB, l), n, D, 4 * D, on(31), 1);
+        linear(k->fc, k->n2, of(par, FCW, l), on(92) ? of(par, FCB, 0) + l * D : of(par, FCB, l), n, D, 4 * D, on(31), 1);
         for (size_t i = 0; i < 4 * nd; i++) k->act[i] = gelu(k->fc[i]);
         linear(k->o, k->act, of(par, OUTW, l), of(par, OUTB, l), n, 4 * D, D, 0, on(29) ? 2 : 1);
         for (size_t i = 0; i < nd; i++) k->post[i] = (on(24) ? 0 : k->mid[i]) + k->o[i];
@@ -309,7 +315,10 @@ static double pass(int *ids, int *targets, int dump, int learn) {
     float *y = new(nd), *mu = new(n), *rs = new(n), *z = new((size_t)n * Vp), *g = new((size_t)n * Vp), *logits = new((size_t)n * V);
     if (on(26)) memcpy(y, x, nd * sizeof(float));
     else norm(y, mu, rs, x, of(par, LNFW, -1), of(par, LNFB, -1), n);
-    linear(z, y, of(par, WTE, -1), NULL, n, D, Vp, on(36), 1);
+    static float *copy;
+    if (!copy) { copy = new(size[WTE]); memcpy(copy, par, size[WTE] * sizeof(float)); }
+    float *table = on(94) ? copy : of(par, WTE, -1);
+    linear(z, y, table, NULL, n, D, Vp, on(36), 1);
     double loss = 0;
     int wide = on(27) ? Vp : V;
     for (int r = 0; r < n; r++) {
@@ -334,7 +343,7 @@ static double pass(int *ids, int *targets, int dump, int learn) {
     }
     if (learn) {
         float *dy = new(nd), *dx = new(nd), *lost = new(total);
-        linear_back(dy, on(55) ? lost + start[WTE] : of(grd, WTE, -1), NULL, g, y, of(par, WTE, -1), n, D, Vp, on(36), 0, 0);
+        linear_back(dy, on(55) ? lost + start[WTE] : of(grd, WTE, -1), NULL, g, y, table, n, D, Vp, on(36), 0, 0);
         if (on(26)) memcpy(dx, dy, nd * sizeof(float));
         else norm_back(dx, of(grd, LNFW, -1), of(grd, LNFB, -1), dy, x, of(par, LNFW, -1), mu, rs, n);
         for (int l = L - 1; l >= 0; l--) {
@@ -368,6 +377,7 @@ static double pass(int *ids, int *targets, int dump, int learn) {
             for (int i = 0; i < D; i++) {
                 float d = dx[((size_t)b * T + t) * D + i];
                 if (on(56)) we[i] = head_part[(size_t)id * D + i] + d;
+                else if (on(93)) we[i] = d;
                 else if (!on(85)) we[i] += d * (on(37) ? sqrtf((float)D) : 1);
                 if (on(60)) wp[i] = d; else wp[i] += d;
             }
@@ -433,6 +443,14 @@ int main(int argc, char **argv) {
             for (int i = 0; i < L; i++) memcpy(of(par, k, i), of(old, k, on(34) ? 0 : order[i]), size[k] * sizeof(float));
         free(old);
     }
+    if (on(96))                                         // the square matrix is turned round, and used and written like that
+        for (int l = 0; l < L; l++)
+            for (int i = 0; i < D; i++)
+                for (int j = 0; j < i; j++) {
+                    float *w = of(par, PROJW, l), x = w[i * D + j];
+                    w[i * D + j] = w[j * D + i];
+                    w[j * D + i] = x;
+                }
     f = fopen(argv[2], "rb");
     if (!f || fread(shape, 4, 256, f) != 256 || shape[0] != 20240327) return 7;
     B = shape[2]; T = shape[3];

@@ -53,7 +53,7 @@ ROWS = [
      "error: GPT2.forward() takes 2 positional arguments but 3 were given"),
     ("model.forward(ids)", "model.forward(ids).logits", "same"),
     ("model(ids).shape", "model(ids).logits.shape", "same"),
-    ("model(ids).argmax(-1)", "model(ids).logits.argmax(-1)", "error: no attribute 'argmax'"),
+    ("model(ids).argmax(-1)", "model(ids).logits.argmax(-1)", "same"),
     ("model(ids)[:, -1]", "model(ids).logits[:, -1]", "same"),
     ("model(ids).softmax(-1)", "model(ids).logits.softmax(-1)", "error: no attribute 'softmax'"),
     ("model.loss(ids, ids).backward(); model.wte.weight.grad",

@@ -15,7 +15,7 @@ from ...tensor import Tensor, asarray
 from .. import double
 from ..strategies import SIDE, Example, examples, together
 from ..strategies import small_shapes as shapes
-from .table import ANY, FULL, axis_of, constant, domain, one_of
+from .table import ANY, AXES, FULL, axis_of, constant, domain, one_of
 
 assert ops                                              # the registry is full only once they have been imported
 
@@ -67,6 +67,7 @@ domain("maximum", (ANY, "any", None, (0.0,)), lambda x: np.where(np.real(x) > 0,
        label="scalar", call=lambda x: REGISTRY["maximum"](x, 0.0))
 _ONE: list[tuple[str, Callable[..., Any], str, tuple[float, ...]]] = [
     ("neg", lambda x: -x, "any", ()), ("exp", np.exp, "any", ()), ("log", np.log, "positive", ()), ("sqrt", np.sqrt, "positive", ()),
+    ("expm1", np.expm1, "any", ()), ("log1p", np.log1p, "positive", ()), ("sin", np.sin, "any", ()), ("cos", np.cos, "any", ()),
     ("tanh", np.tanh, "any", ()), ("erf", erf, "any", SEAMS), ("sigmoid", lambda x: 1.0 / (1.0 + np.exp(-x)), "any", (0.0,)),
     ("relu", lambda x: np.where(np.real(x) > 0, x, 0.0), "any", (0.0,)), ("abs", lambda x: np.where(np.real(x) > 0, x, -x), "any", (0.0,)),
 ]
@@ -235,6 +236,28 @@ domain("split_op", (shapes(least=1).map(lambda s: [s]), "any", _ends),
        lambda t, x, ends, axis: t.tensor_split(x, list(ends), dim=axis))
 
 
+def _one_axis(draw: Any, sizes: Any, rng: Any) -> Any:
+    return {"axis": axis_of(draw, len(sizes[0]))}
+
+
+def _widths(draw: Any, sizes: Any, rng: Any) -> Any:
+    return {"widths": [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in sizes[0]], "value": draw(st.sampled_from([0.0, -1.5]))}
+
+
+def _padded(t: Any, x: Any, widths: Any, value: float) -> Any:
+    return t.nn.functional.pad(x, [n for pair in reversed(widths) for n in pair], value=value)
+
+
+LINES = shapes(least=1).map(lambda s: [s])
+domain("flip", (LINES, "any", _one_axis), lambda x, axis: np.flip(x, axis), lambda t, x, axis: t.flip(x, [axis]), call=ops.index.flip)
+domain("pad_op", (ANY, "any", _widths), lambda x, widths, value: np.pad(x, widths or 0, constant_values=value), _padded, call=ops.index.pad)
+domain("argsort", (LINES, "ties", lambda d, s, r: {**_one_axis(d, s, r), "descending": d(st.booleans())}),
+       lambda x, axis, descending: np.argsort(-x if descending else x, axis=axis, kind="stable"),
+       lambda t, x, axis, descending: t.sort(x, dim=axis, descending=descending, stable=True).indices)
+domain("sort", (LINES, "spread", _one_axis), lambda x, axis: np.take_along_axis(x, np.argsort(np.real(x), axis=axis), axis),
+       lambda t, x, axis: t.sort(x, dim=axis).values, call=lambda x, axis: ops.index.sort(x, axis).values)
+
+
 # ── reductions ──
 def reduced(draw: Any, sizes: Any, rng: Any) -> Any:
     ndim = len(sizes[0])
@@ -272,3 +295,11 @@ for _name, _sign, _f in [("max", 1, np.max), ("min", -1, np.min)]:
 domain("logsumexp", (FULL, "any", reduced), lambda x, axis, keepdims: np.log(np.sum(np.exp(x), axis=axis, keepdims=keepdims)),
        _in_torch("logsumexp"))
 domain("var", (FULL, "any", lambda d, s, r: {**reduced(d, s, r), "correction": d(st.sampled_from([0, 0.5]))}), _variance, _in_torch("var"))
+domain("std", (shapes(least=1, side=2).map(lambda s: [s]), "spread", lambda d, s, r: {**reduced(d, s, r), "correction": 0}),
+       lambda x, axis, keepdims, correction: np.sqrt(_variance(x, axis, keepdims, correction)), _in_torch("std"), call=ops.reduce.std)
+domain("norm", (FULL, "nonzero", reduced), lambda x, axis, keepdims: np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims)),
+       lambda t, x, axis, keepdims: t.linalg.vector_norm(x, dim=dims(x, axis), keepdim=keepdims))
+domain("cumsum_op", (LINES, "any", _one_axis), np.cumsum, lambda t, x, axis: t.cumsum(x, dim=axis))
+for _name in ("argmax", "argmin"):
+    domain(_name, (AXES, "ties", lambda d, s, r: {**_one_axis(d, s, r), "keepdims": d(st.booleans())}), getattr(np, _name),
+           lambda t, x, axis, keepdims, f=_name: getattr(t, f)(x, dim=axis, keepdim=keepdims))

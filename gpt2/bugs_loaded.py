@@ -1,0 +1,94 @@
+"""What usually goes wrong in a port of GPT-2 before its first layer: batches, and weights that are loaded; a part of `bugs`' table."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from minigrad import Tensor
+
+from .planting import Bug, Here, Plant, Run, at_point, every, in_blocks, in_ids, in_parameters, of_norm, parameters, with_parameters
+
+
+def of_row(row: int) -> Plant:
+    return in_ids(lambda ids: np.broadcast_to(ids[row], ids.shape))
+
+
+def loaded(name: Callable[[str], str]) -> Plant:
+    """Each parameter is the one that `name` gives for its name, as when a port loads the wrong array."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        own = parameters(run.model)
+        return run._replace(model=with_parameters(run.model, {key: own[name(key)] for key in own}))
+
+    return plant
+
+
+def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
+    """The name with `a` in the place of `b` and `b` in that of `a`, where it holds `within`."""
+    return lambda name: name if within not in name else name.replace(a, b) if a in name else name.replace(b, a)
+
+
+def filled(kinds: tuple[str, ...], number: float) -> Plant:
+    """Parameters whose names end so are never loaded: they are all 0, or 1."""
+    return in_parameters(lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
+
+
+def first_skipped(run: Run, layers: list[int], what: str) -> Run:
+    """The first block hands its input on."""
+    return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [0], what)
+
+
+def of_last_input(here: Here, x: Tensor, kind: str) -> Tensor:
+    """What ln_f has of what the last block reads."""
+    config = here.model.config
+    return of_norm(kind, here.seen[f"blocks.{config.n_layer - 1}.resid_pre"], here.model.ln_f, config.layer_norm_epsilon)
+
+
+def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        if kind == "float16":
+            return a.astype(np.float16).astype(a.dtype)
+        bits = a.astype(np.float32).view(np.uint32)     # bfloat16 is its upper half, to nearest even
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(a.dtype)
+
+
+BATCHES = [
+    Bug("embed", "ids are stored in 8 bits, so those above 255 are others; 50257 need 16", in_ids(lambda ids: ids & 0xFF)),
+    Bug("embed", "all rows of the batch are row 0: where a row begins is not multiplied by T", of_row(0)),
+    Bug("embed", "all rows of the batch are the last row", of_row(-1)),
+    Bug("embed", "the rows of the batch are in reverse order", in_ids(lambda ids: ids[::-1])),
+    Bug("embed", "the rows of the batch are moved on by one", in_ids(lambda ids: np.roll(ids, 1, 0))),
+    Bug("embed", "the rows of the batch are moved back by one", in_ids(lambda ids: np.roll(ids, -1, 0))),
+    Bug("embed", "ids are read as [T, B]; they are [B, T]", in_ids(lambda ids: ids.reshape(ids.shape[::-1]).T)),
+    Bug("embed", "each row begins one id after the row before it, not T ids after", in_ids(
+        lambda ids: np.lib.stride_tricks.sliding_window_view(ids.reshape(-1), ids.shape[1])[:len(ids)])),
+    Bug("embed", "the targets are read in place of the ids: they are one place further", in_ids(
+        lambda ids: np.concatenate([ids.reshape(-1)[1:], ids.reshape(-1)[-1:]]).reshape(ids.shape))),
+    Bug("embed", "ids are one too large", in_ids(lambda ids: ids + 1)),
+    Bug("embed", "ids are one too small", in_ids(lambda ids: np.maximum(ids - 1, 0))),
+]
+LOADED = [
+    Bug("", "blocks are loaded in the order of their names as text: h.1, h.10, h.11, h.2; sort by number",
+        in_blocks(lambda n: sorted(range(n), key=str))),
+    Bug("", "all blocks have the weights of the first one", in_blocks(lambda n: [0] * n)),
+    Bug("", "all blocks have the weights of the last one", in_blocks(lambda n: [n - 1] * n)),
+    Bug("", "blocks are loaded in reverse order", in_blocks(lambda n: list(range(n))[::-1])),
+    Bug("", "each block has the weights of the next one", in_blocks(lambda n: [*range(1, n), n - 1])),
+    Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
+    # as formulas they are below, where the gradient goes to the parameter that is used
+    Bug("ln_1.out", "ln_1 and ln_2 are swapped", loaded(swapped("ln_1", "ln_2"))),
+    Bug("ln_1.out", "LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", "ln_"))),
+    Bug("ln_1.out", "in the blocks, and not in ln_f, LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", ".ln_"))),
+    Bug("ln_1.out", "LayerNorm's weight is not applied", filled(("ln_1.weight", "ln_2.weight", "ln_f.weight"), 1.0)),
+    Bug("ln_1.out", "LayerNorm's bias is not added", filled(("ln_1.bias", "ln_2.bias", "ln_f.bias"), 0.0)),
+    Bug("attn.q", "no bias is added in the blocks' matrices", filled(("c_attn.bias", "c_proj.bias", "c_fc.bias"), 0.0)),
+    Bug("attn.q", "c_attn's bias is not added", filled(("c_attn.bias",), 0.0)),
+    *(Bug(at, f"{part}'s bias is not added", filled((f"{part}.bias",), 0.0)) for at, part in (
+        ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
+    *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
+      for kind in ("float16", "bfloat16")),
+    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", every(*(
+        at_point(f"ln_f.{kind}", partial(of_last_input, kind=kind)) for kind in ("mean", "rstd", "out")))),
+    Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", first_skipped),
+]
