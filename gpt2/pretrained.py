@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import minigrad as mg
 from minigrad import nn
 from minigrad.fused.packed_linear import FEW
+from minigrad.hints import instead
 
 from .config import GPT2Config, as_int
 from .errors import UsageError
@@ -55,6 +56,7 @@ class PretrainedModel(Part):
 
     # ── weights in ──
     @classmethod
+    @instead
     def from_pretrained(cls: type[Model], name_or_dir: str | Path, *, backend: str = "numpy", dtype: str = "float32",
                         explicit: bool = False, download: bool = False) -> Model:
         """A model from a directory that transformers or we wrote, a .safetensors file, or the name of a published size.
@@ -208,6 +210,7 @@ class PretrainedModel(Part):
             for module, _ in self.matrices():
                 module.panels = None
 
+    @instead
     def generate(self, ids: Any, max_new_tokens: int = 20, **options: Any) -> Any:
         """Continue ids [B, T], or ragged rows, with greedy=True or by sampling. Returns a list of rows of ids.
 

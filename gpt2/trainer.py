@@ -96,6 +96,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = mg.optim.clip_grad_norm_(self.trained.values(), a.grad_clip or math.inf)
         changed = self.scaler.step(self.optimizer, norm)
+        self.scaler.update()
         self.optimizer.zero_grad()
         self.done += 1
         return Step(losses[0] if len(losses) == 1 else mg.stack(losses).mean(), norm, lr, changed)

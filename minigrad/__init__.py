@@ -99,8 +99,4 @@ __all__ = [
 ]
 
 if not _typing.TYPE_CHECKING:
-
-    def __getattr__(name):
-        if name.startswith("__"):
-            raise AttributeError(f"module 'minigrad' has no attribute {name!r}")
-        raise _hints.unknown("minigrad", name, _hints.MODULE, [*globals()])
+    __getattr__ = _hints.missing("minigrad", _hints.MODULE, lambda: [*globals()])

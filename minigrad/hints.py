@@ -2,7 +2,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TENSOR: Mapping[str, str] = {
     "data": "x.detach(), or p.assign(value) to change a parameter", "clone": "copy.deepcopy(x), or x * 1.0 in a graph",
@@ -43,6 +49,98 @@ MODULE: Mapping[str, str] = {
     "scaled_dot_product_attention": "mg.attention(q, k, v, causal=True)", "silu": "x * mg.sigmoid(x)", "mse_loss": "((x - y) ** 2).mean()",
     "nll_loss": "mg.cross_entropy(logits, targets)",
 }
+
+NN: Mapping[str, str] = {
+    "functional": "mg.softmax(x, axis=-1), mg.cross_entropy(logits, targets) and so on: they are functions of minigrad",
+    "Sigmoid": "mg.sigmoid(x) in forward", "Softmax": "mg.softmax(x, axis=-1) in forward", "SiLU": "x * mg.sigmoid(x) in forward",
+    "Identity": "mg.nn.Sequential()", "Flatten": "x.flatten(1) in forward",
+    "CrossEntropyLoss": "mg.cross_entropy(logits, targets), a function", "MSELoss": "((x - y) ** 2).mean()",
+    "NLLLoss": "mg.cross_entropy(logits, targets), of logits",
+    "MultiheadAttention": "mg.attention(q, k, v, causal=False) and mg.split_heads",
+    "ModuleDict": "a dict of modules as an attribute", "ParameterList": "a list of Parameters as an attribute",
+    "ParameterDict": "a dict of Parameters as an attribute", "init": "p.assign(mg.random.normal(key, p.shape)), p.assign(mg.zeros_like(p))",
+    "utils": "mg.optim.clip_grad_norm_(parameters, max_norm)", "Conv2d": "mg.einsum of windows; there is no convolution",
+    "RMSNorm": "x / mg.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight",
+}
+OPTIM: Mapping[str, str] = {
+    "lr_scheduler": 'for group in optimizer.param_groups: group["lr"] = mg.optim.warmup_cosine(step, …), or any number',
+    "RMSprop": "mg.optim.Adam(params, lr, betas=(0.0, 0.99)), which corrects its mean square for the start besides",
+    "clip_grad_value_": "p.grad = p.grad.clip(-c, c) for each parameter",
+}
+NN_MODULE: Mapping[str, str] = {
+    "apply": "for module in model.modules(): …", "double": 'a module of its own dtype: Linear(2, 3, dtype="float64")',
+    "half": 'a module of its own dtype: Linear(2, 3, dtype="float16")', "float": 'a module of its own dtype: Linear(2, 3, dtype="float32")',
+    "bfloat16": 'a module of its own dtype: Linear(2, 3, dtype="bfloat16")', "cuda": 'model.to("cupy")', "cpu": 'model.to("numpy")',
+    "device": "next(model.parameters()).device", "dtype": "next(model.parameters()).dtype",
+    "register_parameter": "self.name = mg.nn.Parameter(value)", "add_module": "self.name = module",
+    "register_module": "self.name = module", "register_buffer": "self.name = value, a Tensor without a gradient or an array",
+    "buffers": "vars(module): Tensors without gradients are plain attributes", "compile": "nothing: kernels are fused by hand",
+    "register_forward_hook": "a forward of your own; GPT-2's points take model.hooks({name: f})",
+    "transformer": "model.wte, model.h[0] and so on: the parts are the model's own", "append": "Sequential(*layers, module)",
+    "resize_token_embeddings": "GPT2Config(vocab_size=…) with parameters of that size",
+    "gradient_checkpointing_enable": "GPT2(config, recompute=True)", "num_parameters": "sum(p.numel() for p in model.parameters())",
+}
+# settings by other libraries' names, of whatever op or function
+SETTINGS: Mapping[str, str] = {
+    "dim": "axis=", "keepdim": "keepdims=", "dims": "axes=", "is_causal": "causal=True",
+    "attn_mask": "mask=, which is True where a key is seen",
+    "dropout_p": "p=, with training=True where the function has it", "inplace": "leave it out: an op makes a new Tensor",
+    "dtype": "the cast by itself, as in x.astype(dtype)", "alpha": "the factor itself, as in alpha * x",
+    "order": "leave it out: elements are in C order",
+    "grad_outputs": "cotangent=", "allow_unused": "leave it out: an unused input has a gradient of zeros",
+    "padding_idx": "leave it out: no row of the table is special",
+    "strict": "a dict of all names, such as {**model.state_dict(), **arrays}", "out": "leave it out: an op makes a new Tensor",
+    "elementwise_affine": "mg.layer_norm(x, weight, bias) with constants", "dampening": "an update of your own under mg.no_grad()",
+    "nesterov": "an update of your own under mg.no_grad()", "amsgrad": "an update of your own under mg.no_grad()",
+    "maximize": "minus the loss", "fused": "leave it out: the kernel is chosen by the backend",
+    "foreach": "leave it out: parameters go together already",
+    "input_ids": "the ids by their place: model(ids)", "labels": "model.loss(ids, targets), where targets are one place later",
+    "attention_mask": "model.generate for prompts of several lengths, or one prompt at a time",
+    "position_ids": "leave it out: positions are counted from 0",
+    "use_cache": "cache=gpt2.KVCache(model.config, rows)", "output_attentions": 'model.trace(ids), which has "blocks.0.attn.pattern"',
+    "output_hidden_states": 'model.trace(ids), which has "blocks.0.resid_pre"', "inputs_embeds": 'model.hooks({"embed": f})',
+    "past_key_values": "cache=", "do_sample": "greedy=True, or a temperature", "max_length": "max_new_tokens=",
+    "num_beams": "greedy=True: there is no beam search", "num_return_sequences": "a prompt for each, as in [prompt] * n",
+    "min_new_tokens": "max_new_tokens=, and stop=", "pad_token_id": "leave it out: rows are padded on the left by themselves",
+    "torch_dtype": "dtype=", "device_map": "backend=",
+}
+
+
+def instead(f: Callable[P, R]) -> Callable[P, R]:
+    """f, which says what to type where a setting is given by another library's name."""
+    @functools.wraps(f)
+    def call(*args: P.args, **settings: P.kwargs) -> R:
+        try:
+            return f(*args, **settings)
+        except TypeError:
+            refuse(call, settings)
+            raise
+
+    return call
+
+
+def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
+    """TypeError where one of the settings is another library's, and f has none of this name."""
+    known = inspect.signature(f).parameters
+    for name in settings:
+        if name in SETTINGS and name not in known:
+            what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward").rpartition("<locals>.")[2]
+            raise TypeError(f"{what}: there is no {name}=; {typed(name)}") from None
+
+
+def typed(name: str) -> str:
+    """What to do about a setting of another library."""
+    return SETTINGS[name] if SETTINGS[name].startswith("leave it out") else f"type {SETTINGS[name]}"
+
+
+def missing(module: str, elsewhere: Mapping[str, str], known: Callable[[], Iterable[str]]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: an unknown name says what to type."""
+    def getattr(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        raise unknown(module, name, elsewhere, known())
+
+    return getattr
 
 
 def unknown(whose: str, name: str, elsewhere: Mapping[str, str], known: Iterable[str]) -> AttributeError:

@@ -1,4 +1,4 @@
-"""Modules: Linear, Embedding, LayerNorm, Dropout, GELU, ReLU, Tanh, Sequential. PyTorch's names and meaning."""
+"""Modules: Linear, Embedding, LayerNorm, Dropout, GELU, ReLU, Tanh, Sequential, ModuleList. PyTorch's names and meaning."""
 from __future__ import annotations
 
 import math
@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import backend, random
+from . import backend, hints, random
 from . import fused as F
 from .errors import DTypeError, MinigradError, ShapeError
 from .ops.elementwise import relu, tanh
@@ -119,11 +119,29 @@ class Module:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise hints.unknown(type(self).__name__, name, hints.NN_MODULE, [*vars(self), *dir(type(self))])
+
+    def __repr__(self) -> str:
+        """Its settings and the sizes of its own parameters, and each module in it on a line of its own."""
+        inner = [f"  ({name}): " + repr(module).replace("\n", "\n  ") for name, module in self.named_children()]
+        own = [f"{name}={p.dtype}{list(p.shape)}" for name, p in vars(self).items() if isinstance(p, Parameter)]
+        own += [f"{name}={value!r}" for name, value in vars(self).items() if isinstance(value, int | float | str) and name != "training"]
+        head, end = f"{type(self).__name__}({', '.join(own)}", ")"
+        return "\n".join([head, *inner, end]) if inner else head + end
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self.forward(*args, **kwargs)
         except MinigradError as error:
             self.locate(error)
+            raise
+        except TypeError:
+            hints.refuse(self.forward, kwargs)
             raise
 
     def locate(self, error: MinigradError) -> None:
@@ -186,6 +204,7 @@ class Module:
         """
         return {name: p.array for name, p in self.named_parameters()}
 
+    @hints.instead
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
         """Copy arrays or Tensors into the parameters, cast to their dtypes, as in PyTorch.
 
@@ -211,6 +230,12 @@ class Module:
             backend.of(p.array).at(p.array)
             p.array[...] = tensor(arrays[name], dtype=p.dtype, device=p.device).array
             p.changed()
+
+    def requires_grad_(self: M, on: bool = True) -> M:
+        """Make every parameter want a gradient, or stop wanting one."""
+        for p in self.parameters():
+            p.requires_grad_(on)
+        return self
 
     def train(self: M, mode: bool = True) -> M:
         """Training mode (dropout drops) or not, for this module and all below it."""
@@ -258,6 +283,7 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table: ids [...] -> [..., embedding_dim]; standard normal at first, as in PyTorch."""
 
+    @hints.instead
     def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: str = "float32", device: str = "numpy",
                  key: int | None = None) -> None:
         key = random.next_key() if key is None else key
@@ -270,6 +296,7 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Layer normalisation over the last axis, with weight 1 and bias 0 at first."""
 
+    @hints.instead
     def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: str = "float32", device: str = "numpy") -> None:
         here, number = backend.get(device)
         self.eps = eps
@@ -334,6 +361,29 @@ class Sequential(Module):
             setattr(self, str(i), module)
 
     def forward(self, x: Any) -> Any:
-        for module in vars(self).values():
-            x = module(x) if isinstance(module, Module) else x
+        for module in self:
+            x = module(x)
         return x
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for module in vars(self).values() if isinstance(module, Module))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in iter(self))
+
+    def __getitem__(self, i: int) -> Module:
+        return [*iter(self)][i]
+
+
+class ModuleList(Sequential):
+    """A list of modules, as PyTorch has it; a plain list does as well."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__(*modules)
+
+    def forward(self, x: Any) -> Any:
+        raise NotImplementedError("a ModuleList has no forward; call its modules, or use Sequential")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = hints.missing("minigrad.nn", hints.NN, lambda: [*globals()])

@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import backend
+from . import backend, hints
 from .backend.base import half
 from .errors import GraphError
 from .graph import enable_grad
-from .nn import forget
+from .nn import Module, forget
 from .tensor import Parameter, Tensor
 from .widen import narrowed, widened
 
@@ -39,7 +39,7 @@ def listed(where: str, params: Any) -> list[Any]:
     TypeError for what is no collection in order, GraphError for a generator that has been read.
     """
     kind = type(params).__name__
-    if isinstance(params, (Tensor, str, dict, set, frozenset)) or not isinstance(params, Iterable):
+    if isinstance(params, (Tensor, Module, str, dict, set, frozenset)) or not isinstance(params, Iterable):
         raise TypeError(f"{where}: the parameters are given as a {kind}; {_HINT}")
     found = list(params)
     if not found and iter(params) is params:
@@ -123,6 +123,41 @@ class Optimizer:
             group["betas"] = tuple(number(f"{me}: betas[{i}]", b, below=1.0)
                                    for i, b in enumerate(betas))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, as PyTorch has it: `state` by each parameter's number, and the groups with these numbers and their settings.
+
+        Moments are the optimiser's own arrays, and change with its steps.
+        """
+        number = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        groups = [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups]
+        return {"state": {number[p]: dict(kept) for p, kept in self.state.items()}, "param_groups": groups}
+
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, whose arrays are copied. ValueError where its groups are of other sizes; then nothing is changed."""
+        me, groups = type(self).__name__, kept["param_groups"]
+        sizes, given = [len(group["params"]) for group in self.param_groups], [len(group["params"]) for group in groups]
+        if sizes != given:
+            raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, and this optimiser's {sizes}")
+        params = [p for group in self.param_groups for p in group["params"]]
+        places = [i for group in groups for i in group["params"]]
+        made = {}
+        for p, i in zip(params, places):
+            if i in kept["state"]:
+                here = backend.of(p.array)
+                here.at(p.array)
+                made[p] = {name: here.array(value) if hasattr(value, "shape") else value for name, value in kept["state"][i].items()}
+        for group, other in zip(self.param_groups, groups):
+            group.update({name: value for name, value in other.items() if name != "params"})
+            self.check(group)
+        self.state = made
+
+    def __repr__(self) -> str:
+        """The settings and the sizes of each group."""
+        rows = [", ".join([f"{len(g['params'])} Tensors of {sum(p.numel() for p in g['params']):,} numbers",
+                           *(f"{name}={value!r}" for name, value in g.items() if name != "params")]) for g in self.param_groups]
+        return f"{type(self).__name__}({rows[0]})" if len(rows) == 1 else f"{type(self).__name__}(\n" + "".join(
+            f"  {row}\n" for row in rows) + ")"
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with set_to_none=False make them zero instead."""
         for group in self.param_groups:
@@ -168,7 +203,8 @@ class Optimizer:
 class SGD(Optimizer):
     """p ← p − lr·(g + weight_decay·p)   (sgd.1), or with momentum μ: b ← μ b + g + weight_decay·p, p ← p − lr·b   (sgd.2)."""
 
-    def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+    @hints.instead
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
@@ -219,6 +255,7 @@ class Adam(Optimizer):
 
     decoupled = False
 
+    @hints.instead
     def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -240,6 +277,7 @@ class AdamW(Adam):
 
     decoupled = True
 
+    @hints.instead
     def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
@@ -318,7 +356,8 @@ class GradScaler:
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = clip_grad_norm_(parameters, 1.0)         # infinite or NaN where they overflowed
-        scaler.step(optimizer, norm)                    # then nothing is changed but the scale
+        scaler.step(optimizer, norm)                    # then nothing is changed
+        scaler.update()                                 # and the scale is halved
 
     init_scale: the first factor. growth_interval: after so many steps without an overflow it is doubled. enabled=False: every method
     but step does nothing, and step always steps. All of it is decided on the host, by a number that is there already.
@@ -331,6 +370,7 @@ class GradScaler:
         self.good = 0                                   # steps since the factor last changed
         self.applied: float | None = None               # the factor that the last loss was scaled by
         self.unscaled: list[Optimizer] = []             # since their last step
+        self.overflowed = False                         # in a step since the last update
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the factor, and so every gradient on the way back   (scaler.1)."""
@@ -354,25 +394,32 @@ class GradScaler:
             xp.at(grads[0])
             xp.run("scale", scale, grads, 1.0 / (self.applied or self.factor))
 
-    def step(self, optimizer: Optimizer, norm: float) -> bool:
-        """Let the optimiser step if the gradients' norm is finite; set the next factor   (scaler.4).
+    def step(self, optimizer: Optimizer, norm: float | None = None) -> bool:
+        """Let the optimiser step if its gradients are finite   (scaler.4). Returns whether it did.
 
-        Returns whether it did. Gradients that were not unscaled since the last step are unscaled
-        first, as in PyTorch.
+        norm: theirs, where it is known; else it is computed. Gradients that were not unscaled since the last step are unscaled first.
         """
-        finite = math.isfinite(norm) or not self.enabled
+        if norm is None and self.enabled:
+            norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], math.inf)
+        finite = norm is None or math.isfinite(norm) or not self.enabled
         if finite:
             if optimizer not in self.unscaled:
                 self.unscale_(optimizer)
             optimizer.step()
-        if self.enabled:
-            self.unscaled = [other for other in self.unscaled if other is not optimizer]
-            self.good = self.good + 1 if finite else 0
-            if not finite:
-                self.factor *= self.backoff_factor
-            elif self.good == self.growth_interval:
-                self.factor, self.good = self.factor * self.growth_factor, 0
+        self.overflowed |= not finite
+        self.unscaled = [other for other in self.unscaled if other is not optimizer]
         return finite
+
+    def update(self) -> None:
+        """Set the factor of the next loss, by whether a step was left out since the last update   (scaler.4)."""
+        if not self.enabled:
+            return
+        self.good = 0 if self.overflowed else self.good + 1
+        if self.overflowed:
+            self.factor *= self.backoff_factor
+        elif self.good == self.growth_interval:
+            self.factor, self.good = self.factor * self.growth_factor, 0
+        self.overflowed = False
 
 
 def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
@@ -383,3 +430,7 @@ def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int,
         return min_lr
     along = (step - warmup_steps) / (total_steps - warmup_steps)
     return min_lr + 0.5 * (max_lr - min_lr) * (1.0 + math.cos(math.pi * along))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = hints.missing("minigrad.optim", hints.OPTIM, lambda: [*globals()])

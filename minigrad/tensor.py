@@ -304,7 +304,7 @@ class Tensor(Methods):
             self.node.version += 1
 
     # ── backward ──
-    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> None:
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add ∂self/∂leaf into `.grad` of every leaf that self depends on.
 
         gradient: the cotangent, of self's shape and dtype; may be left out when self is a scalar.

@@ -6,6 +6,7 @@ being differentiated every result is differentiable, also in what the function c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 from . import backend, random
@@ -13,6 +14,7 @@ from .axes import whole
 from .engine.saved import unshared
 from .errors import DTypeError, GraphError, ShapeError
 from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
+from .hints import instead
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
 from .tensor import Tensor, asarray
@@ -28,6 +30,7 @@ def _zeros(like: Tensor) -> Tensor:
     return Tensor(here.zeros_like(like.array))
 
 
+@instead
 def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any = None, *,
               create_graph: bool = False, retain_graph: bool = False) -> tuple[Tensor, ...]:
     """The gradients of `output` with respect to `inputs`, leaves or results, without touching `.grad`: torch.autograd.grad.
@@ -126,25 +129,81 @@ def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...])
     return g
 
 
-def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
-    """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar."""
+def _is_array(x: Any) -> bool:
+    """Whether a list or tuple is of numbers alone, also nested, and so one array."""
+    return isinstance(x, list | tuple) and all(isinstance(y, Real) or _is_array(y) for y in x)
+
+
+def _flat(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+    """The leaves of nested dicts, lists and tuples, and how such a tree is made of other leaves."""
+    if not isinstance(tree, dict | list | tuple) or _is_array(tree):
+        return [tree], lambda leaves: next(iter(leaves))
+    parts = [_flat(x) for x in (tree.values() if isinstance(tree, dict) else tree)]
+
+    def rebuilt(leaves: Iterable[Any]) -> Any:
+        them = iter(leaves)
+        made = [again(them) for _, again in parts]
+        if isinstance(tree, dict):
+            return dict(zip(tree, made))
+        return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)
+
+    return [leaf for some, _ in parts for leaf in some], rebuilt
+
+
+def _detached(tree: Any) -> Any:
+    """The same with its Tensors as constants."""
+    leaves, rebuilt = _flat(tree)
+    return rebuilt(x.detach() if isinstance(x, Tensor) else x for x in leaves)
+
+
+def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
+    """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar.
+
+    An argument may be a dict, a list or a tuple of Tensors, also nested, and so is its gradient then. Arguments by name are passed on.
+    has_aux: f returns (value, anything), and so does the result: ((f(x), anything), ∇f(x)).
+    """
     _check_function("grad", f)
     at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
 
-    def df(*args: Any) -> Any:
-        y, pull = _vjp(_partial(f, args, at), [args[i] for i in at])
+    def df(*args: Any, **settings: Any) -> Any:
+        leaves, rebuilt = _flat(tuple(args[i] for i in at))
+        aux: list[Any] = []
+
+        def of_leaves(*chosen: Any) -> Tensor:
+            full = list(args)
+            for i, x in zip(at, rebuilt(chosen)):
+                full[i] = x
+            made = f(*full, **settings)
+            if not has_aux:
+                return made
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise TypeError(f"has_aux: the function must return (value, anything); it returned a {type(made).__name__}")
+            aux[:] = made[1:]
+            return made[0]
+
+        y, pull = _vjp(of_leaves, leaves)
         if y.shape != ():
             raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
-        grads = pull(None, False)
-        return y, grads[0] if alone else grads
+        grads = rebuilt(pull(None, False))
+        if has_aux and y.node is None:                  # and not being differentiated further
+            aux = [_detached(x) for x in aux]
+        return (y, *aux) if has_aux else y, grads[0] if alone else grads
 
     return df
 
 
-def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
-    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on. ShapeError if f is no scalar."""
-    both = value_and_grad(f, argnums)
-    return lambda *args: both(*args)[1]
+def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
+    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on. Arguments are as `value_and_grad` has them. ShapeError if f is no scalar.
+
+    has_aux: f returns (value, anything), and the result is (∇f(x), anything).
+    """
+    both = value_and_grad(f, argnums, has_aux=has_aux)
+
+    def df(*args: Any, **settings: Any) -> Any:
+        made, grads = both(*args, **settings)
+        return (grads, made[1]) if has_aux else grads
+
+    return df
 
 
 def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import axes, backend
+from .. import axes, backend, hints
 from ..backend.base import FLOATS, Backend
 from ..errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
 from ..graph import Node
@@ -49,7 +49,8 @@ def _renamed(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[
     try:
         given = op.signature.bind(*args, **settings)
     except TypeError as error:
-        raise TypeError(f"{op.shown}: {error}; it takes {op.signature}") from None
+        instead = [f"; for {name}= {hints.typed(name)}" for name in settings if name in hints.SETTINGS]
+        raise TypeError(f"{op.shown}: {error}; it takes {op.signature}{''.join(instead)}") from None
     given.apply_defaults()
     return tuple(given.arguments[a] for a in op.args), {k: given.arguments[k] for k in op.settings}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from .. import random
 from .attention import attention, attention_by_parts
-from .cross_entropy import cross_entropy, cross_entropy_by_parts
+from .cross_entropy import cross_entropy as _mean_cross_entropy
+from .cross_entropy import cross_entropy_by_parts, weighted_cross_entropy
 from .dropout import dropout_op
 from .gelu import gelu, gelu_by_parts
 from .layer_norm import add_layer_norm, add_layer_norm_by_parts, layer_norm, layer_norm_by_parts
@@ -37,7 +38,21 @@ __all__ = [
 ]
 
 
-def dropout(x: Any, *, p: float = 0.5, training: bool = True, key: int | None = None) -> Any:
+def cross_entropy(logits: Any, targets: Any, *, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+                  weight: Any = None) -> Any:
+    """−log softmax(logits)[target] in nats, its mean over the rows unless `reduction` is "sum" or "none"   (cross_entropy.1).
+
+    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count. label_smoothing: this share of each
+    target is spread evenly over all V ids. weight [V]: how much a row with each target counts. As in PyTorch, whose classes are not last.
+    The mean of no row is NaN, and its gradient 0. The loss of logits of 16 bits is float32.
+    ShapeError when the shapes do not match or a target lies outside 0 … V−1; ValueError for another reduction.
+    """
+    if reduction == "mean" and not label_smoothing and weight is None:
+        return _mean_cross_entropy(logits, targets, ignore_index=ignore_index)
+    return weighted_cross_entropy(logits, targets, ignore_index, reduction, label_smoothing, weight)
+
+
+def dropout(x: Any, p: float = 0.5, training: bool = True, key: int | None = None) -> Any:
     """x with elements zeroed with probability p and the rest divided by 1 − p; x itself when not training or p = 0.
 
     key: of `minigrad.random`; the next of the default stream when left out. The same key gives the same mask.

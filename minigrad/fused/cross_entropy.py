@@ -10,6 +10,7 @@ from ..op import Constant, fused
 from ..ops.elementwise import astype, exp, where
 from ..ops.index import gather, scatter_add
 from ..ops.reduce import sum
+from ..ops.shape import broadcast_to
 from ..tensor import Tensor
 from ..widen import widened
 from .softmax import log_softmax
@@ -64,3 +65,25 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     with xp.errstate(invalid="ignore"):                 # 0/0 there: the loss is NaN
         loss = xp.sum(xp.where(kept, nll, 0.0)) / count
     return Saved(loss, lse=lse, scale=scale)
+
+
+def weighted_cross_entropy(logits: Any, targets: Any, ignore_index: int, reduction: str, label_smoothing: float, weight: Any) -> Any:
+    """Cross-entropy with PyTorch's options, of ops: (1 − ε) wₜ nllₜ + (ε/V) Σᵥ wᵥ nllᵥ for each row, and the mean of them by Σ wₜ."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"cross_entropy: reduction must be mean, sum or none, not {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
+    targets = targets.array if isinstance(targets, Tensor) else targets
+    _check_cross_entropy(logits, targets, ignore_index=ignore_index)
+    nll = -log_softmax(widened(logits))                                                # [..., V]
+    kept = targets != ignore_index                                                     # [...]
+    ids = where(kept, targets, 0)                                                      # [...]
+    one = nll * 0.0 + 1.0 if weight is None else broadcast_to(astype(weight, dtype=nll.dtype), shape=nll.shape)
+    share = gather(one, ids[..., None], axis=-1)[..., 0]                               # [...]
+    each = share * gather(nll, ids[..., None], axis=-1)[..., 0] * (1.0 - label_smoothing)
+    if label_smoothing:
+        each = each + sum(one * nll, axis=-1) * (label_smoothing / nll.shape[-1])
+    each = where(kept, each, 0.0)
+    if reduction == "none":
+        return each
+    return sum(each) if reduction == "sum" else sum(each) / sum(where(kept, share, 0.0))

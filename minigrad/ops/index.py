@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .. import backend
 from ..axes import index as integer
 from ..errors import ShapeError
+from ..hints import instead
 from ..op import Axis, Constant, Flag, op
 from ..tensor import Tensor
 from .shape import permute, place, reshape
@@ -51,6 +52,7 @@ def scatter_rows(xp, values, ids: Constant, *, rows):
     return xp.add_at_rows(rows, xp.reshape(ids, (math.prod(ids.shape),)), xp.reshape(values, (math.prod(ids.shape), d)))
 
 
+@instead
 def embedding(ids: Any, weight: Any) -> Any:
     """Rows of weight [V, d] at integer ids of any shape [...] -> [..., d]. ShapeError for an id outside 0 … V−1."""
     return embedding_op(weight, ids)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .. import backend
 from ..engine.checks import PYTORCHS
+from ..hints import instead
 from ..op import Axis
 from . import elementwise, index, linalg, reduce, shape
 
@@ -349,6 +350,7 @@ class Methods:
         """The last two axes exchanged (a view): x [..., n, m] as [..., m, n]."""
         return shape.matrix_transpose(self)
 
+    @instead
     def split(self, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
               axis: int = 0) -> tuple[Tensor, ...]:
         """Views that x is cut into along `axis`: `sections` equal ones, or ones of these `sizes`.

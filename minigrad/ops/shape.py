@@ -9,6 +9,7 @@ from typing import Any
 from .. import backend
 from ..axes import index
 from ..errors import ShapeError
+from ..hints import instead
 from ..op import Op, Placed, Sizes, op
 from ..tensor import Tensor
 
@@ -139,11 +140,13 @@ def concat_op(xp, *xs, axis=0):
     return xp.concatenate(xs, axis=axis)
 
 
+@instead
 def concat(xs: Sequence[Any], axis: int = 0) -> Any:
     """The Tensors xs, alike but along `axis`, one after the other. ShapeError where they differ elsewhere."""
     return concat_op(*xs, axis=axis)
 
 
+@instead
 def stack(xs: Sequence[Any], axis: int = 0) -> Any:
     """The Tensors xs, of one shape, along a new axis."""
     if not xs:
@@ -158,6 +161,7 @@ def split_op(xp, x, *, ends, axis):
     return tuple(xp.split(x, list(ends), axis=axis))
 
 
+@instead
 def split(x: Any, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
           axis: int = 0) -> tuple[Any, ...]:
     """x cut along `axis` into `sections` equal parts, or into parts of these `sizes`, as a tuple of views.

@@ -256,6 +256,22 @@ class Run:
         """How often an argument may be a factor on the way: in a function of Tensors that is made of ops, more than once."""
         return 2 if self.subject.function is not None and self.subject.op is None else 1
 
+    def erratic(self, u: Any, moves: Sequence[Any]) -> float:
+        """What roundings do to ⟨Jᵀu, moves⟩ in this run's float, from what they do in another one: a mistake is the same in all floats.
+
+        0 where the function computes in no other.
+        """
+        coarse, fine = (np.float32, np.float64) if self.dtype == np.float64 else (np.float64, WIDE)
+        if half(self.dtype) or self.subject.function is None:
+            return 0.0
+        xs = [np.asarray(a, coarse) for a in self.arrays]
+        try:
+            found, exact = (self.results(self.subject, [x.astype(kind) for x in xs], u.astype(kind))[1:] for kind in (coarse, fine))
+        except Exception:                               # it holds constants of its own float
+            return 0.0
+        far = sum(float(np.sum(np.abs(v) * np.abs(g.astype(WIDE) - h))) for g, h, v in zip(found, exact, moves))
+        return far * eps(self.dtype) / eps(coarse)
+
     def margins(self) -> list[Any] | None:
         """How far off each number of the value and of each gradient may be; None where that cannot be told."""
         found = self.reference()

@@ -295,7 +295,9 @@ def scaler_4(normal):
     for norm, after in ((np.inf, S / 2), (np.nan, S / 4), *((1.0, S / 4),) * 1999, (1.0, S / 2), (1.0, S / 2)):
         p.grad = mg.tensor(np.float32(1.0))
         scaler.unscale_(optimizer)
-        is_so(scaler.step(optimizer, norm) == math.isfinite(norm) and scaler.factor == after)
+        is_so(scaler.step(optimizer, norm) == math.isfinite(norm))
+        scaler.update()
+        is_so(scaler.factor == after)
 
 
 def mixed_precision_aside_1(normal):

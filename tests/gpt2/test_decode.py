@@ -175,6 +175,13 @@ def test_the_cache_is_no_larger_than_the_run():
         assert timing.proposed == timing.accepted == 0
 
 
+def test_the_largest_cache_of_a_run_is_told():
+    """Without a cache that is kept, one is made for each pass over padded rows; the last ones are smaller when the context has slid."""
+    timing = Timing()
+    list(steps(model(), [prompt(CONTEXT - 1), prompt(2)], max_new_tokens=4, overflow="slide", use_cache=False, timing=timing))
+    assert timing.kv_bytes == 2 * 2 * 2 * 32 * 4 * CONTEXT
+
+
 def test_the_seed_decides():
     """Same seed, same tokens; other seeds, others; the caller may stop at any time without an effect on what came before."""
     runs = [model().generate(prompt(4), 20, seed=seed)[0] for seed in (0, 0, 1, 2**40)]

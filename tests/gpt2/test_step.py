@@ -105,6 +105,26 @@ def test_rows_of_different_lengths(rows: int, fields: dict[str, Any]):
 
 
 @needs_kernels
+def test_without_a_cache_and_past_the_end_of_the_context():
+    """The same ids as on NumPy: without a cache there is no step, and what was said before the context slid is still penalised after."""
+    model, same = _models(n_positions=8)
+    assert model.generate(PROMPT, 4, greedy=True, eos_token_id=None, use_cache=False) == same.generate(
+        PROMPT, 4, greedy=True, eos_token_id=None)
+    how = {"greedy": True, "repetition_penalty": 3.0, "overflow": "slide", "eos_token_id": None}
+    assert model.generate(PROMPT, 20, **how) == same.generate(PROMPT, 20, **how)
+
+
+@needs_kernels
+def test_tokens_are_drawn_by_the_draws_of_the_seed(monkeypatch: pytest.MonkeyPatch):
+    """One for each row and token; the first token's was used by the host."""
+    model, given = _models()[0], []
+    monkeypatch.setattr(decoding, "chooser", lambda *args, f=decoding.chooser: given.append(args[3]) or f(*args))
+    model.generate([PROMPT, PROMPT], 4, seed=5, eos_token_id=None)
+    draws = np.random.Generator(np.random.PCG64(5)).random((4, 2))
+    np.testing.assert_array_equal(np.concatenate(given)[1:], draws[1:])
+
+
+@needs_kernels
 def test_more_rows_than_the_kernels_take():
     """Go through the model's own pass, as does a model in training mode, and one on the definitions by parts."""
     model, same = _models()

@@ -91,6 +91,7 @@ def test_two_devices_in_turn(seed: int, kind: str):
             norm = mg.optim.clip_grad_norm_([p], 1.0)
             yield
             scaler.step(optimizer, norm)
+            scaler.update()
             yield
             assert {loss.device, p.device, p.grad.device} == {device}
             optimizer.zero_grad()

@@ -319,6 +319,32 @@ def test_attention_against_pytorch_with_dropout_and_padding():
             close(a, b, terms=20 * T)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_has_pytorchs_options(reduction: str, smoothing: float, weighted: bool):
+    """Values and gradients are PyTorch's, also where rows do not count."""
+    rng = np.random.default_rng(0)
+    x, targets, w = rng.standard_normal((3, 4, 5)), rng.integers(0, 5, (3, 4)), rng.random(5)
+    targets[0, :2] = -100
+    ours, theirs = mg.tensor(x, dtype="float64", requires_grad=True), torch.tensor(x, requires_grad=True)
+    loss = mg.cross_entropy(ours, targets, reduction=reduction, label_smoothing=smoothing, weight=w if weighted else None)
+    wanted = torch.nn.functional.cross_entropy(theirs.reshape(-1, 5), torch.tensor(targets).reshape(-1), reduction=reduction,
+                                               label_smoothing=smoothing, weight=torch.tensor(w) if weighted else None)
+    g = rng.standard_normal(loss.shape)
+    loss.backward(mg.tensor(g, dtype="float64"))
+    wanted.backward(torch.tensor(g).reshape(wanted.shape))
+    close(loss.numpy().reshape(-1), wanted.detach().numpy().reshape(-1), terms=60, scale=10.0)
+    close(ours.grad, theirs.grad.numpy(), terms=60, scale=10.0)
+
+
+def test_cross_entropy_refuses_other_options():
+    """By name, with what there is."""
+    for how, says in (({"reduction": "max"}, "must be mean, sum or none"), ({"label_smoothing": 2.0}, "must lie in")):
+        with pytest.raises(ValueError, match=says):
+            mg.cross_entropy(np.ones((2, 3)), np.array([0, 1]), **how)
+
+
 # ── cross-entropy's corners ──
 def test_cross_entropy_when_nothing_counts_is_nan(kernels: str):
     """The mean over no rows is NaN, fused or by parts."""

@@ -277,3 +277,44 @@ def test_half_a_gradient():
     for p in ours.parameters():
         p.requires_grad_(False)
     assert not ours(mg.tensor([[1.0, 2.0]])).requires_grad
+
+
+def test_a_module_shows_its_sizes():
+    """Its settings, the sizes of its own parameters, and what is in it, a line each."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.ModuleList([nn.LayerNorm(3)]))
+    assert repr(net) == """Sequential(
+  (0): Linear(weight=float32[3, 2], bias=float32[3])
+  (1): Dropout(p=0.5)
+  (2): ModuleList(
+    (0): LayerNorm(weight=float32[3], bias=float32[3], eps=1e-05)
+  )
+)"""
+
+
+def test_a_sequential_is_a_sequence():
+    """One module may stand twice in it; its length, places and order are those of the arguments."""
+    a, b = nn.Linear(2, 2), nn.ReLU()
+    net = nn.Sequential(a, b, a)
+    assert len(net) == 3 and [*net] == [a, b, a] and net[-1] is a and not nn.Sequential()
+    with pytest.raises(IndexError):
+        net[3]
+    x = mg.tensor([[1.0, -2.0]])
+    assert net(x).tolist() == a(b(a(x))).tolist()
+    with pytest.raises(NotImplementedError, match="a ModuleList has no forward"):
+        nn.ModuleList([a])(x)
+    assert [name for name, _ in nn.ModuleList([a, b]).named_parameters()] == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("line, says", [
+    ("nn.Softmax", "minigrad.nn has no attribute 'Softmax'; type mg.softmax"), ("nn.Liner", "near to it: Linear"),
+    ("mg.optim.RMSprop", "minigrad.optim has no attribute 'RMSprop'; type"),
+    ("nn.Linear(1, 1).half()", "Linear has no attribute 'half'; type"),
+    ("nn.Linear(1, 1).wieght", "near to it: weight"), ("mg.concat([x], dim=0)", "concat: there is no dim=; type axis="),
+    ("mg.relu(x, inplace=True)", "for inplace= leave it out"), ("nn.LayerNorm(3, elementwise_affine=False)", "LayerNorm: there is no"),
+    ("nn.Linear(1, 1)(x, attn_mask=None)", "Linear: there is no attn_mask="),
+])
+def test_names_of_other_libraries_are_answered(line: str, says: str):
+    """With what to type, in one line."""
+    with pytest.raises((AttributeError, TypeError)) as caught:
+        eval(line, {"mg": mg, "nn": nn, "x": mg.tensor([1.0])})
+    assert says in str(caught.value) and "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Optimisers, clipping and schedules beside torch.optim in float64."""
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -515,14 +516,15 @@ def test_gradients_are_unscaled_once():
 
 @pytest.mark.parametrize("norm", [1.0, math.inf])
 def test_two_optimisers_share_a_scaler(norm: float):
-    """The second one's gradients are divided by the factor that their loss had, also where the first one's step changed it."""
+    """Both have their gradients divided by the factor that their loss had; one that overflowed halves it for both."""
     p, q = Parameter(np.array([1.0])), Parameter(np.array([1.0]))
     a, b, scaler = optim.SGD([p], lr=1.0), optim.SGD([q], lr=1.0), optim.GradScaler(8.0, growth_interval=1)
     scaler.scale((p * q * 0.25).sum()).backward()
     scaler.step(a, norm)
-    assert scaler.factor == (16.0 if norm == 1.0 else 4.0)
     scaler.step(b, 1.0)
-    assert q.tolist() == [0.75]
+    assert q.tolist() == [0.75] and scaler.factor == 8.0
+    scaler.update()
+    assert scaler.factor == (16.0 if norm == 1.0 else 4.0)
 
 
 def test_a_scalers_defaults_and_factors():
@@ -535,8 +537,63 @@ def test_a_scalers_defaults_and_factors():
     factors = []
     for norm in (1.0, 1.0, 1.0, 1.0, 1.0, math.inf, 1.0, 1.0):
         scaler.step(opt, norm)
+        scaler.update()
         factors.append(scaler.factor)
     assert factors == [8.0, 24.0, 24.0, 72.0, 72.0, 18.0, 18.0, 54.0]
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_scaler_sees_an_overflow_by_itself(overflows: bool):
+    """PyTorch's three lines, scale, step and update: the same steps and factors as PyTorch's."""
+    p, q = Parameter(np.array([1.0, 2.0], np.float32)), torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    ours, theirs = optim.GradScaler(8.0), torch.amp.GradScaler("cpu", init_scale=8.0)
+    a, b = optim.SGD([p], lr=0.5), torch.optim.SGD([q], lr=0.5)
+    for factor in (1.0, 3e38 if overflows else 2.0, 1.0):
+        for x, opt, scaler in ((p, a, ours), (q, b, theirs)):
+            opt.zero_grad()
+            with np.errstate(over="ignore"):
+                scaler.scale((x * factor).sum()).backward()
+            scaler.step(opt)
+            scaler.update()
+    assert p.tolist() == q.tolist() and ours.factor == theirs.get_scale() == (4.0 if overflows else 8.0)
+
+
+@pytest.mark.parametrize("kind, how", [("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {})])
+def test_an_optimiser_goes_on_from_its_state(kind: str, how: dict[str, Any]):
+    """state_dict has PyTorch's keys; after load_state_dict another optimiser of equal parameters takes the same steps, to the bit."""
+    def made() -> tuple[list[Parameter], Any]:
+        ps = [Parameter(np.array([1.0, -2.0])), Parameter(np.array([[0.5]]))]
+        return ps, getattr(optim, kind)([{"params": ps[:1]}, {"params": ps[1:], "lr": 0.3}], lr=0.1, **how)
+
+    def step(ps: list[Parameter], opt: Any) -> None:
+        opt.zero_grad()
+        sum(((p - 1.0) ** 2).sum() for p in ps).backward()
+        opt.step()
+
+    ps, opt = made()
+    step(ps, opt)
+    kept = copy.deepcopy(opt.state_dict())
+    theirs = getattr(torch.optim, kind)([torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1))], **how)
+    assert kept.keys() == theirs.state_dict().keys() and [g["params"] for g in kept["param_groups"]] == [[0], [1]]
+    others, fresh = made()
+    for p, q in zip(ps, others):
+        q.assign(p)
+    fresh.param_groups[0]["lr"] = 7.0
+    fresh.load_state_dict(kept)
+    assert fresh.param_groups[0]["lr"] == 0.1
+    step(ps, opt)
+    step(others, fresh)
+    assert [p.tolist() for p in ps] == [q.tolist() for q in others]
+    assert kept["state"][0]["step"] == 1                # its arrays are its own
+    with pytest.raises(ValueError, match="the groups have"):
+        getattr(optim, kind)(others).load_state_dict(kept)
+
+
+def test_an_optimiser_shows_its_groups():
+    """The settings and how many numbers each group has."""
+    a, b = Parameter(np.ones((2, 3))), Parameter(np.ones(4))
+    assert repr(optim.SGD([a], lr=0.1)) == "SGD(1 Tensors of 6 numbers, lr=0.1, momentum=0.0, weight_decay=0.0)"
+    assert "1 Tensors of 4 numbers, lr=0.2" in repr(optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.2}]))
 
 
 def test_gradients_that_were_scaled_elsewhere():

@@ -1,6 +1,7 @@
 """grad, vjp, jvp, hvp, jacobian, hessian and checkpoint: against PyTorch, nested, and in what they keep."""
 from __future__ import annotations
 
+import collections
 import gc
 import tracemalloc
 from typing import Any
@@ -372,3 +373,35 @@ def test_a_checkpoint_passes_constants_and_leaves_through():
     x.grad = None
     mg.checkpoint(lambda x: x)(x).sum().backward()
     assert x.grad.tolist() == [1.0, 1.0]
+
+
+# ── trees, aux, names ──
+def test_an_argument_may_be_a_tree():
+    """Dicts, lists, tuples and named tuples of Tensors and arrays, nested: the gradient is such a tree, as JAX has it."""
+    Pair = collections.namedtuple("Pair", ["a", "b"])
+    x, y = mg.tensor([1.0, 2.0], dtype="float64"), mg.tensor(3.0, dtype="float64")
+    tree = {"x": x, "rest": [Pair(y, (np.float64(2.0), x)), {}]}
+
+    def f(t: Any) -> Any:
+        return (t["x"] * t["rest"][0].b[1]).sum() * t["rest"][0].a * t["rest"][0].b[0]
+
+    value, found = mg.value_and_grad(f)(tree)
+    assert value.item() == 30.0 and found["rest"][1] == {} and type(found["rest"][0]) is Pair
+    assert found["x"].tolist() == [6.0, 12.0] and found["rest"][0].b[1].tolist() == [6.0, 12.0]
+    assert found["rest"][0].a.item() == 10.0 and found["rest"][0].b[0].item() == 15.0
+    assert mg.grad(lambda v: (v * v).sum())([[1.0, 2.0]]).tolist() == [[2.0, 4.0]]          # numbers alone are one array
+
+
+def test_what_a_function_returns_beside_its_value():
+    """has_aux, as JAX has it; Tensors in it are constants, but where the gradient itself is differentiated."""
+    (value, more), slope = mg.value_and_grad(lambda x: ((x * x).sum(), {"twice": x * 2.0}), has_aux=True)([1.0, 2.0])
+    assert (value.item(), more["twice"].tolist(), slope.tolist()) == (5.0, [2.0, 4.0], [2.0, 4.0]) and more["twice"].node is None
+    assert mg.grad(lambda x: (x * x, "said"), has_aux=True)(3.0)[1] == "said"
+    curved = mg.grad(lambda x: mg.grad(lambda z: (z * z * z, z * z), has_aux=True)(x)[1])
+    assert curved(3.0).item() == 6.0
+    with pytest.raises(TypeError, match=r"must return \(value, anything\); it returned a Tensor"):
+        mg.grad(lambda x: x * x, has_aux=True)(3.0)
+
+
+def test_arguments_by_name_are_passed_on():
+    assert mg.grad(lambda x, *, by: x * by)(3.0, by=5.0).item() == 5.0

@@ -49,7 +49,7 @@ x.abs(1)  # wrong
 x.item(0)  # wrong
 x.numpy(force=True)  # wrong
 x.backward(retain_grad=True)  # wrong
-x.backward(True, True)  # wrong
+x.backward(retain=True)  # wrong
 x.requires_grad_(True, False)  # wrong
 x.detach(True)  # wrong
 x.assign()  # wrong
