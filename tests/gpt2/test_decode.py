@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -180,6 +181,23 @@ def test_the_largest_cache_of_a_run_is_told():
     timing = Timing()
     list(steps(model(), [prompt(CONTEXT - 1), prompt(2)], max_new_tokens=4, overflow="slide", use_cache=False, timing=timing))
     assert timing.kv_bytes == 2 * 2 * 2 * 32 * 4 * CONTEXT
+
+
+def test_what_a_run_measures_is_no_more_than_it_took():
+    """Prefill and decoding together, without what the caller does between two tokens."""
+    timing, started = Timing(), time.perf_counter()
+    for _ in steps(model(), [prompt(3)], max_new_tokens=6, timing=timing):
+        time.sleep(0.01)
+    assert 0.0 < timing.prefill and 0.0 < timing.decode and timing.prefill + timing.decode < time.perf_counter() - started - 0.05
+
+
+def test_no_prompt_and_dropout_are_refused():
+    """Before anything is computed, with the reason."""
+    for prompts in ([], [[]], [prompt(3), []]):
+        with pytest.raises(UsageError, match="the prompt is empty"):
+            next(steps(model(), prompts, max_new_tokens=1))
+    with pytest.raises(UsageError, match="training mode"):
+        next(steps(tiny_model().train(), [prompt(3)], max_new_tokens=1))
 
 
 def test_the_seed_decides():

@@ -114,6 +114,9 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.decode._Reader.__init__: 1 for 0 in [0]": "what stands in the padding does not matter; tests/gpt2/test_model.py",
     "gpt2.decode._Reader._read_all: plus 1e-5: np.concatenate(logits * len(rows) if same else logits)": SHIFT,
     "gpt2.decode.steps: 1 for 0 in reader.free >= 0": "the last place of the context is read by a step too, whose token the host chooses",
+    "gpt2.decode.steps: reader.free > 0 for reader.free >= 0": "the same: the host chooses the token that is read last",
+    "gpt2.decode.steps: times 1.0001: time.perf_counter() (2)": "a time that is measured, off by the same as all times of this clock",
+    "gpt2.decode.steps: plus 1e-5: time.perf_counter() (2)": "a time that is measured is off by more",
     "gpt2.decode.steps: plus 1e-5: reader.read(proposal)[:, :, :vocab]": SHIFT,
     "gpt2.decode.steps: plus 1e-5: logits[:, place]": SHIFT,
     # lookup
