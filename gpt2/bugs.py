@@ -151,6 +151,11 @@ def bias_twice(part: str) -> Plant:
     return linear(part, lambda here, x, w, b: x @ w + b + b)
 
 
+def without_bias(here: Here, x: Tensor, w: Tensor, b: Tensor, part: str) -> Tensor:
+    """c_attn without the bias of Q, K or V."""
+    return x @ w + b * (np.repeat(list("qkv"), len(b) // 3) != part).astype(b.dtype)
+
+
 def bare(part: str) -> Plant:
     return linear(part, lambda here, x, w, b: x @ w)
 
@@ -254,6 +259,8 @@ QKV = [
     *flipped("attn.q", "attn.c_attn"),
     *offsets("attn.q", "attn.c_attn", 3),
     Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
+    *(Bug(f"attn.{part}", f"{part.upper()}'s part of c_attn's bias is not added", linear("attn.c_attn", partial(without_bias, part=part)))
+      for part in "qkv"),
     Bug("attn.q", "c_attn's bias is added twice", bias_twice("attn.c_attn")),
     Bug("attn.q", "c_attn reads the residual stream; it reads what ln_1 made of it", linear(
         "attn.c_attn", lambda here, x, w, b: here["resid_pre"] @ w + b)),
@@ -297,6 +304,8 @@ PATTERNS = [
         patterns(lambda here, s, seen: softmax(masked(s, seen), axis=-2))),
     Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
         lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
+    Bug("attn.scores", "K is reshaped to [d/h, T]; it is transposed", scores(lambda here: mg.matmul(
+        here["attn.q"], here["attn.k"].reshape(*here["attn.k"].shape[:2], *here["attn.k"].shape[:1:-1])) * here.scale)),
     Bug("attn.scores", "Q is used in place of K in the scores", scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
     *(Bug("attn.scores", f"all rows of the batch use the first row's {part.upper()}: the place of the row is left out", first_rows(part))
       for part in "kq"),

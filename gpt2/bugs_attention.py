@@ -48,6 +48,17 @@ def thirds_swapped(a: str, b: str) -> Plant:
     return every(at_point(f"attn.{a}", partial(third, part=b)), at_point(f"attn.{b}", partial(third, part=a)))
 
 
+def thirds_of(role: str, kept: str) -> Plant:
+    """c_attn's gradient by what it reads ("x"), by its matrix ("w"), or by that and its bias ("wb"), of some of Q, K and V alone."""
+    def third(here: Here, x: Tensor, part: str) -> Tensor:
+        own, given = here.block.attn.c_attn, here["ln_1.out"]
+        y = (stop(given) if role == "x" else given) @ (own.weight if role == "x" else stop(own.weight))
+        y = y + (stop(own.bias) if role == "wb" else own.bias)
+        return mg.split_heads(y, heads=here.model.config.n_head, parts=3)["qkv".index(part)]
+
+    return every(*(at_point(f"attn.{part}", partial(third, part=part)) for part in "qkv" if part not in kept))
+
+
 ATTENTION = [
     of_scores("k", "the scale 1/√(d/h) is left out on the way back", score),
     of_scores("k", "the scale 1/√(d/h) is applied twice on the way back", lambda here: score(here) * here.scale ** 2),
@@ -73,6 +84,9 @@ ATTENTION = [
                lambda p, s, seen: p * (1.0 - p) * s),
     of_softmax("softmax's derivative has mean(g) in place of ⟨p, g⟩", lambda p, s, seen: (
         p * s - causal((p * s).sum(axis=-1, keepdims=True) * 1.0, seen) / np.arange(1.0, s.shape[-1] + 1).astype(s.dtype)[:, None])),
+    *(of_softmax("softmax's derivative has Σ g in place of ⟨p, g⟩", made) for made in (
+        lambda p, s, seen: p * s - causal((p * s).sum(axis=-1, keepdims=True), seen),
+        lambda p, s, seen: p * s - (p * s).sum(axis=-1, keepdims=True))),
     of_softmax("softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
                lambda p, s, seen: p * (s + (p * s).sum(axis=-1, keepdims=True))),
     of_softmax("the causal mask is left out on the way back: P is computed anew without it",
@@ -89,6 +103,16 @@ ATTENTION = [
             + products(stop(here["attn.q"]), here["attn.v" if a == "k" else "attn.k"])))),
         at_point("attn.z", lambda here, x, a=a: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(   # type: ignore[misc]
             mg.matmul(stop(here["attn.pattern"]), here[f"attn.{a}"]))))) for a in "qk"),
+    *(Bug("ln_1.out", f"c_attn hands back the gradient {said}", thirds_of("x", kept)) for said, kept in (
+        ("without Q's part", "kv"), ("without K's part", "qv"), ("without V's part", "qk"),
+        ("of Q's part alone: it is set, not added to", "q"), ("of K's part alone: it is set, not added to", "k"),
+        ("of V's part alone: it is set, not added to", "v"))),
+    *(Bug("attn.c_attn.weight", f"c_attn's columns of {lost} get no gradient", thirds_of(role, kept)) for lost, kept in (
+        ("Q", "kv"), ("K", "qv"), ("V", "qk")) for role in ("w", "wb")),
+    Bug("attn.v", "V has its gradient with the scores; it is with P, what softmax made of them", at_point("attn.z", lambda here, x: (
+        mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(
+            mg.matmul(stop(causal(products(here["attn.q"], here["attn.k"]) * here.scale, np.tri(x.shape[-2], dtype=bool))),
+                      here["attn.v"]))))),
     Bug("attn.v", "V gets no gradient", at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])))),
     Bug("attn.v", "V has its gradient with P, not transposed: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
         mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(stop(here["attn.pattern"]).mT, here["attn.v"]))))),

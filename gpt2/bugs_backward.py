@@ -67,6 +67,7 @@ LOSS = [
         ("added up twice: is backward run twice without zeroing them?", lambda y: 2.0),
         ("divided by T − 1; the loss is the mean over all tokens", lambda y: y.shape[1] / max(y.shape[1] - 1, 0.5)),
     )),
+    Bug("loss", "gradients are divided by the size of the vocabulary, too", in_loss(lambda loss, z, y: loss / z.shape[-1])),
     Bug("loss", "gradients have the wrong sign: the gradient of the logits is softmax minus one-hot", times(lambda y: -1.0)),
     Bug("loss", "the gradient of the logits is softmax alone; the one-hot target is to be taken away",
         in_loss(lambda loss, z, y: loss + one_hot(z, y))),
@@ -130,6 +131,11 @@ def at_embed(made: Callable[[Here, Tensor], Tensor]) -> Plant:
     return at_point("embed", made)
 
 
+def to_targets(run: Run, layers: list[int], what: str) -> Run:
+    """The embedding's part of the table's gradient goes to the rows of the targets."""
+    return at_embed(lambda here, x: stop(x) + zeroed(mg.embedding(run.targets, here.model.wte.weight)))(run, layers, what)
+
+
 def over_head(run: Run, layers: list[int], what: str) -> Run:
     """The head's part of the table's gradient is lost in the rows of the ids."""
     def logits(here: Here, x: Tensor) -> Tensor:
@@ -159,8 +165,7 @@ TABLES = [
         "logits", lambda here, x, row=row: here["ln_f.out"] @ stop(here.model.lm_head.weight).mT + only(     # type: ignore[misc]
             zeroed(stop(here["ln_f.out"]) @ here.model.lm_head.weight.mT), place_mask(x.shape, 0, row))))
       for row, said in ((0, "first"), (-1, "last"))),
-    Bug("wte.weight", "the embedding's part goes to the rows of the targets; it goes to those of the ids", at_embed(
-        lambda here, x: stop(x) + zeroed(mg.embedding(np.roll(here.ids.reshape(-1), -1).reshape(here.ids.shape), here.model.wte.weight)))),
+    Bug("wte.weight", "the embedding's part goes to the rows of the targets; it goes to those of the ids", to_targets),
     *(Bug("wpe.weight", f"wpe's gradient is of the {said} row of the batch alone; it is the sum over rows",
           of_places(lambda here, x, row=row: only(x, place_mask(x.shape, 0, row))))                  # type: ignore[misc]
       for row, said in ((0, "first"), (-1, "last"))),
@@ -171,6 +176,9 @@ TABLES = [
                                                 here.model.wpe.weight)) - zeroed(x))),
     Bug("wpe.weight", "wpe's gradient is added to the rows of the ids; it is added to those of the places", of_places(
         lambda here, x: stop(x) + zeroed(mg.embedding(np.minimum(here.ids, len(here.model.wpe.weight) - 1), here.model.wpe.weight)))),
+    Bug("wte.weight", "the head's part of the tied weight's gradient is taken with what ln_f reads; it is with what ln_f made", at_point(
+        "logits", lambda here, x: here["ln_f.out"] @ stop(here.model.lm_head.weight).mT + zeroed(
+            stop(here.seen[f"blocks.{here.model.config.n_layer - 1}.resid_post"]) @ here.model.lm_head.weight.mT))),
     Bug("ln_f.out", "the head hands back no gradient to ln_f", head(lambda x, w: stop(x) @ w.mT)),
 ]
 
@@ -234,6 +242,8 @@ NORMS = [
     *norm_bugs("{}'s derivative lacks −x̂ mean(ĝ ⊙ x̂): σ depends on x", lambda x, n, r, w: w * projected(x, n, r, hat=False)),
     *norm_bugs("{}'s derivative lacks −mean(ĝ): μ depends on x", lambda x, n, r, w: w * projected(x, n, r, one=False)),
     *norm_bugs("{}'s weight is left out on the way back: ĝ = g ⊙ weight", lambda x, n, r, w: projected(x, n, r)),
+    *norm_bugs("{}'s weight is multiplied after the two means were taken away; they are of ĝ = g ⊙ weight",
+               lambda x, n, r, w: projected(w * x, n, r)),
     *norm_bugs("{}'s derivative lacks 1/σ", lambda x, n, r, w: w * projected(x, n, 1.0)),
     *norm_bugs("{}'s derivative is divided by σ² in place of σ", lambda x, n, r, w: w * projected(x, n, r * r)),
     *norm_bugs("{}'s means on the way back are of g; they are of ĝ = g ⊙ weight",
@@ -376,6 +386,8 @@ SLOPES: tuple[tuple[str, Callable[[Tensor, Tensor], Any]], ...] = (
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * C * (1.0 + 0.044715 * x * x)),
     ("GELU's derivative has √(2/π) left out", lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (1.0 + 0.134145 * x * x)),
     ("GELU's derivative has 1 − t in place of 1 − t²", lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t) * C * (1.0 + 0.134145 * x * x)),
+    ("GELU's derivative has 1 − u² in place of 1 − tanh² u", lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (
+        1.0 - (u := C * (x + 0.044715 * (x * x * x))) * u) * C * (1.0 + 0.134145 * x * x)),
     ("GELU's derivative has 1 + t² in place of 1 − t²",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 + t * t) * C * (1.0 + 0.134145 * x * x)),
     ("GELU's derivative lacks the factor x of its second term",

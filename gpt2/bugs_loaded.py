@@ -53,6 +53,11 @@ def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(a.dtype)
 
 
+def first_id(ids: np.ndarray, new: int | None) -> np.ndarray:
+    """The ids with another one at the first place of each row: the second one where it is None."""
+    return np.concatenate([ids[:, 1:2] if new is None else np.full_like(ids[:, :1], new), ids[:, 1:]], axis=1)
+
+
 BATCHES = [
     Bug("embed", "ids are stored in 8 bits, so those above 255 are others; 50257 need 16", in_ids(lambda ids: ids & 0xFF)),
     Bug("embed", "all rows of the batch are row 0: where a row begins is not multiplied by T", of_row(0)),
@@ -65,6 +70,9 @@ BATCHES = [
         lambda ids: np.lib.stride_tricks.sliding_window_view(ids.reshape(-1), ids.shape[1])[:len(ids)])),
     Bug("embed", "the targets are read in place of the ids: they are one place further", in_ids(
         lambda ids: np.concatenate([ids.reshape(-1)[1:], ids.reshape(-1)[-1:]]).reshape(ids.shape))),
+    Bug("embed", "the ids of each row are in reverse order", in_ids(lambda ids: ids[:, ::-1])),
+    *(Bug("embed", f"the first id of each row is {said}", in_ids(partial(first_id, new=new))) for said, new in (
+        ("0", 0), ("the row's second", None))),
     Bug("embed", "ids are one too large", in_ids(lambda ids: ids + 1)),
     Bug("embed", "ids are one too small", in_ids(lambda ids: np.maximum(ids - 1, 0))),
 ]

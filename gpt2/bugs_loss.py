@@ -76,6 +76,12 @@ def without(which: int, loss: Tensor, z: Tensor, y: np.ndarray) -> Tensor:
     return (per_token(z, y) * kept).sum() / max(float(kept.sum()), 1.0)
 
 
+def smoothed(loss: Tensor, z: Tensor, y: np.ndarray, share: float) -> Tensor:
+    """The loss with this share of each target spread over all ids."""
+    spread = (mg.logsumexp(z, axis=-1) - z.mean(axis=-1)).mean()
+    return per_token(z, y).mean() * (1.0 - share) + spread * share
+
+
 LOSSES = [
     Bug("loss", "the loss is the sum over the tokens; it is their mean", in_loss(lambda loss, z, y: per_token(z, y).sum())),
     Bug("loss", "the loss is the mean over rows of sums; it is the mean over all tokens",
@@ -83,6 +89,8 @@ LOSSES = [
     Bug("loss", "the loss is the sum of the rows' means; it is the mean over all tokens",
         in_loss(lambda loss, z, y: per_token(z, y).mean(axis=-1).sum())),
     Bug("loss", "the loss is in bits; it is in nats", in_loss(lambda loss, z, y: per_token(z, y).mean() / math.log(2))),
+    *(Bug("loss", f"labels are smoothed by {share}; the target has all of it", in_loss(partial(smoothed, share=share)))
+      for share in (0.1, 0.05)),
     Bug("loss", "that is the perplexity, exp(loss)", in_loss(lambda loss, z, y: mg.exp(per_token(z, y).mean()))),
     Bug("loss", "the loss is that of the last place alone", in_loss(lambda loss, z, y: per_token(z, y)[:, -1].mean())),
     Bug("loss", "the loss is that of the first row of the batch alone", in_loss(lambda loss, z, y: per_token(z, y)[0].mean())),
@@ -116,6 +124,10 @@ def in_targets(edit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Plant:
     return plant
 
 
+def rolled(ids: np.ndarray, y: np.ndarray, by: int) -> np.ndarray:
+    return np.roll(y, by, 0)
+
+
 TARGETS = [
     Bug("loss", "the targets are not shifted: each place is to predict the next token, not its own", in_targets(lambda ids, y: ids)),
     Bug("loss", "the targets are shifted by two places; each place is to predict the next token",
@@ -123,6 +135,8 @@ TARGETS = [
     Bug("loss", "the last target of each row is the row's own first id (np.roll); it is the id that comes after the row",
         in_targets(lambda ids, y: np.concatenate([ids[:, 1:], ids[:, :1]], axis=1))),
     Bug("loss", "each row of the batch has the first row's targets", in_targets(lambda ids, y: np.broadcast_to(y[0], y.shape))),
+    *(Bug("loss", f"each row of the batch has the targets of the row {said} it", in_targets(partial(rolled, by=by)))
+      for by, said in ((1, "before"), (-1, "after"))),
     Bug("loss", "the rows of the targets are in reverse order", in_targets(lambda ids, y: y[::-1])),
     Bug("loss", "targets are read as [T, B]; they are [B, T]", in_targets(lambda ids, y: y.reshape(y.shape[::-1]).T)),
     Bug("loss", "targets are stored in 8 bits", in_targets(lambda ids, y: y & 0xFF)),

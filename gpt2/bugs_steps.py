@@ -25,7 +25,19 @@ STEPS = {
     "no square": "the second moment is of g; it is of g²",
     "m alone": "the step is m̂, not divided by √v̂",
     "g over root": "the step is the gradient divided by √v̂; it is m̂ divided by it",
+    "second by first": "the second moment is divided by 1 − β₁ᵗ (bias correction); it is divided by 1 − β₂ᵗ",
+    "first twice": "the first moment is divided by 1 − β₁ᵗ twice",
+    "nesterov": "the step looks ahead: it takes β₁ m + (1 − β₁) g in place of m (NAdam)",
+    "v is new": "the second moment is g² of this step alone; it is a running mean",
+    "same gradient": "each step takes the first step's gradients",
+    "no biases": "biases are not stepped",
     "matrices": "only matrices decay; here all parameters do",
+    "no norms": "LayerNorms do not decay; here all parameters do",
+    "no bias decay": "biases do not decay; here all parameters do",
+    "no tables": "wte and wpe do not decay; here all parameters do",
+    "no positions": "wpe does not decay; here all parameters do",
+    "blocks alone": "only the blocks' matrices decay (minGPT); here all parameters do",
+    "table summed": "wte's gradient is not zeroed between steps",
     "moments kept not": "the moments start from zero at every step",
     "plain moments": "the moments' new part is not multiplied by 1 − β",
     "summed": "gradients are not zeroed between steps",
@@ -37,6 +49,12 @@ STEPS = {
     "tied twice": "the tied table is stepped twice, as wte and as lm_head; it is one parameter",
     "tied twice, one state": "the tied table is stepped twice with one state: the optimiser holds it as wte and as lm_head",
     "tied twice, one state and count": "the tied table is stepped twice in each step, with one state; it is one parameter",
+}
+UNDECAYED: dict[str, Callable[[str, np.ndarray], bool]] = {               # which parameters stay as they are but for their gradient
+    "no decay": lambda name, x: True, "coupled": lambda name, x: True, "matrices": lambda name, x: x.ndim < 2,
+    "no norms": lambda name, x: ".ln_" in name or name.startswith("ln_f"), "no bias decay": lambda name, x: name.endswith(".bias"),
+    "no tables": lambda name, x: name.startswith(("wte", "wpe")), "no positions": lambda name, x: name.startswith("wpe"),
+    "blocks alone": lambda name, x: x.ndim < 2 or not name.startswith("h."),
 }
 SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of AdamW, and what others have them at
     "lr": ("the learning rate", (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2)),
@@ -85,7 +103,9 @@ class Optimizer:
 
     def updated(self, name: str, x: np.ndarray, g: np.ndarray) -> np.ndarray:
         wrong, lr, b1, b2, eps = self.wrong, self.lr, self.beta1, self.beta2, self.eps
-        if "summed" in wrong or "all summed" in wrong:
+        if "same gradient" in wrong:
+            g = self.sums.setdefault(name, g)
+        if "summed" in wrong or "all summed" in wrong or ("table summed" in wrong and name == "wte.weight"):
             g = self.sums[name] = self.sums.get(name, 0.0) + g
         if "coupled" in wrong:
             g = g + self.decay * x
@@ -95,11 +115,15 @@ class Optimizer:
         v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
         t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t)
         c1 = self.of(1.0 - b1**t, no_correction=lambda: 1.0, no_first=lambda: 1.0)
-        c2 = self.of(1.0 - b2**t, no_correction=lambda: 1.0, no_second=lambda: 1.0)
+        c1 = c1 * c1 if "first twice" in wrong else c1
+        c2 = self.of(1.0 - b2**t, no_correction=lambda: 1.0, no_second=lambda: 1.0, second_by_first=lambda: 1.0 - b1**t)
+        m = b1 * m + (1.0 - b1) * g if "nesterov" in wrong else m
+        v, c2 = (g * g, 1.0) if "v is new" in wrong else (v, c2)
         root = self.of(np.sqrt(v / c2) + eps, eps_inside=lambda: np.sqrt(v / c2 + eps),
                        eps_early=lambda: (np.sqrt(v) + eps) / math.sqrt(c2), no_root=lambda: v / c2 + eps, m_alone=lambda: 1.0)
         move = lr * self.of(m / c1 / root, sgd=lambda: g, g_over_root=lambda: g / root)
-        decays = not ("no decay" in wrong or "coupled" in wrong or ("matrices" in wrong and x.ndim < 2))
-        if decays:
+        if "no biases" in wrong and name.endswith(".bias"):
+            return x
+        if not any(kind in wrong and stays(name, x) for kind, stays in UNDECAYED.items()):
             x = x * (1.0 + self.of(-lr, decay_plus=lambda: lr, decay_alone=lambda: -1.0) * self.decay)
         return x + move if "plus" in wrong else x - move

@@ -183,9 +183,10 @@ def possible(judge: Judge, suspect: Suspect, at: int) -> Iterator[tuple[Bug, str
         for where, layers in spans(name, n, back=True):
             for bug in BACKWARD:
                 place = order[qualified(bug.at, max(layers), True)]
-                leaf = bug.at.endswith((".weight", ".bias"))
-                fits = place == here or (bug.at == "wpe.weight" and name == "pos_embed.grad") or name.startswith("step.") if leaf else (
-                    place <= here and not any(place <= one < here for one in agreed))
+                between = place <= here and not any(place <= one < here for one in agreed)
+                # the gradients of parameters come after those of all points, so what is wrong in a point may begin in a parameter
+                leaves = bug.at.endswith((".weight", ".bias")) and name.endswith((".weight.grad", ".bias.grad"))
+                fits = place == here if leaves else between or name.startswith("step.")
                 if fits and (not where or bug.at in BACK):
                     yield bug, where, layers, DERIVATIVE
         if name.endswith(".grad"):                      # of values that are off by less than rounding, such as another constant of GELU

@@ -31,7 +31,7 @@ from .model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from .revealing import telling_weights, unseen
 from .stored import CODES, NAMES, Loader, Stored, as_stored, read_header, safetensors_header, safetensors_pieces
 from .table import number, plain, table
-from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, longest_sum, needs
+from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, judged, longest_sum, needs
 
 OF_LLMC = {"lr": 1e-4, "weight_decay": 0.01}            # its test_gpt2.c, whose losses are compiled in
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
@@ -46,7 +46,7 @@ class Golden(NamedTuple):
     stored: dict[str, Stored]
 
     def array(self, name: str) -> np.ndarray:
-        return Loader(np.dtype(np.float64))(self.stored[name])
+        return judged(name, Loader(np.dtype(np.float64))(self.stored[name]))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from .files import read_toml
 from .golden import Golden
 from .llmc import read_state
 from .stored import NAMES, Loader, Stored, read_header
-from .truth import EPS32, Entry, permitted
+from .truth import EPS32, Entry, judged, permitted
 
 ALLOWED = 32.0                                          # units
 VOCABULARY = {"logits": -1, "wte.weight": 0, "lm_head.weight": 0}      # the axis of the vocabulary
@@ -213,7 +213,9 @@ def aligned(theirs: np.ndarray, named: Named, entry: Entry) -> np.ndarray | None
         theirs = theirs.transpose(named.transpose)
     theirs = unpadded(entry.name, theirs, shape)
     bare = [size for size in shape if size != 1]
-    return permitted(entry.name, theirs.reshape(shape)) if [size for size in theirs.shape if size != 1] == bare else None
+    if [size for size in theirs.shape if size != 1] != bare:
+        return None
+    return judged(entry.name, permitted(entry.name, theirs.reshape(shape)))
 
 
 def unpadded(name: str, a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,9 +15,9 @@ from .errors import GPT2Error
 from .golden import Golden
 from .hooks import STATISTICS
 from .model import GPT2
-from .planting import BOTH, Run, at_point, computed, in_loss, parameters, with_parameters, zeroed
+from .planting import BOTH, Run, at_point, computed, in_loss, parameters, stop, with_parameters, zeroed
 from .port import ALLOWED, distance
-from .truth import entry, longest_sum
+from .truth import entry, judged, longest_sum
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]
 FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionError, OverflowError)  # of a mistake that cannot be computed
@@ -81,7 +81,7 @@ class Suspect(NamedTuple):
         run, seen = self.run._replace(model=model), list[dict[str, Any]]()
         if "head stays" in self.wrong:
             table = parameters(self.run.model)["wte.weight"]
-            run = at_point("logits", lambda here, x: here["ln_f.out"] @ (table + zeroed(here.model.lm_head.weight)).mT)(run, [0], BOTH)
+            run = at_point("logits", lambda here, x: x + here["ln_f.out"] @ (table - stop(here.model.lm_head.weight)).mT)(run, [0], BOTH)
         if not piled:
             return run
 
@@ -109,6 +109,7 @@ class Judge(NamedTuple):
     def units(self, name: str, value: np.ndarray, narrow: np.ndarray | None = None) -> float:
         """How far the port is from this value, in units that grow with the numbers, or with what float32 makes of the same mistake."""
         dtype, array = self.theirs(name)
+        value, narrow = judged(name, value), None if narrow is None else judged(name, narrow)
         own = self.golden.entries[name]
         if name.endswith("attn.pattern.grad") and value.shape == array.shape:
             hidden = np.isnan(value)

@@ -74,7 +74,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
                      + (first.trouble or f"by {number(first.units)} units, where {ALLOWED:g} are allowed")
                      + (f"; all {found.index(first)} before it agree, up to {after}" if after else ""))
         if not said.named:
-            lines += [f"no mistake that is known gives this: {what}" for what in said.causes]
+            lines += [f"no mistake that is known gives this; what it looks like: {what}" for what in said.causes]
         elif said.sure:
             lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
         else:
@@ -91,6 +91,8 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
         lines.append(f"{len(others)} tensors of the port have names that are not ours, and were not compared: {', '.join(others[:3])}"
                      f"{' …' * (len(others) > 3)}; --map names them")
     unseen = [*golden.manifest.get("unseen", []), *narrow(port, found, names)]
+    if not any(c.name.endswith(("attn.k", "attn.scores")) for c in found):
+        unseen.append("a mistake in K's bias, which softmax cancels: attn.k would")
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
                 "missing": missing, "unused": others, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,

@@ -45,7 +45,7 @@ def _register(made: Op) -> Any:
     """Known by its name. One of the same module is replaced: a cell of a notebook is run again, a module reloaded."""
     there = REGISTRY.get(made.name)
     if there is not None and there.__module__ != made.__module__:
-        raise ValueError(f"an op called {made.name!r} exists already, in {there.__module__}")
+        raise ValueError(f"an op called {made.name!r} exists already, in {there.__module__}; give yours another name")
     REGISTRY[made.name] = made
     return made
 

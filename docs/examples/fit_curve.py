@@ -1,12 +1,12 @@
-"""Fit a curve, y = a sin(ω x + φ) + c, by gradient descent; sin is no op of minigrad's, so it is declared here, in three lines."""
+"""Fit a curve, y = a sin(ω x + φ) + c, by gradient descent, with a sine that is declared here, in three lines, as any op of your own."""
 import numpy as np
 
 import minigrad as mg
 from minigrad.op import elementwise
 
 
-@elementwise(x=lambda g, x: g * sin(x + np.pi / 2))     # cos x = sin(x + π/2), so the rule can be differentiated again, and again
-def sin(xp, x):
+@elementwise(x=lambda g, x: g * sine(x + np.pi / 2))     # cos x = sin(x + π/2), so the rule can be differentiated again, and again
+def sine(xp, x):
     """sin x, elementwise."""
     return xp.sin(x)
 
@@ -20,7 +20,7 @@ x, y = mg.tensor(points), mg.tensor(noisy)
 found = {name: mg.tensor(np.array(start), requires_grad=True) for name, start in {"a": 1.0, "ω": 1.8, "φ": 0.0, "c": 0.0}.items()}
 optimizer = mg.optim.Adam(found.values(), lr=0.02)
 for step in range(501):
-    error = found["a"] * sin(found["ω"] * x + found["φ"]) + found["c"] - y
+    error = found["a"] * sine(found["ω"] * x + found["φ"]) + found["c"] - y
     loss = (error * error).mean()
     optimizer.zero_grad()
     loss.backward()

@@ -77,9 +77,11 @@ def test_a_mistake_in_the_value_alone_has_the_same_values(run, names):
 
 def test_every_mistake_of_a_step_is_another_step():
     """In the first step or in the second; without one it is that of mg.optim.AdamW, which gpt2.golden runs."""
-    own = {"wte.weight": np.array([[0.5, -1.0]]), "b": np.array([2.0, 1e-3])}
-    slopes = ({"wte.weight": np.array([[3.0, -1e-4]]), "b": np.array([0.0, 1e-8])},
-              {"wte.weight": np.array([[1.0, 2.0]]), "b": np.array([-1.0, 1.0])})
+    own = {"wte.weight": np.array([[0.5, -1.0]]), "wpe.weight": np.array([[0.3]]), "h.0.mlp.c_fc.weight": np.array([[0.7]]),
+           "h.0.mlp.c_fc.bias": np.array([2.0, 1e-3]), "h.0.ln_1.weight": np.array([1.5])}
+    first = {name: np.full_like(a, 0.1) for name, a in own.items()}
+    slopes = ({**first, "wte.weight": np.array([[3.0, -1e-4]]), "h.0.mlp.c_fc.bias": np.array([0.0, 1e-8])},
+              {**first, "wte.weight": np.array([[1.0, 2.0]]), "h.0.mlp.c_fc.bias": np.array([-1.0, 1.0])})
 
     def two(*wrong):
         optimizer, now = Optimizer(Adam(lr=0.1)._asdict(), wrong), own
