@@ -12,6 +12,9 @@ from . import backend, errors, fused, nn, optim, random
 from . import hints as _hints
 from .backend import get_float32_matmul_precision, set_float32_matmul_precision
 from .creation import arange, eye, full, full_like, linspace, ones, ones_like, rand, randn, zeros, zeros_like
+from .engine.graph import enable_grad, no_grad
+from .engine.making import Parameter, from_dlpack, is_grad_enabled, tensor
+from .engine.tensor import Tensor
 from .errors import BackendUnavailable, DeviceError, DTypeError, GraphError, MinigradError, OutOfMemoryError, ShapeError
 from .fused import (
     add_layer_norm,
@@ -25,7 +28,6 @@ from .fused import (
     packed_linear,
     softmax,
 )
-from .graph import enable_grad, no_grad
 from .ops.elementwise import (
     abs as abs,
 )
@@ -72,7 +74,6 @@ from .ops.shape import (
     triu,
     unsqueeze,
 )
-from .tensor import Parameter, Tensor, from_dlpack, is_grad_enabled, tensor
 from .transforms import checkpoint, grad, gradients, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"

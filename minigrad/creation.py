@@ -5,8 +5,9 @@ from typing import Any
 
 from . import backend, random
 from .axes import whole
+from .engine.making import tensor
+from .engine.tensor import Tensor
 from .errors import ShapeError
-from .tensor import Tensor, tensor
 
 
 def _size(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:

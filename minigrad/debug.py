@@ -22,11 +22,11 @@ from . import backend
 from .backend.base import FLOATS
 from .engine import checks
 from .engine.fast import explicit
+from .engine.graph import Leaf, Node, leaf_under
 from .engine.hooks import sources
 from .engine.op import Op
+from .engine.tensor import Tensor
 from .errors import GraphError
-from .graph import Leaf, Node, leaf_under
-from .tensor import Tensor
 from .transforms import Checkpoint
 
 
@@ -92,7 +92,7 @@ class Explanation:
         text += [f"{'largest:' if i == 0 else '':8} {size_of(r.nbytes):>8}  {r.op}, {r.name} {r.dtype}{list(r.shape)}"
                  for i, r in enumerate(self.largest)]
         if self.gone:
-            text.append(f"{self.gone} nodes were walked back already: what they kept is gone")
+            text.append(f"{self.gone} nodes have had their backward pass already: what they saved is gone")
         return "\n".join(text)
 
 

@@ -23,8 +23,8 @@ from itertools import pairwise
 from typing import Any
 
 from . import backend
+from .engine.tensor import Tensor
 from .errors import BackendUnavailable, DistributedError, GraphError
-from .tensor import Tensor
 
 BUCKET = 25 << 20                                       # bytes
 GRACE = 2.0                                             # seconds in which the others may meet the same error by themselves

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import backend, hints, random
 from . import fused as F
+from .engine.making import Parameter, tensor
+from .engine.tensor import Tensor
 from .errors import DTypeError, MinigradError, ShapeError
 from .ops.elementwise import relu, tanh
 from .ops.index import embedding
 from .ops.linalg import linear
-from .tensor import Parameter, Tensor, tensor
 
 M = TypeVar("M", bound="Module")
 

@@ -29,7 +29,7 @@ from .engine.op import Op
 if TYPE_CHECKING:
     from typing import Concatenate, Generic, ParamSpec
 
-    from .tensor import Tensor
+    from .engine.tensor import Tensor
 
     P = ParamSpec("P")
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend, hints
 from .backend.base import half
+from .engine.graph import enable_grad
+from .engine.making import Parameter
+from .engine.tensor import Tensor
 from .errors import GraphError
-from .graph import enable_grad
 from .nn import Module, forget
-from .tensor import Parameter, Tensor
 from .widen import narrowed, widened
 
 Group = dict[str, Any]

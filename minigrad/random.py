@@ -16,8 +16,8 @@ from .axes import index, whole
 from .backend.bits import GAMMA, MASK, MIX1, MIX2, raw_bits
 from .backend.bits import keep_mask as keep_mask
 from .backend.bits import keep_mask_span as keep_mask_span
+from .engine.tensor import Tensor
 from .errors import ShapeError
-from .tensor import Tensor
 
 _BLOCK = 1 << 16
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from . import backend, random
 from .axes import whole
+from .engine.graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
+from .engine.making import asarray
 from .engine.saved import unshared
+from .engine.tensor import Tensor
 from .errors import DTypeError, GraphError, ShapeError
-from .graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
 from .hints import instead
 from .ops.reduce import sum
 from .ops.shape import concat, identity, reshape
-from .tensor import Tensor, asarray
 
 
 def _constant(x: Any) -> Tensor:

@@ -60,7 +60,7 @@ def test_imports_are_read_rightly():
     """The reader of imports sees relative and nested ones; else every law below would hold for nothing."""
     assert "minigrad.errors" in set(imports(MODULES["minigrad.backend"], everywhere=False))
     assert "minigrad.backend.base" in set(imports(MODULES["minigrad.backend"], everywhere=False))
-    assert "minigrad.backend" in set(imports(MODULES["minigrad.tensor"], everywhere=False))
+    assert "minigrad.backend" in set(imports(MODULES["minigrad.engine.tensor"], everywhere=False))
     assert "cupy" in set(imports(MODULES["minigrad.backend.cupy"]))
     assert "cupy" not in set(imports(MODULES["minigrad.backend.cupy"], everywhere=False))
 

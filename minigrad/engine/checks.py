@@ -8,7 +8,7 @@ from typing import Any
 from .. import axes, backend, hints
 from ..backend.base import FLOATS, Backend
 from ..errors import DeviceError, DTypeError, GraphError, MinigradError, ShapeError
-from ..graph import Node
+from .graph import Node
 
 SCALARS = frozenset((float, int, bool, type(None)))
 PYTORCHS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}     # PyTorch's names of settings
@@ -49,7 +49,8 @@ def _renamed(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[
     try:
         given = op.signature.bind(*args, **settings)
     except TypeError as error:
-        instead = [f"; for {name}= {hints.typed(name)}" for name in settings if name in hints.SETTINGS]
+        theirs = [name for name in settings if name in hints.SETTINGS]
+        instead = [f"; for {name}= {hints.typed(name)}" for name in theirs]
         raise TypeError(f"{op.shown}: {error}; it takes {op.signature}{''.join(instead)}") from None
     given.apply_defaults()
     return tuple(given.arguments[a] for a in op.args), {k: given.arguments[k] for k in op.settings}

@@ -19,16 +19,16 @@ from heapq import heappush
 from operator import itemgetter
 from typing import Any
 
-from .. import backend, graph
+from .. import backend
 from ..backend import known
 from ..backend.base import FLOATS, Backend, Saved
-from ..graph import Node, Walk, state, touch
-from ..tensor import Tensor
 from ..widen import widened
-from . import checks
+from . import checks, graph
 from .declaration import Rule
+from .graph import Node, Walk, state, touch
 from .op import Op
 from .saved import Plan, unshared_settings
+from .tensor import Tensor
 
 
 class Quick:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..graph import Leaf, Node
+from .graph import Leaf, Node
 
 hooked: weakref.WeakSet[Leaf] = weakref.WeakSet()       # the leaves that have hooks
 
@@ -22,6 +22,20 @@ class Hooked:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.op, name)
+
+
+def leaf_hook(leaf: Leaf, hook: Callable[[], None]) -> Callable[[], None]:
+    """Add a hook to a leaf; returns a function that takes it away."""
+    leaf.hooks.append(hook)
+    hooked.add(leaf)
+
+    def remove() -> None:
+        if hook in leaf.hooks:
+            leaf.hooks.remove(hook)
+        if not leaf.hooks:
+            hooked.discard(leaf)
+
+    return remove
 
 
 def sources(node: Node) -> tuple[Node | None, ...]:

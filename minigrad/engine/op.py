@@ -17,12 +17,12 @@ from typing import Any
 
 from .. import backend
 from ..backend.base import FLOATS, Backend, Saved, half
-from ..graph import PICK, Node, Walk, recording, state, touch
-from ..tensor import Tensor
 from ..widen import narrowed, widened
 from . import checks
 from .declaration import REGISTRY, Declaration, Rule
+from .graph import PICK, Node, Walk, recording, state, touch
 from .saved import Plan, unshared_settings
+from .tensor import Tensor
 
 
 class Op(Declaration):
@@ -183,8 +183,7 @@ class Op(Declaration):
     def _fitted(self, node: Node, i: int, gp: Any, live: bool) -> Any:
         """A rule's result for argument i as it is sent: of the argument's shape and dtype, a Tensor
         in a live pass and else an array."""
-        parent = node.parents[i]
-        assert parent is not None
+        parent: Any = node.parents[i]
         if self.elementwise and gp.shape != parent.shape:       # broadcasting is undone
             gp = REGISTRY["sum_to"](gp, shape=parent.shape)
         if type(gp) is Tensor and not live:
@@ -200,8 +199,7 @@ class Op(Declaration):
         return Tensor(gp) if live else gp
 
     def _send(self, node: Node, i: int, gp: Any, g: Any, saved: Any, walk: Walk) -> None:
-        parent = node.parents[i]
-        assert parent is not None
+        parent: Any = node.parents[i]
         walk.send(parent, gp)
 
     def _gathered(self, node: Node, slots: dict[int, Any], here: Backend,

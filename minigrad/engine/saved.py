@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..backend import known
-from ..graph import Node, leaf_under
 from . import checks
 from .declaration import Rule
+from .graph import Node, leaf_under
 
 if TYPE_CHECKING:
     from .op import Op

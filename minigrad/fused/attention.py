@@ -7,13 +7,13 @@ from typing import Any
 
 from .. import backend
 from ..backend.base import Saved
+from ..engine.tensor import Tensor
 from ..errors import DTypeError, ShapeError
 from ..op import Constant, fused
 from ..ops.elementwise import exp, where
 from ..ops.linalg import matmul_op
 from ..ops.reduce import sum
 from ..ops.shape import matrix_transpose as transpose
-from ..tensor import Tensor
 from ..widen import in_float32
 from .dropout import dropout_op
 from .softmax import softmax_by_parts

@@ -5,13 +5,13 @@ import math
 from typing import Any
 
 from ..backend.base import Saved
+from ..engine.tensor import Tensor
 from ..errors import DTypeError, ShapeError
 from ..op import Constant, fused
 from ..ops.elementwise import astype, exp, where
 from ..ops.index import gather, scatter_add
 from ..ops.reduce import sum
 from ..ops.shape import broadcast_to
-from ..tensor import Tensor
 from ..widen import widened
 from .softmax import log_softmax
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from .. import backend
 from ..backend.base import Saved
+from ..engine.tensor import Tensor
 from ..errors import ShapeError
 from ..op import fused
 from ..ops.elementwise import add, sqrt
 from ..ops.reduce import mean
 from ..ops.shape import sum_to
-from ..tensor import Tensor
 from ..widen import in_float32
 
 

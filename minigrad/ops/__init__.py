@@ -1,7 +1,7 @@
 """Tables of derivatives, and the operators they give to Tensor."""
 from __future__ import annotations
 
-from ..tensor import Tensor
+from ..engine.tensor import Tensor
 from . import elementwise, index, linalg, methods, numpy_protocol, reduce, shape
 
 methods.attach(Tensor)

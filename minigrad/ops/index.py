@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from .. import backend
 from ..axes import index as integer
+from ..engine.tensor import Tensor
 from ..errors import ShapeError
 from ..hints import instead
 from ..op import Axis, Constant, Flag, op
-from ..tensor import Tensor
 from .shape import permute, place, reshape
 
 

@@ -19,7 +19,7 @@ from . import elementwise, index, linalg, reduce, shape
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from ..tensor import Tensor
+    from ..engine.tensor import Tensor
 
 
 class _Dims(TypedDict, total=False):

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.making import asarray
+from ..engine.tensor import Tensor
 from ..errors import ShapeError
-from ..tensor import Tensor, asarray
 from . import elementwise as e
 from . import index, linalg
 from . import reduce as r

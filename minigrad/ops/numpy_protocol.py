@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.tensor import Tensor
 from ..errors import DeviceError, GraphError
-from ..tensor import Tensor
 from . import elementwise as e
 from .numpy_functions import FUNCTIONS, NONE, bare
 from .shape import identity

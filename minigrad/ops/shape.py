@@ -8,10 +8,10 @@ from typing import Any
 
 from .. import backend
 from ..axes import index
+from ..engine.tensor import Tensor
 from ..errors import ShapeError
 from ..hints import instead
 from ..op import Op, Placed, Sizes, op
-from ..tensor import Tensor
 
 
 def place(axis: int, ndim: int, what: str) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 
 from .. import backend
 from ..backend.base import half
+from ..engine.graph import no_grad
+from ..engine.tensor import Tensor
 from ..errors import MinigradError
-from ..graph import no_grad
-from ..tensor import Tensor
 from .check import Report, Verdict, examine
 from .domains import Domain, lines_of
 from .laws import LAWS

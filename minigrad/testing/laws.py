@@ -14,8 +14,8 @@ import numpy as np
 from .. import backend
 from ..backend.base import half
 from ..engine.fast import explicit
+from ..engine.tensor import Tensor
 from ..errors import DeviceError, DTypeError
-from ..tensor import Tensor
 from ..transforms import gradients, jvp
 from .reference import Reference, alternating, rms
 from .strategies import numbers_of

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import no_grad
-from ..tensor import Tensor
+from ..engine.graph import no_grad
+from ..engine.tensor import Tensor
 from .strategies import Example
 from .subject import Broken, NotApplicable, Subject, flat
 

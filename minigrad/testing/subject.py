@@ -10,10 +10,10 @@ import numpy as np
 
 from .. import backend
 from ..backend.base import FLOATS, half
-from ..graph import no_grad
+from ..engine.graph import no_grad
+from ..engine.tensor import Tensor
 from ..op import REGISTRY, Op
 from ..ops.shape import concat, reshape
-from ..tensor import Tensor
 from ..transforms import gradients, vjp
 from ..widen import widened
 from .reference import Reference, aligned

@@ -7,7 +7,7 @@ ROWS = [
     ("loss.backward(); w.grad", "=", "same"),
     ("w.grad", "=", "same"),
     ("loss.backward; w.grad", "=", "same"),
-    ("loss.backward(); loss.backward()", "= # raises", "error: was walked back already"),
+    ("loss.backward(); loss.backward()", "= # raises", "error: a backward pass has gone through"),
     ("loss.backward(retain_graph=True); loss.backward(); w.grad", "=", "same"),
     ("loss.backward(None, True); loss.backward(); w.grad", "=",
      "same"),

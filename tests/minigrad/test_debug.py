@@ -180,7 +180,7 @@ def test_after_the_walk_back_nothing_is_kept():
     loss.backward()
     told = explain(loss)
     assert (told.kept, told.gone, told.nodes, told.largest, told.shared) == (0, before.nodes, before.nodes, [], 0)
-    assert f"{before.nodes} nodes were walked back already" in str(told)
+    assert f"{before.nodes} nodes have had their backward pass already" in str(told)
 
 
 def test_a_graph_of_the_gradient_is_a_graph():

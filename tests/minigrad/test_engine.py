@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import minigrad as mg
-from minigrad.graph import state
+from minigrad.engine.graph import recording, state
 
 FORMULAS = 4.0
 SEED = 11
@@ -264,7 +264,7 @@ class Programs(RuleBasedStateMachine):
                 c = lib.tanh(c * grad(at))
             return lib.sum(PROGRAMS[name](lib, t, c))
 
-        with mg.graph.recording(not island):
+        with recording(not island):
             ours = mg.value_and_grad(lambda t: f(mg, t, c.ours))(x.ours)
         live = x.theirs.tracked and not island
         root = naive.identity(x.theirs) if x.theirs.tracked else naive.Value(x.theirs.array, x.theirs.error, leaf=True)

@@ -15,7 +15,7 @@ import minigrad as mg
 from minigrad.backend.base import Saved
 from minigrad.engine.fast import FastOp as Op
 from minigrad.engine.fast import FastWalk
-from minigrad.graph import backprop
+from minigrad.engine.graph import backprop
 
 
 def _leaf(x: Any) -> mg.Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 import minigrad as mg
 from minigrad.engine.fast import FastOp as Op
-from minigrad.graph import Leaf, state
+from minigrad.engine.graph import Leaf, state
 
 
 def _leaf(x: Any) -> mg.Tensor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import backend, optim
 from minigrad.backend.numpy_sizes import SIZES
-from minigrad.tensor import Parameter
+from minigrad.engine.making import Parameter
 
 SHAPES = [(3, 4), (4,), (), (2, 0), (5, 3)]
 STEPS = 20

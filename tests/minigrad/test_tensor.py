@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.tensor import asarray
+from minigrad.engine.making import asarray
 
 
 # ── making one ──

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import minigrad as mg
-from minigrad.graph import state
+from minigrad.engine.graph import state
 
 
 def _leaf(x: Any) -> mg.Tensor:

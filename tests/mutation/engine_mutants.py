@@ -4,9 +4,9 @@ A decision that is made twice, in the definition and on the fast path, is undone
 """
 from __future__ import annotations
 
-G, T, F, R = "minigrad.graph", "minigrad.tensor", "minigrad.transforms", "minigrad.random"
+G, T, F, R = "minigrad.engine.graph", "minigrad.engine.tensor", "minigrad.transforms", "minigrad.random"
 OP, SAVED, CHECKS = "minigrad.engine.op", "minigrad.engine.saved", "minigrad.engine.checks"
-FAST, HOOKS = "minigrad.engine.fast", "minigrad.engine.hooks"
+FAST, HOOKS, COPIES, VALUE = "minigrad.engine.fast", "minigrad.engine.hooks", "minigrad.engine.copies", "minigrad.engine.value"
 MUTANTS: list[tuple[str, str, str, str, str]] = [
     # ── the order of the backward pass ──
     ("the heap takes the oldest node", G, "Walk.send", "self.turns.get(node, -node.id)", "self.turns.get(node, node.id)"),
@@ -327,7 +327,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
      "if self.elementwise and len(gp.shape) != len(parent.shape):"),
     ("sum_to sums the wrong axes", "minigrad.ops.shape", "sum_to", "if n == 1 and x.shape[lead + i] != 1", "if x.shape[lead + i] != 1"),
     ("gradients go to the wrong parent", OP, "Op._send",
-     "parent = node.parents[i]",
+     "parent: Any = node.parents[i]",
      "parent = next(p for p in node.parents if p is not None)"),
     ("gradients go to the wrong parent, rule by rule", FAST, "FastOp._send",
      "node.parents[i]",
@@ -396,16 +396,16 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
     # ── Tensors ──
     ("a cotangent is not copied", T, "Tensor._seeded", "here.array(gradient,", "here.adopt(gradient,"),
     ("a cotangent that was given is .grad itself", T, "Tensor._seeded", "g = Tensor(gradient.array, gradient.node)", "g = gradient"),
-    ("a copy is the leaf itself", T, "_unpickled", "return out.requires_grad_() if requires_grad else out", "return out"),
-    ("a result is copied", T, "Tensor._remade", "if not self.is_leaf:", "if False:"),
-    ("an in-place operator writes a leaf in a graph", T, "Tensor._become",
+    ("a copy is the leaf itself", COPIES, "_unpickled", "return out.requires_grad_() if requires_grad else out", "return out"),
+    ("a result is copied", COPIES, "Copies._remade", "if not self.is_leaf:", "if False:"),
+    ("an in-place operator writes a leaf in a graph", COPIES, "Copies._become",
      "if state.recording:\n                raise",
      "if False:\n                raise"),
-    ("an in-place operator bumps no version", T, "Tensor._become", "self.changed()", "pass"),
-    ("an in-place operator takes a view", T, "Tensor._become", "is not self.array and (", "is not self.array and False and ("),
-    ("an in-place operator loses the graph", T, "Tensor._become", "self.node = made.node", "pass"),
-    ("NumPy takes the numbers of a graph", T, "Tensor.__array__", "if self.node is not None and state.recording:", "if False:"),
-    ("numpy() may be written", T, "Tensor.numpy", "host.flags.writeable = False", "pass"),
+    ("an in-place operator bumps no version", COPIES, "Copies._become", "self.node.version += 1", "pass"),
+    ("an in-place operator takes a view", COPIES, "Copies._become", "if view and (", "if False and ("),
+    ("an in-place operator loses the graph", COPIES, "Copies._become", "self.node = made.node", "pass"),
+    ("NumPy takes the numbers of a graph", VALUE, "Value.__array__", "if self.node is not None and state.recording:", "if False:"),
+    ("numpy() may be written", VALUE, "Value.numpy", "host.flags.writeable = False", "pass"),
     ("assign bumps no version", T, "Tensor.assign", "self.changed()", "pass"),
     ("changed bumps no version", T, "Tensor.changed", "self.node.version += 1", "pass"),
     ("an optimiser's step bumps no version", "minigrad.optim", "Optimizer.step", "p.changed()", "pass"),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ... import ops
+from ...engine.making import asarray
+from ...engine.tensor import Tensor
 from ...op import REGISTRY
-from ...tensor import Tensor, asarray
 from .. import double
 from ..strategies import SIDE, Example, examples, together
 from ..strategies import small_shapes as shapes

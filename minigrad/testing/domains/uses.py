@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import backend, ops
+from ...engine.making import asarray
 from ...op import REGISTRY
-from ...tensor import asarray
 from ..strategies import small_shapes as shapes
 from .products import _attention, _gelu, _layer_norm, _product, attention_in_torch
 from .table import constant, domain

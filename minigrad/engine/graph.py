@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Any
 
-from . import backend
-from .errors import GraphError
-from .widen import narrowed, widened
+from .. import backend
+from ..errors import GraphError
+from ..widen import narrowed, widened
 
 _birth = itertools.count(1)
 
@@ -191,6 +191,12 @@ class Pick:
 PICK = Pick()
 
 
+def used_up(node: Node) -> GraphError:
+    """A backward pass went through the node, and was not told to keep what it saved."""
+    return GraphError(f"a backward pass has gone through {node} already, and its residuals are "
+                      "gone; pass retain_graph=True to the first one")
+
+
 def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *,
              create_graph: bool = False, retain_graph: bool = False,
              early: Mapping[Node, float] = {},
@@ -230,8 +236,7 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
                 continue
             saved = node.saved
             if saved is None:
-                raise GraphError(f"{node} was walked back already and its residuals are gone; "
-                                 "pass retain_graph=True to the first walk")
+                raise used_up(node)
             if not retain:
                 node.saved = None                       # residuals die as they are used
             node.op.pullback(node, saved, g, walk)
