@@ -40,6 +40,7 @@ from .planting import (
 )
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+UNSPLIT = "[B, T, d] is reshaped to [B, h, T, d/h] without the transpose of [B, T, h, d/h] after it"
 UNTRANSPOSED = "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it"
 CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
 
@@ -120,6 +121,11 @@ def scaled(factor: Callable[[Here], float]) -> Plant:
 
 def window(n: int) -> Callable[[int], np.ndarray]:
     return lambda size: np.tri(size, dtype=bool) & ~np.tri(size, k=-n, dtype=bool)
+
+
+def unsplit(here: Here, x: Tensor) -> Tensor:
+    """Q, K or V [B, h, T, d/h] as the numbers of [B, T, d] in their order."""
+    return mg.join_heads(x).reshape(x.shape)
 
 
 def merged(here: Here, z: Tensor) -> Tensor:
@@ -258,6 +264,10 @@ QKV = [
             here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape))))),
     *flipped("attn.q", "attn.c_attn"),
     *offsets("attn.q", "attn.c_attn", 3),
+    Bug("attn.q", UNSPLIT, every(*(at_point(f"attn.{part}", unsplit) for part in "qkv"))),
+    Bug("attn.q", f"{UNSPLIT}, and z is put together without it, too", every(
+        *(at_point(f"attn.{part}", unsplit) for part in "qkv"),
+        at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape))))),
     Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
     *(Bug(f"attn.{part}", f"{part.upper()}'s part of c_attn's bias is not added", linear("attn.c_attn", partial(without_bias, part=part)))
       for part in "qkv"),
@@ -424,6 +434,9 @@ MLPS = [
     Bug("resid_post", "the MLP's output is added twice", at_point("resid_post", lambda here, x: here["resid_mid"] + 2.0 * here["mlp.out"])),
     Bug("resid_post", "the MLP's output is added to what ln_2 made; it is added to the stream before it (pre-norm)",
         at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"])),
+    Bug("resid_mid", "both outputs are added to what LayerNorm made of the stream; they are added to the stream itself (pre-norm)", every(
+        at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"]),
+        at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"]))),
     Bug("resid_post", "the MLP's output is added to the block's input: attention's part is lost",
         at_point("resid_post", lambda here, x: here["resid_pre"] + here["mlp.out"])),
 ]

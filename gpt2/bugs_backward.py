@@ -62,7 +62,7 @@ LOSS = [
         ("divided by the number of tokens B·T twice", lambda y: 1.0 / y.size),
         ("divided by B, the number of rows, once too often", lambda y: 1.0 / y.shape[0]),
         ("divided by T, the tokens of a row, once too often", lambda y: 1.0 / y.shape[1]),
-        ("divided by T alone; the loss is the mean over all B·T tokens", lambda y: float(y.shape[0])),
+        ("divided by T alone, as by who accumulates row by row; the loss is the mean over all B·T tokens", lambda y: float(y.shape[0])),
         ("divided by B alone; the loss is the mean over all B·T tokens", lambda y: float(y.shape[1])),
         ("added up twice: is backward run twice without zeroing them?", lambda y: 2.0),
         ("divided by T − 1; the loss is the mean over all tokens", lambda y: y.shape[1] / max(y.shape[1] - 1, 0.5)),

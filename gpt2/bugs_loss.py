@@ -89,6 +89,10 @@ LOSSES = [
     Bug("loss", "the loss is the sum of the rows' means; it is the mean over all tokens",
         in_loss(lambda loss, z, y: per_token(z, y).mean(axis=-1).sum())),
     Bug("loss", "the loss is in bits; it is in nats", in_loss(lambda loss, z, y: per_token(z, y).mean() / math.log(2))),
+    Bug("loss", "softmax is applied before the loss, which applies it: it is to be given logits",
+        in_loss(lambda loss, z, y: per_token(softmax(z), y).mean())),
+    Bug("loss", "logits [B, T, V] are reshaped to [B, V, T] for the loss; they are transposed", in_loss(
+        lambda loss, z, y: per_token(z.reshape(z.shape[0], z.shape[2], z.shape[1]).mT, y).mean())),
     *(Bug("loss", f"labels are smoothed by {share}; the target has all of it", in_loss(partial(smoothed, share=share)))
       for share in (0.1, 0.05)),
     Bug("loss", "that is the perplexity, exp(loss)", in_loss(lambda loss, z, y: mg.exp(per_token(z, y).mean()))),

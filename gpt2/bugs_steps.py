@@ -27,6 +27,7 @@ STEPS = {
     "g over root": "the step is the gradient divided by √v̂; it is m̂ divided by it",
     "second by first": "the second moment is divided by 1 − β₁ᵗ (bias correction); it is divided by 1 − β₂ᵗ",
     "first twice": "the first moment is divided by 1 − β₁ᵗ twice",
+    "own head": "the head is a parameter of its own that began as a copy of wte, with moments of its own; the two are one parameter",
     "nesterov": "the step looks ahead: it takes β₁ m + (1 − β₁) g in place of m (NAdam)",
     "v is new": "the second moment is g² of this step alone; it is a running mean",
     "same gradient": "each step takes the first step's gradients",

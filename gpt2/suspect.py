@@ -53,16 +53,21 @@ class Suspect(NamedTuple):
                 yield from ((name, self.shown(name, found[name])) for name in stage)
         last = max((int(name.split(".")[1]) for name in names if name.startswith("step.")), default=0)
         optimizer, model, piled = Optimizer(self.settings, self.wrong), self.run.model, dict[str, np.ndarray]()
+        table = parameters(model)["wte.weight"] if {"head stays", "own head"} & set(self.wrong) else None
         for t in range(1, last + 1):
             wanted = [name for name in names if name.startswith(f"step.{t}.")]
             if t == last and wanted == [f"step.{t}.loss"]:
-                yield wanted[0], computed(self.later(model, {}), ["loss"])["loss"]
+                yield wanted[0], computed(self.later(model, {}, table), ["loss"])["loss"]
                 return
             own, points = parameters(model), stored(model) if "all summed" in self.wrong else []
-            found = self.first_slopes() if t == 1 and not points else computed(
-                self.later(model, piled), ["loss", *(f"{name}.grad" for name in [*own, *points])])
+            head = ["ln_f.out", "logits.grad"] if "own head" in self.wrong else []
+            found = self.first_slopes() if t == 1 and not points and not head else computed(
+                self.later(model, piled, table), ["loss", *(f"{name}.grad" for name in [*own, *points]), *head])
             piled = {name: found[f"{name}.grad"] for name in points}
             after = dict(optimizer.step(own, {name: found[f"{name}.grad"] for name in own}))
+            if head and table is not None:
+                g, x = (found[name].reshape(-1, found[name].shape[-1]) for name in ("logits.grad", "ln_f.out"))
+                table = optimizer.updated("lm_head.weight", table, g.T @ x)
             for name in wanted:
                 what = name.split(".", 2)[2]
                 yield name, found["loss"] if what == "loss" else after[what]
@@ -76,11 +81,11 @@ class Suspect(NamedTuple):
         weights = name.removesuffix(".grad")
         return np.where(computed(self.run, [weights])[weights] == 0.0, np.nan, a)
 
-    def later(self, model: GPT2, piled: Mapping[str, np.ndarray]) -> Run:
-        """The run with the parameters of a later step. piled: gradients of points, to which those of this step are added."""
+    def later(self, model: GPT2, piled: Mapping[str, np.ndarray], table: np.ndarray | None) -> Run:
+        """The run with the parameters of a later step. piled: gradients of points, to which those of this step are added. table: the head's
+        own."""
         run, seen = self.run._replace(model=model), list[dict[str, Any]]()
-        if "head stays" in self.wrong:
-            table = parameters(self.run.model)["wte.weight"]
+        if table is not None:
             run = at_point("logits", lambda here, x: x + here["ln_f.out"] @ (table - stop(here.model.lm_head.weight)).mT)(run, [0], BOTH)
         if not piled:
             return run
