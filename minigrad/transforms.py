@@ -6,6 +6,7 @@ being differentiated every result is differentiable, also in what the function c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -80,10 +81,32 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
     return g if live else Tensor(g if fresh else backend.of(g).array(g))
 
 
-def vjp(f: Callable[..., Tensor], *primals: Any) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
-    """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals. It may be called many times."""
-    y, pull = _vjp(f, list(map(unshared, primals)))
-    return y, lambda g: pull(g, True)
+def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+    """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals. It may be called many times.
+
+    A primal may be a tree of Tensors (`value_and_grad`), and so is its cotangent then. has_aux: f returns (value, anything), and the result
+    is (value, pullback, anything).
+    """
+    leaves, rebuilt = _flat(primals, True)
+    aux: list[Any] = []
+    y, pull = _vjp(_of_leaves(f, rebuilt, aux if has_aux else None), list(map(unshared, leaves)))
+    if y.node is None:
+        aux = list(map(_detached, aux))
+    return y, lambda g: rebuilt(pull(g, True)), *aux
+
+
+def _of_leaves(f: Callable[..., Any], rebuilt: Callable[..., Any], aux: list[Any] | None = None) -> Callable[..., Tensor]:
+    """f as a function of the leaves of its arguments. aux: takes the second part of what f returns."""
+    def of_leaves(*leaves: Any) -> Tensor:
+        made = f(*rebuilt(leaves))
+        if aux is None:
+            return made
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(f"has_aux: the function must return (value, anything); it returned a {type(made).__name__}")
+        aux[:] = made[1:]
+        return made[0]
+
+    return of_leaves
 
 
 def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Callable[[Any, bool], tuple[Tensor, ...]]]:
@@ -135,9 +158,12 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, list | tuple) and all(isinstance(y, Real) or _is_array(y) for y in x)
 
 
-def _flat(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
-    """The leaves of nested dicts, lists and tuples, and how such a tree is made of other leaves."""
-    if not isinstance(tree, dict | list | tuple) or _is_array(tree):
+def _flat(tree: Any, arguments: bool = False) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+    """The leaves of nested dicts, lists and tuples, and how such a tree is made of other leaves.
+
+    arguments: the outermost tuple is no array, whatever is in it.
+    """
+    if not arguments and (not isinstance(tree, dict | list | tuple) or _is_array(tree)):
         return [tree], lambda leaves: next(iter(leaves))
     parts = [_flat(x) for x in (tree.values() if isinstance(tree, dict) else tree)]
 
@@ -167,22 +193,10 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, h
     at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
 
     def df(*args: Any, **settings: Any) -> Any:
-        leaves, rebuilt = _flat(tuple(args[i] for i in at))
+        leaves, rebuilt = _flat(tuple(args[i] for i in at), True)
         aux: list[Any] = []
-
-        def of_leaves(*chosen: Any) -> Tensor:
-            full = list(args)
-            for i, x in zip(at, rebuilt(chosen)):
-                full[i] = x
-            made = f(*full, **settings)
-            if not has_aux:
-                return made
-            if not isinstance(made, tuple) or len(made) != 2:
-                raise TypeError(f"has_aux: the function must return (value, anything); it returned a {type(made).__name__}")
-            aux[:] = made[1:]
-            return made[0]
-
-        y, pull = _vjp(of_leaves, leaves)
+        chosen = _partial(partial(f, **settings), args, at)
+        y, pull = _vjp(_of_leaves(chosen, rebuilt, aux if has_aux else None), leaves)
         if y.shape != ():
             raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
         grads = rebuilt(pull(None, False))
@@ -215,6 +229,9 @@ def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Te
                             f"not a {type(given).__name__}")
     if len(primals) != len(tangents):
         raise ShapeError(f"{what}: {len(primals)} primals and {len(tangents)} tangents; each primal has one")
+    primals, tangents = (_flat(tuple(given), True)[0] for given in (primals, tangents))
+    if len(primals) != len(tangents):
+        raise ShapeError(f"{what}: there are {len(primals)} Tensors among the primals, and {len(tangents)} among the tangents")
     out = []
     for i, (x, t) in enumerate(zip(map(_constant, primals), tangents)):
         if not isinstance(t, Tensor) and not hasattr(t, "dtype"):
@@ -239,7 +256,7 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
     def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
         total: Any = None
-        for g, t in zip(pull(u), directions):
+        for g, t in zip(_flat(pull(u), True)[0], directions):
             term = sum(g * t)
             total = term if total is None else total + term
         return total
@@ -253,9 +270,12 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
     """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
 
-    primals, tangents: tuples or lists of one for each argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
+    primals, tangents: tuples or lists of one for each argument of f, which may be trees (`value_and_grad`), as the result is then.
+    ShapeError or DTypeError for a tangent that is not as its primal.
     """
-    at, fixed = tuple(range(len(primals))), _like("hvp", primals, tangents)
+    fixed = _like("hvp", primals, tangents)
+    leaves, rebuilt = _flat(tuple(primals), True)
+    at, f = tuple(range(len(leaves))), _of_leaves(f, rebuilt)
 
     def slope(*xs: Any) -> Tensor:                      # ⟨∇f(x), tangents⟩
         total: Any = None
@@ -264,7 +284,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
             total = term if total is None else total + term
         return total
 
-    return grad(slope, at)(*primals)
+    return rebuilt(grad(slope, at)(*leaves))
 
 
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:

@@ -392,6 +392,23 @@ def test_an_argument_may_be_a_tree():
     assert mg.grad(lambda v: (v * v).sum())([[1.0, 2.0]]).tolist() == [[2.0, 4.0]]          # numbers alone are one array
 
 
+def test_a_tree_in_vjp_jvp_and_hvp():
+    """A cotangent for each leaf, in the same tree; numbers among the arguments are arguments, and no array."""
+    x = {"a": mg.tensor([1.0, 2.0]), "b": [mg.tensor(3.0)]}
+    y, pull = mg.vjp(lambda t, c: t["a"] * t["b"][0] * c, x, 2.0)
+    slopes, factor = pull(mg.ones(2))
+    assert y.tolist() == [6.0, 12.0] and slopes["a"].tolist() == [6.0, 6.0] and slopes["b"][0].item() == 6.0 and factor.item() == 9.0
+    _, pull, more = mg.vjp(lambda v: (v * v, {"v": v}), mg.tensor(3.0), has_aux=True)
+    assert pull(1.0)[0].item() == 6.0 and more["v"].node is None
+    ones = {"a": mg.ones(2), "b": [mg.tensor(1.0)]}
+    assert mg.jvp(lambda t: t["a"] * t["b"][0], (x,), (ones,))[1].tolist() == [4.0, 5.0]
+    (found,) = mg.hvp(lambda t: (t["a"] * t["a"]).sum() * t["b"][0], (x,), (ones,))
+    assert found["a"].tolist() == [8.0, 10.0] and found["b"][0].item() == 6.0
+    assert [g.item() for g in mg.hvp(lambda p, q: p * p * q, (2.0, 3.0), (1.0, 0.0))] == [6.0, 4.0]
+    with pytest.raises(mg.ShapeError, match="2 Tensors among the primals, and 1 among the tangents"):
+        mg.hvp(lambda t: t["b"][0], (x,), ({"a": mg.ones(2)},))
+
+
 def test_what_a_function_returns_beside_its_value():
     """has_aux, as JAX has it; Tensors in it are constants, but where the gradient itself is differentiated."""
     (value, more), slope = mg.value_and_grad(lambda x: ((x * x).sum(), {"twice": x * 2.0}), has_aux=True)([1.0, 2.0])
