@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
@@ -201,6 +202,12 @@ class Tensor(Base):
             raise DeviceError(f"backward: the gradient is on {g.device} and the result on "
                               f"{self.device}; move one with .to()")
         return g
+
+
+for _base in (Copies, *Copies.__bases__):               # their methods are a Tensor's to everybody
+    for _name, _f in vars(_base).items():
+        if isinstance(_f, FunctionType):
+            _f.__qualname__ = f"Tensor.{_name}"
 
 
 def accumulate(leaf: Leaf, g: Any, fresh: bool) -> None:

@@ -16,7 +16,7 @@ from .. import backend
 from ..backend.base import Backend
 from ..backend.special import flat_places
 
-CREATION = ("arange", "empty", "eye", "ones", "zeros")
+CREATION = ("arange", "empty", "eye", "full", "ones", "zeros")
 # What needs more than the standard, in all or in some of its examples. Everything else runs on the standard alone.
 _BITS = "random bits need typed scalars, and a view of 64 bits as two of 32"
 OUTSIDE = {
@@ -171,8 +171,11 @@ class Namespace:
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
         return self._here.wrap(self._here.standard.take_along_axis(x.held, index.held, axis=axis))
 
-    def argsort(self, x: Any, kind: str) -> Any:
-        return self._here.wrap(self._here.standard.argsort(x.held, stable=kind == "stable"))
+    def argsort(self, x: Any, axis: int = -1, kind: str = "stable") -> Any:
+        return self._here.wrap(self._here.standard.argsort(x.held, axis=axis, stable=kind == "stable"))
+
+    def cumsum(self, x: Any, axis: int) -> Any:
+        return self._here.wrap(self._here.standard.cumulative_sum(x.held, axis=axis))
 
     def reshape(self, x: Any, shape: Any) -> Any:
         return self._here.wrap(self._here.standard.reshape(x.held, shape if isinstance(shape, tuple) else (shape,)))

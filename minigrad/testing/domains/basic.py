@@ -251,12 +251,18 @@ def _padded(t: Any, x: Any, widths: Any, value: float) -> Any:
 
 LINES = shapes(least=1).map(lambda s: [s])
 domain("flip", (LINES, "any", _one_axis), lambda x, axis: np.flip(x, axis), lambda t, x, axis: t.flip(x, [axis]), call=ops.index.flip)
-domain("pad_op", (ANY, "any", _widths), lambda x, widths, value: np.pad(x, widths or 0, constant_values=value), _padded, call=ops.index.pad)
+for _name in ("pad", "pad_op"):
+    domain(_name, (ANY, "any", _widths), lambda x, widths, value: np.pad(x, widths or 0, constant_values=value), _padded,
+           call=ops.index.pad if _name == "pad" else None)
 domain("argsort", (LINES, "ties", lambda d, s, r: {**_one_axis(d, s, r), "descending": d(st.booleans())}),
        lambda x, axis, descending: np.argsort(-x if descending else x, axis=axis, kind="stable"),
        lambda t, x, axis, descending: t.sort(x, dim=axis, descending=descending, stable=True).indices)
 domain("sort", (LINES, "spread", _one_axis), lambda x, axis: np.take_along_axis(x, np.argsort(np.real(x), axis=axis), axis),
        lambda t, x, axis: t.sort(x, dim=axis).values, call=lambda x, axis: ops.index.sort(x, axis).values)
+domain("topk", (AXES, "spread", lambda d, s, r: {**(at := _one_axis(d, s, r)), "k": d(st.integers(0, s[0][at["axis"]]))}),
+       lambda x, axis, k: np.flip(np.take(np.take_along_axis(x, np.argsort(np.real(x), axis=axis), axis), range(
+           x.shape[axis] - k, x.shape[axis]), axis), axis),
+       lambda t, x, axis, k: t.topk(x, k, dim=axis).values, call=lambda x, axis, k: ops.index.topk(x, k, axis).values)
 
 
 # ── reductions ──
@@ -300,7 +306,8 @@ domain("std", (shapes(least=1, side=2).map(lambda s: [s]), "spread", lambda d, s
        lambda x, axis, keepdims, correction: np.sqrt(_variance(x, axis, keepdims, correction)), _in_torch("std"), call=ops.reduce.std)
 domain("norm", (FULL, "nonzero", reduced), lambda x, axis, keepdims: np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims)),
        lambda t, x, axis, keepdims: t.linalg.vector_norm(x, dim=dims(x, axis), keepdim=keepdims))
-domain("cumsum_op", (LINES, "any", _one_axis), np.cumsum, lambda t, x, axis: t.cumsum(x, dim=axis))
+for _name, _call in {"cumsum_op": None, "cumsum": ops.reduce.cumsum}.items():
+    domain(_name, (LINES, "any", _one_axis), np.cumsum, lambda t, x, axis: t.cumsum(x, dim=axis), call=_call)
 for _name in ("argmax", "argmin"):
     domain(_name, (AXES, "ties", lambda d, s, r: {**_one_axis(d, s, r), "keepdims": d(st.booleans())}), getattr(np, _name),
            lambda t, x, axis, keepdims, f=_name: getattr(t, f)(x, dim=axis, keepdim=keepdims))
