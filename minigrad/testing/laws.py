@@ -150,14 +150,14 @@ def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
 
     if widest is None or subject.function is not None:
         return along(widest or run.dtype)
-    for dtype in (d for d in (widest, np.dtype(np.float64)) if eps(widest) <= eps(d) < eps(run.dtype)):
-        # a float that is wider by name alone moves nothing, or not as much, when its last bits do
+    for dtype in (d for d in (widest, np.dtype(np.float64)) if eps(widest) <= eps(d) < eps(run.dtype)):        # wider by name alone?
         at, rng = partial(run.evaluate, dtype=dtype, subject=subject), np.random.default_rng(1)
         fine = spread(at, 512.0 * eps(dtype))
-        rng = np.random.default_rng(1)                  # the same directions
-        plain = spread(at, 2.0**-16)
-        if 4 * np.count_nonzero(~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))) <= plain.size:
-            return along(dtype)
+        for by in (2.0**-16, 2.0**-20):                 # the second for who is not linear over the first
+            rng = np.random.default_rng(1)              # the same directions
+            plain = spread(at, by)
+            if 4 * np.count_nonzero(~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))) <= plain.size:
+                return along(dtype)
     return along(run.dtype)
 
 

@@ -7,6 +7,7 @@ into m results each, of M in all, make N·m/M terms a result.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from ..backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
-PROBES = 4
+PROBES, MANY = 4, 32                                    # probes of a reference; and before a verdict is broken, for few may agree by chance
 STEP = 4.0                                              # how many roundings a probe changes each number by
 Evaluate = Callable[[Sequence[Any], Any], list[Any]]    # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
 
@@ -28,7 +29,7 @@ class Reference:
     """
 
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
-                 rng: np.random.Generator, above: np.dtype, degree: int = 1) -> None:
+                 rng: np.random.Generator, above: np.dtype, degree: int = 1, probes: int = PROBES) -> None:
         """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None.
 
         degree: how often one argument may be a factor of what is computed on the way, 2 for a function that is made of ops.
@@ -47,7 +48,7 @@ class Reference:
             finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)        # else results may be infinite too
             self.fits = all(bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all()) for r in self.results)
             moved, errors = [], []
-            for i in range(PROBES):
+            for i in range(probes):
                 probe = [self._moved(a, alternating(a.shape) if i == 0 else self.rng.choice([-1.0, 1.0], a.shape)) for a in given]
                 there = at(wide, probe, above)
                 moved.append([(m - r) / (STEP * 0.5 * eps(dtype)) for m, r in zip(there, self.results)])
@@ -62,7 +63,7 @@ class Reference:
                 erratic: Any = np.inf
                 varies: list[Any] = []
                 if errors:                              # what changes from probe to probe, not what is the same in all
-                    mean = sum(e[i] for e in errors) / PROBES
+                    mean = sum(e[i] for e in errors) / probes
                     varies = [e[i] - mean for e in errors]
                     erratic = _rms_of(varies)
                     worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
@@ -104,12 +105,13 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence
     Roundings of different numbers are mostly independent, so their sum grows like the root of their squares, of which three times
     as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3 times, three standard deviations
     of errors that are uniform within their bounds. What numbers share is a factor, and a rounding or two of numbers of order 1
-    that go to the same side. Numbers that share sums share roundings too, as those of a running sum do: `roundings` are what the
+    that go to the same side; and a tenth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
+    where much cancels that is much. Numbers that share sums share roundings too, as those of a running sum do: `roundings` are what the
     errors vary by from probe to probe, and 4 times the root mean square of their projections is allowed beside the rest. The share is
     the largest of that of all numbers and that of each row, because kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
-    shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way))
+    shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + 0.1 * bounds)
     times = 3.0 if half(np.dtype(dtype)) else 9.0       # the square of √3, or of 3
 
     def share(axis: int | None) -> Any:
@@ -117,7 +119,9 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence
         w = truth / np.where(largest > 0.0, largest, 1.0)       # squares of numbers that are nearly 0 would be 0
         may = np.sum(np.abs(w) * shared, axis=axis) + np.sqrt(times * np.sum((w * bounds) ** 2, axis=axis))
         if roundings:
-            may = may + 4.0 * _rms_of([np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings])
+            rows = 1 if axis is None else max(1, truth.size // max(1, truth.shape[-1]))
+            many = max(4.0, 2.0 + math.sqrt(2.0 * math.log(rows)))          # the largest of many is further from the middle
+            may = may + many * _rms_of([np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings])
         return np.abs(np.sum(w * error, axis=axis)) / np.where(may > 0.0, may, np.inf)
 
     return max(float(np.max(share(-1), initial=0.0)), float(share(None)))
