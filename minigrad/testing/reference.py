@@ -105,13 +105,13 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence
     Roundings of different numbers are mostly independent, so their sum grows like the root of their squares, of which three times
     as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3 times, three standard deviations
     of errors that are uniform within their bounds. What numbers share is a factor, and a rounding or two of numbers of order 1
-    that go to the same side; and a tenth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
+    that go to the same side; and a twelfth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
     where much cancels that is much. Numbers that share sums share roundings too, as those of a running sum do: `roundings` are what the
     errors vary by from probe to probe, and 4 times the root mean square of their projections is allowed beside the rest. The share is
     the largest of that of all numbers and that of each row, because kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
-    shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + 0.1 * bounds)
+    shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + bounds / 12.0)
     times = 3.0 if half(np.dtype(dtype)) else 9.0       # the square of √3, or of 3
 
     def share(axis: int | None) -> Any:

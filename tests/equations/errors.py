@@ -93,11 +93,11 @@ def tolerance_17(normal):
 
 def tolerance_18(normal):
     r"""\Bigl|\sum_i (\hat y_i - y_i)\, y_i\Bigr| \le \sum_i |y_i| \min\left(E_i,\; 24\,u |y_i| +
-    3u + \tfrac1{10} E_i\right) + 3 \Bigl(\sum_i y_i^2 E_i^2\Bigr)^{1/2} ."""
+    3u + \tfrac1{12} E_i\right) + 3 \Bigl(\sum_i y_i^2 E_i^2\Bigr)^{1/2} ."""
     y, E = normal(6), np.abs(normal(6)) * 100 * U
     off = U * normal(6)
     left = abs(sum(off * y))
-    right = sum(np.abs(y) * np.minimum(E, 24 * U * np.abs(y) + 3 * U + 0.1 * E)) + 3 * np.sqrt(sum(y**2 * E**2))
+    right = sum(np.abs(y) * np.minimum(E, 24 * U * np.abs(y) + 3 * U + E / 12)) + 3 * np.sqrt(sum(y**2 * E**2))
     same(aligned(off, y, np.dtype("float32"), E), left / right)
 
 
