@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,6 @@ import numpy as np
 
 from . import double
 from .laws import LAWS
-from .reference import MANY
 from .strategies import Example, Strategy, examples_of
 from .subject import Broken, NotApplicable, NotSettled, Run, Subject, subject_of
 
@@ -149,7 +147,7 @@ class _Tally:
     def put(self, example: Example) -> bool:
         """Put the law to one example; whether it breaks."""
         try:
-            self.units = max(self.units, self._units(example))
+            self.units = max(self.units, apply(self.law, self.subject, example, self.dtype, self.device))
             self.held += 1
             return False
         except NotSettled as reason:
@@ -166,19 +164,6 @@ class _Tally:
                 message = "it calls functions of NumPy on arrays of another library; a kernel calls those of xp, its first parameter"
         self.broken = Verdict(self.law, self.dtype, "broken", units=units, message=message, example=example, device=self.device)
         return True
-
-    def _units(self, example: Example) -> float:
-        """How much of its bound the law uses; where that is more than all, once more by bounds that more probes have measured."""
-        try:
-            return apply(self.law, self.subject, example, self.dtype, self.device)
-        except Broken as error:
-            if not 1.0 < error.units < math.inf:
-                raise
-        example.known["probes"] = MANY
-        try:
-            return apply(self.law, self.subject, example, self.dtype, self.device)
-        finally:
-            del example.known["probes"]
 
     def insist(self, example: Example) -> None:
         """The same; Broken where it breaks."""

@@ -16,7 +16,7 @@ import numpy as np
 from ..backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
-PROBES, MANY = 4, 32                                    # probes of a reference; and before a verdict is broken, for few may agree by chance
+PROBES = 4
 STEP = 4.0                                              # how many roundings a probe changes each number by
 Evaluate = Callable[[Sequence[Any], Any], list[Any]]    # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
 
@@ -29,7 +29,7 @@ class Reference:
     """
 
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
-                 rng: np.random.Generator, above: np.dtype, degree: int = 1, probes: int = PROBES) -> None:
+                 rng: np.random.Generator, above: np.dtype, degree: int = 1) -> None:
         """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None.
 
         degree: how often one argument may be a factor of what is computed on the way, 2 for a function that is made of ops.
@@ -48,7 +48,7 @@ class Reference:
             finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)        # else results may be infinite too
             self.fits = all(bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all()) for r in self.results)
             moved, errors = [], []
-            for i in range(probes):
+            for i in range(PROBES):
                 probe = [self._moved(a, alternating(a.shape) if i == 0 else self.rng.choice([-1.0, 1.0], a.shape)) for a in given]
                 there = at(wide, probe, above)
                 moved.append([(m - r) / (STEP * 0.5 * eps(dtype)) for m, r in zip(there, self.results)])
@@ -63,7 +63,7 @@ class Reference:
                 erratic: Any = np.inf
                 varies: list[Any] = []
                 if errors:                              # what changes from probe to probe, not what is the same in all
-                    mean = sum(e[i] for e in errors) / probes
+                    mean = sum(e[i] for e in errors) / PROBES
                     varies = [e[i] - mean for e in errors]
                     erratic = _rms_of(varies)
                     worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
