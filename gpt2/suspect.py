@@ -49,8 +49,8 @@ class Suspect(NamedTuple):
                   [name for name in names if name.endswith(".grad")])
         for stage in stages:
             if stage:
-                found = computed(self.run, stage)
-                yield from ((name, self.shown(name, found[name])) for name in stage)
+                found = self.hidden(computed(self.run, stage))
+                yield from ((name, found[name]) for name in stage)
         last = max((int(name.split(".")[1]) for name in names if name.startswith("step.")), default=0)
         optimizer, model, piled = Optimizer(self.settings, self.wrong), self.run.model, dict[str, np.ndarray]()
         table = parameters(model)["wte.weight"] if {"head stays", "own head"} & set(self.wrong) else None
@@ -74,12 +74,11 @@ class Suspect(NamedTuple):
             if t < last:
                 model = with_parameters(model, after)
 
-    def shown(self, name: str, a: np.ndarray) -> np.ndarray:
-        """a, but NaN where its mistake leaves an attention weight at 0: the gradient of that weight may be anything."""
-        if not name.endswith("attn.pattern.grad") or not self.said:
-            return a
-        weights = name.removesuffix(".grad")
-        return np.where(computed(self.run, [weights])[weights] == 0.0, np.nan, a)
+    def hidden(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """found, with NaN where its mistake leaves an attention weight at 0: the gradient of that weight may be anything."""
+        slopes = [name for name in found if name.endswith("attn.pattern.grad")] if self.said else []
+        weights = computed(self.run, [name.removesuffix(".grad") for name in slopes]) if slopes else {}
+        return found | {name: np.where(weights[name.removesuffix(".grad")] == 0.0, np.nan, found[name]) for name in slopes}
 
     def later(self, model: GPT2, piled: Mapping[str, np.ndarray], table: np.ndarray | None) -> Run:
         """The run with the parameters of a later step. piled: gradients of points, to which those of this step are added. table: the head's
@@ -137,14 +136,17 @@ class Judge(NamedTuple):
         except FAILURES:
             return False
 
-    def left(self, suspect: Suspect) -> list[str]:
-        """The names that a suspect does not explain."""
-        left, narrow = list(self.names), suspect.narrow().values(self.names)
+    def distances(self, suspect: Suspect, narrow: Suspect | None) -> Iterator[tuple[str, float]]:
+        """Each name, in order, with how many units the port is from a suspect there, to the end or to what cannot be computed."""
+        beside = None if narrow is None else narrow.values(self.names)
         with contextlib.suppress(*FAILURES):
             for name, value in suspect.values(self.names):
-                if self.units(name, value, next(narrow)[1]) <= ALLOWED:
-                    left.remove(name)
-        return left
+                yield name, self.units(name, value, None if beside is None else next(beside)[1])
+
+    def left(self, suspect: Suspect) -> list[str]:
+        """The names that a suspect does not explain."""
+        explained = {name for name, far in self.distances(suspect, suspect.narrow()) if far <= ALLOWED}
+        return [name for name in self.names if name not in explained]
 
     def held(self, suspect: Suspect, beyond: int = -1) -> tuple[int, float]:
         """How many of the names, from the first on, a suspect explains, and by how many units it is off in them at most.
@@ -158,16 +160,11 @@ class Judge(NamedTuple):
         return reached, worst
 
     def _held(self, suspect: Suspect, narrow: Suspect | None) -> tuple[int, float]:
-        worst, beside = 0.0, None if narrow is None else narrow.values(self.names)
-        i = 0
-        try:
-            for name, value in suspect.values(self.names):
-                far = self.units(name, value, None if beside is None else next(beside)[1])
-                if not far <= ALLOWED:
-                    break
-                worst, i = max(worst, far), i + 1
-        except FAILURES:
-            pass
+        worst, i = 0.0, 0
+        for _, far in self.distances(suspect, narrow):
+            if not far <= ALLOWED:
+                break
+            worst, i = max(worst, far), i + 1
         return i, worst
 
 

@@ -213,7 +213,7 @@ def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype:
     size = most = 0.0
     squares, gaps = list[float](), list[float]()
     for at in range(0, wide.size, PIECE):               # a whole comparison of a large table takes much memory
-        whole, a, b = (x.reshape(-1)[at:at + PIECE].astype(np.float64) for x in (wide, right, narrow))
+        whole, a, b = (x.reshape(-1)[at:at + PIECE].astype(np.float64, copy=False) for x in (wide, right, narrow))
         gap = np.abs(b - a)
         size, most = max(size, float(np.abs(a).max())), max(most, float(gap.max()))
         squares.append(float(np.square(whole).sum()))

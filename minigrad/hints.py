@@ -121,11 +121,14 @@ def instead(f: Callable[P, R]) -> Callable[P, R]:
 
 def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
     """TypeError where one of the settings is another library's, and f has none of this name."""
-    known = inspect.signature(f).parameters
-    for name in settings:
-        if name in SETTINGS and name not in known:
-            what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward").rpartition("<locals>.")[2]
-            raise TypeError(f"{what}: there is no {name}=; {typed(name)}") from None
+    for name in foreign(settings, inspect.signature(f).parameters):
+        what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward").rpartition("<locals>.")[2]
+        raise TypeError(f"{what}: there is no {name}=; {typed(name)}") from None
+
+
+def foreign(settings: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The settings that are another library's, and none that is known here."""
+    return [name for name in settings if name in SETTINGS and name not in known]
 
 
 def typed(name: str) -> str:

@@ -95,7 +95,7 @@ class Optimizer:
                             f"there are {', '.join(self.defaults)}")
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else tensors(me, params)
-        known = {id(p) for g in self.param_groups for p in g["params"]}
+        known = {id(p) for p in self._parameters()}
         for i, p in enumerate(params):
             if not p.is_leaf:
                 raise GraphError(f"{me}: parameter {i}, {p.node!r}, is a result and no leaf, so "
@@ -124,14 +124,18 @@ class Optimizer:
             group["betas"] = tuple(number(f"{me}: betas[{i}]", b, below=1.0)
                                    for i, b in enumerate(betas))
 
+    def _parameters(self) -> list[Tensor]:
+        """Those of all groups, in order."""
+        return [p for group in self.param_groups for p in group["params"]]
+
     def state_dict(self) -> dict[str, Any]:
         """What is kept, as PyTorch has it: `state` by each parameter's number, and the groups with these numbers and their settings.
 
         Moments are the optimiser's own arrays, and change with its steps.
         """
-        number = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        groups = [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {number[p]: dict(kept) for p, kept in self.state.items()}, "param_groups": groups}
+        at = {p: i for i, p in enumerate(self._parameters())}
+        groups = [{**group, "params": [at[p] for p in group["params"]]} for group in self.param_groups]
+        return {"state": {at[p]: dict(kept) for p, kept in self.state.items()}, "param_groups": groups}
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, whose arrays are copied. ValueError where its groups are of other sizes; then nothing is changed."""
@@ -139,10 +143,9 @@ class Optimizer:
         sizes, given = [len(group["params"]) for group in self.param_groups], [len(group["params"]) for group in groups]
         if sizes != given:
             raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, and this optimiser's {sizes}")
-        params = [p for group in self.param_groups for p in group["params"]]
         places = [i for group in groups for i in group["params"]]
         made = {}
-        for p, i in zip(params, places):
+        for p, i in zip(self._parameters(), places):
             if i in kept["state"]:
                 here = backend.of(p.array)
                 here.at(p.array)
@@ -389,7 +392,7 @@ class GradScaler:
             raise GraphError("GradScaler.unscale_: the gradients of this optimiser have been "
                              "unscaled since its last step; call it once a step")
         self.unscaled.append(optimizer)
-        grads = [p.grad.array for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad.array for p in optimizer._parameters() if p.grad is not None]
         if grads:
             xp = backend.of(grads[0])
             xp.at(grads[0])
@@ -401,7 +404,7 @@ class GradScaler:
         norm: theirs, where it is known; else it is computed. Gradients that were not unscaled since the last step are unscaled first.
         """
         if norm is None and self.enabled:
-            norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], math.inf)
+            norm = clip_grad_norm_(optimizer._parameters(), math.inf)
         finite = norm is None or math.isfinite(norm) or not self.enabled
         if finite:
             if optimizer not in self.unscaled:

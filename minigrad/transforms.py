@@ -245,6 +245,15 @@ def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Te
     return out
 
 
+def _inner(some: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
+    """⟨some, others⟩: the sum of all products, of one Tensor after the other."""
+    total: Any = None
+    for a, b in zip(some, others):
+        term = sum(a * b)
+        total = term if total is None else total + term
+    return total
+
+
 def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8).
 
@@ -255,11 +264,7 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
     zero = _zeros(y)
 
     def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
-        total: Any = None
-        for g, t in zip(_flat(pull(u), True)[0], directions):
-            term = sum(g * t)
-            total = term if total is None else total + term
-        return total
+        return _inner(_flat(pull(u), True)[0], directions)
 
     if y.node is None:
         return y, grad(transposed)(zero)
@@ -278,11 +283,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
     at, f = tuple(range(len(leaves))), _of_leaves(f, rebuilt)
 
     def slope(*xs: Any) -> Tensor:                      # ⟨∇f(x), tangents⟩
-        total: Any = None
-        for g, t in zip(grad(f, at)(*xs), fixed):
-            term = sum(g * t)
-            total = term if total is None else total + term
-        return total
+        return _inner(grad(f, at)(*xs), fixed)
 
     return rebuilt(grad(slope, at)(*leaves))
 

@@ -49,7 +49,7 @@ def _renamed(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[
     try:
         given = op.signature.bind(*args, **settings)
     except TypeError as error:
-        theirs = [name for name in settings if name in hints.SETTINGS]
+        theirs = hints.foreign(settings, op.signature.parameters)
         instead = [f"; for {name}= {hints.typed(name)}" for name in theirs]
         raise TypeError(f"{op.shown}: {error}; it takes {op.signature}{''.join(instead)}") from None
     given.apply_defaults()

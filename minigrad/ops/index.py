@@ -105,7 +105,12 @@ def scatter_add(xp, x, index: Constant, source, *, axis):
 def flip(x: Any, axis: int | Sequence[int]) -> Any:
     """x with its elements in reverse order along one axis or several (a view)."""
     axes = [place(a, x.ndim, "flip") for a in ([axis] if isinstance(axis, int) else axis)]
-    return getitem(x, index=tuple(slice(None, None, -1) if i in axes else slice(None) for i in range(x.ndim)))
+    return getitem(x, index=_backwards(x.ndim, axes))
+
+
+def _backwards(ndim: int, axes: Sequence[int]) -> tuple[slice, ...]:
+    """The index that reverses these axes."""
+    return tuple(slice(None, None, -1) if i in axes else slice(None) for i in range(ndim))
 
 
 @op(x=lambda g, x_shape, widths: getitem(g, index=_inner(x_shape, widths)))
@@ -142,7 +147,7 @@ def argsort(xp, x, axis: Axis = -1, descending: Flag = False):
     """The places of x's elements along one axis, the smallest first; equal ones stay in their order. int64."""
     if not descending:
         return xp.argsort(x, axis=axis, kind="stable")
-    back = tuple(slice(None, None, -1) if i == axis % x.ndim else slice(None) for i in range(x.ndim))
+    back = _backwards(x.ndim, [axis % x.ndim])
     return x.shape[axis] - 1 - xp.argsort(x[back], axis=axis, kind="stable")[back]
 
 

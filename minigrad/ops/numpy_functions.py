@@ -125,36 +125,31 @@ def _min(
     return r.min(a, axis=axis, keepdims=keepdims)
 
 
-@means("var")
-def _var(
-    a: Any,
-    axis: Any = None,
-    dtype: Any = None,
-    out: Any = None,
-    ddof: Any = 0,
-    keepdims: bool = False,
-    *,
-    where: Any = True,
-    mean: Any = None,
-    correction: Any = NONE,
-) -> Any:
-    if correction is not NONE and ddof != 0:
-        return NotImplemented  # NumPy refuses both
-    return r.var(
-        a, axis=axis, keepdims=keepdims, correction=ddof if correction is NONE else correction
-    )
+def _spread(f: Any) -> Any:
+    """var or std with NumPy's arguments."""
+    def of(
+        a: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        out: Any = None,
+        ddof: Any = 0,
+        keepdims: bool = False,
+        *,
+        where: Any = True,
+        mean: Any = None,
+        correction: Any = NONE,
+    ) -> Any:
+        if correction is not NONE and ddof != 0:
+            return NotImplemented  # NumPy refuses both
+        return f(
+            a, axis=axis, keepdims=keepdims, correction=ddof if correction is NONE else correction
+        )
+
+    return of
 
 
-@means("std")
-def _std(a: Any, **settings: Any) -> Any:
-    ddof, correction = settings.get("ddof", 0), settings.get("correction", NONE)
-    if correction is not NONE and ddof != 0:
-        return NotImplemented
-    return r.std(a, axis=settings.get("axis"), keepdims=settings.get("keepdims", False),
-                 correction=ddof if correction is NONE else correction)
-
-
-FUNCTIONS[np.std] = _std, inspect.signature(_var)
+means("var")(_spread(r.var))
+means("std")(_spread(r.std))
 
 
 @means("linalg.norm")
