@@ -138,7 +138,11 @@ class Optimizer:
         return {"state": {at[p]: dict(kept) for p, kept in self.state.items()}, "param_groups": groups}
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, whose arrays are copied. ValueError where its groups are of other sizes; then nothing is changed."""
+        """Go on from a `state_dict`, whose arrays are copied.
+
+        ValueError where its groups are of other sizes or a setting is out of range; then nothing is
+        changed.
+        """
         me, groups = type(self).__name__, kept["param_groups"]
         sizes, given = [len(group["params"]) for group in self.param_groups], [len(group["params"]) for group in groups]
         if sizes != given:
@@ -150,9 +154,11 @@ class Optimizer:
                 here = backend.of(p.array)
                 here.at(p.array)
                 made[p] = {name: here.array(value) if hasattr(value, "shape") else value for name, value in kept["state"][i].items()}
-        for group, other in zip(self.param_groups, groups):
-            group.update({name: value for name, value in other.items() if name != "params"})
-            self.check(group)
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        for other in settings:
+            self.check(other)
+        for group, other in zip(self.param_groups, settings):
+            group.update(other)
         self.state = made
 
     def __repr__(self) -> str:

@@ -587,6 +587,16 @@ def test_an_optimiser_goes_on_from_its_state(kind: str, how: dict[str, Any]):
     assert kept["state"][0]["step"] == 1                # its arrays are its own
     with pytest.raises(ValueError, match="the groups have"):
         getattr(optim, kind)(others).load_state_dict(kept)
+    before = copy.deepcopy(fresh.state_dict())
+    for at in range(2):                                 # a refused state changes no group, not even its own
+        wrong = copy.deepcopy(kept)
+        wrong["state"] = {}
+        wrong["param_groups"][0]["lr"] = 9.0
+        wrong["param_groups"][at]["lr"] = -1.0
+        with pytest.raises(ValueError, match=r"lr must be .*, not -1\.0"):
+            fresh.load_state_dict(wrong)
+        assert fresh.state_dict()["param_groups"] == before["param_groups"]
+        assert fresh.state_dict()["state"].keys() == before["state"].keys()
 
 
 def test_an_optimiser_shows_its_groups():
