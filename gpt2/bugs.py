@@ -237,6 +237,8 @@ NORMS = [
         norms(lambda x, w, b, eps: layer_norm(x, w + 1.0, b, eps))),
     Bug("ln_1.mean", "the mean is not taken away: that is RMSNorm; GPT-2 has LayerNorm",
         statistics(lambda x: 0.0, lambda x, eps: 1.0 / root_mean_square(x, eps))),
+    Bug("ln_1.out", "the mean is added to what is divided; it is taken away", norms(
+        lambda x, w, b, eps: (x + mean(x)) / root_mean_square(x - mean(x), eps) * w + b)),
     Bug("ln_1.out", "the mean is taken away for the variance alone; it is taken from what is divided, too", norms(
         lambda x, w, b, eps: x / root_mean_square(x - mean(x), eps) * w + b)),
     Bug("ln_1.out", "LayerNorm's mean and variance run over the places; they run over the d numbers of each place", statistics(
@@ -390,6 +392,8 @@ MLPS = [
         at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0)),
     *flipped("mlp.pre", "mlp.c_fc"),
     *offsets("mlp.pre", "mlp.c_fc", 4),
+    Bug("mlp.pre", "mlp.c_fc gives the first d of its 4 d numbers alone, and the others stay 0", at_point(
+        "mlp.pre", lambda here, x: x * (np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
     Bug("mlp.pre", "mlp.c_fc's bias is not added", bare("mlp.c_fc")),
     Bug("mlp.pre", "mlp.c_fc's bias is added twice", bias_twice("mlp.c_fc")),
     Bug("mlp.pre", "the MLP reads the residual stream; it reads what ln_2 made of it",
@@ -423,8 +427,14 @@ MLPS = [
     Bug("mlp.act", "GELU lacks its factor of ½", act(lambda x: 2.0 * tanh_gelu(x))),
     Bug("mlp.act", "GELU is Φ(x) alone; it is x Φ(x)", act(
         lambda x: 0.5 * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))),
+    Bug("mlp.act", "GELU is applied to the first d of the 4 d numbers of each place alone, and the others stay 0", at_point(
+        "mlp.act", lambda here, x: x * (np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
+    Bug("mlp.act", "GELU is applied to the first quarter of the tokens alone, and the others stay 0", at_point(
+        "mlp.act", lambda here, x: x * (np.arange(here.ids.size) < here.ids.size / 4).reshape(*here.ids.shape, 1).astype(x.dtype))),
     Bug("mlp.act", "GELU is applied twice", act(lambda x: tanh_gelu(tanh_gelu(x)))),
     *flipped("mlp.out", "mlp.c_proj"),
+    Bug("mlp.out", "mlp.c_proj's sum is over the first d of the 4 d numbers of the MLP alone", linear(
+        "mlp.c_proj", lambda here, x, w, b: (x * (np.arange(x.shape[-1]) < w.shape[-1]).astype(x.dtype)) @ w + b)),
     Bug("mlp.out", "mlp.c_proj's bias is not added", bare("mlp.c_proj")),
     Bug("mlp.out", "mlp.c_proj's bias is added twice", bias_twice("mlp.c_proj")),
     Bug("mlp.out", "mlp.c_proj has attn.c_proj's bias", linear("mlp.c_proj", lambda here, x, w, b: x @ w + here.block.attn.c_proj.bias)),

@@ -32,6 +32,11 @@ def causal(s: Tensor, seen: np.ndarray) -> Tensor:
     return mg.where(seen, s, 0.0)
 
 
+def last(n: int) -> np.ndarray:
+    """1 at the last of n places."""
+    return np.arange(n) == n - 1
+
+
 def without(says: str, kept: Callable[[np.ndarray], np.ndarray]) -> list[Bug]:
     """Some scores get no gradient, or hand none on."""
     return [of_softmax(says, lambda p, s, seen: weighted(p, causal(s, kept(seen)))),
@@ -122,6 +127,15 @@ ATTENTION = [
     Bug("attn.v", "V's gradient is added up at the query's place, and not at the key's: ∂V = Pᵀ ∂z",
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(
             stop(here["attn.pattern"].sum(axis=-1, keepdims=True)) * here["attn.v"]))),
+    Bug("attn.v", "V has the gradient of the last query alone: it is set in the loop over queries, and not added to", at_point(
+        "attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(
+            mg.matmul(stop(here["attn.pattern"]) * last(x.shape[-2])[:, None].astype(x.dtype), here["attn.v"])))),
+    of_scores("k", "K has the gradient of the last query alone: it is set in the loop over queries, and not added to", lambda here: (
+        here.scale * (products(here["attn.q"], stop(here["attn.k"])) + products(
+            stop(here["attn.q"]) * last(here["attn.q"].shape[-2])[:, None].astype(here["attn.q"].dtype), here["attn.k"])))),
+    of_scores("q", "Q has the gradient of its own key alone: it is set in the loop over keys, and not added to", lambda here: (
+        here.scale * (products(stop(here["attn.q"]), here["attn.k"]) + mg.where(
+            np.eye(here["attn.q"].shape[-2], dtype=bool), products(here["attn.q"], stop(here["attn.k"])), 0.0)))),
     Bug("attn.v", "V has its gradient without P: ∂V = Pᵀ ∂z", at_point("attn.z", lambda here, x: (
         mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(mg.matmul(np.tri(x.shape[-2]).astype(x.dtype), here["attn.v"]))))),
     Bug("attn.pattern", "the attention weights get no gradient", at_point("attn.z", lambda here, x: mg.matmul(

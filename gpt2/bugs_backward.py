@@ -79,6 +79,9 @@ LOSS = [
         in_loss(lambda loss, z, y: (stop((p := softmax(z)) * (1.0 - p)) * loss_of(z, y)).sum())),
     Bug("loss", "the last place of each row gets no gradient from the loss; it has a target, too",
         in_loss(lambda loss, z, y: (per_token(z, y) * (np.arange(y.shape[1]) < y.shape[1] - 1).astype(z.dtype)).mean())),
+    *(Bug("loss", f"the {said} token of the batch gets no gradient from the loss", in_loss(
+        lambda loss, z, y, i=i: only(per_token(z, y), 1.0 - place_mask(y.shape, 0, i) * place_mask(y.shape, 1, i)).mean()))  # type: ignore[misc]
+      for i, said in ((0, "first"), (-1, "last"))),
     Bug("loss", "the first place of each row gets no gradient from the loss",
         in_loss(lambda loss, z, y: (per_token(z, y) * (np.arange(y.shape[1]) > 0).astype(z.dtype)).mean())),
     *(Bug("loss", f"only the {said} row of the batch gets a gradient from the loss", in_loss(
@@ -250,6 +253,10 @@ NORMS = [
                lambda x, n, r, w: (w * x - mean(x) - n * mean(x * n)) * r),
     *norm_bugs("{}'s means on the way back are sums, which are not divided by d",
                lambda x, n, r, w: back(x, n, r, w, one=float(x.shape[-1]), hat=float(x.shape[-1]))),
+    *norm_bugs("{}'s mean(ĝ) on the way back is a sum, which is not divided by d",
+               lambda x, n, r, w: back(x, n, r, w, one=float(x.shape[-1]))),
+    *norm_bugs("{}'s mean(ĝ ⊙ x̂) on the way back is a sum, which is not divided by d",
+               lambda x, n, r, w: back(x, n, r, w, hat=float(x.shape[-1]))),
     *norm_bugs("{}'s derivative adds x̂ mean(ĝ ⊙ x̂); it is taken away", lambda x, n, r, w: back(x, n, r, w, hat=-1.0)),
     *norm_bugs("{}'s derivative adds mean(ĝ); it is taken away", lambda x, n, r, w: back(x, n, r, w, one=-1.0)),
     *norm_bugs("{}'s derivative has x − μ in place of x̂", lambda x, n, r, w: back(x, n / r, r, w)),
@@ -429,6 +436,10 @@ RESIDUAL = [
         at_point("resid_mid", lambda here, x: 2.0 * here["resid_pre"] + here["attn.out"])),
     Bug("attn.out", "attention's branch gets its gradient twice",
         at_point("resid_mid", lambda here, x: here["resid_pre"] + 2.0 * here["attn.out"])),
+    Bug("resid_pre", "the gradient of a block's input is that of its output: what has come back through the block is lost", every(
+        norms(norm(lambda x, n, r, w: x * 0.0, right_gain), ("ln_1",)),
+        at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"]),
+        at_point("resid_post", lambda here, x: here["resid_mid"] + here["mlp.out"] + zeroed(here["resid_pre"])))),
     Bug("resid_mid", "no gradient goes past the blocks: both ways past ln_1 and ln_2 are left out", every(
         at_point("resid_post", lambda here, x: stop(here["resid_mid"]) + here["mlp.out"]),
         at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"]))),

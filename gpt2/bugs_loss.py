@@ -109,6 +109,10 @@ LOSSES = [
         in_loss(lambda loss, z, y: per_token(z[:, :-1], y[:, 1:]).mean() if y.shape[1] > 1 else loss * 2.0)),
     *(Bug("loss", f"targets that are {said} are ignored, as padding is; every id is a token", in_loss(partial(without, which)))
       for which, said in ((0, "0"), (-1, "the last id of the vocabulary"))),
+    Bug("loss", "the target's logit is added; it is taken away", in_loss(
+        lambda loss, z, y: (per_token(z, y) + 2.0 * mg.gather(z, y[..., None], axis=-1)[..., 0]).mean())),
+    Bug("loss", "the target's logit is left out: the loss is log Σ exp alone", in_loss(
+        lambda loss, z, y: (per_token(z, y) + mg.gather(z, y[..., None], axis=-1)[..., 0]).mean())),
     Bug("loss", "the loss has the wrong sign", in_loss(lambda loss, z, y: -per_token(z, y).mean())),
     *(Bug("loss", f"softmax runs over the padded vocabulary, up to a multiple of {n}; only the first V are tokens", in_loss(padded_to(n)))
       for n in (128, 64)),

@@ -41,6 +41,9 @@ STEPS = {
     "table summed": "wte's gradient is not zeroed between steps",
     "moments kept not": "the moments start from zero at every step",
     "plain moments": "the moments' new part is not multiplied by 1 − β",
+    "plain first": "the first moment's new part is not multiplied by 1 − β₁",
+    "plain second": "the second moment's new part is not multiplied by 1 − β₂",
+    "eps minus": "ε is taken away from the root; it is added",
     "summed": "gradients are not zeroed between steps",
     "all summed": "gradients are not zeroed between steps, of parameters and of activations",
     "head stays": "the head keeps its first table: it is a copy that AdamW does not step; it and wte are one parameter",
@@ -112,6 +115,7 @@ class Optimizer:
             g = g + self.decay * x
         keep = 0.0 if "moments kept not" in wrong else 1.0
         new1, new2 = (1.0, 1.0) if "plain moments" in wrong else (1.0 - b1, 1.0 - b2)
+        new1, new2 = self.of(new1, plain_first=lambda: 1.0), self.of(new2, plain_second=lambda: 1.0)
         m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
         v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
         t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t)
@@ -120,7 +124,7 @@ class Optimizer:
         c2 = self.of(1.0 - b2**t, no_correction=lambda: 1.0, no_second=lambda: 1.0, second_by_first=lambda: 1.0 - b1**t)
         m = b1 * m + (1.0 - b1) * g if "nesterov" in wrong else m
         v, c2 = (g * g, 1.0) if "v is new" in wrong else (v, c2)
-        root = self.of(np.sqrt(v / c2) + eps, eps_inside=lambda: np.sqrt(v / c2 + eps),
+        root = self.of(np.sqrt(v / c2) + eps, eps_minus=lambda: np.sqrt(v / c2) - eps, eps_inside=lambda: np.sqrt(v / c2 + eps),
                        eps_early=lambda: (np.sqrt(v) + eps) / math.sqrt(c2), no_root=lambda: v / c2 + eps, m_alone=lambda: 1.0)
         move = lr * self.of(m / c1 / root, sgd=lambda: g, g_over_root=lambda: g / root)
         if "no biases" in wrong and name.endswith(".bias"):

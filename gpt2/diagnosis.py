@@ -6,13 +6,15 @@ others. What is left when the best one is planted is looked at in the same way, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .bugs import FORWARD
 from .bugs_backward import BACKWARD
+from .bugs_general import FACTORS, GENERAL, Factor
+from .bugs_general_back import FACTORS_BACK, GENERAL_BACK
 from .bugs_steps import SETTINGS, STEPS
 from .golden import Golden
 from .hooks import BLOCK
@@ -22,6 +24,9 @@ from .planting import BOTH, DERIVATIVE, VALUE, Bug
 from .port import ALLOWED, Compared, Named, Port, aligned, name_in
 from .suspect import FAILURES, Judge, Suspect, Theirs, planted, start, stepped
 
+Some = TypeVar("Some", bound=Bug | Factor)
+NEWTON = 6                                              # steps in which a number is fitted
+MORE: tuple[tuple[Sequence[Bug | Factor], Sequence[Bug | Factor]], ...] = ((GENERAL, GENERAL_BACK), (FACTORS, FACTORS_BACK))
 ROUNDS = 3                                              # mistakes that are looked for one after the other
 MANY = 64                                               # numbers that do not all agree by chance
 ENOUGH = 6.0                                            # zeros of the chance that fewer do
@@ -124,14 +129,40 @@ def searched(judge: Judge, suspect: Suspect, at: int) -> list[tuple[Suspect, int
 
 def explaining(judge: Judge, suspect: Suspect, at: int) -> list[tuple[Suspect, int, float]]:
     """The suspect with one more mistake that explains the name at `at`, how far each reaches, and how many units it is off until there."""
+    hits, whole = list[tuple[Suspect, int, float]](), len(judge.names)
+    if (name := judge.names[at]).startswith("step."):
+        suspect.first_slopes()                          # which all of these share
+        for kind in (mistaken, set_otherwise):          # a setting that is fitted says less than a mistake
+            hits += [(tried, *judge.held(tried, at)) for tried in kind(judge, suspect, name)]
+            if any(reached == whole for _, reached, _ in hits):
+                break
+    options = possible(judge, suspect, at, FORWARD, BACKWARD)
+    if any(reached == whole for _, reached, _ in hits):  # AdamW hides a factor of all gradients, and nothing else
+        options = (option for option in options if option[0].at == "loss")
+    hits = among(judge, suspect, at, options) + hits
+    furthest = max((reached for _, reached, _ in hits), default=at)
+    # what is more general says less: it is looked for first, where values or gradients are wrong, and not beside another mistake
+    for forward, backward in MORE if not suspect.said and not name.startswith("step.") else ():
+        if furthest == whole:
+            break
+        found = among(judge, suspect, at, possible(judge, suspect, at, forward, backward, True))
+        hits += [hit for hit in found if hit[1] > furthest]
+        furthest = max((reached for _, reached, _ in hits), default=at)
+    return unique([hit for hit in hits if hit[1] > at])
+
+
+def among(judge: Judge, suspect: Suspect, at: int, options: Iterable[tuple[Bug | Factor, str, list[int], str]]
+          ) -> list[tuple[Suspect, int, float]]:
+    """The same, of some mistakes."""
     hits: list[tuple[Suspect, int, float]] = []
     seen, name, gradient = set[str](), judge.names[at], next((i for i, n in enumerate(judge.names) if later("loss", n)), len(judge.names))
-    for bug, where, layers, what in possible(judge, suspect, at):
+    for option, where, layers, what in options:
         if where and seen:
             break                                       # a mistake in all blocks explains everything
-        if bug.says in seen:
+        if option.says in seen:
             continue                                    # the same one planted in another way
         try:
+            bug = fitted(judge, suspect, option, layers, what, name) if isinstance(option, Factor) else option
             tried = planted(suspect, bug.plant(suspect.run, layers, what), bug.says + where)
         except FAILURES:
             continue
@@ -143,19 +174,32 @@ def explaining(judge: Judge, suspect: Suspect, at: int) -> list[tuple[Suspect, i
             further = judge.held(alone, at)
             if further[0] > reached:
                 tried, (reached, far) = alone, further
-        if reached > at:
-            hits.append((tried, reached, far))
-            if reached == len(judge.names):
-                seen.add(bug.says)
-    if name.startswith("step."):
-        for kind in (mistaken, set_otherwise):          # a setting that is fitted says less than a mistake
-            for tried in kind(judge, suspect, name):
-                reached, far = judge.held(tried, at)
-                if reached > at:
-                    hits.append((tried, reached, far))
-            if any(reached == len(judge.names) for _, reached, _ in hits):
-                break
-    return unique(hits)
+        hits.append((tried, reached, far))
+        if reached == len(judge.names):
+            seen.add(option.says)
+    return hits
+
+
+def fitted(judge: Judge, suspect: Suspect, factor: Factor, layers: list[int], what: str, name: str) -> Bug:
+    """The mistake with the number that gives what the port has under this name, or else with one that does not."""
+    theirs, c = judge.theirs(name)[1], 1.0
+
+    def value(c: float) -> np.ndarray:
+        return value_of(planted(suspect, factor.plant(c)(suspect.run, layers, what), ""), name)
+
+    y = value(c)
+    for _ in range(NEWTON):
+        step = 1e-3 * max(1.0, abs(c))
+        slope = (value(c + step) - y) / step
+        c += float(np.nansum((theirs - y) * slope)) / max(float(np.nansum(slope * slope)), 1e-300)
+        last, y = np.nansum(np.square(theirs - y)), value(c)
+        if not np.nansum(np.square(theirs - y)) < 0.5 * last:
+            break
+    for digits in (1, 2, 3):                            # a round number before one that nobody would type
+        if judge.units(name, value(float(f"{c:.{digits}g}"))) <= ALLOWED:
+            c = float(f"{c:.{digits}g}")
+            break
+    return Bug(factor.at, factor.says.format(f"{c:.4g}"), factor.plant(c))
 
 
 def unique(hits: list[tuple[Suspect, int, float]]) -> list[tuple[Suspect, int, float]]:
@@ -168,10 +212,12 @@ def unique(hits: list[tuple[Suspect, int, float]]) -> list[tuple[Suspect, int, f
     return list(out.values())
 
 
-def possible(judge: Judge, suspect: Suspect, at: int) -> Iterator[tuple[Bug, str, list[int], str]]:
+def possible(judge: Judge, suspect: Suspect, at: int, forward: Sequence[Some], backward: Sequence[Some], general: bool = False
+             ) -> Iterator[tuple[Some, str, list[int], str]]:
     """(mistake, what to say of its blocks, the blocks, what it changes), of those that may show first under the name at `at`.
 
-    A mistake changes everything that comes after it, so nothing that is right may lie between.
+    A mistake changes everything that comes after it, so nothing that is right may lie between. general: the gradient of its own point may
+    be right, and what is handed on from there is wrong.
     """
     name, right, n = judge.names[at], judge.names[:at], suspect.run.model.config.n_layer
     if name == "step.1.loss" and "loss" not in right:
@@ -181,21 +227,21 @@ def possible(judge: Judge, suspect: Suspect, at: int) -> Iterator[tuple[Bug, str
         here = order.get(name.removesuffix(".grad"), len(order))
         agreed = {order[x.removesuffix(".grad")] for x in right if x.endswith(".grad")}
         for where, layers in spans(name, n, back=True):
-            for bug in BACKWARD:
+            for bug in backward:
                 place = order[qualified(bug.at, max(layers), True)]
-                between = place <= here and not any(place <= one < here for one in agreed)
+                between = place <= here and not any(place + general <= one < here for one in agreed)
                 # the gradients of parameters come after those of all points, so what is wrong in a point may begin in a parameter
                 leaves = bug.at.endswith((".weight", ".bias")) and name.endswith((".weight.grad", ".bias.grad"))
                 fits = place == here if leaves else between or name.startswith("step.")
                 if fits and (not where or bug.at in BACK):
                     yield bug, where, layers, DERIVATIVE
-        if name.endswith(".grad"):                      # of values that are off by less than rounding, such as another constant of GELU
-            yield from ((bug, "", list(range(n)), BOTH) for bug in FORWARD if bug.at.startswith(("ln_1.", "mlp.act")))
+        if name.endswith(".grad") and not general:      # of values that are off by less than rounding, such as another constant of GELU
+            yield from ((bug, "", list(range(n)), BOTH) for bug in forward if bug.at.startswith(("ln_1.", "mlp.act")))
     elif not name.startswith("step."):
         order = {x: i for i, x in enumerate([*suspect.run.model.points(), "loss"])}
         here, agreed = order[name], {order[x] for x in right if x in order and x not in ("embed", "pos_embed")}
         for where, layers in spans(name, n, back=False):
-            for bug in FORWARD:
+            for bug in forward:
                 place = order[qualified(bug.at, min(layers), False)] if bug.at else here
                 if place <= here and not any(place <= one < here for one in agreed) and (not where or bug.at in BLOCK):
                     yield bug, where, layers, BOTH

@@ -108,7 +108,7 @@ class Hooked(Tapped):
         A model that is decoding step by step on a GPU goes the long way while there are hooks.
         """
         points, before = self.points(), dict[int, tuple[Tapped, Any]]()
-        wanted = [(name, hook) for pattern, hook in hooks.items() for name in self.chosen(pattern)]
+        wanted = [(name, hook) for pattern, hook in hooks.items() for name in ([pattern] if pattern in points else self.chosen(pattern))]
         for pattern, hook in (gradients or {}).items():
             for name in self.chosen(pattern):
                 if aside := [other for kind, other in BESIDE.items() if name.endswith(kind)]:

@@ -60,6 +60,11 @@ class Suspect(NamedTuple):
                 yield wanted[0], computed(self.later(model, {}, table), ["loss"])["loss"]
                 return
             own, points = parameters(model), stored(model) if "all summed" in self.wrong else []
+            if len(names) == 1 and last == 1 and not self.kept and not self.wrong:     # the gradient of one parameter is enough
+                name = names[0].split(".", 2)[2]
+                slopes = computed(self.run, [f"{name}.grad"])
+                yield names[0], dict(optimizer.step(own, {name: slopes[f"{name}.grad"]}))[name]
+                return
             head = ["ln_f.out", "logits.grad"] if "own head" in self.wrong else []
             found = self.first_slopes() if t == 1 and not points and not head else computed(
                 self.later(model, piled, table), ["loss", *(f"{name}.grad" for name in [*own, *points]), *head])

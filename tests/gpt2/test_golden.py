@@ -458,7 +458,7 @@ def test_a_wrong_step_of_the_attention_bias_does_not_pass(run, made):
             bias = arrays["step.1.h.1.attn.c_attn.bias"]
             bias[first:first + 3] += np.float32(by)
 
-        return ported(made, steps=3, edit=edit)
+        return ported(made, steps=3, grad=True, edit=edit)
 
     third = golden.read_golden(made[3]).entries["step.1.h.1.attn.c_attn.bias"].shape[0] // 3
     assert judged(run, made, moved(third, 1e-2))[0] == 0

@@ -1,0 +1,226 @@
+"""Mistakes that any step can have on the way back: a loop that ends too early, an index that is left out, another block's array.
+
+They are looked for where no mistake of the other tables explains all that is wrong, as `bugs_general` is for the way forward.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import minigrad as mg
+from minigrad import Tensor
+
+from .bugs import MATRICES
+from .bugs_backward import BEFORE, gelu_slope, norm, right_gain, right_part
+from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, Factor, alike, at_all, marked, other
+from .planting import (
+    NORMS,
+    Bug,
+    Here,
+    Plant,
+    Run,
+    at_point,
+    computed,
+    layer_norm,
+    linear,
+    mean,
+    norms,
+    only,
+    patterns,
+    products,
+    projected,
+    root_mean_square,
+    stop,
+    weighted,
+    zeroed,
+)
+
+Held = Callable[[Here, Tensor], Tensor]                 # what a derivative reads, in the place of the array that it should read
+Reading = Callable[[Callable[[Held], Plant]], Plant]
+
+
+# ── on the way back: the gradient of a step ──
+def first_of(points: tuple[str, ...]) -> str:
+    """The point of a step that a backward pass comes to first; of Q, K and V the last one, for their gradients go on together."""
+    at = next(point for point in reversed(points) if not point.endswith((".mean", ".rstd")))
+    return "attn.q" if at in ("attn.q", "attn.k", "attn.v") else at
+
+
+def lost() -> Iterator[Bug]:
+    """A part of what arrives at a step is not handed on."""
+    for step, points in STEPS.items():
+        at = first_of(points)
+        for axis, index, said in EDGES:
+            yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}", at_all(
+                outputs(points), lambda here, x, axis=axis, index=index: only(x, 1.0 - marked(x, axis, index))))     # type: ignore[misc]
+        for axis in ("row of the batch", "head", "place"):
+            yield Bug(at, f"{step} hands back the gradient of each {axis} to the first one: its index is left out", at_all(
+                outputs(points), lambda here, x, axis=axis: alike(x, axis)))                                 # type: ignore[misc]
+            yield Bug(at, f"{step} reads the first {axis}'s gradient for all of them: its index is left out", at_all(
+                outputs(points), lambda here, x, axis=axis: zeroed(                                          # type: ignore[misc]
+                    x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
+
+
+def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a step's points those that a gradient comes back to; of attention's the last one, behind which the others are."""
+    if points[0] == "attn.scores" and len(points) > 1:
+        return points[-1:]
+    return tuple(point for point in points if not point.endswith((".mean", ".rstd")))
+
+
+# ── what a step reads on the way back ──
+def passed(name: Callable[[int, int], str]) -> Reading:
+    """What passes in block i of n at the point name(i, n), perhaps a later one: it is computed before."""
+    def reading(made: Callable[[Held], Plant]) -> Plant:
+        def plant(run: Run, layers: list[int], what: str) -> Run:
+            names = {i: name(i, run.model.config.n_layer) for i in layers}
+            values = computed(run, list(dict.fromkeys(names.values())))
+            return made(lambda here, x: Tensor(values[names[here.layer]]))(run, layers, what)
+
+        return plant
+
+    return reading
+
+
+def first_alone(axis: str) -> Reading:
+    """The array itself, with what it has at the first index of an axis in the place of all."""
+    return lambda made: made(lambda here, x: alike(stop(x), axis))
+
+
+def held(point: str) -> Iterator[tuple[str, Reading]]:
+    """What a derivative may read in the place of what passes at a point, and what is said of it."""
+    for which, block in OTHERS.items():
+        yield f"that of {which}", passed(lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")          # type: ignore[misc]
+    for axis in ("row of the batch", "head", "place"):
+        if axis != "head" or point.startswith("attn."):
+            yield f"the first {axis}'s for all of them", first_alone(axis)
+    alternatives = {"attn.q": ("attn.k", "attn.v"), "attn.k": ("attn.q", "attn.v"), "attn.v": ("attn.q", "attn.k")}
+    for instead in (p for p in STREAM if p != point) if point in STREAM else alternatives.get(point, ()):
+        yield instead, passed(lambda i, n, instead=instead: f"blocks.{i}.{instead}")                         # type: ignore[misc]
+
+
+def reads() -> Iterator[Bug]:
+    """An array that a derivative needs is taken from elsewhere."""
+    for part in MATRICES:
+        source = BEFORE[part]
+        for said, reading in held(source):
+            yield Bug(f"{part}.weight", f"{part}'s weight has the gradient with {said}; it is with its own {source}", reading(
+                lambda own, part=part: linear(part, lambda here, x, w, b: x @ stop(w) + zeroed(              # type: ignore[misc]
+                    rows(own(here, x)) @ w) + b)))
+        for which in OTHERS:
+            yield Bug(source, f"{part} hands back the gradient with the weight of {which}", linear(
+                part, lambda here, x, w, b, part=part, which=which: (                                        # type: ignore[misc]
+                    x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
+    for said, reading in held("attn.k"):
+        yield Bug("attn.q", f"attn.q has its gradient with attn.k from elsewhere: {said}", reading(lambda own: at_point(
+            "attn.scores", lambda here, x: here.scale * (
+                products(here["attn.q"], own(here, here["attn.k"])) + products(stop(here["attn.q"]), here["attn.k"])))))
+    for said, reading in held("attn.q"):
+        yield Bug("attn.k", f"attn.k has its gradient with attn.q from elsewhere: {said}", reading(lambda own: at_point(
+            "attn.scores", lambda here, x: here.scale * (
+                products(here["attn.q"], stop(here["attn.k"])) + products(own(here, here["attn.q"]), here["attn.k"])))))
+    for said, reading in held("attn.v"):
+        yield Bug("attn.pattern", f"the attention weights have their gradient with attn.v from elsewhere: {said}", reading(
+            lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], own(here, here["attn.v"]))
+                                 + mg.matmul(stop(here["attn.pattern"]), here["attn.v"]))))
+    for said, reading in held("attn.pattern"):
+        yield Bug("attn.v", f"attn.v has its gradient with attention weights from elsewhere: {said}", reading(
+            lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
+                                 + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"]))))
+        yield Bug("attn.scores", f"softmax's derivative has attention weights from elsewhere: {said}", reading(
+            lambda own: patterns(lambda here, s, seen: weighted(own(here, causal(s, seen)), mg.where(seen, s, 0.0)))))
+    for said, reading in held("mlp.pre"):
+        yield Bug("mlp.pre", f"the activation's derivative is at the inputs from elsewhere: {said}", reading(
+            lambda own: at_point("mlp.act", lambda here, x: here["mlp.pre"] * stop(gelu_slope(own(here, here["mlp.pre"]))))))
+
+
+def rows(x: Tensor) -> Tensor:
+    """[B, T, n], also of [B, h, T, d/h]."""
+    return mg.join_heads(x) if x.ndim == 4 else x
+
+
+def causal(s: Tensor, seen: np.ndarray) -> Tensor:
+    e = mg.exp(mg.where(seen, s - stop(s.max(axis=-1, keepdims=True)), -1e30))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def norm_reads() -> Iterator[Bug]:
+    """LayerNorm's derivative with numbers from elsewhere."""
+    def derived(x: Tensor, w: Tensor, b: Tensor, eps: float, edit: Callable[[Any], Any], which: str) -> Tensor:
+        m, r = stop(mean(x)), stop(1.0 / root_mean_square(x - mean(x), eps))
+        m, r = (edit(m) if which in ("μ", "μ and σ") else m), (edit(r) if which in ("σ", "μ and σ") else r)
+        normal = (stop(x) - m) * r
+        return zeroed(stop(w) * projected(x, normal, r)) + zeroed(normal * w) + zeroed(b)
+
+    for which in ("μ", "σ", "μ and σ"):
+        for axis in ("row of the batch", "place"):
+            for kinds in (KINDS, *((kind,) for kind in KINDS)):
+                name = "LayerNorm" if len(kinds) > 1 else kinds[0]
+                yield Bug({"ln_1": "resid_pre", "ln_2": "resid_mid", "ln_f": "resid_post"}[kinds[-1]],
+                          f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
+                    partial(derived, edit=partial(alike, axis=axis), which=which), kinds))
+    for kind, source in NORMS.items():
+        def other_weight(here: Here, x: Tensor, kind: str, source: str, which: str) -> Tensor:
+            own, given = getattr(here.block, kind), here[source]
+            w = stop(other(here, kind, which).weight)
+            return norm(lambda x, n, r, _: right_part(x, n, r, w), right_gain)(
+                given, own.weight, own.bias, here.model.config.layer_norm_epsilon)
+
+        for which in OTHERS:
+            yield Bug(source, f"{kind} hands back the gradient with the weight of {which}", at_point(
+                f"{kind}.out", partial(other_weight, kind=kind, source=source, which=which)))
+
+
+# ── the gradients of parameters ──
+def leaves() -> Iterator[tuple[str, str, Callable[[Callable[[Here, Tensor, str], Any]], Plant]]]:
+    """(the parameter's name in a block, the module's, a plant of made(here, parameter, kind) in its place)."""
+    for part in MATRICES:
+        yield f"{part}.weight", part, lambda made, part=part: linear(                                        # type: ignore[misc]
+            part, lambda here, x, w, b: stop(x) @ made(here, w, "weight") + x @ stop(w) + b)
+        yield f"{part}.bias", part, lambda made, part=part: linear(                                          # type: ignore[misc]
+            part, lambda here, x, w, b: x @ w + made(here, b, "bias"))
+    for kind in ("ln_1", "ln_2"):
+        def plant(made: Callable[[Here, Tensor, str], Any], kind: str, of: str) -> Plant:
+            def formula(here: Here, x: Tensor) -> Tensor:
+                own, given, eps = getattr(here.block, kind), here[NORMS[kind]], here.model.config.layer_norm_epsilon
+                w, b = own.weight, own.bias
+                return layer_norm(given, made(here, w, of) if of == "weight" else w, made(here, b, of) if of == "bias" else b, eps)
+
+            return at_point(f"{kind}.out", formula)
+
+        for of in ("weight", "bias"):
+            yield f"{kind}.{of}", kind, partial(plant, kind=kind, of=of)
+
+
+def of_leaves() -> Iterator[Bug]:
+    for name, part, planted in leaves():
+        said = f"{part}'s {name.rpartition('.')[2]}"
+        for which in ("block 0", "the last block"):
+            yield Bug(name, f"{said}: its gradient is added to that of {which}, in every block", planted(
+                lambda here, p, kind, part=part, which=which: stop(p) + zeroed(getattr(other(here, part, which), kind))))   # type: ignore[misc]
+        for index, edge in LOOP.items():
+            which = "last" if index else "first"
+            yield Bug(name, f"{said} has no gradient in its {which} column: {edge}", planted(
+                lambda here, p, kind, index=index: only(p, 1.0 - marked(p, "column", index))))               # type: ignore[misc]
+            yield Bug(name, f"{said} has no gradient in its {which} row: {edge}", planted(
+                lambda here, p, kind, index=index: only(p, 1.0 - marked(p, "place", index))))                # type: ignore[misc]
+    for part in MATRICES:
+        for axis, index, which in EDGES[:6]:
+            yield Bug(f"{part}.weight", f"{part}'s weight lacks {which} in its gradient: {LOOP[index]}", linear(
+                part, lambda here, x, w, b, axis=axis, index=index: (                                        # type: ignore[misc]
+                    x @ stop(w) + zeroed(stop(x * (1.0 - marked(x, axis, index))) @ w) + b)))
+            yield Bug(f"{part}.bias", f"{part}'s bias lacks {which} in its gradient: {LOOP[index]}", linear(
+                part, lambda here, x, w, b, axis=axis, index=index: (                                        # type: ignore[misc]
+                    x @ w + only(mg.broadcast_to(b, shape=(*x.shape[:-1], len(b))), 1.0 - marked(x, axis, index)))))
+
+
+GENERAL_BACK = [*lost(), *reads(), *norm_reads(), *of_leaves()]
+FACTORS_BACK = [
+    *(Factor(first_of(points), f"the gradient of what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(     # type: ignore[misc]
+        outputs(points), lambda here, x: only(x, np.asarray(c)))) for step, points in STEPS.items()),
+    *(Factor(name, f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} times", lambda c, planted=planted: planted(         # type: ignore[misc]
+        lambda here, p, kind: only(p, np.asarray(c)))) for name, part, planted in leaves()),
+]
