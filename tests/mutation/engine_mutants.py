@@ -325,7 +325,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
     ("broadcasting is undone by the number of axes alone", OP, "Op._fitted",
      "if self.elementwise and gp.shape != parent.shape:",
      "if self.elementwise and len(gp.shape) != len(parent.shape):"),
-    ("sum_to sums the wrong axes", "minigrad.ops.shape", "sum_to", "if n == 1 and x.shape[lead + i] != 1", "if x.shape[lead + i] != 1"),
+    ("sum_to sums the wrong axes", "minigrad.ops.shape", "sum_to", "if n == 1 and x.shape[i] != 1", "if x.shape[i] != 1"),
     ("gradients go to the wrong parent", OP, "Op._send",
      "parent: Any = node.parents[i]",
      "parent = next(p for p in node.parents if p is not None)"),
