@@ -11,11 +11,31 @@ import typing as _typing
 from . import backend, errors, fused, nn, optim, random
 from . import hints as _hints
 from .backend import get_float32_matmul_precision, set_float32_matmul_precision
-from .creation import arange, eye, full, full_like, linspace, ones, ones_like, rand, randn, zeros, zeros_like
+from .creation import (
+    arange,
+    eye,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    rand,
+    randn,
+    zeros,
+    zeros_like,
+)
 from .engine.graph import enable_grad, no_grad
 from .engine.making import Parameter, from_dlpack, is_grad_enabled, tensor
 from .engine.tensor import Tensor
-from .errors import BackendUnavailable, DeviceError, DTypeError, GraphError, MinigradError, OutOfMemoryError, ShapeError
+from .errors import (
+    BackendUnavailable,
+    DeviceError,
+    DTypeError,
+    GraphError,
+    MinigradError,
+    OutOfMemoryError,
+    ShapeError,
+)
 from .fused import (
     add_layer_norm,
     attention,
@@ -74,13 +94,25 @@ from .ops.shape import (
     triu,
     unsqueeze,
 )
-from .transforms import checkpoint, grad, gradients, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from .transforms import (
+    checkpoint,
+    grad,
+    gradients,
+    hessian,
+    hvp,
+    jacobian,
+    jvp,
+    value_and_grad,
+    vjp,
+)
 
 __version__ = "0.1.0"
 
-float16, bfloat16, float32, float64, int32, int64 = "float16", "bfloat16", "float32", "float64", "int32", "int64"
+float16, bfloat16, float32, float64 = "float16", "bfloat16", "float32", "float64"
+int32, int64 = "int32", "int64"
 
-# abs, max, min and sum stand in no star import, which would shadow the builtins; they are minigrad.abs and so on
+# abs, max, min and sum stand in no star import, which would shadow the builtins; they are
+# minigrad.abs and so on
 __all__ = [
     "BackendUnavailable", "DTypeError", "DeviceError", "GraphError", "MinigradError",
     "OutOfMemoryError", "Parameter", "ShapeError", "Tensor", "add_layer_norm", "addmm", "arange",

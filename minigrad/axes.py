@@ -12,7 +12,10 @@ NAMES = frozenset(("axis", "axes", "axis0", "axis1", "shape", "diagonal", "heads
 
 
 def index(value: Any, what: str) -> int:
-    """`value`, an integer of Python's, NumPy's or another kind, as an int. ShapeError for a bool and for what is no integer."""
+    """`value`, an integer of Python's, NumPy's or another kind, as an int.
+
+    ShapeError for a bool and for what is no integer.
+    """
     if type(value) is int:
         return value
     try:
@@ -21,15 +24,20 @@ def index(value: Any, what: str) -> int:
         return operator.index(value)
     except TypeError:
         shown = " ".join(repr(value).split())           # arrays and Tensors take several lines
-        raise ShapeError(f"{what} must be an integer, or a tuple of integers, not {shown[:80]}") from None
+        raise ShapeError(f"{what} must be an integer, or a tuple of integers, "
+                         f"not {shown[:80]}") from None
 
 
 def whole(value: Any, what: str, some: bool = False) -> Any:
-    """None, an int, or a tuple of ints, from integers of any kind in a tuple, a list or an array. some: not an empty one."""
+    """None, an int, or a tuple of ints, from integers of any kind in a tuple, a list or an array.
+
+    some: there must be at least one.
+    """
     if value is None:
         return None
     if not isinstance(value, list | tuple | range) and getattr(value, "ndim", 0) == 0:
         return index(value, what)
     if some and len(value) == 0:
-        raise ShapeError(f"{what}=() is no axis in NumPy and every axis in PyTorch; axis=None is every axis")
+        raise ShapeError(f"{what}=() is no axis in NumPy and every axis in PyTorch; axis=None is "
+                         "every axis")
     return tuple([n if type(n) is int else index(n, what) for n in value])

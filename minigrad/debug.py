@@ -1,10 +1,10 @@
-"""What a graph keeps (`explain`), where NaN comes from (`detect_anomaly`), and which saved array was written (`detect_writes`).
+"""What a graph keeps, where NaN comes from, and which saved array was written.
 
     from minigrad.debug import detect_anomaly, detect_writes, explain
-    print(explain(loss))                                # a line for each kind of op; nodes=True: for each node
-    with detect_anomaly():                              # a GraphError names the op that makes NaN
+    print(explain(loss))                # a line for each kind of op; nodes=True: for each node
+    with detect_anomaly():              # a GraphError names the op that makes NaN
         model.loss(ids, targets).backward()
-    with detect_writes():                               # a GraphError names the saved array that was written
+    with detect_writes():               # a GraphError names the saved array that was written
         model.loss(ids, targets).backward()
 """
 from __future__ import annotations
@@ -31,8 +31,12 @@ from .transforms import Checkpoint
 
 
 class Row(NamedTuple):
-    """A kind of op, or one node: how many nodes, the shape of the output (a node's alone), the names of the residuals whose
-    memory is counted here, those whose memory is counted elsewhere (a leaf's, or what an older node keeps), and bytes."""
+    """A kind of op, or one node.
+
+    nodes: how many there are. shape: of a node's output; a kind of op has none. keeps: the names of
+    the residuals whose memory is counted here; shares: of those whose memory is counted elsewhere
+    (a leaf's, or what an older node keeps). kept: bytes.
+    """
 
     op: str
     nodes: int
@@ -43,7 +47,10 @@ class Row(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """An array that a node keeps; nbytes: of the memory that stays for it, all of it where the array is a view of a part."""
+    """An array that a node keeps.
+
+    nbytes: of the memory that stays for it, all of it where the array is a view of a part.
+    """
 
     op: str
     name: str
@@ -56,9 +63,10 @@ class Residual(NamedTuple):
 class Explanation:
     """What is behind a Tensor, as numbers and names; nothing of the graph is held.
 
-    ops: how many nodes of each op. kept: bytes that are there for the backward pass alone, each memory once. leaves: bytes of all
-    leaves; shared: of those that are residuals as well, and so not in `kept`. largest: residuals by size. gone: nodes that were
-    used, and keep nothing any more. str() of it is a table.
+    ops: how many nodes of each op. kept: bytes that are there for the backward pass alone, each
+    memory once. leaves: bytes of all leaves; shared: of those that are residuals as well, and so
+    not in `kept`. largest: residuals by size. gone: nodes that were used, and keep nothing any
+    more. str() of it is a table.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -77,38 +85,45 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.nodes:
-            return "no graph: " + ("a leaf" if self.leaf_count else "nothing that this was computed from requires a gradient")
+            return "no graph: " + (
+                "a leaf" if self.leaf_count else
+                "nothing that this was computed from requires a gradient")
         each = any(row.shape is not None for row in self.rows)
         lines = [("node" if each else "op", "output" if each else "nodes", "kept", "keeps")]
         for row in self.rows:
             names = ", ".join([*row.keeps, *(f"({name})" for name in row.shares)])
-            lines.append((row.op, _brackets(row.shape) if each else str(row.nodes), size_of(row.kept), names))
+            second = _brackets(row.shape) if each else str(row.nodes)
+            lines.append((row.op, second, size_of(row.kept), names))
         a, b, c = (max(len(line[i]) for line in lines) for i in range(3))
         text = [f"{w:{a}}  {x:>{b}}  {y:>{c}}  {z}".rstrip() for w, x, y, z in lines]
         if any(row.shares for row in self.rows):
-            text.append("(…): the memory of a leaf, or of what an older node keeps; not counted again")
-        text.append(f"{self.nodes} nodes keep {size_of(self.kept)}; {self.leaf_count} leaves hold {size_of(self.leaves)}, "
-                    f"and {size_of(self.shared)} of that is kept as well")
-        text += [f"{'largest:' if i == 0 else '':8} {size_of(r.nbytes):>8}  {r.op}, {r.name} {r.dtype}{list(r.shape)}"
-                 for i, r in enumerate(self.largest)]
+            text.append("(…): the memory of a leaf, or of what an older node keeps; "
+                        "not counted again")
+        text.append(f"{self.nodes} nodes keep {size_of(self.kept)}; {self.leaf_count} leaves hold "
+                    f"{size_of(self.leaves)}, and {size_of(self.shared)} of that is kept as well")
+        text += [f"{'largest:' if i == 0 else '':8} {size_of(r.nbytes):>8}  {r.op}, {r.name} "
+                 f"{r.dtype}{list(r.shape)}" for i, r in enumerate(self.largest)]
         if self.gone:
-            text.append(f"{self.gone} nodes have had their backward pass already: what they saved is gone")
+            text.append(f"{self.gone} nodes have had their backward pass already: "
+                        "what they saved is gone")
         return "\n".join(text)
 
 
 def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
-    """The graph behind `tensor`: its ops, what they keep for the backward pass, and how many bytes that is.
+    """The graph behind `tensor`: its ops, and what they keep for the backward pass, in bytes.
 
-    nodes: a row for each node in the order of their birth, not for each kind of op. An array counts with all the memory that it
-    keeps from being freed, once, at the oldest node that keeps it; memory of a leaf is not counted, that of a constant is. (A view
-    of a copy of a leaf, such as w.T.reshape(-1), may pass for the leaf's.) TypeError for what is no Tensor.
+    nodes: a row for each node in the order of their birth, not for each kind of op. An array counts
+    with all the memory that it keeps from being freed, once, at the oldest node that keeps it;
+    memory of a leaf is not counted, that of a constant is. (A view of a copy of a leaf, such as
+    w.T.reshape(-1), may pass for the leaf's.) TypeError for what is no Tensor.
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"explain: this is a {type(tensor).__name__}; give the Tensor that the graph ends in, such as the loss")
+        raise TypeError(f"explain: this is a {type(tensor).__name__}; give the Tensor that the "
+                        "graph ends in, such as the loss")
     out = Explanation()
     order, leaves = _graph(tensor.node)
     held = [(node, list(_residuals(node, node.saved))) for node in order]
-    owned, shared = set(), set()                        # memory of leaves; leaves that are residuals
+    owned, shared = set(), set()                        # leaves' memory; leaves that are residuals
     for _, residuals in held:
         for _, array, leaf in residuals:
             if leaf is not None:
@@ -132,20 +147,24 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
         out.ops[name] += 1
         out.gone += node.saved is None
         label = f"{name} #{node.id}" if nodes else name
-        rows.append(Row(label, 1, node.shape, tuple(keeps), tuple(n for n in shares if n not in keeps), kept))
+        elsewhere = tuple(n for n in shares if n not in keeps)
+        rows.append(Row(label, 1, node.shape, tuple(keeps), elsewhere, kept))
     out.rows = rows if nodes else _by_op(rows)
     out.kept = sum(row.kept for row in rows)
-    out.leaf_count, out.leaves, out.shared = len(leaves), sum(map(_nbytes, leaves)), sum(map(_nbytes, shared))
+    out.leaf_count, out.leaves = len(leaves), sum(map(_nbytes, leaves))
+    out.shared = sum(map(_nbytes, shared))
     out.largest = sorted(out.largest, key=lambda r: -r.nbytes)[:5]
     return out
 
 
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside the block a GraphError names the first recorded op whose result holds NaN or +∞, or whose rule sends NaN back, and its module.
+    """Inside the block a GraphError names the op that NaN or +∞ comes from, and its module.
 
-    −∞ is no anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling is for. Of a checkpointed
-    function only the result is looked at. Slow: on a GPU every result is waited for. PyTorch's torch.autograd.detect_anomaly.
+    It is the first recorded op whose result holds NaN or +∞, or whose rule sends NaN back. −∞ is no
+    anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling
+    is for. Of a checkpointed function only the result is looked at. Slow: on a GPU every result is
+    waited for. PyTorch's torch.autograd.detect_anomaly.
     """
     record, fitted = Op._record, Op._fitted
 
@@ -154,7 +173,8 @@ def detect_anomaly() -> Iterator[None]:
             before = [f"{checks.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
                       if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
             cause = f"for {' and '.join(before)}" if before else "of finite numbers"
-            raise GraphError(f"{op.shown}: {checks.described(op, arrays)}: the result holds {bad}, {cause}")
+            raise GraphError(f"{op.shown}: {checks.described(op, arrays)}: the result holds {bad}, "
+                             f"{cause}")
         return record(op, arrays, nodes, out, *rest)
 
     def checked_fitted(op: Op, node: Node, i: int, gp: Any, live: bool) -> Any:
@@ -165,7 +185,8 @@ def detect_anomaly() -> Iterator[None]:
             raise GraphError(f"backward of {node}: ∂{op.shown}/∂{checks.arg(op, i)} holds {bad}")
         return fitted(op, node, i, gp, live)
 
-    Op._record, Op._fitted = checked_record, checked_fitted  # type: ignore[method-assign,assignment]
+    Op._record = checked_record                         # type: ignore[method-assign,assignment]
+    Op._fitted = checked_fitted                         # type: ignore[method-assign,assignment]
     try:
         with explicit():                                # the fast path has no such steps
             yield
@@ -175,12 +196,13 @@ def detect_anomaly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def detect_writes() -> Iterator[None]:
-    """Inside the block a GraphError names the op whose saved array was written between the forward and the backward pass.
+    """Inside the block a GraphError names the op whose saved array was written before backward.
 
-    A plain array that an op is given is copied when it is saved for backward, and a leaf that an optimiser or `assign` changes counts
-    its versions. What neither can see is an array that somebody still holds while a Tensor shares its memory: behind `Tensor(array)`,
-    `from_dlpack` or `x.array`, or the detached view of a leaf that is changed later. Here a
-    checksum of every saved array is taken and compared. Slow: each is read twice, and copied from a GPU for it.
+    A plain array that an op is given is copied when it is saved for backward, and a leaf that an
+    optimiser or `assign` changes counts its versions. What neither can see is an array that
+    somebody still holds while a Tensor shares its memory: behind `Tensor(array)`, `from_dlpack` or
+    `x.array`, or the detached view of a leaf that is changed later. Here a checksum of every saved
+    array is taken and compared. Slow: each is read twice, and copied from a GPU for it.
     """
     made, pullbacks = Node.__init__, {kind: kind.pullback for kind in (Op, Checkpoint)}
     sums: weakref.WeakKeyDictionary[Node, list[int]] = weakref.WeakKeyDictionary()
@@ -194,10 +216,12 @@ def detect_writes() -> Iterator[None]:
 
     def pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
         if node in sums:                                # else it was made before the block
-            for (name, x, _), then, now in zip(_residuals(node, saved), sums[node], summed(node, saved)):
+            residuals = _residuals(node, saved)
+            for (name, x, _), then, now in zip(residuals, sums[node], summed(node, saved)):
                 if then != now:
-                    raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was saved for backward and has been "
-                                     "written since; give the op a copy, or write after backward()")
+                    raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was "
+                                     "saved for backward and has been written since; give the op "
+                                     "a copy, or write after backward()")
         pullbacks[Checkpoint if isinstance(op, Checkpoint) else Op](op, node, saved, *rest)
 
     Node.__init__ = init                                 # type: ignore[method-assign,assignment]
@@ -247,16 +271,19 @@ def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
 
 
 def _residuals(node: Node, saved: Any) -> Iterator[tuple[str, Any, Leaf | None]]:
-    """Every array among what a node has saved: its name, itself, and the leaf that it is or is a view of."""
+    """Every array that a node has saved: its name, itself, and the leaf that it is or views."""
     if saved is None:
         return
-    plan = node.plan                                    # a checkpoint has none, and keeps its inputs
-    named: Iterable[Any] = zip(plan.names, plan.sources, saved) if plan else (("inputs", ("args", None), x) for x in saved)
-    for name, (kind, at), value in [*named, *((name, ("static", None), x) for name, x in node.static.items())]:
+    plan = node.plan                                    # a checkpoint has none; it keeps its inputs
+    named: Iterable[Any] = (zip(plan.names, plan.sources, saved) if plan else
+                            (("inputs", ("args", None), x) for x in saved))
+    static = ((name, ("static", None), x) for name, x in node.static.items())
+    for name, (kind, at), value in [*named, *static]:
         if kind == "args" and isinstance(value, tuple):
             pairs = list(zip(value, node.parents))
         else:
-            pairs = [(x, node.parents[at] if kind == "arg" and at < len(node.parents) else None) for x in _flat(value)]
+            parent = node.parents[at] if kind == "arg" and at < len(node.parents) else None
+            pairs = [(x, parent) for x in _flat(value)]
         for x, parent in pairs:
             if _is_array(x):
                 yield name, x, _leaf_of(x, parent)
@@ -286,7 +313,8 @@ def _leaf_of(array: Any, parent: Node | None) -> Leaf | None:
     leaf, memory = leaf_under(parent), _owner(array)
     if leaf is None or leaf is parent:
         return leaf
-    return leaf if memory is not array and memory.nbytes >= _nbytes(leaf) else None     # else the view op had to copy
+    copied = memory is array or memory.nbytes < _nbytes(leaf)          # the op of the view had to
+    return None if copied else leaf
 
 
 def _nbytes(leaf: Leaf) -> int:
@@ -302,12 +330,15 @@ def _by_op(rows: list[Row]) -> list[Row]:
     for op, group in groups.items():
         keeps = dict.fromkeys(name for row in group for name in row.keeps)
         shares = dict.fromkeys(name for row in group for name in row.shares if name not in keeps)
-        merged.append(Row(op, len(group), None, tuple(keeps), tuple(shares), sum(row.kept for row in group)))
+        kept = sum(row.kept for row in group)
+        merged.append(Row(op, len(group), None, tuple(keeps), tuple(shares), kept))
     return sorted(merged, key=lambda row: (-row.kept, row.op))
 
 
 def _brackets(shape: Any) -> str:
-    """[4, 64]; of an op with several outputs 2 × [4, 64], or one after the other where they differ."""
+    """[4, 64]; of several outputs 2 × [4, 64], or one after the other where they differ."""
     if not (shape and isinstance(shape[0], tuple)):
         return str(list(shape))
-    return f"{len(shape)} × {list(shape[0])}" if len(set(shape)) == 1 else " ".join(str(list(s)) for s in shape)
+    if len(set(shape)) == 1:
+        return f"{len(shape)} × {list(shape[0])}"
+    return " ".join(str(list(s)) for s in shape)

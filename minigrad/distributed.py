@@ -1,12 +1,13 @@
-"""Several processes that train one model: a group of them, and gradients that become their mean while backward goes on.
+"""Several processes that train one model: a group of them, and gradients that become their mean.
 
     from minigrad.distributed import DataParallel, init_process_group
-    group = init_process_group("mpi")                   # under: mpiexec -n 2 python …
+    group = init_process_group("mpi")   # under: mpiexec -n 2 python …
     parallel = DataParallel(model.parameters(), group)
-    loss.backward()                                     # buckets of gradients are on their way before it ends
-    parallel.finish()                                   # now .grad of every parameter is the mean over the processes
+    loss.backward()                     # buckets of gradients are on their way before it ends
+    parallel.finish()                   # now each parameter's .grad is the mean over the processes
 
-The names are PyTorch's (torch.distributed; Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020).
+The names are PyTorch's (torch.distributed; Li et al., "PyTorch Distributed: Experiences on
+Accelerating Data Parallel Training", 2020).
 """
 from __future__ import annotations
 
@@ -26,29 +27,31 @@ from . import backend
 from .engine.tensor import Tensor
 from .errors import BackendUnavailable, DistributedError, GraphError
 
-BUCKET = 25 << 20                                       # bytes
-GRACE = 2.0                                             # seconds in which the others may meet the same error by themselves
-PASSING_ON = 0.3                                        # seconds for mpiexec to print what it has read
-READ = 10.0                                             # seconds at most for mpiexec to read what was written last
+BUCKET = 25 << 20                       # bytes
+GRACE = 2.0                             # seconds in which the others may meet the same error too
+PASSING_ON = 0.3                        # seconds for mpiexec to print what it has read
+READ = 10.0                             # seconds at most for mpiexec to read what was written last
 
 
 class ProcessGroup:
     """The processes that work together: here, one alone.
 
-    rank: this one's number, from 0. world_size: how many there are. local_rank: its number among those on its machine.
+    rank: this one's number, from 0. world_size: how many there are. local_rank: its number among
+    those on its machine.
     """
 
     rank, world_size, local_rank = 0, 1, 0
-    known: BaseException | None = None                  # an error that all have met: each ends by itself
+    known: BaseException | None = None                  # that all have met: each ends by itself
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """What each process gave, by rank. Every process must call it."""
         return [value]
 
     def all_reduce(self, array: Any) -> Callable[[], None]:
-        """Start to sum an array over the processes, in place. Returns what waits for it; until then the array is not to be touched.
+        """Start to sum an array over the processes, in place; return what waits for the sum.
 
-        A ring of n moves 2 (n − 1)/n of the bytes out of each, in 2 (n − 1) messages   (parallel.5–6).
+        Until that was called the array is not to be touched. A ring of n moves 2 (n − 1)/n of the
+        bytes out of each process, in 2 (n − 1) messages   (parallel.5–6).
         """
         return lambda: None
 
@@ -67,8 +70,8 @@ class ProcessGroup:
     def together(self, f: Callable[[], Any]) -> Any:
         """f() on every process; where one of them cannot, none goes on.
 
-        Process 0 raises its own error, or a DistributedError that says which process had one; all others end without a word, with the
-        same exit code.
+        Process 0 raises its own error, or a DistributedError that says which process had one; all
+        others end without a word, with the same exit code.
         """
         result = error = None
         try:
@@ -83,9 +86,10 @@ class ProcessGroup:
         raise self.met_by_all(error if self.rank == 0 and error else told)
 
     def met_by_all(self, error: Exception) -> BaseException:
-        """What to raise for an error that every process meets at the same place: process 0 says it, all others end without a word.
+        """What to raise for an error that every process meets at the same place.
 
-        Nobody waits for anybody, so however late process 0 is, it is said once.
+        Process 0 says it, and all others end without a word. Nobody waits for anybody, so it is
+        said once, however late process 0 is.
         """
         if self.rank:
             return SystemExit(_code(error))
@@ -94,9 +98,10 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """An error inside the block, of which the others may know nothing, ends them all once this process has said what it is.
+        """An error inside the block ends all processes, once this one has said what it is.
 
-        One that is `met_by_all` ends each by itself.
+        It is for an error of which the others may know nothing. One that is `met_by_all` ends each
+        process by itself.
         """
         try:
             yield
@@ -105,9 +110,10 @@ class ProcessGroup:
                 raise
             code = _code(error)
             if self.rank:
-                time.sleep(GRACE)                       # where all meet the same error, 0 says so and ends the others
-            atexit.register(self.abort, code)           # before MPI waits for the others to come to their ends
-            if self.rank and (hasattr(error, "exit_code") or isinstance(error, (OSError, MemoryError))):
+                time.sleep(GRACE)                       # if all meet it, 0 says so and ends them
+            atexit.register(self.abort, code)           # before MPI waits for the others to end
+            if self.rank and (hasattr(error, "exit_code")
+                              or isinstance(error, (OSError, MemoryError))):
                 raise DistributedError(f"rank {self.rank}: {error}", code) from None
             raise
 
@@ -120,19 +126,30 @@ class ProcessGroup:
         return len(set(self.all_gather_object(checksum))) == 1
 
     def place(self, name: str) -> str:
-        """The device of this process, where `name` is a backend: GPUs are dealt out to the processes of a machine."""
+        """The device of this process, where `name` is a backend.
+
+        GPUs are dealt out to the processes of a machine.
+        """
         here, _ = backend.get(name)
-        return name if self.world_size == 1 or ":" in name else here.label(self.local_rank % here.count())
+        if self.world_size == 1 or ":" in name:
+            return name
+        return here.label(self.local_rank % here.count())
 
     def sharing(self, device: str) -> tuple[int, int]:
-        """Of the processes of this machine that compute on this device: which one this is, from 0, and how many they are."""
+        """(i, n): of the n processes of this machine that compute on this device, this is number i.
+
+        They are counted from 0.
+        """
         everybody = self.all_gather_object((socket.gethostname(), device))
         mine = everybody[self.rank]
         return everybody[:self.rank].count(mine), everybody.count(mine)
 
 
 class MPIGroup(ProcessGroup):
-    """The processes that mpiexec started. Arrays of a GPU go through the host, unless the MPI takes them as they are (`direct`)."""
+    """The processes that mpiexec started.
+
+    Arrays of a GPU go through the host, unless the MPI takes them as they are (`direct`).
+    """
 
     def __init__(self, MPI: Any, direct: bool = False) -> None:
         self.MPI, self.comm, self.direct = MPI, MPI.COMM_WORLD, direct
@@ -147,7 +164,7 @@ class MPIGroup(ProcessGroup):
         here = backend.of(array)
         here.at(array)
         if self.direct:
-            here.synchronize()                          # MPI does not know what the device has yet to do
+            here.synchronize()                          # MPI would not wait for the device
         buffer = array if self.direct else here.host(array)            # NumPy's is the array itself
         request = self.comm.Iallreduce(self.MPI.IN_PLACE, buffer, op=self.MPI.SUM)
         self.under_way.append(request)
@@ -161,17 +178,20 @@ class MPIGroup(ProcessGroup):
         return wait
 
     def progress(self) -> None:
-        for request in self.under_way:
-            request.Test()                              # an MPI without a thread of its own works only while it is called
+        for request in self.under_way:                  # MPI may have no thread of its own: then it
+            request.Test()                              # works only while it is called
 
     def abort(self, code: int) -> None:
-        until_read(1, 2)                                # mpiexec drops what it has not read and printed by then
-        time.sleep(PASSING_ON)
+        until_read(1, 2)                                # mpiexec drops what it has not read
+        time.sleep(PASSING_ON)                          # and printed by then
         self.comm.Abort(code)
 
 
 class NCCLGroup(MPIGroup):
-    """GPUs that sum among themselves (NCCL), of processes that mpiexec started. name: a backend or a device."""
+    """GPUs that sum among themselves (NCCL), of processes that mpiexec started.
+
+    name: a backend or a device.
+    """
 
     def __init__(self, MPI: Any, name: str) -> None:
         super().__init__(MPI)
@@ -186,9 +206,10 @@ class NCCLGroup(MPIGroup):
 
 
 def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
-    """The group of this process: "none" (it alone), "mpi", or "nccl" for GPUs; name: the backend, or a device of it.
+    """The group of this process: "none" (it alone), "mpi", or "nccl" for GPUs.
 
-    BackendUnavailable where mpi4py, an MPI or NCCL is missing; DeviceError for NCCL without GPUs; ValueError for another kind.
+    name: the backend, or a device of it. BackendUnavailable where mpi4py, an MPI or NCCL is
+    missing; DeviceError for NCCL without GPUs; ValueError for another kind.
     """
     if kind == "none":
         return ProcessGroup()
@@ -197,19 +218,25 @@ def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:        # RuntimeError: mpi4py is there, and no MPI
-        raise BackendUnavailable(f"{kind} needs mpi4py and an MPI ({error}); pip install mpi4py mpich") from None
+        raise BackendUnavailable(f"{kind} needs mpi4py and an MPI ({error}); "
+                                 "pip install mpi4py mpich") from None
     return MPIGroup(MPI, aware()) if kind == "mpi" else NCCLGroup(MPI, name)
 
 
 def aware() -> bool:
-    """Whether the environment says that the MPI takes memory of GPUs (MPICH's and Open MPI's variables)."""
-    return os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1" or os.environ.get("OMPI_MCA_opal_cuda_support", "").lower() in ("1", "true")
+    """Whether the environment says that the MPI takes memory of GPUs.
+
+    The variables are MPICH's and Open MPI's.
+    """
+    return (os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1"
+            or os.environ.get("OMPI_MCA_opal_cuda_support", "").lower() in ("1", "true"))
 
 
 def until_read(*pipes: int, seconds: float = READ) -> None:
-    """Wait until somebody has read all that was written into these pipes (their descriptors), or for so many seconds.
+    """Wait until somebody has read all that was written into these pipes, or for so many seconds.
 
-    What is not a pipe, and a system that does not tell how much is unread, is not waited for.
+    The pipes are given by their descriptors. What is not a pipe, and a system that does not tell
+    how much is unread, is not waited for.
     """
     try:
         import fcntl
@@ -219,7 +246,8 @@ def until_read(*pipes: int, seconds: float = READ) -> None:
     until = time.monotonic() + seconds
     for pipe in pipes:
         with contextlib.suppress(OSError):
-            while (stat.S_ISFIFO(os.fstat(pipe).st_mode) and any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+            while (stat.S_ISFIFO(os.fstat(pipe).st_mode)
+                   and any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
                    and time.monotonic() < until):
                 time.sleep(0.01)
 
@@ -230,17 +258,20 @@ def _code(error: BaseException) -> int:
 
 
 class DataParallel:
-    """Makes the gradients of parameters their mean over the processes of a group, one flat buffer, bucket by bucket, as backward goes.
+    """Makes the gradients of parameters their mean over the processes of a group, as backward goes.
 
-    That is the gradient of the mean over all rows where each process has as many (parallel.1–2); else each must weigh its loss by its
+    They go through one flat buffer, bucket by bucket. Their mean is the gradient of the mean over
+    all rows where each process has as many (parallel.1–2); else each must weigh its loss by its
     share first (parallel.3).
 
-    parameters: the same on every process, with the same values; of one dtype and device. The last ones come first, as in backward. A
-    bucket is on its way once each of its gradients is there; backward goes on meanwhile. A group of one does nothing. GraphError out of a
-    second backward that is neither in `no_sync` nor after `finish`.
+    parameters: the same on every process, with the same values; of one dtype and device. The last
+    ones come first, as in backward. A bucket is on its way once each of its gradients is there;
+    backward goes on meanwhile. A group of one does nothing. GraphError out of a second backward
+    that is neither in `no_sync` nor after `finish`.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], group: ProcessGroup, bucket: int = BUCKET) -> None:
+    def __init__(self, parameters: Iterable[Tensor], group: ProcessGroup,
+                 bucket: int = BUCKET) -> None:
         self.group, self.waiting, self.on = group, list[Callable[[], None]](), True
         self.parameters = list(parameters)[::-1] if group.world_size > 1 else []
         if not self.parameters:
@@ -249,7 +280,7 @@ class DataParallel:
         here = backend.of(first)
         here.at(first)
         self.flat = here.empty_like(first, shape=(sum(p.numel() for p in self.parameters),))
-        self.places: list[Any] = []                     # of each parameter in it, and the parameter's shape
+        self.places: list[Any] = []                     # its parts, in the parameters' shapes
         self.buckets: list[list[int]] = [[]]            # numbers of parameters
         start = size = 0
         for i, p in enumerate(self.parameters):
@@ -259,7 +290,8 @@ class DataParallel:
                 size = 0
             self.buckets[-1].append(i)
             start, size = start + p.numel(), size + p.array.nbytes
-            p.register_post_accumulate_grad_hook(lambda p, i=i: self._arrived(i))          # type: ignore[misc]
+            p.register_post_accumulate_grad_hook(
+                lambda p, i=i: self._arrived(i))        # type: ignore[misc]
         self.bucket_of = {i: k for k, some in enumerate(self.buckets) for i in some}
         ends = [0]
         for some in self.buckets:
@@ -268,12 +300,15 @@ class DataParallel:
         self._begin()
 
     def _begin(self) -> None:
-        self.missing = [set(some) for some in self.buckets]            # gradients that each bucket waits for
+        self.missing = [set(some) for some in self.buckets]     # gradients that each one waits for
         self.waiting = []                               # for each bucket that is on its way
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside the block gradients only add up: of batches before the last of a step   (parallel.4)."""
+        """Inside the block gradients only add up   (parallel.4).
+
+        It is for the batches before the last of a step.
+        """
         was, self.on = self.on, False
         try:
             yield
@@ -284,8 +319,8 @@ class DataParallel:
         if not self.on:
             return
         if self.bucket_of[i] < len(self.waiting):
-            raise GraphError("DataParallel: a second backward before finish(), when gradients are on their way; put all but the last of a "
-                             "step into no_sync()")
+            raise GraphError("DataParallel: a second backward before finish(), when gradients are "
+                             "on their way; put all but the last of a step into no_sync()")
         grad = self.parameters[i].grad
         assert grad is not None
         self.places[i][...] = grad.array
@@ -299,7 +334,10 @@ class DataParallel:
         self.group.progress()
 
     def finish(self) -> None:
-        """Wait; then .grad of each parameter is the mean, in the buffer. Where there is none of a parameter's, it counts as 0."""
+        """Wait; then .grad of each parameter is the mean, in the buffer.
+
+        Where there is no gradient of a parameter, it counts as 0.
+        """
         if not self.parameters:
             return
         for some in self.missing:

@@ -7,8 +7,8 @@ from typing import Any
 class MinigradError(Exception):
     """Base of minigrad's errors. `exit_code` is what a command that meets one ends with.
 
-    modules: the modules the error passed through, innermost first. where: their path by name, such as
-    "blocks.3.mlp.c_fc", set by the outermost one; it then ends the message.
+    modules: the modules the error passed through, innermost first. where: their path by name, such
+    as "blocks.3.mlp.c_fc", set by the outermost one; it then ends the message.
     """
 
     exit_code = 1
@@ -40,11 +40,17 @@ class GraphError(MinigradError, RuntimeError):
 
 
 class OutOfMemoryError(MinigradError, MemoryError):
-    """A device's memory does not suffice. The message says what was asked for, what is free, and what to lower."""
+    """A device's memory does not suffice.
+
+    The message says what was asked for, what is free, and what to lower.
+    """
 
 
 class BackendUnavailable(MinigradError, RuntimeError):
-    """A backend whose library, driver or device is missing. The message names the command that gets it."""
+    """A backend whose library, driver or device is missing.
+
+    The message names the command that gets it.
+    """
 
     exit_code = 4
 

@@ -7,12 +7,12 @@
         "x²."
         return x * x
 
-    @faster(square)                                     # on a CPU; square's own text stays its definition
+    @faster(square)                     # on a CPU; square's own text stays its definition
     def _(xp, x):
         return xp.square(x)
 
-`minigrad.testing.check(square, arrays())` then puts it to every law, on NumPy and on the fake GPU, where a
-kernel that writes `np` for `xp` fails. docs/adding-an-op.md goes through it step by step.
+`minigrad.testing.check(square, arrays())` then puts it to every law, on NumPy and on the fake GPU,
+where a kernel that writes `np` for `xp` fails. docs/adding-an-op.md goes through it step by step.
 """
 from __future__ import annotations
 
@@ -23,24 +23,29 @@ from . import backend
 from .backend import cupy_kernels
 from .op import REGISTRY, Axis, Constant, Flag, Op, Placed, Saved, Sizes, elementwise, fused, op
 
-__all__ = ["Axis", "Constant", "Flag", "Placed", "Saved", "Sizes", "elementwise", "faster", "fused", "op"]
+__all__ = ["Axis", "Constant", "Flag", "Placed", "Saved", "Sizes", "elementwise", "faster", "fused",
+           "op"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def faster(of: Any, rule: str | None = None, *, on: str = "numpy", into_sum: bool = False) -> Callable[[F], F]:
-    """Declare a faster kernel of an op, or of one of its rules; a later one takes the place of an earlier one.
+def faster(of: Any, rule: str | None = None, *, on: str = "numpy",
+           into_sum: bool = False) -> Callable[[F], F]:
+    """Declare a faster kernel of an op or of one of its rules; a later one replaces an earlier one.
 
-    of: the op, or its name. rule: an argument of the op, or "joint". on: "numpy" or "cupy". A kernel of the op takes what the op's own
-    does, `xp` first; one of a rule takes what the rule does, the cotangent first. into_sum: it takes, before these, the gradient that
-    has been summed so far and adds to it in place (`joint`: to the first argument's, and gives all gradients). A kernel returns
-    NotImplemented in a case that it is not for; then the op's own text is run. ValueError for a rule or a backend that is not there.
+    of: the op, or its name. rule: an argument of the op, or "joint". on: "numpy" or "cupy". A
+    kernel of the op takes what the op's own does, `xp` first; one of a rule takes what the rule
+    does, the cotangent first. into_sum: it takes, before these, the gradient that has been summed
+    so far and adds to it in place (`joint`: to the first argument's, and gives all gradients). A
+    kernel returns NotImplemented in a case that it is not for; then the op's own text is run.
+    ValueError for a rule or a backend that is not there.
     """
     name = of.name if isinstance(of, Op) else of
     if name not in REGISTRY:
         raise ValueError(f"faster: there is no op called {name!r}")
     rules = [*REGISTRY[name].rules, *(["joint"] if REGISTRY[name].joint else [])]
     if rule is not None and rule not in rules:
-        raise ValueError(f"faster: {name} has no rule {rule!r}; it has {', '.join(rules) or 'none'}")
+        raise ValueError(f"faster: {name} has no rule {rule!r}; "
+                         f"it has {', '.join(rules) or 'none'}")
     if on not in ("numpy", "cupy"):
         raise ValueError(f"faster: there is no backend {on!r}; choose numpy or cupy")
     if into_sum and rule is None:

@@ -21,17 +21,19 @@ from .backend import blas
 from .errors import MinigradError
 
 _REQUIRED = ("numpy", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm")
-_OPTIONAL = {"mpi4py": "mpi", "torch": "test", "transformers": "test", "hypothesis": "test", "pytest": "test"}
+_OPTIONAL = {"mpi4py": "mpi", "torch": "test", "transformers": "test", "hypothesis": "test",
+             "pytest": "test"}
 _CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 _FORCING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def collect() -> dict[str, Any]:
-    """All that is printed, as plain data; sizes in bytes, None for what cannot be found out. Never raises.
+    """All that is printed, as plain data; sizes in bytes, None for what cannot be found out.
 
-    python, platform: str. packages: {name: version | None}. blas: {name, version, architecture, threads}.
-    environment: variables that steer BLAS. cpu: {model, cores, usable}. memory: {total, available}.
+    It never raises. python, platform: str. packages: {name: version | None}.
+    blas: {name, version, architecture, threads}. environment: variables that steer BLAS.
+    cpu: {model, cores, usable}. memory: {total, available}.
     gpu: {driver, cuda, devices, reason}. missing: [{what, why, command}]. warnings: [str].
     """
     info: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
@@ -39,11 +41,12 @@ def collect() -> dict[str, Any]:
         name = section.__name__.lstrip("_")
         try:
             info[name] = section()
-        except Exception as error:                      # one broken driver or library must not hide the rest
+        except Exception as error:                      # what is broken must not hide the rest
             info[name] = {"error": f"{type(error).__name__}: {_line(error)}"}
     info["missing"] = _missing(info)
     info["warnings"] = [
-        f"{name}={info['environment'][name]} overrides what OpenBLAS would choose for this CPU; unset it"
+        f"{name}={info['environment'][name]} overrides what OpenBLAS would choose for this CPU; "
+        "unset it"
         for name in _FORCING if name in info["environment"]
     ]
     return info
@@ -52,7 +55,8 @@ def collect() -> dict[str, Any]:
 def machine() -> str:
     """This machine in a line: cores, CPU, NumPy and its BLAS."""
     cpu, library = _cpu(), _blas()
-    kind = " ".join(str(library[key]) for key in ("name", "version", "architecture") if library[key])
+    parts = [library[key] for key in ("name", "version", "architecture")]
+    kind = " ".join(str(part) for part in parts if part)
     return f"{cpu['usable']} cores of {cpu['model']}, NumPy {np.__version__}, {kind}"
 
 
@@ -101,7 +105,8 @@ def _environment() -> dict[str, str]:
 def _cpu() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+        models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        model = next(models, model)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"model": model, "cores": os.cpu_count(), "usable": usable}
 
@@ -111,12 +116,17 @@ def _memory() -> dict[str, int | None]:
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found["total"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="utf-8") as lines:
-        found["available"] = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+        available = (int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+        found["available"] = next(available)
     return found
 
 
 def _gpu() -> dict[str, Any]:
-    """driver: its version, by nvidia-smi. cuda: that of CuPy's runtime. reason: why there are no devices."""
+    """The GPUs, and what drives them.
+
+    driver: its version, by nvidia-smi. cuda: that of CuPy's runtime. reason: why there are no
+    devices.
+    """
     found: dict[str, Any] = {"driver": _driver(), "cuda": None, "devices": [], "reason": None}
     try:
         cupy = backend.get("cupy")[0].namespace
@@ -156,11 +166,12 @@ def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
         {"what": name, "why": why, "command": f"pip install {target}"}
         for name, why, target in wanted if packages.get(name, "") is None
     ]
-    if gpu.get("reason") is None:                       # it works, or what is wrong with it stands under gpu
+    if gpu.get("reason") is None:                       # it works, or gpu says what is wrong
         return missing
     if (driver := gpu["driver"]) is None:
         missing.append({"what": "NVIDIA driver", "command": None,
-                        "why": "nvidia-smi is not found or finds no GPU; without a GPU use --backend numpy"})
+                        "why": "nvidia-smi is not found or finds no GPU; without a GPU use "
+                               "--backend numpy"})
     if packages.get("cupy") is None:
         # NVIDIA's CUDA 13 release notes: it needs a driver of at least 580
         extra = "cuda13" if driver and int(driver.split(".")[0]) >= 580 else "cuda12"
@@ -174,9 +185,11 @@ def report(info: dict[str, Any]) -> str:
     rows = [("python", f"{info['python']} on {info['platform']}")]
     for name, section in info.items():
         if isinstance(section, dict):
-            rows += [(name, f"{k} {_show(k, value)}") for k, value in section.items() if value is not None]
-    rows += [("missing", f"{m['what']} ({m['why']})" + (f": {m['command']}" if m["command"] else ""))
-             for m in info["missing"]]
+            rows += [(name, f"{k} {_show(k, value)}") for k, value in section.items()
+                     if value is not None]
+    for m in info["missing"]:
+        command = f": {m['command']}" if m["command"] else ""
+        rows.append(("missing", f"{m['what']} ({m['why']}){command}"))
     rows += [("warning", warning) for warning in info["warnings"]]
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
 

@@ -1,4 +1,7 @@
-"""Modules: Linear, Embedding, LayerNorm, Dropout, GELU, ReLU, Tanh, Sequential, ModuleList. PyTorch's names and meaning."""
+"""Modules, with PyTorch's names and meaning.
+
+They are Linear, Embedding, LayerNorm, Dropout, GELU, ReLU, Tanh, Sequential and ModuleList.
+"""
 from __future__ import annotations
 
 import math
@@ -93,15 +96,15 @@ class _Import(str):
 class Module:
     """Parameters and other modules as attributes; call it to run `forward`.
 
-    They may stand in lists, tuples and dicts, also nested ones, and are then called by place or key,
-    as in "blocks.0.weight" and "experts.a.weight". Neither `super().__init__()` nor a ModuleList is
-    needed.
+    They may stand in lists, tuples and dicts, also nested ones, and are then called by place or
+    key, as in "blocks.0.weight" and "experts.a.weight". Neither `super().__init__()` nor a
+    ModuleList is needed.
     """
 
     training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """TypeError for what is no Parameter where one was, and for another leaf with a gradient."""
+        """TypeError for what is no Parameter where one was, or another leaf with a gradient."""
         where, here = f"{type(self).__name__}.{name}", vars(self).get(name)
         if isinstance(here, Parameter) and value is not None and not isinstance(value, Parameter):
             raise TypeError(f"{where} is a Parameter and cannot be replaced by a "
@@ -112,10 +115,12 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made from. Python modules, such as minigrad.fused, go by their names."""
-        return {k: _Import(v.__name__) if isinstance(v, ModuleType) else v for k, v in vars(self).items()}
+        return {k: _Import(v.__name__) if isinstance(v, ModuleType) else v
+                for k, v in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({k: import_module(v) if type(v) is _Import else v for k, v in state.items()})
+        vars(self).update({k: import_module(v) if type(v) is _Import else v
+                           for k, v in state.items()})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -125,13 +130,17 @@ class Module:
         def __getattr__(self, name):
             if name.startswith("__"):
                 raise AttributeError(name)
-            raise hints.unknown(type(self).__name__, name, hints.NN_MODULE, [*vars(self), *dir(type(self))])
+            raise hints.unknown(type(self).__name__, name, hints.NN_MODULE,
+                                [*vars(self), *dir(type(self))])
 
     def __repr__(self) -> str:
-        """Its settings and the sizes of its own parameters, and each module in it on a line of its own."""
-        inner = [f"  ({name}): " + repr(module).replace("\n", "\n  ") for name, module in self.named_children()]
-        own = [f"{name}={p.dtype}{list(p.shape)}" for name, p in vars(self).items() if isinstance(p, Parameter)]
-        own += [f"{name}={value!r}" for name, value in vars(self).items() if isinstance(value, int | float | str) and name != "training"]
+        """Its settings and the sizes of its own parameters; each module in it has its own line."""
+        inner = [f"  ({name}): " + repr(module).replace("\n", "\n  ")
+                 for name, module in self.named_children()]
+        own = [f"{name}={p.dtype}{list(p.shape)}" for name, p in vars(self).items()
+               if isinstance(p, Parameter)]
+        own += [f"{name}={value!r}" for name, value in vars(self).items()
+                if isinstance(value, int | float | str) and name != "training"]
         head, end = f"{type(self).__name__}({', '.join(own)}", ")"
         return "\n".join([head, *inner, end]) if inner else head + end
 
@@ -146,10 +155,11 @@ class Module:
             raise
 
     def locate(self, error: MinigradError) -> None:
-        """On its way out an error learns which module it came from, by its name as seen from here."""
+        """On its way out an error learns the name, as seen from here, of the module it is from."""
         error.modules.append(self)
         inner = error.modules[0]
-        error.where = next((name for name, module in self.named_modules() if module is inner and name), error.where)
+        names = (name for name, module in self.named_modules() if module is inner and name)
+        error.where = next(names, error.where)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The direct submodules, each once, with their names; name.0, name.1, … in a list."""
@@ -209,8 +219,8 @@ class Module:
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
         """Copy arrays or Tensors into the parameters, cast to their dtypes, as in PyTorch.
 
-        ShapeError names what is missing, unexpected or of another shape, TypeError what is no array;
-        then nothing was changed.
+        ShapeError names what is missing, unexpected or of another shape, TypeError what is no
+        array; then nothing was changed.
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"load_state_dict: a {type(arrays).__name__} is given; a dict of "
@@ -226,8 +236,9 @@ class Module:
                 raise TypeError(f"load_state_dict: {name} is a {type(value).__name__}; "
                                 f"an array or a Tensor is needed")
             if tuple(value.shape) != p.shape:
-                raise ShapeError(f"load_state_dict: {name} is {list(value.shape)} but the parameter {list(p.shape)}")
-        for name, p in own.items():                     # in the memory that an earlier state_dict() shares
+                raise ShapeError(f"load_state_dict: {name} is {list(value.shape)} but the "
+                                 f"parameter {list(p.shape)}")
+        for name, p in own.items():                     # in the memory that state_dict() shares
             backend.of(p.array).at(p.array)
             p.array[...] = tensor(arrays[name], dtype=p.dtype, device=p.device).array
             p.changed()
@@ -247,13 +258,17 @@ class Module:
         return self
 
     def eval(self: M) -> M:
-        """Evaluation mode, in which dropout passes everything on, for this module and all below it."""
+        """Evaluation mode, for this module and all below it: dropout passes everything on."""
         return self.train(False)
 
     def to(self, device: str) -> Module:
-        """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N". DTypeError for a dtype, which parameters keep."""
+        """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N".
+
+        DTypeError for a dtype, which parameters keep.
+        """
         if backend.is_dtype(device):
-            raise DTypeError(f"to: {device} is a dtype, and parameters keep theirs; choose it when the module is made")
+            raise DTypeError(f"to: {device} is a dtype, and parameters keep theirs; choose it when "
+                             "the module is made")
         for p in self.parameters():
             g = p.grad
             p.assign(tensor(p, device=device))
@@ -267,30 +282,37 @@ class Module:
 
 
 class Linear(Module):
-    """y = x Wᵀ + b with W [out_features, in_features], both uniform in ±1/√in_features at first, as in PyTorch."""
+    """y = x Wᵀ + b with W [out_features, in_features].
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: str = "float32", device: str = "numpy",
-                 key: int | None = None) -> None:
+    Both W and b are uniform in ±1/√in_features at first, as in PyTorch.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
+                 dtype: str = "float32", device: str = "numpy", key: int | None = None) -> None:
         keys = random.split(random.next_key() if key is None else key)
         bound = 1.0 / math.sqrt(in_features) if in_features else 0.0
         how: dict[str, Any] = {"low": -bound, "high": bound, "dtype": dtype, "device": device}
         self.weight = Parameter(random.uniform(keys[0], (out_features, in_features), **how))
         self.bias = Parameter(random.uniform(keys[1], (out_features,), **how)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:                                     # [..., in] -> [..., out]
+    def forward(self, x: Tensor) -> Tensor:                             # [..., in] -> [..., out]
         return linear(x, self.weight) if self.bias is None else linear(x, self.weight, self.bias)
 
 
 class Embedding(Module):
-    """Rows of a table: ids [...] -> [..., embedding_dim]; standard normal at first, as in PyTorch."""
+    """Rows of a table: ids [...] -> [..., embedding_dim].
+
+    They are standard normal at first, as in PyTorch.
+    """
 
     @hints.instead
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: str = "float32", device: str = "numpy",
-                 key: int | None = None) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: str = "float32",
+                 device: str = "numpy", key: int | None = None) -> None:
         key = random.next_key() if key is None else key
-        self.weight = Parameter(random.normal(key, (num_embeddings, embedding_dim), dtype=dtype, device=device))
+        self.weight = Parameter(random.normal(key, (num_embeddings, embedding_dim), dtype=dtype,
+                                              device=device))
 
-    def forward(self, ids: Any) -> Tensor:                                      # [...] -> [..., d]
+    def forward(self, ids: Any) -> Tensor:                              # [...] -> [..., d]
         return embedding(ids, self.weight)
 
 
@@ -298,18 +320,22 @@ class LayerNorm(Module):
     """Layer normalisation over the last axis, with weight 1 and bias 0 at first."""
 
     @hints.instead
-    def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: str = "float32", device: str = "numpy") -> None:
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: str = "float32",
+                 device: str = "numpy") -> None:
         here, number = backend.get(device)
         self.eps = eps
         self.weight = Parameter(here.array([1.0] * normalized_shape, dtype=dtype, device=number))
         self.bias = Parameter(here.array([0.0] * normalized_shape, dtype=dtype, device=number))
 
-    def forward(self, x: Tensor) -> Tensor:                                     # [..., d] -> [..., d]
+    def forward(self, x: Tensor) -> Tensor:                             # [..., d] -> [..., d]
         return F.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 class Dropout(Module):
-    """In training mode zeroes elements with probability p and divides the rest by 1 − p; draws from the default stream."""
+    """In training mode zeroes elements with probability p and divides the rest by 1 − p.
+
+    It draws from the default stream.
+    """
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0.0 <= p < 1.0:
@@ -383,7 +409,8 @@ class ModuleList(Sequential):
         super().__init__(*modules)
 
     def forward(self, x: Any) -> Any:
-        raise NotImplementedError("a ModuleList has no forward; call its modules, or use Sequential")
+        raise NotImplementedError("a ModuleList has no forward; call its modules, or use "
+                                  "Sequential")
 
 
 if not TYPE_CHECKING:

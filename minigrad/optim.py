@@ -1,4 +1,7 @@
-"""Optimisers (SGD, Adam, AdamW with parameter groups), clipping by the global norm, and learning-rate schedules."""
+"""Optimisers, clipping by the global norm, and learning-rate schedules.
+
+The optimisers are SGD, Adam and AdamW, with groups of parameters.
+"""
 from __future__ import annotations
 
 import math
@@ -40,7 +43,8 @@ def listed(where: str, params: Any) -> list[Any]:
     TypeError for what is no collection in order, GraphError for a generator that has been read.
     """
     kind = type(params).__name__
-    if isinstance(params, (Tensor, Module, str, dict, set, frozenset)) or not isinstance(params, Iterable):
+    refused = (Tensor, Module, str, dict, set, frozenset)
+    if isinstance(params, refused) or not isinstance(params, Iterable):
         raise TypeError(f"{where}: the parameters are given as a {kind}; {_HINT}")
     found = list(params)
     if not found and iter(params) is params:
@@ -65,10 +69,10 @@ class Optimizer:
     """Parameters in groups, each with settings of its own over the defaults.
 
     params: Tensors, or pairs of a name and a Tensor, or groups: dicts with "params" and settings.
-    `param_groups` may be changed between steps; `state` is what is kept of each parameter. TypeError for
-    what is no parameter or no setting, ValueError for a setting out of its range. GraphError for no
-    parameters, one given twice, a result instead of a leaf, and a Tensor that requires no gradient; a
-    frozen Parameter is taken.
+    `param_groups` may be changed between steps; `state` is what is kept of each parameter.
+    TypeError for what is no parameter or no setting, ValueError for a setting out of its range.
+    GraphError for no parameters, one given twice, a result instead of a leaf, and a Tensor that
+    requires no gradient; a frozen Parameter is taken.
     """
 
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
@@ -87,7 +91,8 @@ class Optimizer:
         """One more group, checked as the first ones are."""
         me = type(self).__name__
         if not isinstance(group, dict) or "params" not in group:
-            what = f"a {type(group).__name__}" + (f" of {[*group]}" if isinstance(group, dict) else "")
+            what = f"a {type(group).__name__}"
+            what += f" of {[*group]}" if isinstance(group, dict) else ""
             raise TypeError(f"{me}: a group is a dict such as "
                             f"{{\"params\": model.parameters(), \"lr\": 0.1}}, not {what}")
         if unknown := group.keys() - self.defaults.keys() - {"params"}:
@@ -120,7 +125,8 @@ class Optimizer:
         if "betas" in group:
             betas = group["betas"]
             if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-                raise TypeError(f"{me}: betas are {betas!r}; give two numbers, such as (0.9, 0.999)")
+                raise TypeError(f"{me}: betas are {betas!r}; give two numbers, such as "
+                                "(0.9, 0.999)")
             group["betas"] = tuple(number(f"{me}: betas[{i}]", b, below=1.0)
                                    for i, b in enumerate(betas))
 
@@ -129,13 +135,16 @@ class Optimizer:
         return [p for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, as PyTorch has it: `state` by each parameter's number, and the groups with these numbers and their settings.
+        """What is kept, as PyTorch has it.
 
+        `state` is by each parameter's number; the groups have these numbers and their settings.
         Moments are the optimiser's own arrays, and change with its steps.
         """
         at = {p: i for i, p in enumerate(self._parameters())}
-        groups = [{**group, "params": [at[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {at[p]: dict(kept) for p, kept in self.state.items()}, "param_groups": groups}
+        state = {at[p]: dict(kept) for p, kept in self.state.items()}
+        groups = [{**group, "params": [at[p] for p in group["params"]]}
+                  for group in self.param_groups]
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, whose arrays are copied.
@@ -144,17 +153,21 @@ class Optimizer:
         changed.
         """
         me, groups = type(self).__name__, kept["param_groups"]
-        sizes, given = [len(group["params"]) for group in self.param_groups], [len(group["params"]) for group in groups]
+        sizes = [len(group["params"]) for group in self.param_groups]
+        given = [len(group["params"]) for group in groups]
         if sizes != given:
-            raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, and this optimiser's {sizes}")
+            raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, and this "
+                             f"optimiser's {sizes}")
         places = [i for group in groups for i in group["params"]]
         made = {}
         for p, i in zip(self._parameters(), places):
             if i in kept["state"]:
                 here = backend.of(p.array)
                 here.at(p.array)
-                made[p] = {name: here.array(value) if hasattr(value, "shape") else value for name, value in kept["state"][i].items()}
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+                made[p] = {name: here.array(value) if hasattr(value, "shape") else value
+                           for name, value in kept["state"][i].items()}
+        settings = [{name: value for name, value in group.items() if name != "params"}
+                    for group in groups]
         for other in settings:
             self.check(other)
         for group, other in zip(self.param_groups, settings):
@@ -163,10 +176,14 @@ class Optimizer:
 
     def __repr__(self) -> str:
         """The settings and the sizes of each group."""
-        rows = [", ".join([f"{len(g['params'])} Tensors of {sum(p.numel() for p in g['params']):,} numbers",
-                           *(f"{name}={value!r}" for name, value in g.items() if name != "params")]) for g in self.param_groups]
-        return f"{type(self).__name__}({rows[0]})" if len(rows) == 1 else f"{type(self).__name__}(\n" + "".join(
-            f"  {row}\n" for row in rows) + ")"
+        rows = []
+        for group in self.param_groups:
+            settings = [f"{name}={value!r}" for name, value in group.items() if name != "params"]
+            numbers = sum(p.numel() for p in group["params"])
+            size = f"{len(group['params'])} Tensors of {numbers:,} numbers"
+            rows.append(", ".join([size, *settings]))
+        inside = rows[0] if len(rows) == 1 else "\n" + "".join(f"  {row}\n" for row in rows)
+        return f"{type(self).__name__}({inside})"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with set_to_none=False make them zero instead."""
@@ -186,18 +203,19 @@ class Optimizer:
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
                 self.check(group)                       # a schedule may have changed it
-                alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}             # what can be changed together
+                alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}  # are changed together
                 for p in group["params"]:
                     if p.grad is not None:
                         state = self.state.setdefault(p, {"step": 0})
                         state["step"] += 1
-                        alike.setdefault((p.device, p.dtype, state["step"]), []).append((p, p.grad.array, state))
+                        kind = (p.device, p.dtype, state["step"])
+                        alike.setdefault(kind, []).append((p, p.grad.array, state))
                 for some in alike.values():
                     ps, gs, states = zip(*some)
                     here = backend.of(gs[0])
                     here.at(gs[0])
                     arrays = [p.array for p in ps]
-                    ready = [widened(a) for a in arrays]                # so moments of 16-bit parameters are float32 too
+                    ready = [widened(a) for a in arrays]  # 16-bit parameters have float32 moments
                     self.update(here, ready, [widened(g) for g in gs], states, group)
                     for p, array, made in zip(ps, arrays, ready):
                         if made is not array:
@@ -205,19 +223,28 @@ class Optimizer:
                         p.changed()
         return loss
 
-    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
-        """Change the arrays ps in place, from their gradients gs. All are of one device and dtype, and take the step states[0]["step"]."""
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group],
+               group: Group) -> None:
+        """Change the arrays ps in place, from their gradients gs.
+
+        All are of one device and dtype, and take the step states[0]["step"].
+        """
         raise NotImplementedError
 
 
 class SGD(Optimizer):
-    """p ← p − lr·(g + weight_decay·p)   (sgd.1), or with momentum μ: b ← μ b + g + weight_decay·p, p ← p − lr·b   (sgd.2)."""
+    """Stochastic gradient descent: p ← p − lr·(g + weight_decay·p)   (sgd.1).
+
+    With momentum μ: b ← μ b + g + weight_decay·p, p ← p − lr·b   (sgd.2).
+    """
 
     @hints.instead
-    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0) -> None:
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *,
+                 weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group],
+               group: Group) -> None:
         for p, g, state in zip(ps, gs, states):
             if group["weight_decay"]:
                 g = g + group["weight_decay"] * p
@@ -231,24 +258,13 @@ class SGD(Optimizer):
             p -= group["lr"] * g
 
 
-def adamw_update(
-    xp: Any,
-    ps: Sequence[Any],
-    gs: Sequence[Any],
-    ms: Sequence[Any],
-    vs: Sequence[Any],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    correct1: float,
-    correct2: float,
-) -> None:
-    """One AdamW step on arrays and their gradients and moments, in place   (adamw.1–4; Loshchilov, Hutter 2019).
+def adamw_update(xp: Any, ps: Sequence[Any], gs: Sequence[Any], ms: Sequence[Any],
+                 vs: Sequence[Any], *, lr: float, beta1: float, beta2: float, eps: float,
+                 weight_decay: float, correct1: float, correct2: float) -> None:
+    """One AdamW step on arrays and their gradients and moments, in place   (adamw.1–4).
 
-    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← (1 − lr·λ)p − (lr/(1−β₁ᵗ))·m/(√(v/(1−β₂ᵗ)) + ε), with correct = 1 − βᵗ.
+    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← (1 − lr·λ)p − (lr/(1−β₁ᵗ))·m/(√(v/(1−β₂ᵗ)) + ε),
+    with correct = 1 − βᵗ (Loshchilov, Hutter 2019).
     """
     for p, g, m, v in zip(ps, gs, ms, vs):
         m *= beta1
@@ -261,16 +277,18 @@ def adamw_update(
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba 2015); its weight_decay is added to the gradient   (adamw.5), as in PyTorch."""
+    """Adam (Kingma, Ba 2015); weight_decay is added to the gradient   (adamw.5), as in PyTorch."""
 
     decoupled = False
 
     @hints.instead
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps,
+                                  "weight_decay": weight_decay})
 
-    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group], group: Group) -> None:
+    def update(self, xp: Any, ps: Sequence[Any], gs: Sequence[Any], states: Sequence[Group],
+               group: Group) -> None:
         for p, state in zip(ps, states):
             if "exp_avg" not in state:
                 state.update(exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
@@ -278,8 +296,10 @@ class Adam(Optimizer):
         if decay and not self.decoupled:
             gs, decay = [g + decay * p for p, g in zip(ps, gs)], 0.0
         beta1, beta2 = group["betas"]
-        xp.run("adamw_update", adamw_update, ps, gs, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], lr=group["lr"],
-               beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=decay, correct1=1.0 - beta1**step, correct2=1.0 - beta2**step)
+        ms, vs = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        xp.run("adamw_update", adamw_update, ps, gs, ms, vs, lr=group["lr"], beta1=beta1,
+               beta2=beta2, eps=group["eps"], weight_decay=decay, correct1=1.0 - beta1**step,
+               correct2=1.0 - beta2**step)
 
 
 class AdamW(Adam):
@@ -288,13 +308,16 @@ class AdamW(Adam):
     decoupled = True
 
     @hints.instead
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2) -> None:
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 1e-2) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
 def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Group]:
-    """Two groups: matrices and tables decay, biases and LayerNorm parameters (fewer than two axes) do not."""
+    """Two groups: matrices and tables decay, biases and the parameters of LayerNorm do not.
+
+    Whatever has fewer than two axes does not.
+    """
     everything = tensors("decay_groups", parameters)
     return [{"params": [p for p in everything if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0}]
@@ -309,7 +332,7 @@ def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
 def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
     """Each of the arrays times the factor, in place."""
     for g in arrays:
-        if half(g.dtype):                               # which may have no number that is the factor
+        if half(g.dtype):                               # which may have no such number
             g[...] = narrowed(widened(g) * factor, g.dtype)
         else:
             g *= factor
@@ -319,10 +342,11 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
                     error_if_nonfinite: bool = False) -> float:
     """Scale all gradients so that their norm together is at most max_norm   (clip.1–2).
 
-    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and scaling leaves 0 and NaN,
-    as in PyTorch; with error_if_nonfinite=True that is a GraphError. On a GPU the host waits once, for the norm; twice
-    more where its square overflows, and it is computed with the largest number taken out   (clip.3).
-    ValueError for a max_norm below 0 or NaN, and for another norm than the 2-norm.
+    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and scaling leaves
+    0 and NaN, as in PyTorch; with error_if_nonfinite=True that is a GraphError. On a GPU the host
+    waits once, for the norm; twice more where its square overflows, and it is computed with the
+    largest number taken out   (clip.3). ValueError for a max_norm below 0 or NaN, and for another
+    norm than the 2-norm.
     """
     me = "clip_grad_norm_"
     if not isinstance(max_norm, Real):
@@ -342,11 +366,11 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
 
     def norm_of(arrays: Sequence[Any]) -> float:
         squares = xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
-        return math.hypot(*map(math.sqrt, squares))     # whose sum may overflow where none of them does
+        return math.hypot(*map(math.sqrt, squares))     # their sum may overflow where none does
 
     with xp.errstate(over="ignore", invalid="ignore"):
         norm = norm_of(grads)
-    if norm == math.inf:                                # a square overflowed, or was not finite to begin with
+    if norm == math.inf:                                # a square overflowed, or was not finite
         tops = xp.host(xp.stack([xp.max(xp.abs(g)) for g in grads if g.size])).tolist()
         top = math.nan if any(map(math.isnan, tops)) else max(tops)
         norm = top * norm_of([g.reshape(-1) / top for g in grads]) if top < math.inf else top
@@ -360,8 +384,10 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
 
 
 class GradScaler:
-    """Loss scaling for float16 (Micikevicius et al. 2018), under PyTorch's name: gradients below float16's least number are lifted
-    above it   (scaler.1–3), and a scale that makes them overflow is halved   (scaler.4).
+    """Loss scaling for float16 (Micikevicius et al. 2018), under PyTorch's name.
+
+    Gradients below float16's least number are lifted above it   (scaler.1–3), and a scale that
+    makes them overflow is halved   (scaler.4).
 
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -369,16 +395,19 @@ class GradScaler:
         scaler.step(optimizer, norm)                    # then nothing is changed
         scaler.update()                                 # and the scale is halved
 
-    init_scale: the first factor. growth_interval: after so many steps without an overflow it is doubled. enabled=False: every method
-    but step does nothing, and step always steps. All of it is decided on the host, by a number that is there already.
+    init_scale: the first factor. growth_interval: after so many steps without an overflow it is
+    doubled. enabled=False: every method but step does nothing, and step always steps. All of it is
+    decided on the host, by a number that is there already.
     """
 
-    def __init__(self, init_scale: float = 65536.0, *, growth_factor: float = 2.0, backoff_factor: float = 0.5,
-                 growth_interval: int = 2000, enabled: bool = True) -> None:
+    def __init__(self, init_scale: float = 65536.0, *, growth_factor: float = 2.0,
+                 backoff_factor: float = 0.5, growth_interval: int = 2000,
+                 enabled: bool = True) -> None:
         self.factor, self.enabled = init_scale if enabled else 1.0, enabled
-        self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
+        self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
+        self.growth_interval = growth_interval
         self.good = 0                                   # steps since the factor last changed
-        self.applied: float | None = None               # the factor that the last loss was scaled by
+        self.applied: float | None = None               # what the last loss was scaled by
         self.unscaled: list[Optimizer] = []             # since their last step
         self.overflowed = False                         # in a step since the last update
 
@@ -407,7 +436,8 @@ class GradScaler:
     def step(self, optimizer: Optimizer, norm: float | None = None) -> bool:
         """Let the optimiser step if its gradients are finite   (scaler.4). Returns whether it did.
 
-        norm: theirs, where it is known; else it is computed. Gradients that were not unscaled since the last step are unscaled first.
+        norm: theirs, where it is known; else it is computed. Gradients that were not unscaled since
+        the last step are unscaled first.
         """
         if norm is None and self.enabled:
             norm = clip_grad_norm_(optimizer._parameters(), math.inf)
@@ -421,7 +451,10 @@ class GradScaler:
         return finite
 
     def update(self) -> None:
-        """Set the factor of the next loss, by whether a step was left out since the last update   (scaler.4)."""
+        """Set the factor of the next loss   (scaler.4).
+
+        It depends on whether a step was left out since the last update.
+        """
         if not self.enabled:
             return
         self.good = 0 if self.overflowed else self.good + 1
@@ -432,8 +465,13 @@ class GradScaler:
         self.overflowed = False
 
 
-def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear up to max_lr over warmup_steps (schedule.1), then half a cosine down to min_lr at total_steps (schedule.2), min_lr after."""
+def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int,
+                  total_steps: int) -> float:
+    """The learning rate of a step: linear up to max_lr, then half a cosine down to min_lr.
+
+    It reaches max_lr over warmup_steps (schedule.1) and min_lr at total_steps (schedule.2), and is
+    min_lr after.
+    """
     if step < warmup_steps:
         return max_lr * (step + 1) / (warmup_steps + 1)
     if step >= total_steps:

@@ -1,7 +1,10 @@
-"""A counter-based generator: the same bits for the same key on every backend, with no state but what the caller keeps.
+"""A counter-based generator: the same bits for the same key on every backend.
 
-A key is an int of 64 bits. Element i of the stream of a key is mix(key + (i + 1)·γ) with the finaliser of SplitMix64
-(Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): any part of it can be drawn alone.
+It has no state but what the caller keeps.
+
+A key is an int of 64 bits. Element i of the stream of a key is mix(key + (i + 1)·γ) with the
+finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
+2014): any part of it can be drawn alone.
 """
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def _mix(z: int) -> int:
 def _key(value: Any) -> int:
     number = index(value, "a key")
     if not 0 <= number <= MASK:
-        raise ShapeError(f"a key lies in 0 … 2⁶⁴ − 1, and {number} does not; random.key(seed) makes a key of any integer")
+        raise ShapeError(f"a key lies in 0 … 2⁶⁴ − 1, and {number} does not; random.key(seed) "
+                         "makes a key of any integer")
     return number
 
 
@@ -51,7 +55,10 @@ def split(key: int, n: int = 2) -> tuple[int, ...]:
 
 
 def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:
-    """An array of draw(xp, bits), made in blocks that stay in the cache, for float64 on the way needs much memory."""
+    """An array of draw(xp, bits).
+
+    It is made in blocks that stay in the cache, for float64 on the way needs much memory.
+    """
     key, given = _key(key), whole(shape, "the shape of random numbers")
     sizes = (given,) if isinstance(given, int) else given
     here, number = backend.get(device)
@@ -63,20 +70,27 @@ def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, An
         return Tensor(here.reshape(out, sizes))
 
 
-def uniform(
-    key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0, dtype: str = "float32", device: str = "numpy"
-) -> Tensor:
+def uniform(key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0,
+            dtype: str = "float32", device: str = "numpy") -> Tensor:
     """Numbers uniform in [low, high), made from 53 bits in float64 and then rounded to dtype."""
     if not low <= high:
         raise ShapeError(f"uniform: low {low} is above high {high}")
-    return _fill(key, shape, dtype, device, lambda xp, z: low + (high - low) * ((z >> xp.uint64(11)).astype("float64") * 2.0**-53))
-
-
-def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32", device: str = "numpy") -> Tensor:
-    """Normal numbers of mean 0 (Box and Muller 1958: √(−2 ln u) cos 2πv), made in float64 and then rounded to dtype."""
 
     def draw(xp: Any, z: Any) -> Any:
-        u = ((z >> xp.uint64(32)).astype("float64") + 1.0) * 2.0**-32      # in (0, 1]: its logarithm is finite
+        return low + (high - low) * ((z >> xp.uint64(11)).astype("float64") * 2.0**-53)
+
+    return _fill(key, shape, dtype, device, draw)
+
+
+def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32",
+           device: str = "numpy") -> Tensor:
+    """Normal numbers of mean 0, made in float64 and then rounded to dtype.
+
+    They are Box and Muller's (1958): √(−2 ln u) cos 2πv.
+    """
+
+    def draw(xp: Any, z: Any) -> Any:
+        u = ((z >> xp.uint64(32)).astype("float64") + 1.0) * 2.0**-32  # in (0, 1]: log u is finite
         v = (z & xp.uint64(0xFFFFFFFF)).astype("float64") * 2.0**-32
         return xp.sqrt(-2.0 * xp.log(u)) * xp.cos(2.0 * math.pi * v) * std
 
@@ -99,7 +113,10 @@ def permutation(key: int, n: int) -> Any:
 
 
 class _Stream(threading.local):
-    """The default stream of this thread, for modules such as Dropout: a key and how many keys it has given."""
+    """The default stream of this thread, for modules such as Dropout.
+
+    It is a key, and how many keys it has given.
+    """
 
     key, count = key(0), 0
 
@@ -130,7 +147,7 @@ def set_state(state: tuple[int, int]) -> None:
 
 @contextlib.contextmanager
 def replaying(state: tuple[int, int]) -> Iterator[None]:
-    """Inside the block the default stream starts from `state`; afterwards it goes on where it was."""
+    """Inside the block the default stream starts from `state`; afterwards it is where it was."""
     was = get_state()
     set_state(state)
     try:

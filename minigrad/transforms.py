@@ -1,7 +1,9 @@
-"""Functions of functions: grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian, checkpoint. JAX's names and meaning.
+"""Functions of functions, with JAX's names and meaning.
 
-Arguments are Tensors, arrays or numbers; results are Tensors. Nesting is decided by the context: inside a function that is
-being differentiated every result is differentiable, also in what the function captured.
+They are grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian and checkpoint. Arguments are
+Tensors, arrays or numbers; results are Tensors. Nesting is decided by the context: inside a
+function that is being differentiated every result is differentiable, also in what the function
+captured.
 """
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ from typing import Any
 
 from . import backend, random
 from .axes import whole
-from .engine.graph import Leaf, Node, Walk, backprop, differentiating, no_grad, recording, state, touching
+from .engine.graph import (
+    Leaf,
+    Node,
+    Walk,
+    backprop,
+    differentiating,
+    no_grad,
+    recording,
+    state,
+    touching,
+)
 from .engine.making import asarray
 from .engine.saved import unshared
 from .engine.tensor import Tensor
@@ -26,6 +38,10 @@ def _constant(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(asarray(x))
 
 
+def _has_node(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.node is not None
+
+
 def _zeros(like: Tensor) -> Tensor:
     here = backend.of(like.array)
     here.at(like.array)
@@ -35,11 +51,12 @@ def _zeros(like: Tensor) -> Tensor:
 @instead
 def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any = None, *,
               create_graph: bool = False, retain_graph: bool = False) -> tuple[Tensor, ...]:
-    """The gradients of `output` with respect to `inputs`, leaves or results, without touching `.grad`: torch.autograd.grad.
+    """The gradients of `output` with respect to `inputs`, leaves or results; no `.grad` is touched.
 
-    inputs: one Tensor, or some; the result is a tuple in either case. cotangent: of output's shape; may
-    be left out for a scalar. Zeros for inputs that output does not depend on. GraphError when output or
-    an input requires no gradient, or when there are no inputs; TypeError for what is no Tensor.
+    This is torch.autograd.grad. inputs: one Tensor, or some; the result is a tuple in either case.
+    cotangent: of output's shape; may be left out for a scalar. Zeros for inputs that output does
+    not depend on. GraphError when output or an input requires no gradient, or when there are no
+    inputs; TypeError for what is no Tensor.
     """
     if not isinstance(output, Tensor):
         raise TypeError(f"gradients: output is a {type(output).__name__}; one Tensor is needed")
@@ -67,7 +84,8 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any, create_
     if output.node is None:
         return tuple(_zeros(x) for x in inputs)
     seed = output.seed(cotangent)
-    found = backprop([(output.node, seed if create_graph else seed.array)], [x.node for x in inputs if x.node],
+    wanted = [x.node for x in inputs if x.node]
+    found = backprop([(output.node, seed if create_graph else seed.array)], wanted,
                      create_graph=create_graph, retain_graph=retain_graph)
     return tuple(_result(found, x, create_graph) for x in inputs)
 
@@ -82,10 +100,11 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
 
 
 def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-    """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals. It may be called many times.
+    """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals.
 
-    A primal may be a tree of Tensors (`value_and_grad`), and so is its cotangent then. has_aux: f returns (value, anything), and the result
-    is (value, pullback, anything).
+    The pullback may be called many times. A primal may be a tree of Tensors (`value_and_grad`), and
+    so is its cotangent then. has_aux: f returns (value, anything), and the result is (value,
+    pullback, anything).
     """
     leaves, rebuilt = _flat(primals, True)
     aux: list[Any] = []
@@ -95,53 +114,64 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     return y, lambda g: rebuilt(pull(g, True)), *aux
 
 
-def _of_leaves(f: Callable[..., Any], rebuilt: Callable[..., Any], aux: list[Any] | None = None) -> Callable[..., Tensor]:
-    """f as a function of the leaves of its arguments. aux: takes the second part of what f returns."""
+def _of_leaves(f: Callable[..., Any], rebuilt: Callable[..., Any],
+               aux: list[Any] | None = None) -> Callable[..., Tensor]:
+    """f as a function of the leaves of its arguments.
+
+    aux: takes the second part of what f returns.
+    """
     def of_leaves(*leaves: Any) -> Tensor:
         made = f(*rebuilt(leaves))
         if aux is None:
             return made
         if not isinstance(made, tuple) or len(made) != 2:
-            raise TypeError(f"has_aux: the function must return (value, anything); it returned a {type(made).__name__}")
+            raise TypeError("has_aux: the function must return (value, anything); it returned a "
+                            f"{type(made).__name__}")
         aux[:] = made[1:]
         return made[0]
 
     return of_leaves
 
 
-def _vjp(f: Callable[..., Tensor], primals: Sequence[Any]) -> tuple[Tensor, Callable[[Any, bool], tuple[Tensor, ...]]]:
-    nested = state.recording and (state.depth > 0 or any(isinstance(x, Tensor) and x.node is not None for x in primals))
+def _vjp(f: Callable[..., Tensor],
+         primals: Sequence[Any]) -> tuple[Tensor, Callable[[Any, bool], tuple[Tensor, ...]]]:
+    nested = state.recording and (state.depth > 0 or any(map(_has_node, primals)))
     roots = []
     with differentiating():
-        for x in map(_constant, primals):               # a node of its own: f may be given the same Tensor twice
+        for x in map(_constant, primals):               # nodes of their own: two may be one Tensor
             roots.append(Tensor(x.array).requires_grad_() if x.node is None else identity(x))
         y = f(*roots)
     if not isinstance(y, Tensor):
         raise TypeError(f"the function must return a Tensor; it returned a {type(y).__name__}")
 
     def pull(g: Any, again: bool) -> tuple[Tensor, ...]:
-        live = state.recording and (nested or state.depth > 0 or (isinstance(g, Tensor) and g.node is not None))
+        live = state.recording and (nested or state.depth > 0 or _has_node(g))
         return _gradients(y, roots, g, live, again)
 
     return (y if nested else y.detach()), pull
 
 
 def _check_function(name: str, f: Any) -> None:
-    """TypeError, on behalf of the transform `name`, for what cannot be called, such as a value of the function."""
+    """TypeError, on behalf of the transform `name`, for what cannot be called, such as a value."""
     if not callable(f):
-        raise TypeError(f"{name} takes a function, not a {type(f).__name__}; for the gradient of a value that is there already "
-                        "call mg.gradients(value, inputs)")
+        raise TypeError(f"{name} takes a function, not a {type(f).__name__}; for the gradient of a "
+                        "value that is there already call mg.gradients(value, inputs)")
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    """The arguments to differentiate by, as a tuple of ints. ShapeError for a Tensor, which is what PyTorch takes in this place."""
+    """The arguments to differentiate by, as a tuple of ints.
+
+    ShapeError for a Tensor, which is what PyTorch takes in this place.
+    """
     if isinstance(argnums, Tensor):
-        raise ShapeError("argnums must be an integer, or a tuple of integers, not a Tensor; the arguments come later: mg.grad(f)(x)")
+        raise ShapeError("argnums must be an integer, or a tuple of integers, not a Tensor; the "
+                         "arguments come later: mg.grad(f)(x)")
     given = whole(argnums, "argnums")
     return (given,) if isinstance(given, int) else given
 
 
-def _partial(f: Callable[..., Tensor], args: Sequence[Any], at: tuple[int, ...]) -> Callable[..., Tensor]:
+def _partial(f: Callable[..., Tensor], args: Sequence[Any],
+             at: tuple[int, ...]) -> Callable[..., Tensor]:
     """f as a function of the arguments at the given positions."""
 
     def g(*chosen: Any) -> Tensor:
@@ -183,11 +213,13 @@ def _detached(tree: Any) -> Any:
     return rebuilt(x.detach() if isinstance(x, Tensor) else x for x in leaves)
 
 
-def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
-    """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence. ShapeError if f is no scalar.
+def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
+                   has_aux: bool = False) -> Callable[..., Any]:
+    """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence.
 
-    An argument may be a dict, a list or a tuple of Tensors, also nested, and so is its gradient then. Arguments by name are passed on.
-    has_aux: f returns (value, anything), and so does the result: ((f(x), anything), ∇f(x)).
+    An argument may be a dict, a list or a tuple of Tensors, also nested, and so is its gradient
+    then. Arguments by name are passed on. has_aux: f returns (value, anything), and so does the
+    result: ((f(x), anything), ∇f(x)). ShapeError if f is no scalar.
     """
     _check_function("grad", f)
     at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
@@ -198,7 +230,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, h
         chosen = _partial(partial(f, **settings), args, at)
         y, pull = _vjp(_of_leaves(chosen, rebuilt, aux if has_aux else None), leaves)
         if y.shape != ():
-            raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
+            raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}"
+                             f"{list(y.shape)}: use vjp or jacobian, or sum()")
         grads = rebuilt(pull(None, False))
         if has_aux and y.node is None:                  # and not being differentiated further
             aux = [_detached(x) for x in aux]
@@ -207,10 +240,12 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, h
     return df
 
 
-def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
-    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on. Arguments are as `value_and_grad` has them. ShapeError if f is no scalar.
+def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
+         has_aux: bool = False) -> Callable[..., Any]:
+    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on.
 
-    has_aux: f returns (value, anything), and the result is (∇f(x), anything).
+    Arguments are as `value_and_grad` has them. has_aux: f returns (value, anything), and the result
+    is (∇f(x), anything). ShapeError if f is no scalar.
     """
     both = value_and_grad(f, argnums, has_aux=has_aux)
 
@@ -222,16 +257,21 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bo
 
 
 def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Tensor]:
-    """The tangents as Tensors. TypeError, ShapeError or DTypeError unless each is as its primal; a number takes a scalar's dtype."""
+    """The tangents as Tensors; a number takes the dtype of its primal.
+
+    TypeError, ShapeError or DTypeError unless each is as its primal.
+    """
     for name, given in (("primals", primals), ("tangents", tangents)):
         if not isinstance(given, list | tuple):
-            raise TypeError(f"{what}: {name} must be a tuple or a list, one for each argument of f, as in mg.{what}(f, (x,), (t,)), "
-                            f"not a {type(given).__name__}")
+            raise TypeError(f"{what}: {name} must be a tuple or a list, one for each argument of "
+                            f"f, as in mg.{what}(f, (x,), (t,)), not a {type(given).__name__}")
     if len(primals) != len(tangents):
-        raise ShapeError(f"{what}: {len(primals)} primals and {len(tangents)} tangents; each primal has one")
+        raise ShapeError(f"{what}: {len(primals)} primals and {len(tangents)} tangents; each "
+                         "primal has one")
     primals, tangents = (_flat(tuple(given), True)[0] for given in (primals, tangents))
     if len(primals) != len(tangents):
-        raise ShapeError(f"{what}: there are {len(primals)} Tensors among the primals, and {len(tangents)} among the tangents")
+        raise ShapeError(f"{what}: there are {len(primals)} Tensors among the primals, and "
+                         f"{len(tangents)} among the tangents")
     out = []
     for i, (x, t) in enumerate(zip(map(_constant, primals), tangents)):
         if not isinstance(t, Tensor) and not hasattr(t, "dtype"):
@@ -240,7 +280,8 @@ def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Te
         t = _constant(t)
         if t.shape != x.shape or t.dtype != x.dtype:
             kind = ShapeError if t.shape != x.shape else DTypeError
-            raise kind(f"{what}: tangents[{i}] is {t.dtype}{list(t.shape)}, but primals[{i}] {x.dtype}{list(x.shape)}")
+            raise kind(f"{what}: tangents[{i}] is {t.dtype}{list(t.shape)}, but primals[{i}] "
+                       f"{x.dtype}{list(x.shape)}")
         out.append(t)
     return out
 
@@ -254,29 +295,33 @@ def _inner(some: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
     return total
 
 
-def jvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """f(primals) and J·tangents, by transposing twice: u ↦ Jᵀu is linear, and its transpose is J   (reverse.8).
+def jvp(f: Callable[..., Tensor], primals: Sequence[Any],
+        tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """f(primals) and J·tangents, by transposing twice   (reverse.8).
 
-    primals, tangents: tuples or lists of one for each argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
+    u ↦ Jᵀu is linear, and its transpose is J. primals, tangents: tuples or lists of one for each
+    argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
     """
     directions = _like("jvp", primals, tangents)
     y, pull = vjp(f, *primals)
     zero = _zeros(y)
 
-    def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩, a scalar that is linear in u
+    def transposed(u: Tensor) -> Tensor:                # ⟨Jᵀu, tangents⟩: a scalar, linear in u
         return _inner(_flat(pull(u), True)[0], directions)
 
     if y.node is None:
         return y, grad(transposed)(zero)
-    with differentiating():                             # primals that require gradients: the tangent depends on them as well
+    with differentiating():                             # the tangent depends on the primals as well
         return y, grad(transposed)(zero)
 
 
-def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
-    """H·tangents for a scalar f, H being its Hessian in all primals together, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
+def hvp(f: Callable[..., Tensor], primals: Sequence[Any],
+        tangents: Sequence[Any]) -> tuple[Tensor, ...]:
+    """H·tangents for a scalar f, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
 
-    primals, tangents: tuples or lists of one for each argument of f, which may be trees (`value_and_grad`), as the result is then.
-    ShapeError or DTypeError for a tangent that is not as its primal.
+    H is f's Hessian in all primals together. primals, tangents: tuples or lists of one for each
+    argument of f, which may be trees (`value_and_grad`), as the result is then. ShapeError or
+    DTypeError for a tangent that is not as its primal.
     """
     fixed = _like("hvp", primals, tangents)
     leaves, rebuilt = _flat(tuple(primals), True)
@@ -289,7 +334,10 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any], tangents: Sequence[Any
 
 
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
-    """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), one row Jᵀeᵢ after the other by reverse mode   (reverse.10)."""
+    """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), by reverse mode   (reverse.10).
+
+    It is made of one row Jᵀeᵢ after the other.
+    """
     _check_function("jacobian", f)
     (argnums,) = _positions(argnums)
 
@@ -299,7 +347,8 @@ def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor
         n = y.numel()
         here = backend.of(y.array)
         here.at(y.array)
-        rows = [reshape(pull(Tensor(here.reshape(row, y.shape)))[0], shape=(1, *x.shape)) for row in here.eye(n, dtype=y.dtype)]
+        rows = [reshape(pull(Tensor(here.reshape(row, y.shape)))[0], shape=(1, *x.shape))
+                for row in here.eye(n, dtype=y.dtype)]
         if not rows:
             return Tensor(here.zeros((*y.shape, *x.shape), dtype=x.dtype))
         return reshape(concat(rows, axis=0), shape=(*y.shape, *x.shape))
@@ -308,12 +357,18 @@ def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor
 
 
 def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
-    """x -> the matrix of second derivatives of a scalar f, the Jacobian of ∇f   (reverse.10), of shape (*x.shape, *x.shape)."""
+    """x -> the matrix of second derivatives of a scalar f, the Jacobian of ∇f   (reverse.10).
+
+    Its shape is (*x.shape, *x.shape).
+    """
     return jacobian(grad(f, argnums), argnums)
 
 
 class Checkpoint:
-    """A function as one node: its inside is forgotten, and computed again when the backward pass comes to it   (reverse.7)."""
+    """A function as one node, which keeps its inputs alone   (reverse.7).
+
+    Its inside is forgotten, and computed again when the backward pass comes to it.
+    """
 
     variadic = view = False
     hooks = ()
@@ -324,15 +379,17 @@ class Checkpoint:
 
     def __call__(self, *args: Any) -> Tensor:
         drawn = random.get_state()
-        with no_grad(), touching() as leaves:           # what f captured is read again when it is replayed
+        with no_grad(), touching() as leaves:           # what f captured is read again in a replay
             out = self.f(*args)
         if not isinstance(out, Tensor):
-            raise TypeError(f"{self.shown}: the function must return one Tensor; it returned a {type(out).__name__}")
+            raise TypeError(f"{self.shown}: the function must return one Tensor; it returned a "
+                            f"{type(out).__name__}")
         if not state.recording:
             return out
         nodes = tuple(a.node if isinstance(a, Tensor) else None for a in args)
-        saved = (tuple(a.array if isinstance(a, Tensor) else unshared(a) for a in args), tuple(isinstance(a, Tensor) for a in args), drawn,
-                 [(leaf, leaf.version) for leaf in leaves])
+        were_tensors = tuple(isinstance(a, Tensor) for a in args)
+        arrays = tuple(a.array if isinstance(a, Tensor) else unshared(a) for a in args)
+        saved = (arrays, were_tensors, drawn, [(leaf, leaf.version) for leaf in leaves])
         return Tensor(out.array, Node(self, None, nodes, saved, {}, out.shape, out.dtype))
 
     def captured(self, node: Node) -> list[Leaf]:
@@ -342,18 +399,20 @@ class Checkpoint:
     def pullback(self, node: Node, saved: Any, g: Any, walk: Walk) -> None:
         arrays, were_tensors, drawn, leaves = saved
         if any(leaf.version != then for leaf, then in leaves):
-            raise GraphError(f"{node}: an argument or a captured value was changed after it was used; run forward again")
+            raise GraphError(f"{node}: an argument or a captured value was changed after it was "
+                             "used; run forward again")
         args = [Tensor(a, p) if t else a for a, t, p in zip(arrays, were_tensors, node.parents)]
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
-            walk.send(out.node, g)                      # the pass goes on through what was just recorded
+            walk.send(out.node, g)                      # the pass goes on through what was recorded
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """f, which keeps only its inputs: what it computes inside is computed again in backward (Chen et al. 2016).
+    """f, which keeps only its inputs: what it computes inside is computed again in backward.
 
-    Parameters that f captured get their gradients as well, and dropout draws the same masks again. f returns one Tensor. A leaf
-    that was changed between forward and backward, an argument or captured, is a GraphError.
+    This is gradient checkpointing (Chen et al. 2016). Parameters that f captured get their
+    gradients as well, and dropout draws the same masks again. f returns one Tensor. A leaf that was
+    changed between forward and backward, an argument or captured, is a GraphError.
     """
     return Checkpoint(f)

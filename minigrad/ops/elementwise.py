@@ -1,6 +1,7 @@
 """Derivatives of the elementwise ops. The engine undoes broadcasting, so no rule mentions a shape.
 
-At kinks and ties: relu'(0) = 0, |x|'(0) = 0, clip passes the gradient at its bounds, maximum and minimum share it at ties.
+At kinks and ties: relu'(0) = 0, |x|'(0) = 0, clip passes the gradient at its bounds, maximum and
+minimum share it at ties.
 """
 from __future__ import annotations
 
@@ -50,9 +51,14 @@ def _power_da(g: Any, a: Any, b: Any) -> Any:
 
 
 def _power_db(g: Any, a: Any, b: Any, out: Any) -> Any:
-    """a^b ln a; where a = 0 it is 0 for b ≥ 0, also at 0⁰, and −∞ for b < 0, as a^b is ∞ there and ln a −∞."""
+    """a^b ln a; where a = 0 it is 0 for b ≥ 0, also at 0⁰, and −∞ for b < 0.
+
+    For b < 0, a^b is ∞ there and ln a −∞.
+    """
     if isinstance(a, (int, float)):
-        return g * out * (math.log(a) if a > 0 else where(b >= 0.0, 0.0, sign(b) * math.inf) if a == 0 else math.nan)
+        log_a = (math.log(a) if a > 0 else
+                 where(b >= 0.0, 0.0, sign(b) * math.inf) if a == 0 else math.nan)
+        return g * out * log_a
     return g * out * log(where((a == 0.0) * (b >= 0.0), 1.0, a))
 
 
@@ -142,7 +148,10 @@ def sign(xp, x):
 
 
 def _larger(g: Any, a: Any, b: Any) -> Any:
-    """g where a > b, half of it where they tie; to both where one of them is NaN, which is then the result, as PyTorch has it."""
+    """g where a > b, half of it where they tie.
+
+    Where one of them is NaN, which is then the result, both get g, as PyTorch has it.
+    """
     return where(a == b, 0.5 * g, where(a < b, 0.0, g))
 
 
@@ -158,11 +167,16 @@ def minimum(xp, a, b):
     return xp.minimum(a, b)
 
 
-@elementwise(a=lambda g, condition: where(condition, g, 0.0), b=lambda g, condition: where(condition, 0.0, g))
+@elementwise(a=lambda g, condition: where(condition, g, 0.0),
+             b=lambda g, condition: where(condition, 0.0, g))
 def where(xp, condition: Constant, a, b):
-    """a where condition (bool) holds, else b. Of two Python numbers float32, or int64, or bool, as `tensor` makes them."""
+    """a where condition (bool) holds, else b.
+
+    Of two Python numbers it is float32, or int64, or bool, as `tensor` makes them.
+    """
     if type(condition) is not bool and condition.dtype.kind != "b":
-        raise DTypeError(f"where: the condition must be bool, not {condition.dtype}; write what is meant, as in x != 0")
+        raise DTypeError(f"where: the condition must be bool, not {condition.dtype}; write what is "
+                         "meant, as in x != 0")
     out, kinds = xp.where(condition, a, b), {type(a), type(b)}
     if kinds <= {bool, int, float}:
         out = out.astype("float32" if float in kinds else "int64" if int in kinds else "bool")

@@ -1,8 +1,12 @@
-"""Derivatives of picking elements out: the transpose of a gather is a scatter-add, and the other way round."""
+"""Derivatives of picking elements out.
+
+The transpose of a gather is a scatter-add, and the other way round.
+"""
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from .. import backend
@@ -12,6 +16,31 @@ from ..errors import ShapeError
 from ..hints import instead
 from ..op import Axis, Constant, Flag, op
 from .shape import permute, place, reshape
+
+
+def plain(key: Any) -> Any:
+    """An index with its Tensors replaced by their arrays.
+
+    IndexError where NumPy and PyTorch put the axes in different orders.
+    """
+    if not isinstance(key, tuple):
+        return getattr(key, "array", key)
+    key = tuple(getattr(k, "array", k) for k in key)
+    kinds = ["integer" if isinstance(k, Integral) else
+             "slice" if k is None or k is ... or isinstance(k, slice) else "array" for k in key]
+    # arrays that a slice parts put their axes first; NumPy counts an integer among them, and
+    # PyTorch takes it away before
+    if ("array" in kinds and "slice" in kinds[:kinds.index("array")]
+            and _parted(kinds, "array", "integer") and not _parted(kinds, "array")):
+        raise IndexError("x[i, :, k] with an integer and an array apart has its axes in another "
+                         "order in NumPy than in PyTorch; write x[i][:, k] for PyTorch's")
+    return key
+
+
+def _parted(kinds: list[str], *some: str) -> bool:
+    """Whether a slice stands between the first and the last of these kinds of indices."""
+    at = [i for i, kind in enumerate(kinds) if kind in some]
+    return "slice" in kinds[at[0]:at[-1]]
 
 
 @op(x=lambda g, x_shape, index: unslice(g, shape=x_shape, index=index))
@@ -25,7 +54,10 @@ getitem.view = getitem.narrow = True
 
 @op(g=lambda g, index: getitem(g, index=index))
 def unslice(xp, g, *, shape, index):
-    """The transpose of getitem: zeros of `shape` with g added at `index`; elements picked twice get the sum."""
+    """The transpose of getitem: zeros of `shape` with g added at `index`.
+
+    Elements picked twice get the sum.
+    """
     out = xp.zeros(shape, dtype=g.dtype)
     parts = index if isinstance(index, tuple) else (index,)
     if any(hasattr(i, "dtype") or isinstance(i, list) for i in parts):
@@ -47,22 +79,29 @@ embedding_op.narrow = True
 
 @op(values=lambda g, ids: embedding_op(g, ids))
 def scatter_rows(xp, values, ids: Constant, *, rows):
-    """The transpose of embedding: row r of the result is the sum of values[k] over ids[k] = r   (embedding.2–3)."""
-    d = values.shape[-1]
-    return xp.add_at_rows(rows, xp.reshape(ids, (math.prod(ids.shape),)), xp.reshape(values, (math.prod(ids.shape), d)))
+    """The transpose of embedding: row r is Σ values[k] over ids[k] = r   (embedding.2–3)."""
+    n, d = math.prod(ids.shape), values.shape[-1]
+    return xp.add_at_rows(rows, xp.reshape(ids, (n,)), xp.reshape(values, (n, d)))
 
 
 @instead
 def embedding(ids: Any, weight: Any) -> Any:
-    """Rows of weight [V, d] at integer ids of any shape [...] -> [..., d]. ShapeError for an id outside 0 … V−1."""
+    """Rows of weight [V, d] at integer ids of any shape [...] -> [..., d].
+
+    ShapeError for an id outside 0 … V−1.
+    """
     return embedding_op(weight, ids)
 
 
 def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
-    """The slices of x at integer `indices` (any shape) along `axis`, whose place their axes take; axis None: the elements of x in order."""
+    """The slices of x at integer `indices` (any shape) along `axis`, whose place their axes take.
+
+    With axis=None, x stands for its elements in order.
+    """
     if axis is None:
         x, axis = reshape(x, shape=(-1,)), 0
-    at, array = place(axis, x.ndim, "take"), indices.array if isinstance(indices, Tensor) else indices
+    at = place(axis, x.ndim, "take")
+    array = indices.array if isinstance(indices, Tensor) else indices
     order = (at, *(i for i in range(x.ndim) if i != at))
     rows = permute(x, axes=order)
     flat = reshape(rows, shape=(x.shape[at], math.prod(rows.shape[1:])))
@@ -78,8 +117,10 @@ def gather(xp, x, index: Constant, *, axis):
     index has as many axes as x and is nowhere longer but along `axis`.
     """
     at = place(axis, x.ndim, "gather")
-    if index.ndim != x.ndim or any(n > m for i, (n, m) in enumerate(zip(index.shape, x.shape)) if i != at):
-        raise ShapeError(f"gather: index is {list(index.shape)} but x is {list(x.shape)}; it may be longer along axis {axis} alone")
+    longer = [n > m for i, (n, m) in enumerate(zip(index.shape, x.shape)) if i != at]
+    if index.ndim != x.ndim or any(longer):
+        raise ShapeError(f"gather: index is {list(index.shape)} but x is {list(x.shape)}; it may "
+                         f"be longer along axis {axis} alone")
     xp.check_index(index, x.shape[at], "gather: index")
     part = x[tuple(slice(None) if i == at else slice(n) for i, n in enumerate(index.shape))]
     return xp.take_along_axis(part, index, at)
@@ -90,14 +131,21 @@ gather.narrow = True
 
 @op(x=lambda g: g, source=lambda g, index, axis: gather(g, index, axis=axis))
 def scatter_add(xp, x, index: Constant, source, *, axis):
-    """x with source[i, j, …] added at [index[i, j, …], j, …] for axis 0, and so on; sums where an index repeats."""
+    """x with source[i, j, …] added at [index[i, j, …], j, …] for axis 0, and so on.
+
+    Where an index repeats, the sum is added.
+    """
     if index.shape != source.shape:
-        raise ShapeError(f"scatter_add: index is {list(index.shape)} but source is {list(source.shape)}; they must be alike")
+        raise ShapeError(f"scatter_add: index is {list(index.shape)} but source is "
+                         f"{list(source.shape)}; they must be alike")
     at = place(axis, x.ndim, "scatter_add")
     xp.check_index(index, x.shape[at], "scatter_add: index")
     out = xp.array(x)
-    grid = tuple(index if i == at else xp.reshape(xp.arange(n), tuple(n if j == i else 1 for j in range(x.ndim)))
-                 for i, n in enumerate(index.shape))
+
+    def along(i, n):                                    # all places of axis i
+        return xp.reshape(xp.arange(n), tuple(n if j == i else 1 for j in range(x.ndim)))
+
+    grid = tuple(index if i == at else along(i, n) for i, n in enumerate(index.shape))
     xp.add_at(out, grid, source)
     return out
 
@@ -127,24 +175,32 @@ def _inner(shape: Sequence[int], widths: Sequence[tuple[int, int]]) -> tuple[sli
 
 
 def pad(x: Any, widths: Sequence[Sequence[int]], value: float = 0.0) -> Any:
-    """x with `value` around it. widths: a pair (before, after) for each axis of x, the first axis first, as in NumPy.
+    """x with `value` around it.
 
-    ShapeError for anything else: a flat list means the last axis first in PyTorch, and all axes alike in NumPy.
+    widths: a pair (before, after) for each axis of x, the first axis first, as in NumPy. ShapeError
+    for anything else: a flat list means the last axis first in PyTorch, and all axes alike in
+    NumPy.
     """
     try:
-        pairs = tuple((integer(before, "pad: a width"), integer(after, "pad: a width")) for before, after in widths)
+        pairs = tuple((integer(before, "pad: a width"), integer(after, "pad: a width"))
+                      for before, after in widths)
     except (TypeError, ValueError):
         pairs = ()
     if len(pairs) != x.ndim:
-        raise ShapeError(f"pad: x is {x.dtype}{list(x.shape)}; give a pair (before, after) for each of its axes, not {widths}")
+        raise ShapeError(f"pad: x is {x.dtype}{list(x.shape)}; give a pair (before, after) for "
+                         f"each of its axes, not {widths}")
     if any(n < 0 for pair in pairs for n in pair):
-        raise ShapeError(f"pad: the widths {pairs} must not be negative; x[...] takes elements away")
+        raise ShapeError(f"pad: the widths {pairs} must not be negative; x[...] takes elements "
+                         "away")
     return pad_op(x, widths=pairs, value=value)
 
 
 @op()
 def argsort(xp, x, axis: Axis = -1, descending: Flag = False):
-    """The places of x's elements along one axis, the smallest first; equal ones stay in their order. int64."""
+    """The places of x's elements along one axis, the smallest first, as int64.
+
+    Equal elements stay in their order.
+    """
     if not descending:
         return xp.argsort(x, axis=axis, kind="stable")
     back = _backwards(x.ndim, [axis % x.ndim])
@@ -162,17 +218,21 @@ class Sorted(NamedTuple):
 
 
 def sort(x: Any, axis: int = -1, descending: bool = False) -> Sorted:
-    """(values, indices) of x along one axis, the smallest first, as in PyTorch; equal elements stay in their order."""
+    """(values, indices) of x along one axis, the smallest first, as in PyTorch.
+
+    Equal elements stay in their order.
+    """
     places = argsort(x, axis=place(axis, x.ndim, "sort"), descending=descending)
     return Sorted(gather(x, places, axis=axis), places)
 
 
 def topk(x: Any, k: int, axis: int = -1) -> Sorted:
-    """(values, indices) of the k largest elements along one axis, the largest first, as in PyTorch."""
+    """(values, indices) of the k largest elements along one axis, the largest first (PyTorch's)."""
     axis, k = place(axis, x.ndim, "topk"), integer(k, "topk: k")
     if not 0 <= k <= x.shape[axis]:
         raise ShapeError(f"topk: axis {axis} of {x.dtype}{list(x.shape)} has no {k} elements")
-    places = getitem(argsort(x, axis=axis, descending=True), index=(*[slice(None)] * axis, slice(k)))
+    first = (*[slice(None)] * axis, slice(k))
+    places = getitem(argsort(x, axis=axis, descending=True), index=first)
     return Sorted(gather(x, places, axis=axis), places)
 
 

@@ -16,14 +16,20 @@ def _matmul_da(g: Any, b: Any, a_shape: tuple[int, ...]) -> Any:
 
 
 def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
-    """Aᵀ G   (matmul.3, .4); with a matrix b, the batch is one long axis that the product sums over   (matmul.5)"""
+    """Aᵀ G   (matmul.3, .4)
+
+    With a matrix b, the batch is one long axis that the product sums over   (matmul.5).
+    """
     if len(b_shape) == 2:
         return matmul_op(matrix_transpose(_rows(a)), _rows(g))
     return _product_to(matrix_transpose(a), g, b_shape)
 
 
 def _product_to(a: Any, b: Any, shape: tuple[int, ...]) -> Any:
-    """A B summed over the axes along which what it is the gradient of was repeated; then nothing is rounded before the sum."""
+    """A B summed over the axes along which what it is the gradient of was repeated.
+
+    Where there are such axes, nothing is rounded before the sum.
+    """
     if len(shape) < a.ndim or a.shape[:-2] != shape[:-2] or b.shape[:-2] != shape[:-2]:
         a, b = widened(a), widened(b)
     return sum_to(matmul_op(a, b), shape=shape)
@@ -35,19 +41,24 @@ def _rows(x: Any) -> Any:
 
 @op(a=_matmul_da, b=_matmul_db)
 def matmul_op(xp, a, b):
-    """A B over the last two axes, the others broadcast   (matmul.1). 2·n·k·m operations for [n, k] @ [k, m]   (matmul.6)."""
+    """A B over the last two axes, the others broadcast   (matmul.1).
+
+    It takes 2·n·k·m operations for [n, k] @ [k, m]   (matmul.6).
+    """
     if a.shape[-1] != b.shape[-2]:
-        raise ShapeError(f"matmul: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is {b.dtype}{list(b.shape)} "
-                         f"({a.shape[-1]} ≠ {b.shape[-2]})")
-    if b.ndim == 2 and a.ndim > 2:  # one large product instead of many small ones
-        return xp.reshape(xp.matmul(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), b), (*a.shape[:-1], b.shape[-1]))
+        raise ShapeError(f"matmul: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is "
+                         f"{b.dtype}{list(b.shape)} ({a.shape[-1]} ≠ {b.shape[-2]})")
+    if b.ndim == 2 and a.ndim > 2:                      # one large product, not many small ones
+        rows = xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1]))
+        return xp.reshape(xp.matmul(rows, b), (*a.shape[:-1], b.shape[-1]))
     return xp.matmul(a, b)
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """a @ b as NumPy and PyTorch have it: matrices in the last two axes, batch axes broadcast, 1-d arguments as vectors.
+    """a @ b as NumPy and PyTorch have it: of matrices in the last two axes, or of vectors.
 
-    a [..., n, k], b [..., k, m] -> [..., n, m], dtype of both. ShapeError where the inner sizes differ or an argument is 0-d.
+    Batch axes broadcast; 1-d arguments are vectors. a [..., n, k], b [..., k, m] -> [..., n, m],
+    dtype of both. ShapeError where the inner sizes differ or an argument is 0-d.
     """
     if not hasattr(a, "ndim") or not hasattr(b, "ndim") or a.ndim == 0 or b.ndim == 0:
         raise ShapeError("matmul: both arguments need at least one axis; use * for a scalar")
@@ -75,8 +86,9 @@ def _addmm_by_parts(bias: Any, x: Any, weight: Any) -> Any:
 
 def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
-        raise ShapeError(f"matmul: inner sizes differ: a is {x.dtype}{list(x.shape)}, b is {weight.dtype}{list(weight.shape)} "
-                         f"({x.shape[-1] if x.ndim else 1} ≠ {weight.shape[0] if weight.ndim else 1})")
+        raise ShapeError(f"matmul: inner sizes differ: a is {x.dtype}{list(x.shape)}, b is "
+                         f"{weight.dtype}{list(weight.shape)} ({x.shape[-1] if x.ndim else 1} ≠ "
+                         f"{weight.shape[0] if weight.ndim else 1})")
     _check_bias("addmm", bias, weight.shape[1])
 
 
@@ -84,7 +96,10 @@ def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
        x=lambda g, weight: matmul_op(g, matrix_transpose(weight)),
        weight=lambda g, x: matmul_op(matrix_transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
-    """x W + b with the bias added into the product's own memory   (linear.1, .3, .4). bias [m], x [..., k], weight [k, m] -> [..., m]."""
+    """x W + b with the bias added into the product's own memory   (linear.1, .3, .4).
+
+    bias [m], x [..., k], weight [k, m] -> [..., m].
+    """
     out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), weight)
     out += bias
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
@@ -92,8 +107,9 @@ def addmm(xp, bias, x, weight):
 
 def _check_linear(x: Any, weight: Any, bias: Any = None) -> None:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ShapeError(f"linear: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is {weight.dtype}{list(weight.shape)} "
-                         f"({x.shape[-1] if x.ndim else 1} ≠ {weight.shape[-1] if weight.ndim else 1})")
+        raise ShapeError(f"linear: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is "
+                         f"{weight.dtype}{list(weight.shape)} ({x.shape[-1] if x.ndim else 1} ≠ "
+                         f"{weight.shape[-1] if weight.ndim else 1})")
     if bias is not None:
         _check_bias("linear", bias, weight.shape[0])
 
@@ -112,16 +128,21 @@ def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
 def linear(xp, x, weight, bias=None):
     """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).
 
-    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out [m, k], not transposed   (linear.3, .5).
+    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out
+    [m, k], not transposed   (linear.3, .5).
     """
-    out = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), xp.swapaxes(weight, 0, 1))
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    out = xp.matmul(rows, xp.swapaxes(weight, 0, 1))
     if bias is not None:
         out += bias
     return xp.reshape(out, (*x.shape[:-1], weight.shape[0]))
 
 
 def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
-    """Each operand's gradient is the einsum of g and the other operands   (einsum.2); indices that only it has are repeated."""
+    """Each operand's gradient is the einsum of g and the other operands   (einsum.2).
+
+    Indices that only this operand has are repeated.
+    """
     inputs, output = subscripts.split("->")
     terms = inputs.split(",")
     grads: list[Any] = []
@@ -131,7 +152,8 @@ def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
             continue
         others = [t for j, t in enumerate(terms) if j != i]
         present = "".join(c for c in term if c in output or any(c in t for t in others))
-        value = einsum_op(g, *[x for j, x in enumerate(xs) if j != i], subscripts=",".join([output, *others]) + "->" + present)
+        subscript = ",".join([output, *others]) + "->" + present
+        value = einsum_op(g, *[x for j, x in enumerate(xs) if j != i], subscripts=subscript)
         shape = tuple(n if c in present else 1 for c, n in zip(term, xs[i].shape))
         grads.append(broadcast_to(reshape(value, shape=shape), shape=xs[i].shape))
     return tuple(grads)
@@ -140,15 +162,19 @@ def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
 @op(joint=_einsum_rule)
 def einsum_op(xp, *xs, subscripts):
     """Σ of products over the indices that `subscripts` names, "->" included   (einsum.1)."""
-    if any(x.size == 0 for x in xs):                    # NumPy's may then return what stood in memory before
-        sizes = {c: n for term, x in zip(subscripts.split("->")[0].split(","), xs) for c, n in zip(term, x.shape)}
-        return xp.zeros(tuple(sizes[c] for c in subscripts.split("->")[1]), dtype=xs[0].dtype)
+    if any(x.size == 0 for x in xs):                    # NumPy's may return what stood in memory
+        inputs, output = subscripts.split("->")
+        sizes = {c: n for term, x in zip(inputs.split(","), xs) for c, n in zip(term, x.shape)}
+        return xp.zeros(tuple(sizes[c] for c in output), dtype=xs[0].dtype)
     out = xp.einsum(subscripts, *xs, optimize=len(xs) > 2)
-    return out if len(xs) > 1 or xp.owns(out) else xp.array(out)       # of one operand it may be a view
+    return out if len(xs) > 1 or xp.owns(out) else xp.array(out)        # else it may be a view
 
 
 def einsum(subscripts: str, *xs: Any) -> Any:
-    """einsum("bij,bjk->bik", a, b). ShapeError for "..." and for an index twice in one operand, which are not supported."""
+    """Σ of products over the indices that are named, as in einsum("bij,bjk->bik", a, b).
+
+    ShapeError for "..." and for an index twice in one operand, which are not supported.
+    """
     subscripts = subscripts.replace(" ", "")
     if "." in subscripts:
         raise ShapeError(f"einsum: {subscripts!r}: '...' is not supported; name every axis")
@@ -157,16 +183,19 @@ def einsum(subscripts: str, *xs: Any) -> Any:
         output = "".join(sorted(c for c in set(inputs) if c != "," and inputs.count(c) == 1))
     terms = inputs.split(",")
     if len(terms) != len(xs):
-        raise ShapeError(f"einsum: {subscripts!r} names {len(terms)} operands; {len(xs)} were given")
+        raise ShapeError(f"einsum: {subscripts!r} names {len(terms)} operands; {len(xs)} were "
+                         "given")
     sizes: dict[str, int] = {}
     for term, x in zip(terms, xs):
         if len(set(term)) != len(term):
-            raise ShapeError(f"einsum: {subscripts!r}: an index stands twice in {term!r}, which is not supported")
+            raise ShapeError(f"einsum: {subscripts!r}: an index stands twice in {term!r}, which is "
+                             "not supported")
         if len(term) != x.ndim:
             raise ShapeError(f"einsum: {term!r} names {len(term)} axes of {x.dtype}{list(x.shape)}")
         for c, n in zip(term, x.shape):
             if sizes.setdefault(c, n) != n:
                 shapes = ", ".join(str(list(y.shape)) for y in xs)
-                raise ShapeError(f"einsum: {subscripts!r}: index {c!r} is {sizes[c]} long and {n} long; the operands are {shapes}")
+                raise ShapeError(f"einsum: {subscripts!r}: index {c!r} is {sizes[c]} long and {n} "
+                                 f"long; the operands are {shapes}")
     return einsum_op(*xs, subscripts=f"{inputs}->{output}")
 

@@ -1,19 +1,17 @@
 """The operators and methods of a Tensor: each is the op of its name, with its arguments by place.
 
-`Tensor` itself knows of no op, so that ops can know Tensor; `ops` gives it these when it is imported.
+`Tensor` itself knows of no op, so that ops can know Tensor; `ops` gives it these when imported.
 In the examples `x` is `mg.tensor([[1.0, 2.0], [3.0, 4.0]])`, of shape [2, 2].
 """
 from __future__ import annotations
 
-import builtins
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .. import backend
 from ..engine.checks import PYTORCHS
 from ..hints import instead
-from ..op import Axis
+from ..op import Axis, Flag
 from . import elementwise, index, linalg, reduce, shape
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ class _Dims(TypedDict, total=False):
 
 
 def _over(names: Any, **settings: Any) -> dict[str, Any]:
-    """Settings of a reduction, PyTorch's names among them; TypeError for one that is given by both names."""
+    """Settings of a reduction, also by PyTorch's names; TypeError for one that is given by both."""
     for name, value in names.items():
         ours = PYTORCHS.get(name, name)
         if settings.get(ours) not in (None, False):
@@ -39,28 +37,10 @@ def _over(names: Any, **settings: Any) -> dict[str, Any]:
     return settings
 
 
-def _index(key: Any) -> Any:
-    """An index with its Tensors replaced by their arrays. IndexError where NumPy and PyTorch put the axes in different orders."""
-    if not isinstance(key, tuple):
-        return getattr(key, "array", key)
-    plain = tuple(getattr(k, "array", k) for k in key)
-    kinds = ["integer" if isinstance(k, Integral) else "slice" if k is None or k is ... or isinstance(k, slice) else "array" for k in plain]
-    # arrays that a slice parts put their axes first; NumPy counts an integer among them, and PyTorch takes it away before
-    if "array" in kinds and "slice" in kinds[:kinds.index("array")] and _parted(kinds, "array", "integer") and not _parted(kinds, "array"):
-        raise IndexError("x[i, :, k] with an integer and an array apart has its axes in another order in NumPy than in PyTorch; "
-                         "write x[i][:, k] for PyTorch's")
-    return plain
-
-
-def _parted(kinds: list[str], *some: str) -> builtins.bool:
-    """Whether a slice stands between the first and the last of these kinds of indices."""
-    at = [i for i, kind in enumerate(kinds) if kind in some]
-    return "slice" in kinds[at[0]:at[-1]]
-
-
 def _sizes(sizes: tuple[Any, ...]) -> Any:
     """Sizes or axes given one by one or as one sequence."""
-    return sizes[0] if len(sizes) == 1 and getattr(sizes[0], "__len__", None) and getattr(sizes[0], "ndim", 1) else sizes
+    one = len(sizes) == 1 and getattr(sizes[0], "__len__", None) and getattr(sizes[0], "ndim", 1)
+    return sizes[0] if one else sizes
 
 
 def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
@@ -68,7 +48,8 @@ def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
     others = [a for a in given if a is not None]
     at = axis if axis is not None else others.pop(0) if len(others) == len(given) else None
     if at is None or len(others) != len(given) - 1:
-        raise TypeError(f"{name}: type x.{name}(axis, {', '.join(['index', 'source'][:len(given) - 1])})")
+        needed = ", ".join(["index", "source"][:len(given) - 1])
+        raise TypeError(f"{name}: type x.{name}(axis, {needed})")
     return at, others
 
 
@@ -114,13 +95,13 @@ class Methods:
         return elementwise.power(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        """The matrix product of self [..., n, k] and other [..., k, m], [..., n, m]; a vector stands for a matrix of one row or column."""
+        """The product [..., n, k] @ [..., k, m]; a vector is a matrix of one row or column."""
         return linalg.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return linalg.matmul(other, self)
 
-    # beside None comparisons are NotImplemented, so that Python compares identities, as it does for PyTorch
+    # beside None a comparison is NotImplemented: Python compares identities, as for PyTorch
     def __eq__(self, other: Any) -> Any:
         """Whether each number equals the other's, in bool."""
         return NotImplemented if other is None else elementwise.equal(self, other)
@@ -147,12 +128,12 @@ class Methods:
         return elementwise.abs(self)
 
     def __getitem__(self, key: Any) -> Tensor:
-        """The elements that NumPy's indexing gives: a view for integers and slices, a copy for arrays of integers or bools.
+        """NumPy's indexing: a view for integers and slices, a copy for arrays of integers or bools.
 
         >>> x[0].tolist(), x[:, 1].tolist(), x[x > 2.0].tolist()
         ([1.0, 2.0], [2.0, 4.0], [3.0, 4.0])
         """
-        return index.getitem(self, index=_index(key))
+        return index.getitem(self, index=index.plain(key))
 
     # ── elementwise ──
     def exp(self) -> Tensor:
@@ -212,15 +193,15 @@ class Methods:
         return elementwise.clip(self, min=min, max=max)
 
     # ── reductions ──
-    def sum(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
-        """The sum over `axis`, an axis or several; of all elements without one. keepdims: summed axes stay, with length 1.
+    def sum(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
+        """The sum over `axis`, one or several, or over all; keepdims keeps these axes, of length 1.
 
         >>> x.sum().item(), x.sum(0).tolist(), x.sum(-1, keepdims=True).shape
         (10.0, [4.0, 6.0], (2, 1))
         """
         return reduce.sum(self, **_over(names, axis=axis, keepdims=keepdims))
 
-    def mean(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+    def mean(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
         """The mean over `axis`, as `sum` has it.
 
         >>> x.mean(0).tolist()
@@ -228,29 +209,38 @@ class Methods:
         """
         return reduce.mean(self, **_over(names, axis=axis, keepdims=keepdims))
 
-    def var(self, axis: Axis = None, *, keepdims: builtins.bool = False, correction: int | None = None, ddof: int | None = None,
-            unbiased: builtins.bool | None = None, **names: Unpack[_Dims]) -> Tensor:
-        """The variance over `axis`, Σ (x − mean)² / (n − correction), where one of these has to be given: correction, ddof (NumPy's
-        name for it), or unbiased, True for a correction of 1.
+    def var(self, axis: Axis = None, *, keepdims: Flag = False, correction: int | None = None,
+            ddof: int | None = None, unbiased: Flag | None = None,
+            **names: Unpack[_Dims]) -> Tensor:
+        """The variance over `axis`, Σ (x − mean)² / (n − correction).
+
+        One of these has to be given: correction, ddof (NumPy's name for it), or unbiased, True for
+        a correction of 1.
 
         >>> x.var(0, correction=0).tolist()
         [1.0, 1.0]
         """
-        correction = correction if unbiased is None else builtins.int(unbiased)
-        return reduce.var(self, **_over(names, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof))
+        correction = correction if unbiased is None else int(unbiased)
+        return reduce.var(self, **_over(names, axis=axis, keepdims=keepdims,
+                                       correction=correction, ddof=ddof))
 
-    def std(self, axis: Axis = None, *, keepdims: builtins.bool = False, correction: int | None = None, ddof: int | None = None,
-            unbiased: builtins.bool | None = None, **names: Unpack[_Dims]) -> Tensor:
+    def std(self, axis: Axis = None, *, keepdims: Flag = False, correction: int | None = None,
+            ddof: int | None = None, unbiased: Flag | None = None,
+            **names: Unpack[_Dims]) -> Tensor:
         """The root of `var`, with its arguments.
 
         >>> x.std(0, correction=0).tolist()
         [1.0, 1.0]
         """
-        correction = correction if unbiased is None else builtins.int(unbiased)
-        return reduce.std(self, **_over(names, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof))
+        correction = correction if unbiased is None else int(unbiased)
+        return reduce.std(self, **_over(names, axis=axis, keepdims=keepdims,
+                                       correction=correction, ddof=ddof))
 
-    def norm(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
-        """The Euclidean length √(Σ x²) over `axis`, by name, for what PyTorch's norm(p) takes first is the order; its gradient at 0 is 0.
+    def norm(self, *place: NoReturn, axis: Axis = None, keepdims: Flag = False,
+             **names: Unpack[_Dims]) -> Tensor:
+        """The Euclidean length √(Σ x²) over `axis`; its gradient at 0 is 0.
+
+        The axis is given by name, for what PyTorch's norm(p) takes first is the order.
 
         >>> mg.tensor([3.0, 4.0]).norm().item()
         5.0
@@ -265,35 +255,40 @@ class Methods:
         """
         return reduce.cumsum(self, dim if axis is None else axis)
 
-    def argmax(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
-        """The place of the largest element along an axis, or of all elements in order, as int64; of several the first.
+    def argmax(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
+        """The first place of the largest element along an axis, or of all in order, as int64.
 
         >>> x.argmax(1).tolist(), x.argmax().item()
         ([1, 1], 3)
         """
         return reduce.argmax(self, **_over(names, axis=axis, keepdims=keepdims))
 
-    def argmin(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+    def argmin(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
         """The place of the smallest element, as `argmax` has it."""
         return reduce.argmin(self, **_over(names, axis=axis, keepdims=keepdims))
 
-    def max(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: NoReturn) -> Tensor:
-        """The largest element over `axis`, by name, for PyTorch's max(axis) gives places too; ties share the gradient.
+    def max(self, *place: NoReturn, axis: Axis = None, keepdims: Flag = False,
+            **names: NoReturn) -> Tensor:
+        """The largest element over `axis`; ties share the gradient.
+
+        The axis is given by name, for PyTorch's max(axis) gives places too.
 
         >>> x.max(axis=1).tolist()
         [2.0, 4.0]
         """
         return reduce.max(self, *place, axis=axis, keepdims=keepdims, **names)
 
-    def min(self, *place: NoReturn, axis: Axis = None, keepdims: builtins.bool = False, **names: NoReturn) -> Tensor:
+    def min(self, *place: NoReturn, axis: Axis = None, keepdims: Flag = False,
+            **names: NoReturn) -> Tensor:
         """The smallest element over `axis`, by name as in `max`."""
         return reduce.min(self, *place, axis=axis, keepdims=keepdims, **names)
 
-    def logsumexp(self, axis: Axis = None, keepdims: builtins.bool = False, **names: Unpack[_Dims]) -> Tensor:
+    def logsumexp(self, axis: Axis = None, keepdims: Flag = False,
+                  **names: Unpack[_Dims]) -> Tensor:
         """log Σ eˣ over `axis`, without overflow."""
         return reduce.logsumexp(self, **_over(names, axis=axis, keepdims=keepdims))
 
-    def prod(self, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    def prod(self, axis: Axis = None, keepdims: Flag = False) -> Tensor:
         """The product over `axis`; its derivatives are right where elements are 0, too."""
         return reduce.prod(self, axis, keepdims)
 
@@ -304,7 +299,9 @@ class Methods:
         >>> x.reshape(4).shape, x.reshape((1, -1)).shape
         ((4,), (1, 4))
         """
-        return shape.reshape(self, shape=_sizes(sizes), **shapes) if sizes or not shapes else shape.reshape(self, **shapes)
+        if sizes or not shapes:
+            return shape.reshape(self, shape=_sizes(sizes), **shapes)
+        return shape.reshape(self, **shapes)
 
     def view(self, *sizes: Any) -> Tensor:
         """`reshape` under PyTorch's name."""
@@ -327,13 +324,16 @@ class Methods:
         return shape.unsqueeze(self, dim)
 
     def transpose(self, *axes: Any, **named: int) -> Tensor:
-        """Two axes exchanged (a view); a matrix needs no axes. ShapeError without axes for more than two of them.
+        """Two axes exchanged (a view); a matrix needs no axes.
+
+        ShapeError without axes for more than two of them.
 
         >>> x.transpose(0, 1).tolist()
         [[1.0, 3.0], [2.0, 4.0]]
         """
         if len(axes) > 2:
-            raise TypeError(f"transpose: exchanges two axes, {len(axes)} were given; x.permute{axes} puts all in another order")
+            raise TypeError(f"transpose: exchanges two axes, {len(axes)} were given; "
+                            f"x.permute{axes} puts all in another order")
         return shape.transpose(self, *axes, **named)
 
     def permute(self, *axes: Any) -> Tensor:
@@ -351,8 +351,8 @@ class Methods:
         return shape.matrix_transpose(self)
 
     @instead
-    def split(self, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
-              axis: int = 0) -> tuple[Tensor, ...]:
+    def split(self, ambiguous: Any = None, *, sections: int | None = None,
+              sizes: Sequence[int] | None = None, axis: int = 0) -> tuple[Tensor, ...]:
         """Views that x is cut into along `axis`: `sections` equal ones, or ones of these `sizes`.
 
         >>> [part.tolist() for part in x.split(sections=2)]
@@ -374,7 +374,9 @@ class Methods:
 
     # ── by index ──
     def take(self, indices: Any, *, axis: int | None = None) -> Tensor:
-        """The slices at integer `indices` along `axis`, whose place their axes take; without one the elements in order.
+        """The slices at integer `indices` along `axis`, whose place their axes take.
+
+        Without an axis they are the elements of x in order.
 
         >>> x.take(mg.tensor([1, 0]), axis=0).tolist()
         [[3.0, 4.0], [1.0, 2.0]]
@@ -382,7 +384,9 @@ class Methods:
         return index.take(self, indices, axis=axis)
 
     def gather(self, dim: Any = None, index: Any = None, *, axis: int | None = None) -> Tensor:
-        """out[i, j] = x[index[i, j], j] for axis 0, and so on: x.gather(0, index), as PyTorch has it, or x.gather(index, axis=0).
+        """out[i, j] = x[index[i, j], j] for axis 0, and so on.
+
+        Type x.gather(0, index), as PyTorch has it, or x.gather(index, axis=0).
 
         >>> x.gather(1, mg.tensor([[1], [0]])).tolist()
         [[2.0], [3.0]]
@@ -390,23 +394,26 @@ class Methods:
         at, (index,) = _placed("gather", axis, dim, index)
         return _gather(self, index, axis=at)
 
-    def scatter_add(self, dim: Any = None, index: Any = None, source: Any = None, *, axis: int | None = None) -> Tensor:
-        """x with source[i, j] added at [index[i, j], j] for axis 0, and so on; sums where an index repeats. The axis is given as to
-        `gather`: x.scatter_add(0, index, source), or x.scatter_add(index, source, axis=0).
+    def scatter_add(self, dim: Any = None, index: Any = None, source: Any = None, *,
+                    axis: int | None = None) -> Tensor:
+        """x with source[i, j] added at [index[i, j], j] for axis 0, and so on.
+
+        Where an index repeats, the sum is added. The axis is given as to `gather`:
+        x.scatter_add(0, index, source), or x.scatter_add(index, source, axis=0).
         """
         at, (index, source) = _placed("scatter_add", axis, dim, index, source)
         return _scatter_add(self, index, source, axis=at)
 
     def flip(self, *axes: Any) -> Tensor:
-        """The elements in reverse order along these axes (a view), given one by one or as one tuple."""
+        """The elements in reverse order along these axes, one by one or as one tuple (a view)."""
         return index.flip(self, _sizes(axes))
 
-    def argsort(self, axis: int = -1, descending: builtins.bool = False) -> Tensor:
+    def argsort(self, axis: int = -1, descending: Flag = False) -> Tensor:
         """The places of the elements along an axis, the smallest first, as int64."""
         return index.argsort(self, axis=axis, descending=descending)
 
     def topk(self, k: int, axis: int = -1) -> index.Sorted:
-        """(values, indices) of the k largest elements along an axis, the largest first, as in PyTorch.
+        """(values, indices) of the k largest along an axis, the largest first, as in PyTorch.
 
         >>> x.topk(1).values.tolist()
         [[2.0], [4.0]]
@@ -432,7 +439,9 @@ class Methods:
         >>> x.to("numpy") is x, str(x.to("float64").dtype)
         (True, 'float64')
         """
-        return elementwise.astype(self, dtype=other) if backend.is_dtype(other) else shape.to(self, other)
+        if backend.is_dtype(other):
+            return elementwise.astype(self, dtype=other)
+        return shape.to(self, other)
 
     def cpu(self) -> Tensor:
         """In the memory of this machine; itself if it is there."""
@@ -471,9 +480,10 @@ class Methods:
         return elementwise.astype(self, dtype="bool")
 
 
-_gather, _scatter_add = index.gather, index.scatter_add             # whose argument is called `index` as well
-IN_PLACE = {"add": ("+", elementwise.add), "sub": ("-", elementwise.sub), "mul": ("*", elementwise.mul),
-            "truediv": ("/", elementwise.div), "pow": ("**", elementwise.power)}
+_gather, _scatter_add = index.gather, index.scatter_add     # their argument is called `index` too
+IN_PLACE = {"add": ("+", elementwise.add), "sub": ("-", elementwise.sub),
+            "mul": ("*", elementwise.mul), "truediv": ("/", elementwise.div),
+            "pow": ("**", elementwise.power)}
 
 
 def attach(kind: Any) -> None:

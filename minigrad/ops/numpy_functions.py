@@ -1,6 +1,7 @@
-"""What NumPy's functions are for Tensors: our ops under NumPy's names, with NumPy's arguments and NumPy's meaning of them.
+"""What NumPy's functions are for Tensors: our ops under NumPy's names.
 
-Each has the signature of NumPy's function; NotImplemented says that these arguments mean something that no op does.
+Each has the signature of NumPy's function, and NumPy's meaning of its arguments; NotImplemented
+says that these arguments mean something that no op does.
 """
 from __future__ import annotations
 
@@ -21,11 +22,14 @@ from . import reduce as r
 from . import shape as s
 
 FUNCTIONS: dict[Any, tuple[Callable[..., Any], inspect.Signature]] = {}
-NONE: Any = np._NoValue                                 # what NumPy's own signatures say for "not given"
+NONE: Any = np._NoValue                                 # in NumPy's signatures: "not given"
 
 
 def means(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare what the functions of these names in NumPy are for Tensors. NumPy 2.0 lacks some of the names."""
+    """Declare what the functions of these names in NumPy are for Tensors.
+
+    NumPy 2.0 lacks some of the names.
+    """
 
     def keep(f: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
@@ -63,87 +67,44 @@ def _several(axis: Any) -> tuple[int, ...]:
 
 # reductions
 @means("sum")
-def _sum(
-    a: Any,
-    axis: Any = None,
-    dtype: Any = None,
-    out: Any = None,
-    keepdims: bool = False,
-    initial: Any = None,
-    where: Any = True,
-) -> Any:
+def _sum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False,
+         initial: Any = None, where: Any = True) -> Any:
     return r.sum(a, axis=axis, keepdims=keepdims)
 
 
 @means("prod")
-def _prod(
-    a: Any,
-    axis: Any = None,
-    dtype: Any = None,
-    out: Any = None,
-    keepdims: bool = False,
-    initial: Any = None,
-    where: Any = True,
-) -> Any:
+def _prod(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False,
+          initial: Any = None, where: Any = True) -> Any:
     return r.prod(a, axis=axis, keepdims=keepdims)
 
 
 @means("mean")
-def _mean(
-    a: Any,
-    axis: Any = None,
-    dtype: Any = None,
-    out: Any = None,
-    keepdims: bool = False,
-    *,
-    where: Any = True,
-) -> Any:
+def _mean(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False, *,
+          where: Any = True) -> Any:
     return r.mean(a, axis=axis, keepdims=keepdims)
 
 
 @means("max", "amax")
-def _max(
-    a: Any,
-    axis: Any = None,
-    out: Any = None,
-    keepdims: bool = False,
-    initial: Any = None,
-    where: Any = True,
-) -> Any:
+def _max(a: Any, axis: Any = None, out: Any = None, keepdims: bool = False, initial: Any = None,
+         where: Any = True) -> Any:
     return r.max(a, axis=axis, keepdims=keepdims)
 
 
 @means("min", "amin")
-def _min(
-    a: Any,
-    axis: Any = None,
-    out: Any = None,
-    keepdims: bool = False,
-    initial: Any = None,
-    where: Any = True,
-) -> Any:
+def _min(a: Any, axis: Any = None, out: Any = None, keepdims: bool = False, initial: Any = None,
+         where: Any = True) -> Any:
     return r.min(a, axis=axis, keepdims=keepdims)
 
 
 def _spread(f: Any) -> Any:
     """var or std with NumPy's arguments."""
-    def of(
-        a: Any,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        ddof: Any = 0,
-        keepdims: bool = False,
-        *,
-        where: Any = True,
-        mean: Any = None,
-        correction: Any = NONE,
-    ) -> Any:
+    def of(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0,
+           keepdims: bool = False, *, where: Any = True, mean: Any = None,
+           correction: Any = NONE) -> Any:
         if correction is not NONE and ddof != 0:
-            return NotImplemented  # NumPy refuses both
-        return f(
-            a, axis=axis, keepdims=keepdims, correction=ddof if correction is NONE else correction
-        )
+            return NotImplemented                       # NumPy refuses both
+        correction = ddof if correction is NONE else correction
+        return f(a, axis=axis, keepdims=keepdims, correction=correction)
 
     return of
 
@@ -183,14 +144,18 @@ def _flip(m: Any, axis: Any = None) -> Any:
 
 
 @means("sort")
-def _sort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> Any:
+def _sort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *,
+          stable: Any = None) -> Any:
     return index.sort(_flat(a), 0).values if axis is None else index.sort(a, axis).values
 
 
 # products
 @means("dot")
 def _dot(a: Any, b: Any, out: Any = None) -> Any:
-    """Σ over the last axis of a and the last but one of b; every other axis of a comes before those of b."""
+    """Σ over the last axis of a and the last but one of b.
+
+    Every other axis of a comes before those of b.
+    """
     a, b = _array(a), _array(b)
     if a.ndim == 0 or b.ndim == 0:
         return e.mul(a, b)
@@ -198,12 +163,10 @@ def _dot(a: Any, b: Any, out: Any = None) -> Any:
         return linalg.matmul(a, b)
     k, rest = b.shape[-2], (*b.shape[:-2], b.shape[-1])
     if a.shape[-1] != k:
-        raise ShapeError(
-            f"np.dot: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is {b.dtype}{list(b.shape)} ({a.shape[-1]} ≠ {k})"
-        )
-    columns = s.reshape(
-        s.permute(b, axes=(b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)), shape=(k, math.prod(rest))
-    )
+        raise ShapeError(f"np.dot: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is "
+                         f"{b.dtype}{list(b.shape)} ({a.shape[-1]} ≠ {k})")
+    columns = s.permute(b, axes=(b.ndim - 2, *range(b.ndim - 2), b.ndim - 1))
+    columns = s.reshape(columns, shape=(k, math.prod(rest)))
     return s.reshape(linalg.matmul(a, columns), shape=(*a.shape[:-1], *rest))
 
 
@@ -280,20 +243,15 @@ def _moveaxis(a: Any, source: Any, destination: Any) -> Any:
 def _expand_dims(a: Any, axis: Any) -> Any:
     n = a.ndim + len(_several(axis))
     at, sizes = {s.place(i, n, "np.expand_dims") for i in _several(axis)}, iter(a.shape)
-    return (
-        s.reshape(a, shape=tuple(1 if i in at else next(sizes) for i in range(n)))
-        if len(at) == n - a.ndim
-        else NotImplemented
-    )
+    if len(at) != n - a.ndim:
+        return NotImplemented
+    return s.reshape(a, shape=tuple(1 if i in at else next(sizes) for i in range(n)))
 
 
 @means("squeeze")
 def _squeeze(a: Any, axis: Any = None) -> Any:
-    at = (
-        {i for i, n in enumerate(a.shape) if n == 1}
-        if axis is None
-        else {s.place(i, a.ndim, "np.squeeze") for i in _several(axis)}
-    )
+    at = ({i for i, n in enumerate(a.shape) if n == 1} if axis is None else
+          {s.place(i, a.ndim, "np.squeeze") for i in _several(axis)})
     if any(a.shape[i] != 1 for i in at):
         raise ShapeError(f"np.squeeze: {list(a.shape)} has no axis of size 1 at {axis}")
     return s.reshape(a, shape=tuple(n for i, n in enumerate(a.shape) if i not in at))
@@ -321,30 +279,16 @@ def _astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:
 
 # parts
 @means("concatenate")
-def _concatenate(
-    arrays: Sequence[Any],
-    axis: Any = 0,
-    out: Any = None,
-    *,
-    dtype: Any = None,
-    casting: str = "same_kind",
-) -> Any:
-    return (
-        s.concat([_flat(x) for x in arrays], axis=0)
-        if axis is None
-        else s.concat([_array(x) for x in arrays], axis=axis)
-    )
+def _concatenate(arrays: Sequence[Any], axis: Any = 0, out: Any = None, *, dtype: Any = None,
+                 casting: str = "same_kind") -> Any:
+    if axis is None:
+        return s.concat([_flat(x) for x in arrays], axis=0)
+    return s.concat([_array(x) for x in arrays], axis=axis)
 
 
 @means("stack")
-def _stack(
-    arrays: Sequence[Any],
-    axis: int = 0,
-    out: Any = None,
-    *,
-    dtype: Any = None,
-    casting: str = "same_kind",
-) -> Any:
+def _stack(arrays: Sequence[Any], axis: int = 0, out: Any = None, *, dtype: Any = None,
+           casting: str = "same_kind") -> Any:
     return s.stack([_array(x) for x in arrays], axis=axis)
 
 
@@ -365,68 +309,47 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
     n, cuts = ary.shape[at], indices_or_sections
     if not hasattr(cuts, "__len__"):
         if cuts < 1 or n % cuts:
-            raise ShapeError(
-                f"np.split: axis {axis} of {ary.dtype}{list(ary.shape)} cannot be cut into {cuts} equal parts"
-            )
+            raise ShapeError(f"np.split: axis {axis} of {ary.dtype}{list(ary.shape)} cannot be cut "
+                             f"into {cuts} equal parts")
         cuts = range(n // cuts, n, n // cuts) if n else [0] * (cuts - 1)
-    ends = [
-        0,
-        *map(int, cuts),
-        n,
-    ]  # slices, not sizes: the places may run backwards, and parts overlap
+    ends = [0, *map(int, cuts), n]      # of slices: they may run backwards, and overlap
     return [ary[(*[slice(None)] * at, slice(i, j))] for i, j in pairwise(ends)]
 
 
 @means("take")
 def _take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "raise") -> Any:
     x, at = (_flat(a), 0) if axis is None else (a, s.place(axis, a.ndim, "np.take"))
-    return x[
-        (
-            *[slice(None)] * at,
-            np.asarray(bare(indices)) if isinstance(indices, list | tuple | int) else indices,
-        )
-    ]
+    if isinstance(indices, list | tuple | int):
+        indices = np.asarray(bare(indices))
+    return x[(*[slice(None)] * at, indices)]
 
 
 @means("take_along_axis")
 def _take_along_axis(arr: Any, indices: Any, axis: Any = -1) -> Any:
-    if axis is None or any(
-        n != m for i, (n, m) in enumerate(zip(arr.shape, indices.shape)) if i != axis % arr.ndim
-    ):
-        return NotImplemented  # NumPy repeats what is of size 1
+    sizes = enumerate(zip(arr.shape, indices.shape))
+    if axis is None or any(n != m for i, (n, m) in sizes if i != axis % arr.ndim):
+        return NotImplemented                           # NumPy repeats what is of size 1
     return index.gather(arr, indices, axis=axis)
 
 
 @means("clip")
-def _clip(
-    a: Any,
-    a_min: Any = NONE,
-    a_max: Any = NONE,
-    out: Any = None,
-    *,
-    min: Any = NONE,
-    max: Any = NONE,
-    dtype: Any = None,
-    where: Any = True,
-    casting: Any = None,
-    order: Any = None,
-    subok: Any = None,
-) -> Any:
+def _clip(a: Any, a_min: Any = NONE, a_max: Any = NONE, out: Any = None, *, min: Any = NONE,
+          max: Any = NONE, dtype: Any = None, where: Any = True, casting: Any = None,
+          order: Any = None, subok: Any = None) -> Any:
     if (a_min is not NONE or a_max is not NONE) and (min is not NONE or max is not NONE):
-        return NotImplemented  # NumPy refuses both
+        return NotImplemented                           # NumPy refuses both
     low, high = (a_min, a_max) if a_min is not NONE or a_max is not NONE else (min, max)
     low, high = (None if v is NONE else v for v in (low, high))
     if any(isinstance(v, Tensor) or getattr(v, "dtype", a.dtype) != a.dtype for v in (low, high)):
-        return NotImplemented  # bounds that might want gradients, or change the dtype
+        return NotImplemented                           # bounds that may want gradients, or a cast
     return e.clip(a, min=low, max=high)
 
 
 @means("where")
 def _where(condition: Any, x: Any = NONE, y: Any = NONE) -> Any:
+    of_numpy = isinstance(bare(condition), np.ndarray)
     if x is NONE and y is NONE:
-        return (
-            np.where(bare(condition)) if isinstance(bare(condition), np.ndarray) else NotImplemented
-        )
-    if not isinstance(x, Tensor) and not isinstance(y, Tensor) and isinstance(bare(condition), np.ndarray):
-        return np.where(bare(condition), x, y)          # nothing that a gradient could go through, and NumPy's dtypes
+        return np.where(bare(condition)) if of_numpy else NotImplemented
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor) and of_numpy:
+        return np.where(bare(condition), x, y)          # no gradient, and NumPy's dtypes
     return e.where(_array(condition), x, y)

@@ -1,10 +1,13 @@
-"""NumPy's functions on Tensors: np.exp(x), np.concatenate([x, y]) and np.linalg.norm(x) are recorded, or refused by name.
+"""NumPy's functions on Tensors: np.exp(x), np.concatenate([x, y]) and np.linalg.norm(x).
 
-NumPy asks an argument that is no array of its own what its functions mean (NEP 13 for ufuncs, NEP 18 for all others). Left
-alone, it would compute on the Tensor's array and hand back an array without a graph: a gradient lost without a word. So
+Each is recorded, or refused by name. NumPy asks an argument that is no array of its own what its
+functions mean (NEP 13 for ufuncs, NEP 18 for all others). Left alone, it would compute on the
+Tensor's array and hand back an array without a graph: a gradient lost without a word. So
 
-* a function that we have an op for is that op, with NumPy's arguments (`OPERATORS`, `UFUNCS`, `numpy_functions`);
-* one that gives integers or bools, or has a derivative of zero everywhere, is computed on the arrays (`CONSTANT`);
+* a function that we have an op for is that op, with NumPy's arguments (`OPERATORS`, `UFUNCS`,
+  `numpy_functions`);
+* one that gives integers or bools, or has a derivative of zero everywhere, is computed on the
+  arrays (`CONSTANT`);
 * every other one is computed on the arrays if no gradient is wanted, and refused if one is.
 """
 from __future__ import annotations
@@ -21,40 +24,54 @@ from . import elementwise as e
 from .numpy_functions import FUNCTIONS, NONE, bare
 from .shape import identity
 
-# An operator with an array on its left is a ufunc too: the Tensor's own methods decide, as they do everywhere else.
+# An operator with an array on its left is a ufunc too: the Tensor's own methods decide, as they do
+# everywhere else.
 OPERATORS: dict[Any, tuple[str, str]] = {
-    np.add: ("__add__", "__radd__"), np.subtract: ("__sub__", "__rsub__"), np.multiply: ("__mul__", "__rmul__"),
-    np.divide: ("__truediv__", "__rtruediv__"), np.power: ("__pow__", "__rpow__"),
-    np.matmul: ("__matmul__", "__rmatmul__"), np.equal: ("__eq__", "__eq__"), np.not_equal: ("__ne__", "__ne__"),
+    np.add: ("__add__", "__radd__"), np.subtract: ("__sub__", "__rsub__"),
+    np.multiply: ("__mul__", "__rmul__"), np.divide: ("__truediv__", "__rtruediv__"),
+    np.power: ("__pow__", "__rpow__"), np.matmul: ("__matmul__", "__rmatmul__"),
+    np.equal: ("__eq__", "__eq__"), np.not_equal: ("__ne__", "__ne__"),
     np.less: ("__lt__", "__gt__"), np.less_equal: ("__le__", "__ge__"),
     np.greater: ("__gt__", "__lt__"), np.greater_equal: ("__ge__", "__le__"),
 }
-NO_OPERATORS = {np.floor_divide: "//", np.remainder: "%", np.divmod: "divmod", np.bitwise_and: "&", np.bitwise_or: "|",
-                np.bitwise_xor: "^", np.left_shift: "<<", np.right_shift: ">>", np.invert: "~"}
+NO_OPERATORS = {np.floor_divide: "//", np.remainder: "%", np.divmod: "divmod",
+                np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^",
+                np.left_shift: "<<", np.right_shift: ">>", np.invert: "~"}
 UFUNCS: dict[Any, Callable[..., Any]] = {
-    np.negative: e.neg, np.absolute: e.abs, np.fabs: e.abs, np.exp: e.exp, np.log: e.log, np.sqrt: e.sqrt,
-    np.sin: e.sin, np.cos: e.cos, np.expm1: e.expm1, np.log1p: e.log1p, np.tanh: e.tanh, np.sign: e.sign,
-    np.maximum: e.maximum, np.minimum: e.minimum, np.positive: identity, np.square: lambda x: x * x, np.reciprocal: lambda x: 1.0 / x,
+    np.negative: e.neg, np.absolute: e.abs, np.fabs: e.abs, np.exp: e.exp, np.log: e.log,
+    np.sqrt: e.sqrt, np.sin: e.sin, np.cos: e.cos, np.expm1: e.expm1, np.log1p: e.log1p,
+    np.tanh: e.tanh, np.sign: e.sign, np.maximum: e.maximum, np.minimum: e.minimum,
+    np.positive: identity, np.square: lambda x: x * x, np.reciprocal: lambda x: 1.0 / x,
 }
 CONSTANT = frozenset("""
-    all allclose any argmax argmin argpartition argsort argwhere array2string array_equal array_equiv array_repr array_str
-    can_cast common_type count_nonzero diag_indices_from digitize einsum_path empty_like flatnonzero isclose iscomplex
-    iscomplexobj isfinite isin isinf isnan isnat isneginf isposinf isreal isrealobj lexsort logical_and logical_not logical_or
-    logical_xor may_share_memory min_scalar_type nanargmax nanargmin ndim nonzero ones_like result_type save savetxt savez
-    savez_compressed searchsorted shape shares_memory signbit size tril_indices_from triu_indices_from zeros_like""".split())
-REFUSED = ("dtype", "out", "initial", "where", "order", "copy", "subok", "casting", "mode", "mean")     # arguments that no op has
-INSTEAD = {                                             # what to write instead of a function that is refused
+    all allclose any argmax argmin argpartition argsort argwhere array2string array_equal
+    array_equiv array_repr array_str can_cast common_type count_nonzero diag_indices_from digitize
+    einsum_path empty_like flatnonzero isclose iscomplex iscomplexobj isfinite isin isinf isnan
+    isnat isneginf isposinf isreal isrealobj lexsort logical_and logical_not logical_or logical_xor
+    may_share_memory min_scalar_type nanargmax nanargmin ndim nonzero ones_like result_type save
+    savetxt savez savez_compressed searchsorted shape shares_memory signbit size tril_indices_from
+    triu_indices_from zeros_like""".split())
+# arguments that no op has
+REFUSED = ("dtype", "out", "initial", "where", "order", "copy", "subok", "casting", "mode", "mean")
+INSTEAD = {                                             # what to write for a refused function
     "append": "np.concatenate", "array_split": "np.split with the places to cut at",
-    "average": "x.mean(axis=…), or (w * x).sum() / w.sum()", "copy": "x itself, which nothing changes",
+    "average": "x.mean(axis=…), or (w * x).sum() / w.sum()",
+    "copy": "x itself, which nothing changes",
     "cosh": "(mg.exp(x) + mg.exp(-x)) / 2", "cov": "mg.einsum",
-    "diagonal": "x[range(n), range(n)]", "diff": "x[1:] - x[:-1]", "exp2": "mg.exp(x * math.log(2))",
-    "fliplr": "x[:, ::-1]", "flipud": "x[::-1]", "float_power": "x ** b", "fmax": "mg.maximum", "fmin": "mg.minimum",
+    "diagonal": "x[range(n), range(n)]", "diff": "x[1:] - x[:-1]",
+    "exp2": "mg.exp(x * math.log(2))",
+    "fliplr": "x[:, ::-1]", "flipud": "x[::-1]", "float_power": "x ** b", "fmax": "mg.maximum",
+    "fmin": "mg.minimum",
     "hsplit": "np.split(x, …, axis=1)", "hypot": "mg.sqrt(x * x + y * y)", "kron": "mg.einsum",
-    "log10": "mg.log(x) / math.log(10)", "log2": "mg.log(x) / math.log(2)", "logaddexp": "mg.logsumexp",
-    "matrix_power": "@", "matvec": "mg.matmul", "multi_dot": "@", "nan_to_num": "mg.where(np.isnan(x), 0.0, x)",
-    "ptp": "x.max() - x.min()", "put": "mg.scatter_add", "repeat": "mg.take", "rollaxis": "np.moveaxis",
+    "log10": "mg.log(x) / math.log(10)", "log2": "mg.log(x) / math.log(2)",
+    "logaddexp": "mg.logsumexp",
+    "matrix_power": "@", "matvec": "mg.matmul", "multi_dot": "@",
+    "nan_to_num": "mg.where(np.isnan(x), 0.0, x)",
+    "ptp": "x.max() - x.min()", "put": "mg.scatter_add", "repeat": "mg.take",
+    "rollaxis": "np.moveaxis",
     "sinh": "(mg.exp(x) - mg.exp(-x)) / 2",
-    "tensordot": "mg.einsum", "tile": "mg.concat", "trace": "x[range(n), range(n)].sum()", "unstack": "tuple(x)",
+    "tensordot": "mg.einsum", "tile": "mg.concat", "trace": "x[range(n), range(n)].sum()",
+    "unstack": "tuple(x)",
     "vecdot": "(x * y).sum(axis=-1)", "vecmat": "mg.matmul", "vsplit": "np.split(x, …, axis=0)",
 }
 
@@ -73,25 +90,33 @@ def tensors(x: Any) -> list[Tensor]:
 
 
 def on_arrays(f: Any, args: Any, options: Any, how: str = "", method: str = "__call__") -> Any:
-    """f, or a method of it, on the arrays. GraphError if a gradient would be lost: `how` f was called if that is why."""
+    """f, or a method of it, on the arrays.
+
+    GraphError if a gradient would be lost. how: the way in which f was called, if that is why.
+    """
     given = tensors([args, options])
     if f.__name__ not in CONSTANT and any(t.node is not None for t in given):
-        instead = "" if how else f"; use {INSTEAD[f.__name__]}" if f.__name__ in INSTEAD else "; there is no op for it"
-        raise GraphError(f"{name_of(f)}{how} would lose the gradient of a Tensor{instead}; where no gradient is wanted, "
-                         "x.detach().numpy() is the array")
+        instead = ("" if how else f"; use {INSTEAD[f.__name__]}" if f.__name__ in INSTEAD else
+                   "; there is no op for it")
+        raise GraphError(f"{name_of(f)}{how} would lose the gradient of a Tensor{instead}; where "
+                         "no gradient is wanted, x.detach().numpy() is the array")
     if away := [t.device for t in given if t.device != "numpy"]:
-        raise DeviceError(f"{name_of(f)} of a Tensor on {away[0]}: there is no op for it; NumPy computes it of x.numpy()")
+        raise DeviceError(f"{name_of(f)} of a Tensor on {away[0]}: there is no op for it; NumPy "
+                          "computes it of x.numpy()")
     return getattr(f, method)(*bare(args), **bare(options))
 
 
 def array_ufunc(self: Tensor, ufunc: Any, method: str, *args: Any, **options: Any) -> Any:
-    """What NumPy's ufuncs are for Tensors. GraphError for one that would lose a gradient; TypeError for out=."""
+    """What NumPy's ufuncs are for Tensors.
+
+    GraphError for one that would lose a gradient; TypeError for out=.
+    """
     if "out" in options:
-        raise TypeError(f"{name_of(ufunc)}: no array takes a Tensor in place (out=, a += x); write a = a + x, or use "
-                        "x.detach().numpy()")
+        raise TypeError(f"{name_of(ufunc)}: no array takes a Tensor in place (out=, a += x); write "
+                        "a = a + x, or use x.detach().numpy()")
     if ufunc in NO_OPERATORS:
-        raise TypeError(f"{name_of(ufunc)}: Tensors have no operator {NO_OPERATORS[ufunc]}; x.detach().numpy() has it, "
-                        "without a gradient")
+        raise TypeError(f"{name_of(ufunc)}: Tensors have no operator {NO_OPERATORS[ufunc]}; "
+                        "x.detach().numpy() has it, without a gradient")
     if method != "__call__":
         return on_arrays(ufunc, args, options, f".{method}", method)
     if options:
@@ -104,17 +129,21 @@ def array_ufunc(self: Tensor, ufunc: Any, method: str, *args: Any, **options: An
 
 
 def array_function(self: Tensor, f: Any, types: Any, args: Any, options: Any) -> Any:
-    """What NumPy's other functions are for Tensors. GraphError for one, or for arguments, that would lose a gradient."""
+    """What NumPy's other functions are for Tensors.
+
+    GraphError for one, or for arguments, that would lose a gradient.
+    """
     if f not in FUNCTIONS:
         return on_arrays(f, args, options)
     ours, signature = FUNCTIONS[f]
     try:
         bound = signature.bind(*args, **{k: v for k, v in options.items() if v is not NONE})
-    except TypeError:                                   # arguments that NumPy alone knows, or that are wrong: it says so itself
+    except TypeError:                                   # NumPy's alone, or wrong: it says so itself
         return on_arrays(f, args, options, ": these arguments")
     for name, value in bound.arguments.items():
         default = signature.parameters[name].default
-        if name in REFUSED and value is not NONE and value is not default and default is not inspect.Parameter.empty:
+        if (name in REFUSED and value is not NONE and value is not default
+                and default is not inspect.Parameter.empty):
             return on_arrays(f, args, options, f" with {name}=")
     variadic = "operands" in bound.arguments            # np.einsum's
     made = ours(*bound.args, **bound.kwargs) if variadic else ours(**bound.arguments)

@@ -1,4 +1,7 @@
-"""Derivatives of the ops that sum up axes. axis: None (all), an int or a tuple of ints; keepdims keeps them with size 1."""
+"""Derivatives of the ops that sum up axes.
+
+axis: None (all), an int or a tuple of ints; keepdims keeps them with size 1.
+"""
 from __future__ import annotations
 
 import builtins
@@ -25,17 +28,15 @@ def count(shape: tuple[int, ...], axis: Any) -> int:
     return math.prod(shape[a] for a in axes)
 
 
-@op(x=lambda g, x_shape, axis, keepdims: broadcast_to(spread(g, x_shape, axis, keepdims), shape=x_shape))
+@op(x=lambda g, x_shape, axis, keepdims:
+    broadcast_to(spread(g, x_shape, axis, keepdims), shape=x_shape))
 def sum(xp, x, axis: Axis = None, keepdims: Flag = False):
     """Σ x."""
     return xp.sum(x, axis=axis, keepdims=keepdims)
 
 
-@op(
-    x=lambda g, x_shape, axis, keepdims: broadcast_to(
-        spread(g, x_shape, axis, keepdims) / count(x_shape, axis), shape=x_shape
-    )
-)
+@op(x=lambda g, x_shape, axis, keepdims:
+    broadcast_to(spread(g, x_shape, axis, keepdims) / count(x_shape, axis), shape=x_shape))
 def mean(xp, x, axis: Axis = None, keepdims: Flag = False):
     """Σ x / n."""
     return xp.mean(x, axis=axis, keepdims=keepdims)
@@ -43,15 +44,20 @@ def mean(xp, x, axis: Axis = None, keepdims: Flag = False):
 
 def _var_dx(g: Any, x: Any, axis: Any, keepdims: bool, correction: Any, ddof: Any) -> Any:
     """2 (x − mean) / (n − correction)"""
-    n = builtins.max(count(x.shape, axis) - _correction(correction, ddof), 0)          # of too few elements the variance is ∞, or 0/0
+    n = count(x.shape, axis) - _correction(correction, ddof)
+    n = builtins.max(n, 0)                              # of too few elements: ∞, or 0/0
     return spread(g, x.shape, axis, keepdims) * (x - mean(x, axis=axis, keepdims=True)) * 2.0 / n
 
 
 def _correction(correction: Any, ddof: Any) -> Any:
-    """What is taken from n: PyTorch calls it correction, NumPy ddof. TypeError unless one of them was given."""
+    """What is taken from n: PyTorch calls it correction, NumPy ddof.
+
+    TypeError unless one of them was given.
+    """
     if (correction is None) == (ddof is None):
-        raise TypeError("say what is taken from n: correction=0 (or ddof=0) is the population's variance, NumPy's default; "
-                        "correction=1 (or ddof=1) the sample's, PyTorch's default")
+        raise TypeError("say what is taken from n: correction=0 (or ddof=0) is the population's "
+                        "variance, NumPy's default; correction=1 (or ddof=1) the sample's, "
+                        "PyTorch's default")
     return ddof if correction is None else correction
 
 
@@ -59,14 +65,18 @@ def _correction(correction: Any, ddof: Any) -> Any:
 def var(xp, x, *, axis=None, keepdims=False, correction=None, ddof=None):
     """Variance, Σ (x − mean)² / (n − correction).
 
-    correction (NumPy's name is ddof) has no default: 0 is the population's variance, which LayerNorm needs and NumPy takes unless
-    told otherwise; 1 is a sample's, as PyTorch takes.
+    correction (NumPy's name is ddof) has no default: 0 is the population's variance, which
+    LayerNorm needs and NumPy takes unless told otherwise; 1 is a sample's, as PyTorch takes.
     """
     return xp.var(x, axis=axis, keepdims=keepdims, ddof=_correction(correction, ddof))
 
 
-def std(x: Any, *, axis: Any = None, keepdims: bool = False, correction: Any = None, ddof: Any = None) -> Any:
-    """Standard deviation, the root of `var`, with its arguments; where all elements are equal its derivative is taken as 0."""
+def std(x: Any, *, axis: Any = None, keepdims: bool = False, correction: Any = None,
+        ddof: Any = None) -> Any:
+    """Standard deviation, the root of `var`, with its arguments.
+
+    Where all elements are equal its derivative is taken as 0.
+    """
     square = var(x, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof)
     none = square == 0.0
     return where(none, 0.0, sqrt(where(none, 1.0, square)))
@@ -86,14 +96,18 @@ def norm(xp, x, *, axis=None, keepdims=False):
 
 @op(x=lambda g, axis: flip(cumsum_op(flip(g, axis), axis=axis), axis))
 def cumsum_op(xp, x, *, axis):
-    """Running sums along `axis`. Element i is in every sum from the i-th on, so its gradient is the sum of g from i on."""
+    """Running sums along `axis`.
+
+    Element i is in every sum from the i-th on, so its gradient is the sum of g from i on.
+    """
     return xp.cumsum(x, axis=axis)
 
 
 def cumsum(x: Any, axis: int | None) -> Any:
     """Running sums along `axis`: out[i] = x[0] + … + x[i]."""
     if axis is None:
-        raise ShapeError("cumsum: say the axis, as in x.cumsum(0); of all elements in order it is x.reshape(-1).cumsum(0)")
+        raise ShapeError("cumsum: say the axis, as in x.cumsum(0); of all elements in order it is "
+                         "x.reshape(-1).cumsum(0)")
     return cumsum_op(x, axis=place(axis, x.ndim, "cumsum"))
 
 
@@ -117,7 +131,10 @@ def min(xp, x, *, axis=None, keepdims=False):
 
 @op()
 def argmax(xp, x, axis: Axis = None, keepdims: Flag = False):
-    """The place of the largest element along one axis, the first of several; of all elements in order where axis is None. int64."""
+    """The place of the largest element along one axis, the first of several, as int64.
+
+    With axis=None it is that of all elements in order.
+    """
     return xp.argmax(x, axis=axis, keepdims=keepdims)
 
 
@@ -130,15 +147,15 @@ def argmin(xp, x, axis: Axis = None, keepdims: Flag = False):
 argmax.narrow = argmin.narrow = True
 
 
-@op(
-    x=lambda g, x, out, axis, keepdims: (
-        spread(g, x.shape, axis, keepdims) * exp(x - spread(out, x.shape, axis, keepdims))
-    )
-)
+@op(x=lambda g, x, out, axis, keepdims:
+    spread(g, x.shape, axis, keepdims) * exp(x - spread(out, x.shape, axis, keepdims)))
 def logsumexp(xp, x, axis: Axis = None, keepdims: Flag = False):
-    """log Σ exp(x), shifted by the maximum so that nothing overflows. Its derivative is softmax(x) = exp(x − out)."""
+    """log Σ exp(x), shifted by the maximum so that nothing overflows.
+
+    Its derivative is softmax(x) = exp(x − out).
+    """
     top = xp.max(x, axis=axis, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))      # a slice of −inf alone has the logarithm of 0
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))   # of −inf alone: log 0
     with xp.errstate(divide="ignore"):
         out = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True)) + top
     return out if keepdims else xp.reshape(out, xp.sum(x, axis=axis).shape)
@@ -146,7 +163,10 @@ def logsumexp(xp, x, axis: Axis = None, keepdims: Flag = False):
 
 @in_float32
 def prod(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-    """Π x, as a tree of products of halves: right in every derivative, zeros included (out/x would not be)."""
+    """Π x, as a tree of products of halves.
+
+    It is right in every derivative, zeros included (out/x would not be).
+    """
     ndim = x.ndim
     axis = whole(axis, "prod: axis", some=True)
     given = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis

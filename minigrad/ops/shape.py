@@ -1,4 +1,7 @@
-"""Derivatives of the ops that move elements and compute nothing: each transposes a selection of the identity."""
+"""Derivatives of the ops that move elements and compute nothing.
+
+Each transposes a selection of the identity.
+"""
 from __future__ import annotations
 
 import math
@@ -15,7 +18,10 @@ from ..op import Op, Placed, Sizes, op
 
 
 def place(axis: int, ndim: int, what: str) -> int:
-    """`axis` of `ndim` counted from the first. ShapeError, on behalf of `what`, where there is no such axis."""
+    """`axis` of `ndim` counted from the first.
+
+    ShapeError, on behalf of `what`, where there is no such axis.
+    """
     axis = index(axis, f"{what}: axis")
     if not -ndim <= axis < ndim:
         raise ShapeError(f"{what}: there is no axis {axis} among {ndim}")
@@ -36,7 +42,10 @@ def to_op(xp, x, *, device, source):
 
 
 def to(x: Any, device: str) -> Any:
-    """x on `device` ("numpy", "cupy", "cupy:N"); x itself if it is there. BackendUnavailable where it is not to be had."""
+    """x on `device` ("numpy", "cupy", "cupy:N"); x itself if it is there.
+
+    BackendUnavailable where the device is not to be had.
+    """
     library, number = backend.get(device)
     return x if x.device == library.label(number) else to_op(x, device=device, source=x.device)
 
@@ -48,13 +57,17 @@ def reshape(xp, x, shape: Sizes):
 
 
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    """x with the axes from start_dim to end_dim as one, as in PyTorch; a Tensor of no axes becomes one number in a row."""
+    """x with the axes from start_dim to end_dim as one, as in PyTorch.
+
+    A Tensor of no axes becomes one number in a row.
+    """
     if x.ndim == 0:
         return reshape(x, shape=(1,))
     first, last = place(start_dim, x.ndim, "flatten"), place(end_dim, x.ndim, "flatten")
     if first > last:
         raise ShapeError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
-    return reshape(x, shape=(*x.shape[:first], math.prod(x.shape[first:last + 1]), *x.shape[last + 1:]))
+    one = math.prod(x.shape[first:last + 1])
+    return reshape(x, shape=(*x.shape[:first], one, *x.shape[last + 1:]))
 
 
 def squeeze(x: Any, dim: int | None = None) -> Any:
@@ -87,11 +100,13 @@ def transpose(x: Any, axis0: int | None = None, axis1: int | None = None) -> Any
     """
     if axis0 is None and axis1 is None:
         if x.ndim > 2:
-            raise ShapeError(f"transpose: x is {x.dtype}{list(x.shape)}; of more than two axes say which: x.mT exchanges the last two, "
-                             f"x.transpose(i, j) any two, x.permute{tuple(reversed(range(x.ndim)))} reverses them all")
+            raise ShapeError(f"transpose: x is {x.dtype}{list(x.shape)}; of more than two axes say "
+                             "which: x.mT exchanges the last two, x.transpose(i, j) any two, "
+                             f"x.permute{tuple(reversed(range(x.ndim)))} reverses them all")
         return transpose_op(x) if x.ndim == 2 else x
     if axis0 is None or axis1 is None:
-        raise ShapeError("transpose: two axes are exchanged; give both axis0 and axis1, as in x.transpose(0, 1)")
+        raise ShapeError("transpose: two axes are exchanged; give both axis0 and axis1, as in "
+                         "x.transpose(0, 1)")
     return transpose_op(x, axis0=axis0, axis1=axis1)
 
 
@@ -108,15 +123,22 @@ def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
 
 @op(x=lambda g, x_shape: sum_to(g, shape=x_shape))
 def broadcast_to(xp, x, shape: Sizes):
-    """x repeated along new axes and axes of size 1 (a view): x_π(i)   (sum_to.2). Its transpose is sum_to   (sum_to.3)."""
+    """x repeated along new axes and axes of size 1 (a view): x_π(i)   (sum_to.2).
+
+    Its transpose is sum_to   (sum_to.3).
+    """
     return xp.broadcast_to(x, shape)
 
 
 @op(x=lambda g, x_shape: broadcast_to(g, shape=x_shape))
 def sum_to(xp, x, *, shape):
-    """The transpose of broadcast_to   (sum_to.3): x summed over the axes along which `shape` was repeated   (sum_to.1)."""
+    """x summed over the axes along which `shape` was repeated   (sum_to.1).
+
+    It is the transpose of broadcast_to   (sum_to.3).
+    """
     lead = x.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
+    repeated = [i for i, n in enumerate(shape, lead) if n == 1 and x.shape[i] != 1]
+    axes = (*range(lead), *repeated)
     if axes:
         x = xp.sum(x, axis=axes, keepdims=True)
     return xp.reshape(x, shape)
@@ -124,8 +146,12 @@ def sum_to(xp, x, *, shape):
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
 def expand(xp, x, *, axis, ndim):
-    """x with the reduced axes put back with size 1, so that it broadcasts against what was reduced. axis None: all."""
-    axes = range(ndim) if axis is None else [a % ndim for a in ((axis,) if type(axis) is int else axis)]
+    """x with the reduced axes put back with size 1, so that it broadcasts against what was reduced.
+
+    axis=None: all of them.
+    """
+    reduced = (axis,) if type(axis) is int else axis
+    axes = range(ndim) if axis is None else [a % ndim for a in reduced]
     sizes = iter(x.shape)
     return xp.reshape(x, tuple(1 if i in axes else next(sizes) for i in range(ndim)))
 
@@ -142,7 +168,10 @@ def concat_op(xp, *xs, axis=0):
 
 @instead
 def concat(xs: Sequence[Any], axis: int = 0) -> Any:
-    """The Tensors xs, alike but along `axis`, one after the other. ShapeError where they differ elsewhere."""
+    """The Tensors xs, alike but along `axis`, one after the other.
+
+    ShapeError where they differ elsewhere.
+    """
     return concat_op(*xs, axis=axis)
 
 
@@ -162,41 +191,51 @@ def split_op(xp, x, *, ends, axis):
 
 
 @instead
-def split(x: Any, ambiguous: Any = None, *, sections: int | None = None, sizes: Sequence[int] | None = None,
-          axis: int = 0) -> tuple[Any, ...]:
-    """x cut along `axis` into `sections` equal parts, or into parts of these `sizes`, as a tuple of views.
+def split(x: Any, ambiguous: Any = None, *, sections: int | None = None,
+          sizes: Sequence[int] | None = None, axis: int = 0) -> tuple[Any, ...]:
+    """x cut along `axis` into `sections` equal parts, or into parts of these `sizes`, all views.
 
-    One of the two is named: `split(x, 2)` makes parts of size 2 in PyTorch and two parts in NumPy, and `split(x, [1, 3])` parts of
-    these sizes or cuts before these places. ShapeError where it is not, or if the parts do not add up.
+    One of the two is named: `split(x, 2)` makes parts of size 2 in PyTorch and two parts in NumPy,
+    and `split(x, [1, 3])` parts of these sizes or cuts before these places. ShapeError where it is
+    not, or if the parts do not add up. The parts are in a tuple.
     """
     size = x.shape[place(axis, x.ndim, "split")]
     if ambiguous is not None:
         if hasattr(ambiguous, "__len__"):
-            raise ShapeError(f"split: {ambiguous} are sizes in PyTorch and places to cut at in NumPy; write sizes={ambiguous}, or call "
-                             "np.split(x, places), which cuts a Tensor too")
-        raise ShapeError(f"split: {ambiguous} is the size of each part in PyTorch and the number of parts in NumPy; write "
-                         f"sections={ambiguous} for so many equal parts, or sizes=[{ambiguous}, …] with the size of each")
+            raise ShapeError(f"split: {ambiguous} are sizes in PyTorch and places to cut at in "
+                             f"NumPy; write sizes={ambiguous}, or call np.split(x, places), which "
+                             "cuts a Tensor too")
+        raise ShapeError(f"split: {ambiguous} is the size of each part in PyTorch and the number "
+                         f"of parts in NumPy; write sections={ambiguous} for so many equal parts, "
+                         f"or sizes=[{ambiguous}, …] with the size of each")
     if (sections is None) == (sizes is None):
-        raise ShapeError("split: write sections= for a number of equal parts, or sizes= for the size of each part")
+        raise ShapeError("split: write sections= for a number of equal parts, or sizes= for the "
+                         "size of each part")
     if sections is not None:
         n = index(sections, "split: sections")
         if n < 1 or size % n:
-            raise ShapeError(f"split: axis {axis} of {x.dtype}{list(x.shape)} cannot be cut into {n} equal parts")
+            raise ShapeError(f"split: axis {axis} of {x.dtype}{list(x.shape)} cannot be cut into "
+                             f"{n} equal parts")
         parts = [size // n] * n
     else:
         parts = [index(n, "split: sizes") for n in (() if sizes is None else sizes)]
         if sum(parts) != size or any(n < 0 for n in parts):
-            raise ShapeError(f"split: sizes {parts} do not add up to {size}, axis {axis} of {x.dtype}{list(x.shape)}")
+            raise ShapeError(f"split: sizes {parts} do not add up to {size}, axis {axis} of "
+                             f"{x.dtype}{list(x.shape)}")
     cut: Any = split_op(x, ends=tuple(accumulate(parts[:-1])), axis=axis)
     return cut
 
 
 @op(x=lambda g: join_heads(*g))
 def split_heads(xp, x, *, heads, parts=1):
-    """x [..., T, parts·h·d] cut into parts of h heads: parts × [..., h, T, d], views   (attention.8). With parts=3: Q, K and V."""
+    """x [..., T, parts·h·d] cut into parts of h heads: parts × [..., h, T, d]   (attention.8).
+
+    They are views. With parts=3: Q, K and V.
+    """
     *lead, T, width = x.shape
     if width % (parts * heads):
-        raise ShapeError(f"split_heads: {width} numbers cannot be cut into {parts} × {heads} heads of one size")
+        raise ShapeError(f"split_heads: {width} numbers cannot be cut into {parts} × {heads} heads "
+                         "of one size")
     cut = xp.reshape(x, (*lead, T, parts, heads, width // (parts * heads)))
     return tuple(xp.swapaxes(cut[..., i, :, :], -3, -2) for i in range(parts))
 
@@ -207,7 +246,10 @@ def _join_rule(g: Any, xs_shapes: Any) -> Any:
 
 @op(joint=_join_rule)
 def join_heads(xp, *xs):
-    """The transpose of split_heads: heads [..., h, T, d] side by side, one array after the other, [..., T, len(xs)·h·d]   (attention.9)."""
+    """The transpose of split_heads: arrays [..., h, T, d] -> [..., T, len(xs)·h·d]   (attention.9).
+
+    The heads lie side by side, one array after the other.
+    """
     *lead, h, T, d = xs[0].shape
     side = [xp.swapaxes(x, -3, -2)[..., None, :, :] for x in xs]       # [..., T, 1, h, d]
     whole = side[0] if len(xs) == 1 else xp.concatenate(side, axis=-3)
@@ -216,14 +258,14 @@ def join_heads(xp, *xs):
 
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
 def tril(xp, x, diagonal: Placed = 0):
-    """The lower triangle of the last two axes, up to `diagonal` above the main one; zero elsewhere."""
+    """The lower triangle of the last two axes, up to `diagonal` above the main one; else zero."""
     _matrix(x, "tril")
     return xp.tril(x, diagonal)
 
 
 @op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
 def triu(xp, x, diagonal: Placed = 0):
-    """The upper triangle of the last two axes, from `diagonal` above the main one; zero elsewhere."""
+    """The upper triangle of the last two axes, from `diagonal` above the main one; else zero."""
     _matrix(x, "triu")
     return xp.triu(x, diagonal)
 
@@ -239,8 +281,9 @@ def stop_gradient(x: Any) -> Any:
 
 
 _op: Op
-for _op in (identity, reshape, transpose_op, permute, broadcast_to, sum_to, expand, split_op, split_heads, join_heads):
+for _op in (identity, reshape, transpose_op, permute, broadcast_to, sum_to, expand, split_op,
+            split_heads, join_heads):
     _op.view = True
-for _op in (identity, to_op, reshape, transpose_op, permute, broadcast_to, expand, concat_op, split_op, split_heads, join_heads, tril,
-            triu):
+for _op in (identity, to_op, reshape, transpose_op, permute, broadcast_to, expand, concat_op,
+            split_op, split_heads, join_heads, tril, triu):
     _op.narrow = True
