@@ -162,7 +162,7 @@ class Backend:
         return f
 
     def lay_out(self, matrix: Any) -> Any:
-        """The same matrix [in, out], laid out as products of a single row with it read it fastest.
+        """The same matrix [in, out] in the layout that a product of a single row reads fastest.
 
         It is `matrix` itself where that lies so already.
         """

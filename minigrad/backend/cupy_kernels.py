@@ -116,8 +116,8 @@ def layer_norm_joint_into(xp, sum, g, x, weight, mean_, rstd, wants):
     if not fits(x):
         return NotImplemented
     g, x, weight = (xp.ascontiguousarray(a) for a in (g, x, weight))
-    d, dx = x.shape[-1], None
-    rows = x.size // d
+    rows, d = x.size // x.shape[-1], x.shape[-1]
+    dx = None
     if wants[0]:
         dx = xp.empty_like(x)
         xp.launch("layer_norm_dx", x.dtype, row_blocks(rows), (THREADS,), g, x, weight,
@@ -171,10 +171,7 @@ def column_sums(xp: Any, x: Any, d: int) -> Any:
 
 @kernel("addmm")
 def addmm(xp, bias, x, weight):
-    """Of 16 bits alone, where the bias lies there before the product is added to it.
-
-    So the two are rounded once.
-    """
+    """Of 16 bits alone: the product is added to the bias in place, so both are rounded once."""
     if not half(x.dtype):
         return NotImplemented
     out = xp.empty((x.size // max(1, x.shape[-1]), weight.shape[1]), dtype=x.dtype)
@@ -238,9 +235,9 @@ def counted(xp: Any, targets: Any, ignore_index: int, dtype: Any) -> tuple[Any, 
 
 
 def lse_and_nll(xp: Any, logits: Any, ids: Any, size: int) -> tuple[Any, Any]:
-    """The logarithm of each row's sum, and its loss, of logits [n, V].
+    """The log-sum-exp and the loss of each row of logits [n, V].
 
-    The first `size` of a row count.
+    Of a row the first `size` numbers count.
     """
     lse, nll = (xp.empty(ids.shape, dtype=real(logits.dtype)) for _ in range(2))
     xp.launch("cross_entropy", logits.dtype, (ids.size,), row_threads(size), logits,

@@ -80,7 +80,7 @@ class NumpyBackend(Backend):
             libc.mallopt(-4, 0)
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
         n = numpy_kernels.cores()
-        # where these are fewer than there are, somebody has dealt out the cores already
+        # where n is less, somebody has dealt out the cores already
         if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):
             first = part * n // parts
             after = max(first + 1, (part + 1) * n // parts)

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-# W. J. Cody, "Rational Chebyshev approximation for the error function", Mathematics of Computation
-# 23 (1969): erf(x) = x P(x²)/Q(x²) for |x| ≤ 0.46875; erfc(x) = exp(−x²) P(x)/Q(x) for
-# 0.46875 < x ≤ 4; erfc(x) = exp(−x²)/x · (1/√π − P(x⁻²)/(x² Q(x⁻²))) beyond.
+# W. J. Cody, "Rational Chebyshev approximation for the error function",
+# Mathematics of Computation 23 (1969):
+# erf(x) = x P(x²)/Q(x²) for |x| ≤ 0.46875; erfc(x) = exp(−x²) P(x)/Q(x) for 0.46875 < x ≤ 4;
+# erfc(x) = exp(−x²)/x · (1/√π − P(x⁻²)/(x² Q(x⁻²))) beyond.
 _SMALL_P = (
     1.85777706184603153e-1,
     3.16112374387056560e00,
