@@ -1,4 +1,4 @@
-"""Where arrays live: one Backend per array library, all answering to the same face (`backend.base`)."""
+"""Where arrays live: one Backend per array library, all with the same face (`backend.base`)."""
 from __future__ import annotations
 
 import contextlib
@@ -10,8 +10,8 @@ from ..errors import BackendUnavailable, DeviceError, DTypeError, MinigradError
 from .base import Backend
 from .numpy import NumpyBackend
 
-_DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
-                     "uint64", "bool"))
+_DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
+                     "uint8", "uint16", "uint32", "uint64", "bool"))
 cpu = NumpyBackend()
 _named: dict[str, Backend] = {"numpy": cpu}
 known: dict[type, Backend] = {}                         # by the type of an array
@@ -29,40 +29,49 @@ register(cpu)
 
 
 def dtype(name: Any) -> Any:
-    """What `name` stands for as a dtype. "bfloat16" is none of NumPy's: DTypeError, with what to do, where ml_dtypes is missing."""
+    """What `name` stands for as a dtype.
+
+    "bfloat16" is none of NumPy's: DTypeError, with what to do, where ml_dtypes is missing.
+    """
     if name == "bfloat16":
         try:
             from ml_dtypes import bfloat16
         except ImportError:
-            raise DTypeError("dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, or use float16") from None
-        known[bfloat16] = cpu                           # its scalars, which NumPy's reductions hand out
+            raise DTypeError("dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, "
+                             "or use float16") from None
+        known[bfloat16] = cpu                           # NumPy's reductions hand out its scalars
     return name
 
 
 def is_dtype(value: Any) -> bool:
-    """Whether a word, a type or a dtype says what kind of numbers there are, and not on which device they are."""
-    return value in _DTYPES if isinstance(value, str) else isinstance(value, type) or hasattr(value, "itemsize")
+    """Whether a word, a type or a dtype names a kind of numbers, and not a device."""
+    if isinstance(value, str):
+        return value in _DTYPES
+    return isinstance(value, type) or hasattr(value, "itemsize")
 
 
 def of(array: Any) -> Backend:
-    """The backend that `array` belongs to. TypeError for anything that is no array of a loaded backend."""
+    """The backend that `array` belongs to; TypeError for what is no array of a loaded backend."""
     kind = type(array)
     backend = known.get(kind)
     if backend is None:
         backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
         if backend is None:
-            raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded backend ({', '.join(_named)})")
-        known[kind] = backend                           # a subclass of an array type, such as numpy.memmap
+            raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded "
+                            f"backend ({', '.join(_named)})")
+        known[kind] = backend                           # a subclass, such as numpy.memmap
     return backend
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """"highest" (the default): products of float32 round as float32 does. "high": a GPU may multiply in TF32, with 10 bits of mantissa.
+    """Say how products of float32 are rounded: "highest", the default, or "high".
 
-    PyTorch's name and words. ValueError for another word.
+    "highest": as float32 rounds. "high": a GPU may multiply in TF32, with 10 bits of mantissa.
+    The name and the words are PyTorch's. ValueError for another word.
     """
     if precision not in ("highest", "high"):
-        raise ValueError(f"set_float32_matmul_precision: choose \"highest\" or \"high\", not {precision!r}")
+        raise ValueError("set_float32_matmul_precision: choose \"highest\" or \"high\", "
+                         f"not {precision!r}")
     Backend.tf32 = precision == "high"
 
 
@@ -72,14 +81,16 @@ def get_float32_matmul_precision() -> str:
 
 
 def get(name: str) -> tuple[Backend, int]:
-    """The backend called `name` and a device number: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy).
+    """The backend called `name`, and the number of the device in it.
 
-    The device becomes the current one of this thread. BackendUnavailable says what is missing and how to get it; "cupy" never falls
-    back to NumPy.
+    name: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy). The device becomes the
+    current one of this thread. BackendUnavailable says what is missing and how to get it; "cupy"
+    never falls back to NumPy.
     """
     library, _, number = name.partition(":")
     if number and not number.isdigit():
-        raise DeviceError(f"device {name!r}: the number after the colon is not a whole number; write cupy:0")
+        raise DeviceError(f"device {name!r}: the number after the colon is not a whole number; "
+                          "write cupy:0")
     if library == "auto":
         return _automatic()
     if library == "cupy" and "cupy" not in _named:
@@ -94,7 +105,10 @@ def get(name: str) -> tuple[Backend, int]:
 
 
 def loaded(name: str) -> Backend | None:
-    """The backend of this name if it has been made: NumPy's always, CuPy's when it was first asked for."""
+    """The backend of this name if it has been made, else None.
+
+    NumPy's is made at once, CuPy's when it is first asked for.
+    """
     return _named.get(name)
 
 
@@ -118,7 +132,8 @@ def explained(error: BaseException, what: str = "") -> MinigradError | None:
     """An error of one of the loaded libraries as one of ours, met by `what`; None for any other."""
     if isinstance(error, MinigradError):
         return None
-    return next((ours for b in _named.values() if (ours := b.explained(error, what)) is not None), None)
+    found = (b.explained(error, what) for b in _named.values())
+    return next((ours for ours in found if ours is not None), None)
 
 
 def translate(error: BaseException, what: str) -> None:

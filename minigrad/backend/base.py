@@ -1,9 +1,10 @@
 """The face every backend answers to.
 
-A kernel receives its backend as `xp` and uses it as the array library's namespace (`xp.exp`, `xp.matmul`, …). What a
-library lacks or names differently is a method here. `kernels` maps an op's name to a faster kernel for it,
-"name/argument" (or "name/joint") to a faster rule, and "name/argument+" to one that adds the gradient into an array. All mean
-exactly what the op's own text says, and the tests hold them to it; to a case that they are not for they say NotImplemented,
+A kernel receives its backend as `xp` and uses it as the array library's namespace (`xp.exp`,
+`xp.matmul`, …). What a library lacks or names differently is a method here. `kernels` maps an op's
+name to a faster kernel for it, "name/argument" (or "name/joint") to a faster rule, and
+"name/argument+" to one that adds the gradient into an array. All mean exactly what the op's own
+text says, and the tests hold them to it; to a case that they are not for they say NotImplemented,
 and the op's own text is run.
 """
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 from ..errors import DeviceError, MinigradError
 
-FLOATS = "fV"                                           # dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
+# dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
+FLOATS = "fV"
 
 
 def half(dtype: Any) -> bool:
@@ -32,9 +34,10 @@ class Saved:
 
 
 def boost(dtype: Any, rows: int) -> float:
-    """What gradients are multiplied with while they wait for g: for numbers of 16 bits the power of 2 next to the count of rows.
+    """What gradients are multiplied with while they wait for g.
 
-    A probability over so many rows is less than float16's least number; a power of 2 changes no other bit.
+    For numbers of 16 bits it is the power of 2 next to the count of rows, because a probability
+    over so many rows is less than float16's least number. A power of 2 changes no other bit.
     """
     return 2.0 ** (rows.bit_length() - 1) if dtype.itemsize < 4 and rows else 1.0
 
@@ -46,12 +49,17 @@ class Backend:
     namespace: Any
     array_types: tuple[type, ...]
     devices = False                                     # whether there may be several
-    tf32 = False                                        # whether products of float32 may round what they multiply, where that is faster
-    scalar_types: tuple[type, ...] = ()                 # what the library hands out where an array of no axes is meant
+    # whether products of float32 may round what they multiply, where that is faster
+    tf32 = False
+    # what the library hands out where an array of no axes is meant
+    scalar_types: tuple[type, ...] = ()
     kernels: dict[str, Callable[..., Any]] = {}
-    takes_half = False                                  # whether `kernels` take floats of 16 bits; else they are given float32
-    half_ops: frozenset[str] = frozenset()              # ops whose text is run on floats of 16 bits: their sums are float32's here
-    logits = 1 << 30                                    # bytes of logits that `linear_cross_entropy` has at a time
+    # whether `kernels` take floats of 16 bits; else they are given float32
+    takes_half = False
+    # ops whose text is run on floats of 16 bits: their sums are float32's here
+    half_ops: frozenset[str] = frozenset()
+    # bytes of logits that `linear_cross_entropy` has at a time
+    logits = 1 << 30
 
     def run(self, name: str, plain: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """What `plain` computes, by the kernel of this name if there is one for this case."""
@@ -63,7 +71,7 @@ class Backend:
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.namespace, name)
-        setattr(self, name, value)                      # the next look-up finds it without coming here
+        setattr(self, name, value)                      # the next look-up does not come here
         return value
 
     def device(self, array: Any) -> str:
@@ -79,7 +87,7 @@ class Backend:
         return 1
 
     def use(self, number: int) -> None:
-        """Make this device the one on which this thread makes arrays from here on, where none is named.
+        """Make this the device on which this thread makes arrays from here on, if none is named.
 
         DeviceError unless there is one of this number, BackendUnavailable where it cannot be used.
         """
@@ -90,13 +98,17 @@ class Backend:
         """From here on this thread computes on the device that holds `array`."""
 
     def explained(self, error: BaseException, what: str = "") -> MinigradError | None:
-        """An error of the library as one of ours, met by `what`; None for one that has nothing to do with the library or says it best."""
+        """An error of the library as one of ours, met by `what`.
+
+        None for one that has nothing to do with the library, or that says it best itself.
+        """
         return None
 
     def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        """A new array holding a copy of `value` (an array of this library, of NumPy, or nested lists).
+        """A new array that holds a copy of `value`.
 
-        device: its number; without one an array stays on the device it is on, and all else comes to device 0.
+        value: an array of this library or of NumPy, or nested lists. device: its number; without
+        one an array stays on the device it is on, and all else comes to device 0.
         """
         return self.namespace.array(value, dtype=dtype, copy=True)
 
@@ -128,33 +140,46 @@ class Backend:
     def settle(self, part: int = 0, parts: int = 1) -> None:
         """Prepare the process for a loop of equal steps; call it while nothing is being computed.
 
-        Memory that is freed is kept for what is allocated next, and threads that have nothing to do leave their cores to others
-        sooner. Where `parts` processes that do the same share the device, this is the one of number `part`, and takes its part of the
-        cores.
+        Memory that is freed is kept for what is allocated next, and threads that have nothing to do
+        leave their cores to others sooner. Where `parts` processes that do the same share the
+        device, this is the one of number `part`, and takes its part of the cores.
         """
 
     def communicator(self) -> Any:
-        """What sums arrays over several devices of this kind (`cupy_nccl.Communicator`). DeviceError where there is nothing of the kind."""
+        """What sums arrays over several devices of this kind (`cupy_nccl.Communicator`).
+
+        DeviceError where there is nothing of the kind.
+        """
         raise DeviceError(f"NCCL sums on GPUs, and {self.name} has none; choose mpi")
 
     def captured(self, f: Callable[[], None]) -> Callable[[], None]:
         """`f`, which is called again and again, in the form in which that costs the least.
 
-        On a GPU f is called once as it is and once to be captured as a graph, and from then on its launches are repeated and none of its
-        Python is run: so what changes from call to call must lie in arrays, and f must neither wait for the device nor upload.
+        On a GPU f is called once as it is and once to be captured as a graph, and from then on its
+        launches are repeated and none of its Python is run: so what changes from call to call must
+        lie in arrays, and f must neither wait for the device nor upload.
         """
         return f
 
     def lay_out(self, matrix: Any) -> Any:
-        """The same matrix [in, out] in the layout in which products of a single row with it read memory fastest; itself where it is so."""
+        """The same matrix [in, out] in the layout that a product of a single row reads fastest.
+
+        It is `matrix` itself where that lies so already.
+        """
         return matrix
 
     def pack(self, matrix: Any) -> Any:
-        """A copy of a matrix as the panels that `packed_linear` takes, where a few rows are multiplied with it faster; else None."""
+        """A copy of a matrix as the panels that `packed_linear` takes.
+
+        None where a few rows are not multiplied with it faster.
+        """
         return None
 
     def errstate(self, **kinds: str) -> contextlib.AbstractContextManager[Any]:
-        """Inside the block the library keeps quiet about numbers that are not finite, as `numpy.errstate` has it. A GPU never warns."""
+        """Inside the block the library keeps quiet about numbers that are not finite.
+
+        It is as `numpy.errstate` has it. A GPU never warns.
+        """
         return contextlib.nullcontext()
 
     def erf(self, x: Any) -> Any:
@@ -177,7 +202,10 @@ class Backend:
         raise NotImplementedError
 
     def check_index(self, index: Any, size: int, what: str) -> None:
-        """ShapeError unless 0 ≤ index < size everywhere. A GPU does not check: it would have to wait for the answer."""
+        """ShapeError unless 0 ≤ index < size everywhere.
+
+        A GPU does not check: it would have to wait for the answer.
+        """
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

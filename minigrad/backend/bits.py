@@ -1,4 +1,7 @@
-"""Random bits: element i of a key's stream is mix(key + (i + 1)·γ), so that any part of it can be drawn alone (`minigrad.random`)."""
+"""Random bits by counting: the generator of `minigrad.random`.
+
+Element i of a key's stream is mix(key + (i + 1)·γ), so that any part of it can be drawn alone.
+"""
 from __future__ import annotations
 
 import math
@@ -31,12 +34,15 @@ def keep_mask(xp: Any, key: int, shape: tuple[int, ...], p: float) -> Any:
 
 
 def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
-    """Elements start … stop − 1 of the flat mask: two from each 64 bits of the key's stream, the low half first."""
+    """Elements start … stop − 1 of the flat mask.
+
+    They are drawn two from each 64 bits of the key's stream, the low half first.
+    """
     first = start // 2
     halves = raw_bits(xp, key, (stop + 1) // 2 - first, first).view(xp.uint32)
     return halves[start - 2 * first:stop - 2 * first] >= xp.uint32(least_kept(p))
 
 
 def least_kept(p: float) -> int:
-    """The least draw of 32 bits that keeps its element, where each is to be dropped with probability p."""
+    """The least draw of 32 bits that keeps its element, which is dropped with probability p."""
     return min(round(p * 2.0**32), 2**32 - 1)

@@ -1,4 +1,7 @@
-"""The BLAS that NumPy brought along: how many threads it uses, how to hold it to one, and products that round less."""
+"""The BLAS that NumPy brought along: its threads, and products that round less.
+
+How many threads it uses is asked and set here, and it can be held to one.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -19,10 +22,11 @@ _SUFFIXES = ("64_", "")
 
 @functools.cache
 def library() -> tuple[Any, str, str] | None:
-    """The loaded OpenBLAS with the prefix and suffix of its names, or None when NumPy uses another BLAS."""
+    """The loaded OpenBLAS with the prefix and suffix of its names; None for another BLAS."""
     here = os.path.dirname(np.__file__)
     places = (os.path.join(here, "..", "numpy.libs"), os.path.join(here, ".dylibs"))
-    for path in sorted(found for place in places for found in glob.glob(os.path.join(place, "*openblas*"))):
+    files = (found for place in places for found in glob.glob(os.path.join(place, "*openblas*")))
+    for path in sorted(files):
         try:
             found = ctypes.CDLL(path)
         except OSError:
@@ -35,7 +39,7 @@ def library() -> tuple[Any, str, str] | None:
 
 
 def call(name: str, *args: Any, restype: Any = ctypes.c_int) -> Any:
-    """Call the OpenBLAS function `name` (without prefix and suffix); None where there is no OpenBLAS."""
+    """Call OpenBLAS's function `name` (without prefix and suffix); None without OpenBLAS."""
     found = library()
     if found is None:
         return None
@@ -45,13 +49,15 @@ def call(name: str, *args: Any, restype: Any = ctypes.c_int) -> Any:
 
 
 def sleep_after(power: int) -> bool:
-    """Let OpenBLAS's threads spin for 2^power processor cycles when they have nothing to do, and then sleep; whether that was possible.
+    """Let OpenBLAS's threads spin for 2^power processor cycles when idle, and then sleep.
 
-    They read OPENBLAS_THREAD_TIMEOUT, which is not touched where it is set, when they are started: so they are ended, and the next
-    product starts them again. No other thread may be inside BLAS meanwhile.
+    It returns whether that was possible. The threads read OPENBLAS_THREAD_TIMEOUT, which is not
+    touched where it is set, when they are started: so they are ended, and the next product starts
+    them again. No other thread may be inside BLAS meanwhile.
     """
     found, name = library(), "OPENBLAS_THREAD_TIMEOUT"
-    if found is None or name in os.environ or not all(hasattr(found[0], f) for f in ("openblas_read_env", "blas_thread_shutdown_")):
+    needed = ("openblas_read_env", "blas_thread_shutdown_")
+    if found is None or name in os.environ or not all(hasattr(found[0], f) for f in needed):
         return False
     os.environ[name] = str(power)
     try:
@@ -87,28 +93,34 @@ def _sgemm() -> Any:
     if f is not None:
         integer, array = ctypes.c_int64 if suffix else ctypes.c_int, ctypes.c_void_p
         f.restype = None
-        f.argtypes = [*[ctypes.c_int] * 3, *[integer] * 3, ctypes.c_float, array, integer, array, integer, ctypes.c_float, array, integer]
+        f.argtypes = [*[ctypes.c_int] * 3, *[integer] * 3, ctypes.c_float, array, integer,
+                      array, integer, ctypes.c_float, array, integer]
     return f
 
 
 def _stored(x: Any) -> tuple[int, int] | None:
-    """cblas's word for how a matrix lies in memory (111 by rows, 112 by columns), and the distance of its lines; None: neither."""
+    """cblas's word for how a matrix lies in memory, and the distance of its lines.
+
+    The word is 111 by rows, 112 by columns. None where the matrix lies in neither way.
+    """
     size = x.itemsize
     for word, inner, outer, length in ((111, 1, 0, x.shape[1]), (112, 0, 1, x.shape[0])):
-        if x.strides[inner] == size and x.strides[outer] % size == 0 and x.strides[outer] >= length * size:
+        if (x.strides[inner] == size and x.strides[outer] % size == 0
+                and x.strides[outer] >= length * size):
             return word, x.strides[outer] // size
     return None
 
 
 def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
-    """a @ b, into `out` or added to what stands there. Large float32 matrices are multiplied SIZES.chunk terms at a time,
-    each part added to what is there.
+    """a @ b, into `out` or added to what stands there.
 
-    A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13), and in parts of c, by u√(c/6 + n/6c)
-    (tolerance.14). With most of its kernels OpenBLAS takes 384 terms at a time, and so rounds √2 as much as with 192, which cost a few
-    hundredths more time.
+    Large float32 matrices are multiplied SIZES.chunk terms at a time, each part added to what is
+    there. A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13),
+    and in parts of c, by u√(c/6 + n/6c) (tolerance.14). With most of its kernels OpenBLAS takes 384
+    terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
     """
-    if a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0] and (add or a.shape[1] > SIZES.chunk):
+    if (a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0]
+            and (add or a.shape[1] > SIZES.chunk)):
         (m, k), n = a.shape, b.shape[1]
         how_a, how_b, gemm = _stored(a), _stored(b), _sgemm()
         if min(m, n, k) > 1 and m * k * n >= SIZES.worth and how_a and how_b and gemm:
@@ -119,12 +131,15 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
                 step = -(-k // -(-k // SIZES.chunk))
                 step += -step % SIZES.lanes
                 for i in range(0, k, step):
-                    gemm(101, how_a[0], how_b[0], m, n, min(step, k - i), 1.0, a.ctypes.data + i * a.strides[1], how_a[1],
-                         b.ctypes.data + i * b.strides[0], how_b[1], 1.0 if i or add else 0.0, out.ctypes.data, how_out[1])
+                    gemm(101, how_a[0], how_b[0], m, n, min(step, k - i), 1.0,
+                         a.ctypes.data + i * a.strides[1], how_a[1],
+                         b.ctypes.data + i * b.strides[0], how_b[1],
+                         1.0 if i or add else 0.0, out.ctypes.data, how_out[1])
                 return out
     if out is None:
         if a.ndim == b.ndim == 2 and len(a) == 1:
-            return np.matmul(a[0], b)[None]             # gemv in every layout; NumPy takes gemm for a single row of a matrix
+            # gemv in every layout; NumPy takes gemm for a single row of a matrix
+            return np.matmul(a[0], b)[None]
         return np.matmul(a, b)
     if not add:
         return np.matmul(a, b, out=out)

@@ -1,5 +1,7 @@
-"""Matrix products by cuBLAS, as CuPy wraps it: on the tensor cores that a dtype has, with float32 sums, and nothing copied whose rows or
-columns lie one after the other."""
+"""Matrix products by cuBLAS, as CuPy wraps it, on the tensor cores that a dtype has.
+
+Sums of 16 bits are float32's, and nothing is copied whose rows or columns lie one after the other.
+"""
 from __future__ import annotations
 
 import itertools
@@ -8,22 +10,26 @@ from typing import Any
 
 import numpy as np
 
-# cudaDataType, cublasComputeType_t and cublasGemmAlgo_t, whose numbers are part of CUDA's binary interface
-_KINDS = {"f": 0, "d": 1, "e": 2, "E": 14}              # by the letter of a dtype; E is ml_dtypes' bfloat16
+# cudaDataType, cublasComputeType_t and cublasGemmAlgo_t: the numbers are of CUDA's binary interface
+_KINDS = {"f": 0, "d": 1, "e": 2, "E": 14}              # letters of dtypes; E: ml_dtypes' bfloat16
 _FLOAT32, _FLOAT32_BY_TF32, _FLOAT64 = 68, 77, 70
-_ALGORITHM = 99                                         # the library's choice, tensor cores included
-_ZERO, _ONE = ({kind: np.array(value, kind) for kind in ("float32", "float64")} for value in (0.0, 1.0))
+_ALGORITHM = 99                                         # the library's choice, tensor cores too
+_ZERO, _ONE = ({kind: np.array(value, kind) for kind in ("float32", "float64")}
+               for value in (0.0, 1.0))
 
 
-def multiply(cupy: Any, a: Any, b: Any, *, tf32: bool = False, out: Any = None, add: bool = False, dtype: Any = None) -> Any:
-    """a [..., n, k] @ b [..., k, m] -> [..., n, m]; NotImplemented to what cuBLAS has no one call for.
+def multiply(cupy: Any, a: Any, b: Any, *, tf32: bool = False, out: Any = None, add: bool = False,
+             dtype: Any = None) -> Any:
+    """a [..., n, k] @ b [..., k, m] -> [..., n, m]; NotImplemented where cuBLAS has no one call.
 
-    One dtype, float64, float32, float16 or bfloat16, and the same leading axes. tf32: float32 is rounded to 10 bits of mantissa before it
-    is multiplied. out: an array for the result whose rows are contiguous, and its matrices one after the other, to which add=True adds;
-    else it is new, of `dtype`, which for 16 bits may be float32.
+    One dtype, float64, float32, float16 or bfloat16, and the same leading axes. tf32: float32 is
+    rounded to 10 bits of mantissa before it is multiplied. out: an array for the result whose rows
+    are contiguous, and its matrices one after the other, to which add=True adds; else it is new, of
+    `dtype`, which for 16 bits may be float32.
     """
     kind = _KINDS.get(a.dtype.char)
-    if kind is None or a.dtype != b.dtype or a.ndim != b.ndim or a.ndim < 2 or a.shape[:-2] != b.shape[:-2] or not a.size or not b.size:
+    if (kind is None or a.dtype != b.dtype or a.ndim != b.ndim or a.ndim < 2
+            or a.shape[:-2] != b.shape[:-2] or not a.size or not b.size):
         return NotImplemented
     (n, k), m = a.shape[-2:], b.shape[-1]
     if max(n, k, m, math.prod(a.shape[:-2])) > 2**31 - 1:
@@ -38,18 +44,23 @@ def multiply(cupy: Any, a: Any, b: Any, *, tf32: bool = False, out: Any = None, 
     blas, handle, made = cupy.cuda.cublas, cupy.cuda.get_cublas_handle(), _KINDS[out.dtype.char]
     batch, step = math.prod(a.shape[:-2]), out.strides[-2] // out.dtype.itemsize if n > 1 else m
     if batch == 1:
-        blas.gemmEx(handle, turn_b, turn_a, m, n, k, one, b.data.ptr, kind, step_b, a.data.ptr, kind, step_a, beta, out.data.ptr, made,
-                    step, compute, _ALGORITHM)
+        blas.gemmEx(handle, turn_b, turn_a, m, n, k, one, b.data.ptr, kind, step_b,
+                    a.data.ptr, kind, step_a, beta, out.data.ptr, made, step, compute, _ALGORITHM)
     else:
-        blas.gemmStridedBatchedEx(handle, turn_b, turn_a, m, n, k, one, b.data.ptr, kind, step_b, next_b, a.data.ptr, kind, step_a, next_a,
-                                  beta, out.data.ptr, made, step, n * step, batch, compute, _ALGORITHM)
+        blas.gemmStridedBatchedEx(handle, turn_b, turn_a, m, n, k, one,
+                                  b.data.ptr, kind, step_b, next_b,
+                                  a.data.ptr, kind, step_a, next_a,
+                                  beta, out.data.ptr, made, step, n * step, batch,
+                                  compute, _ALGORITHM)
     return out
 
 
 def _layout(cupy: Any, x: Any) -> tuple[Any, int, int, int]:
-    """x [..., r, c] as cuBLAS reads it: whether its columns are what lies together, and the steps to the next row (column) and matrix.
+    """x [..., r, c] as cuBLAS reads it, and how it lies in memory.
 
-    A copy where neither rows nor columns lie together, or the matrices are not evenly apart.
+    That is whether its columns are what lies together, and the steps to the next row (column) and
+    to the next matrix. x is copied where neither rows nor columns lie together, or where the
+    matrices are not evenly apart.
     """
     (r, c), size = x.shape[-2:], x.dtype.itemsize
     steps = [s // size for s in x.strides]

@@ -1,4 +1,7 @@
-"""CuPy: arrays on an NVIDIA GPU. Loaded only when asked for; this file is the one place that imports cupy."""
+"""CuPy: arrays on an NVIDIA GPU.
+
+It is loaded only when asked for. Only this file imports cupy; `cupy_nccl` imports cupy's NCCL.
+"""
 from __future__ import annotations
 
 import functools
@@ -8,35 +11,48 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError
-from . import cublas, cupy_attention, cupy_choose, cupy_decode  # noqa: F401  they add their kernels to KERNELS
+
+# cupy_attention, cupy_choose and cupy_decode add their kernels to KERNELS
+from . import cublas, cupy_attention, cupy_choose, cupy_decode, cupy_errors  # noqa: F401
 from .base import Backend, half
-from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, free_and_total, no_gpu, unusable
+from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, LOGITS, add_rows, fits
 from .special import flat_places, running_sums
 
-_TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
+_TYPES = {"float32": ("float", "float"), "float64": ("double", "double"),
+          "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
 
 
 def source(file: str) -> str:
     """The text of a file of kernels, after what kernels.cu has for all of them."""
     here = Path(__file__).parent
     text = (here / "kernels.cu").read_text(encoding="utf-8")
-    return text if file == "kernels.cu" else text.partition("// ── what is above is for all")[0] + (here / file).read_text(encoding="utf-8")
+    if file == "kernels.cu":
+        return text
+    for_all = text.partition("// ── what is above is for all")[0]
+    return for_all + (here / file).read_text(encoding="utf-8")
 
 
 def load() -> Backend:
-    """The CuPy backend. BackendUnavailable, with what to do, where CuPy, CUDA's libraries, the driver or a GPU is missing."""
+    """The CuPy backend.
+
+    BackendUnavailable, with what to do, where CuPy, CUDA's libraries, the driver or a GPU is
+    missing.
+    """
     if importlib.util.find_spec("cupy") is None:
-        raise BackendUnavailable(f"backend cupy: the package cupy is not installed; {INSTALL}, {ELSE}")
+        raise BackendUnavailable("backend cupy: the package cupy is not installed; "
+                                 f"{INSTALL}, {ELSE}")
     try:
         import cupy
     except Exception as error:                          # a package in pieces raises whatever comes
         ours = explained(None, error)
-        raise ours or BackendUnavailable(f"backend cupy: cupy cannot be imported ({first_line(error)}); {INSTALL}, {ELSE}") from None
+        raise ours or BackendUnavailable("backend cupy: cupy cannot be imported "
+                                         f"({first_line(error)}); {INSTALL}, {ELSE}") from None
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
             raise BackendUnavailable(f"backend cupy: {no_gpu()}")
-        cupy.cuda.nvrtc.getVersion()                    # CuPy loads both when first used, which is in the middle of something
+        # CuPy loads both when they are first used, which is in the middle of something
+        cupy.cuda.nvrtc.getVersion()
         cupy.cuda.cublas  # noqa: B018
     except BackendUnavailable:
         raise
@@ -46,11 +62,13 @@ def load() -> Backend:
 
 
 class Captured:
-    """f as a CUDA graph. The first call runs f, which compiles its kernels; the second captures it; all but the first launch the graph.
+    """f as a CUDA graph.
 
-    A graph remembers addresses: what f allocates while it is captured comes from a memory pool of its own, which lives as long. It is
-    captured on a stream of its own, for the default stream cannot be, and launched on the current one, so that it runs after what was
-    asked for before it and before what is asked for after it.
+    The first call runs f, which compiles its kernels; the second captures it; all but the first
+    launch the graph. A graph remembers addresses: what f allocates while it is captured comes from
+    a memory pool of its own, which lives as long. It is captured on a stream of its own, for the
+    default stream cannot be, and launched on the current one, so that it runs after what was asked
+    for before it and before what is asked for after it.
     """
 
     def __init__(self, cuda: Any, f: Callable[[], None]) -> None:
@@ -78,8 +96,9 @@ class Captured:
 class CupyBackend(Backend):
     """Arrays of one CUDA device each; the device travels with the array.
 
-    CUDA computes on the device that is the current one of a thread. Here that is the device last named, or last computed on: `use` and `at`
-    change it, an op does where its arrays are elsewhere, and nobody changes it back.
+    CUDA computes on the device that is the current one of a thread. Here that is the device last
+    named, or last computed on: `use` and `at` change it, an op does where its arrays are elsewhere,
+    and nobody changes it back.
     """
 
     name = "cupy"
@@ -91,16 +110,18 @@ class CupyBackend(Backend):
         self.namespace = cupy
         self.array_types = (cupy.ndarray,)
         # a rule is not told the backend, and these need it
-        self.kernels = {name: functools.partial(f, self) if "/" in name else f for name, f in KERNELS.items()}
+        self.kernels = {name: functools.partial(f, self) if "/" in name else f
+                        for name, f in KERNELS.items()}
         self._ready: set[int] = set()                   # devices that have been looked at
         self._modules: dict[tuple[str, str], Any] = {}
         self._compiled: dict[tuple[str, Any], Any] = {}
 
-    def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...], *args: Any, shared: int = 0,
-               file: str = "kernels.cu") -> None:
-        """Run the kernel `name` of a file of kernels, compiled for floats of dtype, as so many blocks of so many threads.
+    def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...],
+               *args: Any, shared: int = 0, file: str = "kernels.cu") -> None:
+        """Run the kernel `name` of a file of kernels, compiled for floats of dtype.
 
-        args: arrays (contiguous where they are not Strided), int and float, as the kernel declares them. shared: bytes of memory that the
+        It runs as so many blocks of so many threads. args: arrays (contiguous where they are not
+        Strided), int and float, as the kernel declares them. shared: bytes of memory that the
         threads of a block share.
         """
         run = self._compiled.get((name, dtype))
@@ -108,7 +129,8 @@ class CupyBackend(Backend):
             stored, computed = _TYPES[str(dtype)]
             if (file, stored) not in self._modules:
                 options = (f"-DSTORE={stored}", f"-DREAL={computed}")
-                self._modules[file, stored] = self.namespace.RawModule(code=source(file), options=options)
+                module = self.namespace.RawModule(code=source(file), options=options)
+                self._modules[file, stored] = module
             run = self._compiled[name, dtype] = self._modules[file, stored].get_function(name)
         run(blocks, threads, args, shared_mem=shared)
 
@@ -132,17 +154,21 @@ class CupyBackend(Backend):
         device.use()
 
     def _look_at(self, device: Any) -> None:
-        """BackendUnavailable where a GPU cannot be used; DeviceError where there is none of this number."""
+        """DeviceError where there is no GPU of its number; BackendUnavailable if it is unusable."""
         count, place = self.count(), self.label(device.id)
         if device.id >= count:
-            raise DeviceError(f"{place} does not exist; this machine has {count} GPU{'s' * (count > 1)}, numbered from 0")
+            raise DeviceError(f"{place} does not exist; this machine has {count} "
+                              f"GPU{'s' * (count > 1)}, numbered from 0")
         try:
             capability = str(device.compute_capability)
             if (int(capability[:-1]), int(capability[-1])) < OLDEST:
-                raise BackendUnavailable(f"{place} has compute capability {capability[:-1]}.{capability[-1]}, and the kernels need "
-                                         f"{OLDEST[0]}.{OLDEST[1]}; choose another GPU with --device, {ELSE}")
+                raise BackendUnavailable(f"{place} has compute capability "
+                                         f"{capability[:-1]}.{capability[-1]}, and the kernels "
+                                         f"need {OLDEST[0]}.{OLDEST[1]}; choose another GPU "
+                                         f"with --device, {ELSE}")
             with device:
-                self.namespace.cuda.runtime.memGetInfo()            # which makes CUDA's context, where that can be had
+                # this makes CUDA's context, where that can be had
+                self.namespace.cuda.runtime.memGetInfo()
         except MinigradError:
             raise
         except Exception as error:
@@ -168,7 +194,10 @@ class CupyBackend(Backend):
         return self._made(self.namespace.asarray, value, dtype, device)
 
     def _made(self, make: Any, value: Any, dtype: Any, device: int | None) -> Any:
-        """make(value) on a device: its own for an array of ours, else the first, unless one is named."""
+        """make(value) on a device: an array of ours stays on its own, all else comes to the first.
+
+        device: the number of the one it comes to instead.
+        """
         try:
             if isinstance(value, self.namespace.ndarray):
                 here = value.data.device_id
@@ -190,7 +219,7 @@ class CupyBackend(Backend):
     def host(self, array: Any) -> Any:
         try:
             return self.namespace.asnumpy(array)
-        except Exception as error:                      # what went wrong before is often noticed here
+        except Exception as error:                      # an earlier error is often noticed here
             if (ours := self.explained(error)) is None:
                 raise
             raise ours from None
@@ -212,7 +241,7 @@ class CupyBackend(Backend):
         return Captured(self.namespace.cuda, f)
 
     def free_memory(self) -> int:
-        return free_and_total(self.namespace)[0]
+        return cupy_errors.free_and_total(self.namespace)[0]
 
     def lay_out(self, matrix: Any) -> Any:
         # what one number of the result is made of lies in one piece
@@ -228,12 +257,16 @@ class CupyBackend(Backend):
 
     def matmul(self, a: Any, b: Any) -> Any:
         out = self.product(a, b)
-        if out is NotImplemented and half(a.dtype):     # cuBLAS has no one call for it, and CuPy adds up as it likes
+        if out is NotImplemented and half(a.dtype):
+            # cuBLAS has no one call for it, and CuPy adds up as it likes
             return self.namespace.matmul(a.astype("float32"), b.astype("float32")).astype(a.dtype)
         return self.namespace.matmul(a, b) if out is NotImplemented else out
 
     def product(self, a: Any, b: Any, **options: Any) -> Any:
-        """a @ b by one call of cuBLAS, with the options of `cublas.multiply`; NotImplemented where there is none."""
+        """a @ b by one call of cuBLAS; NotImplemented where there is none.
+
+        options: those of `cublas.multiply`.
+        """
         return cublas.multiply(self.namespace, a, b, tf32=self.tf32, **options)
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
@@ -244,9 +277,11 @@ class CupyBackend(Backend):
         return out
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
-        # CuPy's own adds in any order, and the last bit may differ from run to run: so what is added to one place is summed up first
+        # CuPy's own adds in any order, and the last bit may differ from run to run: so what is
+        # added to one place is summed up first
         cp, parts = self.namespace, index if isinstance(index, tuple) else (index,)
-        if len(parts) == array.ndim and all(hasattr(i, "dtype") and i.dtype.kind in "iu" for i in parts):
+        if len(parts) == array.ndim and all(hasattr(i, "dtype") and i.dtype.kind in "iu"
+                                            for i in parts):
             places = flat_places(cp, tuple(map(cp.asarray, parts)), array.shape)
         else:
             places = cp.arange(array.size).reshape(array.shape)[index]
@@ -256,6 +291,7 @@ class CupyBackend(Backend):
         places, sums = running_sums(cp, places.reshape(-1), values.reshape(-1, 1))
         last = cp.concatenate([places[1:] != places[:-1], cp.ones(1, dtype=bool)])
         flat = array.reshape(-1)
-        cp.add.at(flat, places, cp.where(last, sums[:, 0], 0))      # and nothing, wherever a sum is not whole yet
+        # and nothing is added wherever a sum is not whole yet
+        cp.add.at(flat, places, cp.where(last, sums[:, 0], 0))
         if not array.flags.c_contiguous:                # then flat is a copy
             array[...] = flat.reshape(array.shape)

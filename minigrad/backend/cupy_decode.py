@@ -1,6 +1,7 @@
 """CuPy kernels of a step of decoding (`minigrad.decode`): what calls decode.cu.
 
-How a matrix is cut up depends on its size and on how many multiprocessors there are, so equal calls on one device give equal bits.
+How a matrix is cut up depends on its size and on how many multiprocessors there are, so equal calls
+on one device give equal bits.
 """
 from __future__ import annotations
 
@@ -10,20 +11,25 @@ from typing import Any
 from .cupy_kernels import kernel, room, wide
 
 FILE = "decode.cu"
-THREADS = 512                                           # of a block that multiplies: as decode.cu's __launch_bounds__ has it
+# threads of a block that multiplies, as decode.cu's __launch_bounds__ has it
+THREADS = 512
 WARPS = THREADS // 32
-PANEL = 28 * 1024                                       # bytes of x in shared memory, of the 48 KiB that every GPU gives a block
+# bytes of x in shared memory, of the 48 KiB that every GPU gives a block
+PANEL = 28 * 1024
 SUMS = 1024                                             # sums of a block, which are there too
 LEAST = 64                                              # keys that are worth a block
-SOON = 8 << 20                                          # bytes that are asked for while attention leaves memory idle
+# bytes that are asked for while attention leaves memory idle
+SOON = 8 << 20
 ACTIVATIONS = {None: 0, "gelu_new": 1, "gelu": 2, "relu": 3}
 
 
 @functools.cache
-def cut(processors: int, rows: int, outs: int, k: int, c: int, itemsize: int) -> tuple[int, int, int, int]:
-    """How a product of rows [·, k] with a matrix [outs, k] is cut up: blocks, slices of a row, panel, and numbers of shared memory.
+def cut(processors: int, rows: int, outs: int, k: int, c: int,
+        itemsize: int) -> tuple[int, int, int, int]:
+    """How a product of rows [·, k] with a matrix [outs, k] is cut up.
 
-    c: numbers of a chunk. itemsize: of a number that is computed with. A warp's time is the chunks that one lane asks for.
+    It gives blocks, slices of a row, panel, and numbers of shared memory. c: numbers of a chunk.
+    itemsize: of a number that is computed with. A warp's time is the chunks that one lane asks for.
     """
     n, r = {1: (1, 1), 2: (2, 2), 3: (4, 2), 4: (4, 2)}.get(rows, (8, 4))          # as in decode.cu
     each = processors * (2 if rows == 1 else 1)         # blocks that run at a time
@@ -31,7 +37,8 @@ def cut(processors: int, rows: int, outs: int, k: int, c: int, itemsize: int) ->
     here, groups = -(-outs // blocks), -(-k // (32 * c))
     panel = max(1, min(groups, PANEL // (32 * c * n * itemsize)))
     items = -(-here // r)
-    slices = min((s for s in range(1, WARPS + 1) if s == 1 or here * s * n <= SUMS), key=lambda s: -(-items * s // WARPS) * -(-panel // s))
+    fit = (s for s in range(1, WARPS + 1) if s == 1 or here * s * n <= SUMS)
+    slices = min(fit, key=lambda s: -(-items * s // WARPS) * -(-panel // s))
     return blocks, slices, panel, n * (panel * 32 * c + 2 + 32) + here * slices * n
 
 
@@ -43,22 +50,25 @@ def product(xp: Any, x: Any, weight: Any) -> tuple[int, int, int, int]:
 
 @kernel("step_embed")
 def step_embed(xp, ids, state, pad, wte, wpe, x):
-    xp.launch("step_embed", wte.dtype, (1,), (THREADS,), ids, state, pad, wte, wpe, x, *x.shape, ids.shape[0] - 1, file=FILE)
+    xp.launch("step_embed", wte.dtype, (1,), (THREADS,), ids, state, pad, wte, wpe, x, *x.shape,
+              ids.shape[0] - 1, file=FILE)
 
 
 @kernel("step_linear")
 def step_linear(xp, x, weight, bias, out, *, norm, eps, act, add):
     blocks, slices, panel, numbers = product(xp, x, weight)
-    xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,), (THREADS,), x, *(norm or (None, None)),
-              weight, bias, out, *x.shape, weight.shape[0], slices, panel, ACTIVATIONS[act], int(add), float(eps),
+    xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,),
+              (THREADS,), x, *(norm or (None, None)), weight, bias, out, *x.shape, weight.shape[0],
+              slices, panel, ACTIVATIONS[act], int(add), float(eps),
               shared=room(weight.dtype, numbers), file=FILE)
 
 
 @kernel("step_qkv")
 def step_qkv(xp, x, norm, weight, bias, q, keys, values, state, *, eps):
     blocks, slices, panel, numbers = product(xp, x, weight)
-    xp.launch("step_qkv" if x.shape[0] == 1 else "step_qkv_few", weight.dtype, (blocks,), (THREADS,), x, *norm, weight, bias, q, keys,
-              values, state, *x.shape, keys.shape[3], keys.shape[2], slices, panel, float(eps), shared=room(weight.dtype, numbers),
+    xp.launch("step_qkv" if x.shape[0] == 1 else "step_qkv_few", weight.dtype, (blocks,),
+              (THREADS,), x, *norm, weight, bias, q, keys, values, state, *x.shape, keys.shape[3],
+              keys.shape[2], slices, panel, float(eps), shared=room(weight.dtype, numbers),
               file=FILE)
 
 
@@ -69,5 +79,6 @@ def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scal
     (next, later), left = (*soon, None, None)[:2], SOON // keys.dtype.itemsize
     of_next = 0 if next is None else min(next.size, left)
     of_later = 0 if later is None else min(later.size, left - of_next)
-    xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state, pad, out, parts, arrived,
-              next, later, e, size, LEAST, of_next, of_later, float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)
+    xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state,
+              pad, out, parts, arrived, next, later, e, size, LEAST, of_next, of_later,
+              float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)

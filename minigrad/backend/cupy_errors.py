@@ -1,4 +1,4 @@
-"""What CuPy and CUDA complain of, as minigrad's errors: one line that says what, where and what to do."""
+"""What CuPy and CUDA complain of, as minigrad's errors: one line with what, where, what to do."""
 from __future__ import annotations
 
 import os
@@ -7,57 +7,79 @@ from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, MinigradError, OutOfMemoryError
 
-OLDEST = (7, 0)                                         # compute capability: Volta, the first whose threads of a warp go their own ways
-INSTALL = "pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])"
+# compute capability: Volta, the first whose threads of a warp go their own ways
+OLDEST = (7, 0)
+INSTALL = ("pip install 'cupy-cuda12x[ctk]' (CUDA 12; the extra [cuda12]) "
+           "or 'cupy-cuda13x[ctk]' (CUDA 13; [cuda13])")
 ELSE = "or use --backend numpy"
-_THEIRS = {"CUDARuntimeError", "CUDADriverError", "CUBLASError", "NVRTCError", "CompileException", "DynamicLibNotFoundError"}
-_DRIVER_OLD = ("cudaErrorInsufficientDriver", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "cudaErrorSystemDriverMismatch",
-               "cudaErrorCallRequiresNewerDriver", "cudaErrorCompatNotSupportedOnDevice")
+_THEIRS = {"CUDARuntimeError", "CUDADriverError", "CUBLASError", "NVRTCError", "CompileException",
+           "DynamicLibNotFoundError"}
+_DRIVER_OLD = ("cudaErrorInsufficientDriver", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+               "cudaErrorSystemDriverMismatch", "cudaErrorCallRequiresNewerDriver",
+               "cudaErrorCompatNotSupportedOnDevice")
 _NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
-_OLD_GPU = ("cudaErrorNoKernelImageForDevice", "CUDA_ERROR_NO_BINARY_FOR_GPU", "NVRTC_ERROR_INVALID_OPTION", "CUBLAS_STATUS_ARCH_MISMATCH",
+_OLD_GPU = ("cudaErrorNoKernelImageForDevice", "CUDA_ERROR_NO_BINARY_FOR_GPU",
+            "NVRTC_ERROR_INVALID_OPTION", "CUBLAS_STATUS_ARCH_MISMATCH",
             "invalid value for --gpu-architecture")
-_NEW_NVRTC = ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "cudaErrorUnsupportedPtxVersion", "CUDA_ERROR_INVALID_PTX", "cudaErrorInvalidPtx")
-_TAKEN = ("cudaErrorDevicesUnavailable", "CUDA_ERROR_DEVICE_UNAVAILABLE", "cudaErrorInitializationError", "CUDA_ERROR_NOT_INITIALIZED",
+_NEW_NVRTC = ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "cudaErrorUnsupportedPtxVersion",
+              "CUDA_ERROR_INVALID_PTX", "cudaErrorInvalidPtx")
+_TAKEN = ("cudaErrorDevicesUnavailable", "CUDA_ERROR_DEVICE_UNAVAILABLE",
+          "cudaErrorInitializationError", "CUDA_ERROR_NOT_INITIALIZED",
           "CUBLAS_STATUS_NOT_INITIALIZED", "cudaErrorSystemNotReady", "cudaErrorStartupFailure")
-_BROKEN = ("cudaErrorIllegalAddress", "CUDA_ERROR_ILLEGAL_ADDRESS", "cudaErrorLaunchFailure", "CUDA_ERROR_LAUNCH_FAILED", "cudaErrorAssert",
-           "cudaErrorMisalignedAddress", "cudaErrorHardwareStackError", "cudaErrorIllegalInstruction", "cudaErrorECCUncorrectable")
+_BROKEN = ("cudaErrorIllegalAddress", "CUDA_ERROR_ILLEGAL_ADDRESS", "cudaErrorLaunchFailure",
+           "CUDA_ERROR_LAUNCH_FAILED", "cudaErrorAssert", "cudaErrorMisalignedAddress",
+           "cudaErrorHardwareStackError", "cudaErrorIllegalInstruction",
+           "cudaErrorECCUncorrectable")
 
 
-def explained(cupy: Any, error: BaseException, what: str = "", place: str = "cupy") -> MinigradError | None:
-    """The error of ours that stands for one of CuPy's, met by `what` on the device `place`; None for one that is not CuPy's."""
+def explained(cupy: Any, error: BaseException, what: str = "",
+              place: str = "cupy") -> MinigradError | None:
+    """The error of ours that stands for one of CuPy's; None for one that is not CuPy's.
+
+    It was met by `what` on the device `place`.
+    """
     names, said = {kind.__name__ for kind in type(error).__mro__}, first_line(error)
     head = f"{what}: " if what else ""
     if "OutOfMemoryError" in names or any(word in said for word in _NO_MEMORY):
         return OutOfMemoryError(head + _no_memory(cupy, said, place))
-    missing = re.search(r"\blib(cublas|nvrtc|cudart|curand|cusolver|cusparse|cufft|nvJitLink)\w*", said)
+    missing = re.search(r"\blib(cublas|nvrtc|cudart|curand|cusolver|cusparse|cufft|nvJitLink)\w*",
+                        said)
     if isinstance(error, ImportError | OSError) or "DynamicLibNotFoundError" in names:
         if not missing:
             return None
-        return BackendUnavailable(f"backend cupy: CUDA's library {missing[0]} is not installed; {libraries(cupy)}, {ELSE}")
+        return BackendUnavailable(f"backend cupy: CUDA's library {missing[0]} is not installed; "
+                                  f"{libraries(cupy)}, {ELSE}")
     if not names & _THEIRS:
         return None
     if any(word in said for word in _DRIVER_OLD):
         return BackendUnavailable(f"backend cupy: {_driver(cupy)} ({said}), {ELSE}")
     if "NoDevice" in said or "NO_DEVICE" in said:
         return BackendUnavailable(f"backend cupy: {no_gpu()}")
-    runtime, driver = _version(_ask(cupy, "runtimeGetVersion")), _version(_ask(cupy, "driverGetVersion"))
+    runtime = _version(_ask(cupy, "runtimeGetVersion"))
+    driver = _version(_ask(cupy, "driverGetVersion"))
     if any(word in said for word in _OLD_GPU):
-        return BackendUnavailable(f"{head}{place}: this CuPy and its CUDA {runtime} have no code for this GPU ({said}); "
-                                  f"an old GPU needs 'cupy-cuda12x[ctk]', a new one the newest CuPy; {ELSE}")
+        return BackendUnavailable(f"{head}{place}: this CuPy and its CUDA {runtime} have no code "
+                                  f"for this GPU ({said}); an old GPU needs 'cupy-cuda12x[ctk]', "
+                                  f"a new one the newest CuPy; {ELSE}")
     if any(word in said for word in _NEW_NVRTC):
-        return BackendUnavailable(f"{head}{place}: the driver, for CUDA {driver}, does not understand what the compiler NVRTC makes "
-                                  f"({said}); update the driver, or install an older NVRTC: pip install 'cuda-toolkit[nvrtc]=={driver}.*'")
+        return BackendUnavailable(f"{head}{place}: the driver, for CUDA {driver}, does not "
+                                  f"understand what the compiler NVRTC makes ({said}); update the "
+                                  "driver, or install an older NVRTC: "
+                                  f"pip install 'cuda-toolkit[nvrtc]=={driver}.*'")
     if any(word in said for word in _TAKEN):
-        return BackendUnavailable(f"{head}{place} cannot be used ({said}); does another process hold it or its memory? nvidia-smi shows; "
-                                  f"choose another with --device, {ELSE}")
+        return BackendUnavailable(f"{head}{place} cannot be used ({said}); does another process "
+                                  "hold it or its memory? nvidia-smi shows; choose another with "
+                                  f"--device, {ELSE}")
     if "InvalidDevice" in said or "INVALID_DEVICE" in said:
-        return DeviceError(f"{head}{place} does not exist ({said}); nvidia-smi -L lists the GPUs, numbered from 0")
+        return DeviceError(f"{head}{place} does not exist ({said}); nvidia-smi -L lists the GPUs, "
+                           "numbered from 0")
     if "CompileException" in names:
-        return DeviceError(f"{head}{place}: a kernel does not compile: {_complaint(str(error))}; say so, with the GPU and "
-                           f"python -m minigrad.info, {ELSE}")
+        return DeviceError(f"{head}{place}: a kernel does not compile: {_complaint(str(error))}; "
+                           f"say so, with the GPU and python -m minigrad.info, {ELSE}")
     if any(word in said for word in _BROKEN):
-        return DeviceError(f"{head}{place} failed ({said}), and this process cannot use it any more; is an index outside its table? "
-                           "CUDA_LAUNCH_BLOCKING=1 shows where")
+        return DeviceError(f"{head}{place} failed ({said}), and this process cannot use it any "
+                           "more; is an index outside its table? CUDA_LAUNCH_BLOCKING=1 shows "
+                           "where")
     return DeviceError(f"{head}{place}: {said}")
 
 
@@ -99,31 +121,39 @@ def _no_memory(cupy: Any, said: str, place: str) -> str:
     try:
         free, total = free_and_total(cupy)
         used = cupy.get_default_memory_pool().used_bytes()
-        parts.append(f"{',' if asked else ':'} {_gb(free)} free of {_gb(total)}, {_gb(used)} in use by this process")
+        parts.append(f"{',' if asked else ':'} {_gb(free)} free of {_gb(total)}, "
+                     f"{_gb(used)} in use by this process")
     except Exception:                                   # a device that has failed answers nothing
         pass
     if limit:
         parts.append(f", limit set to {_gb(int(limit[1].replace(',', '')))}")
-    return "".join(parts) + "; lower the batch or the block size, compute in 16 bits (--dtype bfloat16), or train with --recompute"
+    return "".join(parts) + ("; lower the batch or the block size, compute in 16 bits "
+                             "(--dtype bfloat16), or train with --recompute")
 
 
 def free_and_total(cupy: Any) -> tuple[int, int]:
-    """Bytes of the current device that can be allocated, what CuPy's pool holds unused included, and bytes that it has."""
+    """Bytes of the current device that can be allocated, and bytes that it has.
+
+    What CuPy's pool holds unused can be allocated, too.
+    """
     free, total = cupy.cuda.runtime.memGetInfo()
     pool = cupy.get_default_memory_pool()
     return free + pool.total_bytes() - pool.used_bytes(), total
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.3g} MB" if size >= 1e5 else f"{size:,} bytes"
+    if size >= 1e7:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.3g} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
 def _driver(cupy: Any) -> str:
     has, wants = _ask(cupy, "driverGetVersion"), _ask(cupy, "runtimeGetVersion")
     if not has:
         return "there is no NVIDIA driver here; install it, nvidia-smi then shows the GPU"
-    return (f"the NVIDIA driver is for CUDA {_version(has)}, and this CuPy for CUDA {_version(wants)}; update the driver, or "
-            f"pip install 'cupy-cuda{min(has // 1000, 12)}x[ctk]'")
+    return (f"the NVIDIA driver is for CUDA {_version(has)}, and this CuPy for CUDA "
+            f"{_version(wants)}; update the driver, or pip install "
+            f"'cupy-cuda{min(has // 1000, 12)}x[ctk]'")
 
 
 def _ask(cupy: Any, name: str) -> int:
@@ -141,4 +171,5 @@ def _version(number: int) -> str:
 def _complaint(log: str) -> str:
     """The first error in a compiler's log."""
     lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no reason given")[:300]
+    errors = (line for line in lines if "error" in line.lower())
+    return next(errors, lines[0] if lines else "no reason given")[:300]

@@ -24,26 +24,35 @@ class Communicator:
             raise BackendUnavailable(f"NCCL cannot be loaded ({error}); {_INSTALL}") from None
         if not getattr(self.nccl, "available", True):
             raise BackendUnavailable(f"NCCL is not installed; {_INSTALL}")
-        self.types = {"float32": self.nccl.NCCL_FLOAT32, "float64": self.nccl.NCCL_FLOAT64, "float16": self.nccl.NCCL_FLOAT16}
+        self.types = {"float32": self.nccl.NCCL_FLOAT32, "float64": self.nccl.NCCL_FLOAT64,
+                      "float16": self.nccl.NCCL_FLOAT16}
 
     def unique_id(self) -> Any:
         """What process 0 makes, and all connect with."""
         return self.nccl.get_unique_id()
 
     def connect(self, rank: int, world_size: int, unique_id: Any) -> None:
-        """Meet the others, each with the current device as its own. BackendUnavailable with what NCCL says."""
+        """Meet the others, each with the current device as its own.
+
+        BackendUnavailable with what NCCL says.
+        """
         try:
             self.communicator = self.nccl.NcclCommunicator(world_size, unique_id, rank)
         except self.nccl.NcclError as error:
-            raise BackendUnavailable(f"NCCL: {error}; each process needs a GPU of its own") from None
+            raise BackendUnavailable(f"NCCL: {error}; "
+                                     "each process needs a GPU of its own") from None
         self.stream = self.cuda.Stream(non_blocking=True)
 
     def all_reduce(self, array: Any) -> Callable[[], None]:
-        """Sum in place, after what the current stream has yet to do and beside what it is given later. The result lets that stream wait."""
+        """Sum in place, after what the current stream has yet to do, and beside what comes later.
+
+        The result, when it is called, lets that stream wait.
+        """
         ready, done = self.cuda.Event(disable_timing=True), self.cuda.Event(disable_timing=True)
         ready.record()
         self.stream.wait_event(ready)
-        self.communicator.allReduce(array.data.ptr, array.data.ptr, array.size, self.types[str(array.dtype)], self.nccl.NCCL_SUM,
+        self.communicator.allReduce(array.data.ptr, array.data.ptr, array.size,
+                                    self.types[str(array.dtype)], self.nccl.NCCL_SUM,
                                     self.stream.ptr)
         done.record(self.stream)
         return lambda: self.cuda.get_current_stream().wait_event(done)

@@ -16,7 +16,8 @@ from .base import Backend
 from .numpy_kernels import add_rows, over_rows
 from .numpy_sizes import SIZES
 
-SPIN = 20                                               # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
+# log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
+SPIN = 20
 
 
 class NumpyBackend(Backend):
@@ -25,14 +26,16 @@ class NumpyBackend(Backend):
     name = "numpy"
     namespace = np
     array_types = (np.ndarray,)
-    scalar_types = (np.bool_, np.float16, np.float32, np.float64, np.longdouble, np.int8, np.int16, np.int32, np.int64,
+    scalar_types = (np.bool_, np.float16, np.float32, np.float64, np.longdouble,
+                    np.int8, np.int16, np.int32, np.int64,
                     np.uint8, np.uint16, np.uint32, np.uint64)
 
     def __init__(self) -> None:
         from . import numpy_attention, numpy_classifier
 
         self.logits = SIZES.logits
-        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS, **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
+        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS,
+                        **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
 
     def errstate(self, **kinds: Any) -> Any:
         return np.errstate(**kinds)
@@ -49,31 +52,39 @@ class NumpyBackend(Backend):
 
     def take(self, x: Any, indices: Any, axis: int = 0) -> Any:
         if axis == 0 and not x.flags.c_contiguous:
-            return x[indices]                           # np.take would make a copy of all of x first
+            return x[indices]                           # np.take would copy all of x first
         return np.take(x, indices, axis=axis)
 
     def owns(self, array: Any) -> bool:
         return array.base is None
 
     def free_memory(self) -> int:
-        # what Linux would give without swapping, and what a container may still take; elsewhere nobody says
+        # what Linux would give without swapping, and what a container may still take; elsewhere
+        # nobody says
         free = [sys.maxsize]
         with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
-            free.append(1024 * int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable:")).split()[1]))
+            found = next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable:"))
+            free.append(1024 * int(found.split()[1]))
         with contextlib.suppress(OSError, ValueError):
-            most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+            most, used = (int(Path("/sys/fs/cgroup", name).read_text())
+                          for name in ("memory.max", "memory.current"))
             free.append(max(0, most - used))
         return min(free)
 
     def settle(self, part: int = 0, parts: int = 1) -> None:
-        # glibc hands large arrays back to the system when they are freed, and every new one costs page faults again
+        # glibc hands large arrays back to the system when they are freed, and every new one costs
+        # page faults again
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(-4, 0)                         # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
+            # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
+            libc.mallopt(-4, 0)
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
         n = numpy_kernels.cores()
-        if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):     # else somebody has dealt out the cores already
-            mine = sorted(os.sched_getaffinity(0))[part * n // parts:max(part * n // parts + 1, (part + 1) * n // parts)]
+        # where n is less, somebody has dealt out the cores already
+        if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):
+            first = part * n // parts
+            after = max(first + 1, (part + 1) * n // parts)
+            mine = sorted(os.sched_getaffinity(0))[first:after]
             os.sched_setaffinity(0, mine)
             blas.call("set_num_threads", min(len(mine), blas.call("get_num_threads") or 1))
         blas.sleep_after(SPIN)
@@ -85,7 +96,8 @@ class NumpyBackend(Backend):
         if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
             return matrix
         square = SIZES.square
-        out = np.empty((columns, rows), matrix.dtype)   # gemv reads memory in the longest runs when the longer axis is the inner one
+        # gemv reads memory in the longest runs when the longer axis is the inner one
+        out = np.empty((columns, rows), matrix.dtype)
 
         def work(i: int, j: int) -> None:
             for k in range(0, columns, square):

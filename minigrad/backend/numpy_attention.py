@@ -1,4 +1,7 @@
-"""Causal attention on a CPU in tiles: queries in blocks, keys only up to the diagonal, heads dealt to threads."""
+"""Causal attention on a CPU in tiles.
+
+Queries are taken in blocks, with keys only up to the diagonal, and heads are dealt to threads.
+"""
 from __future__ import annotations
 
 import math
@@ -22,10 +25,14 @@ def _tile(T: int) -> int:
 
 
 def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None]) -> None:
-    """Call work(row, some of its heads) for all rows, dealt to threads, each of which calls BLAS on small matrices by itself."""
+    """Call work(row, some of its heads) for all rows, dealt to threads.
+
+    Each thread calls BLAS on small matrices by itself.
+    """
     n = min(cores(), rows * heads)
     size = min(max(1, SIZES.group // (_tile(T) * T)), -(-heads // n) if rows < n else heads)
-    groups = [(row, slice(i, min(i + size, heads))) for row in range(rows) for i in range(0, heads, size)]
+    groups = [(row, slice(i, min(i + size, heads)))
+              for row in range(rows) for i in range(0, heads, size)]
 
     def several(part: list[tuple[int, slice]]) -> None:
         for row, some in part:
@@ -39,8 +46,9 @@ def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None
 
 
 def _plain(q: Any, k: Any, mask: Any) -> bool:
-    """Whether this is the case the tiles are for: float matrices, no padding mask, as many queries as keys."""
-    return mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0 and q.dtype.kind == "f"
+    """Whether the tiles are for this case: float matrices, no mask, as many queries as keys."""
+    return (mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0
+            and q.dtype.kind == "f")
 
 
 def _four(x: Any) -> Any:
@@ -51,18 +59,29 @@ def _four(x: Any) -> Any:
 
 
 def _new(like: Any, size: int, fill: Callable[..., Any] = np.empty) -> Any:
-    """An array [B, h, T, size] that lies in memory as [B, T, h, size]: the heads stand side by side when the model puts them together."""
+    """An array [B, h, T, size] that lies in memory as [B, T, h, size].
+
+    The heads stand side by side when the model puts them together.
+    """
     B, h, T, _ = like.shape
     return fill((B, T, h, size), like.dtype).swapaxes(1, 2)
 
 
 def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
-    """The dropout mask of queries i … j − 1 of some heads, [heads, j − i, j]: the slice of the mask of all scores."""
-    return np.stack([keep_mask_span(np, key, (n * T + i) * T, (n * T + j) * T, p).reshape(j - i, T)[:, :j] for n in heads])
+    """The dropout mask of queries i … j − 1 of some heads, [heads, j − i, j].
+
+    It is the slice of the mask of all scores.
+    """
+    return np.stack([
+        keep_mask_span(np, key, (n * T + i) * T, (n * T + j) * T, p).reshape(j - i, T)[:, :j]
+        for n in heads])
 
 
 def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
-    """Attention of one query over all keys, as in a step of decoding: no mask, and as few calls as will do."""
+    """Attention of one query over all keys, as in a step of decoding.
+
+    There is no mask, and there are as few calls as will do.
+    """
     scores = np.matmul(q * s, k.swapaxes(-1, -2))
     top = scores.max(axis=-1, keepdims=True)
     scores -= top
@@ -74,9 +93,13 @@ def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
 
 
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
-    """Blocks of queries, each with all keys that its last query sees (attention.13), and the logarithm of each row's sum (attention.10)."""
+    """Blocks of queries, each with all keys that its last query sees (attention.13).
+
+    It saves the logarithm of each row's sum (attention.10).
+    """
     if q.shape[-2] == 1 and k.size and v.size and mask is None and p == 0.0:
-        return _one_query(q, k, v, q.dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale))
+        return _one_query(q, k, v,
+                          q.dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale))
     if not causal or not _plain(q, k, mask):
         return NotImplemented
     T, dtype, shape = q.shape[-2], q.dtype, (*q.shape[:-1], v.shape[-1])
@@ -88,7 +111,8 @@ def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
     hidden = np.triu(np.full((tile, tile), -np.inf, dtype), 1)
 
     def work(row: int, some: slice) -> None:
-        qs, ks, vs, n = q[row, some], k[row, some].swapaxes(1, 2), v[row, some], some.stop - some.start
+        qs, ks, vs, n = (q[row, some], k[row, some].swapaxes(1, 2), v[row, some],
+                         some.stop - some.start)
         memory = np.empty(n * min(tile, T) * T, dtype)
         for i in range(0, T, tile):
             j = min(i + tile, T)
@@ -111,14 +135,18 @@ def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
 
 
 def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
-    """The gradients block by block (attention.4–7, .14), with the weights computed again from lse (attention.10)."""
+    """The gradients block by block (attention.4–7, .14).
+
+    The weights are computed again from lse (attention.10).
+    """
     if not causal or not _plain(q, k, mask):
         return NotImplemented
     T, dtype, shapes = q.shape[-2], q.dtype, (q.shape, k.shape, v.shape)
     s = dtype.type(1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     g, q, k, v, lse = (_four(a) for a in (g, q, k, v, lse))
     B, h = q.shape[:2]
-    dq, dk, dv = _new(q, q.shape[-1]), _new(k, k.shape[-1], np.zeros), _new(v, v.shape[-1], np.zeros)
+    dq, dk, dv = (_new(q, q.shape[-1]), _new(k, k.shape[-1], np.zeros),
+                  _new(v, v.shape[-1], np.zeros))
     tile, factor = _tile(T), dtype.type(1.0 / (1.0 - p))
     hidden = np.triu(np.full((tile, tile), -np.inf, dtype), 1)
 
@@ -135,15 +163,18 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
             weights[:, :, i:] += hidden[:j - i, :j - i]
             weights -= ls[:, i:j]
             np.exp(weights, out=weights)
-            weights /= weights.sum(axis=2, keepdims=True)       # lse was rounded, for the whole row alike
+            # lse was rounded, for the whole row alike
+            weights /= weights.sum(axis=2, keepdims=True)
             np.matmul(here, vs[:, :j].swapaxes(1, 2), out=ds)
             if p > 0.0:
-                keep = _keep(key, p, range(row * h + some.start, row * h + some.stop), i, j, T) * factor
+                keep = _keep(key, p, range(row * h + some.start, row * h + some.stop),
+                             i, j, T) * factor
                 ds *= keep
                 dvs[:, :j] += np.matmul((weights * keep).swapaxes(1, 2), here)
             else:
                 dvs[:, :j] += np.matmul(weights.swapaxes(1, 2), here)
-            ds -= np.vecdot(weights, ds)[:, :, None]    # all keys of a query are here, and the sum rounds as what it is taken from
+            # all keys of a query are here, and the sum rounds as what it is taken from
+            ds -= np.vecdot(weights, ds)[:, :, None]
             ds *= weights
             np.multiply(np.matmul(ds, ks[:, :j]), s, out=dqs[:, i:j])
             dks[:, :j] += np.matmul(ds.swapaxes(1, 2), scaled)

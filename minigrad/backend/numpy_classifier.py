@@ -1,4 +1,7 @@
-"""The classifier with its loss on a CPU: rows of logits in blocks, overwritten with their gradient while it is wanted."""
+"""The classifier with its loss on a CPU.
+
+Rows of logits come in blocks, and are overwritten with their gradient while it is wanted.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,15 +32,20 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
         here = slice(i, min(i + step, n))
         logits = matmul(rows[here], weight.T, out=memory[:here.stop - i])
         _to_gradient(logits, ids[here], scale[here], nll[here])
-        if dx is not None:                              # of so many terms the parts' rounding counts most, so there are few of them
+        # of so many terms the parts' rounding counts most, so there are few of them
+        if dx is not None:
             np.matmul(logits, weight, out=dx[here])
         if dweight is not None:
             matmul(logits.T, rows[here], out=dweight, add=i > 0)
-    return Saved(mean_of(nll, scale), dx=None if dx is None else dx.reshape(x.shape), dweight=dweight, boost=1.0)
+    return Saved(mean_of(nll, scale), dx=None if dx is None else dx.reshape(x.shape),
+                 dweight=dweight, boost=1.0)
 
 
 def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
-    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale (cross_entropy.3), and nll [n] is filled, while some rows are in the cache."""
+    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale (cross_entropy.3), and nll is filled.
+
+    nll is [n]; it is filled while the rows are in the cache.
+    """
     at = np.arange(len(ids))
 
     def work(i: int, j: int) -> None:
@@ -56,8 +64,11 @@ def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
 
 
 def _times(g, found, boost):
-    """g times a gradient that is ours: the gradient itself where g is 1, as it is for the loss that the backward pass starts from."""
-    return found if g == 1.0 else g * found             # it waits as it is: boost is 1
+    """g times a gradient that is ours; it waits as it is, for boost is 1.
+
+    It is that gradient itself where g is 1, as for the loss that the backward pass starts from.
+    """
+    return found if g == 1.0 else g * found
 
 
 KERNELS["linear_cross_entropy"] = linear_cross_entropy

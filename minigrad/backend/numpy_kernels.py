@@ -1,6 +1,8 @@
-"""Faster NumPy kernels for some ops: rows in blocks that stay in the cache, all steps in place, spread over threads.
+"""Faster NumPy kernels for some ops.
 
-Each means what the op of its name says (`KERNELS` maps "op", "op/argument" and "op/argument+" to it) and is tested against that.
+They take rows in blocks that stay in the cache, do all steps in place, and use several threads.
+Each means what the op of its name says (`KERNELS` maps "op", "op/argument" and "op/argument+" to
+it) and is tested against that.
 """
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def cores() -> int:
-    """How many threads share the work: as many as this process may use processors, unless SIZES says otherwise."""
+    """How many threads share the work: one for each processor that this process may use.
+
+    SIZES may say otherwise.
+    """
     if SIZES.threads:
         return SIZES.threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,7 +46,8 @@ def pool() -> Any:
     """The threads that share elementwise work; NumPy's loops release the interpreter lock."""
     global _pool
     if _pool is None:
-        from concurrent.futures import ThreadPoolExecutor  # slow to import, and many programs never need it
+        # slow to import, and many programs never need it
+        from concurrent.futures import ThreadPoolExecutor
 
         _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minigrad")
     return _pool
@@ -50,7 +56,8 @@ def pool() -> Any:
 def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[Any]:
     """Call work(start, stop) over blocks of rows, and return the results in order.
 
-    The blocks depend on the sizes alone, so sums over blocks come out the same whatever the number of threads.
+    The blocks depend on the sizes alone, so sums over blocks come out the same whatever the number
+    of threads.
     """
     step = max(1, SIZES.block // max(1, width))
     if rows <= step:
@@ -61,7 +68,8 @@ def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[An
         return [work(i, j) for i, j in spans]
     share = -(-len(spans) // n)
     parts = [spans[k:k + share] for k in range(0, len(spans), share)]
-    return [result for part in spread(parts, lambda part: [work(i, j) for i, j in part]) for result in part]
+    return [result for part in spread(parts, lambda part: [work(i, j) for i, j in part])
+            for result in part]
 
 
 def spread(parts: list[Any], work: Callable[[Any], Any]) -> list[Any]:
@@ -78,8 +86,8 @@ def as_rows(x: Any) -> Any:
 def column_sums(x: Any) -> Any:
     """The sum over the rows of a matrix, as products with ones.
 
-    BLAS adds several rows at a time, which np.sum does not, so that it rounds less and takes less time. In parts of 128 rows, the
-    error is that of sums of 128/8 + n/128 terms.
+    BLAS adds several rows at a time, which np.sum does not, so that it rounds less and takes less
+    time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
     n, part = len(x), SIZES.sums
     whole = n // part * part
@@ -106,7 +114,7 @@ def sum_to(xp, x, *, shape):
 def broadcast_to(xp, x, *, shape):
     if math.prod(shape) > SIZES.copy:
         return NotImplemented
-    out = np.empty(shape, x.dtype)                      # a small copy takes less time than NumPy's view
+    out = np.empty(shape, x.dtype)                      # a small copy is faster than NumPy's view
     out[...] = x
     return out
 
@@ -114,7 +122,8 @@ def broadcast_to(xp, x, *, shape):
 def add_rows(out: Any, index: Any, values: Any) -> None:
     """out[index[k]] += values[k] for all k, in place, in an order that the index fixes."""
     if len(index):
-        order = np.argsort(index, kind="stable")        # equal rows stay in the order they came: a deterministic sum
+        # equal rows stay in the order they came: a deterministic sum
+        order = np.argsort(index, kind="stable")
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
         places = sorted_index[starts]
@@ -123,7 +132,7 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
 
 @kernel("embedding_op/weight+")
 def embedding_into(sum, g, ids, weight_shape):
-    """Into a gradient that is there already, the head's where the table is tied to it   (tying.2)."""
+    """Into a gradient that is there, the head's where the table is tied to it   (tying.2)."""
     add_rows(sum, ids.reshape(-1), g.reshape(-1, g.shape[-1]))
 
 
@@ -137,13 +146,15 @@ def addmm(xp, bias, x, weight):
         out += bias
         return out.reshape(*x.shape[:-1], weight.shape[1])
     out = np.empty((len(rows), weight.shape[1]), x.dtype)
-    out[...] = bias                                     # what the product adds to: a pass over the result less than adding it afterwards
+    # what the product adds to: a pass over the result less than adding it afterwards
+    out[...] = bias
     return matmul(rows, weight, out=out, add=True).reshape(*x.shape[:-1], weight.shape[1])
 
 
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
-FAR = 1e4                                               # beyond it gelu′ is taken as it is there: 0 or 1
+# beyond it gelu′ is taken as it is there: 0 or 1
+FAR = 1e4
 
 
 @kernel("gelu")
@@ -178,15 +189,19 @@ def gelu_joint(g, x, bias, approximate):
     rows, gs, outs = (np.ascontiguousarray(a).reshape(-1, width) for a in (x, g, out))
 
     def work(i, j):
-        # with v = c(x + a x³) and s = ½(1 + tanh v) = 1/(1 + e^(−2v)), gelu′ is s(1 + (1 − s) 2x v′), 1 − s = e^(−2v) s   (gelu.6)
+        # with v = c(x + a x³) and s = ½(1 + tanh v) = 1/(1 + e^(−2v)), gelu′ is
+        # s(1 + (1 − s) 2x v′), 1 − s = e^(−2v) s   (gelu.6)
         d = outs[i:j]
-        a = rows[i:j] if bias is None else np.add(rows[i:j], bias, out=d)  # read for the last time before d is written
-        a = np.clip(a, -FAR, FAR, out=d)                # where x² is no number any more, gelu′ has long been 0 or 1
+        # a is in d's memory, and is read for the last time before d is written
+        a = rows[i:j] if bias is None else np.add(rows[i:j], bias, out=d)
+        # where x² is no number any more, gelu′ has long been 0 or 1
+        a = np.clip(a, -FAR, FAR, out=d)
         t, u = np.multiply(a, a), np.empty_like(a)
         np.multiply(t, -2.0 * _C * _A, out=u)
         u += -2.0 * _C
         u *= a
-        np.minimum(u, 80.0, out=u)                      # whose exponential every float holds; beyond it gelu′ is 0 to rounding
+        # every float holds the exponential of 80; beyond it gelu′ is 0 to rounding
+        np.minimum(u, 80.0, out=u)
         np.exp(u, out=u)                                # e^(−2v)
         t *= 6.0 * _C * _A
         t += 2.0 * _C
@@ -205,12 +220,16 @@ def gelu_joint(g, x, bias, approximate):
 
 
 def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
-    """The same of one row, as in a step of decoding: its statistics are numbers, and the calls as few as will do."""
+    """The same of one row, as in a step of decoding.
+
+    Its statistics are numbers, and the calls as few as will do.
+    """
     n, small, number = x.shape[-1], (1,) * x.ndim, x.dtype.type
     mean = float(np.add.reduce(x, axis=None)) / n
     y = x - mean
     square = float(np.vdot(y, y)) / n + eps
-    rstd = 1.0 / math.sqrt(square) if square > 0.0 else math.inf if square == 0.0 else math.nan      # as of several rows
+    # as of several rows
+    rstd = 1.0 / math.sqrt(square) if square > 0.0 else math.inf if square == 0.0 else math.nan
     y *= rstd
     y *= weight
     y += bias
@@ -271,8 +290,12 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     return out.reshape(x.shape), dweight, dbias
 
 
-def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any, what: str) -> tuple[Any, Any]:
-    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean: 1/n, or 0."""
+def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any,
+            what: str) -> tuple[Any, Any]:
+    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean.
+
+    The share is 1/n, or 0.
+    """
     ids = targets.reshape(-1)
     kept = ids != ignore_index
     ids = np.where(kept, ids, 0)
@@ -282,7 +305,8 @@ def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any, 
 
 def mean_of(nll: Any, scale: Any) -> Any:
     """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
-    return np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.any() else nll.dtype.type(np.nan)
+    return (np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.any()
+            else nll.dtype.type(np.nan))
 
 
 @kernel("cross_entropy")
@@ -339,7 +363,8 @@ def dropout(xp, x, *, p, key):
 @kernel("adamw_update")
 def adamw_update(xp, ps, gs, ms, vs, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
     if not all(a.flags.c_contiguous for kind in (ps, ms, vs) for a in kind):
-        return NotImplemented                           # made flat here, they would be copies, and the step lost
+        # made flat here, they would be copies, and the step lost
+        return NotImplemented
     for p, g, m, v in zip(ps, gs, ms, vs):
         flats = [np.ascontiguousarray(a).reshape(-1, 1) for a in (p, g, m, v)]
 

@@ -1,8 +1,8 @@
 """Products of a few rows on a CPU.
 
-BLAS copies a matrix into an order of its own before it multiplies more than one row with it, which takes three times as long as
-reading it. Panels lie in that order already, and each is small enough for the routines that copy nothing; so such a product is as
-fast as memory is.
+BLAS copies a matrix into an order of its own before it multiplies more than one row with it, which
+takes three times as long as reading it. Panels lie in that order already, and each is small enough
+for the routines that copy nothing; so such a product is as fast as memory is.
 """
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def terms(k: int) -> int:
-    """How many of a sum's k terms are added up at a time: a divisor of k, at most SIZES.chunk where there is one of some size."""
+    """How many of a sum's k terms are added up at a time: a divisor of k.
+
+    It is at most SIZES.chunk, where there is such a divisor of some size.
+    """
     return next((c for c in range(min(k, SIZES.chunk), SIZES.chunk // 4, -1) if k % c == 0), k)
 
 
 def pack(matrix: Any) -> Any:
-    """Panels [P, q, c, w] of a matrix [k, m]: w = SIZES.panel columns after one another, the last filled up with zeros."""
+    """Panels [P, q, c, w] of a matrix [k, m], the last of them filled up with zeros.
+
+    A panel is w = SIZES.panel columns after one another.
+    """
     k, m = matrix.shape
     c, w = terms(k), SIZES.panel
     P = -(-m // w)

@@ -1,7 +1,9 @@
-"""The sizes at which the NumPy kernels change what they do: their blocks, tiles and chunks, and from where those are worth it.
+"""The sizes at which the NumPy kernels change what they do.
 
-They are read at each call from the one object SIZES, so that `minigrad.testing.small_sizes` can make all of them small at once: then
-small arrays go through several blocks, through a last one that is not full, and through threads.
+They are blocks, tiles and chunks, and the sizes from which those are worth it. They are read at
+each call from the one object SIZES, so that `minigrad.testing.small_sizes` can make all of them
+small at once: then small arrays go through several blocks, through a last one that is not full, and
+through threads.
 """
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class Sizes:
     logits: int = 128 << 20             # bytes of logits at a time: enough rows for ∂W to be read
                                         # and written seldom
     # attention
-    near_tile: int = 64                 # queries per block: small ones skip more of the masked half,
+    near_tile: int = 64                 # queries per block: small ones skip more that is masked,
     far_tile: int = 128                 # large ones make larger products,
     far: int = 256                      # and are taken for more queries than these
     group: int = 64 * 1024              # scores worked on at a time: 256 KiB of float32

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# W. J. Cody, "Rational Chebyshev approximation for the error function", Mathematics of Computation 23 (1969):
+# W. J. Cody, "Rational Chebyshev approximation for the error function",
+# Mathematics of Computation 23 (1969):
 # erf(x) = x P(x²)/Q(x²) for |x| ≤ 0.46875; erfc(x) = exp(−x²) P(x)/Q(x) for 0.46875 < x ≤ 4;
 # erfc(x) = exp(−x²)/x · (1/√π − P(x⁻²)/(x² Q(x⁻²))) beyond.
 _SMALL_P = (
@@ -13,7 +14,8 @@ _SMALL_P = (
     3.77485237685302021e02,
     3.20937758913846947e03,
 )
-_SMALL_Q = (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03, 2.84423683343917062e03)
+_SMALL_Q = (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03,
+            2.84423683343917062e03)
 _MIDDLE_P = (
     2.15311535474403846e-8,
     5.64188496988670089e-1,
@@ -25,8 +27,9 @@ _MIDDLE_P = (
     2.05107837782607147e03,
     1.23033935479799725e03,
 )
-_MIDDLE_Q = (1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02, 1.62138957456669019e03,
-             3.29079923573345963e03, 4.36261909014324716e03, 3.43936767414372164e03, 1.23033935480374942e03)
+_MIDDLE_Q = (1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02,
+             1.62138957456669019e03, 3.29079923573345963e03, 4.36261909014324716e03,
+             3.43936767414372164e03, 1.23033935480374942e03)
 _LARGE_P = (
     1.63153871373020978e-2,
     3.05326634961232344e-1,
@@ -54,9 +57,13 @@ def _horner(coefficients: tuple[float, ...], x: Any) -> Any:
 
 
 def erf(xp: Any, x: Any) -> Any:
-    """erf(x) = 2/√π ∫₀ˣ exp(−t²) dt, elementwise; x of any float dtype and shape. Source: Cody (1969)."""
+    """erf(x) = 2/√π ∫₀ˣ exp(−t²) dt, elementwise, after Cody (1969).
+
+    x is of any float dtype and shape.
+    """
     size = xp.abs(x)
-    small = xp.minimum(size, 0.46875)                   # held where each formula holds: infinities come out right
+    # held where each formula holds: infinities come out right
+    small = xp.minimum(size, 0.46875)
     near = small * _horner(_SMALL_P, small * small) / _horner(_SMALL_Q, small * small)
     # beyond 6 the complement is below 2⁻⁵⁵: 1 to the last bit of float64
     outer = xp.minimum(xp.maximum(size, 0.46875), 6.0)
@@ -64,27 +71,33 @@ def erf(xp: Any, x: Any) -> Any:
     inverse = 1.0 / xp.maximum(outer, 4.0) ** 2
     tail = inverse * _horner(_LARGE_P, inverse) / _horner(_LARGE_Q, inverse)
     decay = xp.exp(-outer * outer)
-    complement = decay * xp.where(outer <= 4.0, _horner(_MIDDLE_P, middle) / _horner(_MIDDLE_Q, middle),
-                                  (_INVERSE_ROOT_PI - tail) / outer)
+    ratio = _horner(_MIDDLE_P, middle) / _horner(_MIDDLE_Q, middle)
+    complement = decay * xp.where(outer <= 4.0, ratio, (_INVERSE_ROOT_PI - tail) / outer)
     value = xp.where(size <= 0.46875, near, 1.0 - complement)
     return xp.where(xp.isnan(x), x, xp.where(x < 0.0, -value, value))
 
 
 def add_at_rows(xp: Any, rows: int, index: Any, values: Any) -> Any:
-    """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r; nothing to wait for on a GPU."""
+    """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r.
+
+    There is nothing to wait for on a GPU.
+    """
     if index.shape[0] == 0:
         return xp.zeros((rows, values.shape[1]), dtype=values.dtype)
     index, sums = running_sums(xp, index, values)
     wanted = xp.arange(rows, dtype=index.dtype)
-    last = xp.maximum(xp.searchsorted(index, wanted, side="right") - 1, 0)      # where each row's whole sum lies, if it has one
-    return xp.where((xp.take(index, last, axis=0) == wanted)[:, None], xp.take(sums, last, axis=0), 0)
+    # where each row's whole sum lies, if it has one
+    last = xp.maximum(xp.searchsorted(index, wanted, side="right") - 1, 0)
+    there = (xp.take(index, last, axis=0) == wanted)[:, None]
+    return xp.where(there, xp.take(sums, last, axis=0), 0)
 
 
 def running_sums(xp: Any, index: Any, values: Any) -> tuple[Any, Any]:
-    """index [n] sorted, and values [n, d] in the same order, each replaced by the sum of those before it of equal index, and itself.
+    """index [n] sorted, and values [n, d] in the same order as running sums.
 
-    A segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the last 2s of its kind up to it.
-    log₂ n passes, in an order that the index fixes.
+    Each value is replaced by the sum of itself and those before it of equal index. It is a
+    segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the
+    last 2s of its kind up to it. log₂ n passes, in an order that the index fixes.
     """
     order, stride = xp.argsort(index, kind="stable"), 1
     index, sums = xp.take(index, order, axis=0), xp.take(values, order, axis=0)
@@ -96,8 +109,12 @@ def running_sums(xp: Any, index: Any, values: Any) -> tuple[Any, Any]:
 
 
 def flat_places(xp: Any, index: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
-    """Where, counted along the rows of an array of `shape`, the elements are that one array of integers for each axis names."""
+    """Where the elements lie that `index` names: one array of integers for each axis.
+
+    The places are counted along the rows of an array of `shape`.
+    """
     places, stride = 0, 1
     for i, n in zip(reversed(index), reversed(shape)):
-        places, stride = places + xp.remainder(i, max(n, 1)) * stride, stride * n       # negative ones count from the end
+        # negative ones count from the end
+        places, stride = places + xp.remainder(i, max(n, 1)) * stride, stride * n
     return places

@@ -1,4 +1,7 @@
-"""Scaled dot-product attention (Vaswani et al. 2017) with a causal mask: definition, derivation, rule, kernel."""
+"""Scaled dot-product attention (Vaswani et al. 2017): definition, derivation, rule, kernel.
+
+Its mask may be causal, and may hide padding.
+"""
 from __future__ import annotations
 
 import math
@@ -20,10 +23,11 @@ from .softmax import softmax_by_parts
 
 
 def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
-    """Which keys a query may look at, as bool that broadcasts to [..., queries, keys]; None when it is all of them.
+    """Which keys a query may look at; None when it is all of them.
 
-    causal: query i stands at position keys − queries + i and sees the keys up to its own: a lower triangle of ones
-    (causal.1, .6). mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
+    The result is of bool and broadcasts to [..., queries, keys]. causal: query i stands at position
+    keys − queries + i and sees the keys up to its own: a lower triangle of ones (causal.1, .6).
+    mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
     """
     if causal and queries > 1:
         triangle = xp.tri(queries, keys, keys - queries, dtype=bool)
@@ -39,41 +43,48 @@ def attention_scores(q: Any, k: Any, *, scale: float | None = None) -> Any:
 
 @in_float32
 def weights_of_scores(scores: Any, mask: Any = None, *, causal: bool) -> Any:
-    """P = softmax(S + M)   (attention.2): [..., queries, keys], with M = 0 where a key may be seen, −∞ where not.
+    """P = softmax(S + M)   (attention.2): [..., queries, keys].
 
-    M is the logarithm of what `allowed` gives (causal.2–3). A query that may see no key at all gets zeros (causal.5).
+    M is 0 where a key may be seen and −∞ where not: the logarithm of what `allowed` gives
+    (causal.2–3). A query that may see no key at all gets zeros (causal.5).
     """
     array = scores.array if isinstance(scores, Tensor) else scores
     xp = backend.of(array)
-    seen = allowed(xp, scores.shape[-2], scores.shape[-1], causal, mask.array if isinstance(mask, Tensor) else mask)
-    if seen is not None:                                # the lowest finite number stands for −∞, whose row would be NaN
-        seen = Tensor(seen) if isinstance(scores, Tensor) else seen                    # one mask, saved twice without a copy
+    mask = mask.array if isinstance(mask, Tensor) else mask
+    seen = allowed(xp, scores.shape[-2], scores.shape[-1], causal, mask)
+    if seen is not None:
+        # one mask, saved twice without a copy
+        seen = Tensor(seen) if isinstance(scores, Tensor) else seen
+        # the lowest finite number stands for −∞, whose row would be NaN
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
     return weights if seen is None else where(seen, weights, 0.0)
 
 
 @in_float32
-def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool, scale: float | None = None) -> Any:
+def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool,
+                      scale: float | None = None) -> Any:
     """P = softmax(s Q Kᵀ + M)   (attention.2): the weights of the scores."""
     return weights_of_scores(attention_scores(q, k, scale=scale), mask, causal=causal)
 
 
 @in_float32
-def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool, scale: float | None = None,
-                       p: float = 0.0, key: int = 0) -> Any:
-    """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights`, of which p > 0 drops some with the key's mask,
-    times V   (attention.3).
+def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool,
+                       scale: float | None = None, p: float = 0.0, key: int = 0) -> Any:
+    """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights` times V   (attention.3).
+
+    p > 0 drops some of the weights, with the key's mask.
     """
     weights = attention_weights(q, k, mask, causal=causal, scale=scale)
     return matmul_op(dropout_op(weights, p=p, key=key) if p > 0.0 else weights, v)
 
 
-def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: Any, causal: bool, scale: Any, p: float,
-                     key: int) -> tuple[Any, Any, Any, None]:
-    """With P = exp(s Q Kᵀ − lse) on the keys that are seen (attention.10) and D = rowsum(g ⊙ out):
+def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: Any, causal: bool,
+                     scale: Any, p: float, key: int) -> tuple[Any, Any, Any, None]:
+    """The gradients of q, k and v, and None for the mask   (attention.4–7).
 
-    ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q   (attention.4–7).
+    With P = exp(s Q Kᵀ − lse) on the keys that are seen (attention.10) and D = rowsum(g ⊙ out):
+    ∂V = Pᵀ g,  ∂S = P ⊙ (g Vᵀ − D),  ∂Q = s ∂S K,  ∂K = s ∂Sᵀ Q.
     """
     s = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     weights = exp(matmul_op(q, transpose(k)) * s - lse)
@@ -87,26 +98,33 @@ def _attention_joint(g: Any, q: Any, k: Any, v: Any, mask: Any, out: Any, lse: A
     return matmul_op(ds, k), matmul_op(transpose(ds), q), matmul_op(transpose(dropped), g), None
 
 
-def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any, **settings: Any) -> None:
-    """ShapeError unless q is [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes; DTypeError for
-    a mask that is not bool; TypeError without causal.
+def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any,
+                     **settings: Any) -> None:
+    """ShapeError unless q, k and v fit; DTypeError for a mask that is not bool.
+
+    They are q [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes. TypeError
+    without causal.
     """
     if causal is None:
-        raise TypeError("write causal=True for a query that sees no key after its own, as GPT-2's, or causal=False (PyTorch's default)")
-    if q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
-        raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit; "
-                         "q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
-    if mask is not None and mask.dtype.kind != "b":     # PyTorch adds a mask of floats to the scores
-        raise DTypeError(f"attention: the mask must be bool, true where a key may be seen, not {mask.dtype}; "
-                         "of a mask of 0 and −inf that is mask == 0")
+        raise TypeError("write causal=True for a query that sees no key after its own, as GPT-2's, "
+                        "or causal=False (PyTorch's default)")
+    if (q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]
+            or q.shape[-1] != k.shape[-1]):
+        raise ShapeError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} "
+                         "do not fit; q is [..., Tq, d], k [..., Tk, d], v [..., Tk, e]")
+    # PyTorch adds a mask of floats to the scores
+    if mask is not None and mask.dtype.kind != "b":
+        raise DTypeError("attention: the mask must be bool, true where a key may be seen, "
+                         f"not {mask.dtype}; of a mask of 0 and −inf that is mask == 0")
 
 
 @fused(attention_by_parts, _attention_joint, check=_check_attention)
 def attention(xp, q, k, v, mask: Constant = None, *, causal=None, scale=None, p=0.0, key=0):
-    """softmax(Q Kᵀ/√d + M) V   (attention.1). q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
+    """softmax(Q Kᵀ/√d + M) V   (attention.1).
+    q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
 
-    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal has to be said: True for a query i that sees keys up
-    to Tk − Tq + i, False for one that sees all keys.
+    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal has to be said:
+    True for a query i that sees keys up to Tk − Tq + i, False for one that sees all keys.
     """
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -9,5 +9,5 @@ from .linear_cross_entropy import linear_cross_entropy_by_parts as linear_cross_
 from .softmax import log_softmax_by_parts as log_softmax
 from .softmax import softmax_by_parts as softmax
 
-__all__ = ["add_layer_norm", "attention", "cross_entropy", "dropout", "gelu", "layer_norm", "linear_cross_entropy", "log_softmax",
-           "softmax"]
+__all__ = ["add_layer_norm", "attention", "cross_entropy", "dropout", "gelu", "layer_norm",
+           "linear_cross_entropy", "log_softmax", "softmax"]

@@ -17,7 +17,10 @@ from .softmax import log_softmax
 
 
 def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -100) -> Any:
-    """−(1/n) Σ_i log softmax(logits_i)[target_i] over the n rows whose target is not ignore_index   (cross_entropy.1)"""
+    """−(1/n) Σ_i log softmax(logits_i)[target_i]   (cross_entropy.1).
+
+    The sum and n are over the rows whose target is not ignore_index.
+    """
     targets = targets.array if isinstance(targets, Tensor) else targets
     logits = widened(logits)
     kept = targets != ignore_index
@@ -26,32 +29,38 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
 
 
 def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
-    """(softmax(logits) − onehot(target))/n on the rows that count, 0 on the others   (cross_entropy.2–3)"""
-    places = where(scale[..., 0] > 0.0, targets, 0)[..., None]      # rows that do not count may have any place: their scale is 0
+    """(softmax(logits) − onehot(target))/n, or 0 on rows that do not count   (cross_entropy.2–3)"""
+    # rows that do not count may have any place: their scale is 0
+    places = where(scale[..., 0] > 0.0, targets, 0)[..., None]
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
 def check_targets(name: str, targets: Any) -> None:
-    """DTypeError, on behalf of the op `name`, unless targets are integers; an empty array may have any dtype."""
+    """DTypeError, on behalf of the op `name`, unless targets are integers.
+
+    An empty array may have any dtype.
+    """
     if targets.dtype.kind not in "iu" and math.prod(targets.shape):
-        raise DTypeError(f"{name}: targets must be integers, not {targets.dtype}; probabilities are not supported")
+        raise DTypeError(f"{name}: targets must be integers, not {targets.dtype}; "
+                         "probabilities are not supported")
 
 
 def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> None:
-    """ShapeError unless targets are [...] for logits [..., V], DTypeError unless they are integers."""
+    """ShapeError unless targets are [...] for logits [..., V], DTypeError unless integers."""
     check_targets("cross_entropy", targets)
     if logits.shape[:-1] != targets.shape:
-        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so targets must be "
-                         f"{list(logits.shape[:-1])}, not {list(targets.shape)}")
+        raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so "
+                         f"targets must be {list(logits.shape[:-1])}, not {list(targets.shape)}")
 
 
-@fused(cross_entropy_by_parts, check=_check_cross_entropy, widens=True, logits=cross_entropy_dlogits)
+@fused(cross_entropy_by_parts, check=_check_cross_entropy, widens=True,
+       logits=cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 
-    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count. When none counts the loss is NaN
-    and the gradient 0, as in PyTorch. The loss of logits of 16 bits is float32.
-    ShapeError when the shapes do not match or a target lies outside 0 … V−1.
+    logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count.
+    When none counts the loss is NaN and the gradient 0, as in PyTorch. The loss of logits of 16
+    bits is float32. ShapeError when the shapes do not match or a target lies outside 0 … V−1.
     """
     kept = targets != ignore_index
     ids = xp.where(kept, targets, 0)
@@ -61,25 +70,32 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
     ones = kept.astype(logits.dtype)
     count = xp.sum(ones)
-    scale = (ones / xp.where(count > 0.0, count, xp.ones_like(count)))[..., None]     # 0 where no row counts, and with it the gradient
+    # 0 where no row counts, and with it the gradient
+    scale = (ones / xp.where(count > 0.0, count, xp.ones_like(count)))[..., None]
     with xp.errstate(invalid="ignore"):                 # 0/0 there: the loss is NaN
         loss = xp.sum(xp.where(kept, nll, 0.0)) / count
     return Saved(loss, lse=lse, scale=scale)
 
 
-def weighted_cross_entropy(logits: Any, targets: Any, ignore_index: int, reduction: str, label_smoothing: float, weight: Any) -> Any:
-    """Cross-entropy with PyTorch's options, of ops: (1 − ε) wₜ nllₜ + (ε/V) Σᵥ wᵥ nllᵥ for each row, and the mean of them by Σ wₜ."""
+def weighted_cross_entropy(logits: Any, targets: Any, ignore_index: int, reduction: str,
+                           label_smoothing: float, weight: Any) -> Any:
+    """Cross-entropy with PyTorch's options, made of ops.
+
+    Each row is (1 − ε) wₜ nllₜ + (ε/V) Σᵥ wᵥ nllᵥ, and the mean of them is by Σ wₜ.
+    """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction must be mean, sum or none, not {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
+        raise ValueError("cross_entropy: label_smoothing must lie in [0, 1], "
+                         f"not {label_smoothing}")
     targets = targets.array if isinstance(targets, Tensor) else targets
     _check_cross_entropy(logits, targets, ignore_index=ignore_index)
-    nll = -log_softmax(widened(logits))                                                # [..., V]
-    kept = targets != ignore_index                                                     # [...]
-    ids = where(kept, targets, 0)                                                      # [...]
-    one = nll * 0.0 + 1.0 if weight is None else broadcast_to(astype(weight, dtype=nll.dtype), shape=nll.shape)
-    share = gather(one, ids[..., None], axis=-1)[..., 0]                               # [...]
+    nll = -log_softmax(widened(logits))                                     # [..., V]
+    kept = targets != ignore_index                                          # [...]
+    ids = where(kept, targets, 0)                                           # [...]
+    one = (nll * 0.0 + 1.0 if weight is None                                # [..., V]
+           else broadcast_to(astype(weight, dtype=nll.dtype), shape=nll.shape))
+    share = gather(one, ids[..., None], axis=-1)[..., 0]                    # [...]
     each = share * gather(nll, ids[..., None], axis=-1)[..., 0] * (1.0 - label_smoothing)
     if label_smoothing:
         each = each + sum(one * nll, axis=-1) * (label_smoothing / nll.shape[-1])

@@ -1,4 +1,7 @@
-"""Dropout (Srivastava et al. 2014) from a counter-based generator: the mask is a function of the key, so nothing is kept."""
+"""Dropout (Srivastava et al. 2014) from a counter-based generator.
+
+The mask is a function of the key, so nothing is kept.
+"""
 from __future__ import annotations
 
 from ..backend.bits import keep_mask
@@ -9,6 +12,7 @@ from ..op import op
 def dropout_op(xp, x, *, p, key):
     """x with each element zeroed with probability p and the rest divided by 1 − p   (dropout.1).
 
-    Linear in x with a symmetric matrix: its derivative is the same op with the same key   (dropout.2).
+    It is linear in x with a symmetric matrix, so its derivative is the same op with the same key
+    (dropout.2).
     """
     return x * keep_mask(xp, key, x.shape, p).astype(x.dtype) * (1.0 / (1.0 - p))

@@ -12,12 +12,16 @@ from ..widen import in_float32
 
 _C = math.sqrt(2.0 / math.pi)                           # GELU by tanh: ½x(1 + tanh(c(x + a x³)))
 _A = 0.044715
-_FAR = 1e4                                              # where x² is no number any more, the derivative has long been 0 or 1
+# where x² is no number any more, the derivative has long been 0 or 1
+_FAR = 1e4
 
 
 @in_float32
 def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str) -> Any:
-    """x Φ(x) with Φ the normal distribution (gelu.1), or ½x(1 + tanh(√(2/π)(x + 0.044715x³))) as GPT-2 has it (gelu.2); of x + bias."""
+    """x Φ(x) with Φ the normal distribution   (gelu.1), or GPT-2's form of it   (gelu.2).
+
+    GPT-2 has ½x(1 + tanh(√(2/π)(x + 0.044715x³))). With a bias, x + bias takes the place of x.
+    """
     _check_which(approximate)
     if bias is not None:
         x = x + bias
@@ -39,28 +43,30 @@ def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
         square = x * x
         t = tanh(_C * (x + _A * (square * x)))
         return g * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (_C * (1.0 + 3.0 * _A * square)))
-    return g * (0.5 * (1.0 + erf(x * (1.0 / math.sqrt(2.0)))) + x * exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi)))
+    return g * (0.5 * (1.0 + erf(x * (1.0 / math.sqrt(2.0))))
+                + x * exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi)))
 
 
 def _check_which(approximate: Any) -> None:
     if approximate not in ("none", "tanh"):
-        raise ValueError("which GELU? write approximate=\"tanh\" for GPT-2's (JAX's default), or approximate=\"none\" for the exact "
-                         "one (PyTorch's default)")
+        raise ValueError("which GELU? write approximate=\"tanh\" for GPT-2's (JAX's default), or "
+                         "approximate=\"none\" for the exact one (PyTorch's default)")
 
 
 def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
     """ShapeError unless the bias is [d] for x [..., d]; ValueError unless it is said which GELU."""
     _check_which(approximate)
     if bias is not None and (x.ndim == 0 or bias.shape != x.shape[-1:]):
-        raise ShapeError(f"gelu: x is {list(x.shape)}, so the bias must be {list(x.shape[-1:])}, not {list(bias.shape)}")
+        raise ShapeError(f"gelu: x is {list(x.shape)}, so the bias must be {list(x.shape[-1:])}, "
+                         f"not {list(bias.shape)}")
 
 
 @fused(gelu_by_parts, _gelu_joint, check=_check_gelu)
 def gelu(xp, x, bias=None, *, approximate=None):
     """GELU of each number of x [..., d], or of x + bias with bias [d].
 
-    approximate: "tanh" is GPT-2's (gelu.2), "none" the exact one (gelu.1). There is no default, because PyTorch's is the exact one and
-    JAX's the other.
+    approximate: "tanh" is GPT-2's (gelu.2), "none" the exact one (gelu.1). There is no default,
+    because PyTorch's is the exact one and JAX's the other.
     """
     if bias is not None:
         x = x + bias

@@ -9,39 +9,57 @@ from ..errors import ShapeError
 from ..op import Constant, fused
 from ..ops.linalg import linear
 from ..widen import widened
-from .cross_entropy import check_targets, cross_entropy, cross_entropy_by_parts, cross_entropy_dlogits
+from .cross_entropy import (
+    check_targets,
+    cross_entropy,
+    cross_entropy_by_parts,
+    cross_entropy_dlogits,
+)
 
 
-def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *, ignore_index: int = -100) -> Any:
+def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *,
+                                  ignore_index: int = -100) -> Any:
     """cross_entropy(x Wᵀ, targets)   (linear_cross_entropy.1)"""
-    return cross_entropy_by_parts(linear(widened(x), widened(weight)), targets, ignore_index=ignore_index)
+    logits = linear(widened(x), widened(weight))
+    return cross_entropy_by_parts(logits, targets, ignore_index=ignore_index)
 
 
 def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_index: int) -> None:
-    """ShapeError unless weight is [V, d] and targets are [...] for x [..., d], DTypeError unless targets are integers."""
+    """ShapeError unless weight is [V, d] and targets are [...] for x [..., d].
+
+    DTypeError unless targets are integers.
+    """
     check_targets("linear_cross_entropy", targets)
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
-        raise ShapeError(f"linear_cross_entropy: inner sizes differ: x is {x.dtype}{list(x.shape)}, weight is "
+        raise ShapeError("linear_cross_entropy: inner sizes differ: "
+                         f"x is {x.dtype}{list(x.shape)}, weight is "
                          f"{weight.dtype}{list(weight.shape)}; x is [..., d], weight [V, d]")
     if x.shape[:-1] != targets.shape:
-        raise ShapeError(f"linear_cross_entropy: x is {x.dtype}{list(x.shape)}, so targets must be {list(x.shape[:-1])}, "
-                         f"not {list(targets.shape)}")
+        raise ShapeError(f"linear_cross_entropy: x is {x.dtype}{list(x.shape)}, so targets must be "
+                         f"{list(x.shape[:-1])}, not {list(targets.shape)}")
 
 
 def _times(g: Any, found: Any, boost: float) -> Any:
-    """g times a gradient that was found before g was known (linear_cross_entropy.2–3), and waited multiplied with `boost`."""
+    """g times a gradient that was found before g was known   (linear_cross_entropy.2–3).
+
+    It has waited multiplied with `boost`.
+    """
     return g / boost * found
 
 
 @fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, widens=True,
-       x=lambda g, dx, boost: _times(g, dx, boost), weight=lambda g, dweight, boost: _times(g, dweight, boost))
-def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100, wants=(False, False, False)):
+       x=lambda g, dx, boost: _times(g, dx, boost),
+       weight=lambda g, dweight, boost: _times(g, dweight, boost))
+def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100,
+                         wants=(False, False, False)):
     """The mean of −log softmax(x Wᵀ)[target] in nats   (linear_cross_entropy.1).
 
-    x [..., d], weight [V, d], targets [...] integer; rows whose target is ignore_index do not count (NaN when none counts).
-    ShapeError when the shapes do not match or a target lies outside 0 … V−1. The loss is float32 where x is of 16 bits, and a scalar,
-    so its gradients but for a factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are ∂x = G W and
-    ∂W = Gᵀ x (linear_cross_entropy.2–3), made here where they are wanted, and what is kept is they, not [..., V] logits.
+    x [..., d], weight [V, d], targets [...] integer; rows whose target is ignore_index do not count
+    (NaN when none counts). ShapeError when the shapes do not match or a target lies outside
+    0 … V−1. The loss is float32 where x is of 16 bits, and a scalar, so its gradients but for a
+    factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are
+    ∂x = G W and ∂W = Gᵀ x (linear_cross_entropy.2–3), made here where they are wanted. They are
+    what is kept, not [..., V] logits.
     """
     n = math.prod(targets.shape)
     rows, ids = xp.reshape(x, (n, x.shape[-1])), xp.reshape(targets, (n,))

@@ -1,4 +1,7 @@
-"""A product of a few rows with a matrix cut into panels: the matrix in the order in which such a product reads it."""
+"""A product of a few rows with a matrix cut into panels.
+
+The panels hold the matrix in the order in which such a product reads it.
+"""
 from __future__ import annotations
 
 import math
@@ -11,11 +14,15 @@ from ..ops.linalg import matmul_op
 from ..ops.shape import matrix_transpose, permute, reshape, sum_to
 from ..widen import in_float32
 
-FEW = 32                                                # rows; BLAS multiplies more of them with a matrix as fast as with its panels
+# rows; BLAS multiplies more of them with a matrix as fast as with its panels
+FEW = 32
 
 
 def unpack(panels: Any, size: int) -> Any:
-    """The matrix W [k, size] of panels [P, q, c, w], k = q·c: W[s·c + t, p·w + j] = panels[p, s, t, j]   (packed_linear.1)"""
+    """The matrix W [k, size] of panels [P, q, c, w], k = q·c   (packed_linear.1).
+
+    W[s·c + t, p·w + j] = panels[p, s, t, j].
+    """
     P, q, c, w = panels.shape
     return reshape(permute(panels, axes=(1, 2, 0, 3)), shape=(q * c, P * w))[:, :size]
 
@@ -40,27 +47,35 @@ def _packed_dpanels(g: Any, x: Any, panels_shape: tuple[int, ...], size: int) ->
 
 
 def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) -> None:
-    """ShapeError unless panels [P, q, c, w] hold a matrix [k, size] for x [..., k], and a bias is [size]."""
+    """ShapeError unless panels [P, q, c, w] hold a matrix [k, size] for x [..., k].
+
+    A bias has to be [size].
+    """
     if panels.ndim != 4 or x.ndim == 0 or x.shape[-1] != panels.shape[1] * panels.shape[2]:
-        raise ShapeError(f"packed_linear: x {list(x.shape)} and panels {list(panels.shape)} do not fit; "
-                         "x is [..., q·c], panels [P, q, c, w]")
+        raise ShapeError(f"packed_linear: x {list(x.shape)} and panels {list(panels.shape)} do not "
+                         "fit; x is [..., q·c], panels [P, q, c, w]")
     if not 0 <= size <= panels.shape[0] * panels.shape[3]:
-        raise ShapeError(f"packed_linear: panels {list(panels.shape)} have {panels.shape[0] * panels.shape[3]} columns, not {size}")
+        raise ShapeError(f"packed_linear: panels {list(panels.shape)} have "
+                         f"{panels.shape[0] * panels.shape[3]} columns, not {size}")
     if bias is not None and bias.shape != (size,):
-        raise ShapeError(f"packed_linear: bias must be {bias.dtype}[{size}], not {list(bias.shape)}")
+        raise ShapeError(f"packed_linear: bias must be {bias.dtype}[{size}], "
+                         f"not {list(bias.shape)}")
 
 
 @fused(packed_linear_by_parts, check=_check_packed_linear,
        x=lambda g, panels, size: matmul_op(g, matrix_transpose(unpack(panels, size))),
        panels=_packed_dpanels, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
 def packed_linear(xp, x, panels, bias=None, *, size):
-    """x W + b with W [k, size] cut into panels by `Backend.pack`   (packed_linear.2). x [..., k], bias [size] or None -> [..., size].
+    """x W + b with W [k, size] cut into panels by `Backend.pack`   (packed_linear.2).
+    x [..., k], bias [size] or None -> [..., size].
 
-    The k terms of a sum are added up in q parts   (packed_linear.4). ShapeError where the shapes do not fit.
+    The k terms of a sum are added up in q parts   (packed_linear.4). ShapeError where the shapes do
+    not fit.
     """
     P, q, c, w = panels.shape
     n = math.prod(x.shape[:-1])
     rows = xp.swapaxes(xp.reshape(x, (n, q, c)), 0, 1)                 # [q, n, c]
-    parts = xp.sum(xp.matmul(rows, panels), axis=1)                    # [q, n, c] @ [P, q, c, w] -> [P, q, n, w] -> [P, n, w]
+    # [q, n, c] @ [P, q, c, w] -> [P, q, n, w] -> [P, n, w]
+    parts = xp.sum(xp.matmul(rows, panels), axis=1)
     out = xp.reshape(xp.swapaxes(parts, 0, 1), (n, P * w))[:, :size]   # [n, P, w] -> [n, size]
     return xp.reshape(out if bias is None else out + bias, (*x.shape[:-1], size))

@@ -48,7 +48,7 @@ def _log_softmax_dx(g: Any, out: Any, axis: int) -> Any:
 
 @fused(log_softmax_by_parts, x=_log_softmax_dx)
 def log_softmax(xp, x, axis: Axis = -1):
-    """The logarithm of softmax along `axis`, exact where the softmax underflows   (log_softmax.1)."""
+    """The logarithm of softmax along `axis`, exact where softmax underflows   (log_softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
     out -= xp.log(xp.sum(xp.exp(out), axis=axis, keepdims=True))
     return out
