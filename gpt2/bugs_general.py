@@ -209,7 +209,15 @@ def other_inputs() -> Iterator[Bug]:
 
 
 GENERAL = [*left_out(), *shorter_sums(), *other_blocks(), *other_inputs()]
+# of an addition: its point, a term, both terms with that one last, what is said of its gradient, and which gradient shows it first
+TERMS = (("resid_mid", "attention's output", ("resid_pre", "attn.out"), "attention's branch gets the gradient", "attn.out"),
+         ("resid_mid", "the block's input", ("attn.out", "resid_pre"), "the gradient goes past ln_1", "resid_pre"),
+         ("resid_post", "the MLP's output", ("resid_mid", "mlp.out"), "the MLP's branch gets the gradient", "mlp.out"),
+         ("resid_post", "the stream", ("mlp.out", "resid_mid"), "the gradient goes past ln_2", "resid_mid"))
 FACTORS = [
-    Factor(points[0], f"what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(           # type: ignore[misc]
+    *(Factor(point, f"{said} is added {{}} times", lambda c, point=point, own=own: at_point(                 # type: ignore[misc]
+        point, lambda here, x: here[own[0]] + c * here[own[1]])) for point, said, own, _, _ in TERMS),
+    *(Factor(points[0], f"what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(           # type: ignore[misc]
         tuple(p for p in points if not p.endswith((".mean", ".rstd"))), lambda here, x: x * c))
-    for step, points in STEPS.items()]
+        for step, points in STEPS.items()),
+]

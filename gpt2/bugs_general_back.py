@@ -15,7 +15,7 @@ from minigrad import Tensor
 
 from .bugs import MATRICES
 from .bugs_backward import BEFORE, gelu_slope, norm, right_gain, right_part
-from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, Factor, alike, at_all, marked, other
+from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, marked, other
 from .planting import (
     NORMS,
     Bug,
@@ -24,6 +24,7 @@ from .planting import (
     Run,
     at_point,
     computed,
+    every,
     layer_norm,
     linear,
     mean,
@@ -127,11 +128,13 @@ def reads() -> Iterator[Bug]:
             lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], own(here, here["attn.v"]))
                                  + mg.matmul(stop(here["attn.pattern"]), here["attn.v"]))))
     for said, reading in held("attn.pattern"):
-        yield Bug("attn.v", f"attn.v has its gradient with attention weights from elsewhere: {said}", reading(
-            lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
-                                 + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"]))))
-        yield Bug("attn.scores", f"softmax's derivative has attention weights from elsewhere: {said}", reading(
-            lambda own: patterns(lambda here, s, seen: weighted(own(here, causal(s, seen)), mg.where(seen, s, 0.0)))))
+        for_v = reading(lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
+                                             + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"])))
+        for_scores = reading(lambda own: patterns(
+            lambda here, s, seen: weighted(own(here, causal(s, seen)), mg.where(seen, s, 0.0))))
+        yield Bug("attn.v", f"attn.v has its gradient with attention weights from elsewhere: {said}", for_v)
+        yield Bug("attn.scores", f"softmax's derivative has attention weights from elsewhere: {said}", for_scores)
+        yield Bug("attn.v", f"attention's backward pass has attention weights from elsewhere: {said}", every(for_v, for_scores))
     for said, reading in held("mlp.pre"):
         yield Bug("mlp.pre", f"the activation's derivative is at the inputs from elsewhere: {said}", reading(
             lambda own: at_point("mlp.act", lambda here, x: here["mlp.pre"] * stop(gelu_slope(own(here, here["mlp.pre"]))))))
@@ -219,6 +222,8 @@ def of_leaves() -> Iterator[Bug]:
 
 GENERAL_BACK = [*lost(), *reads(), *norm_reads(), *of_leaves()]
 FACTORS_BACK = [
+    *(Factor(at, f"{said} {{}} times", lambda c, point=point, own=own: at_point(                             # type: ignore[misc]
+        point, lambda here, x: here[own[0]] + only(here[own[1]], np.asarray(c)))) for point, _, own, said, at in TERMS),
     *(Factor(first_of(points), f"the gradient of what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(     # type: ignore[misc]
         outputs(points), lambda here, x: only(x, np.asarray(c)))) for step, points in STEPS.items()),
     *(Factor(name, f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} times", lambda c, planted=planted: planted(         # type: ignore[misc]

@@ -53,6 +53,10 @@ MISTAKES = [
     (91, "backward", "of the last token alone: it is set"), (92, "loading", "l · d numbers after block 0's"),
     (93, "backward", "written over the head's part"), (94, "optimiser", "head keeps its first table"),
     (95, "forward", "without the transpose to [B, T, h, d/h]"), (96, "loading", "attn.c_proj's weight is read transposed"),
+    (97, "forward", "each matrix leaves out the last token"), (98, "loading", "mlp.c_fc's weight is that of block 0"),
+    (99, "forward", "attention's output is added 1.1 times"), (100, "backward", "is added to that of block 0"),
+    (101, "backward", "goes past ln_2 0.5 times"), (102, "backward", "the first head's for all of them"),
+    (103, "forward", "the second addition leaves out the last token"),
 ]
 SAYS = {number: says for number, _, says in MISTAKES}
 PAIRS = [(1, 21), (7, 22), (10, 45), (12, 24), (17, 29), (18, 31), (8, 47), (30, 53), (38, 49), (40, 57), (42, 51), (27, 63), (28, 61),

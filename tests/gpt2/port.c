@@ -117,7 +117,7 @@ static void norm_back(float *dx, float *dw, float *db, const float *g, const flo
 static size_t at(int o, int i, int in, int outs, int flip) { return flip ? (size_t)i * outs + o : (size_t)o * in + i; }
 
 static void linear(float *y, const float *x, const float *w, const float *b, int n, int in, int outs, int flip, int times) {
-    for (int r = 0; r < n; r++)
+    for (int r = 0; r < n - on(97); r++)
         for (int o = 0; o < outs; o++) {
             double s = b ? (double)times * b[o] : 0;
             for (int i = 0; i < in; i++) s += (double)x[(size_t)r * in + i] * w[at(o, i, in, outs, flip)];
@@ -127,7 +127,7 @@ static void linear(float *y, const float *x, const float *w, const float *b, int
 
 static void linear_back(float *dx, float *dw, float *db, const float *g, const float *x, const float *w, int n, int in, int outs, int flip,
                         int rows, int slip) {
-    for (int r = 0; r < n; r++)
+    for (int r = 0; r < n - on(97); r++)
         for (int o = 0; o < outs; o++) {
             float t = g[(size_t)r * outs + o];
             if (db && r < rows) db[o] = on(91) ? t : db[o] + t;
@@ -205,7 +205,7 @@ static void attend_back(float *dqkv, const float *dz, const float *p, const floa
     int iq = on(9) ? D : 0, ik = on(9) ? 0 : on(8) ? 2 * D : D, iv = on(8) ? D : 2 * D;
     double *dp = malloc(T * sizeof(double));
     for (int b = 0; b < B; b++) for (int h = 0; h < H; h++) for (int t = 0; t < T; t++) {
-        const float *row = p + (((size_t)b * H + h) * T + t) * T;
+        const float *row = p + (((size_t)b * H + (on(102) ? 0 : h)) * T + t) * T;
         const float *g = dz + place_of(b, h, t);
         double dot = 0;
         for (int u = lo(t); u < hi(t); u++) {
@@ -283,12 +283,12 @@ static double pass(int *ids, int *targets, int dump, int learn) {
         linear(k->qkv, k->n1, of(par, QKVW, l), on(65) ? NULL : of(par, QKVB, l), n, D, 3 * D, 0, on(7) ? 2 : 1);
         attend(k->z, k->s, k->p, k->qkv);
         linear(k->a, k->z, of(par, PROJW, l), of(par, PROJB, l), n, D, D, on(32), 1);
-        for (size_t i = 0; i < nd; i++) k->mid[i] = (on(25) ? k->n1[i] : x[i]) + k->a[i];
+        for (size_t i = 0; i < nd; i++) k->mid[i] = (on(25) ? k->n1[i] : x[i]) + k->a[i] * (on(99) ? 1.1f : 1);
         norm(k->n2, k->m2, k->r2, on(81) ? x : k->mid, of(par, LN2W, l), of(par, LN2B, l), n);
-        linear(k->fc, k->n2, of(par, FCW, l), on(92) ? of(par, FCB, 0) + l * D : of(par, FCB, l), n, D, 4 * D, on(31), 1);
+        linear(k->fc, k->n2, of(par, FCW, on(98) ? 0 : l), on(92) ? of(par, FCB, 0) + l * D : of(par, FCB, l), n, D, 4 * D, on(31), 1);
         for (size_t i = 0; i < 4 * nd; i++) k->act[i] = gelu(k->fc[i]);
         linear(k->o, k->act, of(par, OUTW, l), of(par, OUTB, l), n, 4 * D, D, 0, on(29) ? 2 : 1);
-        for (size_t i = 0; i < nd; i++) k->post[i] = (on(24) ? 0 : k->mid[i]) + k->o[i];
+        for (size_t i = 0; i < nd - (on(103) ? D : 0); i++) k->post[i] = (on(24) ? 0 : k->mid[i]) + k->o[i];
         if (dump) {
             save_point(l, "resid_pre", x, 3, B, T, D, 0);
             save_point(l, "ln_1.mean", k->m1, 3, B, T, 1, 0);
@@ -352,11 +352,11 @@ static double pass(int *ids, int *targets, int dump, int learn) {
             linear_back(da, of(grd, OUTW, l), of(grd, OUTB, l), dx, on(63) ? k->fc : k->act, of(par, OUTW, l), n, 4 * D, D, 0, n, 0);
             for (size_t i = 0; i < 4 * nd; i++) da[i] *= gelu_back(k->fc[i]);
             linear_back(dn, of(grd, FCW, l), of(grd, FCB, l), da, k->n2, of(par, FCW, l), n, D, 4 * D, on(31), on(57) ? T : n, 0);
-            for (size_t i = 0; i < nd && !on(54) && !on(24); i++) dmid[i] = dx[i];
+            for (size_t i = 0; i < nd && !on(54) && !on(24); i++) dmid[i] = dx[i] * (on(101) ? 0.5f : 1);
             norm_back(on(81) ? dpre : dmid, of(grd, LN2W, l), of(grd, LN2B, l), dn, on(81) ? k->pre : k->mid, of(par, LN2W, l), k->m2, k->r2, n);
             linear_back(dz, of(grd, PROJW, l), of(grd, PROJB, l), dmid, k->z, of(par, PROJW, l), n, D, D, on(32), n, on(83));
             attend_back(dqkv, dz, k->p, k->qkv);
-            linear_back(dn1, of(grd, QKVW, l), on(65) ? lost + start[QKVB] : of(grd, QKVB, l), dqkv, k->n1, of(par, QKVW, l), n, D, 3 * D, 0, n, 0);
+            linear_back(dn1, of(grd, QKVW, l), on(65) ? lost + start[QKVB] : of(grd, QKVB, on(100) ? 0 : l), dqkv, k->n1, of(par, QKVW, l), n, D, 3 * D, 0, n, 0);
             if (on(7)) for (int i = 0; i < 3 * D; i++) of(grd, QKVB, l)[i] *= 2;
             if (on(29)) for (int i = 0; i < D; i++) of(grd, OUTB, l)[i] *= 2;
             for (size_t i = 0; i < nd; i++) { if (on(25)) dn1[i] += dmid[i]; else if (!on(84)) dpre[i] += dmid[i]; }

@@ -1,4 +1,4 @@
-"""A port in C with one mistake, or two, out of 96: each is named, or nothing is; a right port agrees."""
+"""A port in C with one mistake, or two, out of 103: each is named, or nothing is; a right port agrees."""
 from __future__ import annotations
 
 import shutil
