@@ -78,7 +78,10 @@ def library(source: str, flags: tuple[str, ...]) -> Any:
 
 
 class Module:
-    """What cupy.RawModule is on a GPU. to_pointer: the address of an array's memory.
+    """What cupy.RawModule is on a GPU.
+
+    numbers: an array's numbers as a NumPy array. launched: is told the name of each kernel that is
+    run. captured: the list that launches are added to instead of being run, or None.
 
     A launch that CUDA would take in silence, or would answer with another kernel's fault, is
     refused: arguments of the wrong kind or number, arrays that are not contiguous, and threads that
@@ -88,7 +91,7 @@ class Module:
     def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any],
                  launched: Callable[[str], Any],
                  captured: Callable[[], list[Callable[[], None]] | None] = lambda: None) -> None:
-        self.captured = captured            # where launches are kept if they are not to be run
+        self.captured = captured
         self.types, self.numbers, self.launched = parameters(code), numbers, launched
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options
                                  if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
