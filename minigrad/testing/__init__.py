@@ -1,19 +1,20 @@
-"""The laws that differentiable array code obeys, put to every op here and to yours. All but the double of a GPU needs hypothesis.
+"""The laws that differentiable array code obeys, put to every op here and to yours.
 
     from minigrad.testing import arrays, check
-    check(my_op, arrays())                              # LawsBroken, with the smallest example, if one breaks
-    check(my_softmax, arrays((4, 8)), vjp=my_softmax_vjp)           # plain arrays in, plain arrays out
+    check(my_op, arrays())          # LawsBroken, with the smallest example, if one breaks
+    check(my_softmax, arrays((4, 8)), vjp=my_softmax_vjp)   # plain arrays in, plain arrays out
     check(mg.softmax, arrays((4, 8)), axis=-1)
 
-`python -m minigrad.testing` puts every op to every law and prints the table; `python -m minigrad.testing.mutate` breaks every
-rule on purpose and counts which law noticed.
+`python -m minigrad.testing` puts every op to every law and prints the table;
+`python -m minigrad.testing.mutate` breaks every rule on purpose and counts which law noticed.
+All but the double of a GPU needs hypothesis.
 """
 import sys
 from typing import Any
 
 _MISSING = "minigrad.testing needs hypothesis, which is not installed: pip install hypothesis"
-__all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable", "check", "shapes",
-           "small_sizes", "values"]
+__all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "bound", "broadcastable",
+           "check", "shapes", "small_sizes", "values"]
 
 try:
     from .check import LawsBroken, Report, Verdict, check
@@ -24,7 +25,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "hypothesis":
         raise
-    if sys.argv[0] == "-m":                             # a command is about to be run: one line, no traceback
+    if sys.argv[0] == "-m":                 # a command is about to be run: one line, no traceback
         sys.exit(_MISSING)
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""python -m minigrad.testing: every op × every law × float32 and float64 × every device, as a table.
+"""python -m minigrad.testing: every op × law × float32 and float64 × device, as a table.
 
 With --exec PROGRAM somebody else's program, in any language, is put to the laws instead.
 """
@@ -26,11 +26,12 @@ def judged(domain: Domain, dtype: str, device: str, examples: int) -> dict[str, 
     kinks = "these examples lie on kinks, for the laws that differentiate nothing"
     said = {law: Verdict(law, dtype, message=kinks) for law in LAWS}
     asked = [law for law in LAWS if domain.asks(law)]
-    return said | {v.law: v for v in examine_all(asked, domain.subject, domain.examples, dtype, device, examples=examples)}
+    verdicts = examine_all(asked, domain.subject, domain.examples, dtype, device, examples=examples)
+    return said | {v.law: v for v in verdicts}
 
 
 def together(verdicts: list[Verdict]) -> str:
-    """The mark of a cell: broken if one line is, held if one held, and not applicable only if all are."""
+    """The mark of a cell: broken if one line is; not applicable only if all are; otherwise held."""
     kinds = {v.status for v in verdicts}
     return MARKS["broken" if "broken" in kinds else "held" if "held" in kinds else "not applicable"]
 
@@ -38,7 +39,8 @@ def together(verdicts: list[Verdict]) -> str:
 Found = dict[tuple[str, str, str, str], list[Verdict]]
 
 
-def product(names: list[str], devices: list[str], examples: int, progress: Any = sys.stderr) -> Found:
+def product(names: list[str], devices: list[str], examples: int,
+            progress: Any = sys.stderr) -> Found:
     """All verdicts by (op, law, dtype, device)."""
     found: Found = {}
     for i, name in enumerate(names):
@@ -50,7 +52,8 @@ def product(names: list[str], devices: list[str], examples: int, progress: Any =
                 for law in LAWS:
                     found[name, law, dtype, device] = [v[law] for v in verdicts]
         if progress:
-            print(f"{i + 1}/{len(names)} {name}: {time.perf_counter() - started:.1f} s", file=progress, flush=True)
+            seconds = time.perf_counter() - started
+            print(f"{i + 1}/{len(names)} {name}: {seconds:.1f} s", file=progress, flush=True)
     return found
 
 
@@ -60,28 +63,35 @@ def table(found: Found, names: list[str], devices: list[str]) -> str:
     combos = [(dtype, device) for device in devices for dtype in DTYPES]
     each = ", ".join(f"{device} {dtype}" for dtype, device in combos)
     lines = [f"in each cell: {each};  ✓ held  ✗ broken  · says nothing about this op", ""]
-    lines += [" " * width + "  " + " ".join(f"{law[:14]:<{max(len(law[:14]), len(combos))}}" for law in LAWS)]
+    columns = {law: max(len(law[:14]), len(combos)) for law in LAWS}
+    lines += [" " * width + "  " + " ".join(f"{law[:14]:<{n}}" for law, n in columns.items())]
     for name in names:
-        cells = ["".join(together(found[name, law, dtype, device]) for dtype, device in combos) for law in LAWS]
-        lines.append(f"{name:<{width}}  " + " ".join(f"{c:<{max(len(law[:14]), len(combos))}}" for c, law in zip(cells, LAWS)))
+        cells = ["".join(together(found[(name, law, *combo)]) for combo in combos) for law in LAWS]
+        padded = " ".join(f"{cell:<{n}}" for cell, n in zip(cells, columns.values()))
+        lines.append(f"{name:<{width}}  {padded}")
     return "\n".join(lines)
 
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m minigrad.testing", description=__doc__)
-    p.add_argument("--examples", type=int, help="for each op, law, dtype and device (default 10; 100 with --exec)")
+    p.add_argument("--examples", type=int,
+                   help="for each op, law, dtype and device (default 10; 100 with --exec)")
     known = list(dict.fromkeys(d.subject.name for d in DOMAINS))
-    p.add_argument("--op", action="append", choices=known, metavar="NAME", help="only this op (repeatable)")
+    p.add_argument("--op", action="append", choices=known, metavar="NAME",
+                   help="only this op (repeatable)")
     p.add_argument("--device", action="append", metavar="NAME",
-                   help="numpy, cupy, or double (CuPy's manners on a CPU); default numpy and double")
+                   help="numpy, cupy, or double (CuPy's manners on a CPU); "
+                        "default numpy and double")
     foreign.flags(p)
     args = p.parse_args()
     if args.examples is not None and args.examples < 1:
         p.error(f"--examples {args.examples}: at least 1")
     if args.exec is not None or args.describe:
         return foreign.main(p, args)
-    if alone := [name for name in ("definition", "array", "set", "dtype", "no_vjp", "timeout") if getattr(args, name)]:
-        p.error(f"--{alone[0].replace('_', '-')} goes with --exec, a program to judge, or --describe")
+    of_programs = ("definition", "array", "set", "dtype", "no_vjp", "timeout")
+    if alone := [name for name in of_programs if getattr(args, name)]:
+        p.error(f"--{alone[0].replace('_', '-')} goes with --exec, a program to judge, "
+                "or --describe")
     devices = args.device or ["numpy", "double"]
     if "double" in devices:
         from .double import install
@@ -89,7 +99,7 @@ def main() -> int:
         install()
     try:
         for device in devices:
-            backend.get(device)                         # what is missing is said before anything starts
+            backend.get(device)                     # what is missing is said before anything starts
     except DeviceError as error:
         p.error(f"--device: {error}")
     names = args.op or known
@@ -104,9 +114,10 @@ def main() -> int:
         if v.status == "not applicable":
             silent[v.message] = silent.get(v.message, 0) + 1
     ops = len(set(names) & REGISTRY.keys())
-    print(f"\n{ops} ops and {len(set(names)) - ops} composed functions, {len(verdicts)} verdicts on "
-          f"{sum(v.examples for v in verdicts)} examples: {sum(v.status == 'held' for v in verdicts)} held, {len(broken)} broken; "
-          f"at most {max((v.units for v in verdicts if v.status == 'held'), default=0.0):.2g} of a bound was used")
+    held = [v.units for v in verdicts if v.status == "held"]
+    print(f"\n{ops} ops and {len(set(names)) - ops} composed functions, {len(verdicts)} verdicts "
+          f"on {sum(v.examples for v in verdicts)} examples: {len(held)} held, {len(broken)} "
+          f"broken; at most {max(held, default=0.0):.2g} of a bound was used")
     for reason, n in sorted(silent.items(), key=lambda item: -item[1]):
         print(f"  not asked, {n} times: {reason}")
     return 1 if broken else 0

@@ -1,10 +1,11 @@
-"""Functions of other libraries as subjects of `check`: PyTorch's, JAX's and CuPy's, on any of their devices.
+"""Functions of PyTorch, JAX and CuPy as subjects of `check`, on any of their devices.
 
     check(torch_function(MyGelu), arrays((4, 8)), definition=mg.gelu, approximate="tanh")
 
-The laws give each function NumPy arrays and take NumPy arrays back; the VJP is that of the library, so a custom backward
-pass is what is judged. A setting that is a NumPy array (ids, a mask) becomes an array of the library as well. Several
-results become one array, all of them flattened, one after the other.
+The laws give each function NumPy arrays and take NumPy arrays back; the VJP is that of the library,
+so a custom backward pass is what is judged. A setting that is a NumPy array (ids, a mask) becomes
+an array of the library as well. Several results become one array, all of them flattened, one after
+the other.
 """
 from __future__ import annotations
 
@@ -22,21 +23,24 @@ from .subject import Subject
 
 
 def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> Subject:
-    """A `torch.autograd.Function`, or any function of torch tensors, as a subject; its VJP is torch.autograd.grad.
+    """A `torch.autograd.Function`, or any function of torch tensors, as a subject.
 
-    f: the class of the Function, whose `apply` gets the settings in the order of `forward`, or a callable that takes
-    them by name. device: where the tensors lie. bfloat16 is taken bit by bit. ModuleNotFoundError without PyTorch.
+    Its VJP is torch.autograd.grad. f: the class of the Function, whose `apply` gets the settings in
+    the order of `forward`, or a callable that takes them by name. device: where the tensors lie.
+    bfloat16 is taken bit by bit. ModuleNotFoundError without PyTorch.
     """
     import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"torch_function: device {device!r}: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise DeviceError(f"torch_function: device {device!r}: {why}") from None
     call = f
     if isinstance(f, type) and issubclass(f, torch.autograd.Function):
         parameters = list(inspect.signature(f.forward).parameters.values())
-        apart = f.setup_context is not torch.autograd.Function.setup_context       # then `forward` gets no ctx
+        # with a setup_context of its own, `forward` gets no ctx
+        apart = f.setup_context is not torch.autograd.Function.setup_context
         signature = inspect.Signature(parameters if apart else parameters[1:])
 
         def call(*tensors: Any, **settings: Any) -> Any:
@@ -50,7 +54,8 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
             array = array.copy()                        # PyTorch has no negative strides
         bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)                # an array that is read-only shares its memory too
+            # an array that is read-only shares its memory too
+            warnings.simplefilter("ignore", UserWarning)
             t = torch.from_numpy(bits)
         return (t if bits is array else t.view(torch.bfloat16)).to(device)
 
@@ -79,10 +84,10 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
 
 
 def jax_function(f: Callable[..., Any], *, device: Any = None, name: str | None = None) -> Subject:
-    """A function of JAX arrays, `jax.custom_vjp` and jitted ones among them, as a subject; its VJP is jax.vjp.
+    """A function of JAX arrays, jitted or a `jax.custom_vjp` among others, as a subject.
 
-    It gets its settings by name. float64 is computed in float64, whatever `jax_enable_x64` says. device: one of
-    jax.devices(). ModuleNotFoundError without JAX.
+    Its VJP is jax.vjp, and it gets its settings by name. float64 is computed in float64, whatever
+    `jax_enable_x64` says. device: one of jax.devices(). ModuleNotFoundError without JAX.
     """
     import jax
     import jax.numpy as jnp
@@ -91,7 +96,8 @@ def jax_function(f: Callable[..., Any], *, device: Any = None, name: str | None 
         return jax.device_put(np.array(a, order="C"), device)
 
     def together(y: Any) -> Any:
-        return jnp.concatenate([part.reshape(-1) for part in y]) if isinstance(y, tuple | list) else y
+        several = isinstance(y, tuple | list)
+        return jnp.concatenate([part.reshape(-1) for part in y]) if several else y
 
     def value(*arrays: Any, **settings: Any) -> Any:
         with _wide(jax):
@@ -106,12 +112,14 @@ def jax_function(f: Callable[..., Any], *, device: Any = None, name: str | None 
     return Subject(name or _name(f), None, value=value, pull=pull)
 
 
-def cupy_function(value: Callable[..., Any], vjp: Callable[..., Any], *, device: str = "cupy", name: str | None = None) -> Subject:
+def cupy_function(value: Callable[..., Any], vjp: Callable[..., Any], *, device: str = "cupy",
+                  name: str | None = None) -> Subject:
     """Two functions of CuPy arrays as a subject, such as those that launch a RawKernel each.
 
-    value(*arrays, **settings) -> array; vjp(cotangent, *arrays, **settings) -> array, or a tuple of one for each argument.
-    device: "cupy", "cupy:1", or "double", CuPy's manners on a CPU. The arrays lie in memory as those that the laws drew:
-    a kernel that takes any memory for C order is found. BackendUnavailable without CuPy or a GPU.
+    value(*arrays, **settings) -> array; vjp(cotangent, *arrays, **settings) -> array, or a tuple of
+    one for each argument. device: "cupy", "cupy:1", or "double", CuPy's manners on a CPU. The
+    arrays lie in memory as those that the laws drew: a kernel that takes any memory for C order is
+    found. BackendUnavailable without CuPy or a GPU.
     """
     library, number = backend.get(device)
 

@@ -1,11 +1,14 @@
-"""A double of CuPy that runs on a CPU: the CuPy backend's own code over arrays that behave as CuPy's where it matters.
+"""A double of CuPy on a CPU: the CuPy backend's own code over arrays that behave as CuPy's.
 
-They refuse implicit conversion to NumPy and mixing with NumPy's arrays; reductions give arrays of no axes; there are two devices,
-which do not mix, one of them current in a thread; only names and arguments that CuPy has can be used; an index out of range wraps around
-without a word; a ufunc's `at` adds in another order each time; memory can run out. Every wait for the device, upload, allocation and launch
-of a kernel is counted. The kernels of kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has none,
-as a CuPy without them. Launches of ours are captured and replayed as a CUDA graph is; what CuPy refuses meanwhile is refused, and so is
-all that our graphs do without.
+Where it matters, they do: they refuse implicit conversion to NumPy and mixing with NumPy's arrays;
+reductions give arrays of no axes; there are two devices, which do not mix, one of them current in a
+thread; only names and arguments that CuPy has can be used; an index out of range wraps around
+without a word; a ufunc's `at` adds in another order each time; memory can run out.
+
+Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
+kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has
+none, as a CuPy without them. Launches of ours are captured and replayed as a CUDA graph is; what
+CuPy refuses meanwhile is refused, and so is all that our graphs do without.
 """
 from __future__ import annotations
 
@@ -27,16 +30,22 @@ from . import cublas, cuda
 from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
 
 DEVICES, MEMORY = 2, 8 << 30                            # bytes of each device
-_WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress", "choose", "put"}      # methods
-_WAITING_FUNCTIONS = {                                  # CuPy's source says where it waits, for some arguments at least
-    "asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values", "extract",
-    "compress", "choose", "put", "bincount", "histogram", "histogram2d", "histogramdd", "digitize", "delete", "trim_zeros", "median", "cov",
-    "intersect1d", "setdiff1d", "setxor1d", "union1d", "ravel_multi_index", "average", "quantile", "percentile", "shares_memory"}
+_WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress",
+            "choose", "put"}                            # methods
+_WAITING_FUNCTIONS = {          # CuPy's source says where it waits, for some arguments at least
+    "asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts",
+    "unique_inverse", "unique_values", "extract", "compress", "choose", "put", "bincount",
+    "histogram", "histogram2d", "histogramdd", "digitize", "delete", "trim_zeros", "median", "cov",
+    "intersect1d", "setdiff1d", "setxor1d", "union1d", "ravel_multi_index", "average", "quantile",
+    "percentile", "shares_memory"}
 
 
 class Counts:
-    """What was done to the device: syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated; launches of each
-    kernel of ours, and replays of graphs."""
+    """What was done to the device.
+
+    syncs (the host waited), uploads, allocations with their bytes, and dtypes allocated; launches
+    of each kernel of ours, and replays of graphs.
+    """
 
     def __init__(self) -> None:
         self.syncs = self.uploads = self.allocations = self.bytes = self.replays = 0
@@ -44,7 +53,8 @@ class Counts:
         self.launches: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"{self.syncs} syncs, {self.uploads} uploads, {self.allocations} allocations of {self.bytes} bytes ({dict(self.dtypes)})"
+        return (f"{self.syncs} syncs, {self.uploads} uploads, {self.allocations} allocations of "
+                f"{self.bytes} bytes ({dict(self.dtypes)})")
 
 
 _counters: list[Counts] = []
@@ -60,7 +70,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 _left: list[int] = []                                   # allocations that there is still memory for
 _captured: list[Callable[[], None]] | None = None       # the launches of a graph in the making
-_private = False                                        # whether memory comes from a pool that a graph keeps
+_private = False                                        # is memory from a pool that a graph keeps?
 _disorder = np.random.default_rng()
 
 
@@ -182,11 +192,12 @@ class Device:
 
 
 def _in(x: Any) -> Any:
-    """What NumPy is to compute with: our arrays' numbers; numbers, dtypes and the like as they are."""
+    """What NumPy is to compute with: our arrays' numbers; numbers and dtypes as they are."""
     if isinstance(x, ndarray):
         if x.device.id != _thread.devices[-1]:
-            raise ValueError(f"The device where the array resides ({x.device.id}) is different from the current device "
-                             f"({_thread.devices[-1]}). Peer access is unavailable between these devices.")
+            raise ValueError(f"The device where the array resides ({x.device.id}) is different "
+                             f"from the current device ({_thread.devices[-1]}). "
+                             "Peer access is unavailable between these devices.")
         return x._numbers
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -207,7 +218,7 @@ def _out(x: Any, given: Any = ()) -> Any:
             return a
         if numbers.base is not None and np.may_share_memory(numbers, a._numbers):
             return ndarray(numbers, a.base if a.base is not None else a)
-    if not numbers.flags.writeable:                     # NumPy's broadcast_to of nothing: it overlaps with no argument
+    if not numbers.flags.writeable:     # NumPy's broadcast_to of nothing: it overlaps no argument
         numbers = numbers.copy()
     if not _private:
         _refuse("memory that the graph does not keep")
@@ -217,7 +228,8 @@ def _out(x: Any, given: Any = ()) -> Any:
         counts.dtypes[str(numbers.dtype)] += 1
     if _left:
         if _left[-1] == 0:
-            raise OutOfMemoryError(f"Out of memory allocating {numbers.nbytes:,} bytes (allocated so far: {MEMORY:,} bytes).")
+            raise OutOfMemoryError(f"Out of memory allocating {numbers.nbytes:,} bytes "
+                                   f"(allocated so far: {MEMORY:,} bytes).")
         _left[-1] -= 1
     return ndarray(numbers)
 
@@ -239,7 +251,7 @@ class ndarray:
     """cupy.ndarray, as far as its manners go."""
 
     __slots__ = ("_numbers", "base", "device", "__weakref__")
-    __array_ufunc__ = None                              # NumPy's operators leave the refusal to ours
+    __array_ufunc__ = None                             # NumPy's operators leave the refusal to ours
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, numbers: np.ndarray, base: Any = None) -> None:
@@ -247,7 +259,8 @@ class ndarray:
         self.device = Device(_thread.devices[-1]) if base is None else base.device
 
     def __array__(self, *args: Any, **options: Any) -> Any:
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. "
+                        "Please use `.get()` to construct a NumPy array explicitly.")
 
     def __getattr__(self, name: str) -> Any:
         if name not in NDARRAY:
@@ -297,10 +310,14 @@ def _known(name: str, unknown: Any) -> None:
 
 
 def _index(index: Any, shape: tuple[int, ...]) -> Any:
-    """An index into `shape` for NumPy. A mask must be counted before the result has a shape, so the host waits; an array of NumPy or a
-    list is uploaded; whole numbers in arrays wrap around."""
+    """An index into `shape` for NumPy; whole numbers in arrays wrap around.
+
+    A mask must be counted before the result has a shape, so the host waits; an array of NumPy or a
+    list is uploaded.
+    """
     parts = list(index) if isinstance(index, tuple) else [index]
-    taken = [0 if p is None or p is Ellipsis else p.ndim if str(getattr(p, "dtype", "")) == "bool" else 1 for p in parts]
+    taken = [0 if p is None or p is Ellipsis
+             else p.ndim if str(getattr(p, "dtype", "")) == "bool" else 1 for p in parts]
     axis, rest = 0, len(shape) - sum(taken)
     for i, p in enumerate(parts):
         if isinstance(p, np.ndarray | list):
@@ -325,7 +342,8 @@ def _operators() -> None:
     def binary(f: Callable[..., Any]) -> Any:
         return lambda self, other: _call(f, (self, other), {})
 
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"):
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_",
+                 "xor", "lshift", "rshift"):
         f = getattr(operator, name)
         dunder = name.rstrip("_")
         setattr(ndarray, f"__{dunder}__", binary(f))
@@ -334,7 +352,9 @@ def _operators() -> None:
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(ndarray, f"__{name}__", binary(getattr(operator, name)))
     for name in ("neg", "pos", "abs", "invert"):
-        setattr(ndarray, f"__{name}__", functools.partialmethod(lambda self, f: _call(f, (self,), {}), getattr(operator, name)))
+        f = getattr(operator, name)
+        unary = functools.partialmethod(lambda self, f: _call(f, (self,), {}), f)
+        setattr(ndarray, f"__{name}__", unary)
 
     def number(f: Callable[..., Any]) -> Any:
         def convert(self: Any) -> Any:
@@ -344,7 +364,8 @@ def _operators() -> None:
         return convert
 
     convert: Any
-    for name, convert in {"bool": bool, "int": int, "float": float, "complex": complex, "index": operator.index}.items():
+    for name, convert in {"bool": bool, "int": int, "float": float, "complex": complex,
+                          "index": operator.index}.items():
         setattr(ndarray, f"__{name}__", number(convert))
 
 
@@ -361,7 +382,8 @@ class _Function:
         if self.__name__ in _WAITING_FUNCTIONS or (self.__name__ == "where" and len(args) == 1):
             _count("syncs")
         ufunc = isinstance(self._f, np.ufunc) and self._f.signature is None
-        _known(self.__name__, options.keys() - UFUNC if ufunc else options.keys() & LACKED.get(self.__name__, frozenset()))
+        lacked = LACKED.get(self.__name__, frozenset())
+        _known(self.__name__, options.keys() - UFUNC if ufunc else options.keys() & lacked)
         if self.__name__ == "take":
             options["mode"] = "wrap"
         elif self.__name__ == "take_along_axis" and isinstance(args[1], ndarray):
@@ -417,16 +439,20 @@ def _namespace() -> Namespace:
     made: Any = Namespace("cupy")
     stream = Stream()
     runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.devices[-1], memGetInfo=lambda: (MEMORY // 2, MEMORY),
-        runtimeGetVersion=lambda: 12090, driverGetVersion=lambda: 12090, CUDARuntimeError=CUDARuntimeError)
+        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.devices[-1],
+        memGetInfo=lambda: (MEMORY // 2, MEMORY), runtimeGetVersion=lambda: 12090,
+        driverGetVersion=lambda: 12090, CUDARuntimeError=CUDARuntimeError)
     pool = types.SimpleNamespace(used_bytes=lambda: MEMORY // 2, total_bytes=lambda: MEMORY // 2)
-    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_current_stream=lambda: stream, get_cublas_handle=_handle,
-                                      cublas=cublas, Stream=Stream, using_allocator=_using_allocator,
+    made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime,
+                                      get_current_stream=lambda: stream, cublas=cublas,
+                                      get_cublas_handle=_handle, Stream=Stream,
+                                      using_allocator=_using_allocator,
                                       MemoryPool=lambda: types.SimpleNamespace(malloc=None))
     made.get_default_memory_pool = lambda: pool
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
-    made.RawModule = lambda code, options=(): cuda.Module(code, options, _in, _launched, lambda: _captured)
+    made.RawModule = lambda code, options=(): cuda.Module(
+        code, options, _in, _launched, lambda: _captured)
     return made
 
 

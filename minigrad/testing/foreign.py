@@ -1,6 +1,7 @@
-"""python -m minigrad.testing --exec PROGRAM --op NAME: somebody else's program put to the laws (docs/any-language.md).
+"""python -m minigrad.testing --exec PROGRAM --op NAME: somebody else's program put to the laws.
 
-Ends with 0 if all laws hold, 1 if one is broken or nothing was judged, 2 for wrong flags, 3 if the program cannot be run.
+docs/any-language.md is the protocol. Ends with 0 if all laws hold, 1 if one is broken or nothing
+was judged, 2 for wrong flags, 3 if the program cannot be run.
 """
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from .strategies import Example, Strategy, arrays, examples_of
 from .subject import NotApplicable, Subject, flat, host
 
 KINDS = ("any", "positive", "nonzero", "spread")
-NOT_ASKED = ("pure", "torch")       # a program has copies of the arrays; PyTorch is no part of what is compared here
+# a program has copies of the arrays; PyTorch is no part of what is compared here
+NOT_ASKED = ("pure", "torch")
 TRIES = 10                          # examples of which the program must answer one
 HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # what it ends with; argparse ends with 2
 
@@ -37,26 +39,36 @@ HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # what it ends with; argparse ends with 2
 def flags(p: argparse.ArgumentParser) -> None:
     """The flags that go with --exec and --describe."""
     g = p.add_argument_group("a program in any language, by the protocol of docs/any-language.md")
-    g.add_argument("--exec", metavar="COMMAND", help='put this program to the laws of --op or --definition, as "./softmax"')
-    g.add_argument("--describe", action="store_true", help="print what the inputs and settings are called, and a message")
-    g.add_argument("--definition", metavar="MODULE:FUNCTION", help="a function of Tensors that the program must equal")
+    g.add_argument("--exec", metavar="COMMAND",
+                   help='put this program to the laws of --op or --definition, as "./softmax"')
+    g.add_argument("--describe", action="store_true",
+                   help="print what the inputs and settings are called, and a message")
+    g.add_argument("--definition", metavar="MODULE:FUNCTION",
+                   help="a function of Tensors that the program must equal")
     g.add_argument("--array", action="append", metavar="SHAPE[:KIND]",
-                   help=f"an argument of --definition: 4,8 or any, and of which kind ({', '.join(KINDS)})")
-    g.add_argument("--set", action="append", metavar="NAME=JSON", help="a setting that is the same in all examples")
-    g.add_argument("--dtype", action="append", choices=("float64", "float32", "float16", "bfloat16"),
+                   help="an argument of --definition: 4,8 or any, and of which kind "
+                        f"({', '.join(KINDS)})")
+    g.add_argument("--set", action="append", metavar="NAME=JSON",
+                   help="a setting that is the same in all examples")
+    g.add_argument("--dtype", action="append",
+                   choices=("float64", "float32", "float16", "bfloat16"),
                    help="of the arrays (repeatable; default float64 and float32)")
-    g.add_argument("--no-vjp", action="store_true", help="the program has no gradient; its value alone is judged")
-    g.add_argument("--timeout", type=float, metavar="SECONDS", help="for each answer (default 10)")
+    g.add_argument("--no-vjp", action="store_true",
+                   help="the program has no gradient; its value alone is judged")
+    g.add_argument("--timeout", type=float, metavar="SECONDS",
+                   help="for each answer (default 10)")
 
 
 def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """The command, once its flags are known to name a program or ask for a description."""
     if len([*(args.op or ()), *([] if args.definition is None else [args.definition])]) != 1:
-        p.error("--exec and --describe take one --op, or --definition with an --array for each argument")
+        p.error("--exec and --describe take one --op, "
+                "or --definition with an --array for each argument")
     if args.array and args.definition is None:
         p.error("--array goes with --definition; the examples of an --op are its own")
     if args.device:
-        p.error("--device is where ops of minigrad are judged; a program decides for itself where it computes")
+        p.error("--device is where ops of minigrad are judged; "
+                "a program decides for itself where it computes")
     if args.timeout is not None and not 0.0 < args.timeout < 1e6:
         p.error(f"--timeout {args.timeout:g}: a number of seconds above 0")
     try:
@@ -69,7 +81,8 @@ def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         for line, some in zip(lines, samples):
             _fits(line, some, dtypes)
         if args.describe:
-            print("\n\n".join(described(line, some, dtypes[-1]) for line, some in zip(lines, samples)))
+            print("\n\n".join(described(line, some, dtypes[-1])
+                              for line, some in zip(lines, samples)))
             return 0
     except (ValueError, Unsayable, MinigradError) as error:
         p.error(str(error))
@@ -84,18 +97,21 @@ def _setting(text: str) -> tuple[str, Any]:
     except ValueError:
         if not equals:
             raise ValueError(f"--set {text}: NAME=JSON, as axis=-1") from None
-        raise ValueError(f"--set {text}: {value!r} is no JSON; a text has quotes, as '{name}=\"{value}\"'") from None
+        raise ValueError(f"--set {text}: {value!r} is no JSON; "
+                         f"a text has quotes, as '{name}=\"{value}\"'") from None
     return name, tuple(found) if isinstance(found, list) else found
 
 
 def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
-    """The lines of the table of domains where the op has derivatives, with the settings that were fixed."""
+    """The lines of the table of domains where the op has derivatives, with the settings fixed."""
     lines = [line for line in lines_of(name) if line.smooth]
     if not lines:
         raise ValueError(f"--op {name}: it has no derivatives to judge")
-    known = {setting for line in lines for e in drawn(line.examples, 5) for setting in e.settings} if fixed else set()
+    known = {setting for line in lines for e in drawn(line.examples, 5)
+             for setting in e.settings} if fixed else set()
     for setting in fixed.keys() - known:
-        raise ValueError(f"--set {setting}: the settings of {name} are {', '.join(sorted(known)) or 'none'}")
+        raise ValueError(f"--set {setting}: the settings of {name} are "
+                         f"{', '.join(sorted(known)) or 'none'}")
 
     def settle(e: Example) -> Example:
         return replace(e, settings={k: fixed.get(k, v) for k, v in e.settings.items()})
@@ -114,19 +130,28 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
         for part in name.split("."):
             f = getattr(f, part)
     except Exception as error:
-        raise ValueError(f"--definition {args.definition}: {type(error).__name__}: {_line(error)}") from None
+        raise ValueError(f"--definition {args.definition}: "
+                         f"{type(error).__name__}: {_line(error)}") from None
     if not callable(f):
         raise ValueError(f"--definition {args.definition}: it is no function")
     given = [_array(text) for text in args.array or ()]
     if not given:
-        raise ValueError(f"--definition {args.definition}: say with --array what each argument is, as --array 4,8")
+        raise ValueError(f"--definition {args.definition}: "
+                         "say with --array what each argument is, as --array 4,8")
     settings = getattr(f, "settings", {})               # of an op of ours, which arrays are not
     try:
-        inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) if p.name in settings else p for p in inspect.signature(f).parameters.values()]
-                          ).bind(*given, **fixed)
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) if p.name in settings else p
+                      for p in inspect.signature(f).parameters.values()]
+        inspect.Signature(parameters).bind(*given, **fixed)
     except TypeError as error:
-        raise ValueError(f"--definition {args.definition}: {error} (--array gives {len(given)}, --set {len(fixed)})") from None
-    oracle = (lambda *xs, **more: host(flat(f(*map(Tensor, xs), **more)))) if args.no_vjp else None     # of real numbers alone
+        raise ValueError(f"--definition {args.definition}: {error} "
+                         f"(--array gives {len(given)}, --set {len(fixed)})") from None
+
+    def value(*xs: Any, **more: Any) -> Any:
+        """An oracle of real numbers alone."""
+        return host(flat(f(*map(Tensor, xs), **more)))
+
+    oracle = value if args.no_vjp else None
     return Domain(name, Subject(name, f, oracle), examples_of(given, fixed), 3)
 
 
@@ -143,14 +168,16 @@ def _array(text: str) -> Strategy:
 def drawn(given: Strategy, count: int) -> list[Example]:
     """The first examples of a strategy, the same each time."""
     found: list[Example] = []
-    settings = hypothesis.settings(max_examples=count, derandomize=True, deadline=None, database=None,
-                                   phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck))
+    settings = hypothesis.settings(
+        max_examples=count, derandomize=True, deadline=None, database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck))
     settings(hypothesis.given(example=given)(lambda example: found.append(example)))()
     return found
 
 
 def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
-    """An error of one line where the definition itself fails, or where the laws or the protocol have no form for it."""
+    """Raise where the definition fails, or where the laws or the protocol have no form for it."""
     for example in examples:
         message("", example.settings, {})
     f, example = line.subject.function, examples[0]
@@ -158,11 +185,14 @@ def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
     for dtype in dtypes:
         try:
             with no_grad():
-                y = flat(f(*[Tensor(np.asarray(a, backend.dtype(dtype))) for a in example.arrays], **example.settings))
+                given = [Tensor(np.asarray(a, backend.dtype(dtype))) for a in example.arrays]
+                y = flat(f(*given, **example.settings))
         except Exception as error:
-            raise ValueError(f"{line.label}: the definition fails on {example!r}: {_line(error)}") from None
+            raise ValueError(f"{line.label}: the definition fails on {example!r}: "
+                             f"{_line(error)}") from None
         if half(np.dtype(backend.dtype(dtype))) and y.dtype != dtype:
-            raise ValueError(f"--dtype {dtype}: the value of {line.label} is then {y.dtype}, which the laws of programs do not judge")
+            raise ValueError(f"--dtype {dtype}: the value of {line.label} is then {y.dtype}, "
+                             "which the laws of programs do not judge")
 
 
 def _line(error: Exception) -> str:
@@ -170,10 +200,11 @@ def _line(error: Exception) -> str:
 
 
 def described(line: Domain, examples: list[Example], dtype: str) -> str:
-    """What the inputs, constants and settings of a line of the table are called, and a message as a program gets it."""
+    """What inputs, constants and settings of a line are called; a message as a program gets it."""
     f = line.subject.function
     assert f is not None
-    example = max(examples, key=lambda e: (min(a.size for a in e.arrays), sum(a.size for a in e.arrays)))
+    example = max(examples,
+                  key=lambda e: (min(a.size for a in e.arrays), sum(a.size for a in e.arrays)))
     names = inputs_of(f, len(example.arrays))
     some: dict[str, list[str]] = {}
     for e in examples:
@@ -183,15 +214,18 @@ def described(line: Domain, examples: list[Example], dtype: str) -> str:
                 some[name].append(text)
     head = " ".join((inspect.getdoc(f) or "").partition("\n\n")[0].split())
     told = [f"{line.label}: {head}" if head else line.label, f"  inputs    {', '.join(names)}"]
-    told += [f"  setting   {name}: {', '.join(seen[:4])}{', …' if len(seen) > 4 else ''}" for name, seen in some.items()]
+    told += [f"  setting   {name}: {', '.join(seen[:4])}{', …' if len(seen) > 4 else ''}"
+             for name, seen in some.items()]
     kind = np.dtype(backend.dtype(dtype))
     inputs = {name: np.asarray(a, kind) for name, a in zip(names, example.arrays)}
     with no_grad():
         y = flat(f(*map(Tensor, inputs.values()), **example.settings)).array
-    for title, call, more in [("asked for the value", "value", {}), ("for the gradients", "vjp", {"cotangent": y})]:
+    for title, call, more in [("asked for the value", "value", {}),
+                              ("for the gradients", "vjp", {"cotangent": y})]:
         question = message(call, example.settings, {**inputs, **more}, numbers=False).decode()
         answer = message("", {}, inputs if more else {"value": y}, numbers=False).decode()
-        told += [f"\n{title} a program reads", *_indented(question), "and answers", *_indented(answer)]
+        told += [f"\n{title} a program reads", *_indented(question),
+                 "and answers", *_indented(answer)]
     return "\n".join(told)
 
 
@@ -200,13 +234,18 @@ def _indented(text: str) -> list[str]:
 
 
 # ── what is found ──
-def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Example]], dtypes: list[str]) -> int:
-    """Every law on every line, until the program fails to give answers that can be judged; prints a report."""
+def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Example]],
+          dtypes: list[str]) -> int:
+    """Every law on every line, until the program fails to give answers that can be judged.
+
+    Prints a report, and returns what the command ends with.
+    """
     held = broken = 0
     for line, some in zip(lines, samples):
         f = line.subject.function
         assert f is not None
-        wants = not args.no_vjp and (line.subject.op is None or bool(line.subject.op.rules or line.subject.op.joint))
+        op = line.subject.op
+        wants = not args.no_vjp and (op is None or bool(op.rules or op.joint))
         with Program(args.exec, f, args.timeout or 10.0) as program:
             if not (held or broken) and (why := _runs(program, some, dtypes)):
                 print(f"minigrad.testing: --exec {args.exec}: {why}", file=sys.stderr)
@@ -226,7 +265,7 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
 
 
 def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
-    """Why the program cannot be run; nothing if one of the first examples is answered, or skipped, or refused."""
+    """Why the program cannot be run; nothing if it answers, skips or refuses a first example."""
     said = ""
     for example in examples[:TRIES]:
         given = [np.asarray(a, np.dtype(backend.dtype(dtypes[0]))) for a in example.arrays]
@@ -244,8 +283,12 @@ def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
     return said
 
 
-def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str], examples: int) -> tuple[Report, bool]:
-    """The verdicts, and whether the program has failed: then no more is asked, for each law would say the same."""
+def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str],
+            examples: int) -> tuple[Report, bool]:
+    """The verdicts, and whether the program has failed.
+
+    Then no more is asked, for each law would say the same.
+    """
     report = Report(subject.name)
     for dtype in dtypes:
         for law in LAWS:
@@ -254,7 +297,8 @@ def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str],
             try:
                 verdict = examine(law, subject, line.examples, dtype, examples=examples)
             except Hung as error:
-                verdict = Verdict(law, dtype, "broken", message=str(error), units=float("inf"), example=error.example)
+                verdict = Verdict(law, dtype, "broken", message=str(error), units=float("inf"),
+                                  example=error.example)
                 program.failures.add(verdict.message)
             if verdict.status != "not applicable":
                 report.verdicts.append(verdict)

@@ -11,9 +11,9 @@ each being anything up to u. No element of a row may be further off than six suc
 73 u or 4e-6 of a row for sums of 768. k is 40 as in `tolerance`, and 20 more for scores, whose
 error exp multiplies by their size. The errors of m numbers average out in their mean: k/3m stands
 for k/3, and NumPy adds m numbers in pairs of 8 lanes of at most 16, as exactly as sums of 32. Where
-a row is a difference of larger numbers, a fifth array has the size √Σt² of a sum of those: its terms
-t before the difference is taken. n = 0 says that nothing is summed: each element is judged by its
-own size, or that in a fifth array, and k is 20.
+a row is a difference of larger numbers, a fifth array has the size √Σt² of a sum of those: its
+terms t before the difference is taken. n = 0 says that nothing is summed: each element is judged by
+its own size, or that in a fifth array, and k is 20.
 """
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ from .sizes import small_sizes
 
 ROUNDINGS = 60
 Lines = Iterator[tuple[Any, ...]]
-CASES: dict[str, tuple[tuple[str, ...], Callable[[], Lines]]] = {}     # by name: the kernels in it, and what it yields
+Case = Callable[..., Lines]
+CASES: dict[str, tuple[tuple[str, ...], Case]] = {}     # by name: the kernels in it, and the case
 
 
-def case(*kernels: str, **variants: tuple[Any, ...]) -> Callable[[Callable[..., Lines]], Callable[..., Lines]]:
+def case(*kernels: str, **variants: tuple[Any, ...]) -> Callable[[Case], Case]:
     """List a case for each variant, label=arguments; one without arguments where there are none."""
-    def keep(f: Callable[..., Lines]) -> Callable[..., Lines]:
+    def keep(f: Case) -> Case:
         for label, arguments in (variants or {"": ()}).items():
             CASES[f"{f.__name__}{'-' if label else ''}{label}"] = kernels, partial(f, *arguments)
         return f
@@ -52,17 +53,21 @@ def judge(name: str) -> float:
 
 
 def shares(name: str) -> Iterator[tuple[str, float]]:
-    """What is compared in a case, and the share of its bound that it uses. AssertionError above 1."""
+    """What is compared in a case, and the share of its bound it uses. AssertionError above 1."""
     for what, found, truth, n, *sizes in CASES[name][1]():
         a, b = (np.atleast_1d(x.numpy() if isinstance(x, mg.Tensor) else x) for x in (found, truth))
         dtype = "float64" if name.endswith("float64") else "float32"
-        assert a.dtype == dtype and a.shape == b.shape, f"{name}: {what} is {a.dtype}{list(a.shape)}"
+        shown = f"{a.dtype}{list(a.shape)}"
+        assert a.dtype == dtype and a.shape == b.shape, f"{name}: {what} is {shown}"
         assert np.isfinite(a).all(), f"{name}: {what} is not finite"
         length, many = n if isinstance(n, tuple) else (n, 1 if n else 3)
         size = np.abs([b, *sizes]).max(axis=0, initial=2.0**-100)
         size = size.max(axis=-1, keepdims=True) if n else size
-        used = float((np.abs(a - b) / (3.0 * math.sqrt(length / 6 + ROUNDINGS / 3 / many) * np.finfo(dtype).eps * size)).max())
-        assert used <= 1.0, f"{name}: {what} is off by {used:.3g} times its bound, {np.abs(a - b).max():.3g}"
+        deviation = math.sqrt(length / 6 + ROUNDINGS / 3 / many)
+        error = np.abs(a - b)
+        used = float((error / (3.0 * deviation * np.finfo(dtype).eps * size)).max())
+        off = f"{used:.3g} times its bound, {error.max():.3g}"
+        assert used <= 1.0, f"{name}: {what} is off by {off}"
         yield what, used
 
 
@@ -84,23 +89,26 @@ def _wide(*arrays: Any) -> list[Any]:
 
 
 # ── LayerNorm ──
-@case("layer_norm", "layer_norm/joint", one_768=((1,), 768), one_1600=((1, 1), 1600), many_768=((3, 133), 768), many_1600=((190,), 1600))
+@case("layer_norm", "layer_norm/joint", one_768=((1,), 768), one_1600=((1, 1), 1600),
+      many_768=((3, 133), 768), many_1600=((190,), 1600))
 def layer_norm(lead: tuple[int, ...], d: int) -> Lines:
-    """Rows from far larger than √ε to smaller: ε is not small in the last of them, and in a single one."""
+    """Rows from far larger than √ε to smaller: ε is not small in the last, and in a single one."""
     x, w, b, g = _normal(1, (*lead, d), (d,), (d,), (*lead, d))
-    sizes = np.geomspace(3.0, 3e-3, math.prod(lead)).reshape(*lead, 1) if math.prod(lead) > 1 else np.full((*lead, 1), 6e-3)
-    g += 3 * np.sign(w) * x                             # along the row, so that each part of ∂x counts
-    x = ((x + 0.5) * sizes).astype(np.float32)
+    rows = math.prod(lead)
+    sizes = np.geomspace(3.0, 3e-3, rows) if rows > 1 else np.full(1, 6e-3)
+    g += 3 * np.sign(w) * x                         # along the row, so that each part of ∂x counts
+    x = ((x + 0.5) * sizes.reshape(*lead, 1)).astype(np.float32)
     y, dx, dw, db = _walk(lambda *t: mg.layer_norm(*t, eps=2e-5), g, x, w, b)
     x, w, b, g = _wide(x, w, b, g)
     apart = x - x.mean(-1, keepdims=True)
     rstd = 1.0 / np.sqrt((apart * apart).mean(-1, keepdims=True) + 2e-5)
     normal, u = apart * rstd, g * w
-    rows = tuple(range(len(lead)))
+    over = tuple(range(len(lead)))
+    along = (u * normal).mean(-1, keepdims=True)
     yield "value", y, normal * w + b, d
-    yield "∂x", dx, rstd * (u - u.mean(-1, keepdims=True) - normal * (u * normal).mean(-1, keepdims=True)), d
-    yield "∂weight", dw, (g * normal).sum(rows), max(d, math.prod(lead))
-    yield "∂bias", db, g.sum(rows), math.prod(lead)
+    yield "∂x", dx, rstd * (u - u.mean(-1, keepdims=True) - normal * along), d
+    yield "∂weight", dw, (g * normal).sum(over), max(d, rows)
+    yield "∂bias", db, g.sum(over), rows
 
 
 # ── attention ──
@@ -113,27 +121,29 @@ def _softmax(scores: Any) -> Any:
 def attention_of_one_query(scale: float | None) -> Lines:
     """A step of decoding: one query, 700 keys."""
     q, k, v = _normal(2, (2, 3, 1, 64), (2, 3, 700, 64), (2, 3, 700, 48))
-    y, lse = mg.attention(q, k, v, causal=True, scale=scale), cpu.kernels["attention"](cpu, q, k, v, scale=scale).extra["lse"]
+    y = mg.attention(q, k, v, causal=True, scale=scale)
+    lse = cpu.kernels["attention"](cpu, q, k, v, scale=scale).extra["lse"]
     q, k, v = _wide(q, k, v)
     scores = q @ k.swapaxes(-1, -2) * (scale or 1 / 8)
     yield "value", y, _softmax(scores) @ v, 700
     yield "lse", lse, np.log(np.exp(scores).sum(-1, keepdims=True)), 700
 
 
-@case("attention", "attention/joint", near=(200, None, 0.0, 0.0, (1, 2, 1)), far=(300, 0.1, 0.0), farther=(600, None, 0.0),
-      dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0))
+@case("attention", "attention/joint", near=(200, None, 0.0, 0.0, (1, 2, 1)), far=(300, 0.1, 0.0),
+      farther=(600, None, 0.0), dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0))
 def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
                      lead: tuple[int, ...] = (2,)) -> Lines:
     """Several tiles of keys and queries, the last of them not full.
 
-    Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift for each of their 64 terms, and
-    the weights as much.
+    Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift
+    for each of their 64 terms, and the weights as much.
     """
     q, k, v, g = _normal(3, (*lead, T, 64), (*lead, T, 64), (*lead, T, 32), (*lead, T, 32))
     if shift:
         q[..., 0], k[..., 0] = 8.0, shift
-    y, dq, dk, dv = _walk(lambda q, k, v: mg.attention(q, k, v, causal=True, scale=scale, p=p, key=7), g, q, k, v)
-    lse = cpu.kernels["attention"](cpu, q, k, v, causal=True, scale=scale, p=p, key=7).extra["lse"]
+    how = {"causal": True, "scale": scale, "p": p, "key": 7}
+    y, dq, dk, dv = _walk(lambda q, k, v: mg.attention(q, k, v, **how), g, q, k, v)
+    lse = cpu.kernels["attention"](cpu, q, k, v, **how).extra["lse"]
     q, k, v, g = _wide(q, k, v, g)
     s, keep = scale or 1 / 8, random.keep_mask(cpu, 7, (*lead, T, T), p) / (1.0 - p)
     scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(-1, -2) * s, -np.inf)
@@ -160,9 +170,13 @@ def _counted(seed: int, n: int, V: int) -> tuple[Any, Any, Any]:
     return targets, kept / kept.sum(), np.where(kept, targets, 0)
 
 
-@case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight", plain=(0.0,), shifted=(100.0,))
+@case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight",
+      plain=(0.0,), shifted=(100.0,))
 def linear_cross_entropy(shift: float) -> Lines:
-    """The classifier over four blocks of rows, the last not full, each in several parts; logits that are all larger by `shift`."""
+    """The classifier over four blocks of rows, the last not full, each in several parts.
+
+    All logits are larger by `shift`.
+    """
     n, V, d = 350, 2000, 64
     x, w = _normal(4, (n, d), (V, d))
     targets, share, ids = _counted(4, n, V)
@@ -172,10 +186,12 @@ def linear_cross_entropy(shift: float) -> Lines:
         x[:, 0], w[:, 0] = shift, 1.0
     more = 6 * shift**2 * d / 3                         # as in attention
     with small_sizes(logits=100 * V * 4):               # GPT-2's take 667 rows at a time
-        loss, dx, dw = _walk(lambda x, w: mg.linear_cross_entropy(x, w, targets, ignore_index=-7), np.float32(1.5), x, w)
+        loss, dx, dw = _walk(lambda x, w: mg.linear_cross_entropy(x, w, targets, ignore_index=-7),
+                             np.float32(1.5), x, w)
     x, w = _wide(x, w)
     p = _softmax(x @ w.T)
-    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32 + more, np.count_nonzero(share))
+    truth = -(share * np.log(p[np.arange(n), ids])).sum()
+    yield "loss", loss, truth, (32 + more, np.count_nonzero(share))
     whole = p * 1.5 * share[:, None]
     p[np.arange(n), ids] -= 1.0
     p *= 1.5 * share[:, None]
@@ -194,7 +210,8 @@ def cross_entropy() -> Lines:
     z[np.arange(n), ids] += 5.0
     loss, dz = _walk(lambda z: mg.cross_entropy(z, targets, ignore_index=-7), np.float32(1.5), z)
     p = _softmax(z.astype(np.float64))
-    yield "loss", loss, -(share * np.log(p[np.arange(n), ids])).sum(), (32, np.count_nonzero(share))
+    truth = -(share * np.log(p[np.arange(n), ids])).sum()
+    yield "loss", loss, truth, (32, np.count_nonzero(share))
     p[np.arange(n), ids] -= 1.0
     yield "∂logits", dz, p * 1.5 * share[:, None], V
 
@@ -203,7 +220,8 @@ def cross_entropy() -> Lines:
 def _gelu(x: Any) -> tuple[Any, Any]:
     c, a = math.sqrt(2.0 / math.pi), 0.044715
     t = np.tanh(c * (x + a * x**3))
-    return 0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * a * x * x)
+    slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * a * x * x)
+    return 0.5 * x * (1.0 + t), slope
 
 
 @case("gelu", "gelu/joint", bias=(True,), no_bias=(False,))
@@ -214,7 +232,8 @@ def gelu(biased: bool) -> Lines:
     y, dx, *db = _walk(lambda *t: mg.gelu(*t, approximate="tanh"), g, x, *[b] * biased)
     x, b, g = _wide(x, b, g)
     value, slope = _gelu(x + b if biased else x)
-    yield "value", y, value, 0, x + b if biased else x   # for x < 0 it is x times what is left of a difference
+    # for x < 0 the value is x times what is left of a difference
+    yield "value", y, value, 0, x + b if biased else x
     yield "∂x", dx, g * slope, 0, g
     for found in db:
         yield "∂bias", found, (g * slope).sum(0), 100
@@ -233,9 +252,9 @@ def dropout() -> Lines:
 # ── products ──
 @case("addmm", one=(1, 1536), two=(2, 1536), many=(70, 1536), small=(5, 100))
 def addmm(n: int, m: int) -> Lines:
-    """A step of decoding has one row; more are multiplied in chunks of terms, unless the product is small."""
+    """A step of decoding has one row; more are multiplied in chunks, but for small products."""
     bias, x, w, g = _normal(8, (m,), (n, 768), (768, m), (n, m))
-    bias *= 30                                          # an error of the bias is none beside a product
+    bias *= 30                                      # an error of the bias is none beside a product
     y, db, dx, dw = _walk(mg.addmm, g, bias, x, w)
     bias, x, w, g = _wide(bias, x, w, g)
     yield "value", y, x @ w + bias, 768
@@ -256,7 +275,7 @@ def packed_linear(n: int, biased: bool) -> Lines:
 
 @case("sum_to", "broadcast_to")
 def bias_of_many_rows() -> Lines:
-    """A vector added to 3003 rows, whose gradients are added up in parts of 128; and one that is copied out."""
+    """A vector added to 3003 rows, whose gradients are added up in parts of 128; and a copy."""
     b, g, h = _normal(10, (200,), (3003, 200), (20, 200))
     y, db = _walk(lambda b: mg.broadcast_to(b, shape=(3003, 200)), g, b)
     z, dc = _walk(lambda b: mg.broadcast_to(b, shape=(20, 200)), h, b)
@@ -282,17 +301,21 @@ def tied_table() -> Lines:
 # ── the optimizer ──
 @case("adamw_update", decay=(0.1, "float32"), no_decay=(0.0, "float32"), float64=(0.1, "float64"))
 def adamw(weight_decay: float, dtype: str) -> Lines:
-    """Two parameters, one of three blocks, the last not full; ε is not small beside the smaller gradients.
+    """Two parameters, one of three blocks, the last not full.
+
+    ε is not small beside the smaller gradients.
 
     No law has this kernel, so it is judged in float64 too, beside the widest float.
     """
     sizes = np.geomspace(1e-3, 1.0, 300_001)
     arrays = [[a.astype(dtype) for a in (p, g * s, m * s, (v * s) ** 2)] for n in (5, 300_001)
               for s in [sizes[-n:]] for p, g, m, v in [_normal(12, (n,), (n,), (n,), (n,))]]
-    before = [[a.astype(np.float64 if dtype == "float32" else np.longdouble) for a in some] for some in arrays]
+    wide = np.float64 if dtype == "float32" else np.longdouble
+    before = [[a.astype(wide) for a in some] for some in arrays]
     lr, b1, b2, eps, c1, c2 = 0.1, 0.9, 0.95, 0.02, 0.3, 0.15
     kinds = [list(kind) for kind in zip(*arrays)]
-    cpu.kernels["adamw_update"](cpu, *kinds, lr=lr, beta1=b1, beta2=b2, eps=eps, weight_decay=weight_decay, correct1=c1, correct2=c2)
+    cpu.kernels["adamw_update"](cpu, *kinds, lr=lr, beta1=b1, beta2=b2, eps=eps,
+                                weight_decay=weight_decay, correct1=c1, correct2=c2)
     for (p, g, m, v), (p0, g0, m0, v0) in zip(arrays, before):
         m1, v1 = b1 * m0 + (1.0 - b1) * g0, b2 * v0 + (1.0 - b2) * g0 * g0
         rate = lr / c1 / (np.sqrt(v1 / c2) + eps)

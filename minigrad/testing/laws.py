@@ -1,7 +1,8 @@
-"""The laws of differentiable array code, each a function of one Run: a subject, an example, a dtype and a device.
+"""The laws of differentiable array code, each a function of one Run.
 
-A law returns how much of its bound was used (0 … 1; 0 for a law that holds or does not), raises Broken where it does not
-hold, and NotApplicable, with the reason, where it says nothing about the subject. `LAWS` lists them all.
+A Run is a subject with an example, a dtype and a device. A law returns how much of its bound was
+used (0 … 1; 0 for a law that holds or does not), raises Broken where it does not hold, and
+NotApplicable, with the reason, where it says nothing about the subject. `LAWS` lists them all.
 """
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from ..engine.fast import explicit
 from ..engine.tensor import Tensor
 from ..errors import DeviceError, DTypeError
 from ..transforms import gradients, jvp
-from .reference import Reference, alternating, rms
-from .strategies import numbers_of
-from .subject import Broken, NotApplicable, NotSettled, Run, Subject, host, pulled
-from .tolerance import WIDE, complex_step, difference, eps, magnitude
+from .quotient import quotient
+from .reference import Reference, rms
+from .run import Run
+from .subject import Broken, NotApplicable, NotSettled, Subject, host, pulled
+from .tolerance import WIDE, complex_step, eps
 
 LAWS: dict[str, Callable[[Run], float]] = {}
-DERIVATIVES = {"adjoint": 1, "second_adjoint": 2, "third_adjoint": 3}        # how many a law asks of the oracle or the function
+# how many derivatives a law asks of the oracle or the function
+DERIVATIVES = {"adjoint": 1, "second_adjoint": 2, "third_adjoint": 3}
 F = TypeVar("F", bound=Callable[..., float])
 
 
@@ -36,7 +39,8 @@ def law(f: F) -> F:
 # ── what an op computes ──
 @law
 def value(run: Run) -> float:
-    """The value is that of an independent definition in the widest float; dtype, device and array type are the inputs'."""
+    """The value is that of an independent definition, computed in the widest float.
+    Its dtype, device and array type are those of the inputs."""
     if (oracle := run.subject.oracle) is None:
         raise NotApplicable("no oracle was given")
     run.differentiable()
@@ -44,12 +48,14 @@ def value(run: Run) -> float:
     run.kind(y, run.result_dtype(), "the value")
     wide = oracle(*run.wide, **run.example.settings)
     margins = run.margins()
-    return run.compare("the value", y, wide, scale=run.scale(wide), allowed=margins[0] if margins else None)
+    return run.compare("the value", y, wide, scale=run.scale(wide),
+                       allowed=margins[0] if margins else None)
 
 
 @law
 def rounded(run: Run) -> float:
-    """Value and VJP are those of a wider float at the same numbers, but for rounding: each number by itself, and all together."""
+    """Value and VJP are those of a wider float at the same numbers, but for rounding.
+    Each number is judged by itself, and all of them together."""
     run.differentiable()
     reference = run.reference() if run.widest(run.subject) != run.dtype else None
     if reference is None:
@@ -59,15 +65,21 @@ def rounded(run: Run) -> float:
     used = 0.0
     for i, (r, truth, allowed, roundings) in enumerate(_beside(run, reference)):
         what = "the value" if i == 0 else f"gradient {i - 1}"
-        if reference.elementwise[i] and np.isinf(numbers := host(r).astype(WIDE)).any() and not np.isnan(numbers).any() \
+        numbers = host(r).astype(WIDE)
+        if reference.elementwise[i] and np.isinf(numbers).any() and not np.isnan(numbers).any() \
                 and run.subject.definition is None:
             raise NotApplicable("it overflows on its way, and no definition says that it must not")
-        used = max(used, run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed, roundings=roundings))
+        share = run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed,
+                            roundings=roundings)
+        used = max(used, share)
     return used
 
 
 def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """The value, and where there is a VJP each gradient, with what the reference has for it, how far off it may be, and roundings."""
+    """The value, and where there is a VJP each gradient, beside what the reference has for it.
+
+    With each come how far off it may be, and its roundings.
+    """
     found = [run.y]
     if len(reference.results) > 1 and run.finite:
         run.walked()
@@ -79,8 +91,8 @@ def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any, Any
 def adjoint(run: Run, order: int = 1) -> float:
     """⟨u, J v⟩ = ⟨Jᵀ u, v⟩: the VJP is the transpose of the derivative.
 
-    J v comes from the oracle by complex step, or without an oracle from the function itself by a difference of order 6, in the
-    widest float there is.
+    J v comes from the oracle by complex step, or without an oracle from the function itself by a
+    difference of order 6, in the widest float there is.
     """
     run = run.of_order(order)
     y, grads, u = run.walked()
@@ -92,14 +104,17 @@ def adjoint(run: Run, order: int = 1) -> float:
     margins = run.margins() if order == 1 else None
     error: Any = 0.0
     if oracle is not None:
-        along = complex_step(lambda h: oracle(*[x + h * v for x, v in zip(run.wide, moves)], **run.example.settings))
+        settings = run.example.settings
+        along = complex_step(
+            lambda h: oracle(*[x + h * v for x, v in zip(run.wide, moves)], **settings))
     else:
-        along, error, unclear = _quotient(run, moves)
+        along, error, unclear = quotient(run, moves)
         if 2 * np.count_nonzero(unclear) > along.size:
             # a function of 16 bits may well compute in float32, whatever it is given
             raise (NotApplicable if half(run.dtype) else NotSettled)(
-                "a difference quotient does not settle: a kink is near, or the value rounds more coarsely than its dtype")
-        if unclear.any():                               # these results are left out: their cotangents are 0
+                "a difference quotient does not settle: a kink is near, or the value rounds more "
+                "coarsely than its dtype")
+        if unclear.any():                           # results left out: their cotangents are 0
             u = np.where(unclear, 0, u).astype(u.dtype)
             along, error = np.where(unclear, 0.0, along), np.where(unclear, 0.0, error)
             grads = run.pull(u)
@@ -111,54 +126,13 @@ def adjoint(run: Run, order: int = 1) -> float:
         allowed = float(np.sum(np.abs(w * along))) * eps(run.coarse)
         allowed += sum(float(np.sum(np.abs(v) * m)) for v, m in zip(moves, margins[1:]))
         return run.compare(what, right, left, allowed=allowed + np.finfo(WIDE).tiny, noise=noise)
-    scale = max([1, *(v.size for v in moves)]) * run.scale(y, along, *grads)        # the inner product adds up all errors
+    # the inner product adds up all errors
+    scale = max([1, *(v.size for v in moves)]) * run.scale(y, along, *grads)
     try:
         return run.compare(what, right, left, scale=scale, noise=noise)
-    except Broken:                                      # or much cancels on the way, where roundings do more
-        return run.compare(what, right, left, scale=scale, noise=noise + 8.0 * run.erratic(u, moves))
-
-
-def _quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """The derivative along `moves` by differences, in the widest float that the function computes in; how far off each of its numbers
-    may be, and whether that is too far to tell anything. Of a function that knows its own float alone, the derivative of its
-    definition is taken, where it has one."""
-    subject, base, rng = run.subject, [x.astype(WIDE) for x in run.arrays], numbers_of(run.example, "directions")
-    widest = run.widest(subject)
-    if widest is None and subject.definition is not None:
-        subject = Subject(subject.name, subject.definition)
-        widest = run.widest(subject)
-
-    def spread(at: Any, by: float) -> Any:
-        """What roundings of the arguments by the share `by` do to each number of the value, divided by it."""
-        here, total = at(base).astype(WIDE), 0.0
-        for i in range(len(base)):                      # one after the other: together they might cancel
-            changes = []
-            for signs in (alternating(base[i].shape), *(rng.choice([-1.0, 1.0], base[i].shape) for _ in range(2))):
-                far = [x * (1.0 + by * signs) if k == i else x for k, x in enumerate(base)]
-                changes.append(np.abs(at(far).astype(WIDE) - here) / by)
-            total = total + np.max(changes, axis=0)
-        return total
-
-    def along(dtype: Any) -> tuple[Any, Any, Any]:
-        if half(np.dtype(dtype)):
-            raise NotApplicable("16 bits are too few for a difference quotient: name an oracle or a definition")
-        at = partial(run.evaluate, dtype=dtype, subject=subject)
-        found, error = difference(lambda h: at([x + h * v for x, v in zip(base, moves)]), dtype, spread(at, 64.0 * eps(dtype)),
-                                  magnitude(*base))
-        size = np.abs(found) + (np.sqrt(np.mean(found * found)) if found.size else 0.0)
-        return found, error, ~(error <= (0.1 if dtype == np.float32 else 1e-3) * size + 1e3 * eps(dtype) ** 0.8)
-
-    if widest is None or subject.function is not None:
-        return along(widest or run.dtype)
-    for dtype in (d for d in (widest, np.dtype(np.float64)) if eps(widest) <= eps(d) < eps(run.dtype)):        # wider by name alone?
-        at, rng = partial(run.evaluate, dtype=dtype, subject=subject), np.random.default_rng(1)
-        fine = spread(at, 512.0 * eps(dtype))
-        for by in (2.0**-16, 2.0**-20):                 # the second for who is not linear over the first
-            rng = np.random.default_rng(1)              # the same directions
-            plain = spread(at, by)
-            if 4 * np.count_nonzero(~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))) <= plain.size:
-                return along(dtype)
-    return along(run.dtype)
+    except Broken:                                  # or much cancels, where roundings do more
+        noise += 8.0 * run.erratic(u, moves)
+        return run.compare(what, right, left, scale=scale, noise=noise)
 
 
 @law
@@ -170,21 +144,25 @@ def linear(run: Run, order: int = 1) -> float:
     run.needs_finite()
     w = run.cotangent(y)
     a, b = 0.75, -1.5
-    second, both = run.pull(w), run.pull((run.dtype.type(a) * u + run.dtype.type(b) * w).astype(u.dtype))
+    both = (run.dtype.type(a) * u + run.dtype.type(b) * w).astype(u.dtype)
+    second, mixed = run.pull(w), run.pull(both)
     margins = run.margins() if order == 1 else None
     used = 0.0
-    for i, (g, h, s) in enumerate(zip(first, second, both)):
+    for i, (g, h, s) in enumerate(zip(first, second, mixed)):
         expected = a * host(g).astype(WIDE) + b * host(h).astype(WIDE)
         noise: Any = 0.0
-        if margins is not None:                         # each of the three is rounded, and where u's margin is small w's need not be
+        if margins is not None:
+            # each of the three is rounded, and where u's margin is small w's need not be
             noise = 6.0 * np.maximum(margins[i + 1], rms(margins[i + 1]))
-        used = max(used, run.compare(f"Jᵀ(αu + βw), argument {i}", s, expected, scale=run.scale(y, g, h), noise=noise))
+        share = run.compare(f"Jᵀ(αu + βw), argument {i}", s, expected, scale=run.scale(y, g, h),
+                            noise=noise)
+        used = max(used, share)
     return used
 
 
 @law
 def second_adjoint(run: Run) -> float:
-    """The VJP, as a function of the arguments and the cotangent, has a VJP that is the transpose of its derivative."""
+    """The VJP, in the arguments and the cotangent, has as VJP the transpose of its derivative."""
     return adjoint(run, 2)
 
 
@@ -203,8 +181,9 @@ def third_adjoint(run: Run) -> float:
 # ── what a gradient is ──
 @law
 def kind(run: Run) -> float:
-    """The value has the dtype of the arguments, and each gradient its argument's shape, dtype, device and array type; so has a
-    gradient that will be differentiated, and it is the same."""
+    """The value has the dtype of the arguments, and each gradient is like its argument.
+    It has that argument's shape, dtype, device and array type; so has a gradient that will be
+    differentiated, and it is the same."""
     y, grads, _ = run.walked()
     run.kind(y, run.result_dtype(), "the value")
     live = run.pull(create_graph=True) if run.subject.function else ()
@@ -213,7 +192,8 @@ def kind(run: Run) -> float:
             run.kind(g, run.dtype, f"gradient {i}", run.arrays[i].shape)
     used = 0.0
     for i, (g, h) in enumerate(zip(grads, live)):
-        used = max(used, run.compare(f"gradient {i}, to be differentiated,", h, g, scale=run.scale(*grads)))
+        share = run.compare(f"gradient {i}, to be differentiated,", h, g, scale=run.scale(*grads))
+        used = max(used, share)
     return used
 
 
@@ -229,9 +209,10 @@ def wanted(run: Run) -> float:
         xs = run.leaves(only=i)
         y = run.call(xs)
         if y.node is None:
-            continue                                    # this argument is a constant of the function
+            continue                                # this argument is a constant of the function
         (alone,) = gradients(y, [xs[i]], run.on_device(u))
-        used = max(used, run.compare(f"gradient {i}, wanted alone,", alone, g, scale=run.scale(*grads)))
+        share = run.compare(f"gradient {i}, wanted alone,", alone, g, scale=run.scale(*grads))
+        used = max(used, share)
     return used
 
 
@@ -253,7 +234,8 @@ def pure(run: Run) -> float:
 
 @law
 def alias(run: Run) -> float:
-    """An op's value shares memory with no input, unless the op says that it is a view; no gradient does with anything."""
+    """An op's value shares memory with no input, unless the op says that it is a view.
+    No gradient shares memory with anything."""
     subject = run.subject
     if subject.function is None:
         raise NotApplicable("the arrays are not ours")
@@ -285,7 +267,7 @@ def alias(run: Run) -> float:
 
 @law
 def residuals(run: Run) -> float:
-    """What a node keeps are the arguments, output and by-products that its wanted rules name, and no other array."""
+    """A node keeps no arrays but arguments, output and by-products that its wanted rules name."""
     op = run.needs_op()
     run.needs_gradient()
     xs = run.leaves()
@@ -302,10 +284,11 @@ def residuals(run: Run) -> float:
     if not nodes:
         raise NotApplicable("the example records none")
     for node in nodes:
-        rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i, p in enumerate(node.parents) if p is not None and not op.variadic]
+        asked = [i for i, p in enumerate(node.parents) if p is not None and not op.variadic]
+        rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i in asked]
         named = {n for r in rules for n in r.needs} - op.settings.keys()
-        if op.definition is not None and any(op.source(n)[0] == "extra" for n in named):    # it is run again for a second derivative
-            named |= set(op.args)
+        if op.definition is not None and any(op.source(n)[0] == "extra" for n in named):
+            named |= set(op.args)                   # the op is run again for a second derivative
         held = {n for n, a in zip(node.plan.names, node.saved) if a is not None}
         if not held <= named or len(node.plan.names) != len(node.saved):
             raise Broken(f"{op.name} keeps {sorted(held)}; its rules name {sorted(named)}")
@@ -346,12 +329,16 @@ def parts(run: Run) -> float:
     xs = [run.on_device(a) for a in run.arrays]
     moves = [run.draw.uniform(-1.0, 1.0, a.shape).astype(run.dtype) for a in run.arrays]
     vs = [run.on_device(v) for v in moves]
-    (_, one), (_, two) = (jvp(lambda *t, f=f: f(*t, **run.settings), xs, vs) for f in (run.subject.function, definition))
+    (_, one), (_, two) = (jvp(lambda *t, f=f: f(*t, **run.settings), xs, vs)
+                          for f in (run.subject.function, definition))
     return max(used, run.of_order(2).compare("the JVP", one, two, scale=run.scale(two)))
 
 
 def _elsewhere(run: Run, how: str, u: Any) -> None:
-    """Broken where somebody else's function gives other numbers for the same arrays that lie in memory in another way; it may refuse."""
+    """Broken where somebody else's function gives other numbers in another order of memory.
+
+    The arrays are the same, and lie in memory in another way; the function may refuse them.
+    """
     if not any(sum(n > 1 for n in a.shape) >= (2 if how == "F" else 1) for a in run.arrays):
         return
     assert run.subject.pull is not None
@@ -361,15 +348,16 @@ def _elsewhere(run: Run, how: str, u: Any) -> None:
         return
     margins = run.margins()
     for i, (a, b) in enumerate(zip(found, [run.y, *run.grads])):
-        what = "the value" if i == 0 else f"gradient {i - 1}"
-        run.compare(f"{what} of arrays that lie in memory in another way ({how})", a, b, scale=run.scale(b),
+        what = f"{'the value' if i == 0 else f'gradient {i - 1}'} of arrays that lie in memory"
+        run.compare(f"{what} in another way ({how})", a, b, scale=run.scale(b),
                     allowed=2.0 * margins[i] if margins else None)
 
 
 @law
 def repeat(run: Run) -> float:
-    """Two runs give the same bits, whatever was computed between them, and in whichever memory, on the engine's definition too; and the
-    same numbers for arrays that lie in it in another way."""
+    """Two runs give the same bits, and the same numbers for arrays that lie otherwise in memory.
+    So it is whatever was computed between them, in whichever memory, and on the engine's definition
+    too."""
     def bits() -> list[bytes]:
         run.forget()
         y, grads, _ = run.walked()
@@ -378,10 +366,11 @@ def repeat(run: Run) -> float:
     first = bits()
     if run.subject.function is None:
         assert run.subject.value is not None and run.subject.pull is not None
-        other, u = [np.array(a.reshape(-1)[::-1].reshape(a.shape)) for a in run.arrays], run.cotangents[0]
+        u = run.cotangents[0]
+        other = [np.array(a.reshape(-1)[::-1].reshape(a.shape)) for a in run.arrays]
         try:
             run.subject.value(*[a.copy() for a in other], **run.settings)
-        except Exception:                               # the reversed numbers may be none that it takes
+        except Exception:                           # it may not take the reversed numbers
             other = run.arrays
         if first[1:] != [host(g).tobytes() for g in run.pull(u)]:
             raise Broken("the VJP depends on what was computed last")
@@ -391,14 +380,16 @@ def repeat(run: Run) -> float:
         for buffer, a in zip(buffers, run.arrays):
             buffer[...] = a
         margins = run.margins()
-        run.compare("the value of numbers that were written into the memory of the last call", run.call(buffers), run.y,
-                    scale=run.scale(run.y), allowed=margins[0] if margins else None)
+        run.compare("the value of numbers that were written into the memory of the last call",
+                    run.call(buffers), run.y, scale=run.scale(run.y),
+                    allowed=margins[0] if margins else None)
         for how in ("F", ("reversed", "strided")[run.example.seed % 2]):
             _elsewhere(run, how, u)
     if first != bits():
         raise Broken("a second run gave other bits")
     if run.subject.function is not None and not (half(run.dtype) and run.library.takes_half):
-        with explicit():                                # a GPU's kernel that adds to a sum of 16 bits rounds once, the definition twice
+        # a GPU's kernel that adds to a sum of 16 bits rounds once, the definition twice
+        with explicit():
             if first != bits():
                 raise Broken("the engine's definition gives other bits than its fast path")
     return 0.0
@@ -411,7 +402,8 @@ def bare(run: Run) -> float:
     f, xs = run.subject.function, run.leaves()
     assert f is not None
     out, same = f(*[x.array for x in xs], **run.settings), f(*xs, **run.settings)
-    for a, b in zip(out if isinstance(out, tuple) else [out], same if isinstance(same, tuple) else [same]):
+    outs, sames = (y if isinstance(y, tuple) else [y] for y in (out, same))
+    for a, b in zip(outs, sames):
         if type(a) is not type(b.array) or host(a).tobytes() != host(b).tobytes():
             raise Broken(f"bare arrays gave {a!r}, Tensors {b!r}")
     return 0.0
@@ -419,7 +411,7 @@ def bare(run: Run) -> float:
 
 @law
 def torch(run: Run) -> float:
-    """PyTorch, given the same arrays, has the same value, gradients, gradients of gradients, and dtypes."""
+    """PyTorch has the same value, gradients, double gradients and dtypes for the same arrays."""
     theirs = run.subject.torch
     if theirs is None:
         raise NotApplicable("PyTorch has no such function")
@@ -431,11 +423,14 @@ def torch(run: Run) -> float:
 
 
 def _torch(run: Run, torch: Any, theirs: Any) -> float:
-    if half(run.dtype) and run.subject.op is not None and run.subject.op.widens and "dtype" not in run.example.settings:
+    op = run.subject.op
+    if half(run.dtype) and op is not None and op.widens and "dtype" not in run.example.settings:
         raise NotApplicable("PyTorch's loss of 16 bits has 16 bits")
 
-    def given(a: Any) -> Any:                           # PyTorch does not know ml_dtypes' bfloat16
-        return torch.tensor(a.astype("float32")).to(getattr(torch, str(a.dtype))) if half(a.dtype) else torch.tensor(np.array(a))
+    def given(a: Any) -> Any:
+        if half(a.dtype):                               # PyTorch does not know ml_dtypes' bfloat16
+            return torch.tensor(a.astype("float32")).to(getattr(torch, str(a.dtype)))
+        return torch.tensor(np.array(a))
 
     def numbers(t: Any) -> Any:
         return (t.float() if t.dtype == torch.bfloat16 else t).numpy(force=True)
@@ -467,7 +462,8 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
         ts, t = [*ts, seed], torch.cat([s.reshape(-1) for s in wants])     # for the next order
         what, found = "gradient" if order == 1 else "double gradient", list(map(numbers, wants))
         for i, (g, w) in enumerate(zip(grads, found)):
-            used = max(used, here.compare(f"{what} {i} against PyTorch's", g, w, scale=here.scale(*found)))
+            name = f"{what} {i} against PyTorch's"
+            used = max(used, here.compare(name, g, w, scale=here.scale(*found)))
     return used
 
 
@@ -477,7 +473,8 @@ def refusal(run: Run) -> float:
     op = run.needs_op()
     xs = run.leaves()
     if not op.variadic:
-        run.expect(TypeError, lambda: op(*xs, *[1.0] * (len(op.args) + len(op.placed) + 1)), "too many arguments")
+        more = [1.0] * (len(op.args) + len(op.placed) + 1)
+        run.expect(TypeError, lambda: op(*xs, *more), "too many arguments")
     run.expect(TypeError, lambda: op(*xs, no_such_setting=1), "an unknown setting")
     run.expect(TypeError, lambda: op("three", *xs[1:], **run.settings), "a string")
     if run.subject.function is not op:
@@ -488,13 +485,15 @@ def refusal(run: Run) -> float:
         mixed = [Tensor(x.array.astype(other)) if j == i else x for j, x in enumerate(xs)]
         run.expect(DTypeError, partial(op, *mixed, **run.settings), f"argument {i} as {other}")
     if run.device != "numpy" and len(xs) > 1:
-        apart = [Tensor(a.astype(run.dtype)) if i else x for i, (a, x) in enumerate(zip(run.arrays, xs))]
+        apart = [Tensor(a.astype(run.dtype)) if i else x
+                 for i, (a, x) in enumerate(zip(run.arrays, xs))]
         run.expect(DeviceError, lambda: op(*apart, **run.settings), "arguments on two devices")
-    for i in range(len(xs)):                            # an axis too many, of a length that nothing else has
+    for i in range(len(xs)):                        # an axis too many, of a length nothing else has
         shape = (*run.arrays[i].shape, 7)
         ours = run.outcome(partial(op, *run.grown(i, shape, run.device), **run.settings))
         if run.device != "numpy":
             theirs = run.outcome(partial(op, *run.grown(i, shape, "numpy"), **run.example.settings))
             if ours is not theirs:
-                raise Broken(f"argument {i} of shape {list(shape)}: {ours} on {run.device} but {theirs} on numpy")
+                raise Broken(f"argument {i} of shape {list(shape)}: {ours} on {run.device} "
+                             f"but {theirs} on numpy")
     return 0.0

@@ -1,9 +1,11 @@
-"""python -m minigrad.testing.mutate: break every rule on purpose, one way at a time, and demand that a law notices.
+"""python -m minigrad.testing.mutate: break every rule on purpose, and demand that a law notices.
 
-A mutant of a rule is its text with one thing changed: a term or factor dropped, a sign, an axis, a constant, a comparison, another
-residual in the place of the right one, a function left out (sum_to among them, which undoes broadcasting); or its result times 1.01,
-negated, or without its broadcasting undone by the engine. The same is done to the results of kernels and of a backend's faster rules.
-A mutant that no law notices fails the run, unless EQUIVALENT says why it is no mistake.
+Each is broken one way at a time. A mutant of a rule is its text with one thing changed: a term or
+factor dropped, a sign, an axis, a constant, a comparison, another residual in the place of the
+right one, a function left out (sum_to among them, which undoes broadcasting); or its result times
+1.01, negated, or without its broadcasting undone by the engine. The same is done to the results of
+kernels and of a backend's faster rules. A mutant that no law notices fails the run, unless
+EQUIVALENT says why it is no mistake.
 """
 from __future__ import annotations
 
@@ -30,14 +32,17 @@ from .laws import LAWS
 from .mutate_text import alternatives, compiled, replaced
 
 # The laws that are likely to notice come first, and the slowest last.
-ORDER = sorted(LAWS, key=lambda law: {"adjoint": 0, "torch": 1, "value": 2, "third_adjoint": 4}.get(law, 3))
-INFINITE = "differs where the gradient is infinite alone, which tests/minigrad/test_corners.py asks for"
+FIRST = {"adjoint": 0, "torch": 1, "value": 2, "third_adjoint": 4}
+ORDER = sorted(LAWS, key=lambda law: FIRST.get(law, 3))
+INFINITE = ("differs where the gradient is infinite alone, "
+            "which tests/minigrad/test_corners.py asks for")
 EQUIVALENT: dict[str, str] = {
     "power: ∂a: 1.01 for 1.0": "at a = b = 0 every positive exponent gives 0",
     "power: ∂b: sign(b) / math.inf for sign(b) * math.inf": INFINITE,
     "power: ∂b: a == 0.0 for (a == 0.0) * (b >= 0.0)": INFINITE,
     "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
-    "relu: ∂x: x kept for out": "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",
+    "relu: ∂x: x kept for out":
+        "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",
 }
 
 
@@ -56,18 +61,20 @@ class Mutant:
 # ── texts ──
 def source_of(f: Callable[..., Any]) -> ast.Lambda | ast.FunctionDef:
     """The syntax tree of a function or lambda, found in its file."""
-    tree = ast.parse(Path(f.__code__.co_filename).read_text("utf-8"))
-    names = f.__code__.co_varnames[:f.__code__.co_argcount]
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef) and tuple(a.arg for a in n.args.args) == names
-             and n.lineno == f.__code__.co_firstlineno and getattr(n, "name", "<lambda>") == f.__name__]
-    same = [n for n in found if compiled(n, f).__code__.co_code == f.__code__.co_code] or found
+    code, tree = f.__code__, ast.parse(Path(f.__code__.co_filename).read_text("utf-8"))
+    names = code.co_varnames[:code.co_argcount]
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef)
+             and tuple(a.arg for a in n.args.args) == names and n.lineno == code.co_firstlineno
+             and getattr(n, "name", "<lambda>") == f.__name__]
+    same = [n for n in found if compiled(n, f).__code__.co_code == code.co_code] or found
     return same[0]
 
 
 def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every function that the rule's text with one change makes."""
     def pieces(tree: ast.Lambda | ast.FunctionDef) -> list[ast.AST]:
-        return [n for part in (tree.body if isinstance(tree.body, list) else [tree.body]) for n in ast.walk(part)]
+        parts = tree.body if isinstance(tree.body, list) else [tree.body]
+        return [n for part in parts for n in ast.walk(part)]
 
     tree = source_of(rule.function)
     for node in pieces(tree):
@@ -76,7 +83,8 @@ def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
     residuals = [n for n in rule.needs if n not in op.settings]
     for name in residuals:                              # another residual under the same name
         for other in [*op.args, "out"]:
-            if not op.variadic and name in (*op.args, "out") and other not in residuals and op.source(other)[0] in ("arg", "out"):
+            if not op.variadic and name in (*op.args, "out") and other not in residuals \
+                    and op.source(other)[0] in ("arg", "out"):
                 changed = copy.deepcopy(tree)
                 for a in changed.args.args:
                     a.arg = other if a.arg == name else a.arg
@@ -123,7 +131,8 @@ def _faster(key: str, f: Callable[..., Any]) -> contextlib.AbstractContextManage
     return _set(backend.cpu, "kernels", {**backend.cpu.kernels, key: f})
 
 
-def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any], which: int | None = None) -> Callable[..., Any]:
+def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any],
+             which: int | None = None) -> Callable[..., Any]:
     """f with its result (of several: one) spoiled."""
     def made(*args: Any, **settings: Any) -> Any:
         out = f(*args, **settings)
@@ -134,11 +143,13 @@ def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any], which: int | No
             return tuple(spoil(o) if i == which and o is not None else o for i, o in enumerate(out))
         return tuple(map(spoil, out)) if isinstance(out, tuple) else spoil(out)
 
-    made.__signature__ = inspect.signature(f)  # type: ignore[attr-defined]     # it names the residuals
+    # it names the residuals
+    made.__signature__ = inspect.signature(f)  # type: ignore[attr-defined]
     return made
 
 
-SPOILS: dict[str, Callable[[Any], Any]] = {"times 1.01": lambda x: x * 1.01, "negated": lambda x: -x}
+SPOILS: dict[str, Callable[[Any], Any]] = {"times 1.01": lambda x: x * 1.01,
+                                           "negated": lambda x: -x}
 
 
 def mutants(op: Op) -> Iterator[Mutant]:
@@ -146,11 +157,13 @@ def mutants(op: Op) -> Iterator[Mutant]:
     seen = Counter[str]()
     for mutant in _mutants(op):
         seen[mutant.what] += 1
-        yield mutant if seen[mutant.what] == 1 else replace(mutant, what=f"{mutant.what} ({seen[mutant.what]})")
+        times = seen[mutant.what]
+        yield mutant if times == 1 else replace(mutant, what=f"{mutant.what} ({times})")
 
 
 def _mutants(op: Op) -> Iterator[Mutant]:
-    rules: list[tuple[str | None, Rule]] = [(a, r) for a, r in op.rules.items()] + ([(None, op.joint)] if op.joint else [])
+    rules: list[tuple[str | None, Rule]] = [*op.rules.items()]
+    rules += [(None, op.joint)] if op.joint else []
     for arg, rule in rules:
         where = f"∂{arg}" if arg else "all ∂"
         slots = [None] if arg else list(op.differentiable) if not op.variadic else [0]
@@ -166,12 +179,14 @@ def _mutants(op: Op) -> Iterator[Mutant]:
             for slot in slots:
                 name = where if slot is None else f"∂{op.args[slot]}"
                 f = _spoiled(fast, SPOILS["times 1.01"], slot)
-                yield Mutant(op.name, f"the faster {name} times 1.01", partial(_faster, rule.key, f))
+                yield Mutant(op.name, f"the faster {name} times 1.01",
+                             partial(_faster, rule.key, f))
     if op.elementwise and len(op.args) > 1:
         yield Mutant(op.name, "broadcasting is not undone", partial(_set, op, "elementwise", False))
     if op.differentiable:
         for what, spoil in SPOILS.items():
-            yield Mutant(op.name, f"the value {what}", partial(_computed, op, _spoiled(op.kernel, spoil)))
+            spoiled = _spoiled(op.kernel, spoil)
+            yield Mutant(op.name, f"the value {what}", partial(_computed, op, spoiled))
         if op.name in backend.cpu.kernels:
             f = _spoiled(backend.cpu.kernels[op.name], SPOILS["times 1.01"])
             yield Mutant(op.name, "the faster value times 1.01", partial(_faster, op.name, f))
@@ -183,21 +198,26 @@ def killer(mutant: Mutant, examples: int = 25) -> str | None:
         for dtype in ("float64", "float32"):
             for law in ORDER:
                 for line in lines_of(mutant.op):
-                    if line.asks(law) and examine(law, line.subject, line.examples, dtype, examples=examples,
-                                                  shrink=False).status == "broken":
-                        return law
+                    if line.asks(law):
+                        verdict = examine(law, line.subject, line.examples, dtype,
+                                          examples=examples, shrink=False)
+                        if verdict.status == "broken":
+                            return law
     return None
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m minigrad.testing.mutate", description=__doc__.partition(":")[2].strip())
-    p.add_argument("--op", action="append", choices=list(REGISTRY), metavar="NAME", help="only this op (repeatable)")
+    p = argparse.ArgumentParser(prog="python -m minigrad.testing.mutate",
+                                description=__doc__.partition(":")[2].strip())
+    p.add_argument("--op", action="append", choices=list(REGISTRY), metavar="NAME",
+                   help="only this op (repeatable)")
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth mutant")
     args = p.parse_args()
     if args.every < 1:
         p.error(f"--every {args.every}: at least 1")
     if importlib.util.find_spec("torch") is None:
-        print("minigrad.testing.mutate needs PyTorch, whose law is one of those that notice: pip install torch", file=sys.stderr)
+        print("minigrad.testing.mutate needs PyTorch, whose law is one of those that notice: "
+              "pip install torch", file=sys.stderr)
         return 3
     survivors, wrong, total, kills = [], [], 0, Counter[str]()
     for name in args.op or REGISTRY:
@@ -213,9 +233,12 @@ def main() -> int:
         total += len(chosen)
         kills += by
         if chosen:
-            print(f"{name:<14} {len(chosen):>4} mutants, killed by {', '.join(f'{law} {n}' for law, n in by.most_common())}"
+            killers = ", ".join(f"{law} {n}" for law, n in by.most_common())
+            print(f"{name:<14} {len(chosen):>4} mutants, killed by {killers}"
                   f"   ({time.perf_counter() - started:.1f} s)", flush=True)
-    print(f"\n{total} mutants: {total - kills['nobody']} killed, {kills['nobody'] - len(survivors)} equivalent, {len(survivors)} survived")
+    alive = kills["nobody"]
+    print(f"\n{total} mutants: {total - alive} killed, {alive - len(survivors)} equivalent, "
+          f"{len(survivors)} survived")
     for mutant in survivors:
         print(f"survived: {mutant}")
     for mutant in wrong:

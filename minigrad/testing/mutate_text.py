@@ -1,8 +1,9 @@
-"""Mutants of a function's text: what could stand in the place of one piece of it, and would be wrong.
+"""Mutants of a function's text: what could stand in the place of one piece, and would be wrong.
 
-`mutate` asks for `alternatives` of rules, `mutate_kernels` for those and `statements` and `blocks` of kernels, and
-`spoiled` and `decisions` are for all other code: optimizers, random numbers, decoding. Each gives pairs of what is
-changed, in words, and the piece that stands there instead; `replaced` puts it there.
+`mutate` asks for `alternatives` of rules, `mutate_kernels` for those and `statements` and `blocks`
+of kernels, and `spoiled` and `decisions` are for all other code: optimizers, random numbers,
+decoding. Each gives pairs of what is changed, in words, and the piece that stands there instead;
+`replaced` puts it there.
 """
 from __future__ import annotations
 
@@ -57,17 +58,20 @@ def compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Ca
     """The function that a syntax tree says, among the names that `like` sees."""
     scope: dict[str, Any] = {}
     if isinstance(node, ast.Lambda):
-        body: Any = ast.Module([ast.Assign([ast.Name("made", ast.Store())], copy.deepcopy(node))], [])
+        made = ast.Name("made", ast.Store())
+        body: Any = ast.Module([ast.Assign([made], copy.deepcopy(node))], [])
     else:
         body = ast.Module([copy.deepcopy(node)], [])
         body.body[0].name, body.body[0].decorator_list = "made", []
     cells = dict(zip(like.__code__.co_freevars, [c.cell_contents for c in like.__closure__ or ()]))
-    exec(compile(ast.fix_missing_locations(body), "<mutant>", "exec"), {**like.__globals__, **cells}, scope)
+    program = compile(ast.fix_missing_locations(body), "<mutant>", "exec")
+    exec(program, {**like.__globals__, **cells}, scope)
     return scope["made"]
 
 
 # ── what a mutant calls ──
-changed: list[bool] = []                                # whether a mutant's own text was run since this was cleared, and changed a number
+# whether a mutant's own text was run since this was cleared, and changed a number
+changed: list[bool] = []
 
 
 def is_float(x: Any) -> bool:
@@ -112,15 +116,19 @@ def alternatives(node: ast.AST) -> Iterator[Change]:
             yield _instead(node, _other(node))
         elif isinstance(node.op, ast.Pow):
             yield _instead(node, node.left)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) \
+            and not isinstance(node.operand, ast.Constant):
         yield _instead(node, node.operand)
     elif isinstance(node, ast.Compare) and len(node.ops) == 1:
         if not isinstance(node.ops[0], ast.Is | ast.IsNot | ast.In | ast.NotIn):
-            yield _instead(node, ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators))
+            turned = COMPARISONS[type(node.ops[0])]()
+            yield _instead(node, ast.Compare(node.left, [turned], node.comparators))
     elif isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
         yield _instead(node, ast.Constant(node.value * 1.01))
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 and node.func.id in REGISTRY:
-        if (node.func.id not in ("reshape", "broadcast_to") or not node.keywords) and not isinstance(node.args[0], ast.Starred):
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 1 \
+            and node.func.id in REGISTRY:
+        kept = node.func.id in ("reshape", "broadcast_to") and node.keywords
+        if not kept and not isinstance(node.args[0], ast.Starred):
             yield f"no {node.func.id}: {say(node)}", node.args[0]
         for i, k in enumerate(node.keywords):
             value: ast.AST | None = None
@@ -148,8 +156,8 @@ def _with(node: ast.AST, **fields: Any) -> ast.AST:
 
 def _other(node: ast.BinOp) -> ast.BinOp:
     """The same with + for −, − for +, × for ÷ or ÷ for ×."""
-    other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}[type(node.op)]  # type: ignore[index]
-    return ast.BinOp(node.left, other(), node.right)
+    other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+    return ast.BinOp(node.left, other[type(node.op)](), node.right)  # type: ignore[index]
 
 
 # ── statements and blocks: of kernels, which write in place ──
@@ -177,36 +185,47 @@ def statements(node: ast.AST) -> Iterator[Change]:
     if isinstance(node, ast.stmt) and (target := written(node)) is not None:
         yield f"without {say(node)}", ast.Pass()
         for how, what in FACTORS:
-            place = copy.deepcopy(target) if isinstance(target, ast.Subscript) else ast.Subscript(_loaded(target), ast.Constant(...))
+            place = copy.deepcopy(target) if isinstance(target, ast.Subscript) \
+                else ast.Subscript(_loaded(target), ast.Constant(...))
             place.ctx = ast.Store()
             spoil = ast.Assign([place], call(how, _loaded(target)))
-            yield f"{what} after {say(node)}", ast.If(ast.Constant(True), [copy.deepcopy(node), spoil], [])
+            both = [copy.deepcopy(node), spoil]
+            yield f"{what} after {say(node)}", ast.If(ast.Constant(True), both, [])
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield f"without {say(node)}", ast.Pass()
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.BinOp) and not ast.unparse(node.value).startswith("Saved("):
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.BinOp) \
+            and not ast.unparse(node.value).startswith("Saved("):
         for how, what in FACTORS:
             yield f"{what} in {say(node)}", ast.Return(call(how, node.value))
-    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call | ast.BinOp) \
-            and not ast.unparse(node.value).startswith(("np.empty", "memory[", "other[", "min(", "max(", "len(")):
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) \
+            and isinstance(node.value, ast.Call | ast.BinOp) \
+            and not ast.unparse(node.value).startswith(
+                ("np.empty", "memory[", "other[", "min(", "max(", "len(")):
         for how, what in FACTORS:
             yield f"{what} in {say(node)}", ast.Assign(node.targets, call(how, node.value))
 
 
 def blocks(node: ast.AST) -> Iterator[Change]:
     """ε outside the root, and blocks that are left out."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sqrt") and isinstance(node.args[0], ast.BinOp) \
-            and isinstance(node.args[0].op, ast.Add):
-        yield f"outside of {say(node)}", ast.BinOp(ast.Call(node.func, [node.args[0].left], []), ast.Add(), node.args[0].right)
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sqrt") \
+            and isinstance(node.args[0], ast.BinOp) and isinstance(node.args[0].op, ast.Add):
+        root = ast.Call(node.func, [node.args[0].left], [])
+        yield f"outside of {say(node)}", ast.BinOp(root, ast.Add(), node.args[0].right)
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and len(node.args) == 3:
         start, stop, step = node.args
-        yield f"the first block left out of {say(node)}", ast.Call(node.func, [ast.BinOp(start, ast.Add(), step), stop, step], [])
+        later = ast.Call(node.func, [ast.BinOp(start, ast.Add(), step), stop, step], [])
+        yield f"the first block left out of {say(node)}", later
         whole = ast.BinOp(stop, ast.Sub(), ast.BinOp(step, ast.Sub(), ast.Constant(1)))
-        yield f"a last block that is not full left out of {say(node)}", ast.Call(node.func, [start, whole, step], [])
+        shorter = ast.Call(node.func, [start, whole, step], [])
+        yield f"a last block that is not full left out of {say(node)}", shorter
 
 
 # ── decisions and settings: of all other code ──
 def own_pieces(tree: ast.AST) -> Iterator[ast.AST]:
-    """The pieces of a function that say what it does: no docstring, annotation or default, and no text of a message."""
+    """The pieces of a function that say what it does.
+
+    No docstring, annotation or default, and no text of a message.
+    """
     if isinstance(tree, ast.FunctionDef | ast.Lambda):
         inside: Any = tree.body if isinstance(tree.body, list) else [tree.body]
         inside = inside[isinstance(tree, ast.FunctionDef) and ast.get_docstring(tree) is not None:]
@@ -215,7 +234,8 @@ def own_pieces(tree: ast.AST) -> Iterator[ast.AST]:
         if isinstance(tree, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom):
             return
         inside = (n for name, value in ast.iter_fields(tree) if name != "annotation"
-                  for n in (value if isinstance(value, list) else [value]) if isinstance(n, ast.AST))
+                  for n in (value if isinstance(value, list) else [value])
+                  if isinstance(n, ast.AST))
     for n in inside:
         yield from own_pieces(n)
 
@@ -236,10 +256,14 @@ def spoiled(value: ast.expr) -> Iterator[Change]:
 
 
 def settings(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
-    """A setting ignored, or its default moved: what is changed, the function's first statement, and what stands there instead."""
+    """A setting ignored, or its default moved.
+
+    Each is told by what is changed, the function's first statement, and what stands there instead.
+    """
     first = tree.body[ast.get_docstring(tree) is not None]
     plain, named = tree.args.posonlyargs + tree.args.args, tree.args.kwonlyargs
-    given = [*zip(plain[len(plain) - len(tree.args.defaults):], tree.args.defaults), *zip(named, tree.args.kw_defaults)]
+    given = [*zip(plain[len(plain) - len(tree.args.defaults):], tree.args.defaults),
+             *zip(named, tree.args.kw_defaults)]
     for arg, default in given:
         if default is not None:
             instead = ast.Assign([ast.Name(arg.arg, ast.Store())], default)
@@ -249,11 +273,15 @@ def settings(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
                     moved = replaced(ast.Expression(default), n, new).body
                     same = ast.Compare(ast.Name(arg.arg, ast.Load()), [ast.Eq()], [default])
                     move = ast.If(same, [ast.Assign([ast.Name(arg.arg, ast.Store())], moved)], [])
-                    yield f"{arg.arg}={say(moved)} by default", first, ast.If(ast.Constant(True), [move, first], [])
+                    both = ast.If(ast.Constant(True), [move, first], [])
+                    yield f"{arg.arg}={say(moved)} by default", first, both
 
 
 def decisions(node: ast.AST) -> Iterator[Change]:
-    """What could stand in the place of one piece of a program: another border, condition, count, place, number or step."""
+    """What could stand in the place of one piece of a program.
+
+    Another border, condition, count, place, number or step.
+    """
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
             ops = [*node.ops[:i], COMPARISONS[type(op)](), *node.ops[i + 1:]]
@@ -261,7 +289,8 @@ def decisions(node: ast.AST) -> Iterator[Change]:
     elif isinstance(node, ast.BoolOp):
         for i, value in enumerate(node.values):
             rest = node.values[:i] + node.values[i + 1:]
-            yield f"without {say(value)} in {say(node)}", ast.BoolOp(node.op, rest) if len(rest) > 1 else rest[0]
+            fewer = ast.BoolOp(node.op, rest) if len(rest) > 1 else rest[0]
+            yield f"without {say(value)} in {say(node)}", fewer
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
         yield _instead(node, node.operand)
     elif isinstance(node, ast.If | ast.IfExp | ast.While):
@@ -281,7 +310,8 @@ def decisions(node: ast.AST) -> Iterator[Change]:
         elif isinstance(number, int):
             yield _instead(node, ast.Constant(number + 1))
         elif isinstance(number, float):
-            yield _instead(node, ast.Constant(number * (10.0 if abs(number) < 1e-3 else 1.0001) or 1e-5))
+            moved = number * (10.0 if abs(number) < 1e-3 else 1.0001) or 1e-5
+            yield _instead(node, ast.Constant(moved))
     elif isinstance(node, ast.Slice):
         for name, step in (("lower", ast.Add()), ("upper", ast.Sub())):
             bound = getattr(node, name)
@@ -291,13 +321,15 @@ def decisions(node: ast.AST) -> Iterator[Change]:
         yield from _calls(node)
     elif isinstance(node, ast.comprehension) and node.ifs:
         yield f"without the condition of{ast.unparse(node)}", _with(node, ifs=[])
-    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and len(node.targets[0].elts) == 2:
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) \
+            and len(node.targets[0].elts) == 2:
         turned = ast.Tuple(node.targets[0].elts[::-1], ast.Store())
         yield f"swapped: {say(node)}", ast.Assign([turned], node.value)
     elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple):
         yield f"without {say(node)}", ast.Pass()
-    elif isinstance(node, ast.AugAssign | ast.Raise | ast.Continue | ast.Break) or (
-            isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and "super()" not in ast.unparse(node)):
+    elif isinstance(node, ast.AugAssign | ast.Raise | ast.Continue | ast.Break) \
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+                and "super()" not in ast.unparse(node)):
         yield f"without {say(node)}", ast.Pass()
 
 
@@ -305,13 +337,16 @@ def _calls(node: ast.Call) -> Iterator[Change]:
     """A call without one of its settings, or of another count or extreme."""
     name = ast.unparse(node.func).rpartition(".")[2]
     for k in node.keywords:
-        if k.arg is not None and not (isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)):
-            yield f"no {k.arg} in {say(node)}", ast.Call(node.func, node.args, [o for o in node.keywords if o is not k])
+        switch = isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
+        if k.arg is not None and not switch:
+            others = [o for o in node.keywords if o is not k]
+            yield f"no {k.arg} in {say(node)}", ast.Call(node.func, node.args, others)
     if name in ("min", "max") and len(node.args) == 2 and not node.keywords:
         yield _instead(node, node.args[0])
         yield _instead(node, node.args[1])
     elif name in ("all", "any") and isinstance(node.func, ast.Name):
-        yield _instead(node, ast.Call(ast.Name("any" if name == "all" else "all", ast.Load()), node.args, []))
+        other = ast.Name("any" if name == "all" else "all", ast.Load())
+        yield _instead(node, ast.Call(other, node.args, []))
     elif name in ("range", "islice"):
         if len(node.args) < 3:
             fewer = ast.BinOp(node.args[-1], ast.Sub(), ast.Constant(1))

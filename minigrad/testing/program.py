@@ -1,6 +1,7 @@
-"""A kernel that is a program of its own, in any language: it is asked over its standard input and answers on its standard output.
+"""A kernel that is a program of its own, in any language.
 
-A message is lines of text, the last of which is `end`. A line `array NAME DTYPE AXES LENGTH ...` is followed by the numbers of
+It is asked over its standard input and answers on its standard output. A message is lines of text,
+the last of which is `end`. A line `array NAME DTYPE AXES LENGTH ...` is followed by the numbers of
 that array, in C order and in this machine's byte order. docs/any-language.md is the whole protocol.
 """
 from __future__ import annotations
@@ -39,7 +40,10 @@ class CannotRun(Exception):
 
 
 class Hung(BaseException):
-    """The program did not answer in time. No Exception: every smaller example would be waited for as well."""
+    """The program did not answer in time.
+
+    This is no Exception: every smaller example would be waited for as well.
+    """
 
     def __init__(self, text: str, example: Example) -> None:
         super().__init__(text)
@@ -61,8 +65,9 @@ def inputs_of(f: Callable[..., Any], count: int) -> list[str]:
     return names[:count]
 
 
-def message(call: str, settings: dict[str, Any], arrays: dict[str, Any], numbers: bool = True) -> bytes:
-    """A message; without `numbers` that of an array is told by its size alone, for people to read."""
+def message(call: str, settings: dict[str, Any], arrays: dict[str, Any],
+            numbers: bool = True) -> bytes:
+    """A message; without `numbers` an array's are told by their size alone, for people to read."""
     parts = [f"{call}\n".encode()] if call else []
     constants = {name: v for name, v in settings.items() if isinstance(v, np.ndarray)}
     for name, v in settings.items():
@@ -70,7 +75,8 @@ def message(call: str, settings: dict[str, Any], arrays: dict[str, Any], numbers
             parts.append(f"setting {name} {said(name, v)}\n".encode())
     for name, a in {**arrays, **constants}.items():
         line = " ".join(map(str, ("array", name, a.dtype.name, a.ndim, *a.shape)))
-        parts += [f"{line}\n".encode(), a.tobytes() if numbers else f"({a.nbytes} bytes)\n".encode()]
+        data = a.tobytes() if numbers else f"({a.nbytes} bytes)\n".encode()
+        parts += [f"{line}\n".encode(), data]
     return b"".join([*parts, b"end\n"])
 
 
@@ -83,18 +89,19 @@ def said(name: str, value: Any) -> str:
 
 
 class Program:
-    """A program that is started when it is first asked, and again after it has ended; `close` ends it.
+    """A program that is started when it is first asked, and again after it has ended.
 
-    command: as it would be typed in a shell. definition: the function of Tensors that it must equal, whose arguments give
-    the names of the inputs, and which says what shape a value has. timeout: seconds for each answer.
+    `close` ends it. command: as it would be typed in a shell. definition: the function of Tensors
+    that it must equal, whose arguments give the names of the inputs, and which says what shape a
+    value has. timeout: seconds for each answer.
     """
 
     def __init__(self, command: str, definition: Callable[..., Any], timeout: float = 10.0) -> None:
         self.command, self.definition, self.timeout = command, definition, timeout
-        self.skipped: Counter[str] = Counter()          # reasons of the program, and how often it gave them
-        self.failures: set[str] = set()                 # what was said of answers that could not be judged
-        self.spoke = False                              # whether any answer had the form of the protocol
-        self.answered = False                           # and one of the process that runs now
+        self.skipped: Counter[str] = Counter()      # reasons of the program, and how often given
+        self.failures: set[str] = set()             # what was said of answers that were not judged
+        self.spoke = False                          # has any answer had the form of the protocol?
+        self.answered = False                       # and one of the process that runs now?
         self.late = False
         self.process: Any = None
         self.errors: Any = None
@@ -107,7 +114,8 @@ class Program:
 
     def subject(self, name: str, *, vjp: bool = True, **more: Any) -> Subject:
         """What `check` and the laws take."""
-        return Subject(name, None, value=self.value, pull=self.vjp if vjp else None, definition=self.definition, wider=False, **more)
+        return Subject(name, None, value=self.value, pull=self.vjp if vjp else None,
+                       definition=self.definition, wider=False, **more)
 
     # ── questions ──
     def value(self, *arrays: Any, **settings: Any) -> Any:
@@ -123,11 +131,13 @@ class Program:
         return tuple(found[name] for name in named)
 
     def _named(self, arrays: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(inputs_of(self.definition, len(arrays)), map(np.asarray, arrays), strict=True))
+        names = inputs_of(self.definition, len(arrays))
+        return dict(zip(names, map(np.asarray, arrays), strict=True))
 
-    def _ask(self, call: str, settings: dict[str, Any], arrays: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, call: str, settings: dict[str, Any], arrays: dict[str, Any],
+             wanted: dict[str, Any]) -> dict[str, Any]:
         request = message(call, settings, arrays)
-        if self.late:                                   # the clock ran out just as the last answer came
+        if self.late:                               # the clock ran out just as the last answer came
             self.close(wait=0.0)
         while True:
             process, served = self._running(), self.answered
@@ -147,14 +157,19 @@ class Program:
             except (_Ended, Failure) as error:
                 if self.late:
                     self.close(wait=0.0)
-                    given = Example(tuple(a for name, a in arrays.items() if name != "cotangent"), settings)
-                    raise Hung(f"{call}: no answer within {self.timeout:g} s (--timeout); an answer has to be flushed, "
-                               "as by fflush(stdout) in C", given) from None
+                    inputs = tuple(a for name, a in arrays.items() if name != "cotangent")
+                    raise Hung(f"{call}: no answer within {self.timeout:g} s (--timeout); "
+                               "an answer has to be flushed, as by fflush(stdout) in C",
+                               Example(inputs, settings)) from None
                 ended = self._end_of(process) if isinstance(error, _Ended) else ""
-                if served and ended == "ended with exit code 0" and not error.begun:        # type: ignore[union-attr]
-                    continue                            # a program that answers once, and is started for each question
-                words = f"the program {ended} before the end of its answer{self._last_words()}" if ended else str(error)
-                self.close(wait=0.0)                    # what it still writes would be no answer to the next question
+                midway = isinstance(error, _Ended) and error.begun
+                if served and ended == "ended with exit code 0" and not midway:
+                    continue            # it answers once, and is started for each question
+                words = str(error)
+                if ended:
+                    words = f"the program {ended} before the end of its answer{self._last_words()}"
+                # what it still writes would be no answer to the next question
+                self.close(wait=0.0)
                 raise self._failure(f"{call}: {words}") from None
             finally:
                 clock.cancel()
@@ -175,9 +190,12 @@ class Program:
                 break
             if word in ("skip", "error") and not found:
                 self.answered = self.spoke = True
-                raise NotApplicable(rest or "the program gave no reason") if word == "skip" else _Refused(rest or "no message")
+                if word == "skip":
+                    raise NotApplicable(rest or "the program gave no reason")
+                raise _Refused(rest or "no message")
             if word != "array":
-                raise Failure(f"it wrote {_cut(line)} where a line array, end, error or skip has to stand")
+                raise Failure(f"it wrote {_cut(line)} "
+                              "where a line array, end, error or skip has to stand")
             name, array = self._array(process, rest.split(), wanted)
             if name in found:
                 raise Failure(f"it answered with the array {name} twice")
@@ -190,8 +208,11 @@ class Program:
     def _array(self, process: Any, words: list[str], wanted: dict[str, Any]) -> tuple[str, Any]:
         """An array of an answer, whose name and shape must be those that are wanted."""
         line = " ".join(["array", *words])
-        if len(words) < 3 or not all(w.isdecimal() for w in words[2:]) or int(words[2]) != len(words) - 3:
-            raise Failure(f"it wrote {_cut(line)}; a line of an array is: array NAME DTYPE AXES LENGTH ...")
+        numbers = words[2:]
+        if len(words) < 3 or not all(w.isdecimal() for w in numbers) \
+                or int(words[2]) != len(words) - 3:
+            raise Failure(f"it wrote {_cut(line)}; "
+                          "a line of an array is: array NAME DTYPE AXES LENGTH ...")
         name, dtype, shape = words[0], words[1], tuple(map(int, words[3:]))
         if name not in wanted:
             raise Failure(f"it answered with an array {_cut(name)}; wanted is {', '.join(wanted)}")
@@ -199,7 +220,8 @@ class Program:
             raise Failure(f"the dtype of {name} is {_cut(dtype)}; dtypes are {', '.join(DTYPES)}")
         self.spoke, kind = True, np.dtype(wanted[name].dtype)
         if (dtype, shape) != (kind.name, tuple(wanted[name].shape)):
-            raise Failure(f"the array {name} is {dtype}{list(shape)}, not {kind.name}{list(wanted[name].shape)}")
+            said, asked = f"{dtype}{list(shape)}", f"{kind.name}{list(wanted[name].shape)}"
+            raise Failure(f"the array {name} is {said}, not {asked}")
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         data = process.stdout.read(size)
         if len(data) < size:
@@ -215,8 +237,9 @@ class Program:
             self.answered = self.late = False
             try:
                 words = shlex.split(self.command) or [""]
-                self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                stderr=self.errors, start_new_session=os.name == "posix")
+                self.process = subprocess.Popen(
+                    words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                    start_new_session=os.name == "posix")
             except (OSError, ValueError) as error:
                 raise CannotRun(_why(self.command, error)) from None
         return self.process
@@ -245,7 +268,10 @@ class Program:
         return f"; the last line of its stderr: {_cut(said[-1])}" if said else ""
 
     def close(self, wait: float = 0.5) -> None:
-        """End the process, with all that it started; it has `wait` seconds to end by itself, at the end of its input."""
+        """End the process, with all that it started.
+
+        It has `wait` seconds to end by itself, at the end of its input.
+        """
         process, self.process = self.process, None
         if process is not None:
             with contextlib.suppress(OSError):
@@ -275,7 +301,8 @@ class _Refused(Failure):
 def _end(process: Any) -> None:
     with contextlib.suppress(OSError):
         if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)      # and what a script has started, which holds the same pipes
+            # and what a script has started, which holds the same pipes
+            os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
 

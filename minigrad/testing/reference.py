@@ -1,9 +1,10 @@
-"""What a function computes in a wider float at the numbers of an example, and how far off a right program may be there.
+"""What a function computes in a wider float, and how far off a right program may be there.
 
-The sensitivity of a result is not derived by hand: all arguments are changed by a few roundings, up or down at random, and what
-that does to each number of the result in the wide float is measured (Parker 1997, Monte Carlo arithmetic). The length of the sums
-is not declared either. One number of an argument is changed, and the results that it changes are counted: N arguments that go
-into m results each, of M in all, make N·m/M terms a result.
+The numbers are those of an example. The sensitivity of a result is not derived by hand: all
+arguments are changed by a few roundings, up or down at random, and what that does to each number of
+the result in the wide float is measured (Parker 1997, Monte Carlo arithmetic). The length of the
+sums is not declared either. One number of an argument is changed, and the results that it changes
+are counted: N arguments that go into m results each, of M in all, make N·m/M terms a result.
 """
 from __future__ import annotations
 
@@ -17,22 +18,27 @@ from ..backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
 PROBES = 4
-STEP = 4.0                                              # how many roundings a probe changes each number by
-Evaluate = Callable[[Sequence[Any], Any], list[Any]]    # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
+STEP = 4.0                              # how many roundings a probe changes each number by
+# (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
+Evaluate = Callable[[Sequence[Any], Any], list[Any]]
 
 
 class Reference:
-    """results: [value, *gradients] in the wide float. allowed: beside each, how far off each of its numbers may be.
+    """The results in the wide float, and how far off those of a right program may be.
 
-    elementwise: beside each, whether no number of an argument was seen to change more than one of its numbers. fits: whether
-    all of them are finite and can be told in the narrow dtype.
+    results: [value, *gradients]. allowed: beside each, how far off each of its numbers may be.
+    elementwise: beside each, whether no number of an argument was seen to change more than one of
+    its numbers. fits: whether all of them are finite and can be told in the narrow dtype.
     """
 
-    def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any, dtype: np.dtype, coarse: np.dtype,
-                 rng: np.random.Generator, above: np.dtype, degree: int = 1) -> None:
-        """wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and cotangent are; narrow may be None.
+    def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any,
+                 dtype: np.dtype, coarse: np.dtype, rng: np.random.Generator, above: np.dtype,
+                 degree: int = 1) -> None:
+        """Evaluate, and measure what changes of the arguments do.
 
-        degree: how often one argument may be a factor of what is computed on the way, 2 for a function that is made of ops.
+        wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and
+        cotangent are; narrow may be None. degree: how often one argument may be a factor of what is
+        computed on the way, 2 for a function that is made of ops.
         """
         self.rng = rng
         given = [*arrays] if u is None else [*arrays, u]
@@ -45,24 +51,31 @@ class Reference:
         self.results = at(wide, given, above)
         largest = np.finfo(np.float32 if dtype.kind == "V" else dtype).max
         with np.errstate(all="ignore"):
-            finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)        # else results may be infinite too
-            self.fits = all(bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all()) for r in self.results)
+            # where they are not, results may be infinite too
+            finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)
+            self.fits = all(
+                bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all())
+                for r in self.results)
             moved, errors = [], []
             for i in range(PROBES):
-                probe = [self._moved(a, alternating(a.shape) if i == 0 else self.rng.choice([-1.0, 1.0], a.shape)) for a in given]
+                probe = [self._moved(a, alternating(a.shape) if i == 0
+                                     else self.rng.choice([-1.0, 1.0], a.shape)) for a in given]
                 there = at(wide, probe, above)
-                moved.append([(m - r) / (STEP * 0.5 * eps(dtype)) for m, r in zip(there, self.results)])
+                change = STEP * 0.5 * eps(dtype)
+                moved.append([(m - r) / change for m, r in zip(there, self.results)])
                 if narrow is not None:
                     errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
-            unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree      # products of numbers of each
+            # products of numbers of each
+            unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree
             self.allowed: list[Any] = []
-            self.roundings: list[list[Any]] = []        # beside each result, what its error varies by from probe to probe
+            # beside each result, what its error varies by from probe to probe
+            self.roundings: list[list[Any]] = []
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
                 erratic: Any = np.inf
                 varies: list[Any] = []
-                if errors:                              # what changes from probe to probe, not what is the same in all
+                if errors:          # what changes from probe to probe, not what is the same in all
                     mean = sum(e[i] for e in errors) / PROBES
                     varies = [e[i] - mean for e in errors]
                     erratic = _rms_of(varies)
@@ -71,23 +84,35 @@ class Reference:
                 size = unit if i == 0 or u is None else unit * rms(u)
                 self.roundings.append(varies)
                 stored = VALUE_ROUNDED if i == 0 and degree == 1 else ROUNDED
-                self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size, stored, saved=i > 0))
+                self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size,
+                                            stored, saved=i > 0))
 
     def _moved(self, a: Any, signs: Any) -> Any:
-        """a with each number changed by about STEP roundings of its dtype: not all by as many, for parity matters."""
+        """a with each number changed by about STEP roundings of its dtype.
+
+        Not all by as many, for parity matters.
+        """
         by = signs * self.rng.uniform(0.5, 1.5, a.shape)
         return (a.astype(WIDE) * (1.0 + STEP * 0.5 * eps(a.dtype) * by)).astype(a.dtype)
 
-    def _terms(self, f: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> tuple[list[float], list[bool]]:
-        """The number of terms of each result, and whether each is computed elementwise as far as three changes for each argument tell."""
+    def _terms(self, f: Callable[[Sequence[Any]], list[Any]],
+               given: Sequence[Any]) -> tuple[list[float], list[bool]]:
+        """The number of terms of each result, and whether each is computed elementwise.
+
+        That is as far as three changes for each argument tell.
+        """
         terms, most = [0.0] * len(self.results), [0] * len(self.results)
         for i, a in enumerate(given):
             changed = [0] * len(self.results)
-            for place in {0, a.size - 1, self.rng.integers(a.size)} if a.size else ():     # a running sum has all of them at an end
+            # a running sum has all of them at an end
+            for place in {0, a.size - 1, self.rng.integers(a.size)} if a.size else ():
                 other = np.array(a, order="C")
-                other.reshape(-1)[place] = other.reshape(-1)[place].astype(WIDE) * WIDE(1.0 + 2.0**-6)
-                for k, (r, old) in enumerate(zip(f([*given[:i], other, *given[i + 1:]]), self.results)):
-                    changed[k] = max(changed[k], int(np.count_nonzero(r != old)) if r.shape == old.shape else 0)
+                flat = other.reshape(-1)
+                flat[place] = flat[place].astype(WIDE) * WIDE(1.0 + 2.0**-6)
+                found = f([*given[:i], other, *given[i + 1:]])
+                for k, (r, old) in enumerate(zip(found, self.results)):
+                    count = int(np.count_nonzero(r != old)) if r.shape == old.shape else 0
+                    changed[k] = max(changed[k], count)
             for k, r in enumerate(self.results):
                 terms[k] += changed[k] * a.size / max(1, r.size)
                 most[k] = max(most[k], changed[k])
@@ -95,33 +120,45 @@ class Reference:
 
 
 def alternating(shape: tuple[int, ...]) -> Any:
-    """1 and −1 in turn along every axis: a change of all numbers of a row by the same is no change for a norm."""
+    """1 and −1 in turn along every axis.
+
+    A norm does not notice a change of all numbers of a row by the same.
+    """
     return 1.0 - 2.0 * (np.indices(shape).sum(0) % 2)
 
 
-def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence[Any] = ()) -> float:
-    """|⟨error, truth⟩| as a share of what it may be   (tolerance.18): a factor that all numbers share stands out among many roundings.
+def aligned(error: Any, truth: Any, dtype: Any, bounds: Any,
+            roundings: Sequence[Any] = ()) -> float:
+    """|⟨error, truth⟩| as a share of what it may be   (tolerance.18).
 
-    Roundings of different numbers are mostly independent, so their sum grows like the root of their squares, of which three times
-    as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3 times, three standard deviations
-    of errors that are uniform within their bounds. What numbers share is a factor, and a rounding or two of numbers of order 1
-    that go to the same side; and a twelfth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
-    where much cancels that is much. Numbers that share sums share roundings too, as those of a running sum do: `roundings` are what the
-    errors vary by from probe to probe, and 4 times the root mean square of their projections is allowed beside the rest. The share is
-    the largest of that of all numbers and that of each row, because kernels work row by row.
+    A factor that all numbers share stands out among many roundings. Roundings of different numbers
+    are mostly independent, so their sum grows like the root of their squares, of which three times
+    as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3
+    times, three standard deviations of errors that are uniform within their bounds. What numbers
+    share is a factor, and a rounding or two of numbers of order 1 that go to the same side; and a
+    twelfth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
+    where much cancels that is much. Numbers that share sums share roundings too, as those of a
+    running sum do: `roundings` are what the errors vary by from probe to probe, and 4 times the
+    root mean square of their projections is allowed beside the rest. The share is the largest of
+    that of all numbers and that of each row, because kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
-    shared = np.minimum(bounds, (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + bounds / 12.0)
+    alike = (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + bounds / 12.0
+    shared = np.minimum(bounds, alike)
     times = 3.0 if half(np.dtype(dtype)) else 9.0       # the square of √3, or of 3
 
     def share(axis: int | None) -> Any:
         largest = np.max(np.abs(truth), axis=axis, keepdims=True, initial=0.0)
-        w = truth / np.where(largest > 0.0, largest, 1.0)       # squares of numbers that are nearly 0 would be 0
-        may = np.sum(np.abs(w) * shared, axis=axis) + np.sqrt(times * np.sum((w * bounds) ** 2, axis=axis))
+        # squares of numbers that are nearly 0 would be 0
+        w = truth / np.where(largest > 0.0, largest, 1.0)
+        apart = np.sqrt(times * np.sum((w * bounds) ** 2, axis=axis))
+        may = np.sum(np.abs(w) * shared, axis=axis) + apart
         if roundings:
             rows = 1 if axis is None else max(1, truth.size // max(1, truth.shape[-1]))
-            many = max(4.0, 2.0 + math.sqrt(2.0 * math.log(rows)))          # the largest of many is further from the middle
-            may = may + many * _rms_of([np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings])
+            # the largest of many is further from the middle
+            many = max(4.0, 2.0 + math.sqrt(2.0 * math.log(rows)))
+            along = [np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings]
+            may = may + many * _rms_of(along)
         return np.abs(np.sum(w * error, axis=axis)) / np.where(may > 0.0, may, np.inf)
 
     return max(float(np.max(share(-1), initial=0.0)), float(share(None)))
@@ -129,7 +166,8 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any, roundings: Sequence
 
 def rms(*arrays: Any) -> float:
     """The root mean square of all finite numbers of the arrays."""
-    numbers = np.concatenate([np.asarray(a).astype(WIDE).reshape(-1) for a in arrays]) if arrays else np.zeros(0, WIDE)
+    flat = [np.asarray(a).astype(WIDE).reshape(-1) for a in arrays]
+    numbers = np.concatenate(flat) if flat else np.zeros(0, WIDE)
     numbers = numbers[np.isfinite(numbers)]
     return float(np.sqrt(np.mean(numbers * numbers))) if numbers.size else 0.0
 

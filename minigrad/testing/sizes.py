@@ -1,4 +1,7 @@
-"""Small sizes for the NumPy kernels: their blocks, tiles and chunks of a few numbers, so that small examples go through all of them."""
+"""Small sizes for the NumPy kernels: their blocks, tiles and chunks hold a few numbers.
+
+So small examples go through all of them.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -7,7 +10,8 @@ from typing import Any
 
 from ..backend.numpy_sizes import SIZES
 
-# With axes of 0 … 3, and 0 … 9 rows, each loop has one round and several, and a last one that is full and one that is not.
+# With axes of 0 … 3, and 0 … 9 rows, each loop has one round and several, and a last one that is
+# full and one that is not.
 SMALL: dict[str, dict[str, Any]] = {
     "ones": {"threads": 1, "block": 1, "sums": 1, "copy": 1, "square": 1, "logits": 1,
              "near_tile": 1, "far_tile": 1, "far": 1, "group": 1,
@@ -23,9 +27,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def small_sizes(name: str = "twos", **sizes: Any) -> Iterator[None]:
-    """Inside the block the NumPy kernels work at the sizes SMALL[name], or at those given by name (`backend.numpy_sizes.Sizes`).
+    """Inside the block the NumPy kernels work at the sizes SMALL[name], or at `sizes`.
 
-    It changes them for the whole process. AttributeError for a size that there is not.
+    `sizes` are given by their names in `backend.numpy_sizes.Sizes`. It changes them for the whole
+    process. AttributeError for a size that there is not.
     """
     given = sizes or SMALL[name]
     before = {size: getattr(SIZES, size) for size in given}

@@ -1,4 +1,7 @@
-"""What the laws are tried on: shapes, values away from kinks and ties, memory layouts, drawn by Hypothesis."""
+"""What the laws are tried on: shapes, values away from kinks and ties, and memory layouts.
+
+Hypothesis draws them.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -16,22 +19,29 @@ Settings = Callable[[Any, list[Shape], np.random.Generator], dict[str, Any]]
 SIDE = st.integers(0, 3)                                # the length of an axis
 LIES = ("C", "F", "reversed", "strided", "readonly")    # how an array may lie in memory
 LAYOUTS = st.sampled_from(["C", *LIES])
-APART = 0.05                                            # values keep this far from the points that they avoid
-# Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past several.
-LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025, 2049])
+APART = 0.05                                            # values keep this far from points avoided
+# Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past
+# several.
+LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025,
+                        2049])
 ROWS = st.sampled_from([1, 2, 3, 7, 9, 17])
-MAGNITUDES = st.sampled_from([""] * 5 + ["large"] * 2 + ["small", "far", "farther", "apart", "outlier"])
+MAGNITUDES = st.sampled_from([""] * 5 + ["large"] * 2
+                             + ["small", "far", "farther", "apart", "outlier"])
 
 
 @dataclass
 class Example:
-    """What one call is made of: arrays that want gradients (float64, dense), everything else by name, and how arrays lie."""
+    """What one call is made of: arrays that want gradients, the rest by name, and how arrays lie.
+
+    The arrays are float64 and dense.
+    """
 
     arrays: tuple[Any, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     layouts: tuple[str, ...] = ()
     seed: int = 0                                       # of cotangents and directions
-    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)      # what laws have worked out about it
+    # what laws have worked out about it
+    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def lies(self) -> tuple[str, ...]:
@@ -39,7 +49,8 @@ class Example:
         return self.layouts or ("C",) * len(self.arrays)
 
     def __repr__(self) -> str:
-        arrays = [f"{a.tolist()!r} {list(a.shape)}{'' if how == 'C' else f' ({how})'}" for a, how in zip(self.arrays, self.lies)]
+        arrays = [f"{a.tolist()!r} {list(a.shape)}{'' if how == 'C' else f' ({how})'}"
+                  for a, how in zip(self.arrays, self.lies)]
         return "; ".join(arrays + [f"{k}={v!r}" for k, v in self.settings.items()])
 
 
@@ -49,7 +60,10 @@ def small_shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
 
 
 def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
-    """Shapes of `least` to `most` axes: mostly of length `side` to 3, in one of four examples with an axis of 5 to 2049."""
+    """Shapes of `least` to `most` axes, mostly of length `side` to 3.
+
+    In one of four examples an axis has 5 to 2049.
+    """
     small = small_shapes(least, most, side)
     if most == 0:
         return small
@@ -57,7 +71,10 @@ def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
 
 
 def _long_shape(axes: int) -> Strategy:
-    """One axis of a length from LONG, the last one twice as often as each other; one of ROWS; the others of 1 or 2."""
+    """One axis of a length from LONG, one of ROWS; the others of 1 or 2.
+
+    The long one is the last twice as often as each other.
+    """
     def build(at: int, long: int, rows: int, rest: int) -> Shape:
         sizes = [rest] * axes
         sizes[(at + 1) % axes] = rows
@@ -68,19 +85,26 @@ def _long_shape(axes: int) -> Strategy:
 
 
 def together(n: int, side: int = 0) -> Strategy:
-    """n shapes that broadcast against each other, 0-d and axes of size 1 among them, of size 0 too unless `side` is 1."""
-    return hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=side, max_side=3).map(lambda b: list(b.input_shapes))
+    """n shapes that broadcast against each other.
+
+    0-d and axes of size 1 are among them, and of size 0 too unless `side` is 1.
+    """
+    alike = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=side, max_side=3)
+    return alike.map(lambda b: list(b.input_shapes))
 
 
-def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (), magnitude: str = "") -> Any:
+def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (),
+           magnitude: str = "") -> Any:
     """Random float64 of a kind, none within APART of a point of `avoid`.
 
-    any: normal; with a magnitude: "large" 8 times as wide, "small" 8 times as narrow, "far" and "farther" around ±150 and ±6000,
-    where an exponential of what is not shifted overflows and a difference of squares cancels, "apart" with each row around another of
-    these, "outlier" with one number in each row 1000 above the others, beside which their exponentials are 0. positive and nonzero:
-    the same, then moved to ½ or more, or ½ or more away from 0. ties: few values, often equal. counts: 0, 1, 2. spread: all at least
-    0.6 apart, and half of the rows climb, so that their extremes are at the ends. halves: spread, and at least 0.1 from all that
-    "spread" can give.
+    any: normal; with a magnitude: "large" 8 times as wide, "small" 8 times as narrow, "far" and
+    "farther" around ±150 and ±6000, where an exponential of what is not shifted overflows and a
+    difference of squares cancels, "apart" with each row around another of these, "outlier" with one
+    number in each row 1000 above the others, beside which their exponentials are 0. positive and
+    nonzero: the same, then moved to ½ or more, or ½ or more away from 0. ties: few values, often
+    equal. counts: 0, 1, 2. spread: all at least 0.6 apart, and half of the rows climb, so that
+    their extremes are at the ends. halves: spread, and at least 0.1 from all that "spread" can
+    give.
     """
     x: Any = rng.standard_normal(shape)
     x = np.asarray(x)
@@ -97,7 +121,8 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
     elif kind == "ties":
         x = rng.integers(-2, 3, shape) * 0.5
     elif kind in ("spread", "halves"):
-        x = rng.uniform(-0.2, 0.2, shape) + rng.permutation(x.size).reshape(x.shape) + (0.5 if kind == "halves" else 0.0)
+        x = rng.uniform(-0.2, 0.2, shape) + rng.permutation(x.size).reshape(x.shape)
+        x = x + (0.5 if kind == "halves" else 0.0)
         x = _climbing(rng, x - x.size // 2)
     for point in avoid:
         x = np.where(np.abs(x - point) < APART, point + np.where(x < point, -APART, APART), x)
@@ -107,15 +132,23 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
 def _sized(rng: np.random.Generator, x: Any, magnitude: str) -> Any:
     """Normal numbers made as large, as narrow or as far away as `values` says of the magnitude."""
     if magnitude == "apart":
-        return x + rng.choice([-1500.0, 0.0, 150.0], (x.shape[0],) + (1,) * (x.ndim - 1)) if x.ndim > 1 else x
+        rows = (*x.shape[:1], *[1] * (x.ndim - 1))
+        return x + rng.choice([-1500.0, 0.0, 150.0], rows) if x.ndim > 1 else x
     if magnitude == "outlier":
-        return x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0) if x.size else x
-    wide = {"large": 8.0, "small": 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0}.get(magnitude, 1.0)
-    return wide * x + {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0) * rng.choice([-1.0, 1.0])
+        if not x.size:
+            return x
+        return x + 1000.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1]) if x.ndim else 1.0)
+    narrow = 2.0**-3 if x.ndim and x.shape[-1] > 1 else 1.0
+    wide = {"large": 8.0, "small": narrow}.get(magnitude, 1.0)
+    far = {"far": 150.0, "farther": 6000.0}.get(magnitude, 0.0)
+    return wide * x + far * rng.choice([-1.0, 1.0])
 
 
 def _climbing(rng: np.random.Generator, x: Any) -> Any:
-    """x with half of its rows, or of what lies along another axis, in increasing order: a tail that is dropped may hold the maximum."""
+    """x with half of its rows, or of what lies along another axis, in increasing order.
+
+    A tail that is dropped may then hold the maximum.
+    """
     if x.ndim == 0:
         return x
     axis = rng.choice([x.ndim - 1, rng.integers(x.ndim)])
@@ -124,9 +157,10 @@ def _climbing(rng: np.random.Generator, x: Any) -> Any:
 
 
 def _part(x: Any) -> None:
-    """Move neighbours along axes of 2 and 3 at least 1 apart, and a number that is alone in its row at least ½ from 0.
+    """Move neighbours along axes of 2 and 3 at least 1 apart, and a lone number from 0.
 
-    The variance of two equal numbers is 0, and so is the norm of 0: near there a right program rounds as badly as a wrong one.
+    A number that is alone in its row goes at least ½ away. The variance of two equal numbers is 0,
+    and so is the norm of 0: near there a right program rounds as badly as a wrong one.
     """
     if x.ndim == 0 or x.shape[-1] == 1:
         x[...] = np.where(np.abs(x) < 0.5, np.where(x < 0.0, -0.5, 0.5), x)
@@ -134,61 +168,76 @@ def _part(x: Any) -> None:
         for i in range(1, length if length <= 3 else 0):
             before, here = x.take(i - 1, axis), x.take(i, axis)
             near = np.abs(here - before) < 1.0
-            x[(slice(None),) * axis + (i,)] = np.where(near, before + np.where(here < before, -1.0, 1.0), here)
+            moved = before + np.where(here < before, -1.0, 1.0)
+            x[(slice(None),) * axis + (i,)] = np.where(near, moved, here)
 
 
 @st.composite
-def examples(draw: Any, shapes: Strategy, kinds: str | Sequence[str] = "any", settings: Settings | None = None,
-             avoid: Sequence[float] = ()) -> Example:
-    """Examples from a strategy of lists of shapes, the kind of each array, and settings(draw, shapes, rng)."""
+def examples(draw: Any, shapes: Strategy, kinds: str | Sequence[str] = "any",
+             settings: Settings | None = None, avoid: Sequence[float] = ()) -> Example:
+    """Examples from a strategy of lists of shapes, kinds of arrays, settings(draw, shapes, rng)."""
     sizes = draw(shapes)
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     each = [kinds] * len(sizes) if isinstance(kinds, str) else kinds
     arrays = tuple(values(rng, s, k, avoid) for s, k in zip(sizes, each))
-    return Example(arrays, settings(draw, sizes, rng) if settings else {}, tuple(draw(LAYOUTS) for _ in sizes), seed)
+    others = settings(draw, sizes, rng) if settings else {}
+    return Example(arrays, others, tuple(draw(LAYOUTS) for _ in sizes), seed)
 
 
 @st.composite
 def examples_of(draw: Any, given: Sequence[Strategy], settings: dict[str, Any]) -> Example:
-    """Examples from one strategy per argument; one strategy may also give a tuple of several arguments at once."""
+    """Examples from one strategy per argument; one may also give a tuple of several arguments."""
     drawn = [draw(s) for s in given]
     if len(drawn) == 1 and isinstance(drawn[0], tuple | list):
         drawn = list(drawn[0])
     arrays = tuple(np.asarray(a, np.float64) for a in drawn)
     fixed = {k: draw(v) if isinstance(v, st.SearchStrategy) else v for k, v in settings.items()}
-    return Example(arrays, fixed, tuple(draw(LAYOUTS) for _ in arrays), draw(st.integers(0, 2**32 - 1)))
+    layouts = tuple(draw(LAYOUTS) for _ in arrays)
+    return Example(arrays, fixed, layouts, draw(st.integers(0, 2**32 - 1)))
 
 
-def arrays(shape: Strategy | Shape | None = None, kind: str = "any", avoid: Sequence[float] = ()) -> Strategy:
-    """One float64 array of a kind (see `values`), for `check`; of any shape up to three axes when none is given."""
+def arrays(shape: Strategy | Shape | None = None, kind: str = "any",
+           avoid: Sequence[float] = ()) -> Strategy:
+    """One float64 array of a kind (see `values`), for `check`; without a shape of 0 to 3 axes."""
     shape = shapes() if shape is None else st.just(shape) if isinstance(shape, tuple) else shape
-    return st.builds(lambda s, seed, size: values(np.random.default_rng(seed), s, kind, avoid, size),
-                     shape, st.integers(0, 2**32 - 1), MAGNITUDES)
+    return st.builds(
+        lambda s, seed, size: values(np.random.default_rng(seed), s, kind, avoid, size),
+        shape, st.integers(0, 2**32 - 1), MAGNITUDES)
 
 
-def broadcastable(n: int, kinds: str | Sequence[str] = "any", avoid: Sequence[float] = ()) -> Strategy:
-    """A tuple of n arrays that broadcast against each other, of one kind or one each, for `check`."""
+def broadcastable(n: int, kinds: str | Sequence[str] = "any",
+                  avoid: Sequence[float] = ()) -> Strategy:
+    """A tuple of n arrays that broadcast together, of one kind or one each, for `check`."""
     each = [kinds] * n if isinstance(kinds, str) else kinds
 
     def lengthened(sizes: list[Shape], at: int, long: int) -> list[Shape]:
         from_right = at % max(1, *map(len, sizes)) + 1
-        return [tuple(long if k != 1 and len(s) - i == from_right else k for i, k in enumerate(s)) for s in sizes]
+        return [tuple(long if k != 1 and len(s) - i == from_right else k for i, k in enumerate(s))
+                for s in sizes]
+
+    def build(sizes: list[Shape], seed: int, magnitude: str) -> tuple[Any, ...]:
+        return tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid, magnitude)
+                     for i, s in enumerate(sizes))
 
     small = together(n)
     long = st.builds(lengthened, together(n, side=1), st.integers(0, 2), LONG)
-    return st.builds(lambda sizes, seed, magnitude: tuple(values(np.random.default_rng((seed, i)), s, each[i], avoid, magnitude)
-                                                          for i, s in enumerate(sizes)),
-                     st.one_of(small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)
+    return st.builds(build, st.one_of(small, small, long), st.integers(0, 2**32 - 1), MAGNITUDES)
 
 
 def numbers_of(example: Example, what: str) -> np.random.Generator:
-    """Random numbers of an example, for one purpose. Each has its own: a cotangent that equals the argument is no random one."""
+    """Random numbers of an example, for one purpose.
+
+    Each purpose has its own: a cotangent that equals the argument is no random one.
+    """
     return np.random.default_rng([example.seed, *what.encode()])
 
 
 def lay(xp: Any, array: Any, how: str) -> Any:
-    """`array`, an array of backend xp, with the same values and other strides; "readonly" where the library knows that."""
+    """`array`, an array of backend xp, with the same values and other strides.
+
+    It is "readonly" where the library knows that.
+    """
     if how == "readonly":
         array = xp.array(array)
         if hasattr(array.flags, "writeable"):

@@ -1,7 +1,8 @@
-"""The array API standard as a backend: what minigrad needs beyond the standard fails here. Needs array-api-strict.
+"""The array API standard as a backend: what minigrad needs beyond the standard fails here.
 
-array-api-strict's arrays live on a device of their own, which is not the host, and know what the standard says and nothing else. Names
-that NumPy and CuPy spell otherwise are translated, and missing arguments of creation are filled in; no meaning is added.
+Needs array-api-strict, whose arrays live on a device of their own, which is not the host, and know
+what the standard says and nothing else. Names that NumPy and CuPy spell otherwise are translated,
+and missing arguments of creation are filled in; no meaning is added.
 """
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ from ..backend.base import Backend
 from ..backend.special import flat_places
 
 CREATION = ("arange", "empty", "eye", "full", "ones", "zeros")
-# What needs more than the standard, in all or in some of its examples. Everything else runs on the standard alone.
+# What needs more than the standard, in all or some of its examples. All else runs on it alone.
 _BITS = "random bits need typed scalars, and a view of 64 bits as two of 32"
 OUTSIDE = {
     "power": "its derivative by a multiplies two bools",
-    "getitem": "an index array must come alone or with others for every axis, and the derivative is unslice",
+    "getitem": "an index array must come alone or with others for every axis, "
+               "and the derivative is unslice",
     "astype": "there is no float16",
     "unslice": "assignment through None or a slice and an array, or to a mask",
     "einsum_op": "there is no einsum", "einsum": "there is no einsum",
@@ -30,7 +32,10 @@ OUTSIDE = {
 
 
 class Array:
-    """An array of the standard under the names of NumPy's methods. Each StrictBackend has a subclass of its own."""
+    """An array of the standard under the names of NumPy's methods.
+
+    Each StrictBackend has a subclass of its own.
+    """
 
     __slots__ = ("held", "__weakref__")
     __array_ufunc__ = None
@@ -77,7 +82,9 @@ def _full(key: Any) -> Any:
 
 def unwrap(x: Any) -> Any:
     """The standard's arrays in the place of ours."""
-    return x.held if isinstance(x, Array) else type(x)(map(unwrap, x)) if isinstance(x, tuple | list) else x
+    if isinstance(x, tuple | list):
+        return type(x)(map(unwrap, x))
+    return x.held if isinstance(x, Array) else x
 
 
 def _operators() -> None:
@@ -109,7 +116,7 @@ _operators()
 
 
 class Namespace:
-    """The standard's functions on our arrays, and its spelling of those that NumPy spells otherwise."""
+    """The standard's functions on our arrays, also those that NumPy spells otherwise."""
 
     def __init__(self, here: StrictBackend) -> None:
         self._here, self.dtype = here, np.dtype
@@ -144,7 +151,8 @@ class Namespace:
         return self.concat(xs, axis=axis)
 
     def transpose(self, x: Any, axes: Any = None) -> Any:
-        return self.permute_dims(x, tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes))
+        order = range(x.ndim)[::-1] if axes is None else (a % x.ndim for a in axes)
+        return self.permute_dims(x, tuple(order))
 
     def swapaxes(self, x: Any, a: int, b: int) -> Any:
         order = list(range(x.ndim))
@@ -172,25 +180,29 @@ class Namespace:
         return self._here.wrap(self._here.standard.take_along_axis(x.held, index.held, axis=axis))
 
     def argsort(self, x: Any, axis: int = -1, kind: str = "stable") -> Any:
-        return self._here.wrap(self._here.standard.argsort(x.held, axis=axis, stable=kind == "stable"))
+        stable = kind == "stable"
+        return self._here.wrap(self._here.standard.argsort(x.held, axis=axis, stable=stable))
 
     def cumsum(self, x: Any, axis: int) -> Any:
         return self._here.wrap(self._here.standard.cumulative_sum(x.held, axis=axis))
 
     def reshape(self, x: Any, shape: Any) -> Any:
-        return self._here.wrap(self._here.standard.reshape(x.held, shape if isinstance(shape, tuple) else (shape,)))
+        shape = shape if isinstance(shape, tuple) else (shape,)
+        return self._here.wrap(self._here.standard.reshape(x.held, shape))
 
     def var(self, x: Any, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> Any:
-        return self._here.wrap(self._here.standard.var(x.held, axis=axis, correction=ddof, keepdims=keepdims))
+        var = self._here.standard.var
+        return self._here.wrap(var(x.held, axis=axis, correction=ddof, keepdims=keepdims))
 
 
 class StrictBackend(Backend):
-    """Arrays of array-api-strict on one of its devices; called "strict-device1" for its device1, and so on."""
+    """Arrays of array-api-strict on one of its devices; "strict-device1" is that on its device1."""
 
     def __init__(self, device: str) -> None:
         import array_api_strict
 
-        self.standard, self.place, self.name = array_api_strict, array_api_strict.Device(device), f"strict-{device}"
+        self.standard, self.name = array_api_strict, f"strict-{device}"
+        self.place = array_api_strict.Device(device)
         self.namespace = Namespace(self)
         self.kept: Any = type("Array", (Array,), {"here": self, "__slots__": ()})
         self.array_types = (self.kept,)
@@ -208,20 +220,25 @@ class StrictBackend(Backend):
     def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
         if isinstance(value, self.kept):
             copy = self.standard.asarray(value.held, copy=True)
-            return self.kept(copy if dtype is None else self.standard.astype(copy, self.kind(dtype)))
+            other = dtype is not None
+            return self.kept(self.standard.astype(copy, self.kind(dtype)) if other else copy)
         return self.kept(self.standard.asarray(np.array(value, dtype=dtype), device=self.place))
 
     def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        return value if isinstance(value, self.kept) and dtype in (None, value.dtype) else self.array(value, dtype)
+        as_is = isinstance(value, self.kept) and dtype in (None, value.dtype)
+        return value if as_is else self.array(value, dtype)
 
     def host(self, array: Any) -> Any:
         return np.array(array.held.to_device(self.standard.Device()))
 
     def add_at(self, array: Any, index: Any, values: Any) -> None:
-        # there is no assignment to many places at once: the sums of all places are worked out, and added as a whole
+        # there is no assignment to many places at once: the sums of all places are worked out, and
+        # added as a whole
         index = index if isinstance(index, tuple) else (index,)
-        if len(index) < array.ndim or not all(isinstance(i, Array) and i.dtype.kind in "iu" for i in index):
-            raise TypeError("the standard adds to no elements but those that an array of integers for each axis names")
+        whole = all(isinstance(i, Array) and i.dtype.kind in "iu" for i in index)
+        if len(index) < array.ndim or not whole:
+            raise TypeError("the standard adds to no elements but those that an array of integers "
+                            "for each axis names")
         places = flat_places(self, index, array.shape)
         values = self.broadcast_to(values, places.shape)
         sums = self.add_at_rows(array.size, places.reshape(-1), values.reshape(values.size, 1))
@@ -232,6 +249,9 @@ _strict = functools.cache(StrictBackend)
 
 
 def install(device: str = "device1") -> StrictBackend:
-    """Make array-api-strict's `device` known as a backend; the same one when called again. ImportError where it is not installed."""
+    """Make array-api-strict's `device` known as a backend; the same one when called again.
+
+    ImportError where it is not installed.
+    """
     backend.register(_strict(device))
     return _strict(device)

@@ -1,24 +1,18 @@
-"""What is put to the laws: a Subject (an op, a function, or somebody else's value and VJP), and one Run of it."""
+"""What is put to the laws: a Subject is an op, a function, or somebody else's value and VJP."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import backend
-from ..backend.base import FLOATS, half
-from ..engine.graph import no_grad
 from ..engine.tensor import Tensor
 from ..op import REGISTRY, Op
 from ..ops.shape import concat, reshape
-from ..transforms import gradients, vjp
+from ..transforms import vjp
 from ..widen import widened
-from .reference import Reference, aligned
-from .strategies import LIES, Example, lay, numbers_of
-from .tolerance import WIDE, bound, eps, magnitude
 
 
 class Broken(AssertionError):
@@ -30,20 +24,25 @@ class Broken(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law says nothing about this subject, or about this example of it; the message is the reason."""
+    """A law says nothing about this subject, or about this example; the message is the reason."""
 
 
 class NotSettled(NotApplicable):
-    """A difference quotient tells nothing here: there is a kink nearby, or the function rounds more coarsely than its dtype."""
+    """A difference quotient tells nothing here.
+
+    There is a kink nearby, or the function rounds more coarsely than its dtype.
+    """
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A function of Tensors, or, when `function` is None, the pair value(*arrays) and pull(cotangent, *arrays) of somebody else.
+    """A function of Tensors, or what somebody else has in its place.
 
-    oracle: an independent definition on NumPy arrays of the widest dtype, real or complex. torch: PyTorch's, as
-    f(torch, *tensors), and the number of derivatives in which it is right. definition: by parts. op: whose rules are looked at. wider:
-    whether somebody else's function may be asked in a wider float than that of the example.
+    That is, where `function` is None, the pair value(*arrays) and pull(cotangent, *arrays).
+    oracle: an independent definition on NumPy arrays of the widest dtype, real or complex.
+    torch: PyTorch's, as f(torch, *tensors), and the number of derivatives in which it is right.
+    definition: by parts. op: whose rules are looked at. wider: whether somebody else's function may
+    be asked in a wider float than that of the example.
     """
 
     name: str
@@ -61,11 +60,16 @@ class Subject:
 def host(x: Any) -> np.ndarray:
     """A Tensor's or an array's numbers as a NumPy array."""
     array = x.array if isinstance(x, Tensor) else x
-    return np.asarray(array if isinstance(array, np.ndarray | np.generic | float | int) else backend.of(array).host(array))
+    if isinstance(array, np.ndarray | np.generic | float | int):
+        return np.asarray(array)
+    return np.asarray(backend.of(array).host(array))
 
 
 def flat(y: Any) -> Tensor:
-    """The outputs of a function as one Tensor: as it is, or one after the other in one axis, in float32 where only some have 16 bits."""
+    """The outputs of a function as one Tensor: as it is, or one after the other in one axis.
+
+    They are in float32 where only some have 16 bits.
+    """
     if isinstance(y, Tensor):
         return y
     if len({part.dtype for part in y}) > 1:
@@ -74,361 +78,21 @@ def flat(y: Any) -> Tensor:
 
 
 def derivative(f: Callable[..., Any]) -> Callable[..., Tensor]:
-    """(x…, u) ↦ Jᵀu of f at x, all gradients in one axis: again a function that the laws can be put to."""
+    """(x…, u) ↦ Jᵀu of f at x, all gradients in one axis: a function to put to the laws again."""
     def pulled(*args: Any, **settings: Any) -> Tensor:
         return flat(vjp(lambda *xs: flat(f(*xs, **settings)), *args[:-1])[1](args[-1]))
 
     return pulled
 
 
-class Run:
-    """One example of a subject, in a dtype, on a device, with what the laws ask again and again worked out once."""
-
-    def __init__(self, subject: Subject, example: Example, dtype: Any, device: str = "numpy") -> None:
-        self.subject, self.example, self.device, self.order = subject, example, device, 1
-        self.dtype = np.dtype(backend.dtype(dtype))
-        self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
-        self.wide = [a.astype(WIDE) for a in self.arrays]           # exactly these numbers, not those of the example
-        self.finite = all(bool(np.isfinite(a).all()) for a in self.wide)
-        self.draw = numbers_of(example, "cotangents")
-        self.library = backend.get(device)[0]
-        self.settings = _settled(example.settings, self.library, device)
-        self.cotangents: list[Any] = []
-        self.coarse = self.dtype                        # of the dtypes on the way the one that rounds most
-        self.forget()
-
-    def forget(self) -> None:
-        """Make and compute everything anew when asked again."""
-        self.inputs: list[Any] | None = None
-        self.y: Any = None
-        self.grads: Any = None
-
-    def of_order(self, order: int) -> Run:
-        """The run of the VJP of the VJP … : `order` − 1 cotangents become arguments."""
-        run = self
-        while run.order < order:
-            run = run._derivative()
-        return run
-
-    def _derivative(self) -> Run:
-        if self.subject.function is None:
-            raise NotApplicable("plain arrays have no second derivative")
-        if not self.ordinary():
-            raise NotApplicable("higher derivatives are asked at numbers of ordinary size")
-        self.needs_gradient()
-        _, _, u = self.walked()
-        lies = (*self.example.layouts, "C") if self.example.layouts else ()
-        example = Example((*self.arrays, u), self.example.settings, lies, self.example.seed)
-        more = Run(Subject(self.subject.name, derivative(self.subject.function)), example, self.dtype, self.device)
-        more.arrays = [*self.arrays, u]                 # a cotangent's dtype is the value's, which a cast may have made another
-        more.settings, more.order, more.draw, more.coarse = self.settings, self.order + 1, self.draw, self.coarse
-        return more
-
-    def ordinary(self) -> bool:
-        """Whether all arguments are of a size at which higher derivatives neither vanish nor cancel."""
-        return all(0.5 <= magnitude(a, least=0.0) <= 64.0 for a in self.arrays if a.size)
-
-    # ── inputs ──
-    def on_device(self, array: Any, how: str = "C") -> Tensor:
-        """A constant with these numbers on the device."""
-        return Tensor(lay(self.library, self.library.array(array, device=_number(self.device)), how))
-
-    def leaves(self, only: int | None = None) -> list[Tensor]:
-        """The arguments on the device, in the example's layouts, wanting gradients (all, or one)."""
-        xs = [self.on_device(a, how) for a, how in zip(self.arrays, self.example.lies)]
-        return [x.requires_grad_() if only in (None, i) else x for i, x in enumerate(xs)]
-
-    def given(self) -> list[Any]:
-        """Every array that the next call will see: arguments, and constants among the settings."""
-        self.forget()
-        self.inputs = self.leaves() if self.subject.function else self.laid()
-        return [*(x.array if isinstance(x, Tensor) else x for x in self.inputs), *_arrays(self.settings)]
-
-    def laid(self, how: str = "") -> list[Any]:
-        """The arguments for somebody else's function: NumPy arrays of their own, in the example's layouts, or all in one."""
-        return [lay(backend.cpu, np.array(a, order="C"), how or lies) for a, lies in zip(self.arrays, self.example.lies)]
-
-    def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
-        """The arguments as constants on `device`, argument i of another shape."""
-        other = self if device == self.device else Run(self.subject, self.example, self.dtype, device)
-        return [other.on_device(np.ones(shape, self.dtype) if j == i else a) for j, a in enumerate(self.arrays)]
-
-    def cotangent(self, y: Any) -> Any:
-        """A random cotangent of y, as a NumPy array."""
-        u = np.asarray(self.draw.standard_normal(y.shape), y.dtype)
-        if self.subject.function is None and self.example.seed % 8 == 7 and not half(u.dtype):
-            u = np.asarray(u * 1024.0, u.dtype)         # some kernels clip, or know cotangents of order 1 alone
-        self.cotangents.append(u)
-        return u
-
-    # ── calls ──
-    def call(self, xs: Sequence[Any]) -> Tensor:
-        """The subject's value, all outputs in one Tensor."""
-        if self.subject.function is None:
-            assert self.subject.value is not None
-            return Tensor(_plain(self.subject.value(*xs, **self.settings), self.dtype, "the function"))
-        return flat(self.subject.function(*xs, **self.settings))
-
-    def evaluate(self, wide: Sequence[Any], dtype: Any = WIDE, subject: Subject | None = None) -> Any:
-        """The value at other points, by the subject itself or another one, on the host, in another float."""
-        with no_grad():
-            return self.results(subject or self.subject, [np.asarray(a, dtype) for a in wide], None)[0]
-
-    def results(self, subject: Subject, arrays: Sequence[Any], u: Any) -> list[Any]:
-        """[value, *gradients] of a subject on the host, in the dtype of these arrays; the value alone without a cotangent."""
-        settings = _settled(self.example.settings, backend.cpu, "numpy")    # its own: what writes to them is found by a law
-        if subject.function is None:
-            assert subject.value is not None
-            y = _plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
-            return [y] if u is None or subject.pull is None else [y, *pulled(subject.pull, u, arrays, settings)]
-        xs = [Tensor(a).requires_grad_() if u is not None else Tensor(a) for a in arrays]
-        settings = {k: v.astype(xs[0].dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in settings.items()}
-        value = flat(subject.function(*xs, **settings))
-        if u is None or not value.requires_grad:
-            return [host(value)]
-        return [host(value), *map(host, gradients(value, xs, Tensor(np.asarray(u, value.dtype))))]
-
-    def widest(self, subject: Subject) -> np.dtype | None:
-        """The widest float that a subject computes in, beyond this run's own; None where it takes none, or computes in less.
-
-        A function of Tensors may hold constants of another float; then it is its own dtype.
-        """
-        key = ("widest", subject, self.dtype)
-        if key not in self.example.known:
-            self.example.known[key] = self._widest(subject)
-        return self.example.known[key]
-
-    def _widest(self, subject: Subject) -> np.dtype | None:
-        foreign = subject.function is None
-        if foreign and not subject.wider:
-            return None
-        rng = numbers_of(self.example, "tame arguments")
-        tame = [rng.uniform(0.5, 1.5, a.shape) for a in self.arrays]    # numbers that all functions of this kind take
-        for dtype in map(np.dtype, (WIDE, np.float64)):
-            if eps(dtype) < eps(self.dtype):
-                try:
-                    if not foreign:
-                        self.evaluate(self.wide, dtype, subject)
-                    elif not self._agrees(subject, tame, dtype):
-                        continue
-                except Exception:
-                    continue
-                return dtype
-        return None if foreign else self.dtype
-
-    def _agrees(self, subject: Subject, arrays: Sequence[Any], dtype: np.dtype) -> bool:
-        """Whether somebody else's function means the same in another float: one in C may take its bytes for those of its own."""
-        u, found = None, []
-        for kind in (self.dtype, dtype):
-            cast = [np.asarray(a, kind) for a in arrays]
-            if subject.pull is not None:
-                y = self.results(subject, cast, None)[0]
-                u = np.linspace(1.0, 2.0, y.size).reshape(y.shape).astype(kind)
-            found.append(self.results(subject, cast, u))
-        near = 1e-3 + 64.0 * eps(self.dtype)
-        return all(b.dtype == dtype and a.shape == b.shape and bool((np.abs(a.astype(WIDE) - b) <= near * (1.0 + np.abs(b))).all())
-                   for a, b in zip(*found))
-
-    def reference(self, subject: Subject | None = None) -> Reference | None:
-        """What this run computes, in a wider float, by the subject itself or another one; None where there is no wider float."""
-        subject = subject or self.subject
-        if not self.cotangents and self.differentiable() and (self.subject.function or self.subject.pull):
-            self.cotangent(self.y)
-        u = self.cotangents[0] if self.cotangents else None
-        known = self.example.known.get(key := (subject, self.dtype, self.coarse, self.order))
-        if known is None or (u is not None and not np.array_equal(known[1], u)):
-            wide = self.widest(subject)
-            narrow = None if half(self.dtype) and self.subject.op else self._narrow
-            made = wide and Reference(partial(self.results, subject), narrow, self.arrays, u, self.dtype, np.dtype(self.coarse),
-                                      numbers_of(self.example, "probes"), wide, self.degree())
-            self.example.known[key] = known = (made, u)
-        return known[0]
-
-    def _narrow(self, arrays: Sequence[Any], u: Any) -> list[Any]:
-        """`results` of the subject, with arrays that lie in memory as the example's do: sums round in the order of the memory."""
-        laid = [lay(backend.cpu, np.array(a, order="C"), how) for a, how in zip(arrays, self.example.lies)]
-        return self.results(self.subject, laid, u if u is None else lay(backend.cpu, u, self._cotangent_lies()))
-
-    def _cotangent_lies(self) -> str:
-        return "C" if not self.example.layouts or self.subject.function is not None else LIES[self.example.seed % len(LIES)]
-
-    def degree(self) -> int:
-        """How often an argument may be a factor on the way: in a function of Tensors that is made of ops, more than once."""
-        return 2 if self.subject.function is not None and self.subject.op is None else 1
-
-    def erratic(self, u: Any, moves: Sequence[Any]) -> float:
-        """What roundings do to ⟨Jᵀu, moves⟩ in this run's float, from what they do in another one: a mistake is the same in all floats.
-
-        0 where the function computes in no other.
-        """
-        coarse, fine = (np.float32, np.float64) if self.dtype == np.float64 else (np.float64, WIDE)
-        if half(self.dtype) or self.subject.function is None:
-            return 0.0
-        xs = [np.asarray(a, coarse) for a in self.arrays]
-        try:
-            found, exact = (self.results(self.subject, [x.astype(kind) for x in xs], u.astype(kind))[1:] for kind in (coarse, fine))
-        except Exception:                               # it holds constants of its own float
-            return 0.0
-        far = sum(float(np.sum(np.abs(v) * np.abs(g.astype(WIDE) - h))) for g, h, v in zip(found, exact, moves))
-        return far * eps(self.dtype) / eps(coarse)
-
-    def margins(self) -> list[Any] | None:
-        """How far off each number of the value and of each gradient may be; None where that cannot be told."""
-        found = self.reference()
-        return found.allowed if found else None
-
-    def walked(self) -> tuple[Any, Any, Any]:
-        """The value, the gradients for a random cotangent, and that cotangent (a NumPy array)."""
-        self.needs_gradient()
-        if self.grads is None:
-            if not self.cotangents:
-                self.cotangent(self.y)
-            self.grads = self.pull(self.cotangents[0])
-        return self.y, self.grads, self.cotangents[0]
-
-    def pull(self, u: Any = None, create_graph: bool = False) -> Any:
-        """The gradients of all arguments for the cotangent u (default: the first that was drawn)."""
-        u = self.cotangents[0] if u is None else u
-        if self.subject.function is None:
-            if self.subject.pull is None:
-                raise NotApplicable("no VJP was given")
-            return pulled(self.subject.pull, lay(backend.cpu, u, self._cotangent_lies()), self.inputs or self.laid(), self.settings)
-        assert self.inputs is not None
-        return gradients(self.y, self.inputs, self.on_device(u), retain_graph=True, create_graph=create_graph)
-
-    def differentiable(self) -> bool:
-        """Whether the value depends on its arguments differentiably; the value is computed if it was not."""
-        if self.y is None:
-            if self.inputs is None:
-                self.inputs = self.leaves() if self.subject.function else self.laid()
-            self.y = self.call(self.inputs)
-            if self.y.dtype.kind in FLOATS and eps(self.y.dtype) > eps(self.coarse):
-                self.coarse = self.y.dtype
-        return self.subject.function is None or self.y.requires_grad
-
-    # ── what a law needs ──
-    def needs_gradient(self) -> None:
-        if not self.differentiable():
-            raise NotApplicable("its value is a constant as far as derivatives go")
-
-    def needs_finite(self) -> None:
-        if not np.isfinite(host(self.y).astype(WIDE)).all():
-            raise NotApplicable("the value is not finite")
-
-    def needs_function(self) -> None:
-        if self.subject.function is None:
-            raise NotApplicable("its arguments are plain arrays")
-
-    def needs_op(self) -> Op:
-        if self.subject.op is None:
-            raise NotApplicable("it is a function, not an op")
-        return self.subject.op
-
-    # ── comparisons ──
-    def result_dtype(self) -> np.dtype:
-        """The dtype that the value must have: the arguments', or what a setting asks for, or bool; a loss of 16 bits is float32."""
-        asked = self.example.settings.get("dtype")
-        if asked is not None:
-            return np.dtype(asked)
-        if half(self.dtype) and self.subject.op is not None and self.subject.op.widens:
-            return np.dtype("float32")
-        if self.subject.oracle is None:
-            return self.dtype
-        wide = np.asarray(self.subject.oracle(*self.wide, **self.example.settings))
-        return self.dtype if wide.dtype.kind == "f" else wide.dtype
-
-    def kind(self, x: Any, dtype: Any, what: str, shape: Any = None) -> None:
-        """Broken unless x is of the dtype, the device and the array type (and the shape) of the arguments."""
-        if self.subject.function is not None and not isinstance(x, Tensor):
-            raise Broken(f"{what} is a {type(x).__name__}, not a Tensor")
-        if x.dtype != dtype:
-            raise Broken(f"{what} is {x.dtype}, not {np.dtype(dtype)}")
-        if shape is not None and tuple(x.shape) != tuple(shape):
-            raise Broken(f"{what} is of shape {list(x.shape)}, not {list(shape)}")
-        if self.subject.function is not None:
-            if not isinstance(x.array, self.library.array_types) or type(x.array) in self.library.scalar_types:
-                raise Broken(f"{what} holds a {type(x.array).__name__}, no array of {self.device}")
-            if x.device != self.on_device(np.zeros((), self.dtype)).device:
-                raise Broken(f"{what} is on {x.device}, not on {self.device}")
-
-    def scale(self, *results: Any) -> float:
-        """The largest magnitude on the way: a product of two numbers among the arguments, cotangents and results, or of one number of each
-        argument and the cotangent."""
-        each = float(np.prod([magnitude(a) for a in self.wide])) * magnitude(*self.cotangents)
-        return max(magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2, each)
-
-    def compare(self, what: str, found: Any, truth: Any, *, scale: float = 1.0, noise: Any = 0.0, allowed: Any = None,
-                roundings: Sequence[Any] = ()) -> float:
-        """|found − truth| in units of its bound   (tolerance.6); Broken above 1, and where shapes or the places of inf and NaN differ.
-
-        allowed: the bound of each number, and then of all together as well (tolerance.18); without it, that of `bound` by `scale`.
-        """
-        a, b = host(found), host(truth)
-        if a.shape != b.shape:
-            raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")
-        if a.dtype.kind not in FLOATS + "c":
-            if not np.array_equal(a, b):
-                raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
-            return 0.0
-        a, b = a.astype(WIDE), b.astype(WIDE)
-        finite = np.isfinite(b)
-        if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}")
-        given = allowed is not None
-        if allowed is None:
-            length = max([1, a.size, *(x.size for x in self.arrays)])
-            several = 8 if self.order > 1 and self.subject.op is None else 1    # a function is a chain of ops
-            allowed = bound(self.coarse, length, scale, several * self.order)
-        if not finite.any():
-            return 0.0
-        allowed = np.broadcast_to(np.asarray(allowed + noise, WIDE), a.shape)
-        error, truth = np.where(finite, a - b, 0.0), np.where(finite, b, 0.0)
-        shares = np.where(finite, np.abs(error) / allowed, 0.0)
-        worst = np.unravel_index(np.argmax(shares), a.shape)
-        if shares[worst] > 1.0:
-            where = f", worst at {[int(i) for i in worst]}" if a.size > 20 else ""
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}{where}: off by {float(abs(error[worst])):.3g}", float(shares[worst]))
-        together = aligned(error, truth, self.coarse, np.where(finite, allowed, 0.0), roundings) if a.size > 1 and given else 0.0
-        if together > 1.0:
-            size = float(np.sum(truth * truth))
-            factor = f", which are {1.0 + float(np.sum(error * truth)) / size:.9g} times as much," if size > 0.0 else ""
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all{factor} add up to more than those of "
-                         "roundings", together)
-        return max(float(shares[worst]), together)
-
-    def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:
-        """Broken unless f raises `kind`, in one line."""
-        try:
-            f()
-        except kind as error:
-            if "\n" in str(error):
-                raise Broken(f"{what}: the message has several lines: {error}") from None
-        except Exception as error:
-            raise Broken(f"{what}: {type(error).__name__} instead of {kind.__name__}: {error}") from None
-        else:
-            raise Broken(f"{what} is accepted")
-
-    def outcome(self, f: Callable[[], Any]) -> type:
-        """The type of the error that f raises, or of what it returns."""
-        try:
-            return type(f())
-        except Exception as error:
-            return type(error)
-
-
-def _short(a: Any) -> str:
-    text = np.array2string(a.astype(float), precision=9, separator=", ", threshold=20).replace("\n", "")
-    return text if len(text) < 400 else text[:400] + " …"
-
-
-def _plain(y: Any, dtype: Any, who: str) -> Any:
+def plain(y: Any, dtype: Any, who: str) -> Any:
     """What somebody else's function returned, as a NumPy array; Broken where it is none."""
     if y is None:
         raise Broken(f"{who} returned None; is a return missing?")
     if type(y) in (int, float):                         # a number of Python has no dtype of its own
         return np.asarray(y, dtype)
     if isinstance(y, tuple | list):
-        parts = [_plain(part, dtype, who).reshape(-1) for part in y]
+        parts = [plain(part, dtype, who).reshape(-1) for part in y]
         return np.concatenate(parts) if parts else np.zeros(0, dtype)
     array = np.asarray(y)
     if array.dtype == object:
@@ -436,33 +100,13 @@ def _plain(y: Any, dtype: Any, who: str) -> Any:
     return array
 
 
-def pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
+def pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any],
+           settings: dict[str, Any]) -> list[Any]:
     grads = pull(u, *arrays, **settings)
     many = grads if isinstance(grads, tuple | list) else [grads]
     if len(many) != len(arrays):
         raise Broken(f"the VJP returned {len(many)} gradients for {len(arrays)} arrays")
-    return [_plain(g, arrays[0].dtype, "the VJP") for g in many]
-
-
-def _number(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
-
-
-def _settled(value: Any, library: Any, device: str) -> Any:
-    """Settings with their NumPy arrays moved to the device."""
-    if isinstance(value, dict):
-        return {k: _settled(v, library, device) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_settled(v, library, device) for v in value)
-    return library.array(value, device=_number(device)) if isinstance(value, np.ndarray) else value
-
-
-def _arrays(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [a for v in value.values() for a in _arrays(v)]
-    if isinstance(value, tuple):
-        return [a for v in value for a in _arrays(v)]
-    return [value] if hasattr(value, "nbytes") and hasattr(value, "shape") else []
+    return [plain(g, arrays[0].dtype, "the VJP") for g in many]
 
 
 def subject_of(f: Any) -> Subject:

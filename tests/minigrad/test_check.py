@@ -20,8 +20,9 @@ from minigrad.ops.elementwise import exp, mul
 from minigrad.testing import LAWS, LawsBroken, __main__, arrays, broadcastable, check, mutate
 from minigrad.testing.check import examine
 from minigrad.testing.domains import DOMAINS
+from minigrad.testing.run import Run
 from minigrad.testing.strategies import Example, examples, shapes
-from minigrad.testing.subject import Run, Subject, subject_of
+from minigrad.testing.subject import Subject, subject_of
 from minigrad.testing.tolerance import WIDE, bound, complex_step, difference
 
 

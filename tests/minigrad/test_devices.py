@@ -17,7 +17,8 @@ from minigrad import backend
 from minigrad.backend import cpu, cupy, cupy_errors
 from minigrad.testing import double
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.subject import Run, flat
+from minigrad.testing.run import Run
+from minigrad.testing.subject import flat
 
 HERE = double.install()
 GB = 10**9

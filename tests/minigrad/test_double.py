@@ -15,7 +15,8 @@ from minigrad import backend
 from minigrad.testing import double
 from minigrad.testing.cupy_names import LACKED, MODULE, NDARRAY
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.subject import Run, flat
+from minigrad.testing.run import Run
+from minigrad.testing.subject import flat
 
 HERE = double.install()
 cp = HERE.namespace

@@ -12,7 +12,8 @@ import minigrad as mg
 from minigrad.testing import strict
 from minigrad.testing.domains import DOMAINS
 from minigrad.testing.laws import adjoint
-from minigrad.testing.subject import Broken, NotApplicable, Run
+from minigrad.testing.run import Run
+from minigrad.testing.subject import Broken, NotApplicable
 
 pytest.importorskip("array_api_strict", reason="array-api-strict is not installed; pip install array-api-strict")
 

@@ -1,4 +1,4 @@
-"""The domains of the ops that pick, multiply and fuse, and of the functions composed of ops."""
+"""The domains of the ops that pick, multiply and fuse."""
 from __future__ import annotations
 
 import math
@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ... import backend, fused, ops, random
+from ... import backend, fused, random
 from ...op import REGISTRY
 from ..strategies import LAYOUTS, SIDE, Example, values
 from ..strategies import small_shapes as shapes
-from .basic import SEAMS, alike, dims, erf, reduced
+from .basic import SEAMS, erf
 from .table import ANY, AXES, axis_of, constant, domain, one_of
 
 
@@ -50,10 +50,12 @@ def _sliced(draw: Any) -> Example:
     return Example((g,), {"shape": shape, "index": index}, (draw(LAYOUTS),), seed)
 
 
-domain("getitem", (ANY, "any", lambda d, s, r: {"index": d(_index(s[0]))}), lambda x, index: x[index],
+domain("getitem", (ANY, "any", lambda d, s, r: {"index": d(_index(s[0]))}),
+       lambda x, index: x[index],
        lambda t, x, index: x.reshape(-1)[constant(t, _flat(x.shape, index))])
-domain("unslice", _sliced(), _unslice, lambda t, x, shape, index: t.zeros(math.prod(shape), dtype=x.dtype).index_add(
-    0, constant(t, _flat(shape, index)).reshape(-1), x.reshape(-1)).reshape(shape))
+domain("unslice", _sliced(), _unslice,
+       lambda t, x, shape, index: t.zeros(math.prod(shape), dtype=x.dtype).index_add(
+           0, constant(t, _flat(shape, index)).reshape(-1), x.reshape(-1)).reshape(shape))
 
 
 def ids_of(draw: Any, sizes: Any, rng: Any) -> Any:
@@ -77,8 +79,9 @@ def _added_rows(x: Any, ids: Any, rows: int) -> Any:
     return out
 
 
-domain("scatter_rows", (st.tuples(shapes(most=2), SIDE).map(lambda s: [(*s[0], s[1])]), "any",
-                        lambda d, s, r: {"ids": r.integers(0, 4, s[0][:-1]), "rows": 4}), _added_rows,
+domain("scatter_rows",
+       (st.tuples(shapes(most=2), SIDE).map(lambda s: [(*s[0], s[1])]), "any",
+        lambda d, s, r: {"ids": r.integers(0, 4, s[0][:-1]), "rows": 4}), _added_rows,
        lambda t, x, ids, rows: t.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(
            0, constant(t, ids).reshape(-1), x.reshape(ids.size, x.shape[-1])))
 
@@ -86,7 +89,8 @@ domain("scatter_rows", (st.tuples(shapes(most=2), SIDE).map(lambda s: [(*s[0], s
 def _places(draw: Any, sizes: Any, rng: Any) -> Any:
     axis = axis_of(draw, len(sizes[0]))
     at = axis % len(sizes[0])
-    shape = tuple(draw(SIDE) if i == at else draw(st.integers(0, n)) for i, n in enumerate(sizes[0]))
+    n = sizes[0]
+    shape = tuple(draw(SIDE) if i == at else draw(st.integers(0, n[i])) for i in range(len(n)))
     return {"axis": axis, "index": rng.integers(0, sizes[0][at], shape)}
 
 
@@ -101,7 +105,8 @@ def _scattered(draw: Any) -> Example:
     rng = np.random.default_rng(seed)
     shape = draw(shapes(least=1, side=1))
     where = _places(draw, [shape], rng)
-    return Example((values(rng, shape), values(rng, where["index"].shape)), where, (draw(LAYOUTS), draw(LAYOUTS)), seed)
+    arrays = values(rng, shape), values(rng, where["index"].shape)
+    return Example(arrays, where, (draw(LAYOUTS), draw(LAYOUTS)), seed)
 
 
 def _scatter(x: Any, source: Any, index: Any, axis: int) -> Any:
@@ -110,8 +115,10 @@ def _scatter(x: Any, source: Any, index: Any, axis: int) -> Any:
     return out
 
 
-domain("gather", (AXES, "any", _places), _gathered, lambda t, x, index, axis: t.gather(x, axis, constant(t, index)))
-domain("scatter_add", _scattered(), _scatter, lambda t, x, source, index, axis: x.scatter_add(axis, constant(t, index), source),
+domain("gather", (AXES, "any", _places), _gathered,
+       lambda t, x, index, axis: t.gather(x, axis, constant(t, index)))
+domain("scatter_add", _scattered(), _scatter,
+       lambda t, x, source, index, axis: x.scatter_add(axis, constant(t, index), source),
        call=lambda x, source, index, axis: REGISTRY["scatter_add"](x, index, source, axis=axis))
 
 
@@ -120,7 +127,8 @@ domain("scatter_add", _scattered(), _scatter, lambda t, x, source, index, axis: 
 def matrices(draw: Any, vectors: bool = False) -> Any:
     """Shapes that @ takes: batches that broadcast, and 1-d arguments if asked."""
     n, k, m = draw(SIDE), draw(SIDE), draw(SIDE)
-    batch = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3)).input_shapes
+    batches = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3)
+    batch = draw(batches).input_shapes
     a = (k,) if vectors and draw(st.booleans()) else (*batch[0], n, k)
     b = (k,) if vectors and draw(st.booleans()) else (*batch[1], k, m)
     return [a, b]
@@ -138,8 +146,9 @@ def _product(a: Any, b: Any) -> Any:
     return np.sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
 
 
-PRODUCTS = ["ij,jk->ik", "bij,bjk->bik", "i,i->", "ij->ji", "ij->", "ij->j", "i,j->ij", "abc,dbc->ad", "ij,jk,kl->il",
-            "ijk,k->ij", "ij,ij->i", ",i->i", "ij,ij,ij->ij", "ab,c->bc"]
+PRODUCTS = ["ij,jk->ik", "bij,bjk->bik", "i,i->", "ij->ji", "ij->", "ij->j", "i,j->ij",
+            "abc,dbc->ad", "ij,jk,kl->il", "ijk,k->ij", "ij,ij->i", ",i->i", "ij,ij,ij->ij",
+            "ab,c->bc"]
 
 
 @st.composite
@@ -150,11 +159,13 @@ def einsums(draw: Any, patterns: Any) -> Example:
     sizes = [tuple(length[c] for c in term.strip()) for term in pattern.split("->")[0].split(",")]
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    return Example(tuple(values(rng, s) for s in sizes), {"subscripts": pattern}, tuple(draw(LAYOUTS) for _ in sizes), seed)
+    arrays = tuple(values(rng, s) for s in sizes)
+    return Example(arrays, {"subscripts": pattern}, tuple(draw(LAYOUTS) for _ in sizes), seed)
 
 
 def _einsum(*xs: Any, subscripts: str) -> Any:
-    """Every operand with one axis for each letter, multiplied, and summed over the letters that do not come out."""
+    """Every operand with one axis for each letter, multiplied, and summed over the letters that do
+    not come out."""
     inputs, output = subscripts.split("->")
     letters = sorted(set(inputs) - {","})
     total: Any = 1.0
@@ -169,15 +180,19 @@ def _einsum(*xs: Any, subscripts: str) -> Any:
 
 
 domain("matmul_op", (matrices(),), _product, "matmul")
-domain("addmm", (_affine("bxw"),), lambda b, x, w: np.sum(x[..., :, None] * w, axis=-2) + b, lambda t, b, x, w: x @ w + b)
-domain("linear", (_affine("xtb"),), lambda x, w, b: np.sum(x[..., None, :] * w, axis=-1) + b, lambda t, x, w, b: x @ w.T + b)
-domain("linear", (_affine("xt"),), lambda x, w: np.sum(x[..., None, :] * w, axis=-1), lambda t, x, w: x @ w.T, label="no-bias")
-domain("einsum_op", einsums(PRODUCTS), _einsum, lambda t, *xs, subscripts: t.einsum(subscripts, *xs))
+domain("addmm", (_affine("bxw"),),
+       lambda b, x, w: np.sum(x[..., :, None] * w, axis=-2) + b, lambda t, b, x, w: x @ w + b)
+domain("linear", (_affine("xtb"),),
+       lambda x, w, b: np.sum(x[..., None, :] * w, axis=-1) + b, lambda t, x, w, b: x @ w.T + b)
+domain("linear", (_affine("xt"),),
+       lambda x, w: np.sum(x[..., None, :] * w, axis=-1), lambda t, x, w: x @ w.T, label="no-bias")
+domain("einsum_op", einsums(PRODUCTS), _einsum,
+       lambda t, *xs, subscripts: t.einsum(subscripts, *xs))
 
 
 @st.composite
 def _paneled(draw: Any, bias: bool) -> Any:
-    """x [..., q·c], panels [P, q, c, w], and a bias as long as all columns but some of the last panel."""
+    """x [..., q·c], panels [P, q, c, w], and a bias that leaves out some of the last panel."""
     P, q, c, w = (draw(st.integers(1, 3)) for _ in range(4))
     columns = P * w - draw(st.integers(0, w - 1))
     return [(*draw(shapes(most=2)), q * c), (P, q, c, w), *([(columns,)] if bias else [])]
@@ -218,19 +233,22 @@ def _along(draw: Any, sizes: Any, rng: Any) -> Any:
 
 domain("softmax", (AXES, "any", _along), _softmax, lambda t, x, axis: t.softmax(x, axis))
 domain("softmax", (st.just([(0, 2)]),), _softmax, lambda t, x: t.softmax(x, -1), label="size-0")
-domain("log_softmax", (AXES, "any", _along), lambda x, axis: np.log(_softmax(x, axis)), lambda t, x, axis: t.log_softmax(x, axis))
+domain("log_softmax", (AXES, "any", _along),
+       lambda x, axis: np.log(_softmax(x, axis)), lambda t, x, axis: t.log_softmax(x, axis))
 _WIDE_PI = np.longdouble(np.pi) + np.longdouble(1.2246467991473532e-16)
 
 
 def _gelu(x: Any, bias: Any = 0.0, *, approximate: str) -> Any:
     x = x + bias
     if approximate == "tanh":
-        return x * (1.0 + np.tanh(np.sqrt(2.0 / _WIDE_PI) * (x + np.longdouble("0.044715") * x ** 3))) / 2.0
+        cubic = x + np.longdouble("0.044715") * x ** 3
+        return x * (1.0 + np.tanh(np.sqrt(2.0 / _WIDE_PI) * cubic)) / 2.0
     return x * (1.0 + erf(x / np.sqrt(np.longdouble(2.0)))) / 2.0
 
 
-domain("gelu", (ANY, "any", lambda d, s, r: {"approximate": d(st.sampled_from(["none", "tanh"]))}, [s * math.sqrt(2.0) for s in SEAMS]),
-       _gelu, lambda t, x, approximate: t.nn.functional.gelu(x, approximate=approximate))
+APPROXIMATE = one_of(approximate=["none", "tanh"])
+domain("gelu", (ANY, "any", APPROXIMATE, [s * math.sqrt(2.0) for s in SEAMS]), _gelu,
+       lambda t, x, approximate: t.nn.functional.gelu(x, approximate=approximate))
 
 
 @st.composite
@@ -239,8 +257,9 @@ def _biased(draw: Any) -> Any:
     return [(*draw(shapes(most=2)), d), (d,)]
 
 
-domain("gelu", (_biased(), "any", lambda d, s, r: {"approximate": d(st.sampled_from(["none", "tanh"]))}),
-       _gelu, lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate), label="bias")
+domain("gelu", (_biased(), "any", APPROXIMATE), _gelu,
+       lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate),
+       label="bias")
 
 
 @st.composite
@@ -256,7 +275,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
 
 
 def _eps(draw: Any, sizes: Any, rng: Any) -> Any:
-    """Over one number the variance is 0, and 1/√ε what every rounding is multiplied by: there ε is not small."""
+    """Over one number the variance is 0, and 1/√ε multiplies roundings: there ε is not small."""
     return {"eps": draw(st.sampled_from([1e-5, 0.1]))} if sizes[0][-1] > 1 else {"eps": 0.1}
 
 
@@ -265,12 +284,16 @@ domain("layer_norm", (_normed(), ["spread", "any", "any"], _eps), _layer_norm,
 
 
 def _add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, eps: float) -> Any:
-    return np.concatenate([part.reshape(-1) for part in (x + y, _layer_norm(x + y, weight, bias, eps))])
+    y = x + y
+    parts = y, _layer_norm(y, weight, bias, eps)
+    return np.concatenate([part.reshape(-1) for part in parts])
 
 
 # the numbers of a sum may lie close together, as one number does
-domain("add_layer_norm", (_normed().map(lambda s: [s[0], *s]), "any", one_of(eps=[0.1, 1.0])), _add_layer_norm,
-       lambda t, x, y, w, b, eps: (x + y, t.nn.functional.layer_norm(x + y, w.shape, w, b, eps)), call=fused.add_layer_norm)
+domain("add_layer_norm", (_normed().map(lambda s: [s[0], *s]), "any", one_of(eps=[0.1, 1.0])),
+       _add_layer_norm,
+       lambda t, x, y, w, b, eps: (x + y, t.nn.functional.layer_norm(x + y, w.shape, w, b, eps)),
+       call=fused.add_layer_norm)
 
 
 def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
@@ -287,8 +310,12 @@ def _cross_entropy(x: Any, targets: Any) -> Any:
     return -np.sum(rows[kept, ids[kept]]) / len(kept)
 
 
-domain("cross_entropy", (AXES, "any", _targets), _cross_entropy,
-       lambda t, x, targets: t.nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), constant(t, targets).reshape(-1)))
+def cross_entropy_in_torch(t: Any, x: Any, targets: Any) -> Any:
+    return t.nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]),
+                                         constant(t, targets).reshape(-1))
+
+
+domain("cross_entropy", (AXES, "any", _targets), _cross_entropy, cross_entropy_in_torch)
 
 
 @st.composite
@@ -301,10 +328,12 @@ def _classes(draw: Any, sizes: Any, rng: Any) -> Any:
     return _targets(draw, [(*sizes[0][:-1], sizes[1][0])], rng)
 
 
-domain("linear_cross_entropy", (_classified(), "any", _classes),
-       lambda x, weight, targets: _cross_entropy(np.sum(x[..., None, :] * weight, axis=-1), targets),
-       lambda t, x, weight, targets: t.nn.functional.cross_entropy((x @ weight.mT).reshape(-1, len(weight)),
-                                                                   constant(t, targets).reshape(-1)))
+def _of_linear(x: Any, weight: Any, targets: Any) -> Any:
+    return _cross_entropy(np.sum(x[..., None, :] * weight, axis=-1), targets)
+
+
+domain("linear_cross_entropy", (_classified(), "any", _classes), _of_linear,
+       lambda t, x, weight, targets: cross_entropy_in_torch(t, x @ weight.mT, targets))
 
 
 @st.composite
@@ -317,13 +346,15 @@ def _side_by_side(draw: Any) -> Any:
 def _cuts(draw: Any, sizes: Any, rng: Any) -> Any:
     width = sizes[0][-1]
     parts = draw(st.sampled_from([n for n in (1, 2, 3) if width % n == 0]))
-    return {"parts": parts, "heads": draw(st.sampled_from([n for n in (1, 2, 3) if width // parts % n == 0]))}
+    heads = draw(st.sampled_from([n for n in (1, 2, 3) if width // parts % n == 0]))
+    return {"parts": parts, "heads": heads}
 
 
 def _split_heads(x: Any, parts: int, heads: int) -> Any:
     width = x.shape[-1] // parts
     d = width // heads
-    cut = [[x[..., p * width + h * d:p * width + (h + 1) * d] for h in range(heads)] for p in range(parts)]
+    cut = [[x[..., p * width + h * d:p * width + (h + 1) * d] for h in range(heads)]
+           for p in range(parts)]
     return np.concatenate([np.stack(part, axis=-3).reshape(-1) for part in cut])
 
 
@@ -336,26 +367,30 @@ def _split_heads_in_torch(t: Any, x: Any, parts: int, heads: int) -> Any:
 
 
 domain("split_heads", (_side_by_side(), "any", _cuts), _split_heads, _split_heads_in_torch)
-domain("join_heads", (shapes(least=3, most=4, side=1).flatmap(lambda s: st.integers(1, 3).map(lambda n: [s] * n)),), _join_heads,
+EQUAL = shapes(least=3, most=4, side=1).flatmap(
+    lambda s: st.integers(1, 3).map(lambda n: [s] * n))
+domain("join_heads", (EQUAL,), _join_heads,
        lambda t, *xs: t.cat([x.transpose(-3, -2).flatten(-2) for x in xs], -1))
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, p: float, key: int) -> Any:
+def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, p: float,
+               key: int) -> Any:
     """The causal diagonal ends at the last key; a query that sees no key gets zeros."""
     n, m = q.shape[-2], k.shape[-2]
-    scores = _product(q, np.swapaxes(k, -1, -2)) * (1.0 / np.sqrt(np.longdouble(q.shape[-1])) if scale is None else np.longdouble(scale))
+    scale = 1.0 / np.sqrt(np.longdouble(q.shape[-1])) if scale is None else np.longdouble(scale)
+    scores = _product(q, np.swapaxes(k, -1, -2)) * scale
     seen = np.arange(m) <= np.arange(n)[:, None] + (m - n) if causal else np.ones((n, m), bool)
     seen = seen if mask is None else seen & mask
     e = np.where(seen, np.exp(scores), 0.0)
     total = np.sum(e, axis=-1, keepdims=True)
     weights = e / np.where(total == 0.0, 1.0, total)
     if p > 0.0:
-        weights = weights * random.keep_mask(backend.cpu, key, weights.shape, p) / (1.0 - np.longdouble(p))
+        weights = _dropped(weights, p, key)
     return _product(weights, v)
 
 
-def attention_in_torch(t: Any, q: Any, k: Any, v: Any, mask: Any = None, causal: bool = True, scale: float | None = None, p: float = 0.0,
-                       key: int = 0) -> Any:
+def attention_in_torch(t: Any, q: Any, k: Any, v: Any, mask: Any = None, causal: bool = True,
+                       scale: float | None = None, p: float = 0.0, key: int = 0) -> Any:
     """Attention in PyTorch from its definition; rows without keys give zeros."""
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     seen = t.ones(scores.shape[-2:], dtype=t.bool)
@@ -364,9 +399,10 @@ def attention_in_torch(t: Any, q: Any, k: Any, v: Any, mask: Any = None, causal:
     if mask is not None:
         seen = seen & constant(t, mask)
     seen = seen.broadcast_to(scores.shape)
-    weights = t.softmax(scores.masked_fill(~seen, t.finfo(scores.dtype).min), -1).masked_fill(~seen, 0.0)
+    scores = scores.masked_fill(~seen, t.finfo(scores.dtype).min)
+    weights = t.softmax(scores, -1).masked_fill(~seen, 0.0)
     if p > 0.0:
-        weights = weights * constant(t, random.keep_mask(backend.cpu, key, tuple(weights.shape), p)) / (1.0 - p)
+        weights = _dropped_in_torch(t, weights, p, key)
     return weights @ v
 
 
@@ -378,8 +414,9 @@ def _heads(draw: Any) -> Any:
 
 def _attended(draw: Any, sizes: Any, rng: Any) -> Any:
     mask = rng.random((sizes[0][-2], sizes[1][-2])) < 0.6 if draw(st.booleans()) else None
-    return {"mask": mask, "causal": draw(st.booleans()), "scale": draw(st.sampled_from([None, 0.7])),
-            "p": draw(st.sampled_from([0.0, 0.3])), "key": draw(st.integers(0, 2**64 - 1))}
+    return {"mask": mask, "causal": draw(st.booleans()),
+            "scale": draw(st.sampled_from([None, 0.7])), "p": draw(st.sampled_from([0.0, 0.3])),
+            "key": draw(st.integers(0, 2**64 - 1))}
 
 
 def _dropped(x: Any, p: float, key: int) -> Any:
@@ -398,73 +435,3 @@ def _dropped_in_torch(t: Any, x: Any, p: float, key: int) -> Any:
 
 
 domain("dropout_op", (ANY, "any", _drops), _dropped, _dropped_in_torch)
-
-# ── composed of other ops ──
-def _matmul(a: Any, b: Any) -> Any:
-    out = _product(a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None])
-    return out.reshape((np.ones(a.shape) @ np.ones(b.shape)).shape)
-
-
-def _spelled(*xs: Any, subscripts: str) -> Any:
-    """einsum of subscripts with spaces, and without "->", which then stands for the letters that come once, in order."""
-    inputs, arrow, output = subscripts.replace(" ", "").partition("->")
-    once = "".join(sorted(c for c in set(inputs) if inputs.count(c) == 1 and c != ","))
-    return _einsum(*xs, subscripts=f"{inputs}->{output if arrow else once}")
-
-
-domain("matmul", (matrices(vectors=True),), _matmul, "matmul", call=ops.linalg.matmul)
-domain("einsum", einsums([*PRODUCTS, "ij,jk", "ba", "i , i"]), _spelled,
-       lambda t, *xs, subscripts: t.einsum(subscripts, *xs), call=lambda *xs, subscripts: ops.linalg.einsum(subscripts, *xs))
-
-
-def _prod(t: Any, x: Any, axis: Any, keepdims: bool) -> Any:
-    for a in sorted((a % x.ndim for a in ([axis] if isinstance(axis, int) else dims(x, axis))), reverse=True):
-        x = x.prod(dim=a, keepdim=keepdims)
-    return x
-
-
-domain("prod", (ANY, "ties", reduced), lambda x, axis, keepdims: np.prod(x, axis=axis, keepdims=keepdims), _prod, call=ops.reduce.prod)
-domain("stack", (st.builds(lambda s, n: [s] * n, shapes(most=2), st.integers(1, 3)), "any",
-                 lambda d, s, r: {"axis": d(st.integers(-len(s[0]) - 1, len(s[0])))}), lambda *xs, axis: np.stack(xs, axis),
-       lambda t, *xs, axis: t.stack(xs, dim=axis), call=lambda *xs, axis: ops.shape.stack(xs, axis=axis))
-domain("concat", (alike(),), lambda *xs: np.concatenate(xs, -1), lambda t, *xs: t.cat(xs, dim=-1),
-       call=lambda *xs: ops.shape.concat(xs, axis=-1))
-
-
-def _parts(draw: Any, sizes: Any, rng: Any) -> Any:
-    axis = axis_of(draw, len(sizes[0]))
-    n = sizes[0][axis]
-    cuts = sorted(draw(st.lists(st.integers(0, n), max_size=2)))
-    by_size = [b - a for a, b in zip([0, *cuts], [*cuts, n])]
-    equal = [k for k in range(1, max(2, n + 1)) if n % k == 0]
-    return {"axis": axis, "sections": draw(st.one_of(st.just(by_size), st.sampled_from(equal)))}
-
-
-def _split(x: Any, sections: Any, axis: int) -> Any:
-    ends = np.cumsum(sections)[:-1] if isinstance(sections, list) else sections
-    return np.concatenate([p.reshape(-1) for p in np.split(x, ends, axis)])
-
-
-domain("split", (shapes(least=1).map(lambda s: [s]), "any", _parts), _split, lambda t, x, sections, axis: t.split(
-    x, [x.shape[axis] // sections] * sections if isinstance(sections, int) else sections, dim=axis),
-       call=lambda x, sections, axis: ops.shape.split(x, axis=axis, **{"sizes" if isinstance(sections, list) else "sections": sections}))
-
-
-def _taken(draw: Any, sizes: Any, rng: Any) -> Any:
-    axis = axis_of(draw, len(sizes[0]))
-    return {"axis": axis, "indices": rng.integers(0, sizes[0][axis], draw(shapes(most=2)))}
-
-
-def _take(t: Any, x: Any, indices: Any, axis: int) -> Any:
-    at = axis % x.ndim
-    return t.index_select(x, at, constant(t, indices).reshape(-1)).reshape((*x.shape[:at], *indices.shape, *x.shape[at + 1:]))
-
-
-domain("take", (AXES, "any", _taken), lambda x, indices, axis: np.take(x, indices, axis), _take, call=ops.index.take)
-domain("take", (shapes(side=1).map(lambda s: [s]), "any", lambda d, s, r: {"indices": r.integers(0, math.prod(s[0]), d(shapes(most=2)))}),
-       lambda x, indices: np.take(x, indices), lambda t, x, indices: t.take(x, constant(t, indices)), label="flat",
-       call=ops.index.take)
-domain("embedding", (TABLE, "any", ids_of), lambda weight, ids: weight[ids], _rows_in_torch,
-       call=lambda weight, ids: ops.index.embedding(ids, weight))
-domain("dropout", (ANY, "any", _drops), _dropped, _dropped_in_torch, call=fused.dropout)
-domain("stop_gradient", (ANY,), None, lambda t, x: x.detach() * x, call=lambda x: ops.shape.stop_gradient(x) * x, smooth=0)

@@ -17,7 +17,10 @@ from ..subject import Subject
 
 @dataclass(frozen=True)
 class Domain:
-    """A line of the table: a subject, where its examples come from, and how often it can be differentiated there (0: on kinks)."""
+    """A line of the table: a subject, and where its examples come from.
+
+    smooth: how often it can be differentiated there; 0 on kinks.
+    """
 
     label: str
     subject: Subject
@@ -25,7 +28,7 @@ class Domain:
     smooth: int
 
     def asks(self, law: str) -> bool:
-        """Whether the law can be put to these examples: not one that differentiates more often than they allow."""
+        """Whether the examples allow as many derivatives as the law takes."""
         return DERIVATIVES.get(law, 0) <= self.smooth
 
 
@@ -37,25 +40,32 @@ def lines_of(name: str) -> list[Domain]:
     return [d for d in DOMAINS if d.subject.name == name]
 
 
-def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any] | None, torch: Callable[..., Any] | str | None = None, *,
-           label: str = "", call: Callable[..., Any] | None = None, smooth: int = 3, torch_orders: int = 2) -> None:
-    """Add a line. given: a strategy of Examples, or the arguments of `examples`. call: the op among other ops, or its arguments in
-    another order. torch: f(torch, *tensors, **settings), or the name of torch's function."""
-    op = REGISTRY.get(name)                             # a composed function is none, and comes as `call`
+def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any] | None,
+           torch: Callable[..., Any] | str | None = None, *, label: str = "",
+           call: Callable[..., Any] | None = None, smooth: int = 3, torch_orders: int = 2) -> None:
+    """Add a line.
+
+    given: a strategy of Examples, or the arguments of `examples`. call: the op among other ops, or
+    its arguments in another order. torch: f(torch, *tensors, **settings), or the name of torch's
+    function.
+    """
+    op = REGISTRY.get(name)                     # a composed function is none, and comes as `call`
     if isinstance(torch, str):
         path = torch
 
         def torch(library: Any, *args: Any, **settings: Any) -> Any:
             return getattr(library, path)(*args, **settings)
 
-    subject = Subject(name, call or op, oracle, torch, torch_orders, op.definition if op and call is None else None, op)
+    definition = op.definition if op and call is None else None
+    subject = Subject(name, call or op, oracle, torch, torch_orders, definition, op)
     made = given if isinstance(given, st.SearchStrategy) else examples(*given)
     DOMAINS.append(Domain(f"{name}{'-' if label else ''}{label}", subject, made, smooth))
 
 
 ANY = shapes().map(lambda s: [s])
+LINES = shapes(least=1).map(lambda s: [s])              # at least one axis
 FULL = shapes(side=1).map(lambda s: [s])                # no axis of size 0
-AXES = shapes(least=1, side=1).map(lambda s: [s])       # and at least one axis
+AXES = shapes(least=1, side=1).map(lambda s: [s])       # neither
 
 
 def constant(torch: Any, x: Any) -> Any:

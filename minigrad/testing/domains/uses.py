@@ -1,4 +1,6 @@
-"""Ops as a model uses them: a table that is a matrix too, matrices laid out anew, causal attention, many rows.
+"""Ops as a model uses them.
+
+A table that is a matrix too, matrices laid out anew, causal attention, many rows.
 
 The NumPy backend's kernels are for these cases; among all examples of an op they are few.
 """
@@ -17,7 +19,7 @@ from .products import _attention, _gelu, _layer_norm, _product, attention_in_tor
 from .table import constant, domain
 
 
-# ── the table of a model is its head: the gradient of the product is there when the rows come to it   (tying.2) ──
+# ── the table of a model is its head: the rows come to the gradient of the product   (tying.2) ──
 def _ids(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"ids": rng.integers(0, sizes[0][0], draw(shapes(most=2)))}
 
@@ -26,7 +28,8 @@ def _tied(weight: Any, ids: Any) -> Any:
     return np.sum(weight[ids][..., None, :] * weight, axis=-1)
 
 
-domain("embedding_op", (st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lambda s: [s]), "any", _ids), _tied,
+_PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lambda s: [s])
+domain("embedding_op", (_PAIR, "any", _ids), _tied,
        lambda t, weight, ids: weight[constant(t, ids)] @ weight.mT, label="tied",
        call=lambda weight, ids: REGISTRY["linear"](REGISTRY["embedding_op"](weight, ids), weight))
 
@@ -39,11 +42,12 @@ def _rows(draw: Any) -> Any:
 
 def _matrix(draw: Any, sizes: Any, rng: Any) -> Any:
     w = rng.standard_normal((sizes[0][-1], draw(st.sampled_from([5, 2, 1, 7])))).astype("float32")
-    return {"w": np.asfortranarray(w) if draw(st.booleans()) else w, "step": draw(st.sampled_from([1, 2]))}
+    w = np.asfortranarray(w) if draw(st.booleans()) else w
+    return {"w": w, "step": draw(st.sampled_from([1, 2]))}
 
 
 def _columns(x: Any, w: Any, step: int) -> Any:
-    """The library of w, and every column of it, or every second, in x's dtype and on its own device."""
+    """The library of w, and all its columns or every second, in x's dtype and on its own device."""
     library = backend.of(w)
     if library.devices:
         library.at(w)
@@ -54,7 +58,9 @@ def _packed(x: Any, w: Any, step: int) -> Any:
     """x @ w by the panels of the backend, where it makes any, of every column or every second."""
     library, matrix = _columns(x, w, step)
     panels = library.pack(matrix)
-    return ops.linalg.matmul(x, asarray(matrix)) if panels is None else REGISTRY["packed_linear"](x, panels, size=matrix.shape[1])
+    if panels is None:
+        return ops.linalg.matmul(x, asarray(matrix))
+    return REGISTRY["packed_linear"](x, panels, size=matrix.shape[1])
 
 
 def _laid_out(x: Any, w: Any, step: int) -> Any:
@@ -63,8 +69,10 @@ def _laid_out(x: Any, w: Any, step: int) -> Any:
 
 
 for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
-    domain(_name, (_rows(), "any", _matrix), lambda x, w, step: np.sum(x[..., :, None] * w[:, ::step], axis=-2),
-           lambda t, x, w, step: x @ constant(t, w[:, ::step]).to(x.dtype), label="laid-out", call=_call)
+    domain(_name, (_rows(), "any", _matrix),
+           lambda x, w, step: np.sum(x[..., :, None] * w[:, ::step], axis=-2),
+           lambda t, x, w, step: x @ constant(t, w[:, ::step]).to(x.dtype),
+           label="laid-out", call=_call)
 
 
 # ── causal attention of as many queries as keys, of one query, and of the last queries ──
@@ -80,12 +88,13 @@ def _causal(draw: Any, more: int | None) -> Any:
 def _dropped(draw: Any, sizes: Any, rng: Any) -> Any:
     n, m = sizes[0][-2], sizes[1][-2]
     mask = rng.random((n, m)) < 0.7 if n == 1 and rng.random() < 0.3 else None
-    return {"mask": mask, "causal": True, "scale": draw(st.sampled_from([None, 0.7])), "p": draw(st.sampled_from([0.0, 0.3])),
-            "key": draw(st.integers(0, 2**64 - 1))}
+    return {"mask": mask, "causal": True, "scale": draw(st.sampled_from([None, 0.7])),
+            "p": draw(st.sampled_from([0.0, 0.3])), "key": draw(st.integers(0, 2**64 - 1))}
 
 
 for _label, _more in {"causal": 0, "one-query": None, "cache": 2}.items():
-    domain("attention", (_causal(_more), "any", _dropped), _attention, attention_in_torch, label=_label)
+    domain("attention", (_causal(_more), "any", _dropped), _attention, attention_in_torch,
+           label=_label)
 
 
 # ── a vector for many rows: its gradient is a sum over them ──
@@ -95,11 +104,14 @@ def _many(draw: Any, vectors: int) -> Any:
     return [(draw(st.integers(1, 11)), d), *[(d,)] * vectors]
 
 
-domain("sum_to", (_many(0), "any", lambda draw, sizes, rng: {"shape": sizes[0][1:]}), lambda x, shape: x.sum(0),
+domain("sum_to", (_many(0), "any", lambda draw, sizes, rng: {"shape": sizes[0][1:]}),
+       lambda x, shape: x.sum(0),
        lambda t, x, shape: x.sum_to_size(shape), label="rows")
 domain("gelu", (_many(1), "any", lambda draw, sizes, rng: {"approximate": "tanh"}), _gelu,
-       lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate), label="rows")
-domain("layer_norm", (_many(2), ["spread", "any", "any"], lambda draw, sizes, rng: {"eps": 0.1}), _layer_norm,
+       lambda t, x, bias, approximate: t.nn.functional.gelu(x + bias, approximate=approximate),
+       label="rows")
+domain("layer_norm",
+       (_many(2), ["spread", "any", "any"], lambda draw, sizes, rng: {"eps": 0.1}), _layer_norm,
        lambda t, x, w, b, eps: t.nn.functional.layer_norm(x, w.shape, w, b, eps), label="rows")
 
 
@@ -109,4 +121,5 @@ def _affine(draw: Any) -> Any:
     return [(m,), (n, k), (k, m)]
 
 
-domain("addmm", (_affine(),), lambda b, x, w: _product(x, w) + b, lambda t, b, x, w: x @ w + b, label="rows")
+domain("addmm", (_affine(),),
+       lambda b, x, w: _product(x, w) + b, lambda t, b, x, w: x @ w + b, label="rows")
