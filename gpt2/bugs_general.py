@@ -100,13 +100,25 @@ EDGES = [(axis, index, f"the {said} {axis}") for axis in ("row of the batch", "p
 LOOP = {-1: "the loop ends one too early", 0: "the loop starts at 1"}
 
 
+def axes(points: tuple[str, ...]) -> list[str]:
+    """The axes of a step, but for the last one."""
+    heads = any(point in ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z") for point in points)
+    return [*["row of the batch"] * ("pos_embed" not in points), *["head"] * heads, "place"]
+
+
+def edges(points: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    """The first and the last index of each axis of a step, and the first and the last token."""
+    own = {*axes(points), "column", *["token"] * ("pos_embed" not in points)}
+    return [edge for edge in EDGES if edge[0] in own]
+
+
 def left_out() -> Iterator[Bug]:
     """What a step does not compute stays 0; and what it has for all indices of an axis."""
     for step, points in STEPS.items():
-        for axis, index, said in EDGES:
+        for axis, index, said in edges(points):
             yield Bug(points[0], f"{step} leaves out {said}, which stays 0: {LOOP[index]}", at_all(
                 points, lambda here, x, axis=axis, index=index: x * (1.0 - marked(x, axis, index))))         # type: ignore[misc]
-        for axis in ("row of the batch", "head", "place"):
+        for axis in axes(points):
             yield Bug(points[0], f"{step} gives each {axis} what the first one has: its index is left out", at_all(
                 points, lambda here, x, axis=axis: alike(x, axis)))                                          # type: ignore[misc]
 

@@ -15,7 +15,7 @@ from minigrad import Tensor
 
 from .bugs import MATRICES
 from .bugs_backward import BEFORE, gelu_slope, norm, right_gain, right_part
-from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, marked, other
+from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, axes, edges, marked, other
 from .planting import (
     NORMS,
     Bug,
@@ -54,10 +54,13 @@ def lost() -> Iterator[Bug]:
     """A part of what arrives at a step is not handed on."""
     for step, points in STEPS.items():
         at = first_of(points)
-        for axis, index, said in EDGES:
+        one_key = outputs(points)[0] in ("attn.q", "attn.scores", "attn.pattern")      # the first query's scores have no gradient
+        for axis, index, said in edges(points):
+            if one_key and index == 0 and axis in ("place", "token"):
+                continue
             yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}", at_all(
                 outputs(points), lambda here, x, axis=axis, index=index: only(x, 1.0 - marked(x, axis, index))))     # type: ignore[misc]
-        for axis in ("row of the batch", "head", "place"):
+        for axis in axes(points):
             yield Bug(at, f"{step} hands back the gradient of each {axis} to the first one: its index is left out", at_all(
                 outputs(points), lambda here, x, axis=axis: alike(x, axis)))                                 # type: ignore[misc]
             yield Bug(at, f"{step} reads the first {axis}'s gradient for all of them: its index is left out", at_all(
@@ -96,7 +99,7 @@ def held(point: str) -> Iterator[tuple[str, Reading]]:
     for which, block in OTHERS.items():
         yield f"that of {which}", passed(lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")          # type: ignore[misc]
     for axis in ("row of the batch", "head", "place"):
-        if axis != "head" or point.startswith("attn."):
+        if axis != "head" or (point.startswith("attn.") and point != "attn.z"):     # c_proj reads z with its heads joined
             yield f"the first {axis}'s for all of them", first_alone(axis)
     alternatives = {"attn.q": ("attn.k", "attn.v"), "attn.k": ("attn.q", "attn.v"), "attn.v": ("attn.q", "attn.k")}
     for instead in (p for p in STREAM if p != point) if point in STREAM else alternatives.get(point, ()):
@@ -162,8 +165,7 @@ def norm_reads() -> Iterator[Bug]:
         for axis in ("row of the batch", "place"):
             for kinds in (KINDS, *((kind,) for kind in KINDS)):
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
-                yield Bug({"ln_1": "resid_pre", "ln_2": "resid_mid", "ln_f": "resid_post"}[kinds[-1]],
-                          f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
+                yield Bug(f"{kinds[-1]}.out", f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
                     partial(derived, edit=partial(alike, axis=axis), which=which), kinds))
     for kind, source in NORMS.items():
         def other_weight(here: Here, x: Tensor, kind: str, source: str, which: str) -> Tensor:
@@ -206,10 +208,9 @@ def of_leaves() -> Iterator[Bug]:
                 lambda here, p, kind, part=part, which=which: stop(p) + zeroed(getattr(other(here, part, which), kind))))   # type: ignore[misc]
         for index, edge in LOOP.items():
             which = "last" if index else "first"
-            yield Bug(name, f"{said} has no gradient in its {which} column: {edge}", planted(
-                lambda here, p, kind, index=index: only(p, 1.0 - marked(p, "column", index))))               # type: ignore[misc]
-            yield Bug(name, f"{said} has no gradient in its {which} row: {edge}", planted(
-                lambda here, p, kind, index=index: only(p, 1.0 - marked(p, "place", index))))                # type: ignore[misc]
+            for axis, word in (("column", "column"), ("place", "row"))[:1 + (part in MATRICES and "weight" in name)]:
+                yield Bug(name, f"{said} has no gradient in its {which} {word}: {edge}", planted(
+                    lambda here, p, kind, axis=axis, index=index: only(p, 1.0 - marked(p, axis, index))))    # type: ignore[misc]
     for part in MATRICES:
         for axis, index, which in EDGES[:6]:
             yield Bug(f"{part}.weight", f"{part}'s weight lacks {which} in its gradient: {LOOP[index]}", linear(

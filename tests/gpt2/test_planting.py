@@ -7,11 +7,13 @@ from tiny_gpt2 import tiny_config
 
 from gpt2.bugs import FORWARD
 from gpt2.bugs_backward import BACKWARD
+from gpt2.bugs_general import FACTORS, GENERAL
+from gpt2.bugs_general_back import FACTORS_BACK, GENERAL_BACK
 from gpt2.bugs_steps import STEPS, Optimizer
 from gpt2.diagnosis import backward_positions, qualified
 from gpt2.hooks import STATISTICS
 from gpt2.model import GPT2
-from gpt2.planting import BOTH, DERIVATIVE, VALUE, Run, computed
+from gpt2.planting import BOTH, DERIVATIVE, VALUE, Bug, Run, computed
 from gpt2.revealing import telling_weights
 from gpt2.truth import Adam, backward_order, permitted
 
@@ -53,15 +55,37 @@ def test_nothing_planted_is_the_model_itself(run, names):
     assert list(computed(run, ["blocks.0.attn.z"])) == ["blocks.0.attn.z"]
 
 
+def with_numbers(factors):
+    return [Bug(factor.at, factor.says, factor.plant(1.5)) for factor in factors]
+
+
 def test_a_backward_mistake_changes_gradients_alone(run, names):
     """No value; and of the gradients none that comes before where its table says that it shows first."""
+    changes_gradients_alone(run, names, BACKWARD)
+
+
+def test_a_general_mistake_on_the_way_back_changes_gradients_alone(run, names):
+    changes_gradients_alone(run, names, [*GENERAL_BACK, *with_numbers(FACTORS_BACK)])
+
+
+def changes_gradients_alone(run, names, bugs):
     values, slopes = names
     right, order = computed(run, [*values, *slopes]), backward_positions(2)
-    for bug in BACKWARD:
+    for bug in bugs:
         wrong = computed(bug.plant(run, LAYERS, DERIVATIVE), [*values, *slopes])
         assert not [name for name in values if differ(right[name], wrong[name])], bug.says
         changed = sorted(order[name.removesuffix(".grad")] for name in slopes if differ(right[name], wrong[name]))
         assert changed and changed[0] >= order[qualified(bug.at, 1, True)], bug.says
+
+
+def test_a_general_mistake_shows_first_where_its_table_says(run, names):
+    """Nothing that comes before its point is another value."""
+    values, _ = names
+    right, place = computed(run, values), {name: i for i, name in enumerate(values)}
+    for bug in [*GENERAL, *with_numbers(FACTORS)]:
+        wrong = computed(bug.plant(run, LAYERS, BOTH), values)
+        changed = sorted(place[name] for name in values if differ(right[name], wrong[name]))
+        assert changed and changed[0] >= place[qualified(bug.at, 0, False)], bug.says
 
 
 @pytest.mark.slow
@@ -80,7 +104,7 @@ def test_every_mistake_of_a_step_is_another_step():
     own = {"wte.weight": np.array([[0.5, -1.0]]), "wpe.weight": np.array([[0.3]]), "h.0.mlp.c_fc.weight": np.array([[0.7]]),
            "h.0.mlp.c_fc.bias": np.array([2.0, 1e-3]), "h.0.ln_1.weight": np.array([1.5])}
     first = {name: np.full_like(a, 0.1) for name, a in own.items()}
-    slopes = ({**first, "wte.weight": np.array([[3.0, -1e-4]]), "h.0.mlp.c_fc.bias": np.array([0.0, 1e-8])},
+    slopes = ({**first, "wte.weight": np.array([[3.0, -1e-4]]), "h.0.mlp.c_fc.bias": np.array([0.0, 3e-8])},
               {**first, "wte.weight": np.array([[1.0, 2.0]]), "h.0.mlp.c_fc.bias": np.array([-1.0, 1.0])})
 
     def two(*wrong):
