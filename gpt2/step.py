@@ -45,8 +45,7 @@ class Stepper:
         """Whether this model's backend has kernels for so many rows, and the model is one that they are for."""
         here, _ = mg.backend.get(model.where["device"])
         return (all(name in here.kernels for name in decode.KERNELS) and rows <= decode.ROWS and not model.training
-                and not getattr(model, "hooked", False)
-                and getattr(model, "F", None) is fused and model.compute_dtype == model.where["dtype"]
+                and getattr(model, "F", None) is fused and not model.hooked and model.compute_dtype == model.where["dtype"]
                 and model.config.n_embd // model.config.n_head <= decode.HEAD)
 
     def __init__(self, model: Any, cache: KVCache, choose: Choose | None = None) -> None:

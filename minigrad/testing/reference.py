@@ -139,8 +139,9 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any,
     twelfth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
     where much cancels that is much. Numbers that share sums share roundings too, as those of a
     running sum do: `roundings` are what the errors vary by from probe to probe, and 4 times the
-    root mean square of their projections is allowed beside the rest. The share is the largest of
-    that of all numbers and that of each row, because kernels work row by row.
+    root mean square of their projections is allowed beside the rest, and more where there are many
+    rows. The share is the largest of that of all numbers and that of each row, because kernels work
+    row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
     alike = (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + bounds / 12.0

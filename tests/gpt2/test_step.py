@@ -258,15 +258,16 @@ def test_ids_that_do_not_exist_are_not_chosen():
 
 
 @needs_kernels
-def test_on_the_second_device():
+@pytest.mark.parametrize("options", [{"greedy": True}, {"top_p": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
+def test_on_the_second_device(options: dict[str, Any]):
     """Whatever the current one becomes meanwhile."""
     model, same = GPT2(tiny_config(initializer_range=0.3), backend="double:1", seed=1).eval(), _models()[1]
     said = []
-    for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(greedy=True)):
+    for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(**options), seed=3):
         said.append(step.ids[0])
         HERE.use(0)
     HERE.use(0)
-    assert said == same.generate(PROMPT, 9, greedy=True, eos_token_id=None)[0][len(PROMPT):]
+    assert said == same.generate(PROMPT, 9, seed=3, eos_token_id=None, **options)[0][len(PROMPT):]
 
 
 @needs_kernels
