@@ -84,6 +84,19 @@ def norm_of(at: str, point: str, weights: str) -> Plant:
     return every(*(at_point(at.replace("out", kind), partial(made, kind=kind)) for kind in ("mean", "rstd", "out")))
 
 
+def annotated(c: Tensor, eps: float, value: float) -> Tensor:
+    """1/(σ + ε) with the variance over n − 1."""
+    return 1.0 / (mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1)) + value)
+
+
+def mean_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return x.mean(axis=axes, keepdims=True)
+
+
+def rstd_over(c: Tensor, eps: float, axes: tuple[int, ...]) -> Tensor:
+    return 1.0 / mg.sqrt((c * c).mean(axis=axes, keepdims=True) + eps)
+
+
 def epsilon(value: float) -> Plant:
     return statistics(mean, lambda c, eps: 1.0 / root_mean_square(c, value))
 
@@ -117,6 +130,11 @@ def shown(which: Callable[[int], np.ndarray]) -> list[tuple[str, Plant]]:
 def scaled(factor: Callable[[Here], float]) -> Plant:
     """Scores are multiplied by this."""
     return scores(lambda here: products(here["attn.q"], here["attn.k"]) * factor(here))
+
+
+def softmax_over(here: Here, s: Tensor, seen: np.ndarray, axis: int, low: float | None) -> Tensor:
+    """Softmax over another axis, of scores that are masked before it with `low`, or after it."""
+    return mg.where(seen, softmax(s, axis), 0.0) if low is None else softmax(mg.where(seen, s, low), axis)
 
 
 def window(n: int) -> Callable[[int], np.ndarray]:
@@ -219,6 +237,13 @@ NORMS = [
     *(Bug("ln_1.rstd", f"LayerNorm's ε is {said}; GPT-2's is 1e-5", epsilon(value))
       for value, said in ((1e-12, "BERT's, 1e-12"), (1e-8, "1e-8"), (1e-6, "1e-6"), (1e-4, "1e-4"), (1e-3, "1e-3"), (1e-2, "1e-2"))),
     Bug("ln_1.rstd", "LayerNorm's ε is 1e-5, and this model has another", epsilon(1e-5)),
+    *(Bug("ln_1.rstd", f"LayerNorm divides by the deviation over n − 1, to which ε = {eps:g} is added (The Annotated Transformer); "
+          "GPT-2's is over n, and ε inside the root", statistics(mean, partial(annotated, value=eps))) for eps in (1e-6, 1e-5, 1e-8)),
+    Bug("ln_1.rstd", "LayerNorm divides by the deviation, to which ε = 1e-6 is added; 1e-5 belongs inside the root",
+        statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + 1e-6))),
+    *(Bug("ln_1.mean", f"LayerNorm's mean and variance run over {said}; they run over the d numbers of each place", statistics(
+        partial(mean_over, axes=axes), partial(rstd_over, axes=axes))) for said, axes in (
+            ("the places and the numbers of each row", (-2, -1)), ("the whole batch", (0, 1, 2)), ("the rows of the batch", (0,)))),
     Bug("ln_1.rstd", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1) + eps))),
     Bug("ln_1.rstd", "LayerNorm's variance is a sum, which is not divided by n",
@@ -314,6 +339,9 @@ PATTERNS = [
     ) for at, plant in shown(which)),
     Bug("attn.pattern", "softmax runs over the queries; it runs over the keys, the last axis",
         patterns(lambda here, s, seen: softmax(masked(s, seen), axis=-2))),
+    *(Bug("attn.pattern", f"softmax runs over the {said}{more}; it runs over the keys, the last axis", patterns(
+        partial(softmax_over, axis=axis, low=low))) for axis, said in ((1, "heads"), (0, "rows of the batch"))
+      for low, more in ((-1e10, ""), (None, ", and the mask is applied after it"))),
     Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
         lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
     Bug("attn.scores", "K is reshaped to [d/h, T]; it is transposed", scores(lambda here: mg.matmul(
@@ -411,7 +439,8 @@ MLPS = [
       for value in (0.044751, 0.0447, 0.04471, 0.045, 0.44715, 0.0044715, 0.047715, 0.044175, 0.04715, 0.0445)),
     Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", varied(partial(tanh_gelu, root=1.0))),
     *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)", varied(partial(tanh_gelu, root=value)))
-      for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"), (math.sqrt(2.0), "√2"), (0.79788, "0.79788"),
+      for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"), (math.sqrt(2.0), "√2"),
+                          (math.sqrt(2.0) / math.pi, "√2/π"), (0.79788, "0.79788"),
                           (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"), (1.0 / math.sqrt(2.0), "1/√2"))),
     Bug("mlp.act", "GELU's term has x² in place of x³", act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (
         x + 0.044715 * x * x))))),

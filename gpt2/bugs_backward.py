@@ -16,6 +16,7 @@ from minigrad import Tensor
 
 from .bugs import MATRICES, tanh_gelu
 from .bugs_attention import ATTENTION
+from .bugs_loaded import clipped
 from .bugs_loss import per_token
 from .planting import (
     Bug,
@@ -67,6 +68,8 @@ LOSS = [
         ("added up twice: is backward run twice without zeroing them?", lambda y: 2.0),
         ("divided by T − 1; the loss is the mean over all tokens", lambda y: y.shape[1] / max(y.shape[1] - 1, 0.5)),
     )),
+    Bug("loss", "gradients are clipped to a norm of 1 before they are written", lambda run, layers, what: run._replace(
+        after=(*run.after, clipped))),
     Bug("loss", "gradients are divided by the size of the vocabulary, too", in_loss(lambda loss, z, y: loss / z.shape[-1])),
     Bug("loss", "gradients have the wrong sign: the gradient of the logits is softmax minus one-hot", times(lambda y: -1.0)),
     Bug("loss", "the gradient of the logits is softmax alone; the one-hot target is to be taken away",

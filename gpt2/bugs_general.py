@@ -14,7 +14,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .bugs import MATRICES
+from .bugs import MATRICES, epsilon, tanh_gelu, varied
 from .bugs_loss import per_token
 from .planting import (
     LINEAR,
@@ -227,6 +227,9 @@ TERMS = (("resid_mid", "attention's output", ("resid_pre", "attn.out"), "attenti
          ("resid_post", "the MLP's output", ("resid_mid", "mlp.out"), "the MLP's branch gets the gradient", "mlp.out"),
          ("resid_post", "the stream", ("mlp.out", "resid_mid"), "the gradient goes past ln_2", "resid_mid"))
 FACTORS = [
+    Factor("ln_1.rstd", "LayerNorm's ε is {}", epsilon),
+    Factor("mlp.act", "GELU's factor is {}; it is √(2/π)", lambda c: varied(lambda x: tanh_gelu(x, root=c))),
+    Factor("mlp.act", "GELU's constant is {}; it is 0.044715", lambda c: varied(lambda x: tanh_gelu(x, cubic=c))),
     *(Factor(point, f"{said} is added {{}} times", lambda c, point=point, own=own: at_point(                 # type: ignore[misc]
         point, lambda here, x: here[own[0]] + c * here[own[1]])) for point, said, own, _, _ in TERMS),
     *(Factor(points[0], f"what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(           # type: ignore[misc]

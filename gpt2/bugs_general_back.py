@@ -21,9 +21,8 @@ from .planting import (
     Bug,
     Here,
     Plant,
-    Run,
     at_point,
-    computed,
+    beforehand,
     every,
     layer_norm,
     linear,
@@ -77,16 +76,8 @@ def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
 
 # ── what a step reads on the way back ──
 def passed(name: Callable[[int, int], str]) -> Reading:
-    """What passes in block i of n at the point name(i, n), perhaps a later one: it is computed before."""
-    def reading(made: Callable[[Held], Plant]) -> Plant:
-        def plant(run: Run, layers: list[int], what: str) -> Run:
-            names = {i: name(i, run.model.config.n_layer) for i in layers}
-            values = computed(run, list(dict.fromkeys(names.values())))
-            return made(lambda here, x: Tensor(values[names[here.layer]]))(run, layers, what)
-
-        return plant
-
-    return reading
+    """What passes in block i of n at the point name(i, n), perhaps a later one."""
+    return lambda made: beforehand(lambda i, n: [name(i, n)], lambda value: made(lambda here, x: value(here, 0)))
 
 
 def first_alone(axis: str) -> Reading:
@@ -153,6 +144,21 @@ def causal(s: Tensor, seen: np.ndarray) -> Tensor:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def with_statistics(kind: str, named: str) -> Plant:
+    """A LayerNorm's derivative with the μ and σ of another: "blocks.{0}.ln_2", "ln_f", or its own of one of OTHERS."""
+    def points(i: int, n: int) -> list[str]:
+        name = f"blocks.{OTHERS[named](i, n)}.{kind}" if named in OTHERS else named.format(i)
+        return [f"{name}.mean", f"{name}.rstd"]
+
+    def formula(here: Here, x: Tensor, value: Callable[[Here, int], Tensor]) -> Tensor:
+        own, given = getattr(here.block, kind), here[NORMS[kind]]
+        m, r = value(here, 0), value(here, 1)
+        normal = (stop(given) - m) * r
+        return zeroed(stop(own.weight) * projected(given, normal, r)) + zeroed(normal * own.weight) + zeroed(own.bias)
+
+    return beforehand(points, lambda value: at_point(f"{kind}.out", partial(formula, value=value)))
+
+
 def norm_reads() -> Iterator[Bug]:
     """LayerNorm's derivative with numbers from elsewhere."""
     def derived(x: Tensor, w: Tensor, b: Tensor, eps: float, edit: Callable[[Any], Any], which: str) -> Tensor:
@@ -167,6 +173,10 @@ def norm_reads() -> Iterator[Bug]:
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
                 yield Bug(f"{kinds[-1]}.out", f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
                     partial(derived, edit=partial(alike, axis=axis), which=which), kinds))
+    for kind in NORMS:
+        for said, named in (*((f"{other_kind}'s", f"blocks.{{0}}.{other_kind}") for other_kind in NORMS if other_kind != kind),
+                            ("ln_f's", "ln_f"), *((f"its own of {which}", which) for which in OTHERS)):
+            yield Bug(f"{kind}.out", f"{kind} has {said} μ and σ on the way back", with_statistics(kind, named))
     for kind, source in NORMS.items():
         def other_weight(here: Here, x: Tensor, kind: str, source: str, which: str) -> Tensor:
             own, given = getattr(here.block, kind), here[source]

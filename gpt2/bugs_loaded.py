@@ -1,6 +1,7 @@
 """What usually goes wrong in a port of GPT-2 before its first layer: batches, and weights that are loaded; a part of `bugs`' table."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from minigrad import Tensor
 
-from .planting import Bug, Here, Plant, Run, at_point, every, in_blocks, in_ids, in_parameters, of_norm, parameters, with_parameters
+from .planting import Bug, Here, Plant, Run, at_point, every, in_blocks, in_ids, in_parameters, of_norm, parameters, shared, with_parameters
 
 
 def of_row(row: int) -> Plant:
@@ -27,6 +28,11 @@ def loaded(name: Callable[[str], str]) -> Plant:
 def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
     """The name with `a` in the place of `b` and `b` in that of `a`, where it holds `within`."""
     return lambda name: name if within not in name else name.replace(a, b) if a in name else name.replace(b, a)
+
+
+def copied(name: str, mine: str, theirs: str) -> str:
+    """The name with `theirs` in the place of `mine`."""
+    return name.replace(f".{mine}", f".{theirs}")
 
 
 def filled(kinds: tuple[str, ...], number: float) -> Plant:
@@ -58,6 +64,20 @@ def first_id(ids: np.ndarray, new: int | None) -> np.ndarray:
     return np.concatenate([ids[:, 1:2] if new is None else np.full_like(ids[:, :1], new), ids[:, 1:]], axis=1)
 
 
+def of_block(which: Callable[[int], int]) -> Callable[[str], str]:
+    """The name with the number that `which` gives for its block's."""
+    return lambda name: name if not name.startswith("h.") else ".".join(
+        [*(parts := name.split("."))[:1], str(which(int(parts[1]))), *parts[2:]])
+
+
+def clipped(grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in grads.values())))
+    return {name: g / norm for name, g in grads.items()}
+
+
+COPIES = (("ln_1", "ln_2"), ("ln_2", "ln_1"), ("ln_1.weight", "ln_2.weight"), ("ln_2.weight", "ln_1.weight"), ("ln_1.bias", "ln_2.bias"),
+          ("ln_2.bias", "ln_1.bias"), ("attn.c_proj.bias", "mlp.c_proj.bias"), ("mlp.c_proj.bias", "attn.c_proj.bias"),
+          ("ln_1.weight", "ln_1.bias"), ("ln_1.bias", "ln_1.weight"), ("ln_2.weight", "ln_2.bias"), ("ln_2.bias", "ln_2.weight"))
 BATCHES = [
     Bug("embed", "ids are stored in 8 bits, so those above 255 are others; 50257 need 16", in_ids(lambda ids: ids & 0xFF)),
     Bug("embed", "all rows of the batch are row 0: where a row begins is not multiplied by T", of_row(0)),
@@ -84,6 +104,12 @@ LOADED = [
     Bug("", "blocks are loaded in reverse order", in_blocks(lambda n: list(range(n))[::-1])),
     Bug("", "each block has the weights of the next one", in_blocks(lambda n: [*range(1, n), n - 1])),
     Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
+    *(Bug("", f"all blocks are one object, the {said} one: its gradients add up", lambda run, layers, what, at=at: shared(    # type: ignore[misc]
+        of_block(lambda i: at % run.model.config.n_layer))(run, layers, what)) for at, said in ((-1, "last"), (0, "first"))),
+    *(Bug("ln_1.out" if mine.startswith("ln_1") else "ln_2.out" if mine.startswith("ln_2") else "attn.out" if "attn" in mine else "mlp.out",
+          f"{mine} is loaded from {theirs}", loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
+    Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_1: its gradients add up", shared(lambda name: name.replace("ln_2", "ln_1"))),
+    Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_2: its gradients add up", shared(lambda name: name.replace("ln_1", "ln_2"))),
     # as formulas they are below, where the gradient goes to the parameter that is used
     Bug("ln_1.out", "ln_1 and ln_2 are swapped", loaded(swapped("ln_1", "ln_2"))),
     Bug("ln_1.out", "LayerNorm's weight and bias are swapped", loaded(swapped(".weight", ".bias", "ln_"))),

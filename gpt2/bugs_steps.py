@@ -18,6 +18,10 @@ STEPS = {
     "t stays 1": "the step count of the bias correction does not grow",
     "t from 2": "the step count of the bias correction begins at 2; t is 1 in the first step",
     "t twice": "the step count of the bias correction grows by 2 in a step",
+    "t for each": "the step count grows with each parameter; it grows once in a step",
+    "kept corrected": "the moments that are divided by 1 − βᵗ are kept; the correction is for the step alone",
+    "kept first": "the first moment that is divided by 1 − β₁ᵗ is kept; the correction is for the step alone",
+    "kept second": "the second moment that is divided by 1 − β₂ᵗ is kept; the correction is for the step alone",
     "eps inside": "ε is inside the root; it is added to it: √v̂ + ε",
     "eps early": "ε is added before the bias correction of v; it is added after: √(v/(1 − β₂ᵗ)) + ε",
     "no root": "the step is divided by v̂; it is divided by its root",
@@ -78,12 +82,14 @@ class Optimizer:
             settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
         if "betas swapped" in wrong:
             self.beta1, self.beta2 = self.beta2, self.beta1
+        self.order: list[str] = []
         self.m, self.v, self.sums = dict[str, np.ndarray](), dict[str, np.ndarray](), dict[str, np.ndarray]()
 
     def step(self, own: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Each parameter's name and its array after the step, in the order of `slopes`."""
         norm = 1.0
         self.t += 1
+        self.order = list(own)                          # as the model has its parameters
         if "clipped" in self.wrong:
             norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
         for name, g in slopes.items():
@@ -118,10 +124,15 @@ class Optimizer:
         new1, new2 = self.of(new1, plain_first=lambda: 1.0), self.of(new2, plain_second=lambda: 1.0)
         m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
         v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
-        t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t)
+        t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t,
+                    t_for_each=lambda: (self.t - 1) * len(self.order) + 1 + self.order.index(name))
         c1 = self.of(1.0 - b1**t, no_correction=lambda: 1.0, no_first=lambda: 1.0)
         c1 = c1 * c1 if "first twice" in wrong else c1
         c2 = self.of(1.0 - b2**t, no_correction=lambda: 1.0, no_second=lambda: 1.0, second_by_first=lambda: 1.0 - b1**t)
+        if {"kept corrected", "kept first"} & set(wrong):
+            self.m[name] = m / c1
+        if {"kept corrected", "kept second"} & set(wrong):
+            self.v[name] = v / c2
         m = b1 * m + (1.0 - b1) * g if "nesterov" in wrong else m
         v, c2 = (g * g, 1.0) if "v is new" in wrong else (v, c2)
         root = self.of(np.sqrt(v / c2) + eps, eps_minus=lambda: np.sqrt(v / c2) - eps, eps_inside=lambda: np.sqrt(v / c2 + eps),

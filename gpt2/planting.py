@@ -54,13 +54,17 @@ Tap = Callable[[GPT2, dict[str, Tensor], np.ndarray], dict[str, Any]]
 
 
 class Run(NamedTuple):
-    """A run of the model with mistakes planted. taps: each gives hooks. losses: each makes a loss of the loss, the logits and targets."""
+    """A run of the model with mistakes planted. taps: each gives hooks. losses: each makes a loss of the loss, the logits and targets.
+
+    after: each changes the gradients of all parameters, by name, once the backward pass is done.
+    """
 
     model: GPT2
     ids: np.ndarray                                     # [B, T]
     targets: np.ndarray | None                          # [B, T]
     taps: tuple[Tap, ...] = ()
     losses: tuple[Callable[[Tensor, Tensor, np.ndarray], Tensor], ...] = ()
+    after: tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], ...] = ()
 
 
 Plant = Callable[[Run, list[int], str], Run]
@@ -98,6 +102,20 @@ def at_point(point: str, made: Formula) -> Plant:
 
             where = [(f"blocks.{i}.{point}", i) for i in layers] if point in BLOCK else [(point, 0)]
             return {name: partial(hook, layer=i) for name, i in where}
+
+        return run._replace(taps=(*run.taps, tap))
+
+    return plant
+
+
+def beforehand(points: Callable[[int, int], list[str]], made: Callable[[Callable[[Here, int], Tensor]], Plant]) -> Plant:
+    """made(value) planted: value(here, k) is what passes at points(block, number of blocks)[k], also at a later point of the same pass."""
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        def tap(model: GPT2, seen: dict[str, Tensor], ids: np.ndarray) -> dict[str, Any]:
+            names = {i: points(i, model.config.n_layer) for i in layers}
+            found = computed(run._replace(model=model), list(dict.fromkeys(name for some in names.values() for name in some)))
+            own = made(lambda here, k: Tensor(found[names[here.layer][k]]))(run, layers, what).taps[len(run.taps):]
+            return {point: hook for one in own for point, hook in one(model, seen, ids).items()}
 
         return run._replace(taps=(*run.taps, tap))
 
@@ -178,8 +196,7 @@ def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], An
 
     def told(x: Tensor, weight: Tensor, bias: Tensor, eps: float, shown: Tensor, point: str) -> Tensor:
         y = mean(x) if point == "mean" else rstd(x - mean(x), eps)
-        y = shown * 0.0 + y if np.ndim(y) == 0 else y
-        return stop(y) if y.shape == shown.shape else shown
+        return shown * 0.0 + stop(y)
 
     def plant(run: Run, layers: list[int], what: str) -> Run:
         if what != DERIVATIVE:
@@ -270,6 +287,21 @@ def in_loss(made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Plant:
     return plant
 
 
+def shared(names: Callable[[str], str]) -> Plant:
+    """Parameters that are one object: names(a parameter's name) is that of the object. Each has the gradient of all of them."""
+    def pooled(grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sums = dict[str, Any]()
+        for name, g in grads.items():
+            sums[names(name)] = sums.get(names(name), 0.0) + g
+        return {name: sums[names(name)] for name in grads}
+
+    def plant(run: Run, layers: list[int], what: str) -> Run:
+        own = parameters(run.model)
+        return run._replace(model=with_parameters(run.model, {name: own[names(name)] for name in own}), after=(*run.after, pooled))
+
+    return plant
+
+
 # ── what formulas are made of ──
 def mean(x: Tensor) -> Tensor:
     return x.mean(axis=-1, keepdims=True)
@@ -336,6 +368,8 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays of these names, those of gpt2.golden but for its steps: of points, "loss", and NAME.grad of points and parameters."""
     wanted, points = list(names), list(run.model.points())
     slopes = [name.removesuffix(".grad") for name in wanted if name.endswith(".grad")]
+    if slopes and run.after:
+        slopes = list(dict.fromkeys([*slopes, *parameters(run.model)]))
     last = None if slopes or "loss" in wanted else max((points.index(name) for name in wanted), default=-1)
     seen: dict[str, Tensor] = {}
 
@@ -374,6 +408,9 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
     for name, x in at.items():
         g = grads[name].array if name in grads else np.zeros(x.shape)
         out[f"{name}.grad"] = g
+    for change in run.after if slopes else ():
+        whole = change({name: out[f"{name}.grad"] for name in parameters(run.model)})
+        out |= {f"{name}.grad": g for name, g in whole.items()}
     return {name: permitted(name, out[name]) for name in wanted}
 
 
