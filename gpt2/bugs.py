@@ -241,9 +241,10 @@ NORMS = [
           "GPT-2's is over n, and ε inside the root", statistics(mean, partial(annotated, value=eps))) for eps in (1e-6, 1e-5, 1e-8)),
     Bug("ln_1.rstd", "LayerNorm divides by the deviation, to which ε = 1e-6 is added; 1e-5 belongs inside the root",
         statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + 1e-6))),
-    *(Bug("ln_1.mean", f"LayerNorm's mean and variance run over {said}; they run over the d numbers of each place", statistics(
-        partial(mean_over, axes=axes), partial(rstd_over, axes=axes))) for said, axes in (
-            ("the places and the numbers of each row", (-2, -1)), ("the whole batch", (0, 1, 2)), ("the rows of the batch", (0,)))),
+    *(Bug(at, f"LayerNorm's mean and variance run over {said}; they run over the d numbers of each place", statistics(
+        partial(mean_over, axes=axes), partial(rstd_over, axes=axes))) for at, said, axes in (
+            ("ln_1.mean", "the places and the numbers of each row", (-2, -1)), ("ln_1.mean", "the whole batch", (0, 1, 2)),
+            ("ln_1.out", "the rows of the batch", (0,)))),
     Bug("ln_1.rstd", "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1) + eps))),
     Bug("ln_1.rstd", "LayerNorm's variance is a sum, which is not divided by n",

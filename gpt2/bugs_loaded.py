@@ -108,7 +108,7 @@ LOADED = [
         of_block(lambda i: at % run.model.config.n_layer))(run, layers, what)) for at, said in ((-1, "last"), (0, "first"))),
     *(Bug("ln_1.out" if mine.startswith("ln_1") else "ln_2.out" if mine.startswith("ln_2") else "attn.out" if "attn" in mine else "mlp.out",
           f"{mine} is loaded from {theirs}", loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
-    Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_1: its gradients add up", shared(lambda name: name.replace("ln_2", "ln_1"))),
+    Bug("ln_2.out", "ln_1 and ln_2 are one object, ln_1: its gradients add up", shared(lambda name: name.replace("ln_2", "ln_1"))),
     Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_2: its gradients add up", shared(lambda name: name.replace("ln_1", "ln_2"))),
     # as formulas they are below, where the gradient goes to the parameter that is used
     Bug("ln_1.out", "ln_1 and ln_2 are swapped", loaded(swapped("ln_1", "ln_2"))),

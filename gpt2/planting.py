@@ -196,7 +196,8 @@ def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], An
 
     def told(x: Tensor, weight: Tensor, bias: Tensor, eps: float, shown: Tensor, point: str) -> Tensor:
         y = mean(x) if point == "mean" else rstd(x - mean(x), eps)
-        return shown * 0.0 + stop(y)
+        y = shown * 0.0 + stop(y)
+        return y if y.shape == shown.shape else shown
 
     def plant(run: Run, layers: list[int], what: str) -> Run:
         if what != DERIVATIVE:
