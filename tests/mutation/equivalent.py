@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 SHIFT = "a number that is added to all logits of a row cancels in the softmax, and changes no order"
+MEAN = "a number that is added to the whole residual stream is in the mean that each LayerNorm takes away"
 ORDER = "a factor above 0 changes no order"
 LAST = "logits are [B, V] here: axis 1 is the last"
 ONE = "what is left out for 1 is a division by 1"
@@ -102,6 +103,19 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.n_inner or 4 * d)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.vocab_size)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, heads, decode.PARTS, d // heads + 2)": ZERO,
+    "gpt2.step.Stepper.__init__: no device in self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…":
+        "a line before it has made the device the current one",
+    "gpt2.step.Stepper.__init__: plus 1e-5: self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d) (2)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d) (3)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, config.n_inner or 4 * d)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, config.vocab_size)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, heads, decode.PARTS, d // heads + 2)": MEMORY,
+    "gpt2.step.Stepper.__init__: plus 1e-5: model.lm_head.weight.array": SHIFT,
+    "gpt2.step.Stepper.__init__: plus 1e-5: model.wte.weight.array": MEAN,
+    "gpt2.step.Stepper.__init__: plus 1e-5: model.wpe.weight.array": MEAN,
+    "gpt2.step.Stepper._start: without self.xp.at(self.ids)": "the token is laid on the device that is named, and a step goes there",
     # the choice on a device
     "gpt2.chooser.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
     "gpt2.chooser.Chooser.__init__: no dtype in xp.array(uniforms, dtype='float64', device=number)": "draws are float64 already",
