@@ -30,6 +30,13 @@ def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
         raise UsageError(f"{flag} {path} is not TOML: {error}") from None
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """UsageError where a file of this name cannot be written, so that it is said before something long is computed."""
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {path}: {folder} is no folder that can be written to")
 
 
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..cli import Parser, emit_json, run_command
 from ..figures import picture, write_figure
-from ..files import write_files
+from ..files import check_writable, write_files
 from ..table import plain
 from . import arch, attention, diff, lens, page, tensors, weights
 
@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    found = COMMANDS[args.command][1](args)
     out = getattr(args, "out", None)
+    if out is not None:
+        check_writable(out)
+    found = COMMANDS[args.command][1](args)
     if out is not None:
         if found.page is not None:
             write_files(out.parent, {out.name: found.page()})
