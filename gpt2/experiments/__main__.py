@@ -21,7 +21,7 @@ from minigrad.info import machine
 from ..cli import Parser, add_backend, at_least, backend_of, emit_json, run_command
 from ..errors import GPT2Error, UsageError
 from ..figures import image
-from ..files import write_files
+from ..files import check_writable, write_files
 from ..inspect.weights import WHICH
 from ..table import columns, plain, table
 from . import NAMES, experiment
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     names = chosen(args.names)
     if args.which and "weight-histograms" not in names:
         raise UsageError(f"--which is of weight-histograms alone, and not of {', '.join(names)}")
+    check_writable(args.out / names[0])
     library, number = mg.backend.get(backend_of(args))
     lab = Lab(args.model, library.label(number), args.data, args.seed, args.which or "all")
     _ = lab.path                                        # a model that is not there is said before anything is measured
