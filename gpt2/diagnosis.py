@@ -155,12 +155,15 @@ def among(judge: Judge, suspect: Suspect, at: int, options: Iterable[tuple[Bug |
           ) -> list[tuple[Suspect, int, float]]:
     """The same, of some mistakes."""
     hits: list[tuple[Suspect, int, float]] = []
-    seen, name, gradient = set[str](), judge.names[at], next((i for i, n in enumerate(judge.names) if later("loss", n)), len(judge.names))
+    seen, near, edge = set[str](), set[str](), suspect.run.model.config.n_layer - 1
+    name, gradient = judge.names[at], next((i for i, n in enumerate(judge.names) if later("loss", n)), len(judge.names))
     for option, where, layers, what in options:
         if where and seen:
             break                                       # a mistake in all blocks explains everything
         if option.says in seen:
             continue                                    # the same one planted in another way
+        if where and layers == [edge if what == DERIVATIVE else 0] and option.says not in near:
+            continue                                    # in the first block that is come to, all blocks are as one alone
         try:
             bug = fitted(judge, suspect, option, layers, what, name) if isinstance(option, Factor) else option
             tried = planted(suspect, bug.plant(suspect.run, layers, what), bug.says + where)
@@ -168,6 +171,7 @@ def among(judge: Judge, suspect: Suspect, at: int, options: Iterable[tuple[Bug |
             continue
         if not judge.explains(tried, name):
             continue
+        near.add(option.says)
         reached, far = judge.held(tried, at)
         if what == BOTH and gradient <= reached < len(judge.names):    # the backward pass may be that of the right function
             alone = planted(suspect, bug.plant(suspect.run, layers, VALUE), f"{bug.says}{where}, in the forward pass alone")
