@@ -35,6 +35,14 @@ def copied(name: str, mine: str, theirs: str) -> str:
     return name.replace(f".{mine}", f".{theirs}")
 
 
+def said_of_copy(mine: str, theirs: str) -> str:
+    if mine in ("ln_1", "ln_2"):
+        return f"{mine} has {theirs}'s weight and bias"
+    if mine.endswith("c_proj.bias"):
+        return f"{mine.removesuffix('.bias')} has {theirs.removesuffix('.bias')}'s bias"
+    return f"{mine} is loaded from {theirs}"
+
+
 def filled(kinds: tuple[str, ...], number: float) -> Plant:
     """Parameters whose names end so are never loaded: they are all 0, or 1."""
     return in_parameters(lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
@@ -107,7 +115,7 @@ LOADED = [
     *(Bug("", f"all blocks are one object, the {said} one: its gradients add up", lambda run, layers, what, at=at: shared(    # type: ignore[misc]
         of_block(lambda i: at % run.model.config.n_layer))(run, layers, what)) for at, said in ((-1, "last"), (0, "first"))),
     *(Bug("ln_1.out" if mine.startswith("ln_1") else "ln_2.out" if mine.startswith("ln_2") else "attn.out" if "attn" in mine else "mlp.out",
-          f"{mine} is loaded from {theirs}", loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
+          said_of_copy(mine, theirs), loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
     Bug("ln_2.out", "ln_1 and ln_2 are one object, ln_1: its gradients add up", shared(lambda name: name.replace("ln_2", "ln_1"))),
     Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_2: its gradients add up", shared(lambda name: name.replace("ln_1", "ln_2"))),
     # as formulas they are below, where the gradient goes to the parameter that is used
