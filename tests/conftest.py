@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 # no deadline and no too_slow: a busy machine is no counterexample
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=25, **_PATIENT)
+settings.register_profile("quick", max_examples=12, **_PATIENT)
 settings.register_profile("ci", max_examples=50, derandomize=True, print_blob=True, **_PATIENT)
 settings.register_profile("few", max_examples=8, derandomize=True, **_PATIENT)
 settings.register_profile("kernels", max_examples=200, **_PATIENT)

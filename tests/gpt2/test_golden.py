@@ -334,7 +334,7 @@ def test_the_exact_gelu_may_be_what_is_right(run, tmp_path):
 EARLY = [(bug, says) for bug, first, says in FORWARD if first.startswith(("blocks.0.", "pos", "ln_f"))]
 
 
-@pytest.mark.parametrize("bug, says", slow_unless(lambda row: row in EARLY[::6], EARLY))
+@pytest.mark.parametrize("bug, says", slow_unless(lambda row: row in EARLY[::12], EARLY))
 def test_the_logits_alone_are_enough(run, made, bug, says):
     """A port that has nothing but logits is told the same."""
     def bare(arrays):
@@ -395,7 +395,8 @@ BACKWARD = [
 ]
 
 
-@pytest.mark.parametrize("bug, change, first, says", BACKWARD, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("bug, change, first, says", slow_unless(lambda row: row[0] != "sign", BACKWARD),
+                         ids=lambda v: v if isinstance(v, str) else "")
 def test_a_wrong_gradient_is_found_and_named(run, made, bug, change, first, says):
     code, found = judged(run, made, ported(made, grad=True, edit=grads(change)))
     assert code == 1 and found["first"] == first, (found["first"], found["causes"])
