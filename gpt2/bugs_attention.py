@@ -28,6 +28,11 @@ def score(here: Here, q: float = 1.0, k: float = 1.0) -> Tensor:
     return q * products(here["attn.q"], stop(here["attn.k"])) + k * products(stop(here["attn.q"]), here["attn.k"])
 
 
+def own_alone(x: Tensor) -> Tensor:
+    """[B, h, T, T] whose derivative in row t is x there, at every column."""
+    return (stop(x) * x).sum(axis=-1, keepdims=True) + np.zeros((x.shape[-2], x.shape[-2]), x.dtype)
+
+
 def causal(s: Tensor, seen: np.ndarray) -> Tensor:
     return mg.where(seen, s, 0.0)
 
@@ -80,11 +85,18 @@ ATTENTION = [
         products(here["attn.q"], stop(here["attn.q"])) + products(stop(here["attn.q"]), here["attn.k"]))),
     of_scores("k", "K has its gradient with ∂S, not transposed: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
         products(here["attn.q"], stop(here["attn.k"])) + products(here["attn.k"], stop(here["attn.q"])))),
+    of_scores("k", "K has its gradient with its own K and not Q: ∂K = ∂Sᵀ Q", lambda here: here.scale * (
+        products(here["attn.q"], stop(here["attn.k"])) + own_alone(here["attn.k"]).mT)),
+    of_scores("q", "Q has its gradient with its own Q and not K: ∂Q = ∂S K", lambda here: here.scale * (
+        products(stop(here["attn.q"]), here["attn.k"]) + own_alone(here["attn.q"]))),
     of_scores("k", "the gradients of Q and K are swapped", lambda here: here.scale * (
         products(here["attn.k"], stop(here["attn.k"])) + products(stop(here["attn.q"]), here["attn.q"]))),
     of_softmax("softmax's derivative lacks −⟨p, g⟩: it is p ⊙ (g − ⟨p, g⟩)", lambda p, s, seen: p * s),
     of_softmax("softmax's derivative is left out", lambda p, s, seen: causal(s, seen)),
     of_softmax("softmax's derivative is left out, and the causal mask too", lambda p, s, seen: s),
+    *(of_softmax("softmax's derivative has ⟨p², g⟩ in place of p ⟨p, g⟩: another index of p", made) for made in (
+        lambda p, s, seen: p * s - causal((p * p * s).sum(axis=-1, keepdims=True) * 1.0, seen),
+        lambda p, s, seen: p * (s - (p * p * s).sum(axis=-1, keepdims=True)))),
     of_softmax("softmax's derivative is p ⊙ (1 − p) ⊙ g, its diagonal alone; it is p ⊙ (g − ⟨p, g⟩)",
                lambda p, s, seen: p * (1.0 - p) * s),
     of_softmax("softmax's derivative has mean(g) in place of ⟨p, g⟩", lambda p, s, seen: (

@@ -74,6 +74,10 @@ LOSS = [
     Bug("loss", "gradients have the wrong sign: the gradient of the logits is softmax minus one-hot", times(lambda y: -1.0)),
     Bug("loss", "the gradient of the logits is softmax alone; the one-hot target is to be taken away",
         in_loss(lambda loss, z, y: loss + one_hot(z, y))),
+    Bug("loss", "the gradient of the logits is softmax minus one-hot/(B·T): softmax is to be divided, too", in_loss(
+        lambda loss, z, y: loss * float(y.size) + one_hot(z, y) * (float(y.size) - 1.0))),
+    Bug("loss", "the gradient of the logits is softmax/(B·T) minus one-hot: the target is to be divided, too", in_loss(
+        lambda loss, z, y: loss - one_hot(z, y) * (float(y.size) - 1.0))),
     Bug("loss", "the gradient of the logits is minus the one-hot target alone; it is softmax minus one-hot",
         in_loss(lambda loss, z, y: -one_hot(z, y))),
     Bug("loss", "the gradient of the logits is softmax plus the one-hot target; it is softmax minus one-hot",
@@ -264,7 +268,8 @@ NORMS = [
     *norm_bugs("{}'s derivative adds mean(ĝ); it is taken away", lambda x, n, r, w: back(x, n, r, w, one=-1.0)),
     *norm_bugs("{}'s derivative has x − μ in place of x̂", lambda x, n, r, w: back(x, n / r, r, w)),
     *norm_bugs("{} hands back the gradient as it is: its derivative is left out", lambda x, n, r, w: x),
-    *norm_bugs("{} hands back no gradient to what it reads", lambda x, n, r, w: x * 0.0),
+    *norm_bugs("{} hands back no gradient to what it reads; the gradient there is the sum of both ways, past it and through it",
+               lambda x, n, r, w: x * 0.0),
     *norm_bugs("{}'s weight has the gradient Σ g; it is Σ g ⊙ x̂", gain=lambda x, n, r, y: n * 0.0 + 1.0),
     *norm_bugs("{}'s weight has the gradient Σ g ⊙ x; it is Σ g ⊙ x̂", gain=lambda x, n, r, y: x),
     *norm_bugs("{}'s weight has the gradient Σ g ⊙ (x − μ); it is Σ g ⊙ x̂: 1/σ is left out", gain=lambda x, n, r, y: n / r),
@@ -423,8 +428,6 @@ RESIDUAL = [
         at_point("resid_post", lambda here, x: here["resid_mid"] + stop(here["mlp.out"]))),
     Bug("resid_mid", "the gradient that goes past ln_2 is left out; it is the sum of both ways",
         at_point("resid_post", lambda here, x: stop(here["resid_mid"]) + here["mlp.out"])),
-    Bug("resid_mid", "what comes back through ln_2 is left out; the gradient is the sum of both ways", norms(
-        norm(lambda x, n, r, w: x * 0.0, right_gain), ("ln_2",))),
     Bug("resid_mid", "the gradient that goes past ln_2 is added twice",
         at_point("resid_post", lambda here, x: 2.0 * here["resid_mid"] + here["mlp.out"])),
     Bug("mlp.out", "the MLP's branch gets its gradient twice",
@@ -433,8 +436,6 @@ RESIDUAL = [
         at_point("resid_mid", lambda here, x: here["resid_pre"] + stop(here["attn.out"]))),
     Bug("resid_pre", "the gradient that goes past ln_1 is left out; it is the sum of both ways",
         at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"])),
-    Bug("resid_pre", "what comes back through ln_1 is left out; the gradient is the sum of both ways", norms(
-        norm(lambda x, n, r, w: x * 0.0, right_gain), ("ln_1",))),
     Bug("resid_pre", "the gradient that goes past ln_1 is added twice",
         at_point("resid_mid", lambda here, x: 2.0 * here["resid_pre"] + here["attn.out"])),
     Bug("attn.out", "attention's branch gets its gradient twice",
@@ -443,7 +444,8 @@ RESIDUAL = [
         norms(norm(lambda x, n, r, w: x * 0.0, right_gain), ("ln_1",)),
         at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"]),
         at_point("resid_post", lambda here, x: here["resid_mid"] + here["mlp.out"] + zeroed(here["resid_pre"])))),
-    Bug("resid_mid", "no gradient goes past the blocks: both ways past ln_1 and ln_2 are left out", every(
+    Bug("resid_mid", "no gradient goes past the blocks: both ways past ln_1 and ln_2 are left out; does LayerNorm's backward "
+        "pass set it (=) where it is to add (+=)?", every(
         at_point("resid_post", lambda here, x: stop(here["resid_mid"]) + here["mlp.out"]),
         at_point("resid_mid", lambda here, x: stop(here["resid_pre"]) + here["attn.out"]))),
 ]

@@ -14,8 +14,9 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .bugs import MATRICES, epsilon, tanh_gelu, varied
+from .bugs import MATRICES, tanh_gelu, varied
 from .bugs_loss import per_token
+from .bugs_norms import epsilon
 from .planting import (
     LINEAR,
     NORMS,
@@ -77,8 +78,9 @@ def marked(x: Tensor, axis: str, index: int) -> np.ndarray:
 
 
 def alike(x: Any, axis: str, index: int = 0) -> Any:
-    """x with what it has at one index in the place of all of this axis."""
-    kept = (x * marked(x, axis, index)).sum(axis=AXES[axis], keepdims=True)
+    """x with what it has at one index in the place of all of this axis, or of both axes of "token"."""
+    over = (0, -2) if axis == "token" else AXES[axis]
+    kept = (x * marked(x, axis, index)).sum(axis=over, keepdims=True)
     return mg.broadcast_to(kept, shape=x.shape) if isinstance(x, Tensor) else np.broadcast_to(kept, x.shape)
 
 
@@ -103,12 +105,12 @@ LOOP = {-1: "the loop ends one too early", 0: "the loop starts at 1"}
 def axes(points: tuple[str, ...]) -> list[str]:
     """The axes of a step, but for the last one."""
     heads = any(point in ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z") for point in points)
-    return [*["row of the batch"] * ("pos_embed" not in points), *["head"] * heads, "place"]
+    return [*["row of the batch", "token"] * ("pos_embed" not in points), *["head"] * heads, "place"]
 
 
 def edges(points: tuple[str, ...]) -> list[tuple[str, int, str]]:
     """The first and the last index of each axis of a step, and the first and the last token."""
-    own = {*axes(points), "column", *["token"] * ("pos_embed" not in points)}
+    own = {*axes(points), "column"}
     return [edge for edge in EDGES if edge[0] in own]
 
 

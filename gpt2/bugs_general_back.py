@@ -64,7 +64,7 @@ def lost() -> Iterator[Bug]:
                 outputs(points), lambda here, x, axis=axis: alike(x, axis)))                                 # type: ignore[misc]
             yield Bug(at, f"{step} reads the first {axis}'s gradient for all of them: its index is left out", at_all(
                 outputs(points), lambda here, x, axis=axis: zeroed(                                          # type: ignore[misc]
-                    x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
+                    x.sum(axis=(0, -2) if axis == "token" else AXES[axis], keepdims=True) * marked(x, axis, 0))))
 
 
 def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def held(point: str) -> Iterator[tuple[str, Reading]]:
     """What a derivative may read in the place of what passes at a point, and what is said of it."""
     for which, block in OTHERS.items():
         yield f"that of {which}", passed(lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")          # type: ignore[misc]
-    for axis in ("row of the batch", "head", "place"):
+    for axis in ("row of the batch", "token", "head", "place"):
         if axis != "head" or (point.startswith("attn.") and point != "attn.z"):     # c_proj reads z with its heads joined
             yield f"the first {axis}'s for all of them", first_alone(axis)
     alternatives = {"attn.q": ("attn.k", "attn.v"), "attn.k": ("attn.q", "attn.v"), "attn.v": ("attn.q", "attn.k")}
@@ -109,6 +109,10 @@ def reads() -> Iterator[Bug]:
             yield Bug(source, f"{part} hands back the gradient with the weight of {which}", linear(
                 part, lambda here, x, w, b, part=part, which=which: (                                        # type: ignore[misc]
                     x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
+    for axis in ("row of the batch", "token", "place"):
+        yield Bug("wte.weight", f"the head's part of wte's gradient has the first {axis}'s x for all of them", at_point(
+            "logits", lambda here, x, axis=axis: here["ln_f.out"] @ stop(here.model.lm_head.weight).mT + (  # type: ignore[misc]
+                alike(stop(here["ln_f.out"]), axis) @ here.model.lm_head.weight.mT)))
     for said, reading in held("attn.k"):
         yield Bug("attn.q", f"attn.q has its gradient with attn.k from elsewhere: {said}", reading(lambda own: at_point(
             "attn.scores", lambda here, x: here.scale * (

@@ -32,6 +32,9 @@ STEPS = {
     "second by first": "the second moment is divided by 1 − β₁ᵗ (bias correction); it is divided by 1 − β₂ᵗ",
     "first twice": "the first moment is divided by 1 − β₁ᵗ twice",
     "own head": "the head is a parameter of its own that began as a copy of wte, with moments of its own; the two are one parameter",
+    "second new by first": "the second moment's new part is multiplied by 1 − β₁; it is multiplied by 1 − β₂",
+    "first new by second": "the first moment's new part is multiplied by 1 − β₂; it is multiplied by 1 − β₁",
+    "points summed": "the gradients of activations are not zeroed between steps",
     "nesterov": "the step looks ahead: it takes β₁ m + (1 − β₁) g in place of m (NAdam)",
     "v is new": "the second moment is g² of this step alone; it is a running mean",
     "same gradient": "each step takes the first step's gradients",
@@ -121,7 +124,8 @@ class Optimizer:
             g = g + self.decay * x
         keep = 0.0 if "moments kept not" in wrong else 1.0
         new1, new2 = (1.0, 1.0) if "plain moments" in wrong else (1.0 - b1, 1.0 - b2)
-        new1, new2 = self.of(new1, plain_first=lambda: 1.0), self.of(new2, plain_second=lambda: 1.0)
+        new1, new2 = self.of(new1, plain_first=lambda: 1.0, first_new_by_second=lambda: 1.0 - b2), self.of(
+            new2, plain_second=lambda: 1.0, second_new_by_first=lambda: 1.0 - b1)
         m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
         v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
         t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t,

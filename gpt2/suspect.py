@@ -59,7 +59,7 @@ class Suspect(NamedTuple):
             if t == last and wanted == [f"step.{t}.loss"]:
                 yield wanted[0], computed(self.later(model, {}, table), ["loss"])["loss"]
                 return
-            own, points = parameters(model), stored(model) if "all summed" in self.wrong else []
+            own, points = parameters(model), stored(model) if {"all summed", "points summed"} & set(self.wrong) else []
             if len(names) == 1 and last == 1 and not self.kept and not self.wrong:     # the gradient of one parameter is enough
                 name = names[0].split(".", 2)[2]
                 slopes = computed(self.run, [f"{name}.grad"])
