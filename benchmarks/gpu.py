@@ -142,9 +142,9 @@ def file_for(folder: Path, backend: str) -> Path:
     """DATE-DEVICE-gpu.json."""
     import minigrad as mg
 
-    gpus, number = mg.backend.get(backend)
-    properties = getattr(gpus.namespace.cuda.runtime, "getDeviceProperties", lambda n: {"name": backend.partition(":")[0].encode()})
-    device = re.sub(r"[^a-z0-9]+", "-", properties(number)["name"].decode().lower()).strip("-")
+    gpu = mg.backend.get(backend)
+    properties = getattr(gpu.backend.namespace.cuda.runtime, "getDeviceProperties", lambda n: {"name": backend.partition(":")[0].encode()})
+    device = re.sub(r"[^a-z0-9]+", "-", properties(gpu.number)["name"].decode().lower()).strip("-")
     return folder / f"{datetime.date.today().isoformat()}-{device}-gpu.json"
 
 

@@ -47,7 +47,8 @@ class Bench:
 
             double.install()
         self.setting, self.emit, self.mg = setting, emit, mg
-        self.here, self.number = mg.backend.get(setting.backend)
+        self.there = mg.backend.get(setting.backend)
+        self.here = self.there.backend
         self.tiny, self.until = setting.tiny, time.monotonic() + setting.seconds
 
     # ── time ──
@@ -140,8 +141,7 @@ class Bench:
     def array(self, *shape: int, dtype: str = "float32", seed: int = 0) -> Any:
         """Normal numbers on the device; those of "tf32" are float32's."""
         kind = "float32" if dtype == "tf32" else self.mg.backend.dtype(dtype)
-        place = self.here.label(self.number)
-        return self.mg.random.normal(self.mg.random.key(seed), shape, device=place).array.astype(kind, copy=False)
+        return self.mg.random.normal(self.mg.random.key(seed), shape, device=str(self.there)).array.astype(kind, copy=False)
 
     @contextlib.contextmanager
     def precision(self, dtype: str) -> Iterator[None]:
@@ -195,7 +195,7 @@ def torch_device(bench: Bench) -> Any:
         return torch, "cpu"
     if not torch.cuda.is_available():
         raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU; its wheels for CUDA are at pytorch.org")
-    return torch, f"cuda:{bench.number}"
+    return torch, f"cuda:{bench.there.number}"
 
 
 def torch_clock(bench: Bench) -> Callable[[Callable[[], Any], int], float]:

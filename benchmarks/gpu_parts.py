@@ -39,9 +39,8 @@ def device(bench: Bench) -> None:
         number = getattr(cuda.runtime, name)()
         found[name.removesuffix("GetVersion")] = f"{number // 1000}.{number % 1000 // 10}"
     free, total = cuda.runtime.memGetInfo()
-    place = bench.here.label(bench.number)
     bench.row("date", note=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
-    bench.row("backend", note=f"{place}, compute capability {cuda.Device(bench.number).compute_capability}, "
+    bench.row("backend", note=f"{bench.there}, compute capability {cuda.Device(bench.there.number).compute_capability}, "
                               f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB")
     bench.row("CUDA", note=f"driver {found['driver']}, runtime {found['runtime']}")
     versions = {}
@@ -51,7 +50,7 @@ def device(bench: Bench) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     bench.row("packages", note=", ".join(f"{name} {version}" for name, version in versions.items()))
-    bench.row("nvidia-smi", note=_clocks(bench.number))
+    bench.row("nvidia-smi", note=_clocks(bench.there.number))
     try:
         torch, _ = torch_device(bench)
         bench.row("torch", note=f"{torch.__version__}, CUDA {torch.version.cuda}")

@@ -26,7 +26,7 @@ def work(model: Any, row: Row) -> Work:
 
     import minigrad as mg
 
-    here = mg.backend.get(model.where["device"])[0]
+    here = mg.backend.get(model.where["device"]).backend
     ids, targets = agreement.batch_of(row, model.config)
     peak = here.namespace.get_default_memory_pool().total_bytes if here.devices else None
 

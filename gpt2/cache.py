@@ -21,19 +21,19 @@ class KVCache:
 
     def __init__(self, config: GPT2Config, batch: int, size: int, *, device: str = "numpy", dtype: Any = "float32",
                  pad: Sequence[int] | None = None) -> None:
-        here, number = mg.backend.get(device)
-        self.device = here.label(number)
+        there = mg.backend.get(device)
+        self.device = str(there)
         shape = (config.n_layer, batch, config.n_head, size, config.n_embd // config.n_head)
-        self.keys = here.adopt(here.zeros(shape, dtype=dtype), device=number)
-        self.values = here.adopt(here.zeros(shape, dtype=dtype), device=number)
+        self.keys = there.zeros(shape, dtype=dtype)
+        self.values = there.zeros(shape, dtype=dtype)
         self.size, self.length = size, 0
         self.padded = list(pad or [0] * batch)         # on the host: asking the device would be a wait
-        self.pad = here.array(list(pad), dtype="int64", device=number)[:, None] if pad and any(pad) else None
+        self.pad = there.array(list(pad), dtype="int64")[:, None] if pad and any(pad) else None
 
     @property
     def xp(self) -> Any:
         """The backend: by its name, so that a cache can be copied and pickled."""
-        return mg.backend.get(self.device)[0]
+        return mg.backend.get(self.device).backend
 
     @property
     def nbytes(self) -> int:

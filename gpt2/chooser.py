@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend import Device
+
 from .errors import MissingError
 from .sampling import SamplingOptions, choose
 
@@ -13,13 +15,13 @@ from .sampling import SamplingOptions, choose
 class Chooser:
     """Chooses a token for each of `rows` rows, step after step.
 
-    xp, number: a backend and its device. dtype: of the logits. vocab: ids from here on do not exist. uniforms: draws [steps, rows] in
+    there: the device of the logits. dtype: theirs. vocab: ids from here on do not exist. uniforms: draws [steps, rows] in
     [0, 1), float64. seen: for each row the ids so far, for the repetition penalty. All it needs is on the device when it is called.
     """
 
-    def __init__(self, xp: Any, options: SamplingOptions, rows: int, vocab: int, uniforms: np.ndarray, seen: Sequence[Sequence[int]], *,
-                 dtype: str = "float32", number: int = 0) -> None:
-        self.xp, self.vocab = xp, vocab
+    def __init__(self, there: Device, options: SamplingOptions, rows: int, vocab: int, uniforms: np.ndarray,
+                 seen: Sequence[Sequence[int]], *, dtype: str = "float32") -> None:
+        self.xp, self.vocab = there.backend, vocab
         self.settings = {
             "temperature": 0.0 if options.is_greedy else float(options.temperature),
             "top_k": min(vocab, options.top_k or vocab),
@@ -27,14 +29,14 @@ class Chooser:
             "min_p": float(options.min_p or 0.0),
             "penalty": float(options.repetition_penalty),
         }
-        self.uniforms = xp.array(uniforms, dtype="float64", device=number)
-        self.weights = xp.adopt(xp.empty((rows, vocab), dtype=dtype), device=number)
+        self.uniforms = there.array(uniforms, dtype="float64")
+        self.weights = there.empty((rows, vocab), dtype=dtype)
         self.seen = None
         if options.repetition_penalty != 1.0:
             mask = np.zeros((rows, vocab), np.int64)
             for row, ids in zip(mask, seen):
                 row[[i for i in ids if i < vocab]] = 1
-            self.seen = xp.array(mask, device=number)
+            self.seen = there.array(mask)
 
     def __call__(self, logits: Any, ids: Any, step: Any) -> None:
         """ids [rows] int64 ← a token of each row of logits [rows, V] by the draws number step[0]; −1 where logits are not finite."""

@@ -75,8 +75,7 @@ class PretrainedModel(Part):
     @staticmethod
     def place(backend: str, dtype: str) -> dict[str, Any]:
         """The device and dtype of the parameters. BackendUnavailable where the backend is not to be had."""
-        library, number = mg.backend.get(backend)
-        return {"dtype": PretrainedModel.floats(dtype), "device": library.label(number)}
+        return {"device": str(mg.backend.get(backend)), "dtype": PretrainedModel.floats(dtype)}
 
     @staticmethod
     def floats(dtype: str) -> str:
@@ -90,7 +89,7 @@ class PretrainedModel(Part):
 
     def fill(self, seed: int, parameters: Mapping[str, Any] | None) -> None:
         """Draw the weights from `seed`, which leaves training mode, or take `parameters`, and then evaluation mode."""
-        here, number = mg.backend.get(self.where["device"])
+        there = mg.backend.get(self.where["device"])
         own = dict(self.named_parameters())
         if parameters is None:
             if (start := as_int(seed)) is None:
@@ -102,16 +101,16 @@ class PretrainedModel(Part):
                 missing, unexpected = sorted(own.keys() - parameters.keys()), sorted(parameters.keys() - own.keys())
                 raise UsageError(f"parameters: missing {missing}, unexpected {unexpected}")
             for name, p in own.items():
-                p.assign(mg.Tensor(here.adopt(parameters[name], dtype=self.where["dtype"], device=number)))
+                p.assign(mg.Tensor(there.adopt(parameters[name], dtype=self.where["dtype"])))
             self.eval()
 
     def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
         """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream (block.8); LayerNorm 1 and 0."""
-        here, number = mg.backend.get(self.where["device"])
+        there = mg.backend.get(self.where["device"])
         if name.endswith("bias"):
-            return here.adopt(here.zeros(shape, dtype=self.where["dtype"]), device=number)
+            return there.zeros(shape, dtype=self.where["dtype"])
         if len(shape) == 1:
-            return here.adopt(here.ones(shape, dtype=self.where["dtype"]), device=number)
+            return there.ones(shape, dtype=self.where["dtype"])
         std = self.config.initializer_range
         if name.endswith("c_proj.weight"):
             std /= math.sqrt(2 * self.config.n_layer)
@@ -133,8 +132,8 @@ class PretrainedModel(Part):
     def integers(self, ids: Any, what: str = "ids") -> Any:
         """ids as an integer array on the model's device; looked at while they are on the host, for nothing is fetched back."""
         array = ids.array if isinstance(ids, mg.Tensor) else ids
-        here, number = mg.backend.get(self.where["device"])
-        if not isinstance(array, here.array_types):
+        there = mg.backend.get(self.where["device"])
+        if not isinstance(array, there.backend.array_types):
             try:
                 array = mg.backend.cpu.adopt(array)
             except ValueError:
@@ -147,7 +146,7 @@ class PretrainedModel(Part):
             low, high = int(array.min()), int(array.max())
             if low < 0 or high >= self.config.vocab_size:
                 raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary 0 … {self.config.vocab_size - 1}")
-        return array if isinstance(array, here.array_types) else here.adopt(array, device=number)
+        return array if isinstance(array, there.backend.array_types) else there.adopt(array)
 
     def inputs(self, ids: Any, cache: KVCache | None) -> tuple[Any, Any, Any]:
         """ids [B, T] checked, their positions [T] or [B, T], and the mask of a cache with padding."""
@@ -159,8 +158,7 @@ class PretrainedModel(Part):
             raise UsageError(f"{past + array.shape[1]} tokens do not fit the context of {self.config.n_positions}; shorten the input")
         if cache is not None:
             return array, *cache.layout(*array.shape)
-        here, number = mg.backend.get(self.where["device"])
-        return array, here.adopt(here.arange(array.shape[1]), device=number), None
+        return array, mg.backend.get(self.where["device"]).arange(array.shape[1]), None
 
     # ── text out ──
     def train(self: Model, mode: bool = True) -> Model:

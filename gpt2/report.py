@@ -31,7 +31,7 @@ def flop_per_token(config: GPT2Config, block: int) -> float:
 def peak_flops(device: str, dtype: str) -> float:
     """What the device makes of large products in this dtype, measured: floating-point operations a second."""
     x = mg.random.normal(0, (SIZE, SIZE), device=device).astype(dtype)
-    here, best = mg.backend.get(device)[0], math.inf
+    here, best = mg.backend.get(device).backend, math.inf
     until, repeats = time.perf_counter() + SECONDS, 1
     with mg.no_grad():
         while time.perf_counter() < until:

@@ -30,8 +30,8 @@ def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarr
     """
     if options.is_greedy and options.repetition_penalty == 1.0:
         return lambda logits, ids, step: decode.greedy(logits, ids, vocab=vocab)
-    here, number = mg.backend.get(model.where["device"])
-    return Chooser(here, options, len(seen), vocab, uniforms, seen, dtype=decode.stream_dtype(model.where["dtype"]), number=number)
+    there = mg.backend.get(model.where["device"])
+    return Chooser(there, options, len(seen), vocab, uniforms, seen, dtype=decode.stream_dtype(model.where["dtype"]))
 
 
 class Stepper:
@@ -43,7 +43,7 @@ class Stepper:
     @staticmethod
     def fits(model: Any, rows: int) -> bool:
         """Whether this model's backend has kernels for so many rows, and the model is one that they are for."""
-        here, _ = mg.backend.get(model.where["device"])
+        here = mg.backend.get(model.where["device"]).backend
         return (all(name in here.kernels for name in decode.KERNELS) and rows <= decode.ROWS and not model.training
                 and getattr(model, "F", None) is fused and not model.hooked and model.compute_dtype == model.where["dtype"]
                 and model.config.n_embd // model.config.n_head <= decode.HEAD)
@@ -51,17 +51,16 @@ class Stepper:
     def __init__(self, model: Any, cache: KVCache, choose: Choose | None = None) -> None:
         model.lay_out()
         self.model, self.cache, self.choose, self.read_so_far = model, cache, choose, 0
-        self.xp, self.number = mg.backend.get(model.where["device"])
-        self.xp.at(cache.keys)
+        self.there = mg.backend.get(model.where["device"])
         config, rows = model.config, cache.keys.shape[1]
         d, heads, stream = config.n_embd, config.n_head, decode.stream_dtype(model.where["dtype"])
 
         def room(*shape: int, dtype: str = stream) -> Any:
-            return self.xp.adopt(self.xp.zeros(shape, dtype=dtype), device=self.number)
+            return self.there.zeros(shape, dtype=dtype)
 
         self.ids = room(1 + AHEAD, rows, dtype="int64")         # the tokens to be read, and the AHEAD that were before
-        self.state = self._there([cache.length, 0])             # places taken of the cache, and tokens read
-        self.pad = self._there(cache.padded)
+        self.state = self.there.array([cache.length, 0], dtype="int64")         # places taken of the cache, and tokens read
+        self.pad = self.there.array(cache.padded, dtype="int64")
         self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)                     # 3 × [B, d]
         self.inner = room(rows, config.n_inner or 4 * d)                                         # [B, n]
         self.logits = room(rows, config.vocab_size)                                              # [B, V]
@@ -69,10 +68,7 @@ class Stepper:
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
         self.wte, self.wpe = model.wte.weight.array, model.wpe.weight.array
-        self.next = self.xp.captured(self.step)
-
-    def _there(self, numbers: Any) -> Any:
-        return self.xp.array(np.array(numbers, np.int64), device=self.number)
+        self.next = self.there.backend.captured(self.step)
 
     def _layer(self, block: Any) -> Any:
         at, mlp = block.attn, block.mlp
@@ -97,8 +93,7 @@ class Stepper:
             self.choose(self.logits, self.ids[0, :], self.state[1:2])                            # [B, V] -> [B]
 
     def _start(self, token: Sequence[int]) -> None:
-        self.xp.at(self.ids)
-        self.ids[0, :] = self._there(token)
+        self.ids[0, :] = self.there.array(token, dtype="int64")         # and the device is the current one
         self.next()
 
     def read(self, token: Sequence[int]) -> np.ndarray:
@@ -106,7 +101,7 @@ class Stepper:
         self._start(token)
         self.cache.advance(1)
         self.read_so_far += 1
-        return self.xp.host(self.logits)
+        return self.there.backend.host(self.logits)
 
     def tokens(self, token: Sequence[int], n: int) -> Iterator[list[list[int]]]:
         """The n tokens [B] that follow `token` as `choose` has them, in batches of 1, 2, 4 … AHEAD: one wait for each.
@@ -116,7 +111,7 @@ class Stepper:
         asked = size = 1
         self._start(token)
         while asked:
-            said = self.xp.host(self.ids).tolist()      # the last of them, and the ones before it where `embed` kept them
+            said = self.there.backend.host(self.ids).tolist()  # the last of them, and the ones before it where `embed` kept them
             batch = [*(said[1 + (self.read_so_far + i) % AHEAD] for i in range(1, asked)), said[0]]
             self.cache.advance(asked)
             self.read_so_far, n, size = self.read_so_far + asked, n - asked, min(2 * size, AHEAD)
@@ -124,7 +119,7 @@ class Stepper:
             for _ in range(asked):
                 self.next()
             yield batch
-            self.xp.at(self.ids)                        # whoever took it may have computed elsewhere
+            self.there.use()                            # whoever took it may have computed elsewhere
 
 
 def norm_of(layer_norm: Any) -> tuple[Any, Any]:

@@ -293,7 +293,7 @@ def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGr
     check(args, group)
     begin = origin(args, sources, data)
     said = list(other_settings(args, begin.record, begin.place, len(data.val))) if args.init_from == "resume" else []
-    needs, free = footprint(begin.config, args, group.world_size), mg.backend.get(group.place(args.backend))[0].free_memory() // parts
+    needs, free = footprint(begin.config, args, group.world_size), mg.backend.get(group.place(args.backend)).backend.free_memory() // parts
     if args.dry_run and group.rank == 0:
         print(table(needs, free))
     check_fits(needs, free, args)
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     if ready is None:
         return 0
     data, trainer, record = ready
-    mg.backend.get(where)[0].settle(part, parts)
+    mg.backend.get(where).backend.settle(part, parts)
     with group.watched():
         return trained(args, sources, data, trainer, record)
 

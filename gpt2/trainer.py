@@ -128,6 +128,5 @@ class Trainer:
         self.scaler.factor, self.scaler.good = float(state["scaler"]["factor"]), int(state["scaler"]["good"])
         for name, p, mine in self._states():
             mine["step"] = int(state["adamw_steps"][name])
-            here, number = mg.backend.get(p.device)
             if mine["step"]:
-                mine.update({kind: here.array(moments[f"{kind}.{name}"], device=number) for kind in ("exp_avg", "exp_avg_sq")})
+                mine.update({kind: mg.backend.get(p.device).array(moments[f"{kind}.{name}"]) for kind in ("exp_avg", "exp_avg_sq")})

@@ -130,10 +130,10 @@ class ProcessGroup:
 
         GPUs are dealt out to the processes of a machine.
         """
-        here, _ = backend.get(name)
+        library = backend.get(name).backend
         if self.world_size == 1 or ":" in name:
             return name
-        return here.label(self.local_rank % here.count())
+        return str(backend.Device(library, self.local_rank % library.count()))
 
     def sharing(self, device: str) -> tuple[int, int]:
         """(i, n): of the n processes of this machine that compute on this device, this is number i.
@@ -173,7 +173,7 @@ class MPIGroup(ProcessGroup):
             request.Wait()
             self.under_way.remove(request)
             if buffer is not array:
-                array[...] = here.adopt(buffer, device=backend.get(here.device(array))[1])
+                array[...] = here.device(array).adopt(buffer)
 
         return wait
 
@@ -195,7 +195,7 @@ class NCCLGroup(MPIGroup):
 
     def __init__(self, MPI: Any, name: str) -> None:
         super().__init__(MPI)
-        self.between = self.together(lambda: backend.get(self.place(name))[0].communicator())
+        self.between = self.together(lambda: backend.get(self.place(name)).backend.communicator())
         unique = self.comm.bcast(self.between.unique_id() if self.rank == 0 else None)
         self.together(lambda: self.between.connect(self.rank, self.world_size, unique))
 

@@ -129,7 +129,7 @@ def _gpu() -> dict[str, Any]:
     """
     found: dict[str, Any] = {"driver": _driver(), "cuda": None, "devices": [], "reason": None}
     try:
-        cupy = backend.get("cupy")[0].namespace
+        cupy = backend.get("cupy").backend.namespace
     except MinigradError as error:
         found["reason"] = _line(error)
         return found

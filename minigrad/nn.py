@@ -25,8 +25,7 @@ M = TypeVar("M", bound="Module")
 
 def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") -> Parameter:
     """A parameter whose values are yet to be assigned."""
-    here, number = backend.get(device)
-    return Parameter(Tensor(here.adopt(here.namespace.empty(shape, dtype=dtype), device=number)))
+    return Parameter(Tensor(backend.get(device).empty(shape, dtype=dtype)))
 
 
 def forget(parameters: Iterable[Tensor], set_to_none: bool) -> None:
@@ -322,10 +321,10 @@ class LayerNorm(Module):
     @hints.instead
     def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: str = "float32",
                  device: str = "numpy") -> None:
-        here, number = backend.get(device)
+        there = backend.get(device)
         self.eps = eps
-        self.weight = Parameter(here.array([1.0] * normalized_shape, dtype=dtype, device=number))
-        self.bias = Parameter(here.array([0.0] * normalized_shape, dtype=dtype, device=number))
+        self.weight = Parameter(there.array([1.0] * normalized_shape, dtype=dtype))
+        self.bias = Parameter(there.array([0.0] * normalized_shape, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:                             # [..., d] -> [..., d]
         return F.layer_norm(x, self.weight, self.bias, eps=self.eps)

@@ -61,13 +61,13 @@ def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, An
     """
     key, given = _key(key), whole(shape, "the shape of random numbers")
     sizes = (given,) if isinstance(given, int) else given
-    here, number = backend.get(device)
+    there = backend.get(device)
     with backend.explaining(f"random numbers {list(sizes)}"):
-        out = here.adopt(here.namespace.empty(math.prod(sizes), dtype=dtype), device=number)
+        out = there.empty(math.prod(sizes), dtype=dtype)
         for start in range(0, len(out), _BLOCK):
             stop = min(start + _BLOCK, len(out))
-            out[start:stop] = draw(here, raw_bits(here, key, stop - start, start))
-        return Tensor(here.reshape(out, sizes))
+            out[start:stop] = draw(there.backend, raw_bits(there.backend, key, stop - start, start))
+        return Tensor(there.backend.reshape(out, sizes))
 
 
 def uniform(key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0,

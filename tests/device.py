@@ -19,7 +19,7 @@ from minigrad.testing import cuda, double
 
 DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "double")
 double.install()
-HERE: Any = backend.get(DEVICE)[0]
+HERE: Any = backend.get(DEVICE).backend
 needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
                                     reason="g++ is not installed: the kernels cannot be run on a CPU")
 

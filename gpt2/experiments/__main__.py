@@ -105,8 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.which and "weight-histograms" not in names:
         raise UsageError(f"--which is of weight-histograms alone, and not of {', '.join(names)}")
     check_writable(args.out / names[0])
-    library, number = mg.backend.get(backend_of(args))
-    lab = Lab(args.model, library.label(number), args.data, args.seed, args.which or "all")
+    lab = Lab(args.model, str(mg.backend.get(backend_of(args))), args.data, args.seed, args.which or "all")
     _ = lab.path                                        # a model that is not there is said before anything is measured
     documents, code = list[dict[str, Any]](), 0
     for name in names:

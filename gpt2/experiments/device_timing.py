@@ -25,7 +25,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     gpu = lab.device.startswith("cupy")
     config = GPT2Config() if gpu else GPT2Config(n_embd=256, n_layer=4, n_head=4, vocab_size=8192, n_positions=256)
     batch, tokens = 8, config.n_positions
-    here, _ = mg.backend.get(lab.device)
+    here = mg.backend.get(lab.device).backend
     peak = 2 * 2048**3 / (1e-6 * _product(lab.device, 2048)[0])
     ids = np.random.default_rng(lab.seed).integers(0, config.vocab_size, (batch, tokens + 1))
     flop = sum(s.flop * s.times for s in stages(config, batch, tokens))
@@ -74,7 +74,7 @@ def wins(sweep: list[dict[str, Any]], device: str) -> int | None:
 
 def _product(device: str, n: int) -> tuple[float, float, float]:
     """Microseconds of a product [n, n] @ [n, n]: median and quartiles."""
-    here, _ = mg.backend.get(device)
+    here = mg.backend.get(device).backend
     a = mg.random.normal(mg.random.key(n), (n, n), device=device)
     ms, low, high = quartiles(clock(lambda: mg.matmul(a, a), here.synchronize, REPEATS)[0])
     return 1e3 * ms, 1e3 * low, 1e3 * high

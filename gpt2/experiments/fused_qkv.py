@@ -49,7 +49,7 @@ def ways() -> dict[str, Callable[[mg.Tensor, mg.Tensor], mg.Tensor]]:
 def measure(lab: Lab) -> dict[str, Any]:
     rng = np.random.default_rng(lab.seed)
     x, w, g = rng.standard_normal((1, T, D)), rng.standard_normal((D, 3 * D)) / math.sqrt(D), rng.standard_normal((1, T, D))
-    here, _ = mg.backend.get(lab.device)
+    here = mg.backend.get(lab.device).backend
     rows, first = [], None
     for name, f in ways().items():
         made = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import BackendUnavailable, DeviceError, DTypeError, MinigradError
-from .base import Backend
+from .base import Backend, Device
 from .numpy import NumpyBackend
 
 _DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
@@ -80,12 +80,11 @@ def get_float32_matmul_precision() -> str:
     return "high" if Backend.tf32 else "highest"
 
 
-def get(name: str) -> tuple[Backend, int]:
-    """The backend called `name`, and the number of the device in it.
+def get(name: str) -> Device:
+    """The device called `name`, which becomes the current one of this thread.
 
-    name: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy). The device becomes the
-    current one of this thread. BackendUnavailable says what is missing and how to get it; "cupy"
-    never falls back to NumPy.
+    name: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy). BackendUnavailable says
+    what is missing and how to get it; "cupy" never falls back to NumPy.
     """
     library, _, number = name.partition(":")
     if number and not number.isdigit():
@@ -99,9 +98,7 @@ def get(name: str) -> tuple[Backend, int]:
         register(load())
     if library not in _named:
         raise DeviceError(f"there is no backend {name!r}; choose auto, numpy, cupy or cupy:N")
-    backend = _named[library]
-    backend.use(int(number or 0))
-    return backend, int(number or 0)
+    return Device(_named[library], int(number or 0)).use()
 
 
 def loaded(name: str) -> Backend | None:
@@ -112,20 +109,20 @@ def loaded(name: str) -> Backend | None:
     return _named.get(name)
 
 
-def _automatic() -> tuple[Backend, int]:
+def _automatic() -> Device:
     """The first GPU that can be used, else NumPy; what stands in the way of a GPU is not said."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            gpus = get("cupy:0")[0]
+            return get("cupy:0")
         except BackendUnavailable:
             gpus = _named.get("cupy", cpu)
-        for number in range(gpus.count() if gpus is not cpu else 0):
+        for number in range(1, gpus.count()):
             try:
                 return get(f"cupy:{number}")
             except BackendUnavailable:
                 continue
-    return cpu, 0
+    return Device(cpu)
 
 
 def explained(error: BaseException, what: str = "") -> MinigradError | None:

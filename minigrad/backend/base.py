@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DeviceError, MinigradError
@@ -74,13 +75,9 @@ class Backend:
         setattr(self, name, value)                      # the next look-up does not come here
         return value
 
-    def device(self, array: Any) -> str:
-        """The device that holds `array`, as `.to()` takes it."""
-        return self.name
-
-    def label(self, number: int) -> str:
-        """What device `number` is called, as `.to()` takes it."""
-        return self.name
+    def device(self, array: Any) -> Device:
+        """The device that holds `array`."""
+        return Device(self)
 
     def count(self) -> int:
         """How many devices there are."""
@@ -104,15 +101,15 @@ class Backend:
         """
         return None
 
-    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+    def array(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
         """A new array that holds a copy of `value`.
 
-        value: an array of this library or of NumPy, or nested lists. device: its number; without
+        value: an array of this library or of NumPy, or nested lists. number: the device's; without
         one an array stays on the device it is on, and all else comes to device 0.
         """
         return self.namespace.array(value, dtype=dtype, copy=True)
 
-    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+    def adopt(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
         """`value` as an array of this library, copied only where that cannot be avoided."""
         return self.namespace.asarray(value, dtype=dtype)
 
@@ -209,3 +206,42 @@ class Backend:
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device of this number in a backend. `str` is its name, as `.to()` takes it: "cupy:1".
+
+    Arrays are made on it by its methods, which make it the current device of this thread.
+    """
+
+    backend: Backend
+    number: int = 0
+
+    def __str__(self) -> str:
+        return self.backend.name + f":{self.number}" * self.backend.devices
+
+    def use(self) -> Device:
+        """The device itself, which is this thread's current one from here on (`Backend.use`)."""
+        self.backend.use(self.number)
+        return self
+
+    def array(self, value: Any, dtype: Any = None) -> Any:
+        """A new array with a copy of `value`: an array of the backend or of NumPy, or lists."""
+        return self.backend.array(value, dtype, self.number)
+
+    def adopt(self, value: Any, dtype: Any = None) -> Any:
+        """`value` as an array on this device, copied only where that cannot be avoided."""
+        return self.backend.adopt(value, dtype, self.number)
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        return self.use().backend.empty(shape, dtype=dtype)
+
+    def zeros(self, shape: Any, dtype: Any) -> Any:
+        return self.use().backend.zeros(shape, dtype=dtype)
+
+    def ones(self, shape: Any, dtype: Any) -> Any:
+        return self.use().backend.ones(shape, dtype=dtype)
+
+    def arange(self, n: int) -> Any:
+        return self.use().backend.arange(n)

@@ -14,7 +14,7 @@ from ..errors import BackendUnavailable, DeviceError, MinigradError
 
 # cupy_attention, cupy_choose and cupy_decode add their kernels to KERNELS
 from . import cublas, cupy_attention, cupy_choose, cupy_decode, cupy_errors  # noqa: F401
-from .base import Backend, half
+from .base import Backend, Device, half
 from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
 from .cupy_kernels import KERNELS, LOGITS, add_rows, fits
 from .special import flat_places, running_sums
@@ -138,11 +138,8 @@ class CupyBackend(Backend):
         """The compute capability of the current device: 80 for 8.0."""
         return int(self.namespace.cuda.Device().compute_capability)
 
-    def device(self, array: Any) -> str:
-        return f"{self.name}:{array.device.id}"
-
-    def label(self, number: int) -> str:
-        return f"{self.name}:{number}"
+    def device(self, array: Any) -> Device:
+        return Device(self, array.device.id)
 
     def count(self) -> int:
         return int(self.namespace.cuda.runtime.getDeviceCount())
@@ -155,7 +152,7 @@ class CupyBackend(Backend):
 
     def _look_at(self, device: Any) -> None:
         """DeviceError where there is no GPU of its number; BackendUnavailable if it is unusable."""
-        count, place = self.count(), self.label(device.id)
+        count, place = self.count(), str(Device(self, device.id))
         if device.id >= count:
             raise DeviceError(f"{place} does not exist; this machine has {count} "
                               f"GPU{'s' * (count > 1)}, numbered from 0")
@@ -185,29 +182,29 @@ class CupyBackend(Backend):
             number = self.namespace.cuda.runtime.getDevice()
         except Exception:                               # no driver
             number = 0
-        return explained(self.namespace, error, what, self.label(number))
+        return explained(self.namespace, error, what, str(Device(self, number)))
 
-    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        return self._made(self.namespace.array, value, dtype, device)
+    def array(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
+        return self._made(self.namespace.array, value, dtype, number)
 
-    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
-        return self._made(self.namespace.asarray, value, dtype, device)
+    def adopt(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
+        return self._made(self.namespace.asarray, value, dtype, number)
 
-    def _made(self, make: Any, value: Any, dtype: Any, device: int | None) -> Any:
+    def _made(self, make: Any, value: Any, dtype: Any, number: int | None) -> Any:
         """make(value) on a device: an array of ours stays on its own, all else comes to the first.
 
-        device: the number of the one it comes to instead.
+        number: of the one it comes to instead.
         """
         try:
             if isinstance(value, self.namespace.ndarray):
                 here = value.data.device_id
-                if device not in (None, here):          # it travels in one piece
+                if number not in (None, here):          # it travels in one piece
                     self.use(here)
                     value = self.namespace.ascontiguousarray(value)
-                    here = device
+                    here = number
                 self.use(here)
             else:
-                self.use(device or 0)
+                self.use(number or 0)
             return make(value, dtype=dtype)
         except MinigradError:
             raise

@@ -80,7 +80,7 @@ def _typed(op: Any, arrays: Sequence[Any]) -> list[tuple[int, Any]]:
             if i in op.typed and type(a) not in SCALARS and a.dtype.kind != "b"]
 
 
-def device_of(array: Any) -> str:
+def device_of(array: Any) -> backend.Device:
     """The device of an array; TypeError for what is none."""
     return backend.of(array).device(array)
 

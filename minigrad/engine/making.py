@@ -41,22 +41,21 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None,
     foreign = not hasattr(value, "dtype")
     if device is None:
         try:
-            here, number = backend.of(value), 0
-            number = int(here.device(value).partition(":")[2] or 0)
+            there = backend.of(value).device(value)
         except TypeError:
-            here, number = backend.cpu, 0
+            there = backend.Device(backend.cpu)
     else:
-        here, number = backend.get(device)
-    known = (*here.array_types, *backend.cpu.array_types)
+        there = backend.get(device)
+    known = (*there.backend.array_types, *backend.cpu.array_types)
     if hasattr(value, "__dlpack__") and not isinstance(value, known):
         value, foreign = _from_dlpack(value), False
-    if not isinstance(value, here.array_types) and not foreign:
+    if not isinstance(value, there.backend.array_types) and not foreign:
         value = backend.of(value).host(value)
     if foreign:                                         # numbers become an array here first
         value = backend.cpu.array(value, dtype=dtype)
         if dtype is None and value.dtype == "float64":
             value = value.astype("float32")
-    array = here.array(value, dtype=dtype, device=number)
+    array = there.array(value, dtype=dtype)
     if array.dtype.kind not in "iub" + FLOATS:
         raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
     out = Tensor(array)
@@ -73,7 +72,7 @@ def _holds_gradients(values: Any) -> bool:
 
 def _from_dlpack(value: Any) -> Any:
     kind, _ = value.__dlpack_device__()
-    library = backend.cpu if int(kind) == 1 else backend.get("cupy")[0]
+    library = backend.cpu if int(kind) == 1 else backend.get("cupy").backend
     return library.namespace.from_dlpack(value)
 
 

@@ -35,7 +35,7 @@ class Value:
     @property
     def device(self) -> str:
         """"numpy", or "cupy:N"."""
-        return backend.of(self.array).device(self.array)
+        return str(backend.of(self.array).device(self.array))
 
     @property
     def is_leaf(self) -> bool:

@@ -37,8 +37,8 @@ def identity(xp, x):
 @op(x=lambda g, device, source: to_op(g, device=source, source=device))
 def to_op(xp, x, *, device, source):
     """A copy of x on another device; its gradient goes back to `source`, where x is."""
-    library, number = backend.get(device)
-    return library.array(x if library is xp else xp.host(x), device=number)
+    there = backend.get(device)
+    return there.array(x if there.backend is xp else xp.host(x))
 
 
 def to(x: Any, device: str) -> Any:
@@ -46,8 +46,7 @@ def to(x: Any, device: str) -> Any:
 
     BackendUnavailable where the device is not to be had.
     """
-    library, number = backend.get(device)
-    return x if x.device == library.label(number) else to_op(x, device=device, source=x.device)
+    return x if x.device == str(backend.get(device)) else to_op(x, device=device, source=x.device)
 
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))

@@ -121,16 +121,16 @@ def cupy_function(value: Callable[..., Any], vjp: Callable[..., Any], *, device:
     arrays lie in memory as those that the laws drew: a kernel that takes any memory for C order is
     found. BackendUnavailable without CuPy or a GPU.
     """
-    library, number = backend.get(device)
+    there = backend.get(device)
 
     def array(a: Any) -> Any:
         how = "C"
         if not a.flags.c_contiguous:
             how = "F" if a.flags.f_contiguous else "reversed" if min(a.strides) < 0 else "strided"
-        return lay(library, library.array(np.array(a, order="C"), device=number), how)
+        return lay(there.backend, there.array(np.array(a, order="C")), how)
 
     def numbers(y: Any) -> Any:
-        return library.host(y)
+        return there.backend.host(y)
 
     def computed(*arrays: Any, **settings: Any) -> Any:
         return numbers(value(*map(array, arrays), **_converted(settings, array)))

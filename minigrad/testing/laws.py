@@ -387,7 +387,7 @@ def repeat(run: Run) -> float:
             _elsewhere(run, how, u)
     if first != bits():
         raise Broken("a second run gave other bits")
-    if run.subject.function is not None and not (half(run.dtype) and run.library.takes_half):
+    if run.subject.function is not None and not (half(run.dtype) and run.there.backend.takes_half):
         # a GPU's kernel that adds to a sum of 16 bits rounds once, the definition twice
         with explicit():
             if first != bits():

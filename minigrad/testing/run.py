@@ -33,8 +33,8 @@ class Run:
         self.wide = [a.astype(WIDE) for a in self.arrays]   # these numbers, not the example's
         self.finite = all(bool(np.isfinite(a).all()) for a in self.wide)
         self.draw = numbers_of(example, "cotangents")
-        self.library = backend.get(device)[0]
-        self.settings = _settled(example.settings, self.library, device)
+        self.there = backend.get(device)
+        self.settings = _settled(example.settings, self.there)
         self.cotangents: list[Any] = []
         self.coarse = self.dtype                # of the dtypes on the way the one that rounds most
         self.forget()
@@ -76,8 +76,7 @@ class Run:
     # ── inputs ──
     def on_device(self, array: Any, how: str = "C") -> Tensor:
         """A constant with these numbers on the device."""
-        there = self.library.array(array, device=_number(self.device))
-        return Tensor(lay(self.library, there, how))
+        return Tensor(lay(self.there.backend, self.there.array(array), how))
 
     def leaves(self, only: int | None = None) -> list[Tensor]:
         """The arguments on the device, in the example's layouts; all want gradients, or one."""
@@ -140,7 +139,7 @@ class Run:
         The value alone without a cotangent.
         """
         # settings of its own: what writes to them is found by a law
-        settings = _settled(self.example.settings, backend.cpu, "numpy")
+        settings = _settled(self.example.settings, backend.get("numpy"))
         if subject.function is None:
             assert subject.value is not None
             y = plain(subject.value(*arrays, **settings), arrays[0].dtype, "the function")
@@ -343,7 +342,7 @@ class Run:
         if shape is not None and tuple(x.shape) != tuple(shape):
             raise Broken(f"{what} is of shape {list(x.shape)}, not {list(shape)}")
         if self.subject.function is not None:
-            array, library = x.array, self.library
+            array, library = x.array, self.there.backend
             if not isinstance(array, library.array_types) or type(array) in library.scalar_types:
                 raise Broken(f"{what} holds a {type(x.array).__name__}, no array of {self.device}")
             if x.device != self.on_device(np.zeros((), self.dtype)).device:
@@ -433,17 +432,13 @@ def _short(a: Any) -> str:
     return text if len(text) < 400 else text[:400] + " …"
 
 
-def _number(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
-
-
-def _settled(value: Any, library: Any, device: str) -> Any:
+def _settled(value: Any, there: backend.Device) -> Any:
     """Settings with their NumPy arrays moved to the device."""
     if isinstance(value, dict):
-        return {k: _settled(v, library, device) for k, v in value.items()}
+        return {k: _settled(v, there) for k, v in value.items()}
     if isinstance(value, tuple):
-        return tuple(_settled(v, library, device) for v in value)
-    return library.array(value, device=_number(device)) if isinstance(value, np.ndarray) else value
+        return tuple(_settled(v, there) for v in value)
+    return there.array(value) if isinstance(value, np.ndarray) else value
 
 
 def _arrays(value: Any) -> list[Any]:

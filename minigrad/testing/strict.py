@@ -217,14 +217,14 @@ class StrictBackend(Backend):
         """A dtype in the standard's own words."""
         return dtype if dtype is None else getattr(self.standard, np.dtype(dtype).name)
 
-    def array(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+    def array(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
         if isinstance(value, self.kept):
             copy = self.standard.asarray(value.held, copy=True)
             other = dtype is not None
             return self.kept(self.standard.astype(copy, self.kind(dtype)) if other else copy)
         return self.kept(self.standard.asarray(np.array(value, dtype=dtype), device=self.place))
 
-    def adopt(self, value: Any, dtype: Any = None, device: int | None = None) -> Any:
+    def adopt(self, value: Any, dtype: Any = None, number: int | None = None) -> Any:
         as_is = isinstance(value, self.kept) and dtype in (None, value.dtype)
         return value if as_is else self.array(value, dtype)
 

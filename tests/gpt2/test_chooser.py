@@ -14,7 +14,7 @@ from long import slow_unless
 from gpt2.chooser import Chooser
 from gpt2.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
-from minigrad.backend import cupy_choose
+from minigrad.backend import Device, cupy_choose
 from minigrad.backend.cupy import source
 from minigrad.testing import cuda, double
 
@@ -77,7 +77,7 @@ def test_it_is_the_host_s(kind: str, rows: int, n: int, spare: int, steps: int, 
     uniforms, seen = rng.random((steps, rows)), [rng.integers(0, n, rng.integers(0, 5)).tolist() for _ in range(rows)]
     if seed % 4 == 0:
         uniforms[0] = 0.0                               # the first that may be drawn
-    mine = Chooser(HERE, chosen, rows, n, uniforms, seen, dtype=dtype)
+    mine = Chooser(Device(HERE), chosen, rows, n, uniforms, seen, dtype=dtype)
     ids = HERE.array(np.full(rows, -7))
     for step in range(steps):
         x = _logits(kind, rng, rows, n, dtype)
@@ -100,7 +100,7 @@ def test_what_reaches_a_border_is_within_it(dtype: str):
     """Of equal logits, whose sums are exact so that no rounding decides, a draw takes the host's id; of 0, the first that may be drawn."""
     x, uniforms = np.full((1, 1024), 0.5, dtype), np.array([[0.0], [0.6]])
     for chosen in (SamplingOptions(top_p=0.75), SamplingOptions(min_p=1.0)):
-        mine, ids = Chooser(HERE, chosen, 1, 1024, uniforms, [[]], dtype=dtype), HERE.array(np.zeros(1, np.int64))
+        mine, ids = Chooser(Device(HERE), chosen, 1, 1024, uniforms, [[]], dtype=dtype), HERE.array(np.zeros(1, np.int64))
         for step in (0, 1):
             mine(HERE.array(x), ids, HERE.array(np.array([step])))
             assert HERE.host(ids).tolist() == choose(x, chosen, [[]], uniforms[step]).tolist(), (chosen, step)
@@ -113,7 +113,7 @@ def test_the_highest_draw_is_the_last_id():
     x = np.random.default_rng(0).standard_normal((rows, n)).astype(np.float32)
     x[:, -3:] = -np.inf
     draws, ids = np.full((1, rows), 1.0 - 2.0**-53), HERE.array(np.zeros(rows, np.int64))
-    mine = Chooser(HERE, SamplingOptions(), rows, n, draws, [[]] * rows)
+    mine = Chooser(Device(HERE), SamplingOptions(), rows, n, draws, [[]] * rows)
     mine(HERE.array(x), ids, HERE.array(np.array([0])))
     assert HERE.host(ids).tolist() == [n - 4] * rows
 
@@ -124,7 +124,7 @@ def test_its_definition_is_the_host_s(kind: str, n: int, chosen: SamplingOptions
     rng = np.random.default_rng(seed)
     x, uniforms, seen = _logits(kind, rng, 2, n, "float32"), rng.random((1, 2)), [[0], []]
     ids = np.zeros(2, np.int64)
-    Chooser(backend.cpu, chosen, 2, n, uniforms, seen)(x, ids, np.array([0]))
+    Chooser(Device(backend.cpu), chosen, 2, n, uniforms, seen)(x, ids, np.array([0]))
     assert ids.tolist() == choose(x, chosen, seen, uniforms[0]).tolist()
 
 
@@ -134,7 +134,7 @@ def test_draws_beside_borders_and_what_was_seen(here: Any):
     """A draw a millionth on either side of a border; a token of 6 in a million; seen tokens, also id 0, are not said again."""
     def chosen(x: list[float], options: SamplingOptions, draws: list[float], seen: list[int], vocab: int = 0) -> tuple[list[int], Any]:
         ids, vocab = here.array(np.zeros(1, np.int64)), vocab or len(x)
-        mine, found = Chooser(here, options, 1, vocab, np.array(draws)[:, None], [seen], dtype="float64"), []
+        mine, found = Chooser(Device(here), options, 1, vocab, np.array(draws)[:, None], [seen], dtype="float64"), []
         for step in range(len(draws)):
             mine(here.array(np.array([x])), ids, here.array(np.array([step])))
             found.append(int(here.host(ids)[0]))
@@ -152,9 +152,8 @@ def test_draws_beside_borders_and_what_was_seen(here: Any):
 def test_it_chooses_where_the_logits_are():
     """All that it keeps is on the device that it is told, whatever the current one is."""
     double.install().use(0)
-    number = 1
-    mine = Chooser(double.install(), SamplingOptions(repetition_penalty=1.3), 2, 9, np.zeros((1, 2)), [[1], [2]], number=number)
-    assert {a.device.id for a in (mine.uniforms, mine.weights, mine.seen)} == {number}
+    mine = Chooser(Device(double.install(), 1), SamplingOptions(repetition_penalty=1.3), 2, 9, np.zeros((1, 2)), [[1], [2]])
+    assert {a.device.id for a in (mine.uniforms, mine.weights, mine.seen)} == {1}
     double.install().use(0)
 
 
@@ -165,8 +164,8 @@ def test_logits_that_are_not_numbers(bad: float, greedy: bool):
     x = np.zeros((3, 40), np.float32)
     x[1, 30], x[2, :] = bad, -np.inf
     for here in (HERE, backend.cpu):
-        ids = here.array(np.zeros(3, np.int64))
-        Chooser(here, SamplingOptions(greedy=greedy), 3, 40, np.zeros((1, 3)), [[]] * 3)(here.array(x), ids, here.array(np.array([0])))
+        ids, step = here.array(np.zeros(3, np.int64)), here.array(np.array([0]))
+        Chooser(Device(here), SamplingOptions(greedy=greedy), 3, 40, np.zeros((1, 3)), [[]] * 3)(here.array(x), ids, step)
         assert here.host(ids).tolist() == [0, -1, -1]
 
 
@@ -174,7 +173,7 @@ def test_equal_calls_give_equal_ids_and_draws_follow_the_weights():
     """Evenly spread draws choose each token as often as its probability says, to one draw."""
     x = np.log(np.array([[0.1, 0.2, 0.3, 0.4]], np.float32))
     uniforms = (np.arange(200)[:, None] + 0.5) / 200
-    mine, ids = Chooser(HERE, SamplingOptions(), 1, 4, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
+    mine, ids = Chooser(Device(HERE), SamplingOptions(), 1, 4, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
     twice = []
     for _ in range(2):
         found = []
@@ -218,7 +217,7 @@ def test_a_vocabulary_whose_sums_would_not_fit(monkeypatch: pytest.MonkeyPatch):
     x, uniforms = (rng.standard_normal((1, n)) * 2.0).astype(np.float32), rng.random((20, 1))
     monkeypatch.setattr(cupy_choose, "SUMS", 7)
     for chosen in (SamplingOptions(), SamplingOptions(top_p=0.8)):
-        mine, ids = Chooser(HERE, chosen, 1, n, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
+        mine, ids = Chooser(Device(HERE), chosen, 1, n, uniforms, [[]]), HERE.array(np.zeros(1, np.int64))
         for step in range(20):
             mine(HERE.array(x), ids, HERE.array(np.array([step])))
             assert HERE.host(ids).tolist() == choose(x, chosen, [[]], uniforms[step]).tolist()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
-from minigrad.backend import blas, cpu
+from minigrad.backend import Device, blas, cpu
 from minigrad.backend.base import Backend
 from minigrad.backend.special import erf
 
@@ -27,7 +27,7 @@ EPS = float(np.finfo(np.float64).eps)
 # ── which there are ──
 def test_numpy_is_there():
     """"numpy" is the CPU; a memory-mapped array and NumPy's scalars belong to it; a list belongs to none."""
-    assert backend.get("numpy") == (cpu, 0) and backend.get("numpy:0") == (cpu, 0) and cpu.name == "numpy"
+    assert backend.get("numpy") == backend.get("numpy:0") == Device(cpu) and str(Device(cpu)) == cpu.name == "numpy"
     class Mapped(np.ndarray):
         pass
 
@@ -85,7 +85,7 @@ def test_cupy_without_a_gpu_says_what_is_missing(installed: Any, words: list[str
         assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
         for word in words:
             assert word in str(caught.value), f"{word!r} is missing in {str(caught.value)!r}"
-    assert backend.get("auto") == (cpu, 0)
+    assert backend.get("auto") == Device(cpu)
 
 
 def test_devices_never_mix():

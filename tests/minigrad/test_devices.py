@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
-from minigrad.backend import cpu, cupy, cupy_errors
+from minigrad.backend import Device, cpu, cupy, cupy_errors
 from minigrad.testing import double
 from minigrad.testing.domains import DOMAINS
 from minigrad.testing.run import Run
@@ -49,10 +49,29 @@ def test_an_op_stays_on_its_device(name: str, data: Any):
             _other(device)
             first = [g for g in mg.gradients(y, xs, seed, create_graph=True) if g.requires_grad]
             for g in first:
-                one = mg.Tensor(HERE.array(np.ones(g.shape, g.dtype), device=int(device[-1])))
+                one = mg.Tensor(backend.get(device).array(np.ones(g.shape, g.dtype)))
                 _other(device)
                 second = mg.gradients(g, xs, one, retain_graph=True)
                 assert {t.device for t in (g, *second)} <= {device}
+
+
+@pytest.mark.parametrize("device", ["double:0", "double:1"])
+def test_a_device_makes_arrays_on_it(device: str):
+    """Whichever is current, and it is the current one afterwards. An array of another device is brought to it, in pieces too."""
+    there, elsewhere = backend.get(device), Device(HERE, 1 - int(device[-1]))
+    assert str(there) == device and there == Device(HERE, int(device[-1])) != elsewhere
+    away, half = elsewhere.arange(6)[::2], {"dtype": "float16"}
+    made: list[tuple[Callable[[], Any], Any, list[int] | None]] = [
+        (lambda: there.array([1, 2], **half), "float16", [1, 2]), (lambda: there.array(away), "int64", [0, 2, 4]),
+        (lambda: there.adopt(np.ones(2, np.float32), **half), "float16", [1, 1]), (lambda: there.adopt(np.ones(2)), "float64", [1, 1]),
+        (lambda: there.adopt(away), "int64", [0, 2, 4]),
+        (lambda: there.empty((2,), dtype="int32"), "int32", None), (lambda: there.zeros((2,), dtype="float32"), "float32", [0, 0]),
+        (lambda: there.ones((2,), dtype="float32"), "float32", [1, 1]), (lambda: there.arange(3), "int64", [0, 1, 2])]
+    for make, dtype, numbers in made:
+        elsewhere.use()
+        array = make()
+        assert HERE.device(array) == there and double._thread.devices[-1] == there.number and array.dtype == dtype
+        assert numbers is None or HERE.host(array).tolist() == numbers
 
 
 @pytest.mark.parametrize("device", ["double:0", "double:1"])
@@ -273,14 +292,14 @@ def test_what_is_wrong_is_said_in_one_line(case: str, monkeypatch: pytest.Monkey
     assert all(word in said for word in words), said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend.get("auto") == (cpu, 0)
+        assert backend.get("auto") == Device(cpu)
 
 
 def test_auto_takes_the_first_gpu_that_can_be_used(monkeypatch: pytest.MonkeyPatch):
     """A GPU too old for the kernels is passed over; by its name it is refused."""
     monkeypatch.setattr(backend, "_named", {"numpy": cpu})
     monkeypatch.setitem(__import__("sys").modules, "cupy", _fake(capability="52", count=2))
-    assert (backend.get("auto")[0].name, backend.get("auto")[1], backend.get("cupy:1")[1]) == ("cupy", 1, 1)
+    assert str(backend.get("auto")) == "cupy:1" and backend.get("cupy:1").number == 1
     with pytest.raises(mg.BackendUnavailable, match=r"cupy:0 has compute capability 5\.2"):
         backend.get("cupy")
     with pytest.raises(mg.DeviceError, match="cupy:2 does not exist; this machine has 2 GPUs"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
+from minigrad.backend import Device
 from minigrad.testing import double
 from minigrad.testing.cupy_names import LACKED, MODULE, NDARRAY
 from minigrad.testing.domains import DOMAINS
@@ -143,8 +144,8 @@ def test_a_copy_goes_between_devices():
     with cp.cuda.Device(1):
         x = cp.ones((2, 3))
     assert (cp.asarray(x).device.id, cp.array(x).device.id) == (0, 0)
-    assert HERE.adopt(x) is x and HERE.adopt(x, device=1) is x
-    assert (HERE.array(x).device.id, HERE.adopt(x, device=0).device.id) == (1, 0)
+    assert HERE.adopt(x) is x and Device(HERE, 1).adopt(x) is x
+    assert (HERE.array(x).device.id, Device(HERE).adopt(x).device.id) == (1, 0)
     with pytest.raises(NotImplementedError, match="non-contiguous"), cp.cuda.Device(1):
         part = x[:, ::2]
         with cp.cuda.Device(0):

@@ -90,7 +90,7 @@ def test_a_gpu_is_described(monkeypatch):
         runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 2, memGetInfo=lambda: (3 * 2**30, 4 * 2**30),
         getDeviceProperties=lambda n: {"name": f"GPU {n}".encode(), "major": 9, "minor": n})
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda n: contextlib.nullcontext()))
-    monkeypatch.setattr(backend, "get", lambda name: (SimpleNamespace(namespace=cupy), 0))
+    monkeypatch.setattr(backend, "get", lambda name: backend.Device(SimpleNamespace(namespace=cupy)))
     document = info.collect()
     assert document["gpu"]["cuda"] == "12.9" and document["gpu"]["reason"] is None
     devices = [(d["name"], d["capability"]) for d in document["gpu"]["devices"]]

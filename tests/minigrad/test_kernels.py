@@ -217,7 +217,7 @@ def test_a_kernel_adds_into_a_sum_that_is_ours(kernels: dict[str, Any]):
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """NumPy's backend and one with devices, to whose kernels a test may add."""
     double.install()
-    here = backend.get(request.param)[0]
+    here = backend.get(request.param).backend
     monkeypatch.setattr(here, "kernels", {**here.kernels})
     return request.param
 
@@ -244,7 +244,7 @@ def test_a_kernel_of_a_rule_is_given_arrays(device: str, widens: bool, declines:
         called.append("faster")
         return NotImplemented if declines else 2.0 * g
 
-    backend.get(device)[0].kernels.update({"probe/x+": into, "probe/x": faster})
+    backend.get(device).backend.kernels.update({"probe/x+": into, "probe/x": faster})
     one = _op(lambda xp, x: x * 2.0, widens=widens, x=lambda g: g * 2.0)
     two = _op(lambda xp, x: (x * 2.0, x * 3.0), widens=widens, x=lambda g: g[0] * 2.0 + g[1] * 3.0)
     for f, live, slope, calls in (
@@ -270,7 +270,7 @@ def test_a_joint_kernel_makes_the_first_arguments_new_sum(device: str, declines:
         made.append(sum + 2.0 * g)
         return NotImplemented if declines else (made[-1], 3.0 * g)
 
-    backend.get(device)[0].kernels["probe/joint+"] = into
+    backend.get(device).backend.kernels["probe/joint+"] = into
     probe = _op(lambda xp, a, b: a * 2.0 + b * 3.0, joint=lambda g: (g * 2.0, g * 3.0))
     one = _there(device, [1.0]).detach()
     for f, slopes, asked in (
@@ -301,7 +301,7 @@ def test_a_joint_kernel_that_adds_is_given_16_bits_where_kernels_take_them(devic
         seen.append((g.dtype, a.dtype))
         return (sum + 2.0 * g * a).astype("float16"),
 
-    here = backend.get(device)[0]
+    here = backend.get(device).backend
     here.kernels["probe/joint+"] = into
     probe = _op(lambda xp, a: a * a, joint=lambda g, a: (g * 2.0 * a,))
     a = _there(device, [3.0], "float16")
@@ -320,7 +320,7 @@ def test_kernels_are_given_16_bits_where_they_take_them(device: str, widens: boo
         seen.append(x.dtype.name)
         return answer
 
-    here = backend.get(device)[0]
+    here = backend.get(device).backend
     here.kernels.update({"probe": lambda xp, x: note(x), "probe/x": lambda g, x: note(x)})
     kernels = "float16" if here.takes_half else "float32"
     one = _op(lambda xp, x: note(x, x * x), widens=widens, x=lambda g, x: note(x, g * 2.0 * x))

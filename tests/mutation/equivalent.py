@@ -23,8 +23,11 @@ EQUIVALENT: dict[str, str] = {
         "any number about as large does to divide by and multiply with again",
     # random numbers
     "minigrad.random._fill: len(out) for min(start + _BLOCK, len(out))": "each block draws all that comes after it too: slower, the same",
-    "minigrad.random._fill: times 1.0001: here.adopt(here.namespace.empty(math.prod(sizes),…": MEMORY,
-    "minigrad.random._fill: plus 1e-5: here.adopt(here.namespace.empty(math.prod(sizes),…": MEMORY,
+    "minigrad.random._fill: times 1.0001: there.empty(math.prod(sizes), dtype=dtype)": MEMORY,
+    "minigrad.random._fill: plus 1e-5: there.empty(math.prod(sizes), dtype=dtype)": MEMORY,
+    "minigrad.backend.base.Device.empty: times 1.0001: self.use().backend.empty(shape, dtype=dtype)": MEMORY,
+    "minigrad.backend.base.Device.empty: plus 1e-5: self.use().backend.empty(shape, dtype=dtype)": MEMORY,
+    "minigrad.backend.base.Device.zeros: times 1.0001: self.use().backend.zeros(shape, dtype=dtype)": ZERO,
     "minigrad.random.permutation: no kind in raw_bits(backend.cpu, _key(key), index(n, 'permutation:…":
         "two numbers of 64 bits are equal once in 2⁶⁴ pairs; then the order of the two would be NumPy's choice",
     "minigrad.backend.bits.keep_mask_span: 3 for 2 in start // 2": MORE,
@@ -76,27 +79,23 @@ EQUIVALENT: dict[str, str] = {
         "what follows the cache is 1 + k places, all of them wanted",
     "gpt2.decode._Reader.read: plus 1e-5: self.step().read(self.newest)[:, None]": SHIFT,
     "gpt2.decode._Reader.read: plus 1e-5: self.model(rows, cache=self.cache, last=last).numpy() if…": SHIFT,
-    "minigrad.random._fill: no device in here.adopt(here.namespace.empty(math.prod(sizes),…": "the device is the current one already",
     # the cache
-    **{f"gpt2.cache.KVCache.__init__: no device in here.adopt(here.zeros(shape, dtype=dtype), device=number){which}":
-        "the line before it has made the device the current one" for which in ("", " (2)")},
-    **{f"gpt2.cache.KVCache.__init__: plus 1e-5: here.adopt(here.zeros(shape, dtype=dtype), device=number){which}":
+    **{f"gpt2.cache.KVCache.__init__: plus 1e-5: there.zeros(shape, dtype=dtype){which}":
         "a place is written before it is read" for which in ("", " (2)")},
-    "gpt2.cache.KVCache.__init__: no dtype in here.array(list(pad), dtype='int64', device=number)": "Python's integers become int64 anyway",
-    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number)": ZERO,
-    "gpt2.cache.KVCache.__init__: times 1.0001: here.adopt(here.zeros(shape, dtype=dtype), device=number) (2)": ZERO,
+    "gpt2.cache.KVCache.__init__: no dtype in there.array(list(pad), dtype='int64')": "Python's integers become int64 anyway",
+    "gpt2.cache.KVCache.__init__: times 1.0001: there.zeros(shape, dtype=dtype)": ZERO,
+    "gpt2.cache.KVCache.__init__: times 1.0001: there.zeros(shape, dtype=dtype) (2)": ZERO,
     "gpt2.cache.KVCache.extend: plus 1e-5: mg.Tensor(self.keys[layer, :, :, :end])":
         "the same number more in all keys is the same number more in all scores of a query, and cancels in the softmax",
     "gpt2.cache.KVCache.rows: without self.pad is not None in self.pad is not None and any(part.padded)":
         "where there is no pad, all of padded is 0",
     # the decoding step
-    "gpt2.step.Stepper.__init__: without self.xp.at(cache.keys)": "every array is made on the device that is named, and a step goes there",
     "gpt2.step.Stepper.step: no soon in decode.attention(q, keys, values, state, self.pad, y,…":
         "a hint at what is read next changes no number",
     "gpt2.step.Stepper.step: 3 for 2 in 1:2": "the state has two numbers, and its last one either way",
-    "gpt2.step.Stepper.tokens: without self.xp.at(self.ids)":
+    "gpt2.step.Stepper.tokens: without self.there.use()":
         "the double's graph runs where it was captured; a GPU's on the current device",
-    "gpt2.step.Stepper.__init__: times 1.0001: self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…": ZERO,
+    "gpt2.step.Stepper.__init__: times 1.0001: self.there.zeros(shape, dtype=dtype)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d) (2)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, d) (3)": ZERO,
@@ -118,11 +117,9 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.step.Stepper._start: without self.xp.at(self.ids)": "the token is laid on the device that is named, and a step goes there",
     # the choice on a device
     "gpt2.chooser.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
-    "gpt2.chooser.Chooser.__init__: no dtype in xp.array(uniforms, dtype='float64', device=number)": "draws are float64 already",
-    "gpt2.chooser.Chooser.__init__: times 1.0001: xp.adopt(xp.empty((rows, vocab), dtype=dtype),…": MEMORY,
-    "gpt2.chooser.Chooser.__init__: plus 1e-5: xp.adopt(xp.empty((rows, vocab), dtype=dtype),…": MEMORY,
-    "gpt2.chooser.Chooser.__init__: no device in xp.adopt(xp.empty((rows, vocab), dtype=dtype),…":
-        "the line before it has made the device the current one",
+    "gpt2.chooser.Chooser.__init__: no dtype in there.array(uniforms, dtype='float64')": "draws are float64 already",
+    "gpt2.chooser.Chooser.__init__: times 1.0001: there.empty((rows, vocab), dtype=dtype)": MEMORY,
+    "gpt2.chooser.Chooser.__init__: plus 1e-5: there.empty((rows, vocab), dtype=dtype)": MEMORY,
     "gpt2.chooser._choose: 2 for 1 in row + 1": "one row is drawn for, by the first of the numbers",
     # from a prompt to more tokens
     "gpt2.decode._Reader.__init__: 1 for 0 in [0]": "what stands in the padding does not matter; tests/gpt2/test_model.py",
