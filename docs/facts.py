@@ -162,7 +162,7 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/layer-norm.md", rf"$y$ is too small by $\sqrt{{1 - 1/d}}$: {100 * (1 - math.sqrt(1 - 1 / d)):.2f} % for $d = {d}$"
     yield "README.md", f"{word(len(NAMES))} claims about GPT-2, measured"
     yield "docs/porting.md", f"some {word(round((len(FORWARD) + len(BACKWARD) + len(STEPS)) / 100))} hundred mistakes, in batches"
-    yield "docs/porting.md", f"none does, {word(round((len(GENERAL) + len(GENERAL_BACK)) / 100))} hundred more general ones are tried"
+    yield "docs/porting.md", f"none does, some {round(len(GENERAL) + len(GENERAL_BACK), -2):,} more general ones are tried"
     shipped = GPT2Config.from_file(locate("shakespeare") / "config.json")
     heads = word(shipped.n_layer * shipped.n_head)
     yield "README.md", f"![Where each of the {heads} heads of the Shakespeare model looks]"
