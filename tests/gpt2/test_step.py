@@ -35,10 +35,12 @@ configs = st.fixed_dictionaries({}, optional={
     "layer_norm_epsilon": st.sampled_from([1e-5, 1e-2])})
 
 
-def _models(**fields: Any) -> tuple[GPT2, GPT2]:
-    """The same weights on the double and on NumPy, with opinions strong enough that no rounding changes what they say."""
-    fields = {"initializer_range": 0.3, **fields}
-    made = [GPT2(tiny_config(**fields), backend=place, seed=1).eval() for place in ("double", "numpy")]
+def _models(there: str = "double", **fields: Any) -> tuple[GPT2, GPT2]:
+    """The same weights on the double and on NumPy, with opinions strong enough that no rounding changes what they say, and with biases."""
+    config, some = tiny_config(**{"initializer_range": 0.3, **fields}), np.random.default_rng(2)
+    own = {name: p.array + (some.normal(0.0, 0.1, p.shape) if p.ndim == 1 else np.zeros(p.shape)).astype(np.float32)
+           for name, p in GPT2(config, seed=1).named_parameters()}
+    made = [GPT2(config, backend=place, parameters=own).eval() for place in (there, "numpy")]
     return made[0], made[1]
 
 
@@ -261,7 +263,7 @@ def test_ids_that_do_not_exist_are_not_chosen():
 @pytest.mark.parametrize("options", [{"greedy": True}, {"top_p": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
 def test_on_the_second_device(options: dict[str, Any]):
     """Whatever the current one becomes meanwhile."""
-    model, same = GPT2(tiny_config(initializer_range=0.3), backend="double:1", seed=1).eval(), _models()[1]
+    model, same = _models("double:1")
     said = []
     for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(**options), seed=3):
         said.append(step.ids[0])
