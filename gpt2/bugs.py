@@ -226,7 +226,7 @@ QKV = [
                           ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
 ]
 PATTERNS = [
-    *(Bug("attn.scores", f"attention reads the columns of c_attn in another order: they are Q, K and V, each all heads ({said})",
+    *(Bug("attn.scores", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})",
           read_as(order)) for order, said in LAYOUTS),
     *(Bug("attn.scores", f"{said} in c_attn's columns: they are Q, K, V", used_for(order))
       for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),

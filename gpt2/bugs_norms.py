@@ -10,7 +10,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .planting import Bug, Here, Plant, Run, at_point, every, layer_norm, mean, norms, of_norm, root_mean_square, statistics
+from .planting import Bug, Here, Plant, at_point, every, layer_norm, mean, norms, of_norm, root_mean_square, statistics
 
 
 def positions(first: int) -> Callable[[Here, Tensor], Tensor]:
@@ -40,17 +40,6 @@ def mean_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def rstd_over(c: Tensor, eps: float, axes: tuple[int, ...]) -> Tensor:
     return 1.0 / mg.sqrt((c * c).mean(axis=axes, keepdims=True) + eps)
-
-
-def norms_with_square_mean(run: Run, layers: list[int], what: str) -> Run:
-    """(x − μ)/√(mean(x²) + ε): σ of what the mean is not taken from."""
-    def out(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return (x - mean(x)) / root_mean_square(x, eps) * weight + bias
-
-    def rstd(x: Tensor, weight: Tensor, bias: Tensor, eps: float, shown: Tensor) -> Tensor:
-        return 1.0 / root_mean_square(x, eps)
-
-    return every(norms(rstd, point="rstd"), norms(out))(run, layers, what)
 
 
 def epsilon(value: float) -> Plant:
@@ -96,7 +85,8 @@ NORMS = [
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) / (c.shape[-1] - 1) + eps))),
     Bug("ln_1.rstd", "LayerNorm's variance is a sum, which is not divided by n",
         statistics(mean, lambda c, eps: 1.0 / mg.sqrt((c * c).sum(axis=-1, keepdims=True) + eps))),
-    Bug("ln_1.rstd", "LayerNorm's variance is the mean of x²; it is that of (x − μ)²", norms_with_square_mean),
+    Bug("ln_1.rstd", "LayerNorm's variance is the mean of x²; it is that of (x − μ)²",
+        statistics(mean, lambda x, eps: 1.0 / root_mean_square(x, eps), raw=True)),
     Bug("ln_1.rstd", "LayerNorm divides by the variance; it divides by its root",
         statistics(mean, lambda c, eps: 1.0 / (mean(c * c) + eps))),
     Bug("ln_1.rstd", "LayerNorm does not divide by the deviation", statistics(mean, lambda c, eps: c[..., :1] * 0.0 + 1.0)),

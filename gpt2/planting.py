@@ -177,25 +177,26 @@ def norms(made: Callable[..., Tensor], kinds: Iterable[str] = ("ln_1", "ln_2", "
     return plant
 
 
-def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], Any], shift: bool = True, gain: bool = True) -> Plant:
+def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], Any], shift: bool = True, gain: bool = True,
+               raw: bool = False) -> Plant:
     """LayerNorms with another mean, or another 1/σ of the centred numbers. In the value alone: both are kept for the backward pass.
 
-    They are at the points of mean and rstd too, where they are one number for each place.
+    They are at the points of mean and rstd too, where they are one number for each place. raw: rstd is given x as it is, not centred.
     """
     def whole(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         centred = x - mean(x)
-        normal = centred * rstd(centred, eps)
+        normal = centred * rstd(x if raw else centred, eps)
         normal = normal * weight if gain else normal
         return normal + bias if shift else normal
 
     def kept(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         value = whole(x, weight, bias, eps)
         centred = stop(x - mean(x))
-        r = stop(rstd(centred, eps))
+        r = stop(rstd(x if raw else centred, eps))
         return stop(value) + zeroed(stop(centred * r) * weight + bias + stop(weight) * projected(x, stop(centred * r), r))
 
     def told(x: Tensor, weight: Tensor, bias: Tensor, eps: float, shown: Tensor, point: str) -> Tensor:
-        y = mean(x) if point == "mean" else rstd(x - mean(x), eps)
+        y = mean(x) if point == "mean" else rstd(x if raw else x - mean(x), eps)
         y = shown * 0.0 + stop(y)
         return y if y.shape == shown.shape else shown
 
