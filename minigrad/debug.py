@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from . import backend
 from .backend.base import FLOATS
-from .engine import checks
+from .engine import refusals
 from .engine.fast import explicit
-from .engine.graph import Leaf, Node, leaf_under
+from .engine.graph import Leaf, Node, Walk, leaf_under
 from .engine.hooks import sources
 from .engine.op import Op
 from .engine.tensor import Tensor
@@ -166,32 +166,33 @@ def detect_anomaly() -> Iterator[None]:
     is for. Of a checkpointed function only the result is looked at. Slow: on a GPU every result is
     waited for. PyTorch's torch.autograd.detect_anomaly.
     """
-    record, fitted = Op._record, Op._fitted
+    record, send = Op._record, Op._send
 
-    def checked_record(op: Op, arrays: Any, nodes: Any, out: Any, *rest: Any) -> Node:
+    def checked_record(op: Op, args: Any, nodes: Any, out: Any, *rest: Any) -> Node:
         if out is not None and (bad := _anomaly(out, infinity=True)):
-            before = [f"{checks.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
+            arrays = [a.array if isinstance(a, Tensor) else a for a in args]
+            before = [f"{refusals.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
                       if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
             cause = f"for {' and '.join(before)}" if before else "of finite numbers"
-            raise GraphError(f"{op.shown}: {checks.described(op, arrays)}: the result holds {bad}, "
-                             f"{cause}")
-        return record(op, arrays, nodes, out, *rest)
+            raise GraphError(f"{op.shown}: {refusals.described(op, arrays)}: the result holds "
+                             f"{bad}, {cause}")
+        return record(op, args, nodes, out, *rest)
 
-    def checked_fitted(op: Op, node: Node, i: int, gp: Any, live: bool) -> Any:
-        array = gp.array if isinstance(gp, Tensor) else gp
+    def checked_send(op: Op, node: Node, i: int, part: Any, g: Any, walk: Walk) -> None:
+        array = part.array if isinstance(part, Tensor) else part
         parent = node.parents[i]
         assert parent is not None
         if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
-            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{checks.arg(op, i)} holds {bad}")
-        return fitted(op, node, i, gp, live)
+            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{refusals.arg(op, i)} holds {bad}")
+        send(op, node, i, part, g, walk)
 
     Op._record = checked_record                         # type: ignore[method-assign,assignment]
-    Op._fitted = checked_fitted                         # type: ignore[method-assign,assignment]
+    Op._send = checked_send                             # type: ignore[method-assign,assignment]
     try:
         with explicit():                                # the fast path has no such steps
             yield
     finally:
-        Op._record, Op._fitted = record, fitted            # type: ignore[method-assign]
+        Op._record, Op._send = record, send             # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

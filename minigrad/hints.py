@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PYTORCHS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}     # its names of our settings
 TENSOR: Mapping[str, str] = {
     "data": "x.detach(), or p.assign(value) to change a parameter",
     "clone": "copy.deepcopy(x), or x * 1.0 in a graph",
@@ -180,6 +181,16 @@ def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
         what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward")
         what = what.rpartition("<locals>.")[2]
         raise TypeError(f"{what}: there is no {name}=; {typed(name)}") from None
+
+
+def pytorchs(names: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of PyTorch's names; TypeError for one that is given by both."""
+    for name, value in names.items():
+        ours = PYTORCHS.get(name, name)
+        if settings.get(ours) not in (None, False):
+            raise TypeError(f"{name} is PyTorch's name of {ours}; give one of them")
+        settings[ours] = value
+    return settings
 
 
 def foreign(settings: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -14,20 +14,12 @@ from typing import Any
 
 from . import backend, random
 from .axes import whole
-from .engine.graph import (
-    Leaf,
-    Node,
-    Walk,
-    backprop,
-    differentiating,
-    no_grad,
-    recording,
-    state,
-    touching,
-)
+from .engine.graph import Leaf, Node, Walk, backprop, no_grad, recording, state
+from .engine.live import differentiating
 from .engine.making import asarray
 from .engine.saved import unshared
 from .engine.tensor import Tensor
+from .engine.touched import touching
 from .errors import DTypeError, GraphError, ShapeError
 from .hints import instead
 from .ops.reduce import sum
@@ -85,7 +77,7 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any, create_
         return tuple(_zeros(x) for x in inputs)
     seed = output.seed(cotangent)
     wanted = [x.node for x in inputs if x.node]
-    found = backprop([(output.node, seed if create_graph else seed.array)], wanted,
+    found = backprop(output.node, seed if create_graph else seed.array, wanted,
                      create_graph=create_graph, retain_graph=retain_graph)
     return tuple(_result(found, x, create_graph) for x in inputs)
 

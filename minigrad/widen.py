@@ -2,8 +2,8 @@
 
 A sum, a square or a difference of numbers of 16 bits needs more room than they have. So the engine
 casts the arguments of an op to float32, runs its kernel, and rounds the result once
-(`Op.__call__`); it does the same with what a rule is given and what it gives (`Op.pullback`), and
-with cotangents that add up (`Walk.send`). A function that is made of several ops says `in_float32`.
+(`engine.op.run`, `rounded`); it does the same with what a rule is given and what it gives, and with
+cotangents that add up (`Walk.added`). A function that is made of several ops says `in_float32`.
 
 `Op.narrow` says who does without: what computes nothing, or rounds each result once anyway. A GPU's
 kernels load 16 bits and compute in float32 by themselves (`Backend.takes_half`), and so do its
@@ -12,11 +12,11 @@ products of matrices (`Backend.half_ops`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import backend
-from .backend.base import half
+from .backend.base import Backend, half
 
 
 def widened(value: Any) -> Any:
@@ -39,6 +39,25 @@ def narrowed(value: Any, dtype: Any) -> Any:
         return value
     with backend.of(getattr(value, "array", value)).errstate(over="ignore"):
         return value.astype(dtype)
+
+
+def needed_for(op: Any, here: Backend, arrays: Sequence[Any]) -> bool:
+    """Whether these are floats of 16 bits that the op computes with in float32; a Python number
+    among them always asks for it."""
+    halves = any(hasattr(a, "dtype") and half(a.dtype) for a in arrays)
+    return halves and (needed(op, here) or any(type(a) in (int, float) for a in arrays))
+
+
+def needed(op: Any, here: Backend) -> bool:
+    """Whether the op's kernel and rules need float32 in the place of floats of 16 bits."""
+    return not (op.narrow or op.name in here.half_ops)
+
+
+def rounded(op: Any, out: Any, args: Sequence[Any]) -> Any:
+    """A result that was computed in float32, of the dtype of the arguments of 16 bits."""
+    if op.widens or out.dtype.kind != "f":
+        return out
+    return narrowed(out, next(a.dtype for a in args if hasattr(a, "dtype") and half(a.dtype)))
 
 
 def in_float32(f: Callable[..., Any]) -> Callable[..., Any]:

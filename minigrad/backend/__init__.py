@@ -52,14 +52,18 @@ def is_dtype(value: Any) -> bool:
 
 def of(array: Any) -> Backend:
     """The backend that `array` belongs to; TypeError for what is no array of a loaded backend."""
+    backend = known.get(type(array))
+    return backend if backend is not None else _of_subclass(array)
+
+
+def _of_subclass(array: Any) -> Backend:
+    """The same for an array of another class, such as numpy.memmap, which is known from then on."""
     kind = type(array)
-    backend = known.get(kind)
+    backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
     if backend is None:
-        backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
-        if backend is None:
-            raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded "
-                            f"backend ({', '.join(_named)})")
-        known[kind] = backend                           # a subclass, such as numpy.memmap
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded "
+                        f"backend ({', '.join(_named)})")
+    known[kind] = backend
     return backend
 
 

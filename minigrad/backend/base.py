@@ -91,8 +91,9 @@ class Backend:
         if number != 0:
             raise DeviceError(f"{self.name}:{number} does not exist; {self.name} has one device")
 
-    def at(self, array: Any) -> None:
-        """From here on this thread computes on the device that holds `array`."""
+    def at(self, array: Any) -> Backend:
+        """This backend; from here on this thread computes on the device that holds `array`."""
+        return self
 
     def explained(self, error: BaseException, what: str = "") -> MinigradError | None:
         """An error of the library as one of ours, met by `what`.

@@ -172,10 +172,11 @@ class CupyBackend(Backend):
             raise unusable(self.namespace, error, place) from None
         self._ready.add(device.id)
 
-    def at(self, array: Any) -> None:
+    def at(self, array: Any) -> Backend:
         number = array.data.device_id
         if number != self.namespace.cuda.runtime.getDevice():
             self.namespace.cuda.Device(number).use()
+        return self
 
     def explained(self, error: BaseException, what: str = "") -> MinigradError | None:
         try:

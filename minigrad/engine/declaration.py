@@ -20,6 +20,7 @@ Axis = Annotated[int | Sequence[int] | None, "by its place"]
 Sizes = Annotated[int | Sequence[int], "by its place"]
 Flag = Annotated[bool, "by its place"]
 BY_PLACE = (Placed, Axis, Sizes, Flag, "Placed", "Axis", "Sizes", "Flag")
+SCALARS = frozenset((float, int, bool, type(None)))     # what may stand in the place of an array
 
 
 class Rule:
@@ -87,18 +88,16 @@ class Declaration:
         self.differentiable = tuple(i for i, a in enumerate(self.args) if a in ruled)
         # the arguments that share one dtype
         self.typed = range(sys.maxsize) if self.variadic else self.differentiable
+        # what a rule may name, but for settings and by-products
+        self.named: dict[str, tuple[str, Any]] = {"out": ("out", None)}
+        for i, a in enumerate(self.args):
+            array, shape, at = ("args", "shapes", None) if self.variadic else ("arg", "shape", i)
+            self.named |= {a: (array, at), f"{a}_shape": (shape, at), f"{a}_shapes": (shape, at),
+                           f"{a}_dtype": ("dtype", at)}
 
     def source(self, name: str) -> tuple[str, Any]:
         """Where the residual `name` comes from, and its place there."""
-        if name in self.args:
-            return ("args", None) if self.variadic else ("arg", self.args.index(name))
-        if name == "out":
-            return ("out", None)
-        base = name.removesuffix("_shape").removesuffix("_shapes").removesuffix("_dtype")
-        if base != name and base in self.args:
-            kind = "dtype" if name.endswith("_dtype") else "shapes" if self.variadic else "shape"
-            return (kind, None if self.variadic else self.args.index(base))
-        return ("extra", name)
+        return self.named.get(name, ("extra", name))
 
     def __reduce__(self) -> Any:                        # a module that is copied may hold an op
         return _named, (self.name,)

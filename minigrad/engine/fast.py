@@ -6,8 +6,8 @@ definition.
 * Where residuals lie is worked out once (`Quick`).
 * A backend's kernel may add a gradient to the sum that has arrived already (`_share`). Where it
   does so in 16 bits, on a GPU, it rounds once and the definition twice: the one difference.
-* A sum that nobody else holds is added to in place (`FastWalk`); a residual that only one rule
-  reads may be the gradient itself, without a copy (`Quick.donated`).
+* A sum that nobody else holds is added to in place (`FastWalk`, `Shares`); a residual that only one
+  rule reads may be the gradient itself, without a copy (`Quick.donated`).
 """
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from typing import Any
 from .. import backend
 from ..backend import known
 from ..backend.base import FLOATS, Backend, Saved
-from ..widen import widened
-from . import checks, graph
-from .declaration import Rule
-from .graph import Node, Walk, state, touch
-from .op import Op
+from ..widen import needed, widened
+from . import checks, graph, refusals
+from .declaration import SCALARS, Rule
+from .graph import Node, Walk, state
+from .op import Op, wanted_parts
 from .saved import Plan, unshared_settings
 from .tensor import Tensor
+from .touched import constant
 
 
 class Quick:
@@ -47,7 +48,8 @@ class Quick:
         places = [(n if kind == "out" else at, kind == "shape") for kind, at in plan.sources]
         self.plan = plan
         self.pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
-        if kinds <= {"arg", "out", "shape"} and max(plan.kept, default=0) < n:
+        last = max([at for kind, at in plan.sources if kind == "arg"], default=0)
+        if kinds <= {"arg", "out", "shape"} and last < n:
             self.pick = _picked(places)
         self.steps = tuple((i, rule, self._places(rule.needs, op))
                            for i, rule in plan.rules if i is not None)
@@ -78,6 +80,7 @@ class FastOp(Op):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.plans: dict[Any, Quick] = {}               # by a plan, or by who wants a gradient
         # arguments without a rule, as bits: what they are needs no dtype, and wants no gradient
         self.constants = sum(1 << i for i in range(len(self.args)) if i not in self.typed)
 
@@ -102,7 +105,7 @@ class FastOp(Op):
                     node = None
                 elif node is not None:
                     wants |= bit
-            elif type(a) not in checks.SCALARS:
+            elif type(a) not in SCALARS:
                 bare = True
             arrays.append(a)
             nodes.append(node)
@@ -117,7 +120,7 @@ class FastOp(Op):
                         dtype = a.dtype
                     elif a.dtype is not dtype:
                         return super().__call__(*args, **settings)
-            elif kind not in checks.SCALARS:
+            elif kind not in SCALARS:
                 return super().__call__(*args, **settings)
             bit += bit
         if here is None or here.devices or dtype is None or dtype.itemsize == 2:
@@ -142,18 +145,16 @@ class FastOp(Op):
         if type(out) not in here.array_types and type(out) in known:
             out = known[type(out)].adopt(out)           # a scalar where a 0-d array is meant
         if type(out) not in here.array_types or out.dtype is not dtype:
-            return self._wrapped(here, made, dtype, False, arguments, arrays, nodes, given)
+            return self._wrapped(here, made, dtype, False, arguments, nodes, given)
         if not tensors:
             return out
         if not (wants and state.recording) or dtype.kind not in FLOATS:
-            if wants:
-                touch(nodes)
-            return Tensor(out)
+            return constant(out, nodes) if wants else Tensor(out)
         wants |= bit                                    # and how many arguments there are
         quick = self.plans.get(wants) or self._prepared(wants, nodes)
         plan = quick.plan
         if quick.pick is None or bare:
-            node = self._record(arrays, nodes, out, extra, given, out.shape, dtype, arguments)
+            node = self._record(arguments, nodes, out, extra, given, out.shape, dtype)
             return Tensor(out, node)
         version = plan.version(nodes) if plan.watched else 0
         if self.loose and given is not self.settings:
@@ -164,7 +165,7 @@ class FastOp(Op):
     def _prepared(self, key: Any, nodes: Sequence[Node | None]) -> Quick:
         """What is known of the plan of a call with these nodes. It is kept beside the plans, by
         this key: a plan, or which arguments want gradients, as bits."""
-        quick = self.plans[key] = Quick(self, self._plan(nodes))
+        quick = self.plans[key] = Quick(self, self.plan(tuple([n is not None for n in nodes])))
         return quick
 
     def pullback(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Any) -> None:
@@ -173,9 +174,11 @@ class FastOp(Op):
         here: Any = known.get(type(g))
         if (here is None or self.joint or self.widens or node.dtype.itemsize == 2 or here.devices
                 or type(walk) is not FastWalk):         # a pass that began on the definition
+            if type(walk) is FastWalk and not walk.live:
+                walk = Shares(self, node, saved, g, walk)
             return super().pullback(node, saved, g, walk)
         if plan.watched and node.version != plan.version(parents):
-            raise checks.changed(node)
+            raise refusals.changed(node)
         kernels = here.kernels
         quick = self.plans.get(plan) or self._prepared(plan, parents)
         for i, rule, places in quick.steps:
@@ -193,42 +196,36 @@ class FastOp(Op):
             if (type(part) not in here.array_types or part.shape != parent.shape
                     or part.dtype is not parent.dtype):
                 if part is None:
-                    raise checks.no_result(self, rule)
+                    raise refusals.no_result(self, rule)
                 part = self._fitted(node, i, part, False)
                 here = backend.of(part)
             fresh = part is not g and here.owns(part)
             for s in saved:
                 if s is part:
                     fresh = fresh and self._fresh(node, saved, part)
-            walk.send(parent, part, None, fresh)
+            walk.send(parent, part, fresh)
 
     def _share(self, node: Node, i: int | None, rule: Rule, given: tuple[Any, ...], g: Any,
-               saved: tuple[Any, ...], here: Backend, walk: Any) -> None:
-        own = type(walk) is FastWalk and not walk.live and type(g) is not tuple
+               here: Backend, walk: Any) -> None:
+        own = type(walk) is Shares and type(g) is not tuple
         into = here.kernels.get(rule.into) if own else None
         first = node.parents[i or 0]
         total = None
         if into is not None and first is not None:
-            total = walk.total(first) if i is not None else walk.so_far(first)
+            total = walk.of.total(first) if i is not None else walk.of.so_far(first)
         if into is not None and total is not None:
-            wide = self._widens_back(node, here) and not here.takes_half
+            wide = ((node.dtype.itemsize == 2 or self.widens) and needed(self, here)
+                    and not here.takes_half)
             made = into(total, widened(g), *widened(given)) if wide else into(total, g, *given)
             if made is not NotImplemented and i is not None:
                 return
             if made is not NotImplemented:              # of a joint rule: the first is the new sum
-                walk.replace(first, made[0])
-                for k, (parent, part) in enumerate(zip(node.parents, made)):
-                    if k and parent is not None:
-                        self._send(node, k, self._fitted(node, k, part, False), g, saved, walk)
+                walk.of.replace(first, made[0])
+                for k, part in wanted_parts(node, made):
+                    if k:
+                        self._send(node, k, part, g, walk)
                 return
-        super()._share(node, i, rule, given, g, saved, here, walk)
-
-    def _send(self, node: Node, i: int, gp: Any, g: Any, saved: Any, walk: Any) -> None:
-        if type(walk) is not FastWalk:
-            return super()._send(node, i, gp, g, saved, walk)
-        fresh = not walk.live and gp is not g and self._fresh(node, saved, gp)
-        parent: Any = node.parents[i]
-        walk.send(parent, gp, None, fresh)
+        super()._share(node, i, rule, given, g, here, walk)
 
     def _fresh(self, node: Node, saved: tuple[Any, ...], gp: Any) -> bool:
         """Whether nobody else holds gp's memory: no view, and no residual that is read."""
@@ -247,14 +244,14 @@ class FastWalk(Walk):
         super().__init__(*args)
         self.ours: set[Node] = set()
 
-    def send(self, node: Node, g: Any, slot: int | None = None, fresh: bool = False) -> None:
-        if slot is None and node not in self.sums and node.id >= self.oldest:
+    def send(self, node: Node, g: Any, fresh: bool = False) -> None:
+        if node not in self.sums and node.id >= self.oldest:
             self.sums[node] = g
             heappush(self.heap, (self.turns.get(node, -node.id), node))
             if fresh and node.dtype.itemsize != 2:
                 self.ours.add(node)
         else:
-            super().send(node, g, slot)
+            super().send(node, g)
 
     def added(self, node: Node, a: Any, b: Any) -> Any:
         if node in self.ours:
@@ -263,9 +260,6 @@ class FastWalk(Walk):
         if not self.live:
             self.ours.add(node)                         # of the sum that is made now
         return super().added(node, a, b)
-
-    def fresh(self, node: Node) -> bool:
-        return node in self.ours
 
     def so_far(self, node: Node) -> Any:
         """node's sum so far, if there is one of the node's dtype, else None."""
@@ -282,10 +276,25 @@ class FastWalk(Walk):
         self.ours.add(node)
 
 
+class Shares:
+    """The FastWalk `of`, as the definition's pullback of one node sends its shares to it: whether
+    nobody else holds a share is found out on the way."""
+
+    __slots__ = ("op", "node", "saved", "g", "of", "live")
+
+    def __init__(self, op: FastOp, node: Node, saved: Any, g: Any, of: FastWalk) -> None:
+        self.op, self.node, self.saved, self.g, self.of = op, node, saved, g, of
+        self.live = False
+
+    def send(self, parent: Node, part: Any) -> None:
+        fresh = part is not self.g and self.op._fresh(self.node, self.saved, part)
+        self.of.send(parent, part, fresh)
+
+
 # ── the switch ──
 _switching = threading.Lock()
 _blocks: list[bool] = []                                # whether each open one found the fast path
-_FAST = {name: vars(FastOp)[name] for name in ("__call__", "pullback", "_share", "_send")}
+_FAST = {name: vars(FastOp)[name] for name in ("__call__", "pullback", "_share")}
 
 
 def use(fast: bool) -> None:

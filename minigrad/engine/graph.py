@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Any
 
 from .. import backend
 from ..errors import GraphError
 from ..widen import narrowed, widened
+from . import refusals
 
 _birth = itertools.count(1)
 
@@ -25,7 +26,6 @@ class _State(threading.local):
 
     recording = True
     depth = 0                                           # of functions that are being differentiated
-    touched: set[Leaf] | None = None                    # leaves that ops used, if somebody asks
 
 
 state = _State()
@@ -72,6 +72,11 @@ class Leaf(Node):
         return f"<leaf #{self.id} {self.dtype}{list(self.shape)}>"
 
 
+def leaf_under(node: Node | None) -> Leaf | None:
+    """The leaf that a node is, or is a view of."""
+    return node if node is None or type(node) is Leaf else node.leaf
+
+
 @contextlib.contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Record a graph, or not, inside the block, in this thread."""
@@ -80,31 +85,6 @@ def recording(on: bool) -> Iterator[None]:
         yield
     finally:
         state.recording = was
-
-
-@contextlib.contextmanager
-def touching() -> Iterator[set[Leaf]]:
-    """The set that it gives holds, after the block, every leaf that an op used inside without
-    recording it."""
-    was, state.touched = state.touched, set()
-    mine = state.touched
-    try:
-        yield mine
-    finally:
-        state.touched = was
-        if was is not None:
-            was |= mine
-
-
-def leaf_under(node: Node | None) -> Leaf | None:
-    """The leaf that a node is, or is a view of."""
-    return node if node is None or type(node) is Leaf else node.leaf
-
-
-def touch(nodes: Iterable[Node | None]) -> None:
-    """An op used these without recording them: tell whoever wants to know."""
-    if state.touched is not None:
-        state.touched.update(leaf for leaf in map(leaf_under, nodes) if leaf is not None)
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
@@ -117,48 +97,29 @@ def enable_grad() -> contextlib.AbstractContextManager[None]:
     return recording(True)
 
 
-class differentiating:
-    """Inside a function that is being differentiated: everything is recorded.
-
-    The context, not the inputs, tells an inner `grad` that its result must be differentiable: the
-    outer variable may reach it through a closure.
-    """
-
-    def __enter__(self) -> None:
-        self.was, state.recording = state.recording, True
-        state.depth += 1
-
-    def __exit__(self, *error: object) -> None:
-        state.depth -= 1
-        state.recording = self.was
-
-
 class Walk:
     """A backward pass: what has been sent to each node so far.
 
     live: cotangents are Tensors of a graph. oldest: the number of the oldest target; nothing older
     can depend on one. turns: of leaves that are wanted as soon as their sums are complete, when
-    that is; all others come last.
+    that is; all others come last. ours: nodes whose sum nobody else holds, as far as is known.
     """
 
     __slots__ = ("live", "oldest", "turns", "sums", "heap")
+    ours: Collection[Node] = ()
 
     def __init__(self, live: bool, oldest: int, turns: Mapping[Node, float]) -> None:
         self.live, self.oldest, self.turns = live, oldest, turns
-        self.sums: dict[Node, Any] = {}                 # of several outputs, by their numbers
+        self.sums: dict[Node, Any] = {}
         self.heap: list[tuple[float, Node]] = []        # the newest node first
 
-    def send(self, node: Node, g: Any, slot: int | None = None) -> None:
-        """Add g to node's sum   (reverse.4). slot: of an op's several outputs, each sent once."""
-        if node.id < self.oldest:
-            return
-        if node not in self.sums:
-            self.sums[node] = g if slot is None else {slot: g}
-            heappush(self.heap, (self.turns.get(node, -node.id), node))
-        elif slot is not None:
-            self.sums[node][slot] = g
-        else:
+    def send(self, node: Node, g: Any) -> None:
+        """Add g to node's sum   (reverse.4)."""
+        if node in self.sums:
             self.sums[node] = self.added(node, self.sums[node], g)
+        elif node.id >= self.oldest:
+            self.sums[node] = g
+            heappush(self.heap, (self.turns.get(node, -node.id), node))
 
     def added(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two cotangents of a node; of 16 bits in float32 until it is whole, for it
@@ -166,58 +127,27 @@ class Walk:
         total = widened(a) + widened(b) if node.dtype.itemsize == 2 else a + b
         return total if self.live else backend.of(total).adopt(total)
 
-    def fresh(self, node: Node) -> bool:
-        """Whether nobody else holds the memory of node's sum."""
-        return False
-
 
 walk_of: type[Walk] = Walk                              # or the same in less memory
 
 
-class Pick:
-    """One output of an op that has several: it sends its cotangent on as that slot of the whole."""
-
-    shown, variadic, view, hooks = "pick", False, True, ()
-
-    def captured(self, node: Node) -> tuple[()]:
-        return ()
-
-    def pullback(self, node: Node, saved: tuple[int], g: Any, walk: Walk) -> None:
-        whole = node.parents[0]
-        assert whole is not None
-        walk.send(whole, g, slot=saved[0])
-
-
-PICK = Pick()
-
-
-def used_up(node: Node) -> GraphError:
-    """A backward pass went through the node, and was not told to keep what it saved."""
-    return GraphError(f"a backward pass has gone through {node} already, and its residuals are "
-                      "gone; pass retain_graph=True to the first one")
-
-
-def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None = None, *,
+def backprop(root: Node, seed: Any, targets: Iterable[Node] | None = None, *,
              create_graph: bool = False, retain_graph: bool = False,
-             early: Mapping[Node, float] = {},
-             arrived: Callable[[Any, Any, bool], None] | None = None
-             ) -> dict[Node, tuple[Any, bool]]:
+             early: Mapping[Node, float] = {}, arrived: Any = None) -> dict[Node, tuple[Any, bool]]:
     """Cotangents J₁ᵀ (J₂ᵀ … (J_Kᵀ g))   (reverse.1–5) of `targets` (default: of every leaf that is
     reached), each with whether its memory is nobody else's.
 
-    seeds: pairs of a node and its cotangent, an array of the node's shape and dtype (a Tensor with
-    create_graph, which makes the results differentiable). Residuals die as they are used unless
-    retain_graph or create_graph. early, arrived: leaves with their turn (`hooks.turns`), and what
-    is called with each, its cotangent and whether that is nobody else's, as soon as it is complete;
-    such a leaf is not among the results.
+    seed: the cotangent g of root, an array of its shape and dtype (a Tensor with create_graph,
+    which makes the results differentiable). Residuals die as they are used unless retain_graph or
+    create_graph. early, arrived: leaves with their turn (`hooks.turns`), and what is called with
+    each, its cotangent and whether that is nobody else's, as soon as it is complete; such a leaf is
+    not among the results.
     GraphError on a second backward pass through a node whose residuals are gone.
     """
     wanted = None if targets is None else frozenset(targets)
     walk = walk_of(create_graph, min([node.id for node in wanted or ()], default=0), early)
-    for node, g in seeds:
-        walk.send(node, g)
+    walk.send(root, seed)
     result, sums, heap = {}, walk.sums, walk.heap
-    retain = retain_graph or create_graph
     was, state.recording = state.recording, create_graph
     try:
         while heap:
@@ -225,19 +155,17 @@ def backprop(seeds: Iterable[tuple[Node, Any]], targets: Iterable[Node] | None =
             g = sums.pop(node)
             if node.dtype.itemsize == 2 and type(g) is not dict:
                 g = narrowed(g, node.dtype)
-            if node in early and arrived is not None:
-                arrived(node, g, walk.fresh(node))
-                continue
             for hook in () if node.op is None else node.op.hooks:
                 g = hook(g)
-            if node in wanted if wanted is not None else node.op is None:
-                result[node] = (g, node.op is None and walk.fresh(node))
+            if node in early:
+                arrived(node, g, node in walk.ours)
+            elif node in wanted if wanted is not None else node.op is None:
+                result[node] = (g, node.op is None and node in walk.ours)
             if node.op is None or node.id == walk.oldest:
                 continue
-            saved = node.saved
-            if saved is None:
-                raise used_up(node)
-            if not retain:
+            if (saved := node.saved) is None:
+                raise refusals.used_up(node)
+            if not (retain_graph or create_graph):
                 node.saved = None                       # residuals die as they are used
             node.op.pullback(node, saved, g, walk)
     except Exception as error:

@@ -2,28 +2,29 @@
 and how their values stay true until then."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..backend import known
-from . import checks
+from . import refusals
 from .declaration import Rule
 from .graph import Node, leaf_under
+from .tensor import Tensor
 
 if TYPE_CHECKING:
     from .op import Op
 
 IMMUTABLE = frozenset((int, float, bool, type(None), str, slice, type(...)))
 
-# Where a residual comes from, given its place, the arguments, the result, and by-products by name.
-SOURCES: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
-    "arg": lambda i, arrays, out, extra: arrays[i] if i < len(arrays) else None,
-    "shape": lambda i, arrays, out, extra: getattr(arrays[i], "shape", ()),
-    "dtype": lambda i, arrays, out, extra: arrays[i].dtype,
-    "args": lambda i, arrays, out, extra: tuple(arrays),
-    "shapes": lambda i, arrays, out, extra: tuple(a.shape for a in arrays),
-    "out": lambda i, arrays, out, extra: out,
-    "extra": lambda name, arrays, out, extra: extra[name],
+# The residual at a place, of an op's arguments as they were given, its result, and by-products.
+SOURCES: dict[str, Callable[[Any, Any, Any, Any, Any], Any]] = {
+    "arg": lambda op, i, args, out, extra: own(args[i]) if i < len(args) else None,
+    "shape": lambda op, i, args, out, extra: getattr(args[i], "shape", ()),
+    "dtype": lambda op, i, args, out, extra: args[i].dtype,
+    "args": lambda op, _, args, out, extra: tuple(map(own, args)),
+    "shapes": lambda op, _, args, out, extra: tuple(a.shape for a in args),
+    "out": lambda op, _, args, out, extra: out,
+    "extra": lambda op, name, args, out, extra: by_product(op, name, extra),
 }
 
 
@@ -31,36 +32,21 @@ class Plan:
     """What a call saves, given which of its arguments want gradients; worked out once for each op.
 
     rules: the rule of each argument that wants a gradient, or one for all of them, (None, joint).
-    names, sources: of the residuals, and where each comes from. kept: the arguments whose arrays
-    are saved; watched: those of them that a later change would make wrong. replay: a second
-    derivative runs the op's definition again.
+    names, sources: of the residuals, and where each comes from. watched: the arguments that are
+    saved, and that a later change would make wrong. replay: a second derivative runs the op's
+    definition again, for a by-product has no derivative of its own.
     """
 
     def __init__(self, op: Op, wanted: tuple[bool, ...]) -> None:
+        self.wanted = wanted
         self.rules: list[tuple[int | None, Rule]] = [(None, op.joint)] if op.joint else [
             (i, op.rules[op.args[i]]) for i, w in enumerate(wanted) if w]
         names = [n for _, rule in self.rules for n in rule.needs if n not in op.settings]
-        self.replay = op.definition is not None and any(op.source(n)[0] == "extra" for n in names)
-        if self.replay:                                 # a by-product has no derivative of its own
-            names += op.args
-        self.wanted, self.names = wanted, tuple(dict.fromkeys(names))
-        self.sources = tuple(op.source(n) for n in self.names)
-        self.kept = tuple(at for kind, at in self.sources if kind == "arg")
-        if ("args", None) in self.sources:
-            self.kept = tuple(range(len(wanted)))
-        self.watched = tuple(i for i in self.kept if i < len(wanted) and wanted[i])
-
-    def collect(self, op: Op, arrays: Sequence[Any], args: Sequence[Any], out: Any,
-                extra: Any) -> tuple[Any, ...]:
-        """The residuals of a call. args: as they were given; a bare array among them is copied
-        where it is saved, for the caller may write it before the backward pass."""
-        bare = [i for i in self.kept if i < len(args) and args[i] is arrays[i]]
-        if bare:
-            arrays = [unshared(a) if i in bare else a for i, a in enumerate(arrays)]
-        try:
-            return tuple([SOURCES[kind](at, arrays, out, extra) for kind, at in self.sources])
-        except (KeyError, TypeError):
-            raise checks.no_residual(op, self, extra) from None
+        self.replay = op.definition is not None and any(n not in op.named for n in names)
+        self.names = tuple(dict.fromkeys([*names, *op.args] if self.replay else names))
+        self.sources = tuple([op.source(n) for n in self.names])
+        self.watched = tuple([i for i, w in enumerate(wanted) if w and
+                              (("arg", i) in self.sources or ("args", None) in self.sources)])
 
     def version(self, nodes: Any) -> int:
         """The sum of the versions of the leaves that are saved, themselves or views of them.
@@ -74,6 +60,12 @@ class Plan:
         """What a rule is called with, after the cotangent: residuals and settings."""
         named = {**node.static, **dict(zip(self.names, saved)), "wants": self.wanted}
         return tuple([named[n] for n in rule.needs + ("wants",) * rule.wants])
+
+
+def own(arg: Any) -> Any:
+    """An argument as it is saved: a Tensor's array as it is, one that was given bare as a copy, for
+    the caller may write it before the backward pass."""
+    return arg.array if isinstance(arg, Tensor) else unshared(arg)
 
 
 def unshared(value: Any) -> Any:
@@ -92,3 +84,10 @@ def unshared_settings(settings: Mapping[str, Any], names: Iterable[str]) -> Mapp
     """The settings; those of these names that hold arrays or lists of the caller are copied."""
     loose = {n: unshared(settings[n]) for n in names if type(settings[n]) not in IMMUTABLE}
     return {**settings, **loose} if loose else settings
+
+
+def by_product(op: Op, name: str, extra: Mapping[str, Any] | None) -> Any:
+    """What the kernel saved under this name; TypeError where it saved no such thing."""
+    if extra is None or name not in extra:
+        raise refusals.no_residual(op, name)
+    return extra[name]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backend
 from ..backend.base import FLOATS
 from ..errors import DeviceError, DTypeError, GraphError, ShapeError
+from . import refusals
 from .copies import Copies
 from .graph import Leaf, backprop
 from .hooks import Hooked, hooked, leaf_hook, turns
@@ -168,7 +169,7 @@ class Tensor(Base):
         except MemoryError as error:
             backend.translate(error, "backward")
             raise
-        grads = backprop([(self.node, seed if create_graph else seed.array)],
+        grads = backprop(self.node, seed if create_graph else seed.array,
                          create_graph=create_graph, retain_graph=retain_graph,
                          early=turns([self.node]) if hooked else {}, arrived=accumulate)
         for leaf, (g, fresh) in grads.items():
@@ -177,16 +178,12 @@ class Tensor(Base):
     def seed(self, gradient: Any = None) -> Tensor:
         """The cotangent that a backward pass from self starts with: `gradient` checked, or 1 for a
         scalar."""
-        here = backend.of(self.array)
-        here.at(self.array)
+        here = backend.of(self.array).at(self.array)
         if gradient is not None:
             return self._seeded(here, gradient)
         if self.shape != ():
-            raise ShapeError(f"backward of {self.dtype}{list(self.shape)} needs a gradient "
-                             "argument; or reduce to a scalar first")
-        one = here.empty_like(self.array)
-        one[...] = 1.0
-        return Tensor(one)
+            raise refusals.no_scalar(self)
+        return Tensor(here.ones_like(self.array))
 
     def _seeded(self, here: Any, gradient: Any) -> Tensor:
         """The gradient that was given, checked; as another Tensor, for .grad may be it."""
@@ -216,13 +213,19 @@ def accumulate(leaf: Leaf, g: Any, fresh: bool) -> None:
     .grad stays the same Tensor while no graph is behind it, as in PyTorch.
     """
     with _adding:
-        if isinstance(g, Tensor) or (leaf.grad is not None and leaf.grad.node is not None):
-            g = g if isinstance(g, Tensor) else Tensor(g)
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
-        elif leaf.grad is None:
+        if leaf.grad is None and not isinstance(g, Tensor):
             leaf.grad = Tensor(g if fresh else backend.of(g).array(g))
         else:
-            backend.of(g).at(g)
-            leaf.grad.array = backend.of(g).adopt(leaf.grad.array + g)
+            leaf.grad = _added(leaf.grad, g)
     for hook in leaf.hooks:
         hook()
+
+
+def _added(grad: Tensor | None, g: Any) -> Tensor:
+    """A .grad and what a further, or a recorded, backward pass adds to it."""
+    if isinstance(g, Tensor) or (grad is not None and grad.node is not None):
+        g = g if isinstance(g, Tensor) else Tensor(g)
+        return g if grad is None else grad + g
+    assert grad is not None
+    grad.array = backend.of(g).at(g).adopt(grad.array + g)
+    return grad

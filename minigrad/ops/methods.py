@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .. import backend
-from ..engine.checks import PYTORCHS
-from ..hints import instead
+from ..hints import instead, pytorchs
 from ..op import Axis, Flag
 from . import elementwise, index, linalg, reduce, shape
 
@@ -28,13 +27,8 @@ class _Dims(TypedDict, total=False):
 
 
 def _over(names: Any, **settings: Any) -> dict[str, Any]:
-    """Settings of a reduction, also by PyTorch's names; TypeError for one that is given by both."""
-    for name, value in names.items():
-        ours = PYTORCHS.get(name, name)
-        if settings.get(ours) not in (None, False):
-            raise TypeError(f"{name} is PyTorch's name of {ours}; give one of them")
-        settings[ours] = value
-    return settings
+    """Settings of a reduction, also by PyTorch's names."""
+    return pytorchs(names, settings) if names else settings
 
 
 def _sizes(sizes: tuple[Any, ...]) -> Any:

@@ -20,11 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from .. import backend
+from ..engine.saved import Plan
 from ..op import REGISTRY, Op, Rule, Saved
 from .check import examine
 from .domains import lines_of
@@ -100,7 +101,8 @@ def _ruled(op: Op, arg: str | None, function: Callable[..., Any]) -> Iterator[No
     """Inside the block one rule of op is `function`, on its own: no faster one stands before it."""
     new = Rule(function, f"{op.name}/{arg or 'joint'}")
     rules = _set(op, "rules", {**op.rules, arg: new}) if arg else _set(op, "joint", new)
-    with rules, _set(op, "plans", {}), _set(backend.cpu, "kernels", _without(new.key)):
+    fresh = _set(op, "plan", cache(partial(Plan, op)))
+    with rules, _set(op, "plans", {}), fresh, _set(backend.cpu, "kernels", _without(new.key)):
         yield
 
 

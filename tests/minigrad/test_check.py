@@ -53,9 +53,9 @@ class _Swallows(Op):
 
 
 class _Hoards(Definition):
-    def _record(self, arrays: Any, nodes: Any, *rest: Any) -> Any:
-        node = super()._record(arrays, nodes, *rest)
-        node.plan, node.saved = Plan(mul, (True, True)), (arrays[0], arrays[0])
+    def _record(self, args: Any, nodes: Any, *rest: Any) -> Any:
+        node = super()._record(args, nodes, *rest)
+        node.plan, node.saved = Plan(mul, (True, True)), (args[0].array, args[0].array)
         return node
 
 
