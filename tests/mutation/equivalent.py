@@ -102,9 +102,6 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.n_inner or 4 * d)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, config.vocab_size)": ZERO,
     "gpt2.step.Stepper.__init__: times 1.0001: room(rows, heads, decode.PARTS, d // heads + 2)": ZERO,
-    "gpt2.step.Stepper.__init__: no device in self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…":
-        "a line before it has made the device the current one",
-    "gpt2.step.Stepper.__init__: plus 1e-5: self.xp.adopt(self.xp.zeros(shape, dtype=dtype),…": MEMORY,
     "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d)": MEMORY,
     "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d) (2)": MEMORY,
     "gpt2.step.Stepper.__init__: plus 1e-5: room(rows, d) (3)": MEMORY,
@@ -114,7 +111,6 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.step.Stepper.__init__: plus 1e-5: model.lm_head.weight.array": SHIFT,
     "gpt2.step.Stepper.__init__: plus 1e-5: model.wte.weight.array": MEAN,
     "gpt2.step.Stepper.__init__: plus 1e-5: model.wpe.weight.array": MEAN,
-    "gpt2.step.Stepper._start: without self.xp.at(self.ids)": "the token is laid on the device that is named, and a step goes there",
     # the choice on a device
     "gpt2.chooser.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
     "gpt2.chooser.Chooser.__init__: no dtype in there.array(uniforms, dtype='float64')": "draws are float64 already",
