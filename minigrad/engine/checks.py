@@ -18,11 +18,11 @@ def bound(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[str
     """The arguments in their order, and all settings; axes, shapes and counts are Python ints."""
     if len(args) > op.most or not settings.keys() <= op.settings.keys():
         args, settings = _by_name(op, args, settings)
-    settings = {**op.settings, **settings}
-    for name in op.whole:
-        if type(settings[name]) not in _INTEGER:
-            settings[name] = _whole(op, name, settings[name])
-    return args, settings
+    every = {**op.settings, **settings}
+    for name in op.whole if settings else ():           # without any the kernel says what it lacks
+        if type(every[name]) not in _INTEGER:
+            every[name] = _whole(op, name, every[name])
+    return args, every
 
 
 def placed(op: Any, arrays: Sequence[Any], nodes: Sequence[Any]) -> tuple[Backend, Any]:
