@@ -43,7 +43,7 @@ SHORT = {                                               # what makes one quick e
     "attention-maps": {"ROWS": 2}, "induction": {"ROWS": 2}, "attention-vs-pytorch": {"LENGTHS": (64, 128, 256), "REPEATS": 3},
     "embedding-linear": {"TOKENS": (16, 64)},
 }
-LONG = {"device-timing", "weight-tying", "sampling", "gelu-relu", "nano-sort"}      # 5 seconds each, and more
+LONG = {"ablate-query", "device-timing", "weight-tying", "sampling", "gelu-relu", "nano-sort"}      # 5 seconds each, and more
 ASKED = slow_unless(lambda name: name not in LONG, NAMES)
 
 

@@ -102,7 +102,8 @@ def same(a, b):
 # ── the same bits ──
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow), "float16"])
 @pytest.mark.parametrize("stops", [
-    [(1, signal.SIGTERM)], [(4, signal.SIGINT), (3, signal.SIGTERM)], [(5, signal.SIGTERM), (1, signal.SIGINT)]])
+    [(1, signal.SIGTERM)], [(4, signal.SIGINT), (3, signal.SIGTERM)],
+    pytest.param([(5, signal.SIGTERM), (1, signal.SIGINT)], marks=pytest.mark.slow)])
 def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
     """SIGINT and SIGTERM end a run after the step, with a checkpoint and 128 + their number; what follows is the run without a stop."""
     assert run(tmp_path / "whole", *fresh(data, "--dtype", dtype))[0] == 0

@@ -46,7 +46,7 @@ def test_a_small_factor_is_seen(name: str, dtype: str):
         assert "broken" in found, what
 
 
-@pytest.mark.parametrize("n", slow_unless(lambda n: n in (4, 1000), [1, 4, 33, 1000]))
+@pytest.mark.parametrize("n", slow_unless(lambda n: n == 1000, [1, 4, 33, 1000]))
 @pytest.mark.parametrize("dtype", FACTORS)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "layer_norm", "mean", "var", "gelu", "tanh"])
 def test_a_right_kernel_uses_some_of_its_bound(name: str, dtype: str, n: int):
