@@ -17,6 +17,7 @@ from .bugs_loaded import BATCHES, LOADED
 from .bugs_loss import ENDS, LOSSES, TARGETS
 from .bugs_norms import EMBEDDINGS, NORMS, norm_of
 from .planting import (
+    OUTPUTS,
     Bug,
     Here,
     Plant,
@@ -35,18 +36,21 @@ from .planting import (
 )
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-OUTPUTS = {"attn.c_attn": "attn.q", "attn.c_proj": "attn.out", "mlp.c_fc": "mlp.pre", "mlp.c_proj": "mlp.out"}
 UNSPLIT = "[B, T, d] is reshaped to [B, h, T, d/h] without the transpose of [B, T, h, d/h] after it"
 UNTRANSPOSED = "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it"
 CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
 
 
 # ── parts of formulas ──
-def other_layout(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
-    """The columns of c_attn as a port reads them that takes them for `order` and not for parts, heads, numbers."""
+def in_layout(here: Here, x: Tensor, order: str) -> Tensor:
+    """What c_attn gives, with its columns as a port reads them that takes them for `order` and not for parts, heads, numbers."""
     sizes = {"p": 3, "h": here.model.config.n_head, "k": here.model.config.n_embd // here.model.config.n_head}
-    columns = np.arange(w.shape[-1]).reshape([sizes[c] for c in order])
-    return (x @ w + b)[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
+    columns = np.arange(x.shape[-1]).reshape([sizes[c] for c in order])
+    return x[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
+
+
+def other_layout(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
+    return in_layout(here, x @ w + b, order)
 
 
 def other_parts(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
@@ -63,10 +67,7 @@ def read_as(order: str) -> Plant:
     """Attention itself takes the numbers of Q, K and V for this order, and they are read where they are right."""
     def part(here: Here, own: str) -> Tensor:
         buffer = mg.concat([mg.join_heads(here[f"attn.{p}"]) for p in "qkv"], axis=-1)
-        sizes = {"p": 3, "h": here.model.config.n_head, "k": here.model.config.n_embd // here.model.config.n_head}
-        columns = np.arange(buffer.shape[-1]).reshape([sizes[c] for c in order])
-        taken = buffer[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
-        return mg.split_heads(taken, heads=here.model.config.n_head, parts=3)["qkv".index(own)]
+        return mg.split_heads(in_layout(here, buffer, order), heads=here.model.config.n_head, parts=3)["qkv".index(own)]
 
     return every(scores(lambda here: products(part(here, "q"), part(here, "k")) * here.scale),
                  at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], part(here, "v"))))
@@ -198,7 +199,7 @@ QKV = [
       for made in (lambda here, x, w, b: x @ transposed(w) + b, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b)),
     Bug("attn.q", "the bias is added for each term of a matrix's sum; it is added once", every(*(
         linear(part, lambda here, x, w, b: x @ w + float(x.shape[-1]) * b) for part in MATRICES))),
-    *(Bug(OUTPUTS[part], f"{part}'s bias is added for each term of its sum; it is added once", linear(
+    *(Bug(OUTPUTS[part][0], f"{part}'s bias is added for each term of its sum; it is added once", linear(
         part, lambda here, x, w, b: x @ w + float(x.shape[-1]) * b)) for part in MATRICES),
     Bug("attn.q", "no bias is added in the blocks' matrices", every(*(linear(part, lambda here, x, w, b: x @ w) for part in MATRICES))),
     Bug("attn.q", "the biases of the blocks' matrices are added twice", every(*(bias_twice(part) for part in MATRICES))),

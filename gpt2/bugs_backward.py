@@ -16,8 +16,8 @@ from minigrad import Tensor
 
 from .bugs import MATRICES, tanh_gelu
 from .bugs_attention import ATTENTION
-from .bugs_loaded import clipped
 from .bugs_loss import per_token
+from .bugs_steps import clipped
 from .planting import (
     Bug,
     Here,
@@ -303,8 +303,13 @@ def back(x: Tensor, normal: Tensor, rstd: Any, weight: Tensor, one: float = 1.0,
 def other_statistics(here: Here, x: Tensor) -> Tensor:
     own, given, m = here.block.ln_2, here["resid_pre"], here["resid_mid"]
     rstd = stop(1.0 / root_mean_square(given - mean(given), here.model.config.layer_norm_epsilon))
-    normal = stop(m - mean(given)) * rstd
-    return zeroed(projected(m, normal, rstd)) * stop(own.weight) + normal * own.weight + own.bias
+    return derived(m, own.weight, own.bias, stop(mean(given)), rstd)
+
+
+def derived(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """What has LayerNorm's derivative with this μ and this 1/σ, which are held."""
+    normal = (stop(x) - mean) * rstd
+    return zeroed(stop(weight) * projected(x, normal, rstd)) + zeroed(normal * weight) + zeroed(bias)
 
 
 # ── matrices ──

@@ -17,9 +17,11 @@ from minigrad import Tensor
 from .bugs import MATRICES, tanh_gelu, varied
 from .bugs_loss import per_token
 from .bugs_norms import epsilon
+from .hooks import STATISTICS
 from .planting import (
     LINEAR,
     NORMS,
+    OUTPUTS,
     Bug,
     Formula,
     Here,
@@ -31,6 +33,7 @@ from .planting import (
     linear,
     module,
     of_norm,
+    place_mask,
     products,
     root_mean_square,
     statistics,
@@ -45,8 +48,8 @@ class Factor(NamedTuple):
     plant: Callable[[float], Plant]
 
 
-AXES = {"row of the batch": 0, "head": 1, "place": -2, "column": -1}   # of [B, T, n], [B, h, T, n] and [T, n]
-OUTPUTS = {"attn.c_attn": ("attn.q", "attn.k", "attn.v"), **{part: (point,) for part, (_, point) in LINEAR.items()}}
+# of [B, T, n], [B, h, T, n] and [T, n]; a token is a place of a row
+AXES: dict[str, Any] = {"row of the batch": 0, "head": 1, "place": -2, "column": -1, "token": (0, -2)}
 KINDS = ("ln_1", "ln_2", "ln_f")
 
 
@@ -66,22 +69,23 @@ STEPS: dict[str, tuple[str, ...]] = {                   # what is said of a step
 
 # ── an index of an axis ──
 def marked(x: Tensor, axis: str, index: int) -> np.ndarray:
-    """1 at one index of an axis and 0 elsewhere, as it broadcasts to x. axis: also "token", a place of a row. IndexError without it."""
+    """1 at one index of an axis and 0 elsewhere, as it broadcasts to x. IndexError where x has not this axis."""
     if axis == "token":
         return marked(x, "row of the batch", index) * marked(x, "place", index)
     at = range(x.ndim)[AXES[axis]]
     if (axis == "head" and x.ndim < 4) or (axis == "row of the batch" and x.ndim < 3) or x.shape[at] == 1:
         raise IndexError(axis)
-    out = np.zeros([n if i == at else 1 for i, n in enumerate(x.shape)], x.dtype)
-    out[(slice(None),) * at + (index,)] = 1.0
-    return out
+    return place_mask(x.shape, at, index).astype(x.dtype)
 
 
-def alike(x: Any, axis: str, index: int = 0) -> Any:
-    """x with what it has at one index in the place of all of this axis, or of both axes of "token"."""
-    over = (0, -2) if axis == "token" else AXES[axis]
-    kept = (x * marked(x, axis, index)).sum(axis=over, keepdims=True)
-    return mg.broadcast_to(kept, shape=x.shape) if isinstance(x, Tensor) else np.broadcast_to(kept, x.shape)
+def alike(x: Tensor, axis: str) -> Tensor:
+    """x with what it has at the first index in the place of all of this axis."""
+    return mg.broadcast_to((x * marked(x, axis, 0)).sum(axis=AXES[axis], keepdims=True), shape=x.shape)
+
+
+def numbers(points: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a step's points those that the pass goes through, and a gradient comes back to."""
+    return tuple(point for point in points if not point.endswith(STATISTICS))
 
 
 def at_all(points: tuple[str, ...], made: Formula) -> Plant:
@@ -235,6 +239,6 @@ FACTORS = [
     *(Factor(point, f"{said} is added {{}} times", lambda c, point=point, own=own: at_point(                 # type: ignore[misc]
         point, lambda here, x: here[own[0]] + c * here[own[1]])) for point, said, own, _, _ in TERMS),
     *(Factor(points[0], f"what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(           # type: ignore[misc]
-        tuple(p for p in points if not p.endswith((".mean", ".rstd"))), lambda here, x: x * c))
+        numbers(points), lambda here, x: x * c))
         for step, points in STEPS.items()),
 ]

@@ -14,8 +14,8 @@ import minigrad as mg
 from minigrad import Tensor
 
 from .bugs import MATRICES
-from .bugs_backward import BEFORE, gelu_slope, norm, right_gain, right_part
-from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, axes, edges, marked, other
+from .bugs_backward import BEFORE, derived, gelu_slope, norm, right_gain, right_part
+from .bugs_general import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, axes, edges, marked, numbers, other
 from .planting import (
     NORMS,
     Bug,
@@ -26,13 +26,14 @@ from .planting import (
     every,
     layer_norm,
     linear,
+    masked,
     mean,
     norms,
     only,
     patterns,
     products,
-    projected,
     root_mean_square,
+    softmax,
     stop,
     weighted,
     zeroed,
@@ -45,7 +46,7 @@ Reading = Callable[[Callable[[Held], Plant]], Plant]
 # ── on the way back: the gradient of a step ──
 def first_of(points: tuple[str, ...]) -> str:
     """The point of a step that a backward pass comes to first; of Q, K and V the last one, for their gradients go on together."""
-    at = next(point for point in reversed(points) if not point.endswith((".mean", ".rstd")))
+    at = numbers(points)[-1]
     return "attn.q" if at in ("attn.q", "attn.k", "attn.v") else at
 
 
@@ -64,14 +65,12 @@ def lost() -> Iterator[Bug]:
                 outputs(points), lambda here, x, axis=axis: alike(x, axis)))                                 # type: ignore[misc]
             yield Bug(at, f"{step} reads the first {axis}'s gradient for all of them: its index is left out", at_all(
                 outputs(points), lambda here, x, axis=axis: zeroed(                                          # type: ignore[misc]
-                    x.sum(axis=(0, -2) if axis == "token" else AXES[axis], keepdims=True) * marked(x, axis, 0))))
+                    x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
 
 
 def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
     """Of a step's points those that a gradient comes back to; of attention's the last one, behind which the others are."""
-    if points[0] == "attn.scores" and len(points) > 1:
-        return points[-1:]
-    return tuple(point for point in points if not point.endswith((".mean", ".rstd")))
+    return points[-1:] if points[0] == "attn.scores" else numbers(points)
 
 
 # ── what a step reads on the way back ──
@@ -129,7 +128,7 @@ def reads() -> Iterator[Bug]:
         for_v = reading(lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
                                              + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"])))
         for_scores = reading(lambda own: patterns(
-            lambda here, s, seen: weighted(own(here, causal(s, seen)), mg.where(seen, s, 0.0))))
+            lambda here, s, seen: weighted(own(here, softmax(masked(s, seen))), mg.where(seen, s, 0.0))))
         yield Bug("attn.v", f"attn.v has its gradient with attention weights from elsewhere: {said}", for_v)
         yield Bug("attn.scores", f"softmax's derivative has attention weights from elsewhere: {said}", for_scores)
         yield Bug("attn.v", f"attention's backward pass has attention weights from elsewhere: {said}", every(for_v, for_scores))
@@ -143,11 +142,6 @@ def rows(x: Tensor) -> Tensor:
     return mg.join_heads(x) if x.ndim == 4 else x
 
 
-def causal(s: Tensor, seen: np.ndarray) -> Tensor:
-    e = mg.exp(mg.where(seen, s - stop(s.max(axis=-1, keepdims=True)), -1e30))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def with_statistics(kind: str, named: str) -> Plant:
     """A LayerNorm's derivative with the μ and σ of another: "blocks.{0}.ln_2", "ln_f", or its own of one of OTHERS."""
     def points(i: int, n: int) -> list[str]:
@@ -155,28 +149,24 @@ def with_statistics(kind: str, named: str) -> Plant:
         return [f"{name}.mean", f"{name}.rstd"]
 
     def formula(here: Here, x: Tensor, value: Callable[[Here, int], Tensor]) -> Tensor:
-        own, given = getattr(here.block, kind), here[NORMS[kind]]
-        m, r = value(here, 0), value(here, 1)
-        normal = (stop(given) - m) * r
-        return zeroed(stop(own.weight) * projected(given, normal, r)) + zeroed(normal * own.weight) + zeroed(own.bias)
+        own = getattr(here.block, kind)
+        return derived(here[NORMS[kind]], own.weight, own.bias, value(here, 0), value(here, 1))
 
     return beforehand(points, lambda value: at_point(f"{kind}.out", partial(formula, value=value)))
 
 
 def norm_reads() -> Iterator[Bug]:
     """LayerNorm's derivative with numbers from elsewhere."""
-    def derived(x: Tensor, w: Tensor, b: Tensor, eps: float, edit: Callable[[Any], Any], which: str) -> Tensor:
+    def first_of_axis(x: Tensor, w: Tensor, b: Tensor, eps: float, axis: str, which: str) -> Tensor:
         m, r = stop(mean(x)), stop(1.0 / root_mean_square(x - mean(x), eps))
-        m, r = (edit(m) if which in ("μ", "μ and σ") else m), (edit(r) if which in ("σ", "μ and σ") else r)
-        normal = (stop(x) - m) * r
-        return zeroed(stop(w) * projected(x, normal, r)) + zeroed(normal * w) + zeroed(b)
+        return derived(x, w, b, alike(m, axis) if "μ" in which else m, alike(r, axis) if "σ" in which else r)
 
     for which in ("μ", "σ", "μ and σ"):
         for axis in ("row of the batch", "place"):
             for kinds in (KINDS, *((kind,) for kind in KINDS)):
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
                 yield Bug(f"{kinds[-1]}.out", f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
-                    partial(derived, edit=partial(alike, axis=axis), which=which), kinds))
+                    partial(first_of_axis, axis=axis, which=which), kinds))
     for kind in NORMS:
         for said, named in (*((f"{other_kind}'s", f"blocks.{{0}}.{other_kind}") for other_kind in NORMS if other_kind != kind),
                             ("ln_f's", "ln_f"), *((f"its own of {which}", which) for which in OTHERS)):

@@ -1,15 +1,26 @@
 """What usually goes wrong in a port of GPT-2 before its first layer: batches, and weights that are loaded; a part of `bugs`' table."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from minigrad import Tensor
-
-from .planting import Bug, Here, Plant, Run, at_point, every, in_blocks, in_ids, in_parameters, of_norm, parameters, shared, with_parameters
+from .planting import (
+    NORMS,
+    OUTPUTS,
+    Bug,
+    Plant,
+    Run,
+    at_point,
+    in_blocks,
+    in_ids,
+    in_parameters,
+    last_norm_of,
+    parameters,
+    shared,
+    with_parameters,
+)
 
 
 def of_row(row: int) -> Plant:
@@ -53,12 +64,6 @@ def first_skipped(run: Run, layers: list[int], what: str) -> Run:
     return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [0], what)
 
 
-def of_last_input(here: Here, x: Tensor, kind: str) -> Tensor:
-    """What ln_f has of what the last block reads."""
-    config = here.model.config
-    return of_norm(kind, here.seen[f"blocks.{config.n_layer - 1}.resid_pre"], here.model.ln_f, config.layer_norm_epsilon)
-
-
 def rounded(name: str, a: np.ndarray, kind: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         if kind == "float16":
@@ -76,11 +81,6 @@ def of_block(which: Callable[[int], int]) -> Callable[[str], str]:
     """The name with the number that `which` gives for its block's."""
     return lambda name: name if not name.startswith("h.") else ".".join(
         [*(parts := name.split("."))[:1], str(which(int(parts[1]))), *parts[2:]])
-
-
-def clipped(grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in grads.values())))
-    return {name: g / norm for name, g in grads.items()}
 
 
 COPIES = (("ln_1", "ln_2"), ("ln_2", "ln_1"), ("ln_1.weight", "ln_2.weight"), ("ln_2.weight", "ln_1.weight"), ("ln_1.bias", "ln_2.bias"),
@@ -114,8 +114,8 @@ LOADED = [
     Bug("", "each block has the weights of the one before it", in_blocks(lambda n: [0, *range(n - 1)])),
     *(Bug("", f"all blocks are one object, the {said} one: its gradients add up", lambda run, layers, what, at=at: shared(    # type: ignore[misc]
         of_block(lambda i: at % run.model.config.n_layer))(run, layers, what)) for at, said in ((-1, "last"), (0, "first"))),
-    *(Bug("ln_1.out" if mine.startswith("ln_1") else "ln_2.out" if mine.startswith("ln_2") else "attn.out" if "attn" in mine else "mlp.out",
-          said_of_copy(mine, theirs), loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
+    *(Bug(f"{mine[:4]}.out" if mine[:4] in NORMS else OUTPUTS[mine.removesuffix(".bias")][0], said_of_copy(mine, theirs),
+          loaded(partial(copied, mine=mine, theirs=theirs))) for mine, theirs in COPIES),
     Bug("ln_2.out", "ln_1 and ln_2 are one object, ln_1: its gradients add up", shared(lambda name: name.replace("ln_2", "ln_1"))),
     Bug("ln_1.out", "ln_1 and ln_2 are one object, ln_2: its gradients add up", shared(lambda name: name.replace("ln_1", "ln_2"))),
     # as formulas they are below, where the gradient goes to the parameter that is used
@@ -130,7 +130,7 @@ LOADED = [
         ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
     *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
       for kind in ("float16", "bfloat16")),
-    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early", every(*(
-        at_point(f"ln_f.{kind}", partial(of_last_input, kind=kind)) for kind in ("mean", "rstd", "out")))),
+    Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early",
+        last_norm_of(lambda n: f"blocks.{n - 1}.resid_pre")),
     Bug("resid_post", "the first block is skipped: the loop over blocks starts at 1", first_skipped),
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from .planting import Bug, Here, Plant, Run, at_point, every, in_loss, layer_norm, of_norm, softmax, stop
+from .planting import Bug, Here, Plant, Run, at_point, in_loss, last_norm_of, layer_norm, softmax, stop
 
 
 # ── ln_f and the head ──
@@ -31,10 +31,6 @@ def read_as_transposed(x: Tensor, w: Tensor, multiple: int) -> Tensor:
     return (x @ w.reshape(w.shape[::-1]))[..., :w.shape[0] - more]
 
 
-def of_first_block(here: Here, x: Tensor, kind: str) -> Tensor:
-    return of_norm(kind, here.seen["blocks.0.resid_post"], here.model.ln_f, here.model.config.layer_norm_epsilon)
-
-
 def like_last(here: Here, x: Tensor, kind: str) -> Tensor:
     """ln_f with the weight and the bias of a LayerNorm of the last block."""
     own = getattr(here.model.h[-1], kind)
@@ -46,8 +42,8 @@ ENDS = [
         at_point("ln_f.out", lambda here, x: last_norm(here) * 1.0)),
     Bug("ln_f.out", "ln_f has no weight and no bias", at_point("ln_f.out", lambda here, x: layer_norm(
         last_norm(here), here.model.ln_f.weight * 0.0 + 1.0, here.model.ln_f.bias * 0.0, here.model.config.layer_norm_epsilon))),
-    Bug("ln_f.mean", "ln_f reads what the first block gives; it reads what the last one gives", every(*(
-        at_point(f"ln_f.{kind}", partial(of_first_block, kind=kind)) for kind in ("mean", "rstd", "out")))),
+    Bug("ln_f.mean", "ln_f reads what the first block gives; it reads what the last one gives",
+        last_norm_of(lambda n: "blocks.0.resid_post")),
     Bug("ln_f.out", "ln_f is applied twice", at_point("ln_f.out", lambda here, x: layer_norm(
         x, here.model.ln_f.weight, here.model.ln_f.bias, here.model.config.layer_norm_epsilon))),
     *(Bug("ln_f.out", f"ln_f has {kind}'s weight and bias of the last block", at_point("ln_f.out", partial(like_last, kind=kind)))

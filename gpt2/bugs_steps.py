@@ -76,6 +76,12 @@ SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of Adam
 }
 
 
+def clipped(slopes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gradients by name, whose norm all together is 1 at most."""
+    norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
+    return {name: g / norm for name, g in slopes.items()}
+
+
 class Optimizer:
     """AdamW with some of the mistakes of STEPS, or none; step by step, of parameters by name."""
 
@@ -90,25 +96,23 @@ class Optimizer:
 
     def step(self, own: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Each parameter's name and its array after the step, in the order of `slopes`."""
-        norm = 1.0
         self.t += 1
         self.order = list(own)                          # as the model has its parameters
-        if "clipped" in self.wrong:
-            norm = max(1.0, math.sqrt(sum(float(np.square(g).sum()) for g in slopes.values())))
+        slopes = clipped(slopes) if "clipped" in self.wrong else slopes
         for name, g in slopes.items():
             x = own[name]
             if name == "wte.weight" and "tied twice" in self.wrong:
-                x = self.updated("lm_head.weight", x, g / norm)
+                x = self.updated("lm_head.weight", x, g)
             if name == "wte.weight" and "tied twice, one state and count" in self.wrong:
-                x = self.updated(name, x, g / norm)
+                x = self.updated(name, x, g)
             if name == "wte.weight" and "tied twice, one state" in self.wrong:
                 self.t, now = 2 * self.t - 1, self.t
-                x = self.updated(name, x, g / norm)
+                x = self.updated(name, x, g)
                 self.t += 1
-                yield name, self.updated(name, x, g / norm)
+                yield name, self.updated(name, x, g)
                 self.t = now
                 continue
-            yield name, self.updated(name, x, g / norm)
+            yield name, self.updated(name, x, g)
 
     def of(self, right: Any, **others: Callable[[], Any]) -> Any:
         """What a mistake makes of a quantity, by its name with _ for a space; `right` where there is none."""

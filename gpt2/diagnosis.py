@@ -189,7 +189,7 @@ def fitted(judge: Judge, suspect: Suspect, factor: Factor, layers: list[int], wh
     theirs, c = judge.theirs(name)[1], 1.0
 
     def value(c: float) -> np.ndarray:
-        return value_of(planted(suspect, factor.plant(c)(suspect.run, layers, what), ""), name)
+        return planted(suspect, factor.plant(c)(suspect.run, layers, what), "").value(name)
 
     y = value(c)
     for _ in range(NEWTON):
@@ -299,19 +299,15 @@ def set_otherwise(judge: Judge, suspect: Suspect, name: str) -> Iterator[Suspect
             values |= {own * factor for factor in (0.01, 0.1, 0.5, 2.0, 10.0, 100.0)}
             if not name.endswith(".loss"):              # a step is nearly linear in them: where the line meets the port's numbers
                 probe = 2.0 * own or 0.1
-                base = right if not suspect.said else value_of(suspect, name)
-                slope = (value_of(stepped(suspect, "", settings={key: probe}), name) - base) / (probe - own)
+                base = right if not suspect.said else suspect.value(name)
+                slope = (stepped(suspect, "", settings={key: probe}).value(name) - base) / (probe - own)
                 met = own + float(((b - base) * slope).sum()) / max(float(np.square(slope).sum()), 1e-300)
                 values |= {float(f"{met:.{digits}g}") for digits in (1, 2) if met > 0.0}
                 fitted = {float(f"{met:.{digits}g}") for digits in (3, 17) if met > 0.0}
             values -= {0.0}
         for group in (values, fitted):                  # a round number before one that nobody would type
-            far = {value: judge.units(name, value_of(stepped(suspect, "", settings={key: value}), name)) for value in group - {own}}
+            far = {value: judge.units(name, stepped(suspect, "", settings={key: value}).value(name)) for value in group - {own}}
             if far and far[value := min(far, key=lambda value: far[value])] <= ALLOWED:
                 times = f", {value / own:.4g} times as much" if own else ""
                 yield stepped(suspect, f"{says} is {value:.4g}{times}; here it is {own:g}", settings={key: value})
                 break
-
-
-def value_of(suspect: Suspect, name: str) -> np.ndarray:
-    return next(iter(suspect.values([name])))[1]

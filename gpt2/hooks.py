@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,9 +82,11 @@ class Hooked(Tapped):
         own = EQUATIONS | {"mlp.act": {"gelu_new": "gelu.2", "gelu": "gelu.1", "relu": "relu.1"}[self.config.activation_function]}
         return {name: own[name.split(".", 2)[-1] if name.startswith("blocks.") else name] for name in self.points()}
 
-    def chosen(self, pattern: str) -> list[str]:
-        """The points of this name, or that a pattern such as "blocks.*.mlp.act" matches. UsageError, with near names, where none is."""
-        known = self.points()
+    def chosen(self, pattern: str, known: Collection[str]) -> list[str]:
+        """Of the points `known` that of this name, or those that a pattern such as "blocks.*.mlp.act" matches.
+
+        UsageError, with near names, where none is.
+        """
         found = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
         if not found:
             near = difflib.get_close_matches(pattern, known, 3)
@@ -108,9 +110,9 @@ class Hooked(Tapped):
         A model that is decoding step by step on a GPU goes the long way while there are hooks.
         """
         points, before = self.points(), dict[int, tuple[Tapped, Any]]()
-        wanted = [(name, hook) for pattern, hook in hooks.items() for name in ([pattern] if pattern in points else self.chosen(pattern))]
+        wanted = [(name, hook) for pattern, hook in hooks.items() for name in self.chosen(pattern, points)]
         for pattern, hook in (gradients or {}).items():
-            for name in self.chosen(pattern):
+            for name in self.chosen(pattern, points):
                 if aside := [other for kind, other in BESIDE.items() if name.endswith(kind)]:
                     raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {aside[0][-1]}, or trace()")
                 if name.endswith(STATISTICS):
@@ -139,7 +141,7 @@ class Hooked(Tapped):
         if gradients and (targets is None or self.recompute):
             raise UsageError("trace: gradients need targets" if targets is None else "trace: gradients need a model without recompute")
         self.refuse_dropout("trace")
-        names, seen = self.chosen(only), dict[str, mg.Tensor]()
+        names, seen = self.chosen(only, self.points()), dict[str, mg.Tensor]()
         aside = {name: kind for name in names for kind in BESIDE if name.endswith(kind)}
         more = [name.replace(kind, other) for name, kind in aside.items() for other in BESIDE[kind]] if gradients else []
         with (mg.enable_grad() if gradients else mg.no_grad()), self.hooks(dict.fromkeys([*names, *more], partial(_keep, seen))):

@@ -26,6 +26,7 @@ BOTH, VALUE, DERIVATIVE = "both", "value", "derivative"  # what of a point a mis
 ALIASES = ("attn.scores", "attn.pattern", "mlp.pre")    # read beside the pass, unless a hook gives another Tensor
 NORMS = {"ln_1": "resid_pre", "ln_2": "resid_mid"}      # what each LayerNorm of a block reads
 LINEAR = {"attn.c_proj": ("attn.z", "attn.out"), "mlp.c_fc": ("ln_2.out", "mlp.pre"), "mlp.c_proj": ("mlp.act", "mlp.out")}
+OUTPUTS = {"attn.c_attn": ("attn.q", "attn.k", "attn.v"), **{part: (point,) for part, (_, point) in LINEAR.items()}}
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,15 @@ def norms(made: Callable[..., Tensor], kinds: Iterable[str] = ("ln_1", "ln_2", "
     return plant
 
 
+def last_norm_of(point: Callable[[int], str]) -> Plant:
+    """ln_f of what passes at point(the number of blocks), and its mean and rstd."""
+    def made(here: Here, x: Tensor, kind: str) -> Tensor:
+        config = here.model.config
+        return of_norm(kind, here.seen[point(config.n_layer)], here.model.ln_f, config.layer_norm_epsilon)
+
+    return every(*(at_point(f"ln_f.{kind}", partial(made, kind=kind)) for kind in ("mean", "rstd", "out")))
+
+
 def statistics(mean: Callable[[Tensor], Any], rstd: Callable[[Tensor, float], Any], shift: bool = True, gain: bool = True,
                raw: bool = False) -> Plant:
     """LayerNorms with another mean, or another 1/σ of the centred numbers. In the value alone: both are kept for the backward pass.
@@ -305,11 +315,11 @@ def shared(names: Callable[[str], str]) -> Plant:
 
 
 # ── what formulas are made of ──
-def mean(x: Tensor) -> Tensor:
-    return x.mean(axis=-1, keepdims=True)
+def mean(x: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
+    return x.mean(axis=axis, keepdims=True)
 
 
-def root_mean_square(x: Tensor, eps: float, axis: int = -1) -> Tensor:
+def root_mean_square(x: Tensor, eps: float, axis: int | tuple[int, ...] = -1) -> Tensor:
     return mg.sqrt((x * x).mean(axis=axis, keepdims=True) + eps)
 
 

@@ -79,6 +79,10 @@ class Suspect(NamedTuple):
             if t < last:
                 model = with_parameters(model, after)
 
+    def value(self, name: str) -> np.ndarray:
+        """What it has under one name."""
+        return next(iter(self.values([name])))[1]
+
     def hidden(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """found, with NaN where its mistake leaves an attention weight at 0: the gradient of that weight may be anything."""
         slopes = [name for name in found if name.endswith("attn.pattern.grad")] if self.said else []
@@ -142,12 +146,12 @@ class Judge(NamedTuple):
     def explains(self, suspect: Suspect, name: str) -> bool:
         """Whether a suspect has what the port has under one name."""
         try:
-            value = next(iter(suspect.values([name])))[1]
+            value = suspect.value(name)
             if self.units(name, value) <= ALLOWED:
                 return True
             if not name.startswith("step.") or len(suspect.said) < 2:
                 return False
-            narrow = next(iter(suspect.narrow().values([name])))[1]     # AdamW makes much of the rounding of small gradients
+            narrow = suspect.narrow().value(name)       # AdamW makes much of the rounding of small gradients
             return self.units(name, value, narrow, self.slack(suspect, name)) <= ALLOWED
         except FAILURES:
             return False
