@@ -40,7 +40,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # What is mutated -> what judges it: modules, or functions of them, and files of tests.
 JUDGES: dict[str, tuple[str, ...]] = {
-    "minigrad.optim": ("minigrad/test_optim", "minigrad/test_16_bits", "gpt2/test_mixed", "minigrad/test_devices"),
+    "minigrad.optim": ("minigrad/test_optim", "minigrad/test_clipping", "minigrad/test_16_bits", "gpt2/test_mixed",
+                       "minigrad/test_devices"),
     "minigrad.random": ("minigrad/test_random", "minigrad/test_double", "minigrad/test_devices"),
     "minigrad.backend.bits": ("minigrad/test_random",),
     "minigrad.backend.base:Device": ("minigrad/test_backend", "minigrad/test_devices"),
