@@ -417,6 +417,10 @@ SLOPES: tuple[tuple[str, Callable[[Tensor, Tensor], Any]], ...] = (
     ("GELU's derivative is taken at its output; it is taken at its input", lambda x, t: gelu_slope(tanh_gelu(x))),
     ("GELU's constant is 0.044751 in the derivative; it is 0.044715", lambda x, t: gelu_slope(x, 0.044751)),
     ("GELU's constant is 0.0447 in the derivative; it is 0.044715", lambda x, t: gelu_slope(x, 0.0447)),
+    ("GELU's derivative lacks the parentheses around 1 + 3·0.044715 x²",
+     lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * C + 0.134145 * x * x),
+    ("GELU's derivative lacks the parentheses around x + 0.044715 x³: √(2/π) is with x alone in the inner one",
+     lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (C + 0.134145 * x * x)),
     ("GELU hands back no gradient", lambda x, t: x * 0.0),
 )
 GELU = [Bug("mlp.pre", says, slope(made)) for says, made in SLOPES]

@@ -59,6 +59,12 @@ def filled(kinds: tuple[str, ...], number: float) -> Plant:
     return in_parameters(lambda name, a: a * 0.0 + number if name.endswith(kinds) else a)
 
 
+def unloaded(part: str) -> Plant:
+    """The weight of a matrix of these blocks is 0: memory that nothing was read into."""
+    return lambda run, layers, what: in_parameters(
+        lambda name, a: a * 0.0 if name in [f"h.{i}.{part}.weight" for i in layers] else a)(run, layers, what)
+
+
 def first_skipped(run: Run, layers: list[int], what: str) -> Run:
     """The first block hands its input on."""
     return at_point("resid_post", lambda here, x: here["resid_pre"] * 1.0)(run, [0], what)
@@ -128,6 +134,7 @@ LOADED = [
     Bug("attn.q", "c_attn's bias is not added", filled(("c_attn.bias",), 0.0)),
     *(Bug(at, f"{part}'s bias is not added", filled((f"{part}.bias",), 0.0)) for at, part in (
         ("attn.out", "attn.c_proj"), ("mlp.pre", "mlp.c_fc"), ("mlp.out", "mlp.c_proj"))),
+    *(Bug(points[0], f"{part}'s weight is 0: it was not loaded", unloaded(part)) for part, points in OUTPUTS.items()),
     *(Bug("", f"the weights are rounded to {kind} when they are loaded", in_parameters(partial(rounded, kind=kind)))
       for kind in ("float16", "bfloat16")),
     Bug("ln_f.mean", "the last block is skipped: the loop over blocks ends one too early",

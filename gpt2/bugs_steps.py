@@ -27,6 +27,7 @@ STEPS = {
     "no root": "the step is divided by v̂; it is divided by its root",
     "betas swapped": "β₁ and β₂ are swapped",
     "no square": "the second moment is of g; it is of g²",
+    "square of m": "the second moment is of m², the first one's square; it is of g²",
     "m alone": "the step is m̂, not divided by √v̂",
     "g over root": "the step is the gradient divided by √v̂; it is m̂ divided by it",
     "second by first": "the second moment is divided by 1 − β₁ᵗ (bias correction); it is divided by 1 − β₂ᵗ",
@@ -39,6 +40,9 @@ STEPS = {
     "v is new": "the second moment is g² of this step alone; it is a running mean",
     "same gradient": "each step takes the first step's gradients",
     "no biases": "biases are not stepped",
+    "last block stays": "the last block is not stepped: the loop over blocks ends one too early",
+    "first block stays": "the first block is not stepped: the loop over blocks starts at 1",
+    "tables stay": "wte and wpe are not stepped",
     "matrices": "only matrices decay; here all parameters do",
     "no norms": "LayerNorms do not decay; here all parameters do",
     "no bias decay": "biases do not decay; here all parameters do",
@@ -66,6 +70,11 @@ UNDECAYED: dict[str, Callable[[str, np.ndarray], bool]] = {               # whic
     "no norms": lambda name, x: ".ln_" in name or name.startswith("ln_f"), "no bias decay": lambda name, x: name.endswith(".bias"),
     "no tables": lambda name, x: name.startswith(("wte", "wpe")), "no positions": lambda name, x: name.startswith("wpe"),
     "blocks alone": lambda name, x: x.ndim < 2 or not name.startswith("h."),
+}
+UNSTEPPED: dict[str, Callable[[str, Sequence[str]], bool]] = {           # which parameters stay as they are, of all
+    "no biases": lambda name, names: name.endswith(".bias"), "tables stay": lambda name, names: name.startswith(("wte", "wpe")),
+    "first block stays": lambda name, names: name.startswith("h.0."),
+    "last block stays": lambda name, names: name.startswith(f"h.{max(int(x.split('.')[1]) for x in names if x.startswith('h.'))}."),
 }
 SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {                 # of AdamW, and what others have them at
     "lr": ("the learning rate", (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2)),
@@ -131,7 +140,8 @@ class Optimizer:
         new1, new2 = self.of(new1, plain_first=lambda: 1.0, first_new_by_second=lambda: 1.0 - b2), self.of(
             new2, plain_second=lambda: 1.0, second_new_by_first=lambda: 1.0 - b1)
         m = self.m[name] = keep * b1 * self.m.get(name, 0.0) + new1 * g
-        v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * (np.abs(g) if "no square" in wrong else g * g)
+        v = self.v[name] = keep * b2 * self.v.get(name, 0.0) + new2 * self.of(
+            g * g, no_square=lambda: np.abs(g), square_of_m=lambda: m * m)
         t = self.of(self.t, t_stays_1=lambda: 1, t_from_2=lambda: self.t + 1, t_twice=lambda: 2 * self.t,
                     t_for_each=lambda: (self.t - 1) * len(self.order) + 1 + self.order.index(name))
         c1 = self.of(1.0 - b1**t, no_correction=lambda: 1.0, no_first=lambda: 1.0)
@@ -146,7 +156,7 @@ class Optimizer:
         root = self.of(np.sqrt(v / c2) + eps, eps_minus=lambda: np.sqrt(v / c2) - eps, eps_inside=lambda: np.sqrt(v / c2 + eps),
                        eps_early=lambda: (np.sqrt(v) + eps) / math.sqrt(c2), no_root=lambda: v / c2 + eps, m_alone=lambda: 1.0)
         move = lr * self.of(m / c1 / root, sgd=lambda: g, g_over_root=lambda: g / root)
-        if "no biases" in wrong and name.endswith(".bias"):
+        if any(kind in wrong and stays(name, self.order) for kind, stays in UNSTEPPED.items()):
             return x
         if not any(kind in wrong and stays(name, x) for kind, stays in UNDECAYED.items()):
             x = x * (1.0 + self.of(-lr, decay_plus=lambda: lr, decay_alone=lambda: -1.0) * self.decay)

@@ -1,15 +1,19 @@
 """What a wrong tensor looks like by itself: a multiple, transposed, shifted, another one, some places alone, rounded, or with dropout."""
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .golden import Golden
 from .port import ALLOWED, EPS, distance, unit_of
 from .suspect import Theirs
+
+AXES, HEADS = ("row", "place", "column"), ("row", "head", "place", "column")
+MOST, WORK = 4096, 10**8                                # indices, and numbers that are compared, when it is looked for what has moved
 
 
 def agrees(golden: Golden, name: str, value: np.ndarray, theirs: Theirs, grows: bool = True) -> bool:
@@ -23,11 +27,12 @@ def agrees(golden: Golden, name: str, value: np.ndarray, theirs: Theirs, grows: 
     return distance(golden.entries[name], value, array, dtype) <= ALLOWED * grown
 
 
-def pictures(golden: Golden, name: str, theirs: Theirs) -> list[str]:
-    """What a wrong tensor looks like by itself, in two lines at most."""
+def pictures(golden: Golden, name: str, theirs: Theirs, ours: np.ndarray | None = None, known: Mapping[str, np.ndarray] | None = None
+             ) -> list[str]:
+    """What a wrong tensor looks like beside `ours`, or else the truth's, in two lines at most. known: what it may be made with."""
     dtype, b = theirs(name)
-    a = golden.array(name)
-    found = list(itertools.islice(_pictures(golden, name, a, b, dtype, theirs), 2))
+    a = golden.array(name) if ours is None else ours
+    found = list(itertools.islice(_pictures(golden, name, a, b, dtype, theirs, known or {}), 2))
     if found:
         return found
     off, size = (float(np.sqrt(np.square(x).mean())) for x in (b - a, a))
@@ -35,8 +40,9 @@ def pictures(golden: Golden, name: str, theirs: Theirs) -> list[str]:
             + ", with no pattern that is known here"]
 
 
-def _pictures(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str, theirs: Theirs) -> Iterator[str]:
-    """A multiple, transposed, shifted, another one, some places alone, or rounded."""
+def _pictures(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str, theirs: Theirs, known: Mapping[str, np.ndarray]
+              ) -> Iterator[str]:
+    """A multiple, transposed, shifted, another one, with something added to it or multiplied with it, some places alone, or rounded."""
     if b.size and not b.any():
         yield "it is all zero"
         return
@@ -59,6 +65,9 @@ def _pictures(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: st
             moved = np.where(np.isin(np.arange(a.shape[-2]), np.arange(a.shape[-2])[rows])[:, None], np.roll(a, shift, -2), b)
             if agrees(golden, name, moved, theirs, grows=False):
                 yield f"it is shifted by one place, {'later' if shift == 1 else 'earlier'}"
+        yield from _moved(golden, name, a, b, dtype)
+    yield from _with(golden, name, a, b, dtype, known)
+    if a.ndim > 1 and a.shape[-2] > 1:
         yield from _places(golden, name, a, b, dtype)
     most, _ = unit_of(golden.entries[name], dtype)
     for kind in ("float16", "bfloat16"):
@@ -106,7 +115,8 @@ def _factors(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, theirs: Th
             if value != 1 and abs(abs(factor) / number - 1.0) < 1e-4:
                 yield f"it is {'minus ' * (factor < 0)}{text} times what it should be ({factor:.6g})" + _why(name, what)
                 return
-    yield f"it is {factor:.6g} times what it should be" + (": the wrong sign" if abs(factor + 1.0) < 1e-6 else "")
+    if a.size > 1:                                      # any number is a multiple of another
+        yield f"it is {factor:.6g} times what it should be" + (": the wrong sign" if abs(factor + 1.0) < 1e-6 else "")
 
 
 BEFORE = {"resid_mid": ("resid_pre", "attn.out"), "resid_post": ("resid_mid", "mlp.out")}
@@ -140,6 +150,59 @@ def _why(name: str, what: str) -> str:
             "2": ": is it added twice, or backward run twice without zeroing?"}.get(what, "")
 
 
+def _moved(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str) -> Iterator[str]:
+    """Which rows, heads, places or columns of it are which of ours."""
+    near = ALLOWED * unit_of(golden.entries[name], dtype)[0] * max(1.0, np.abs(b).max() / max(np.abs(a).max(), 1e-300))
+    for axis, what in enumerate(AXES[-a.ndim:] if a.ndim < 4 else HEADS):
+        n = a.shape[axis]
+        if not 1 < n <= MOST or n * a.size > WORK:
+            continue
+        x, y = (np.moveaxis(z, axis, 0).reshape(n, -1) for z in (a, b))
+        if x.shape[1] < 4 or not x.any(axis=1).all():   # a few numbers, or zeros, are alike by chance
+            continue
+        gaps = np.array([np.abs(x - one).max(axis=1) for one in y])
+        came = [int(row.argmin()) if row.min() <= near and (row <= near).sum() == 1 else -1 for row in gaps]
+        sure = [i for i, j in enumerate(came) if j >= 0]
+        if 4 * len(sure) < 3 * n or all(came[i] == i for i in sure):
+            continue
+        steps = {came[i] - i for i in sure}
+        if len(steps) == 1:
+            yield f"its {what} i is ours at i {'+' if max(steps) > 0 else '−'} {abs(max(steps))}"
+        else:
+            yield f"its {what}s {runs(sure)} are ours at {', '.join(str(came[i]) for i in sure[:12])}{' …' * (len(sure) > 12)}"
+        return
+
+
+def _with(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str, known: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What is added to it, or multiplied with it, wherever it is wrong."""
+    near = ALLOWED * unit_of(golden.entries[name], dtype)[0] * max(1.0, np.abs(b).max() / max(np.abs(a).max(), 1e-300))
+    wrong, fit = np.abs(b - a) > near, dict[str, np.ndarray]()
+    few = "" if wrong.mean() > 0.9 else "where it is wrong, "
+    if wrong.any() and not b[wrong].any():
+        yield f"{few}it is 0"
+        return
+    for what, x in known.items():
+        with contextlib.suppress(ValueError):
+            fit[what] = np.broadcast_to(x, a.shape)
+    for what, x in fit.items():
+        own, gap = x[wrong], (b - a)[wrong]
+        if own.size < 8 or np.ptp(own) <= 1e-3 * np.abs(own).max():
+            continue
+        times = float((own * gap).sum()) / float((own * own).sum())
+        often = "" if round(abs(times), 5) == 1.0 else f"{abs(times):.4g} times "
+        if x.shape == known[what].shape and np.abs(b - x).max() <= near:
+            yield f"it is {what}"
+        elif abs(times) > 1e-3 and np.abs(gap - times * own).max() <= near * max(1.0, abs(times)):
+            yield f"{few}{'it lacks' if times < 0.0 else 'it has besides'} {often}{what}"
+        elif np.abs((a * x - b)[wrong]).max() <= near * max(1.0, np.abs(own).max()):
+            yield f"{few}it is multiplied with {what}"
+        elif other := next((other for other, y in fit.items() if x is not y and np.abs(gap - (x - y)[wrong]).max() <= near), None):
+            yield f"{few}it has {what} in place of {other}"
+        else:
+            continue
+        return
+
+
 def _places(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str) -> Iterator[str]:
     """Which places or rows alone are wrong."""
     most, _ = unit_of(golden.entries[name], dtype)
@@ -147,8 +210,9 @@ def _places(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str)
     for axis, one, many in ((-2, "place", "places"), (0, "row of the batch", "rows of the batch"), (-1, "column", "columns")):
         if a.shape[axis] < 2 or (axis == 0 and a.ndim < 3):
             continue
-        hit = np.flatnonzero(wrong.any(tuple(i for i in range(a.ndim) if i != axis % a.ndim)))
-        few = 0 < hit.size < a.shape[axis]
+        others = tuple(i for i in range(a.ndim) if i != axis % a.ndim)
+        hit, there = np.flatnonzero(wrong.any(others)), (a.any(others) | b.any(others)).sum()
+        few = 0 < hit.size < there                      # what is 0 in both tells nothing
         if few and (axis != -1 or (2 * hit.size <= a.shape[axis] and np.ptp(hit) < hit.size)):      # of columns half at most, and together
             yield f"only {many if hit.size > 1 else one} {runs(hit.tolist())} of {a.shape[axis]} {'are' if hit.size > 1 else 'is'} wrong"
             return

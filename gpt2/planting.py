@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +58,8 @@ Tap = Callable[[GPT2, dict[str, Tensor], np.ndarray], dict[str, Any]]
 class Run(NamedTuple):
     """A run of the model with mistakes planted. taps: each gives hooks. losses: each makes a loss of the loss, the logits and targets.
 
-    after: each changes the gradients of all parameters, by name, once the backward pass is done.
+    after: each changes the gradients of all parameters, by name, once the backward pass is done. forced: arrays by name that take the
+    place of what is computed, once it is computed: of points, of NAME.grad of points, and, in AdamW's steps, of parameters.
     """
 
     model: GPT2
@@ -66,6 +68,7 @@ class Run(NamedTuple):
     taps: tuple[Tap, ...] = ()
     losses: tuple[Callable[[Tensor, Tensor, np.ndarray], Tensor], ...] = ()
     after: tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], ...] = ()
+    forced: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 Plant = Callable[[Run, list[int], str], Run]
@@ -376,6 +379,37 @@ def with_parameters(model: GPT2, own: dict[str, np.ndarray]) -> GPT2:
     return GPT2(model.config, dtype=next(iter(own.values())).dtype.name, explicit=True, parameters=own)
 
 
+def with_value(x: Tensor, value: np.ndarray, name: str) -> Tensor:
+    """This value in place of x, with x's derivative."""
+    y = stop(Tensor(value.astype(x.dtype, copy=False)))
+    if name.endswith("attn.scores"):                    # no port has those that the mask hides
+        y = mg.where(np.tri(x.shape[-1], dtype=bool), y, stop(x))
+    return y + zeroed(x)
+
+
+def as_saved(x: Tensor, name: str, model: GPT2, seen: Mapping[str, Tensor], forced: Mapping[str, np.ndarray]) -> Tensor:
+    """x with the derivative that a rule gives which reads values saved for backward, where these are forced: weights, or mean and rstd."""
+    if name.endswith("attn.pattern") and name in forced:
+        past = np.tri(x.shape[-1], dtype=bool)          # no causal rule reads more
+        return stop(x) + zeroed(mg.where(past, weighted(stop(x), seen[name.replace("pattern", "scores")]), 0.0))
+    at, _, end = name.rpartition(".")
+    if end != "out" or f"{at}.rstd" not in forced or f"{at}.mean" not in forced:
+        return x
+    block, _, kind = at.rpartition(".")
+    given = seen[f"{block}.{NORMS[kind]}" if block else f"blocks.{model.config.n_layer - 1}.resid_post"]
+    own = getattr(model.h[int(block.split(".")[1])], kind) if block else model.ln_f
+    rstd = stop(seen[f"{at}.rstd"])
+    normal = stop(given - seen[f"{at}.mean"]) * rstd
+    return stop(x) + zeroed(normal * own.weight + own.bias + stop(own.weight) * projected(given, normal, rstd))
+
+
+def with_gradient(x: Tensor, gradient: np.ndarray) -> Tensor:
+    """x, which hands this gradient back, whatever it is given."""
+    y = x * 1.0
+    y.register_hook(lambda g: Tensor(gradient.astype(g.dtype, copy=False)))
+    return y * 1.0
+
+
 def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays of these names, those of gpt2.golden but for its steps: of points, "loss", and NAME.grad of points and parameters."""
     wanted, points = list(names), list(run.model.points())
@@ -383,21 +417,27 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
     if slopes and run.after:
         slopes = list(dict.fromkeys([*slopes, *parameters(run.model)]))
     last = None if slopes or "loss" in wanted else max((points.index(name) for name in wanted), default=-1)
-    seen: dict[str, Tensor] = {}
+    values, seen = dict[str, Tensor](), dict[str, Tensor]()            # what is computed at each point, and what goes on from it
+    hooks = [tap(run.model, seen, run.ids) for tap in run.taps]
+    changed = {*run.forced, *(point for one in hooks for point in one)}
+    at_weights = any(point.endswith(("attn.scores", "attn.pattern")) for point in changed)
 
     def keep(x: Tensor, name: str) -> Tensor | None:
-        seen[name] = x * 1.0 if slopes and name.endswith(ALIASES) else x
+        values[name] = seen[name] = x * 1.0 if slopes and name.endswith(ALIASES) else x
         if last is not None and name == points[last]:
             raise _Enough
+        if name in run.forced:
+            seen[name] = with_value(values[name], run.forced[name], name)
+        if run.forced and not any(name in one for one in hooks):
+            seen[name] = as_saved(seen[name], name, run.model, seen, run.forced)
+        if slopes and f"{name}.grad" in run.forced:
+            seen[name] = with_gradient(seen[name], run.forced[f"{name}.grad"])
         return seen[name]
-
-    hooks = [tap(run.model, seen, run.ids) for tap in run.taps]
-    at_weights = any(point.endswith(("attn.scores", "attn.pattern")) for one in hooks for point in one)
 
     def asked(point: str) -> bool:                      # what takes time beside the pass is left out where nobody looks at it
         if point.endswith("attn.scores"):
             return at_weights or point in wanted or point in slopes
-        return not point.endswith(STATISTICS) or point in wanted
+        return not point.endswith(STATISTICS) or point in wanted or point in run.forced
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mg.enable_grad() if slopes else mg.no_grad())
@@ -411,12 +451,12 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
                 loss = run.model.F.cross_entropy(logits, run.targets)
                 for made in run.losses:
                     loss = made(loss, logits, run.targets)
-                seen["loss"] = loss
+                values["loss"] = loss
     own = dict(run.model.named_parameters())
     at = {name: seen[name] if name in seen else own[name] for name in slopes}
     live = {name: x for name, x in at.items() if x.node is not None}
-    grads = dict(zip(live, mg.gradients(seen["loss"], list(live.values())))) if live else {}
-    out = {name: seen[name].array for name in seen}
+    grads = dict(zip(live, mg.gradients(values["loss"], list(live.values())))) if live else {}
+    out = {name: x.array for name, x in values.items()}
     for name, x in at.items():
         g = grads[name].array if name in grads else np.zeros(x.shape)
         out[f"{name}.grad"] = g

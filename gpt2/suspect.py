@@ -17,7 +17,7 @@ from .hooks import STATISTICS
 from .model import GPT2
 from .planting import BOTH, Run, at_point, computed, in_loss, parameters, stop, with_parameters, zeroed
 from .port import ALLOWED, distance
-from .truth import entry, judged, longest_sum
+from .truth import Entry, entry, judged, longest_sum
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]
 FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionError, OverflowError)  # of a mistake that cannot be computed
@@ -40,7 +40,9 @@ class Suspect(NamedTuple):
     def first_slopes(self) -> dict[str, np.ndarray]:
         """The loss and all gradients before the first step; computed once."""
         if not self.kept:
-            self.kept.update(computed(self.run, ["loss", *(f"{name}.grad" for name in parameters(self.run.model))]))
+            names = [f"{name}.grad" for name in parameters(self.run.model)]
+            self.kept.update(computed(self.run, ["loss", *names]))
+            self.kept.update((name, self.run.forced[name]) for name in names if name in self.run.forced)
         return self.kept
 
     def values(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -60,13 +62,14 @@ class Suspect(NamedTuple):
                 yield wanted[0], computed(self.later(model, {}, table), ["loss"])["loss"]
                 return
             own, points = parameters(model), stored(model) if {"all summed", "points summed"} & set(self.wrong) else []
-            if len(names) == 1 and last == 1 and not self.kept and not self.wrong:     # the gradient of one parameter is enough
+            # the gradient of one parameter is enough
+            if len(names) == 1 and last == 1 and not (self.kept or self.wrong or self.run.forced):
                 name = names[0].split(".", 2)[2]
                 slopes = computed(self.run, [f"{name}.grad"])
                 yield names[0], dict(optimizer.step(own, {name: slopes[f"{name}.grad"]}))[name]
                 return
             head = ["ln_f.out", "logits.grad"] if "own head" in self.wrong else []
-            found = self.first_slopes() if t == 1 and not points and not head else computed(
+            found = dict(self.first_slopes()) if t == 1 and not points and not head else computed(
                 self.later(model, piled, table), ["loss", *(f"{name}.grad" for name in [*own, *points]), *head])
             piled = {name: found[f"{name}.grad"] for name in points}
             after = dict(optimizer.step(own, {name: found[f"{name}.grad"] for name in own}))
@@ -77,7 +80,9 @@ class Suspect(NamedTuple):
                 what = name.split(".", 2)[2]
                 yield name, found["loss"] if what == "loss" else after[what]
             if t < last:
-                model = with_parameters(model, after)
+                # c_attn's bias is compared without K's part
+                model = with_parameters(model, {name: a if name.endswith("attn.c_attn.bias") else self.run.forced.get(f"step.{t}.{name}", a)
+                                                for name, a in after.items()})
 
     def value(self, name: str) -> np.ndarray:
         """What it has under one name."""
@@ -92,7 +97,7 @@ class Suspect(NamedTuple):
     def later(self, model: GPT2, piled: Mapping[str, np.ndarray], table: np.ndarray | None) -> Run:
         """The run with the parameters of a later step. piled: gradients of points, to which those of this step are added. table: the head's
         own."""
-        run, seen = self.run._replace(model=model), list[dict[str, Any]]()
+        run, seen = self.run._replace(model=model, forced={}), list[dict[str, Any]]()
         if table is not None:
             run = at_point("logits", lambda here, x: x + here["ln_f.out"] @ (table - stop(here.model.lm_head.weight)).mT)(run, [0], BOTH)
         if not piled:
@@ -113,11 +118,12 @@ def stored(model: GPT2) -> list[str]:
 
 
 class Judge(NamedTuple):
-    """The truth beside a port. names: all tensors that were compared, in order."""
+    """The truth beside a port. names: all tensors that were compared, in order; entries: how far each may be off."""
 
     golden: Golden
     theirs: Theirs
     names: list[str]
+    entries: Mapping[str, Entry]
 
     def units(self, name: str, value: np.ndarray, narrow: np.ndarray | None = None, slack: np.ndarray | float = 0.0) -> float:
         """How far the port is from this value, in units that grow with the numbers, or with what float32 makes of the same mistake.
@@ -126,7 +132,7 @@ class Judge(NamedTuple):
         """
         dtype, array = self.theirs(name)
         value, narrow = judged(name, value), None if narrow is None else judged(name, narrow)
-        own = self.golden.entries[name]
+        own = self.entries[name]
         if name.startswith("step.") and value.shape == array.shape:
             value = value + np.clip(array - value, -slack, slack)
         if name.endswith("attn.pattern.grad") and value.shape == array.shape:
@@ -158,7 +164,7 @@ class Judge(NamedTuple):
 
     def slack(self, suspect: Suspect, name: str) -> np.ndarray | float:
         """What the rounding of a parameter's gradient does to it in the steps so far: AdamW makes a whole step of noise."""
-        slope, entries = f"{name.split('.', 2)[-1]}.grad", self.golden.entries
+        slope, entries = f"{name.split('.', 2)[-1]}.grad", self.entries
         if not name.startswith("step.") or slope not in entries:
             return 0.0
         g, own = suspect.first_slopes()[slope], self.golden.array(slope)
@@ -179,8 +185,12 @@ class Judge(NamedTuple):
 
     def left(self, suspect: Suspect) -> list[str]:
         """The names that a suspect does not explain."""
-        explained = {name for name, far in self.distances(suspect, suspect.narrow()) if far <= ALLOWED}
-        return [name for name in self.names if name not in explained]
+        return self.cleared(suspect)[0]
+
+    def cleared(self, suspect: Suspect) -> tuple[list[str], float]:
+        """The names that a suspect does not explain, and by how many units it is off in the others at most."""
+        explained = {name: far for name, far in self.distances(suspect, suspect.narrow()) if far <= ALLOWED}
+        return [name for name in self.names if name not in explained], max(explained.values(), default=0.0)
 
     def held(self, suspect: Suspect, beyond: int = -1) -> tuple[int, float]:
         """How many of the names, from the first on, a suspect explains, and by how many units it is off in them at most.
@@ -203,11 +213,11 @@ class Judge(NamedTuple):
         return i, worst
 
 
-def start(golden: Golden, model: GPT2) -> Suspect:
-    """The model as it is, on the ids of the truth."""
+def start(golden: Golden, model: GPT2, forced: Mapping[str, np.ndarray] | None = None) -> Suspect:
+    """The model as it is, on the ids of the truth. forced: what is put in the place of what it computes."""
     manifest = golden.manifest
     targets = None if manifest["targets"] is None else np.array(manifest["targets"])
-    return Suspect(Run(model, np.array(manifest["ids"]), targets), manifest["adamw"], kept={})
+    return Suspect(Run(model, np.array(manifest["ids"]), targets, forced=forced or {}), manifest["adamw"], kept={})
 
 
 def planted(suspect: Suspect, run: Run, says: str) -> Suspect:

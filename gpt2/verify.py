@@ -73,15 +73,19 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
         lines.append(f"the first to differ: {first.name} ({first.equation}) "
                      + (first.trouble or f"by {number(first.units)} units, where {ALLOWED:g} are allowed")
                      + (f"; all {found.index(first)} before it agree, up to {after}" if after else ""))
-        if not said.named:
+        if not said.named and not said.places:
             lines += [f"no mistake that is known gives this; what it looks like: {what}" for what in said.causes]
         elif said.sure:
             lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
         else:
             lines += [f"perhaps: {cause}" for cause in said.causes]
-            if said.left:
+            if said.left and not said.places:
                 lines.append(f"with {'the first of these' if len(said.causes) > 1 else 'it'}, {len(said.left)} of {len(found)} tensors are "
                              f"still not the port's: {', '.join(said.left[:3])}{' …' * (len(said.left) > 3)}")
+        if said.places:
+            lines.append("computed from what the port has before them, these alone are wrong, and all else follows:")
+        lines += [f"    {place.where} ({golden.entries[place.first].equation}){f': {look}' * bool(look)}"
+                  for place in said.places for look in place.looks[:1] or [""]]
         if model is None and not first.trouble:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
@@ -96,7 +100,8 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
                 "missing": missing, "unused": others, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
-                "sure": said.sure, "unexplained": said.left, "allowed": ALLOWED, "unseen": unseen}
+                "sure": said.sure, "unexplained": said.left, "places": [place._asdict() for place in said.places], "allowed": ALLOWED,
+                "unseen": unseen}
     return document, lines, DIFFERS if wrong else AGREES
 
 

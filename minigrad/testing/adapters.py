@@ -150,7 +150,7 @@ def _wide(jax: Any) -> Any:
     """A block in which JAX has float64."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,unused-ignore]  # before JAX 0.8
 
     return enable_x64()
 

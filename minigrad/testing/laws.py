@@ -6,7 +6,7 @@ NotApplicable, with the reason, where it says nothing about the subject. `LAWS` 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,28 +63,23 @@ def rounded(run: Run) -> float:
     if not reference.fits:
         raise NotApplicable("the results do not fit into the dtype")
     used = 0.0
-    for i, (r, truth, allowed, roundings) in enumerate(_beside(run, reference)):
+    for i, r in enumerate(_found(run, reference)):
         what = "the value" if i == 0 else f"gradient {i - 1}"
         numbers = host(r).astype(WIDE)
         if reference.elementwise[i] and np.isinf(numbers).any() and not np.isnan(numbers).any() \
                 and run.subject.definition is None:
             raise NotApplicable("it overflows on its way, and no definition says that it must not")
-        share = run.compare(f"{what} in {run.dtype}", r, truth, allowed=allowed,
-                            roundings=roundings)
-        used = max(used, share)
+        used = max(used, run.beside(reference, i, f"{what} in {run.dtype}", r))
     return used
 
 
-def _beside(run: Run, reference: Reference) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """The value, and where there is a VJP each gradient, beside what the reference has for it.
-
-    With each come how far off it may be, and its roundings.
-    """
+def _found(run: Run, reference: Reference) -> list[Any]:
+    """The value, and where there is a VJP each gradient that the reference has one for."""
     found = [run.y]
     if len(reference.results) > 1 and run.finite:
         run.walked()
         found += run.grads
-    return zip(found, reference.results, reference.allowed, reference.roundings)
+    return found[:len(reference.results)]
 
 
 @law
@@ -312,9 +307,9 @@ def parts(run: Run) -> float:
     run.differentiable()
     if (truth := run.reference(by_parts)) is None or not truth.fits:
         raise NotApplicable("the results do not fit into the dtype")
-    for i, (a, b, allowed, roundings) in enumerate(_beside(run, truth)):
+    for i, found in enumerate(_found(run, truth)):
         what = "the value" if i == 0 else f"VJP, argument {i - 1}"
-        used = max(used, run.compare(what, a, b, allowed=allowed, roundings=roundings))
+        used = max(used, run.beside(truth, i, what, found))
     if run.subject.function and run.y.requires_grad and run.ordinary():
         a, b = run.of_order(2), Run(by_parts, run.example, run.dtype, run.device)
         b.cotangents = list(run.cotangents)

@@ -18,6 +18,7 @@ from ..backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
 PROBES = 4
+MORE = 12                               # where these say that a result is wrong
 STEP = 4.0                              # how many roundings a probe changes each number by
 # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
 Evaluate = Callable[[Sequence[Any], Any], list[Any]]
@@ -29,7 +30,13 @@ class Reference:
     results: [value, *gradients]. allowed: beside each, how far off each of its numbers may be.
     elementwise: beside each, whether no number of an argument was seen to change more than one of
     its numbers. fits: whether all of them are finite and can be told in the narrow dtype.
+    roundings: beside each, what its error varies by from probe to probe. again(): the same by more
+    probes, once; False where that is done, or tells nothing.
     """
+
+    allowed: list[Any]
+    roundings: list[list[Any]]
+    again: Callable[[], bool]
 
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any,
                  dtype: np.dtype, coarse: np.dtype, rng: np.random.Generator, above: np.dtype,
@@ -56,27 +63,32 @@ class Reference:
             self.fits = all(
                 bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all())
                 for r in self.results)
-            moved, errors = [], []
-            for i in range(PROBES):
-                probe = [self._moved(a, alternating(a.shape) if i == 0
-                                     else self.rng.choice([-1.0, 1.0], a.shape)) for a in given]
-                there = at(wide, probe, above)
-                change = STEP * 0.5 * eps(dtype)
-                moved.append([(m - r) / change for m, r in zip(there, self.results)])
-                if narrow is not None:
-                    errors.append([n - m for n, m in zip(at(narrow, probe, None), there)])
+            moved: list[Any] = []
+            errors: list[Any] = []
+
+            def probe(times: int) -> None:
+                for _ in range(times):
+                    args = [self._moved(a, self.rng.choice([-1.0, 1.0], a.shape) if moved
+                                        else alternating(a.shape)) for a in given]
+                    there = at(wide, args, above)
+                    change = STEP * 0.5 * eps(dtype)
+                    moved.append([(m - r) / change for m, r in zip(there, self.results)])
+                    if narrow is not None:
+                        errors.append([n - m for n, m in zip(at(narrow, args, None), there)])
+
+            probe(PROBES)
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
+
+        def judge() -> None:
             # products of numbers of each
             unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree
-            self.allowed: list[Any] = []
-            # beside each result, what its error varies by from probe to probe
-            self.roundings: list[list[Any]] = []
+            self.allowed, self.roundings = [], []
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
                 erratic: Any = np.inf
                 varies: list[Any] = []
                 if errors:          # what changes from probe to probe, not what is the same in all
-                    mean = sum(e[i] for e in errors) / PROBES
+                    mean = sum(e[i] for e in errors) / len(errors)
                     varies = [e[i] - mean for e in errors]
                     erratic = _rms_of(varies)
                     worst = float(np.max(erratic, initial=0.0, where=np.isfinite(erratic)))
@@ -86,6 +98,18 @@ class Reference:
                 stored = VALUE_ROUNDED if i == 0 and degree == 1 else ROUNDED
                 self.allowed.append(allowed(coarse, truth, sensitivity, erratic, terms[i], size,
                                             stored, saved=i > 0))
+
+        def again() -> bool:
+            if not errors or len(errors) > PROBES:
+                return False
+            with np.errstate(all="ignore"):
+                probe(MORE)
+                judge()
+            return True
+
+        with np.errstate(all="ignore"):
+            judge()
+        self.again = again
 
     def _moved(self, a: Any, signs: Any) -> Any:
         """a with each number changed by about STEP roundings of its dtype.

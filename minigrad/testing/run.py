@@ -405,6 +405,22 @@ class Run:
                          f"{factor} add up to more than those of roundings", together)
         return max(float(shares[worst]), together)
 
+    def beside(self, reference: Reference, i: int, what: str, found: Any) -> float:
+        """|found − the reference's result i| in units of its bound. Broken above 1.
+
+        The roundings of a few numbers take few values, and a few probes may all meet the same one.
+        So a result that is wrong by these is judged once more, by more of them.
+        """
+        def judged() -> float:
+            return self.compare(what, found, reference.results[i], allowed=reference.allowed[i],
+                                roundings=reference.roundings[i])
+        try:
+            return judged()
+        except Broken:
+            if not reference.again():
+                raise
+        return judged()
+
     def expect(self, kind: type[Exception], f: Callable[[], Any], what: str) -> None:
         """Broken unless f raises `kind`, in one line."""
         try:

@@ -68,7 +68,9 @@ IDS = [5, 17, 280, 99, 201, 7, 261, 42, 12, 250, 17, 3, 88, 9, 130, 61, 277, 5, 
 
 
 class Judged(NamedTuple):
-    """What came of one port. verdict: named, perhaps (the right one is among what is said), unknown, or wrong; agrees: exit code 0."""
+    """What came of one port. verdict: named, perhaps (the right one is among what is said), located (the steps alone are told), unknown, or
+    wrong; agrees: exit code 0.
+    """
 
     mistakes: tuple[int, ...]
     verdict: str
@@ -118,7 +120,7 @@ def verdict(found: dict[str, Any], code: int, mistakes: tuple[int, ...]) -> str:
     wanted, said = [SAYS[n] for n in mistakes], found["causes"]
     hits = [any(says in cause for cause in said) for says in wanted]
     if not found["named"]:
-        return "named" if all(hits) and wanted == [SAYS[44]] else "unknown"
+        return "named" if all(hits) and wanted == [SAYS[44]] else "located" if found["places"] else "unknown"
     if found["sure"]:
         if len(said) > len(wanted) or not all(any(says in cause for says in wanted) for cause in said):
             return "wrong"
