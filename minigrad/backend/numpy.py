@@ -63,7 +63,8 @@ class NumpyBackend(Backend):
         # nobody says
         free = [sys.maxsize]
         with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
-            found = next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable:"))
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
             free.append(1024 * int(found.split()[1]))
         with contextlib.suppress(OSError, ValueError):
             most, used = (int(Path("/sys/fs/cgroup", name).read_text())

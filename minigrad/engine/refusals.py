@@ -1,6 +1,7 @@
 """In which words the engine refuses: errors, each put together where a check has failed."""
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,9 @@ def float_of_integers(op: Any, arrays: Sequence[Any], dtype: Any) -> DTypeError:
 def translate(op: Any, here: Backend, arrays: Sequence[Any], settings: dict[str, Any],
               error: Exception) -> None:
     """Raise an error out of a kernel in our words; return for one that says it best itself."""
+    if lacks := [name for name, value in settings.items() if value is inspect.Parameter.empty]:
+        raise TypeError(f"{op.shown} is called without {' and '.join(lacks)}; "
+                        f"it takes {op.signature}") from error
     if isinstance(error, MinigradError):
         return
     if not isinstance(error, ValueError | TypeError | IndexError):

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from .. import backend
+from ..backend.base import FLOATS
 from ..errors import DTypeError
 from ..op import Constant, Placed, elementwise, op
 
@@ -235,7 +236,10 @@ def greater_equal(xp, a, b):
 @op(x=lambda g, x_dtype: astype(g, dtype=x_dtype))
 def astype(xp, x, *, dtype):
     """x in another dtype; between floats the gradient is cast back   (cast.1–2)."""
-    return x.astype(backend.dtype(dtype))
+    y = x.astype(backend.dtype(dtype))
+    if y.dtype.kind not in "iub" + FLOATS:
+        raise DTypeError(f"astype: numbers are needed, this is {y.dtype}")
+    return y
 
 
 for _op in (add, sub, neg, relu, astype):               # one rounding, or none

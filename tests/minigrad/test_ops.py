@@ -1,6 +1,7 @@
 """What ops do at kinks, ties and the edges of the numbers, and what they refuse. The laws of all ops are in test_laws.py."""
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import minigrad as mg
+from minigrad.engine.declaration import REGISTRY
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")      # means of nothing, as NumPy warns of them
 
@@ -205,3 +207,18 @@ def test_results_of_no_axes_are_arrays_in_every_dtype(dtype: str):
     """A reduction to no axes gives a Tensor that the next op takes, whatever the dtype."""
     top = mg.tensor(np.array([0, 1, 1]).astype(dtype)).max()
     assert isinstance(top.numpy(), np.ndarray) and (top == top).item() is True
+
+
+@pytest.mark.parametrize("name", [name for name, op in REGISTRY.items() if inspect.Parameter.empty in op.settings.values()])
+def test_a_setting_that_is_needed_is_named(name: str):
+    """It is no default that stands for it: a class in its place, which NumPy takes for a dtype of objects."""
+    op, x = REGISTRY[name], mg.Tensor(np.ones((2, 2), np.float32))
+    lacks = [key for key, value in op.settings.items() if value is inspect.Parameter.empty]
+    with pytest.raises(TypeError, match=f"{op.shown} is called without {' and '.join(lacks)}; it takes"):
+        op(*[x] * max(1, op.required))
+
+
+@pytest.mark.parametrize("dtype", [object, list, "U5", "datetime64[s]", complex])
+def test_what_is_no_number_is_no_dtype(dtype: Any):
+    with pytest.raises(mg.DTypeError, match="astype: numbers are needed, this is"):
+        mg.tensor([1.0]).astype(dtype)
