@@ -60,7 +60,7 @@ class Quick:
 
     def _places(self, needs: tuple[str, ...], op: Op) -> slice | tuple[Any, ...]:
         places = tuple(n if n in op.settings else self.plan.names.index(n) for n in needs)
-        first = places[0] if places else None
+        first = places[0] if places else 0
         if isinstance(first, int) and places == tuple(range(first, first + len(places))):
             return slice(first, first + len(places))    # one after the other
         return places
@@ -71,6 +71,10 @@ def _picked(places: list[tuple[int, bool]]) -> Callable[[tuple[Any, ...]], tuple
     at = [k for k, shape in places if not shape]
     if len(at) == len(places) > 1:
         return itemgetter(*at)
+    if len(at) == len(places) == 1:
+        return lambda pool: (pool[at[0]],)
+    if not places:
+        return lambda pool: ()
     return lambda pool: tuple([getattr(pool[k], "shape", ()) if shape else pool[k]
                                for k, shape in places])
 
@@ -96,12 +100,12 @@ class FastOp(Op):
         here: Any = None
         dtype: Any = None
         tensors = bare = False
-        wants, bit = 0, 1
+        wants, bit, constants = 0, 1, self.constants
         for a in arguments:
             node = None
             if isinstance(a, Tensor):
                 tensors, node, a = True, a.node, a.array
-                if bit & self.constants:
+                if bit & constants:
                     node = None
                 elif node is not None:
                     wants |= bit
@@ -115,7 +119,7 @@ class FastOp(Op):
                     here = known[kind]
                 elif known[kind] is not here:
                     return super().__call__(*args, **settings)
-                if not bit & self.constants:
+                if not bit & constants:
                     if dtype is None:
                         dtype = a.dtype
                     elif a.dtype is not dtype:
@@ -140,10 +144,11 @@ class FastOp(Op):
         except Exception:
             return super().__call__(*args, **settings)
         made, extra = out, None
-        if type(out) is Saved:
-            out, extra = out.out, out.extra
-        if type(out) not in here.array_types and type(out) in known:
-            out = known[type(out)].adopt(out)           # a scalar where a 0-d array is meant
+        if type(out) not in here.array_types:
+            if type(out) is Saved:
+                out, extra = out.out, out.extra
+            if type(out) in known:
+                out = known[type(out)].adopt(out)       # a scalar where a 0-d array is meant
         if type(out) not in here.array_types or out.dtype is not dtype:
             return self._wrapped(here, made, dtype, False, arguments, nodes, given)
         if not tensors:
@@ -200,9 +205,9 @@ class FastOp(Op):
                 part = self._fitted(node, i, part, False)
                 here = backend.of(part)
             fresh = part is not g and here.owns(part)
-            for s in saved:
+            for s in saved if fresh else ():
                 if s is part:
-                    fresh = fresh and self._fresh(node, saved, part)
+                    fresh = self._fresh(node, saved, part)
             walk.send(parent, part, fresh)
 
     def _share(self, node: Node, i: int | None, rule: Rule, given: tuple[Any, ...], g: Any,

@@ -152,22 +152,22 @@ def backprop(root: Node, seed: Any, targets: Iterable[Node] | None = None, *,
     try:
         while heap:
             node = heappop(heap)[1]                     # nothing younger can still send to it
-            g = sums.pop(node)
+            g, op = sums.pop(node), node.op
             if node.dtype.itemsize == 2 and type(g) is not dict:
                 g = narrowed(g, node.dtype)
-            for hook in () if node.op is None else node.op.hooks:
+            for hook in () if op is None else op.hooks:
                 g = hook(g)
             if node in early:
                 arrived(node, g, node in walk.ours)
-            elif node in wanted if wanted is not None else node.op is None:
-                result[node] = (g, node.op is None and node in walk.ours)
-            if node.op is None or node.id == walk.oldest:
+            elif node in wanted if wanted is not None else op is None:
+                result[node] = (g, op is None and node in walk.ours)
+            if op is None or node.id == walk.oldest:
                 continue
             if (saved := node.saved) is None:
                 raise refusals.used_up(node)
             if not (retain_graph or create_graph):
                 node.saved = None                       # residuals die as they are used
-            node.op.pullback(node, saved, g, walk)
+            op.pullback(node, saved, g, walk)
     except Exception as error:
         backend.translate(error, f"backward of {node}")
         raise

@@ -53,8 +53,7 @@ class Plan:
 
         Versions only grow, so equal sums mean equal versions.
         """
-        leaves = [leaf_under(nodes[i]) for i in self.watched]
-        return sum([leaf.version for leaf in leaves if leaf is not None])
+        return sum([leaf.version for i in self.watched if (leaf := leaf_under(nodes[i]))])
 
     def given(self, rule: Rule, node: Node, saved: Iterable[Any]) -> tuple[Any, ...]:
         """What a rule is called with, after the cotangent: residuals and settings."""
