@@ -59,7 +59,8 @@ class Run(NamedTuple):
     """A run of the model with mistakes planted. taps: each gives hooks. losses: each makes a loss of the loss, the logits and targets.
 
     after: each changes the gradients of all parameters, by name, once the backward pass is done. forced: arrays by name that take the
-    place of what is computed, once it is computed: of points, of NAME.grad of points, and, in AdamW's steps, of parameters.
+    place of what is computed, once it is computed: of points, of NAME.grad of points, and, in AdamW's steps, of parameters. whole: the rule
+    of a softmax with forced weights reads those above the diagonal, too.
     """
 
     model: GPT2
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     losses: tuple[Callable[[Tensor, Tensor, np.ndarray], Tensor], ...] = ()
     after: tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], ...] = ()
     forced: Mapping[str, np.ndarray] = MappingProxyType({})
+    whole: bool = False
 
 
 Plant = Callable[[Run, list[int], str], Run]
@@ -387,10 +389,11 @@ def with_value(x: Tensor, value: np.ndarray, name: str) -> Tensor:
     return y + zeroed(x)
 
 
-def as_saved(x: Tensor, name: str, model: GPT2, seen: Mapping[str, Tensor], forced: Mapping[str, np.ndarray]) -> Tensor:
+def as_saved(x: Tensor, name: str, run: Run, seen: Mapping[str, Tensor]) -> Tensor:
     """x with the derivative that a rule gives which reads values saved for backward, where these are forced: weights, or mean and rstd."""
+    model, forced = run.model, run.forced
     if name.endswith("attn.pattern") and name in forced:
-        past = np.tri(x.shape[-1], dtype=bool)          # no causal rule reads more
+        past = np.tri(x.shape[-1], dtype=bool) | run.whole
         return stop(x) + zeroed(mg.where(past, weighted(stop(x), seen[name.replace("pattern", "scores")]), 0.0))
     at, _, end = name.rpartition(".")
     if end != "out" or f"{at}.rstd" not in forced or f"{at}.mean" not in forced:
@@ -429,7 +432,7 @@ def computed(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
         if name in run.forced:
             seen[name] = with_value(values[name], run.forced[name], name)
         if run.forced and not any(name in one for one in hooks):
-            seen[name] = as_saved(seen[name], name, run.model, seen, run.forced)
+            seen[name] = as_saved(seen[name], name, run, seen)
         if slopes and f"{name}.grad" in run.forced:
             seen[name] = with_gradient(seen[name], run.forced[f"{name}.grad"])
         return seen[name]

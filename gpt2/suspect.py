@@ -80,9 +80,10 @@ class Suspect(NamedTuple):
                 what = name.split(".", 2)[2]
                 yield name, found["loss"] if what == "loss" else after[what]
             if t < last:
-                # c_attn's bias is compared without K's part
-                model = with_parameters(model, {name: a if name.endswith("attn.c_attn.bias") else self.run.forced.get(f"step.{t}.{name}", a)
-                                                for name, a in after.items()})
+                own = {name: self.run.forced.get(f"step.{t}.{name}", a) for name, a in after.items()}
+                # K's part of c_attn's bias is not compared, and softmax cancels it
+                model = with_parameters(model, {name: np.where(judged(f"step.{t}.{name}", np.ones_like(a)) > 0.0, a, after[name])
+                                                for name, a in own.items()})
 
     def value(self, name: str) -> np.ndarray:
         """What it has under one name."""
@@ -213,11 +214,11 @@ class Judge(NamedTuple):
         return i, worst
 
 
-def start(golden: Golden, model: GPT2, forced: Mapping[str, np.ndarray] | None = None) -> Suspect:
-    """The model as it is, on the ids of the truth. forced: what is put in the place of what it computes."""
+def start(golden: Golden, model: GPT2, forced: Mapping[str, np.ndarray] | None = None, whole: bool = False) -> Suspect:
+    """The model as it is, on the ids of the truth. forced, whole: what is put in the place of what it computes, as `Run` has it."""
     manifest = golden.manifest
     targets = None if manifest["targets"] is None else np.array(manifest["targets"])
-    return Suspect(Run(model, np.array(manifest["ids"]), targets, forced=forced or {}), manifest["adamw"], kept={})
+    return Suspect(Run(model, np.array(manifest["ids"]), targets, forced=forced or {}, whole=whole), manifest["adamw"], kept={})
 
 
 def planted(suspect: Suspect, run: Run, says: str) -> Suspect:

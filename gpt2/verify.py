@@ -61,8 +61,9 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     shown = found if args.all else wrong[:SHOWN]
     if shown:
         lines += [*table(("tensor", "equation", "units", "max error", "at", "port", "truth", ""),
-                         [(c.name, c.equation, c.units, c.worst, str(list(c.at)), c.found, c.wanted, c.trouble or ("" if c.ok else "wrong"))
-                          for c in shown], left=2)]
+                         [(c.name, c.equation,
+                           *((c.units, c.worst, str(list(c.at)), c.found, c.wanted) if c.at or not c.trouble else ("",) * 5),
+                           c.trouble or ("" if c.ok else "wrong")) for c in shown], left=2)]
         lines += [f"… and {len(wrong) - SHOWN} more"] * (not args.all and len(wrong) > SHOWN) + [""]
     said = Verdict([], True, False, [])
     if wrong:
@@ -78,14 +79,17 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
         elif said.sure:
             lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
         else:
-            lines += [f"perhaps: {cause}" for cause in said.causes]
+            lines += [f"perhaps: {cause}" for cause in said.causes if not said.places]
             if said.left and not said.places:
                 lines.append(f"with {'the first of these' if len(said.causes) > 1 else 'it'}, {len(said.left)} of {len(found)} tensors are "
                              f"still not the port's: {', '.join(said.left[:3])}{' …' * (len(said.left) > 3)}")
         if said.places:
-            lines.append("computed from what the port has before them, these alone are wrong, and all else follows:")
-        lines += [f"    {place.where} ({golden.entries[place.first].equation}){f': {look}' * bool(look)}"
-                  for place in said.places for look in place.looks[:1] or [""]]
+            judged = any(name.startswith("step.") for place, _ in said.places for name in place.names)
+            later = "" if judged or not any(c.name.startswith("step.2.") for c in wrong) else ", but for AdamW's later steps, which follow"
+            lines.append(f"computed from what the port has before them, these are wrong, and all else is right{later}:")
+        for place, look in said.places:
+            start = f", from {place.origin}" if place.origin else ""
+            lines.append(f"    {place.where} ({golden.entries[place.names[0]].equation}){start}{f': {look}' * bool(look)}")
         if model is None and not first.trouble:
             lines.append("the weights are not here, so bugs could not be planted to compare with")
     lines.append(f"{len(found)} tensors compared, {len(found) - len(wrong)} agree"
@@ -100,7 +104,8 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     lines += [f"this truth cannot show {line}" for line in unseen if not wrong]
     document = {"golden": str(args.golden), "against": str(args.against), "compared": [c._asdict() | {"ok": c.ok} for c in found],
                 "missing": missing, "unused": others, "first": wrong[0].name if wrong else None, "causes": said.causes, "named": said.named,
-                "sure": said.sure, "unexplained": said.left, "places": [place._asdict() for place in said.places], "allowed": ALLOWED,
+                "sure": said.sure, "unexplained": said.left, "allowed": ALLOWED,
+                "places": [place._asdict() | {"looks": look} for place, look in said.places],
                 "unseen": unseen}
     return document, lines, DIFFERS if wrong else AGREES
 

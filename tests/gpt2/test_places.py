@@ -159,8 +159,8 @@ def test_one_mistake_is_not_explained_by_two_that_undo_each_other(golden, model)
     """Scores of 0 on the diagonal are no mask that hides it: then the weights were wrong, too."""
     run = at_point("attn.scores", lambda here, x: x * (1.0 - np.eye(x.shape[-1])))(start(golden, model).run, [0, 1, 2], VALUE)
     found = verdict(golden, model, run)
-    assert not found.named and [place.where for place in found.places] == ["blocks.0, 1, 2.attn.scores"]
-    assert found.places[0].looks == ["where it is wrong, it is 0"]
+    assert not found.named and [(place.where, look) for place, look in found.places] == [
+        ("blocks.0, 1, 2.attn.scores", "where it is wrong, it is 0")]
 
 
 @pytest.mark.parametrize("says, what", [("K and V are swapped", VALUE), ("there is no causal mask", BOTH)])
@@ -217,7 +217,7 @@ def test_two_mistakes_that_nobody_knows_are_two_places(golden, model, tmp_path, 
     np.savez(tmp_path / "port.npz", **{name: a.astype(np.float32) for name, a in dumped(golden, run, values).items()})
     assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
     out = capsys.readouterr().out.splitlines()
-    at = out.index("computed from what the port has before them, these alone are wrong, and all else follows:")
+    at = out.index("computed from what the port has before them, these are wrong, and all else is right:")
     assert out[at + 1].startswith("    blocks.0, 1, 2.mlp.act (gelu.2): ")
     assert out[at + 2] == "    blocks.1.attn.z (attention.3): its heads 0 … 3 are made with V of the heads 0, 0, 3, 2"
     assert "tensors compared" in out[at + 3]
@@ -225,4 +225,4 @@ def test_two_mistakes_that_nobody_knows_are_two_places(golden, model, tmp_path, 
 
 def test_names_of_several_blocks_are_one_line():
     names = ["blocks.2.attn.q", "blocks.0.attn.q", "h.1.ln_1.bias.grad", "loss", "step.1.wpe.weight", "step.1.h.0.ln_1.bias"]
-    assert list(groups(names)) == ["blocks.0, 2.attn.q", "h.1.ln_1.bias.grad", "loss", "step.1 of 2 parameters, such as wpe.weight"]
+    assert list(groups(names)) == ["blocks.0, 2.attn.q", "h.1.ln_1.bias.grad", "loss", "step.1: 2 parameters, such as wpe.weight"]

@@ -10,9 +10,9 @@ from gpt2.bugs_backward import BACKWARD
 from gpt2.bugs_general import FACTORS, GENERAL
 from gpt2.bugs_general_back import FACTORS_BACK, GENERAL_BACK
 from gpt2.bugs_steps import STEPS, Optimizer
-from gpt2.diagnosis import backward_positions, qualified
 from gpt2.hooks import STATISTICS
 from gpt2.model import GPT2
+from gpt2.places import backward_positions, qualified
 from gpt2.planting import BOTH, DERIVATIVE, VALUE, Bug, Run, computed
 from gpt2.revealing import telling_weights
 from gpt2.truth import Adam, backward_order, permitted
