@@ -21,7 +21,7 @@ from gpt2.diagnosis import step_by_step
 from gpt2.golden import read_golden
 from gpt2.hooks import BLOCK
 from gpt2.model import GPT2
-from gpt2.places import MATRICES, forced, groups, solved
+from gpt2.places import MATRICES, forced, groups, places, solved
 from gpt2.planting import BOTH, DERIVATIVE, VALUE, at_point, computed, parameters, with_parameters
 from gpt2.port import ALLOWED, distance
 from gpt2.suspect import Judge, Suspect, start
@@ -226,3 +226,35 @@ def test_two_mistakes_that_nobody_knows_are_two_places(golden, model, tmp_path, 
 def test_names_of_several_blocks_are_one_line():
     names = ["blocks.2.attn.q", "blocks.0.attn.q", "h.1.ln_1.bias.grad", "loss", "step.1.wpe.weight", "step.1.h.0.ln_1.bias"]
     assert list(groups(names)) == ["blocks.0, 2.attn.q", "h.1.ln_1.bias.grad", "loss", "step.1: 2 parameters, such as wpe.weight"]
+
+
+GIVEN = [f"blocks.{i}.{point}.grad" for i in (0, 1) for point in ("attn.q", "attn.out", "mlp.pre", "mlp.out")]
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    (["blocks.1.mlp.act"], [("blocks.1.mlp.act", None)]),
+    (["blocks.1.attn.q.grad", "blocks.0.attn.q.grad"], [("blocks.0, 1.attn.q.grad", "attn.out.grad")]),
+    (["blocks.0.resid_post.grad"], [("blocks.0.resid_post.grad", "attn.q.grad of the block after it")]),
+    (["blocks.1.attn.v.grad", "blocks.1.attn.q.grad"],
+     [("blocks.1.attn.v.grad", "attn.out.grad"), ("blocks.1.attn.q.grad", "attn.out.grad")]),
+    (["blocks.0.resid_mid.grad", "h.0.ln_2.weight.grad", "h.0.ln_2.bias.grad"],
+     [("blocks.0.resid_mid.grad, h.0.ln_2.weight.grad, h.0.ln_2.bias.grad", "mlp.pre.grad")]),
+    (["blocks.1.resid_post.grad", "ln_f.weight.grad", "wte.weight.grad"],
+     [("blocks.1.resid_post.grad, ln_f.weight.grad, wte.weight.grad", "the loss")]),
+    (["wpe.weight.grad", "wte.weight.grad"], [("wpe.weight.grad, wte.weight.grad", "blocks.0.attn.q.grad")]),
+    (["step.2.loss", "step.2.h.0.ln_1.bias", "step.2.h.1.ln_1.bias"], [("step.2.loss", None), (
+        "step.2: 2 parameters, such as h.0.ln_1.bias, all in blocks 0, 1 (the gradients of this step, or AdamW)", None)]),
+])
+def test_a_place_is_told_with_what_it_is_computed_from(wrong, told):
+    assert [(place.where, place.origin) for place in places(wrong, [*GIVEN, *wrong])] == told
+
+
+def test_a_tensor_of_another_shape_is_left_out(golden, model, tmp_path, capsys):
+    """What is wrong besides is told."""
+    bug = next(bug for bug in ADDED if "replaces the residual stream" in bug.says)
+    port = dumped(golden, bug.plant(start(golden, model).run, [0, 1, 2], BOTH), usual)
+    port["pos_embed"] = np.broadcast_to(port["pos_embed"], (3, *port["pos_embed"].shape))
+    np.savez(tmp_path / "port.npz", **{name: a.astype(np.float32) for name, a in port.items()})
+    assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
+    out = capsys.readouterr().out
+    assert f"likely: {bug.says}\n" in out and "is [3, 8, 32]; [8, 32] is wanted" in out and "nan" not in out
