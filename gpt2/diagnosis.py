@@ -19,7 +19,7 @@ from .places import Forced, Place, forced, places
 from .planting import parameters
 from .port import ALLOWED, Compared, Named, Port, aligned, name_in
 from .search import ROUNDS, SHOWN, later, searched
-from .suspect import Judge, Suspect, Theirs, start
+from .suspect import Judge, Reading, Suspect, Theirs, start
 
 MANY = 64                                               # numbers that do not all agree by chance
 ENOUGH = 6.0                                            # zeros of the chance that fewer do
@@ -127,15 +127,17 @@ def step_by_step(given: Forced, telling: bool) -> Verdict:
             continue
         unnamed.append(name)
         alike = next((place.names for place in found if name in place.names), [name])
-        judge = judge._replace(names=[x for x in judge.names if x not in alike and not x.startswith("step.2.")])
+        judge = judge._replace(names=[x for x in judge.names if x not in alike and not later("step.1.", x)])
     rest = unnamed or judge.names[judge.held(suspect)[0]:]
     causes = [", or ".join(some) for some in stories.values()]
     if stories and not rest and max(map(len, stories.values())) == 1 and telling:
         return Verdict(list(suspect.said), True, True, [])
-    told = list[tuple[Place, str]]()
+    told, left = list[tuple[Place, str]](), given.judge.left(suspect)
     for place in found[:PLACES]:
-        said = next((f"perhaps {', or '.join(stories[name])}" for name in place.names if name in stories), None)
-        told.append((place, said or (looks(given, place.names[0])[0] if place.names[0] in rest or not stories else "")))
+        said = next((f"perhaps {', or '.join(stories[name])}" for name in place.names if name in stories), "")
+        if not said:
+            said = looks(given, place.names[0])[0] if place.names[0] in left else "that explains this, too"
+        told.append((place, said))
     return Verdict(causes, bool(causes), False, rest, told)
 
 
@@ -147,7 +149,8 @@ def looks(given: Forced, name: str) -> list[str]:
         return pictures(given.judge.golden, name, given.judge.theirs, given.suspect.value(name),
                         {"what it was before the step": own.get(name.split(".", 2)[2], np.zeros(0))})
     known = {key: a for key, a in own.items() if not block or key.startswith(f"h.{block}.")}
-    known |= {key: a for key, a in run.forced.items() if key.startswith(f"blocks.{block}.") and not key.endswith(".grad") and key != name}
+    known |= {key: run.forced[key] for key in run.forced
+              if key.startswith(f"blocks.{block}.") and not key.endswith(".grad") and key != name}
     if name.endswith(("attn.q", "attn.k", "attn.v")):
         thirds = np.split(known.pop(f"h.{block}.attn.c_attn.bias"), 3)
         known |= {f"{part.upper()}'s part of c_attn's bias": third.reshape(run.model.config.n_head, 1, -1)
@@ -165,8 +168,13 @@ def other_heads(given: Forced, name: str) -> str | None:
     if point not in run.forced:
         return None
     theirs, heads = judge.theirs(name)[1], run.forced[point].shape[1]
-    made = [given.suspect._replace(run=run._replace(forced={**run.forced, point: run.forced[point][:, [j] * heads]})).value(name)
-            for j in range(heads)]
+
+    def alike(j: int) -> np.ndarray:
+        """What our step gives if all heads of K or V are head j."""
+        one = Reading(run.forced, lambda x: ("float32", run.forced[x][:, [j] * heads] if x == point else run.forced[x]))
+        return given.suspect._replace(run=run._replace(forced=one)).value(name)
+
+    made = [alike(j) for j in range(heads)]
     near = ALLOWED * judge.entries[name].unit * max(1.0, float(np.abs(theirs).max()) / max(float(np.abs(made).max()), 1e-300))
     came = [int(np.argmin([np.abs(one[:, i] - theirs[:, i]).max() for one in made])) for i in range(heads)]
     if came == list(range(heads)) or max(float(np.abs(made[j][:, i] - theirs[:, i]).max()) for i, j in enumerate(came)) > near:

@@ -15,7 +15,7 @@ import numpy as np
 from .hooks import BLOCK
 from .planting import LINEAR, Run, computed
 from .port import ALLOWED
-from .suspect import Judge, Suspect, start
+from .suspect import Judge, Reading, Suspect, start
 from .truth import Entry
 
 MATRICES = {"attn.c_attn": ("ln_1.out", ("attn.q", "attn.k", "attn.v")), **{part: (x, (y,)) for part, (x, y) in LINEAR.items()}}
@@ -80,10 +80,10 @@ class Forced(NamedTuple):
 
 def forced(judge: Judge, model: Any) -> Forced:
     """With all that the port has, and the gradients that those of its matrices hold."""
-    own = {name: judge.theirs(name)[1] for name in judge.names}
+    own = Reading(judge.names, judge.theirs)
     best = with_these(judge, model, own, {})
     found = in_matrices(judge, own, best.suspect.run)
-    if any(np.triu(a, 1).any() for name, a in own.items() if name.endswith("attn.pattern")):
+    if any(np.triu(own[name], 1).any() for name in own if name.endswith("attn.pattern")):
         # without a mask: the softmax's rule may go through all keys, or through those that a mask would leave
         return min((_fewest(judge, model, own, found, whole) for whole in (False, True)), key=lambda one: len(one.left()))
     return _fewest(judge, model, own, found, False)
@@ -130,7 +130,7 @@ def with_these(judge: Judge, model: Any, own: Mapping[str, np.ndarray], found: M
     def theirs(name: str) -> tuple[str, np.ndarray]:
         return ("float32", more[name]) if name in more else judge.theirs(name)
 
-    return Forced(judge._replace(names=names, theirs=theirs, entries=entries), start(judge.golden, model, {**own, **more}, whole))
+    return Forced(judge._replace(names=names, theirs=theirs, entries=entries), start(judge.golden, model, Reading(names, theirs), whole))
 
 
 class Place(NamedTuple):

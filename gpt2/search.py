@@ -26,9 +26,9 @@ SHOWN = 3                                               # things that may be beh
 
 
 def later(name: str, other: str) -> bool:
-    """Whether `other` is of a later part of the computation: gradients after values, and steps after both."""
+    """Whether `other` is of a later part of the computation: gradients after values, and AdamW's steps, one by one, after both."""
     def part(x: str) -> int:
-        return 2 if x.startswith("step.") else 1 if x.endswith(".grad") else 0
+        return 1 + int(x.split(".")[1]) if x.startswith("step.") else int(x.endswith(".grad"))
 
     return part(other) > part(name)
 
@@ -123,7 +123,7 @@ def reach(judge: Judge, tried: Suspect, at: int, wrong: set[str] | None) -> tupl
     if wrong is None:
         return judge.held(tried, at)
     (left, worst), step = judge.cleared(tried), judge.names[at].startswith("step.")
-    broken = {name for name in left if step or not name.startswith("step.") or name.startswith("step.1.")}
+    broken = {name for name in left if step or not later("step.1.", name)}
     if not broken < wrong or (step and broken):
         return at, math.inf
     return len(judge.names) - len(left), worst

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,27 @@ from .truth import Entry, entry, judged, longest_sum
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]
 FAILURES = (mg.MinigradError, GPT2Error, IndexError, ValueError, ZeroDivisionError, OverflowError)  # of a mistake that cannot be computed
+
+
+class Reading(Mapping[str, np.ndarray]):
+    """A port's arrays by name, each read when it is asked for: all of a large model's would not fit into memory."""
+
+    def __init__(self, names: Iterable[str], theirs: Theirs) -> None:
+        self.names, self.theirs = dict.fromkeys(names), theirs
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.theirs(name)[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Suspect(NamedTuple):

@@ -85,7 +85,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
                              f"still not the port's: {', '.join(said.left[:3])}{' …' * (len(said.left) > 3)}")
         if said.places:
             judged = any(name.startswith("step.") for place, _ in said.places for name in place.names)
-            later = "" if judged or not any(c.name.startswith("step.2.") for c in wrong) else ", but for AdamW's later steps, which follow"
+            later = "" if judged or not any(c.name.startswith("step.") for c in wrong) else ", but for AdamW's later steps, which follow"
             lines.append(f"computed from what the port has before them, these are wrong, and all else is right{later}:")
         for place, look in said.places:
             start = f", from {place.origin}" if place.origin else ""
