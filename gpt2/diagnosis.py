@@ -112,7 +112,7 @@ def in_all(judge: Judge, suspects: list[tuple[Suspect, int]], at: int, telling: 
 
 def step_by_step(given: Forced, telling: bool) -> Verdict:
     """What is behind each step that is wrong, given what the port has before it."""
-    judge, suspect = given
+    judge, suspect, _ = given
     wrong = given.left()
     # a second step is of gradients that the port has not, so that it is judged where all before it is right
     own = [name for name in wrong if not name.startswith("step.")] or wrong
@@ -129,7 +129,7 @@ def step_by_step(given: Forced, telling: bool) -> Verdict:
         alike = next((place.names for place in found if name in place.names), [name])
         judge = judge._replace(names=[x for x in judge.names if x not in alike and not later("step.1.", x)])
     rest = unnamed or judge.names[judge.held(suspect)[0]:]
-    causes = [", or ".join(some) for some in stories.values()]
+    causes = [story for some in stories.values() for story in some]
     if stories and not rest and max(map(len, stories.values())) == 1 and telling:
         return Verdict(list(suspect.said), True, True, [])
     told, left = list[tuple[Place, str]](), given.judge.left(suspect)
@@ -137,8 +137,10 @@ def step_by_step(given: Forced, telling: bool) -> Verdict:
         said = next((f"perhaps {', or '.join(stories[name])}" for name in place.names if name in stories), "")
         if not said:
             said = looks(given, place.names[0])[0] if place.names[0] in left else "that explains this, too"
+        if place.names[0] in given.unread:
+            said += "; what is computed from it is right: is it only written wrongly?"
         told.append((place, said))
-    return Verdict(causes, bool(causes), False, rest, told)
+    return Verdict(causes or [look for _, look in told], bool(causes), False, rest, told)
 
 
 def looks(given: Forced, name: str) -> list[str]:

@@ -24,6 +24,7 @@ BACK = ("resid_post", "mlp.out", "mlp.c_proj.weight", "mlp.c_proj.bias", "mlp.ac
         "attn.pattern", "attn.scores", "attn.k", "attn.q", "attn.c_attn.weight", "attn.c_attn.bias", "ln_1.out", "ln_1.weight",
         "ln_1.bias", "resid_pre")
 STREAM = {"attn.c_proj": "resid_mid", "mlp.c_proj": "resid_post"}      # what has the gradient of a branch, too
+MOST = 8                                                # tensors that may be written wrongly
 WIDEST = 1e3                                            # how much of the rounding of ∂L/∂W may become that of G
 
 
@@ -68,10 +69,11 @@ def solved(judge: Judge, x: np.ndarray, part: str, layer: int, heads: int) -> Fo
 
 
 class Forced(NamedTuple):
-    """The truth beside a port whose own tensors take the place of ours."""
+    """The truth beside a port whose own tensors take the place of ours. unread: all but these, after which all is right as ours is."""
 
     judge: Judge
     suspect: Suspect
+    unread: frozenset[str] = frozenset()
 
     def left(self) -> list[str]:
         """The names of what is wrong, given what the port has before it."""
@@ -83,10 +85,21 @@ def forced(judge: Judge, model: Any) -> Forced:
     own = Reading(judge.names, judge.theirs)
     best = with_these(judge, model, own, {})
     found = in_matrices(judge, own, best.suspect.run)
+    ways = [False]
     if any(np.triu(own[name], 1).any() for name in own if name.endswith("attn.pattern")):
-        # without a mask: the softmax's rule may go through all keys, or through those that a mask would leave
-        return min((_fewest(judge, model, own, found, whole) for whole in (False, True)), key=lambda one: len(one.left()))
-    return _fewest(judge, model, own, found, False)
+        ways = [False, True]                            # without a mask a softmax's rule goes through all keys, or leaves some out
+    return without_unread(min((_fewest(judge, model, own, found, whole) for whole in ways), key=lambda one: len(one.left())))
+
+
+def without_unread(given: Forced) -> Forced:
+    """A tensor that nothing is computed from, for it is only written wrongly, is not forced: then what comes after it is right."""
+    for name in [name for name in given.left() if name in given.suspect.run.model.points()][:MOST]:
+        run, left = given.suspect.run, given.left()
+        others = run._replace(forced=Reading([x for x in run.forced if x != name], given.judge.theirs))
+        tried = given._replace(suspect=given.suspect._replace(run=others, kept={}), unread=given.unread | {name})
+        if len(tried.left()) < len(left):
+            given = tried
+    return given
 
 
 def in_matrices(judge: Judge, own: Mapping[str, np.ndarray], run: Run) -> dict[str, Found]:

@@ -70,7 +70,9 @@ def float_of_integers(op: Any, arrays: Sequence[Any], dtype: Any) -> DTypeError:
 def translate(op: Any, here: Backend, arrays: Sequence[Any], settings: dict[str, Any],
               error: Exception) -> None:
     """Raise an error out of a kernel in our words; return for one that says it best itself."""
-    if lacks := [name for name, value in settings.items() if value is inspect.Parameter.empty]:
+    fits = op.variadic or op.required <= len(arrays) <= len(op.args)
+    lacks = [name for name, value in settings.items() if value is inspect.Parameter.empty]
+    if lacks and fits:
         raise TypeError(f"{op.shown} is called without {' and '.join(lacks)}; "
                         f"it takes {op.signature}") from error
     if isinstance(error, MinigradError):
@@ -79,7 +81,7 @@ def translate(op: Any, here: Backend, arrays: Sequence[Any], settings: dict[str,
         if (ours := here.explained(error, f"{op.shown}: {described(op, arrays)}")) is not None:
             raise ours from None
         return
-    if not op.variadic and not op.required <= len(arrays) <= len(op.args):
+    if not fits:
         raise TypeError(f"{op.shown}: {len(arrays)} arguments given; "
                         f"it takes {op.signature}") from error
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

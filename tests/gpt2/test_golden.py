@@ -314,8 +314,7 @@ def test_a_bug_of_one_block_alone(run, made, block, bug, end, says):
     code, found = judged(run, made, ported(made, bug, (block,)))
     assert code == 1 and found["first"] == f"blocks.{block}.{end}"
     assert says in found["causes"][0] and len(found["causes"]) == 1, found["causes"]
-    # from the last block on is the last block alone
-    assert found["causes"][0].endswith(f", from block {block} on" if block == 2 else f", in block {block} alone"), found["causes"]
+    assert found["causes"][0].endswith(f", in block {block} alone"), found["causes"]
 
 
 def test_the_exact_gelu_may_be_what_is_right(run, tmp_path):
@@ -489,7 +488,7 @@ def spoil(name, value):
     (spoil("blocks.1.resid_mid", lambda a: a * (1 + 1e-4 * np.sin(np.arange(32, dtype=np.float32)))), "is off by 0.00"),
     (spoil("blocks.2.resid_mid", lambda a: np.float32(3) * np.sin(np.arange(a.size, dtype=np.float32)).reshape(a.shape)),
      "% in the mean square, its correlation with ours "),
-    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "it is 1.25987 times what it should be"),
+    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "it is off by 26 % in the mean square"),
 ], ids=range(13))
 def test_what_a_wrong_tensor_looks_like(run, made, edit, says):
     code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit, grad=True))

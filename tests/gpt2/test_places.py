@@ -258,3 +258,14 @@ def test_a_tensor_of_another_shape_is_left_out(golden, model, tmp_path, capsys):
     assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
     out = capsys.readouterr().out
     assert f"likely: {bug.says}\n" in out and "is [3, 8, 32]; [8, 32] is wanted" in out and "nan" not in out
+
+
+def test_a_tensor_that_is_only_written_wrongly(golden, model):
+    """What is computed from it is right with ours, so it alone is wrong; and not where the port goes on with it."""
+    port = dumped(golden, start(golden, model).run, usual)
+    found = step_by_step(forced(judge_of(golden, port | {"blocks.1.resid_mid": 2.5 * port["blocks.1.resid_mid"]}), model), True)
+    assert [(place.where, look) for place, look in found.places] == [
+        ("blocks.1.resid_mid", "it is 2.5 times what it should be; what is computed from it is right: is it only written wrongly?")]
+    port = dumped(golden, at_point("resid_mid", lambda here, x: x * mg.tanh(x))(start(golden, model).run, [1], VALUE), usual)
+    found = step_by_step(forced(judge_of(golden, port), model), True)
+    assert [place.where for place, _ in found.places] == ["blocks.1.resid_mid"] and "only written" not in found.places[0][1]
