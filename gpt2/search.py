@@ -206,7 +206,7 @@ def spans(name: str, n: int, back: bool) -> list[tuple[str, list[int]]]:
         if back:
             out += [(f", in blocks 0 to {layer}", list(range(layer + 1)))] * (0 < layer < n - 1)
         else:
-            out += [(f", from block {layer} on", list(range(layer, n)))] * (0 < layer < n - 1)
+            out += [(f", from block {layer} on", list(range(layer, n)))] * (layer > 0)
         out += [(f", in block {layer} alone", [layer])]
     return out
 

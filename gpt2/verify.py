@@ -79,7 +79,8 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
         elif said.sure:
             lines += [f"{'and likely' if i else 'likely'}: {cause}" for i, cause in enumerate(said.causes)]
         else:
-            lines += [f"perhaps: {cause}" for cause in said.causes if not said.places]
+            told = any(look.startswith("perhaps ") for _, look in said.places)
+            lines += [f"perhaps: {cause}" for cause in said.causes if said.named and not told]
             if said.left and not said.places:
                 lines.append(f"with {'the first of these' if len(said.causes) > 1 else 'it'}, {len(said.left)} of {len(found)} tensors are "
                              f"still not the port's: {', '.join(said.left[:3])}{' …' * (len(said.left) > 3)}")
