@@ -60,7 +60,6 @@ EXCUSED: dict[str, str] = {
     "numpy_classifier.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",
     "numpy_kernels.over_rows: max(1, width): the first": "rows of no numbers; the op's own text is run, or nothing",
     "numpy_kernels.as_rows: x.shape[-1]: false": "rows of no numbers, over which there is no mean and no loss",
-    "numpy_attention._plain: q.size > 0: false": "no numbers: the op's own text is run",
     "numpy_attention.attention: v.size: false": "values of no numbers: the op's own text is run",
     "blas.matmul: a.shape[1] == b.shape[0]: false": "the op refuses such shapes before",
     "blas.matmul: out.dtype == np.float32: false": "kernels give products of float32 an `out` of float32",
