@@ -83,8 +83,7 @@ class Forced(NamedTuple):
 def forced(judge: Judge, model: Any) -> Forced:
     """With all that the port has, and the gradients that those of its matrices hold."""
     own = Reading(judge.names, judge.theirs)
-    best = with_these(judge, model, own, {})
-    found = in_matrices(judge, own, best.suspect.run)
+    found = in_matrices(judge, own, with_these(judge, model, own, {}).suspect.run)
     ways = [False]
     if any(np.triu(own[name], 1).any() for name in own if name.endswith("attn.pattern")):
         ways = [False, True]                            # without a mask a softmax's rule goes through all keys, or leaves some out
@@ -93,12 +92,13 @@ def forced(judge: Judge, model: Any) -> Forced:
 
 def without_unread(given: Forced) -> Forced:
     """A tensor that nothing is computed from, for it is only written wrongly, is not forced: then what comes after it is right."""
-    for name in [name for name in given.left() if name in given.suspect.run.model.points()][:MOST]:
-        run, left = given.suspect.run, given.left()
+    left, points = given.left(), given.suspect.run.model.points()
+    for name in [name for name in left if name in points][:MOST]:
+        run = given.suspect.run
         others = run._replace(forced=Reading([x for x in run.forced if x != name], given.judge.theirs))
         tried = given._replace(suspect=given.suspect._replace(run=others, kept={}), unread=given.unread | {name})
-        if len(tried.left()) < len(left):
-            given = tried
+        if len(rest := tried.left()) < len(left):
+            given, left = tried, rest
     return given
 
 
@@ -136,6 +136,7 @@ def _fewest(judge: Judge, model: Any, own: Mapping[str, np.ndarray], found: Mapp
 
 
 def with_these(judge: Judge, model: Any, own: Mapping[str, np.ndarray], found: Mapping[str, Found], whole: bool = False) -> Forced:
+    """With what the port has, and these gradients beside it; whole: as `Run` has it."""
     more = {name: a for one in found.values() for name, a in one.values.items() if name not in own}
     entries = {**judge.entries, **{name: one.entries[name] for one in found.values() for name in one.values if name in more}}
     names = [name for name in judge.golden.entries if name in judge.names or name in more]

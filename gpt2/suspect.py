@@ -90,7 +90,7 @@ class Suspect(NamedTuple):
                 yield names[0], dict(optimizer.step(own, {name: slopes[f"{name}.grad"]}))[name]
                 return
             head = ["ln_f.out", "logits.grad"] if "own head" in self.wrong else []
-            found = dict(self.first_slopes()) if t == 1 and not points and not head else computed(
+            found = self.first_slopes() if t == 1 and not points and not head else computed(
                 self.later(model, piled, table), ["loss", *(f"{name}.grad" for name in [*own, *points]), *head])
             piled = {name: found[f"{name}.grad"] for name in points}
             after = dict(optimizer.step(own, {name: found[f"{name}.grad"] for name in own}))
