@@ -17,7 +17,7 @@ from .model import GPT2
 from .pictures import pictures, runs
 from .places import Forced, Place, forced, places
 from .planting import parameters
-from .port import ALLOWED, Compared, Named, Port, aligned, name_in
+from .port import ALLOWED, Compared, Named, Port, aligned, name_in, rounding
 from .search import ROUNDS, SHOWN, later, searched
 from .suspect import Judge, Reading, Suspect, Theirs, start
 
@@ -180,7 +180,7 @@ def other_heads(given: Forced, name: str) -> str | None:
         return given.suspect._replace(run=run._replace(forced=one)).value(name)
 
     made = [alike(j) for j in range(heads)]
-    near = ALLOWED * judge.entries[name].unit * max(1.0, float(np.abs(theirs).max()) / max(float(np.abs(made).max()), 1e-300))
+    near = rounding(judge.entries[name], np.array(made), theirs, "float32")
     came = [int(np.argmin([np.abs(one[:, i] - theirs[:, i]).max() for one in made])) for i in range(heads)]
     if came == list(range(heads)) or max(float(np.abs(made[j][:, i] - theirs[:, i]).max()) for i, j in enumerate(came)) > near:
         return None

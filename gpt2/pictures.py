@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from .golden import Golden
-from .port import ALLOWED, EPS, distance, unit_of
+from .port import ALLOWED, EPS, distance, rounding, unit_of
 from .suspect import Theirs
 
 AXES, HEADS = ("row", "place", "column"), ("row", "head", "place", "column")
@@ -161,7 +161,7 @@ def _why(name: str, what: str) -> str:
 
 def _moved(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str) -> Iterator[str]:
     """Which rows, heads, places or columns of it are which of ours."""
-    near = ALLOWED * unit_of(golden.entries[name], dtype)[0] * max(1.0, np.abs(b).max() / max(np.abs(a).max(), 1e-300))
+    near = rounding(golden.entries[name], a, b, dtype)
     for axis, what in enumerate(AXES[-a.ndim:] if a.ndim < 4 else HEADS):
         n = a.shape[axis]
         if not 1 < n <= MOST or n * a.size > WORK:
@@ -184,7 +184,7 @@ def _moved(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str) 
 
 def _with(golden: Golden, name: str, a: np.ndarray, b: np.ndarray, dtype: str, known: Mapping[str, np.ndarray]) -> Iterator[str]:
     """What is added to it, or multiplied with it, wherever it is wrong."""
-    near = ALLOWED * unit_of(golden.entries[name], dtype)[0] * max(1.0, np.abs(b).max() / max(np.abs(a).max(), 1e-300))
+    near = rounding(golden.entries[name], a, b, dtype)
     wrong, fit = np.abs(b - a) > near, dict[str, np.ndarray]()
     few = "" if wrong.mean() > 0.9 else "where it is wrong, "
     if wrong.any() and not b[wrong].any():

@@ -190,6 +190,11 @@ def unit_of(entry: Entry, dtype: str) -> tuple[float, float]:
     return entry.unit * scale, entry.unit_rms * scale
 
 
+def rounding(entry: Entry, ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float:
+    """How far apart two numbers of these arrays may be by rounding, which grows with them."""
+    return ALLOWED * unit_of(entry, dtype)[0] * max(1.0, float(np.abs(theirs).max()) / max(float(np.abs(ours).max()), 1e-300))
+
+
 def distance(entry: Entry, a: np.ndarray, b: np.ndarray, dtype: str) -> float:
     """How many units b is from a: by its largest error, or by the mean square where that says more."""
     gap, (most, mean) = np.abs(b - a), unit_of(entry, dtype)
