@@ -39,8 +39,10 @@ INFINITE = ("differs where the gradient is infinite alone, "
             "which tests/minigrad/test_corners.py asks for")
 EQUIVALENT: dict[str, str] = {
     "power: ∂a: 1.01 for 1.0": "at a = b = 0 every positive exponent gives 0",
+    "power: ∂b: sign(b) for sign(b) * math.inf": "out is ∞ where b < 0, and ∞ · −1 = ∞ · −∞",
     "power: ∂b: sign(b) / math.inf for sign(b) * math.inf": INFINITE,
     "power: ∂b: a == 0.0 for (a == 0.0) * (b >= 0.0)": INFINITE,
+    "norm: ∂x: 1.01 for 1.0": "where the length is 0, so is x",
     "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
     "relu: ∂x: x kept for out":
         "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",

@@ -76,6 +76,10 @@ domain("power", (together(2), "counts"), lambda a, b: a ** b, "pow",        # 0‚
 domain("power", (ANY, "positive", one_of(c=[0, 0.0])),
        lambda x, c: x * 0.0, lambda _, x, c: c ** x,
        label="zero-base", call=lambda x, c: REGISTRY["power"](c, x), torch_orders=1)
+domain("power", (ANY, "counts", one_of(c=[0, 0.0])),                        # 0‚Å∞ among them
+       lambda x, c: np.where(x == 0, x + 1.0, x * 0.0), lambda _, x, c: c ** x,
+       label="zero-base-corner", call=lambda x, c: REGISTRY["power"](c, x),
+       smooth=0, torch_orders=1)
 domain("power", (ANY, "any", one_of(c=[2, 0.5, 1.0])),
        lambda x, c: np.exp(x * np.log(np.longdouble(c))), lambda _, x, c: c ** x,
        label="scalar-base", call=lambda x, c: REGISTRY["power"](c, x))

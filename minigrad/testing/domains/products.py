@@ -300,7 +300,8 @@ def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
     targets = np.asarray(rng.integers(0, sizes[0][-1], sizes[0][:-1]))
     if targets.size > 1 and draw(st.booleans()):
         targets[rng.random(targets.shape) < 0.4] = -100
-        targets.flat[0] = 0                             # one at least counts
+        targets.flat[-1] = -100                         # one at least does not count
+        targets.flat[0] = 0                             # and one does
     return {"targets": targets}
 
 
@@ -316,6 +317,8 @@ def cross_entropy_in_torch(t: Any, x: Any, targets: Any) -> Any:
 
 
 domain("cross_entropy", (AXES, "any", _targets), _cross_entropy, cross_entropy_in_torch)
+domain("cross_entropy", (shapes(least=2, side=2).map(lambda s: [s]), "any", _targets),
+       _cross_entropy, cross_entropy_in_torch, label="several-rows")
 
 
 @st.composite
