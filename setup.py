@@ -23,6 +23,7 @@ setup(
         "minigrad.testing": ["*.h"],
         "gpt2": ["py.typed", "models/**/*", "inspect/*.html"],
     },
+    entry_points={"console_scripts": ["minigrad-gpt2 = gpt2.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[                          # the least of each is what python -m tests.smoke installs and tries
         "numpy>=2.0",

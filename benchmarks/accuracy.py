@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     import platform
 
     from gpt2 import GPT2, GPT2Config
-    from gpt2.cli import Extend, Parser, at_least, comma_separated, emit_json
+    from gpt2.cli.command import Extend, Parser, at_least, comma_separated, emit_json
     from gpt2.errors import UsageError
 
     p = Parser(prog="python -m benchmarks.accuracy", description=__doc__)
@@ -336,6 +336,6 @@ if __name__ == "__main__":
 
     for setting in UNSET:
         os.environ.pop(setting, None)                   # before NumPy loads its BLAS
-    from gpt2.cli import run_command
+    from gpt2.cli.command import run_command
 
     run_command(main, "benchmarks.accuracy")

@@ -32,8 +32,8 @@ class Work:
 
         import minigrad as mg
         from gpt2 import GPT2
-        from gpt2.decode import steps
-        from gpt2.sampling import SamplingOptions
+        from gpt2.decoding.decode import steps
+        from gpt2.decoding.sampling import SamplingOptions
 
         self.model = GPT2(config, seed=0, recompute=recompute).eval()
         self.optimizer = mg.optim.AdamW(mg.optim.decay_groups(self.model.parameters(), 0.1), lr=1e-4)
@@ -245,7 +245,7 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from gpt2.cli import Parser, at_least, emit_json
+    from gpt2.cli.command import Parser, at_least, emit_json
     from gpt2.config import PUBLISHED, GPT2Config
     from gpt2.errors import UsageError
 
@@ -281,6 +281,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_command
+    from gpt2.cli.command import run_command
 
     run_command(main, "benchmarks.counts")

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2.cli import Extend, Parser, backend_of, run_command
+from gpt2.cli.command import Extend, Parser, backend_of, run_command
 from gpt2.errors import UsageError
 
 from . import gpu_parts, gpu_train, report

@@ -15,7 +15,7 @@ def build(task: Mapping[str, Any]) -> Work:
     import jax.numpy as jnp
     import numpy as np
 
-    from gpt2.checkpoint import read_checkpoint
+    from gpt2.weights.checkpoint import read_checkpoint
     from minigrad.backend.numpy_kernels import cores
 
     row = Row.from_dict(task["row"])

@@ -29,7 +29,7 @@ def write_inputs(folder: Path, checkpoint: str, row: Row) -> None:
     """gpt2_124M.bin (a header of 256 int32, then the parameters, weights [out, in]) and the tokens of the batch, twice."""
     import numpy as np
 
-    from gpt2.checkpoint import read_checkpoint
+    from gpt2.weights.checkpoint import read_checkpoint
 
     found = read_checkpoint(checkpoint)
     c, w = found.config, found.parameters

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.cli import Extend, Parser, at_least, comma_separated, run_command
+from gpt2.cli.command import Extend, Parser, at_least, comma_separated, run_command
 from gpt2.errors import UsageError
 
 from . import agreement, report

@@ -90,9 +90,9 @@ def floats() -> Iterator[tuple[str, str]]:
 def settings() -> Iterator[tuple[str, str]]:
     """What is so where nobody says otherwise."""
     from gpt2.config import GPT2Config
-    from gpt2.lookup import LONGEST
-    from gpt2.port import ALLOWED
-    from gpt2.sampling import BLOCK
+    from gpt2.decoding.prompt_lookup import LONGEST
+    from gpt2.decoding.sampling import BLOCK
+    from gpt2.verify.port import ALLOWED
     from minigrad.backend.numpy_sizes import SIZES
     from minigrad.distributed import BUCKET
     from minigrad.optim import GradScaler
@@ -120,15 +120,15 @@ def settings() -> Iterator[tuple[str, str]]:
 # ── GPT-2 ──
 def sizes() -> Iterator[tuple[str, str]]:
     """Parameters, points and bytes of the published sizes, and of the model that ships."""
-    from gpt2.bugs import FORWARD
-    from gpt2.bugs_backward import BACKWARD
-    from gpt2.bugs_general import GENERAL
-    from gpt2.bugs_general_back import GENERAL_BACK
-    from gpt2.bugs_steps import STEPS
     from gpt2.config import PUBLISHED, GPT2Config, num_parameters, parameter_shapes
     from gpt2.experiments import NAMES
     from gpt2.hooks import BLOCK, EQUATIONS
-    from gpt2.locate import locate
+    from gpt2.verify.mistakes.adamw import STEPS
+    from gpt2.verify.mistakes.any_step import GENERAL
+    from gpt2.verify.mistakes.any_step_backward import GENERAL_BACK
+    from gpt2.verify.mistakes.backward import BACKWARD
+    from gpt2.verify.mistakes.forward import FORWARD
+    from gpt2.weights.locate import locate
 
     config = [GPT2Config.from_name(name) for name in PUBLISHED]
     small, N = config[0], num_parameters(config[0])
@@ -202,7 +202,7 @@ def operations() -> Iterator[tuple[str, str]]:
 def exit_codes() -> Iterator[tuple[str, str]]:
     """What commands end with."""
     from gpt2.errors import MissingError, UsageError
-    from gpt2.verify import AGREES, DIFFERS
+    from gpt2.verify.__main__ import AGREES, DIFFERS
     from minigrad.errors import BackendUnavailable
     from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import UNSET
-from gpt2.cli import Extend
+from gpt2.cli.command import Extend
+from gpt2.cli.tables import columns, number
 from gpt2.experiments import NAMES, experiment
-from gpt2.table import columns, number
 
 from .pages import DOCS, ROOT
 

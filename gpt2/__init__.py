@@ -3,7 +3,11 @@ from __future__ import annotations
 
 from typing import Any
 
-_HOMES = {"GPT2Config": "config", "GPT2": "model", "Tokenizer": "tokenizer", "load_tokenizer": "tokenizer", "SamplingOptions": "sampling",
+from . import moved
+
+moved.install()
+_HOMES = {"GPT2Config": "config", "GPT2": "model", "SamplingOptions": "decoding.sampling",
+          "Tokenizer": "data.tokenizer", "load_tokenizer": "data.tokenizer",
           "GPT2Error": "errors", "UsageError": "errors", "MissingError": "errors"}
 
 __all__ = sorted(_HOMES)

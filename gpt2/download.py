@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cli import Parser, run_command
+from .cli.command import Parser, run_command
 from .config import PUBLISHED, GPT2Config
 from .errors import MissingError, UsageError
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from .cli import Parser, at_least, emit_json, run_command, text
+from .cli.command import Parser, at_least, emit_json, run_command, text
 from .errors import MissingError, UsageError
 from .model_flags import add_model, add_prompt, model_of, prompt_ids, said_of
 
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.lookup and args.num_samples > 1:
         raise UsageError(f"--lookup guesses for one sample, and --num-samples is {args.num_samples}; leave out one of the two")
 
-    from .decode import Timing
-    from .sampling import SamplingOptions
-    from .text import continue_text
+    from .decoding.decode import Timing
+    from .decoding.sampling import SamplingOptions
+    from .decoding.streaming import continue_text
 
     options = SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
                               repetition_penalty=args.repetition_penalty, greedy=args.greedy)

@@ -20,7 +20,7 @@ import minigrad as mg
 
 from .config import GPT2Config
 from .errors import UsageError
-from .pretrained import Part
+from .weights.pretrained import Part
 
 Hook = Callable[[mg.Tensor, str], Any]
 EQUATIONS = {                                           # by the end of a point's name: what gives the value there

@@ -15,10 +15,10 @@ from minigrad.fused.attention import attention_scores, attention_weights, weight
 from minigrad.fused.layer_norm import reciprocal_deviation
 from minigrad.nn import empty_parameter
 
-from .cache import KVCache
 from .config import GPT2Config
+from .decoding.kv_cache import KVCache
 from .hooks import Hooked, Tapped
-from .pretrained import Matrix, PretrainedModel
+from .weights.pretrained import Matrix, PretrainedModel
 
 
 def gelu_new(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:      # [..., n], [n]

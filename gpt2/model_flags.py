@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cli import PRECISIONS, Extend, add_backend, at_least, backend_of, floats_of, read_stdin, text
+from .cli.command import PRECISIONS, Extend, add_backend, at_least, backend_of, floats_of, read_stdin, text
 from .config import PUBLISHED, GPT2Config
 from .errors import MissingError, UsageError
 
@@ -60,8 +60,8 @@ def config_of(args: argparse.Namespace) -> GPT2Config:
 
 def weights_of(args: argparse.Namespace) -> Any:
     """The `Tensors` of what --model names, whole or partial."""
-    from .checkpoint import read_tensors
-    from .locate import locate
+    from .weights.checkpoint import read_tensors
+    from .weights.locate import locate
 
     return read_tensors(locate(args.model, download=args.download))
 
@@ -83,8 +83,8 @@ def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
     """
     device = backend_of(args)                           # says what is missing before anything is loaded
 
-    from .locate import locate  # not before --help has been answered
     from .model import GPT2
+    from .weights.locate import locate  # not before --help has been answered
 
     how: dict[str, Any] = {"backend": device, "dtype": floats_of(args.dtype)}
     if args.random_weights is not None:
@@ -104,7 +104,7 @@ def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _tokenizer_of(args: argparse.Namespace, home: Any) -> Any:
-    from .tokenizer import load_tokenizer
+    from .data.tokenizer import load_tokenizer
 
     try:
         return load_tokenizer("gpt2" if home in PUBLISHED else home)

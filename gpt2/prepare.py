@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bpe import train_bpe
-from .cli import Parser, at_least, emit_json, run_command
-from .corpus import Piece, encode, in_parallel, measure, pieces, processors, split_at, words
-from .data import SPLITS, check_out, write_data
+from .cli.command import Parser, at_least, emit_json, run_command
+from .data.corpus import Piece, encode, in_parallel, measure, pieces, processors, split_at, words
+from .data.shards import SPLITS, check_out, write_data
+from .data.tokenizer import Tokenizer, load_tokenizer
+from .data.train_bpe import train_bpe
 from .errors import MissingError, UsageError
-from .tokenizer import Tokenizer, load_tokenizer
 
 
 def prepare(inputs: Sequence[str | Path], out: str | Path, tokenizer: str = "gpt2", val_fraction: float = 0.1, *,

@@ -392,7 +392,7 @@ def test_a_wrong_answer_is_exit_code_1(fake, monkeypatch, capsys):
 def test_ctrl_c_prints_what_there_is(sent, tmp_path):
     """Exit 130, the table of the row it was in, the files, and no process left."""
     script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from benchmarks import peers, rows, run\nfrom dataclasses import replace\nfrom gpt2.cli import run_command\n"
+              "from benchmarks import peers, rows, run\nfrom dataclasses import replace\nfrom gpt2.cli.command import run_command\n"
               "peers.PEERS['waits'] = peers.Peer('bench_fakes:waits', (), ('chain',))\n"
               "run.wanted_rows = lambda *_: [replace(rows.CHAIN, peers=('waits',))]\n"
               "run_command(run.main, 'benchmarks.run')\n")

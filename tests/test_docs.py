@@ -223,8 +223,8 @@ def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     ("docs/testing.md", "`minigrad.testing.strict` does", "`minigrad.testing.exact` does"),
     ("docs/training.md", "| `meta.json` |", "| `info.json` |"),
     ("docs/architecture.md", "`EQUATIONS` in `gpt2/hooks.py`", "`LABELS` in `gpt2/hooks.py`"),
-    ("docs/architecture.md", "`gpt2/sampling.py` |", "`gpt2/sample.py` |"),
-    ("docs/architecture.md", "trainer ─ snapshot ─", "trainer ─ snapshots ─"),
+    ("docs/architecture.md", "`gpt2/decoding/sampling.py` |", "`gpt2/sample.py` |"),
+    ("docs/architecture.md", "cli/ ─ io/ ─", "cli/ ─ input/ ─"),
     ("README.md", "    benchmarks/   how", "    bench/        how"),
     # shapes, equations of a table, outputs
     ("docs/gpt2.md", "what a cache holds | $[B, h, T, d/h]$", "what a cache holds | $[B, T, h, d/h]$"),

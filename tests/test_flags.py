@@ -7,9 +7,9 @@ import re
 import pytest
 from data import ROOT
 
-import gpt2.train as training
+import gpt2.train.__main__ as training
 from docs import commands
-from gpt2.settings import flags_given, merged, read_settings
+from gpt2.cli.settings import flags_given, merged, read_settings
 
 
 def samples(action):
@@ -55,7 +55,7 @@ def test_there_are_such_flags():
     """The walk meets the flags that it is for."""
     met = {f"{command} {action.option_strings[-1]}" for command in commands.modules() for parser in commands.parsers(command)
            for action, _ in lists(parser)}
-    assert met >= {"gpt2.train --freeze", "gpt2.generate --stop", "gpt2.golden --ids", "gpt2.inspect.__main__ --ids",
+    assert met >= {"gpt2.train.__main__ --freeze", "gpt2.generate --stop", "gpt2.golden.__main__ --ids", "gpt2.inspect.__main__ --ids",
                    "benchmarks.run --row", "benchmarks.run --suite", "benchmarks.run --peers", "benchmarks.accuracy --peers",
                    "benchmarks.gpu --only", "docs.laboratory --run", "minigrad.testing.__main__ --op",
                    "minigrad.testing.__main__ --device", "minigrad.testing.mutate --op"}

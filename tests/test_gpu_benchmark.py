@@ -12,7 +12,7 @@ from data import ROOT
 
 from benchmarks import gpu, gpu_bench, gpu_parts, gpu_report, gpu_train
 from benchmarks.gpu_bench import Setting
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
 from minigrad.testing import double
 
 double.install()

@@ -18,12 +18,12 @@ from minigrad.backend import explained
 from minigrad.errors import MinigradError
 from minigrad.info import machine
 
-from ..cli import Parser, add_backend, at_least, backend_of, emit_json, run_command
+from ..cli.command import Parser, add_backend, at_least, backend_of, emit_json, run_command
+from ..cli.tables import columns, plain, table
 from ..errors import GPT2Error, UsageError
-from ..figures import image
-from ..files import check_writable, write_files
 from ..inspect.weights import WHICH
-from ..table import columns, plain, table
+from ..io.atomic import check_writable, write_files
+from ..io.plots import image
 from . import NAMES, experiment
 from .lab import Lab
 

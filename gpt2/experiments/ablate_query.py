@@ -13,9 +13,9 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
-from ..sampling import log_softmax
-from ..stats import entropy
+from ..decoding.sampling import log_softmax
+from ..inspect.statistics import entropy
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, inside, spread, verdict
 from .temperature import repetition
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import legend_below, new_figure
 from ..inspect.attention import character, patterns
+from ..io.plots import legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "P = softmax(Q Kᵀ/√(d/h) + M)   (attention.2); a head that looks at all alike has P_ts = 1/(t + 1) and entropy ln(t + 1)"

@@ -12,7 +12,7 @@ import numpy as np
 import minigrad as mg
 from minigrad.fused import by_parts
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, inside, slope, verdict
 from .timing import clock, quartiles, ratio, whiskers
 

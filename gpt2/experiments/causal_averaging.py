@@ -7,7 +7,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import new_figure
+from ..io.plots import new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "y = A x, A = tril(1) with rows normalised = softmax(log tril(1)); A_ts = 1/(t + 1) for s ≤ t, 0 after   (causal.1–2)"

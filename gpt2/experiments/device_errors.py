@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, new_figure
+from ..io.plots import COLOURS, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "an op is defined for arguments of one device, one dtype and shapes that fit; all else is an error in one line"

@@ -8,8 +8,8 @@ import numpy as np
 import minigrad as mg
 
 from ..config import GPT2Config
-from ..figures import COLOURS, legend_below, new_figure
 from ..inspect.arch import stages
+from ..io.plots import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import Lab, Verdict, inside, verdict
 from .timing import clock, quartiles, ratio, whiskers

@@ -9,7 +9,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "onehot(i) W = W_i   (embedding.1);  ∂L/∂W_r = Σ_{k: i_k = r} ∂L/∂y_k, a scatter-add   (embedding.3)"

@@ -10,7 +10,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, inside, verdict
 from .timing import clock, quartiles, ratio, whiskers
 

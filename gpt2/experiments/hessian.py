@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import Lab, Verdict, small_config, train, verdict
 

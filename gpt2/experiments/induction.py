@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..decoding.sampling import log_softmax
 from ..inspect.attention import patterns
-from ..sampling import log_softmax
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = ("on r_1 … r_n r_1 … r_n of random tokens an induction head looks from the second r_i at what came after the first:\n"

@@ -13,12 +13,12 @@ import numpy as np
 import minigrad as mg
 
 from ..config import GPT2Config
-from ..corpus import encode, in_parallel, pieces
+from ..data.corpus import encode, in_parallel, pieces
+from ..data.tokenizer import load_tokenizer
 from ..errors import GPT2Error, MissingError
-from ..locate import locate
 from ..model import GPT2
-from ..tokenizer import load_tokenizer
-from ..trainer import batch
+from ..train.trainer import batch
+from ..weights.locate import locate
 
 BETAS, DECAY = (0.9, 0.99), 0.1                         # of every training
 

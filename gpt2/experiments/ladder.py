@@ -9,9 +9,9 @@ import numpy as np
 import minigrad as mg
 
 from ..config import GPT2Config
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from ..model import Attention, Block, Embedding, LayerNorm
-from ..pretrained import PretrainedModel
+from ..weights.pretrained import PretrainedModel
 from .lab import Lab, Verdict, held_out, inside, small_config, spread, train, verdict
 
 EQUATION = "loss = −log p(next token) in nats; untrained it is ln V, and the best any model can do is the text's entropy"

@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = ("y = (x − μ)/√(σ² + ε), σ² over n and not n − 1   (layer_norm.1);\n"

@@ -9,9 +9,9 @@ import numpy as np
 import minigrad as mg
 
 from ..config import GPT2Config
-from ..figures import COLOURS, name_ticks, new_figure
 from ..inspect import page
 from ..inspect.attention import patterns
+from ..io.plots import COLOURS, name_ticks, new_figure
 from ..model import GPT2
 from .lab import Lab, Verdict, verdict
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..config import PUBLISHED, GPT2Config
-from ..figures import COLOURS, legend_below, new_figure
 from ..inspect.arch import KINDS, counts
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "N = V d + T d + L (12 d² + 13 d) + 2 d, with the head tied; of these LayerNorm has (2 L + 1) 2 d"

@@ -8,10 +8,10 @@ import numpy as np
 
 import minigrad as mg
 
+from ..decoding.sampling import SamplingOptions, process_logits, sample
 from ..errors import UsageError
-from ..figures import COLOURS, legend_below, new_figure
-from ..sampling import SamplingOptions, process_logits, sample
-from ..stats import entropy
+from ..inspect.statistics import entropy
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 from .temperature import distinct
 

@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, slope, verdict
 
 EQUATION = ("softmax(x)_i = exp(x_i − m) / Σ_j exp(x_j − m)   (softmax.1);  ∂p_i/∂τ = −p_i (x_i − ⟨p, x⟩)/τ² for p = softmax(x/τ);\n"

@@ -8,9 +8,9 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import COLOURS, legend_below, new_figure
-from ..sampling import log_softmax
-from ..stats import entropy
+from ..decoding.sampling import log_softmax
+from ..inspect.statistics import entropy
+from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "p_i = exp(z_i/τ) / Σ_j exp(z_j/τ): τ → 0 takes the largest logit, τ → ∞ every token alike"

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checkpoint import read_tensors
 from ..errors import MissingError
 from ..inspect.weights import WHICH, distributions, measurable, remarks, samples
 from ..inspect.weights import draw as draw_distributions
+from ..weights.checkpoint import read_tensors
 from .lab import Lab, Verdict, verdict
 
 EQUATION = "KS(a, b) = max_x |F_a(x) − F_b(x)|;  ρ = Spearman's correlation of depth and standard deviation"

@@ -8,7 +8,7 @@ import numpy as np
 import minigrad as mg
 
 from ..config import PUBLISHED, GPT2Config
-from ..figures import COLOURS, legend_below, new_figure
+from ..io.plots import COLOURS, legend_below, new_figure
 from ..model import GPT2
 from .lab import BETAS, DECAY, Lab, Verdict, held_out, small_config, spread, train, verdict
 

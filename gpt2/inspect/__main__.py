@@ -5,10 +5,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..cli import Parser, emit_json, run_command
-from ..figures import picture, write_figure
-from ..files import check_writable, write_files
-from ..table import plain
+from ..cli.command import Parser, emit_json, run_command
+from ..cli.tables import plain
+from ..io.atomic import check_writable, write_files
+from ..io.plots import picture, write_figure
 from . import arch, attention, diff, lens, page, tensors, weights
 
 COMMANDS = {

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from minigrad.debug import size_of
 
-from ..cli import at_least
+from ..cli.command import at_least
+from ..cli.tables import number, table
 from ..config import GPT2Config, parameter_shapes
 from ..errors import UsageError
 from ..model_flags import add_weights, config_of
-from ..table import number, table
-from .found import Found
+from .result import Found
 
 KINDS = ("token embedding", "position embedding", "attention", "MLP", "LayerNorm", "head")
 

@@ -8,13 +8,13 @@ import numpy as np
 
 import minigrad as mg
 
-from ..cli import at_least
+from ..cli.command import at_least
+from ..cli.tables import table
 from ..errors import UsageError
-from ..figures import name_ticks, new_figure
+from ..io.plots import name_ticks, new_figure
 from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
-from ..stats import entropy
-from ..table import table
-from .found import Found
+from .result import Found
+from .statistics import entropy
 
 FEW, LARGEST = 24, 40.0                                 # for so many tokens a picture may grow, and to so many inches
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import read_tensors
-from ..cli import at_least
+from ..cli.command import at_least
+from ..cli.tables import table
 from ..errors import MissingError
-from ..locate import locate
-from ..stored import NAMES
-from ..table import table
-from .found import Found
+from ..io.safetensors import NAMES
+from ..weights.checkpoint import read_tensors
+from ..weights.locate import locate
+from .result import Found
 from .tensors import said_missing
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 import minigrad as mg
 
-from ..figures import name_ticks, new_figure
+from ..cli.tables import table
+from ..io.plots import name_ticks, new_figure
 from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
-from ..table import table
-from .found import Found
+from .result import Found
 
 
 def flags(p: argparse.ArgumentParser) -> None:

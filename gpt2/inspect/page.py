@@ -12,11 +12,11 @@ import numpy as np
 
 import minigrad as mg
 
-from ..cli import at_least
+from ..cli.command import at_least
+from ..cli.tables import plain, table
 from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
-from ..stats import summary
-from ..table import plain, table
-from .found import Found
+from .result import Found
+from .statistics import summary
 
 PAGE = Path(__file__).with_name("page.html")
 BEST = 20                                               # rows of the next-token table

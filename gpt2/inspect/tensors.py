@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..checkpoint import Tensors
+from ..cli.tables import table
 from ..config import parameter_shapes
+from ..io.safetensors import NAMES
 from ..model_flags import add_weights, weights_of
-from ..stats import summary
-from ..stored import NAMES
-from ..table import table
-from .found import Found
+from ..weights.checkpoint import Tensors
+from .result import Found
+from .statistics import summary
 
 
 def flags(p: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoint import Tensors
+from ..cli.tables import table
 from ..errors import MissingError
-from ..figures import COLOURS, new_figure
+from ..io.plots import COLOURS, new_figure
 from ..model_flags import add_weights, weights_of
-from ..stats import QUANTILES, STANDS_OUT, ks, outlier_columns, spearman, summary
-from ..table import table
-from .found import Found
+from ..weights.checkpoint import Tensors
+from .result import Found
+from .statistics import QUANTILES, STANDS_OUT, ks, outlier_columns, spearman, summary
 from .tensors import said_missing
 
 WHICH = ("embeddings", "layers", "qkv")

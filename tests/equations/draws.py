@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from gpt2.lookup import Lookup
-from gpt2.sampling import SamplingOptions, choose, process_logits, sample
+from gpt2.decoding.prompt_lookup import Lookup
+from gpt2.decoding.sampling import SamplingOptions, choose, process_logits, sample
 
 from .by_numbers import integral, is_so, same, slope, weights
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpt2.golden import entry
-from gpt2.port import unit_of
+from gpt2.golden.__main__ import entry
+from gpt2.verify.port import unit_of
 from minigrad.testing.reference import aligned
 from minigrad.testing.tolerance import allowed, bound, complex_step, difference
 

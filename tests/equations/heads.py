@@ -6,8 +6,8 @@ from itertools import product
 import numpy as np
 
 import minigrad as mg
-from gpt2.cache import KVCache
 from gpt2.config import GPT2Config
+from gpt2.decoding.kv_cache import KVCache
 from gpt2.model import GPT2
 from minigrad.fused.attention import allowed, attention_weights
 from minigrad.fused.packed_linear import unpack

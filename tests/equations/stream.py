@@ -8,7 +8,7 @@ import numpy as np
 import minigrad as mg
 from gpt2.config import GPT2Config, num_parameters
 from gpt2.model import GPT2
-from gpt2.report import flop_per_token
+from gpt2.train.progress import flop_per_token
 
 from .by_numbers import array, is_so, pulled, same, slope
 

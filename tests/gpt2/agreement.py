@@ -20,7 +20,7 @@ import torch
 import transformers
 
 import minigrad as mg
-from gpt2.cache import KVCache
+from gpt2.decoding.kv_cache import KVCache
 from gpt2.model import GPT2
 
 transformers.utils.logging.disable_progress_bar()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 from tiny_gpt2 import SAYS, scripted_model, tiny_model, tiny_tokenizer
 
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
 from gpt2.generate import main
 
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2 import golden, verify
 from gpt2.config import GPT2Config
+from gpt2.golden import __main__ as golden
 from gpt2.model import GPT2
+from gpt2.verify import __main__ as verify
 
 # the number in port.c, its kind, and what must be said of it
 MISTAKES = [

@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 from tiny_gpt2 import tiny_config, tiny_tokenizer
 from torch_port import Port
 
-from gpt2 import golden, verify
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
+from gpt2.golden import __main__ as golden
 from gpt2.model import GPT2
+from gpt2.verify import __main__ as verify
 from minigrad import random
 
 IDS = [5, 17, 5, 99, 201, 7, 7, 42, 12, 250, 3, 3, 88, 9, 130, 61, 77, 4, 5, 17, 33]           # 2 rows of 10, and the last target

@@ -8,13 +8,13 @@ import pytest
 from data import test_data as data_file
 from tiny_gpt2 import TEXT, tiny_model, tiny_tokenizer
 
-from gpt2.bpe import train_bpe
-from gpt2.cli import run_command
-from gpt2.data import load_data
+from gpt2.cli.command import run_command
+from gpt2.data.shards import load_data
+from gpt2.data.tokenizer import load_tokenizer
+from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import MissingError, UsageError
 from gpt2.generate import main
 from gpt2.prepare import prepare
-from gpt2.tokenizer import load_tokenizer
 
 N = 300                                                 # ids of the tiny tokenizer
 TEXTS = ["a<|pad|> b  <|pad|>foo", "<|endoftext|>foo<|endoftext|>", "none", "[MASK]<|pad|><|end|>"]

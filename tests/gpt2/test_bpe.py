@@ -11,9 +11,9 @@ from data import test_data as data_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.bpe import train_bpe
+from gpt2.data.tokenizer import BYTES_IN_ORDER, GPT2_SPLIT
+from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import UsageError
-from gpt2.tokenizer import BYTES_IN_ORDER, GPT2_SPLIT
 
 # few letters, so that pairs repeat, overlap and tie
 texts = st.lists(st.text(st.sampled_from("aab c'é"), max_size=30), min_size=1, max_size=4)

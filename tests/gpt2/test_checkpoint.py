@@ -1,4 +1,4 @@
-"""Laws of gpt2.checkpoint: what transformers and we write reads back bit for bit, and nothing else does."""
+"""Laws of gpt2.weights.checkpoint: what transformers and we write reads back bit for bit, and nothing else does."""
 from __future__ import annotations
 
 import json
@@ -21,10 +21,10 @@ from safetensors.torch import save_file as save_torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
-from gpt2.checkpoint import read_checkpoint, write_checkpoint
 from gpt2.config import GPT2Config, parameter_shapes
 from gpt2.errors import GPT2Error, MissingError, UsageError
-from gpt2.stored import as_stored, read_header
+from gpt2.io.safetensors import as_stored, read_header
+from gpt2.weights.checkpoint import read_checkpoint, write_checkpoint
 
 TINY = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10)
 UNTIED = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10, tie_word_embeddings=False)
@@ -200,7 +200,7 @@ def test_loading_peaks_at_no_more_than_a_third_above_its_bytes(tmp_path, stored,
     write_checkpoint(tmp_path, config, {n: np.full(s, 0.5, np.float32) for n, s in parameter_shapes(config).items()}, dtype=stored)
     code = """if True:
         import sys, safetensors
-        from gpt2.checkpoint import read_checkpoint
+        from gpt2.weights.checkpoint import read_checkpoint
         def memory(key): return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
         before = memory("VmRSS")
         found = read_checkpoint(sys.argv[1], dtype=sys.argv[2])
@@ -653,7 +653,7 @@ def test_a_file_that_cannot_grow_is_one_line(tmp_path):
     code = """if True:
         import resource, signal, sys
         import numpy as np
-        from gpt2.checkpoint import write_checkpoint
+        from gpt2.weights.checkpoint import write_checkpoint
         from gpt2.config import GPT2Config, parameter_shapes
         from gpt2.errors import UsageError
         config = GPT2Config(vocab_size=50, n_positions=4, n_embd=6, n_layer=2, n_head=3)

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from long import slow_unless
 
-from gpt2.chooser import Chooser
-from gpt2.sampling import SamplingOptions, choose, process_logits
+from gpt2.decoding.gpu_sampling import Chooser
+from gpt2.decoding.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
 from minigrad.backend import Device, cupy_choose
 from minigrad.backend.cupy import source

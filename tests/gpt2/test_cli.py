@@ -13,11 +13,11 @@ import warnings
 import pytest
 from data import ROOT
 
-from gpt2.cli import Parser, at_least, emit_json, read_stdin, run_command, text
+from gpt2.cli.command import Parser, at_least, emit_json, read_stdin, run_command, text
 from gpt2.errors import GPT2Error, MissingError, UsageError
 from minigrad.errors import BackendUnavailable, MinigradError, ShapeError
 
-HEAD = "import sys\nfrom gpt2.cli import run_command, emit_json, read_stdin, Parser\n"
+HEAD = "import sys\nfrom gpt2.cli.command import run_command, emit_json, read_stdin, Parser\n"
 
 
 def end_of(main, capsys):

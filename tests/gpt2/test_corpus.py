@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gpt2 import TEXT, tiny_model, tiny_tokenizer
 
-from gpt2 import corpus, evaluate, prepare
-from gpt2.cli import run_command
-from gpt2.data import load_data
+from gpt2 import prepare
+from gpt2.cli.command import run_command
+from gpt2.data import corpus
+from gpt2.data.shards import load_data
+from gpt2.data.tokenizer import load_tokenizer
 from gpt2.errors import MissingError
+from gpt2.evaluate import __main__ as evaluate
 from gpt2.experiments.lab import Lab
-from gpt2.tokenizer import load_tokenizer
 
 END = "<|endoftext|>"
 BOM = b"\xef\xbb\xbf"

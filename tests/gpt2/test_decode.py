@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
 
 import minigrad as mg
-from gpt2 import decode
-from gpt2.cache import KVCache
-from gpt2.decode import Timing, steps
+from gpt2.decoding import decode
+from gpt2.decoding.decode import Timing, steps
+from gpt2.decoding.kv_cache import KVCache
+from gpt2.decoding.sampling import SamplingOptions, choose, log_softmax, top_logprobs
 from gpt2.errors import MissingError, UsageError
 from gpt2.model import GPT2
-from gpt2.sampling import SamplingOptions, choose, log_softmax, top_logprobs
 from minigrad.fused.packed_linear import FEW
 
 

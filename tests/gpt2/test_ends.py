@@ -8,10 +8,10 @@ import pytest
 from tiny_gpt2 import SAYS, scripted_model, tiny_config, tiny_model, tiny_tokenizer
 
 from gpt2.config import GPT2Config, ids_of
+from gpt2.decoding.streaming import continue_text
 from gpt2.errors import MissingError, UsageError
 from gpt2.generate import main
 from gpt2.model import GPT2
-from gpt2.text import continue_text
 
 END = "<|endoftext|>"
 

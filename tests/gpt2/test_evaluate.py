@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, TEXT, prepare_texts, scripted_model, tiny_model, tiny_tokenizer
 
-from gpt2 import evaluate, evaluation
-from gpt2.cli import run_command
-from gpt2.data import load_data
+from gpt2.cli.command import run_command
+from gpt2.data.shards import load_data
 from gpt2.errors import UsageError
-from gpt2.evaluation import Score, Span, continuation_spans, scores, text_counts, text_spans, total_nll, windows
+from gpt2.evaluate import __main__ as evaluate
+from gpt2.evaluate import likelihood as evaluation
+from gpt2.evaluate import tasks
+from gpt2.evaluate.likelihood import Score, Span, continuation_spans, scores, text_counts, text_spans, total_nll, windows
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -136,7 +138,7 @@ def test_greedy_is_for_every_token():
 def test_a_continuation_of_several_spans():
     """Its score is the sum over them, and it is greedy where all of them are."""
     parts = [Score(1.0, 2, True), Score(2.0, 3, False), Score(4.0, 1, True)]
-    assert list(evaluate.summed([[0, 0], [0]], iter(parts))) == [Score(3.0, 5, False), Score(4.0, 1, True)]
+    assert list(tasks.summed([[0, 0], [0]], iter(parts))) == [Score(3.0, 5, False), Score(4.0, 1, True)]
 
 
 @pytest.mark.parametrize("window, stride, said", [
@@ -218,7 +220,7 @@ ITEM = {"activity_label": "Baking", "ctx_a": "A woman [header] bakes [title] The
 
 def test_an_item_of_hellaswag():
     """As lm-evaluation-harness has it: the second part begins with a capital, marks in brackets and double spaces go."""
-    context, endings, label = evaluate.hellaswag(ITEM)
+    context, endings, label = tasks.hellaswag(ITEM)
     assert context == "Baking: A woman bakes. Then She rests"
     assert endings == [" on a chair.", " on a very long bench.", " and eats.", " x"] and label == 1
 
@@ -292,7 +294,7 @@ def test_an_ending_is_as_long_as_its_characters():
     endings = ["ab", "abcdefgh", "abc", "日本語日本語"]    # the best as a whole, by characters, by tokens, and by its 18 bytes
     rows = [[Score(4.0, 1, False), Score(8.0, 2, False), Score(6.0, 6, False), Score(9.0, 3, False)]]
     for label, name in enumerate(("acc", "acc_norm", "acc_per_token", None)):
-        found = evaluate.chosen([evaluate.Item("A", [f" {ending}" for ending in endings], label)], rows)
+        found = tasks.chosen([tasks.Item("A", [f" {ending}" for ending in endings], label)], rows)
         assert [one for one in found if found[one]["value"] == 1.0] == [name] * (name is not None)
 
 

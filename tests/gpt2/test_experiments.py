@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
 import minigrad as mg
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
 from gpt2.errors import MissingError
 from gpt2.experiments import (
     NAMES,
@@ -652,7 +652,7 @@ sys.meta_path.insert(0, Absent())
 from gpt2.experiments import NAMES, experiment
 for name in NAMES:
     assert experiment(name).measure
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
 from gpt2.experiments.__main__ import main
 experiment("attention-vs-pytorch").LENGTHS = (64, 128, 256)
 run_command(lambda: main(["device-errors", "attention-vs-pytorch", "--json", "--backend", "numpy", "--out", sys.argv[1]]), "x")

@@ -9,10 +9,10 @@ import pytest
 from test_train import SMALL, data, held, run  # noqa: F401  the fixtures
 
 from gpt2.config import GPT2Config
-from gpt2.footprint import check_fits, footprint
 from gpt2.model import GPT2
-from gpt2.train import parser
-from gpt2.trainer import Trainer
+from gpt2.train.__main__ import parser
+from gpt2.train.memory import check_fits, footprint
+from gpt2.train.trainer import Trainer
 from minigrad import backend
 
 

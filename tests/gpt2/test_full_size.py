@@ -17,9 +17,9 @@ from agreement import Line, everything, in_pieces, lengths, logits, loss, report
 import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
-from gpt2.train import parser
-from gpt2.trainer import Trainer
-from gpt2.trainer import batch as drawn
+from gpt2.train.__main__ import parser
+from gpt2.train.trainer import Trainer
+from gpt2.train.trainer import batch as drawn
 from minigrad.optim import AdamW, decay_groups
 from minigrad.random import fold_in
 

@@ -14,10 +14,10 @@ import pytest
 from data import ROOT
 from tiny_gpt2 import CONTEXT, SAYS, tiny_tokenizer
 
-from gpt2.decode import steps
+from gpt2.decoding.decode import steps
+from gpt2.decoding.sampling import log_softmax
 from gpt2.generate import main, parser
-from gpt2.locate import MODELS
-from gpt2.sampling import log_softmax
+from gpt2.weights.locate import MODELS
 
 PRESS = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
 
@@ -301,7 +301,7 @@ def test_control_c_in_every_form(flags, run, monkeypatch):
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr("gpt2.text.steps", interrupted)
+    monkeypatch.setattr("gpt2.decoding.streaming.steps", interrupted)
     ids = tiny_tokenizer().encode(SAYS)
     so_far = tiny_tokenizer().decode(ids[:4])
     code, out, err = run("says", "--prompt", "O", *flags)

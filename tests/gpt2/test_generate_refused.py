@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import CONTEXT, SAYS, TEXT
 
-from gpt2.bpe import train_bpe
+from gpt2.data.train_bpe import train_bpe
 from minigrad import backend
 from minigrad.errors import BackendUnavailable
 from minigrad.testing import double

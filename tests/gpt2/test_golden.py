@@ -17,10 +17,11 @@ from tiny_gpt2 import tiny_config, tiny_model
 from torch_port import Port
 
 from docs import pages
-from gpt2 import golden, verify
+from gpt2.golden import __main__ as golden
+from gpt2.golden.truth import judged as judged_part
+from gpt2.golden.truth import longest_sum, permitted
 from gpt2.model import GPT2
-from gpt2.truth import judged as judged_part
-from gpt2.truth import longest_sum, permitted
+from gpt2.verify import __main__ as verify
 
 pytestmark = pytest.mark.rounding
 
@@ -130,7 +131,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2.files.write_new", full)
+        patch.setattr("gpt2.io.atomic.write_new", full)
         code, _, err = run(golden, *flags, "--grad", "--out", tmp_path / "g")
     assert code == 2 and "No space left" in err and (tmp_path / "g" / golden.TENSORS).read_bytes() == before
     rename = Path.rename
@@ -176,7 +177,7 @@ def test_the_memory_that_is_announced(tmp_path):
     """A model of two wide blocks takes as much as was said, within a third."""
     GPT2(tiny_config(vocab_size=20_000, n_positions=256, n_embd=768, n_layer=2, n_head=12), seed=0).save_pretrained(tmp_path / "m")
     ids = np.random.default_rng(0).integers(0, 20_000, 257)
-    code = ("import resource, sys; from gpt2 import golden; golden.main(sys.argv[1:]); "
+    code = ("import resource, sys; from gpt2.golden import __main__ as golden; golden.main(sys.argv[1:]); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)")
     for flags in (["--grad", "--steps", "2"], ["--steps", "2"]):
         command = [sys.executable, "-c", code, "--model", tmp_path / "m", "--random-weights", "0", "--ids", ",".join(map(str, ids)),

@@ -10,8 +10,8 @@ from device import DEVICE, HERE, counting
 from tiny_gpt2 import tiny_config
 
 import minigrad as mg
-from gpt2.cache import KVCache
 from gpt2.config import GPT2Config
+from gpt2.decoding.kv_cache import KVCache
 from gpt2.model import GPT2
 from minigrad import backend
 from minigrad.testing import double

@@ -10,10 +10,10 @@ from tiny_gpt2 import tiny_model, tiny_tokenizer
 from transformers import GPT2LMHeadModel
 
 import minigrad as mg
+from gpt2.decoding.gpu_step import Stepper
 from gpt2.errors import UsageError
 from gpt2.hooks import BESIDE, BLOCK, ENDS, STATISTICS, Tapped
 from gpt2.model import GPT2
-from gpt2.step import Stepper
 from minigrad.testing import cuda
 from minigrad.testing.double import install
 

@@ -15,14 +15,14 @@ from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config, tiny_model, tiny_tokenizer
 from transformers import GPT2LMHeadModel
 
-from gpt2.checkpoint import CONFIG_KEY, read_tensors
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
 from gpt2.config import PUBLISHED, GPT2Config, num_parameters, parameter_shapes
 from gpt2.inspect import arch, attention, page, weights
 from gpt2.inspect.__main__ import main
 from gpt2.inspect.lens import lens
-from gpt2.locate import MODELS
 from gpt2.model import GPT2
+from gpt2.weights.checkpoint import CONFIG_KEY, read_tensors
+from gpt2.weights.locate import MODELS
 
 
 @pytest.fixture

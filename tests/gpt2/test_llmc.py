@@ -15,10 +15,12 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_gpt2 import tiny_config, tiny_tokenizer
 
-from gpt2 import golden, llmc, verify
 from gpt2.errors import MissingError, UsageError
+from gpt2.golden import __main__ as golden
+from gpt2.golden.revealing import telling_weights
 from gpt2.model import GPT2
-from gpt2.revealing import telling_weights
+from gpt2.verify import __main__ as verify
+from gpt2.weights import llmc
 
 pytestmark = pytest.mark.rounding
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpt2.config import PUBLISHED
 from gpt2.errors import MissingError, UsageError
-from gpt2.locate import MODELS, SHIPPED, locate
+from gpt2.weights.locate import MODELS, SHIPPED, locate
 
 
 @pytest.fixture

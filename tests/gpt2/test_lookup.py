@@ -10,13 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, scripted_model, tiny_config, tiny_model, tiny_tokenizer
 
-from gpt2.cache import KVCache
-from gpt2.decode import Timing, steps
+from gpt2.decoding.decode import Timing, steps
+from gpt2.decoding.kv_cache import KVCache
+from gpt2.decoding.prompt_lookup import LONGEST, Lookup
+from gpt2.decoding.sampling import SamplingOptions
+from gpt2.decoding.streaming import continue_text
 from gpt2.errors import UsageError
-from gpt2.lookup import LONGEST, Lookup
 from gpt2.model import GPT2
-from gpt2.sampling import SamplingOptions
-from gpt2.text import continue_text
 from minigrad import no_grad
 
 EOT = tiny_tokenizer().eot

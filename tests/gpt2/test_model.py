@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, tiny_config, tiny_model
 
 import minigrad as mg
-from gpt2.cache import KVCache
 from gpt2.config import GPT2Config, num_parameters, parameter_shapes
+from gpt2.decoding.kv_cache import KVCache
 from gpt2.errors import GPT2Error, UsageError
 from gpt2.model import GPT2
 from minigrad.debug import explain

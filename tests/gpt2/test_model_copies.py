@@ -12,7 +12,7 @@ from data import ROOT
 from tiny_gpt2 import tiny_config, tiny_model
 
 import minigrad as mg
-from gpt2.cache import KVCache
+from gpt2.decoding.kv_cache import KVCache
 from gpt2.model import GPT2
 
 IDS, TARGETS = np.array([[7, 31, 4, 250]]), np.array([[31, 4, 250, 9]])

@@ -9,10 +9,10 @@ import pytest
 from tiny_gpt2 import tiny_config, tiny_model
 
 from gpt2.config import GPT2Config
+from gpt2.decoding.sampling import SamplingOptions
 from gpt2.errors import UsageError
-from gpt2.evaluation import total_nll
+from gpt2.evaluate.likelihood import total_nll
 from gpt2.model import GPT2
-from gpt2.sampling import SamplingOptions
 
 INTS = [np.int64, np.int32, np.uint8, np.intp, lambda n: np.array(n)]
 FLOATS = [np.float64, np.float32, np.float16]

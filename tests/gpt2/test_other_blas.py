@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_gpt2 import TEXT, prepare_texts, tiny_config, tiny_model
 
 from gpt2 import GPT2
-from gpt2.train import main
+from gpt2.train.__main__ import main
 from minigrad import info
 from minigrad.backend import blas, cpu
 from minigrad.backend.numpy_sizes import SIZES

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2.pictures import pictures
-from gpt2.truth import Entry
+from gpt2.golden.truth import Entry
+from gpt2.verify.pictures import pictures
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(2, 3, 5, 7))                       # [B, h, T, k], as attn.q is

@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
-from gpt2 import verify
-from gpt2.bugs import ADDED, MLPS, PATTERNS, QKV
-from gpt2.bugs_backward import ATTENTION, GELU, RESIDUAL
-from gpt2.bugs_general import GENERAL
-from gpt2.bugs_norms import NORMS
-from gpt2.bugs_steps import Optimizer
-from gpt2.diagnosis import step_by_step
-from gpt2.golden import read_golden
+from gpt2.golden.__main__ import read_golden
+from gpt2.golden.truth import judged
 from gpt2.hooks import BLOCK
 from gpt2.model import GPT2
-from gpt2.places import MATRICES, forced, groups, places, solved
-from gpt2.planting import BOTH, DERIVATIVE, VALUE, at_point, computed, parameters, with_parameters
-from gpt2.port import ALLOWED, distance
-from gpt2.suspect import Judge, Suspect, start
-from gpt2.truth import judged
-from gpt2.verify import truth_of
+from gpt2.verify import __main__ as verify
+from gpt2.verify.__main__ import truth_of
+from gpt2.verify.diagnosis import step_by_step
+from gpt2.verify.mistakes.adamw import Optimizer
+from gpt2.verify.mistakes.any_step import GENERAL
+from gpt2.verify.mistakes.backward import ATTENTION, GELU, RESIDUAL
+from gpt2.verify.mistakes.forward import ADDED, MLPS, PATTERNS, QKV
+from gpt2.verify.mistakes.norms import NORMS
+from gpt2.verify.places import MATRICES, forced, groups, places, solved
+from gpt2.verify.planting import BOTH, DERIVATIVE, VALUE, at_point, computed, parameters, with_parameters
+from gpt2.verify.port import ALLOWED, distance
+from gpt2.verify.suspect import Judge, Suspect, start
 
 pytestmark = pytest.mark.rounding
 LAYER = 1                                               # the block of three in which mistakes are planted

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from tiny_gpt2 import tiny_config
 
-from gpt2.bugs import FORWARD
-from gpt2.bugs_backward import BACKWARD
-from gpt2.bugs_general import FACTORS, GENERAL
-from gpt2.bugs_general_back import FACTORS_BACK, GENERAL_BACK
-from gpt2.bugs_steps import STEPS, Optimizer
+from gpt2.golden.revealing import telling_weights
+from gpt2.golden.truth import Adam, backward_order, permitted
 from gpt2.hooks import STATISTICS
 from gpt2.model import GPT2
-from gpt2.places import backward_positions, qualified
-from gpt2.planting import BOTH, DERIVATIVE, VALUE, Bug, Run, computed
-from gpt2.revealing import telling_weights
-from gpt2.truth import Adam, backward_order, permitted
+from gpt2.verify.mistakes.adamw import STEPS, Optimizer
+from gpt2.verify.mistakes.any_step import FACTORS, GENERAL
+from gpt2.verify.mistakes.any_step_backward import FACTORS_BACK, GENERAL_BACK
+from gpt2.verify.mistakes.backward import BACKWARD
+from gpt2.verify.mistakes.forward import FORWARD
+from gpt2.verify.places import backward_positions, qualified
+from gpt2.verify.planting import BOTH, DERIVATIVE, VALUE, Bug, Run, computed
 
 pytestmark = pytest.mark.rounding
 IDS = np.array([[5, 17, 5, 99, 201], [7, 42, 260, 250, 3]])

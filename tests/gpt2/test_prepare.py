@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt2 import prepare_texts
 
-from gpt2 import corpus
-from gpt2.bpe import train_bpe
-from gpt2.data import Data, load_data
+from gpt2.data import corpus
+from gpt2.data.shards import Data, load_data
+from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import MissingError, UsageError
 from gpt2.prepare import main, prepare
 
@@ -274,7 +274,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, monkeypatc
     one = prepare([tmp_path / name], tmp_path / "one", "train:280")
     two = prepare([tmp_path / name], tmp_path / "two", "train:280", workers=2)
     assert one == two and files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    monkeypatch.setattr("gpt2.data.SHARD", 700)
+    monkeypatch.setattr("gpt2.data.shards.SHARD", 700)
     many = prepare([tmp_path / name], tmp_path / "many", "train:280")
     assert many["train"].pop("shards") > 2 and one["train"].pop("shards") == 1 and many["train"] == one["train"]
     whole, shards = load_data(tmp_path / "one").train, load_data(tmp_path / "many").train
@@ -307,7 +307,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     with open(tmp_path / "a.txt", "w", encoding="utf-8") as file:
         for _ in range(130):
             file.write(TEXT * 100)
-    code = ("import resource, sys; from gpt2 import corpus; from gpt2.prepare import prepare; corpus.PIECE = 1 << 16; before = "
+    code = ("import resource, sys; from gpt2.data import corpus; from gpt2.prepare import prepare; corpus.PIECE = 1 << 16; before = "
             "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; prepare(sys.argv[1:2], sys.argv[2], 'train:270'); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "out")], capture_output=True, text=True,

@@ -13,12 +13,13 @@ from tiny_gpt2 import CONTEXT, TEXT, scripted_model, tiny_config, tiny_model, ti
 from torch_port import Port
 from transformers import GPT2LMHeadModel
 
-from gpt2 import published, verify
-from gpt2.checkpoint import read_tensors
-from gpt2.cli import run_command
+from gpt2.cli.command import run_command
+from gpt2.data.tokenizer import load_tokenizer
 from gpt2.model import GPT2
-from gpt2.published import FIGURES, Figure
-from gpt2.tokenizer import load_tokenizer
+from gpt2.verify import __main__ as verify
+from gpt2.verify import published
+from gpt2.verify.published import FIGURES, Figure
+from gpt2.weights.checkpoint import read_tensors
 
 
 @pytest.fixture

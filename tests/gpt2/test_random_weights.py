@@ -9,9 +9,12 @@ import pytest
 from safetensors import safe_open
 from tiny_gpt2 import TEXT
 
-from gpt2 import evaluate, generate, golden, verify
-from gpt2.cli import run_command
+from gpt2 import generate
+from gpt2.cli.command import run_command
+from gpt2.evaluate import __main__ as evaluate
+from gpt2.golden import __main__ as golden
 from gpt2.inspect import __main__ as inspect
+from gpt2.verify import __main__ as verify
 
 NAME = "shakespeare with random weights (seed 3)"
 RANDOM = ["--model", "shakespeare", "--random-weights", "3", "--backend", "numpy"]

@@ -18,13 +18,14 @@ from safetensors.numpy import load_file, save_file
 from test_train import SMALL, held
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
-import gpt2.train as training
+import gpt2.train.__main__ as training
 import minigrad as mg
-from gpt2 import snapshot, trainer
-from gpt2.cli import run_command
-from gpt2.data import load_data
+from gpt2.cli.command import run_command
+from gpt2.data.shards import load_data
+from gpt2.data.tokenizer import load_tokenizer
 from gpt2.model import GPT2
-from gpt2.tokenizer import load_tokenizer
+from gpt2.train import checkpoints as snapshot
+from gpt2.train import trainer
 
 FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1",
          "--attn-dropout", "0.1", "--save-dtype", "float32", "--gradient-accumulation-steps", "2"]

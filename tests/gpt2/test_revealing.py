@@ -9,13 +9,15 @@ from ported import judged, ported
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config, tiny_model
 
-from gpt2 import golden, truth, verify
-from gpt2.bugs import FORWARD
+from gpt2.golden import __main__ as golden
+from gpt2.golden import truth
+from gpt2.golden.revealing import telling_weights, unseen
 from gpt2.model import GPT2
-from gpt2.pictures import runs
-from gpt2.planting import BOTH, Run, computed
-from gpt2.port import ALLOWED, distance
-from gpt2.revealing import telling_weights, unseen
+from gpt2.verify import __main__ as verify
+from gpt2.verify.mistakes.forward import FORWARD
+from gpt2.verify.pictures import runs
+from gpt2.verify.planting import BOTH, Run, computed
+from gpt2.verify.port import ALLOWED, distance
 
 pytestmark = pytest.mark.rounding
 

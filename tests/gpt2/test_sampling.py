@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpt2 import sampling
+from gpt2.decoding import sampling
+from gpt2.decoding.sampling import SamplingOptions, choose, log_softmax, process_logits, sample, top_logprobs
 from gpt2.errors import MissingError, UsageError
-from gpt2.sampling import SamplingOptions, choose, log_softmax, process_logits, sample, top_logprobs
 
 EPS = float(np.finfo(np.float64).eps)
 

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config
 
-from gpt2.checkpoint import read_checkpoint, read_tensors
 from gpt2.errors import MissingError
 from gpt2.model import GPT2
+from gpt2.weights.checkpoint import read_checkpoint, read_tensors
 
 torch, transformers, safetensors_torch = (pytest.importorskip(name) for name in ("torch", "transformers", "safetensors.torch"))
 IDS = np.array([[7, 31, 4, 250]])

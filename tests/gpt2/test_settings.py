@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gpt2.train as training
+import gpt2.train.__main__ as training
+from gpt2.cli.settings import as_toml, flags_given, merged, read_settings
 from gpt2.errors import MissingError, UsageError
-from gpt2.settings import as_toml, flags_given, merged, read_settings
 
 PARSER = training.parser()
 NUMBERS = st.fixed_dictionaries({}, optional={

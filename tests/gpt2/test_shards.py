@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import TEXT, prepare_texts
 
-from gpt2.bpe import train_bpe
-from gpt2.data import Data, Tokens, load_data
+from gpt2.data.shards import Data, Tokens, load_data
+from gpt2.data.tokenizer import load_tokenizer
+from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import GPT2Error, MissingError
-from gpt2.tokenizer import load_tokenizer
 
 TRAIN, VAL = "train-00000-of-00001.safetensors", "val-00000-of-00001.safetensors"
 

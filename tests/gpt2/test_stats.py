@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as theirs
 
-from gpt2 import stats
-from gpt2.table import number, plain, table
+from gpt2.cli.tables import number, plain, table
+from gpt2.inspect import statistics as stats
 
 NUMBERS = st.lists(st.integers(-4, 4).map(lambda n: n / 2) | st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30)
 

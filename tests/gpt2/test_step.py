@@ -13,12 +13,12 @@ from tiny_gpt2 import scripted_model, tiny_config
 
 import minigrad as mg
 import minigrad.decode
-from gpt2 import decode as decoding
-from gpt2.cache import KVCache
+from gpt2.decoding import decode as decoding
+from gpt2.decoding.gpu_step import AHEAD, Stepper
+from gpt2.decoding.kv_cache import KVCache
+from gpt2.decoding.sampling import SamplingOptions
 from gpt2.errors import MissingError
 from gpt2.model import GPT2
-from gpt2.sampling import SamplingOptions
-from gpt2.step import AHEAD, Stepper
 from minigrad.testing import cuda, double
 from minigrad.testing.tolerance import bound, magnitude
 

@@ -10,12 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_gpt2 import CONTEXT, scripted_model, tiny_model, tiny_tokenizer
 
-import gpt2.train as training
-from gpt2.decode import Step
+import gpt2.train.__main__ as training
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.decoding.decode import Step
+from gpt2.decoding.sampling import SamplingOptions
+from gpt2.decoding.streaming import _Writer, continue_text
 from gpt2.errors import UsageError
-from gpt2.sampling import SamplingOptions
-from gpt2.text import _Writer, continue_text
-from gpt2.tokenizer import Tokenizer
 
 PIECES = [b"ab", b"ba", b"aab", b"abab", b"bb", "é".encode(), b"\xc3", b"a\xc3", b"\xf0\x9f", b"\xa9b", b"a", b"b"]
 

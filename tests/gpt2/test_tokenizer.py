@@ -15,10 +15,10 @@ from data import test_data as data_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.bpe import train_bpe
+from gpt2.data.tokenizer import GPT2_SPLIT, Tokenizer, load_tokenizer
+from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import MissingError, UsageError
-from gpt2.files import write_files
-from gpt2.tokenizer import GPT2_SPLIT, Tokenizer, load_tokenizer
+from gpt2.io.atomic import write_files
 
 PUBLISHED_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CORPUS = ("The quick brown fox doesn't jump over 12 lazy dogs; they're sleeping.\n\n  \tŒuvre naïve, 東京と京都, 🤗🤗🤗 😀!\n"
@@ -388,7 +388,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_importing_the_tokenizer_is_light() -> None:
     """tiktoken and requests are imported when they are needed, not before."""
-    code = "import sys, gpt2.tokenizer; print(sorted({'tiktoken', 'requests', 'regex', 'numpy.random'} & set(sys.modules)))"
+    code = "import sys, gpt2.data.tokenizer; print(sorted({'tiktoken', 'requests', 'regex', 'numpy.random'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                          cwd=Path(__file__).parents[2]).stdout
     assert "tiktoken" not in out and "requests" not in out and "regex" not in out

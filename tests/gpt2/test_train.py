@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
-import gpt2.train as training
+import gpt2.train.__main__ as training
 import minigrad as mg
-from gpt2 import trainer
-from gpt2.cli import run_command
-from gpt2.data import load_data
-from gpt2.evaluation import total_nll
+from gpt2.cli.command import run_command
+from gpt2.data.shards import load_data
+from gpt2.data.tokenizer import load_tokenizer
+from gpt2.evaluate.likelihood import total_nll
 from gpt2.model import GPT2
-from gpt2.tokenizer import load_tokenizer
+from gpt2.train import trainer
 from minigrad import backend
 from minigrad.distributed import ProcessGroup
 from minigrad.errors import BackendUnavailable

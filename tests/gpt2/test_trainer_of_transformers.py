@@ -9,11 +9,11 @@ from agreement import theirs
 from test_train import SMALL
 from tiny_gpt2 import TEXT, prepare_texts
 
-import gpt2.train as training
+import gpt2.train.__main__ as training
 from gpt2 import GPT2
-from gpt2.data import load_data
-from gpt2.evaluate import main as evaluate
-from gpt2.tokenizer import load_tokenizer
+from gpt2.data.shards import load_data
+from gpt2.data.tokenizer import load_tokenizer
+from gpt2.evaluate.__main__ import main as evaluate
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate; pip install '.[test]'")
 BLOCK = 16

@@ -6,15 +6,15 @@ import pytest
 from tiny_gpt2 import prepare_texts, tiny_config, tiny_model, tiny_tokenizer
 
 import minigrad as mg
-from gpt2.decode import steps
+from gpt2.decoding.decode import steps
+from gpt2.decoding.streaming import continue_text
 from gpt2.errors import UsageError
-from gpt2.evaluate import main as evaluate
-from gpt2.evaluation import total_nll
+from gpt2.evaluate.__main__ import main as evaluate
+from gpt2.evaluate.likelihood import total_nll
 from gpt2.experiments import lab
 from gpt2.generate import main as generate
 from gpt2.inspect.__main__ import main as look
 from gpt2.model import GPT2
-from gpt2.text import continue_text
 
 IDS = np.array([[7, 31, 4, 250, 9, 3]])
 NONE = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -16,15 +16,16 @@ from safetensors.numpy import load_file
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import minigrad as mg
-from gpt2.snapshot import snapshots
-from gpt2.train import parser
-from gpt2.trainer import Trainer
+from gpt2.train.__main__ import parser
+from gpt2.train.checkpoints import snapshots
+from gpt2.train.trainer import Trainer
 from minigrad.distributed import ProcessGroup
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--warmup-iters", "3",
          "--learning-rate", "0.01", "--backend", "numpy"]
 # the command, with something done to it before
-BROKEN = "import sys, gpt2.train as t, gpt2.trainer as tr\nfrom gpt2.cli import run_command\n{}\nrun_command(t.main, 'gpt2.train')"
+BROKEN = ("import sys, gpt2.train.__main__ as t, gpt2.train.trainer as tr\nfrom gpt2.cli.command import run_command\n{}\n"
+          "run_command(t.main, 'gpt2.train')")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def other(self):
     return step(self)
 tr.Trainer.step = other""", 1, "gpt2.train: the weights of the processes differ after step 10: are their machines and files the same?"),
     ("""
-from gpt2 import snapshot
+from gpt2.train import checkpoints as snapshot
 save = snapshot.save
 def full(out, model, moments, record, *rest):
     if record["step"] == 10:
@@ -222,7 +223,7 @@ def test_it_is_said_once_however_late_the_first_process_is(run, tmp_path, flags,
     """Process 0 has a picture to draw before it says what all have met; meanwhile no other says it, or ends it."""
     late = f"""{body}
 import time
-from gpt2.report import Report
+from gpt2.train.progress import Report
 from minigrad.distributed import GRACE
 def slow(self, close=Report.close):
     if self.tells:

@@ -14,7 +14,9 @@ from ported import judged, ported
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model
 
-from gpt2 import golden, port, verify
+from gpt2.golden import __main__ as golden
+from gpt2.verify import __main__ as verify
+from gpt2.verify import port
 
 pytestmark = pytest.mark.rounding
 

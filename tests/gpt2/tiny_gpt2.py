@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2.bpe import train_bpe
 from gpt2.config import GPT2Config
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.data.train_bpe import train_bpe
 from gpt2.model import GPT2
 from gpt2.prepare import prepare
-from gpt2.tokenizer import Tokenizer
 
 TEXT = """Once upon a midnight dreary, while I pondered, weak and weary,
 Over many a quaint and curious volume of forgotten lore,

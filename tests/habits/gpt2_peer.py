@@ -22,11 +22,11 @@ import torch
 import transformers
 
 import gpt2.generate
-import gpt2.train
+import gpt2.train.__main__
 import minigrad as mg
 from gpt2.config import GPT2Config
+from gpt2.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2.model import GPT2
-from gpt2.tokenizer import Tokenizer, load_tokenizer
 
 from . import judge
 from .row import Made, Row, execute
@@ -128,7 +128,7 @@ class Transformers(judge.Peer):
 
     name = "transformers"
     ours_space = {**judge.OURS, "GPT2": GPT2, "GPT2Config": GPT2Config, "load_tokenizer": load_tokenizer, "Tokenizer": Tokenizer,
-                  "os": os, "json": json, "train": command(gpt2.train.parser), "sample": command(gpt2.generate.parser)}
+                  "os": os, "json": json, "train": command(gpt2.train.__main__.parser), "sample": command(gpt2.generate.parser)}
     space = {**judge.TORCH, "GPT2LMHeadModel": transformers.GPT2LMHeadModel, "GPT2Config": transformers.GPT2Config,
              "GPT2Tokenizer": transformers.GPT2Tokenizer, "os": os, "json": json, "train": nanogpt, "sample": nanogpt}
 

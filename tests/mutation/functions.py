@@ -49,12 +49,12 @@ JUDGES: dict[str, tuple[str, ...]] = {
     "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/test_fused"),
     "minigrad.nn:Dropout": ("minigrad/test_nn", "minigrad/test_random"),
     "minigrad.decode": ("minigrad/test_cuda_decode", "gpt2/test_step"),
-    "gpt2.sampling": ("gpt2/test_sampling", "gpt2/test_numbers"),
-    "gpt2.lookup": ("gpt2/test_lookup",),
-    "gpt2.cache": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
-    "gpt2.decode": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
-    "gpt2.chooser": ("gpt2/test_chooser", "gpt2/test_step"),
-    "gpt2.step": ("gpt2/test_step",),
+    "gpt2.decoding.sampling": ("gpt2/test_sampling", "gpt2/test_numbers"),
+    "gpt2.decoding.prompt_lookup": ("gpt2/test_lookup",),
+    "gpt2.decoding.kv_cache": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
+    "gpt2.decoding.decode": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
+    "gpt2.decoding.gpu_sampling": ("gpt2/test_chooser", "gpt2/test_step"),
+    "gpt2.decoding.gpu_step": ("gpt2/test_step",),
 }
 Function = tuple[str, str]                              # the module, and the name in it
 

@@ -1,0 +1,231 @@
+"""What the commands share: how they end, how they read flags and stdin, how they print JSON.
+
+A command module ends with
+
+    if __name__ == "__main__":
+        run_command(main, "gpt2.generate")
+
+where `main()` parses its flags with `Parser`, prints its result on stdout and its progress on stderr, and
+raises for everything it cannot do.
+"""
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
+
+from minigrad.errors import MinigradError
+
+from ..errors import GPT2Error, UsageError
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")     # what --dtype takes
+
+
+def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
+    """Run `main` and exit with what it returns; whatever the user can cause ends in one line on stderr.
+
+    Exit codes: an error's own `exit_code` (2 usage, 3 weights or data missing, 4 no such backend, else 1);
+    1 when a file or memory fails; 130 on Ctrl-C; 141 (128 + SIGPIPE) and no message when the reader of stdout
+    has gone, as with `| head`. Any other exception is a bug and keeps its traceback.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")   # a terminal without UTF-8 must not end a run
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"{prog}: warning: {_line(message)}")
+        code: int | None
+        try:
+            try:
+                code = main()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()                  # a full disk shows here, while there is a handler
+        except (GPT2Error, MinigradError) as error:
+            _say(f"{prog}: {_line(error)}")
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _say(f"{_fresh_line()}{prog}: interrupted")
+            code = 128 + signal.SIGINT
+        except BrokenPipeError:
+            code = 141
+        except Exception as error:
+            code = _ended(error, prog)
+        finally:
+            _let_go(sys.stdout)
+            _let_go(sys.stderr)
+    sys.exit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line and exit code 2 for a usage error, and without abbreviated flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
+
+
+class Extend(argparse.Action):
+    """For a flag that takes a list: each time it is given its values go after those before.
+
+    The first values replace the default: `--suite ops` is ops alone, though the default is cpu and ops.
+    """
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        have = getattr(namespace, self.dest, None)
+        given = [] if have is self.default or not isinstance(have, list) else have
+        setattr(namespace, self.dest, [*given, *values])
+
+
+def add_backend(p: argparse._ActionsContainer) -> None:
+    """The flags --backend and --device, for `backend_of`."""
+    p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
+    p.add_argument("--device", type=at_least(0), metavar="N", help="the GPU of this number: --backend cupy:N (nvidia-smi -L lists them)")
+
+
+def backend_of(args: argparse.Namespace) -> str:
+    """The backend that --backend and --device name, such as "cupy:1", looked at before anything is loaded.
+
+    UsageError where they contradict each other, or there is none of that name; BackendUnavailable where something is missing.
+    """
+    import minigrad as mg
+
+    library, _, number = args.backend.partition(":")
+    if args.device is not None:
+        if library == "numpy" or (number and number != str(args.device)):
+            raise UsageError(f"--device {args.device} is a GPU's number, and --backend is {args.backend}; leave out one of the two")
+        if library == "auto":
+            library = "cupy"                            # who names a GPU means it
+        number = str(args.device)
+    name = f"{library}:{number}" if number else args.backend
+    try:
+        mg.backend.get(name)
+    except mg.errors.DeviceError as error:
+        raise UsageError(f"--{'backend' if args.device is None else 'device'}: {error}") from None
+    return name
+
+
+def floats_of(dtype: str) -> str:
+    """The dtype that --dtype names, one of PRECISIONS. "tf32" is float32, whose products a GPU may round from here on."""
+    import minigrad as mg
+
+    mg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    return "float32" if dtype == "tf32" else dtype
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """For `add_argument(type=)`: a whole number that is no smaller than `minimum`."""
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is less than {minimum}")
+        return number
+
+    return parse
+
+
+def comma_separated(value: str) -> list[str]:
+    """For `add_argument(type=)`, with action=Extend: the names in "a,b"."""
+    return [name for name in (part.strip() for part in value.split(",")) if name]
+
+
+def text(value: str) -> str:
+    """For `add_argument(type=)`: text that arrived as UTF-8; Python makes lone surrogates of other bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where = f"byte 0x{ord(value[error.start]) & 0xff:02x} after {error.start} characters"
+        raise argparse.ArgumentTypeError(f"not UTF-8 ({where})") from None
+    return value
+
+
+def read_stdin() -> str:
+    """All of stdin, which must be UTF-8; line ends stay as they are, and a byte-order mark is left out with a warning.
+
+    Raises UsageError where it is not.
+    """
+    if sys.stdin is None:
+        raise UsageError("stdin is closed; pipe text into it or name the text with a flag")
+    data = sys.stdin.buffer.read()
+    if data.startswith(codecs.BOM_UTF8):
+        warnings.warn("stdin begins with a byte-order mark, which is left out", stacklevel=2)
+        data = data[len(codecs.BOM_UTF8):]
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise UsageError(f"stdin is not UTF-8 ({where})") from None
+
+
+def emit_json(document: Any) -> None:
+    """Print `document` on stdout as one line of strict JSON, ASCII so that it survives any encoding.
+
+    Raises ValueError for a NaN or an infinity: JSON has none, so the caller says what stands for it.
+    """
+    print(json.dumps(document, allow_nan=False), flush=True)
+
+
+def _ended(error: Exception, prog: str) -> int:
+    """The exit code after an error of files, of memory, or of a library that computes, said in one line; any other is raised on."""
+    from minigrad.backend import explained
+
+    if (ours := explained(error)) is not None:
+        _say(f"{prog}: {_line(ours)}")
+        return ours.exit_code
+    if isinstance(error, OSError):
+        _say(f"{prog}: {_os_line(error)}")
+        return 1
+    if isinstance(error, MemoryError):
+        size = f" ({_line(error)})" if str(error) else ""
+        _say(f"{prog}: out of memory{size}; use a smaller model, batch or context")
+        return 1
+    raise error
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _os_line(error: OSError) -> str:
+    if error.strerror is None:
+        return _line(error) or type(error).__name__
+    names = [os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
+    return _line(": ".join([*names, error.strerror]))
+
+
+def _fresh_line() -> str:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "\n" if terminal else ""                     # the terminal has just echoed ^C
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:                          # closed by `2>&-`; print would fall back to stdout
+        with contextlib.suppress(OSError):
+            sys.stderr.write(line + "\n")               # at once: print writes twice, and other processes may come between
+            sys.stderr.flush()
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Flush; what nobody can take any more goes to os.devnull, or Python would complain about it at exit."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -1,0 +1,344 @@
+"""Text and JSONL files of any size, in pieces that several processes read: measured, counted, encoded.
+
+A piece is a range of bytes of one file. A text is cut only where white space follows what is none: no word of GPT-2's split
+(`tokenizer.GPT2_SPLIT`) goes on there, so that the tokens of the pieces, put together, are the tokens of the whole.
+"""
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import mmap
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import GPT2Error, MissingError, UsageError
+from .shards import Part
+from .tokenizer import END_OF_TEXT, Tokenizer
+from .train_bpe import count_words
+
+PIECE = 4 << 20                                         # bytes
+JSONL = {".jsonl", ".ndjson"}
+_HEAD = 1 << 20                                         # bytes in which the first document of a JSON file is looked for
+# a JSON array of objects or of strings: no text begins so
+_ARRAY = re.compile(rb'\s*\[\s*(\{\s*"([^"\\]|\\.)*"\s*:|"([^"\\]|\\.)*"\s*(,\s*"|\]))')
+_SPACE, _END = re.compile(rb"[ \t\n\r]"), END_OF_TEXT.encode()
+_tokenizer: Tokenizer                                   # of this process, for `encode`
+
+
+class Piece(NamedTuple):
+    """Bytes start … stop − 1 of a file, whole characters; of a JSONL file, whole lines.
+
+    special: <|endoftext|> in the text is that token. Then a text file has documents, each up to the end of
+    that token, and a piece of it is whole documents.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    special: bool = False
+
+    @property
+    def lines(self) -> bool:
+        return self.path.suffix.lower() in JSONL
+
+    @property
+    def documents(self) -> bool:
+        return self.lines or self.special
+
+    def plain(self, text: str) -> str:
+        """The text without its special tokens, which are no characters of it."""
+        return text.replace(END_OF_TEXT, "") if self.special else text
+
+    def read(self) -> bytes:
+        """The bytes. MissingError where they cannot be read."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.start)
+                return file.read(self.stop - self.start)
+        except OSError as error:
+            raise MissingError(f"{self.path} cannot be read: {error.strerror}") from None
+
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """The text, or each document of it, with the byte after it; of a JSONL file, the "text" of each line that holds one.
+
+        MissingError for what is not UTF-8 or not JSON.
+        """
+        data = self.read()
+        if not self.lines and self.special:
+            at = 0
+            for document in re.split(rb"(?<=<\|endoftext\|>)", data):
+                if document:
+                    text, at = self._decoded(document, at), at + len(document)
+                    yield self.start + at, text
+            return
+        if not self.lines:
+            yield self.stop, self._decoded(data, 0)
+            return
+        at = 0
+        for line in io.BytesIO(data):
+            if line.strip():
+                text = self._text_of(self._decoded(line, at), at)
+                if text:
+                    yield self.start + at + len(line), text
+            at += len(line)
+
+    def _decoded(self, data: bytes, at: int) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            where = f"byte 0x{data[error.start]:02x} at offset {self.start + at + error.start}"
+            raise MissingError(f"{self.path} is not UTF-8 ({where})") from None
+
+    def _text_of(self, line: str, at: int) -> str:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise MissingError(f"{self._line(at)} is not JSON ({error})") from None
+        if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+            raise MissingError(f'{self._line(at)} has no "text" that is a string')
+        try:
+            found["text"].encode()
+        except UnicodeEncodeError as error:
+            raise MissingError(f"{self._line(at)} is not valid Unicode (lone surrogate U+{ord(found['text'][error.start]):04X})") from None
+        return str(found["text"])
+
+    def _line(self, at: int) -> str:
+        """The place of a byte of this piece as editors count lines."""
+        before = Piece(self.path, 0, self.start + at).read()
+        lines = before.count(b"\n")
+        return f"{self.path}, line {lines + 1}"
+
+
+def pieces(paths: Sequence[Path], special: bool = False) -> list[Piece]:
+    """All files, in this order, in pieces of about PIECE bytes; special: <|endoftext|> in them is that token.
+
+    A byte-order mark is no part of the text; this, and line ends of \\r\\n, which are, are warned of. MissingError for what is not
+    there or empty, UsageError for a mixture and for JSON that is not JSONL.
+    """
+    out: list[Piece] = []
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                raise UsageError(f"{path} is not a file")
+            if not size:
+                raise MissingError(f"{path} is empty")
+            with open(path, "rb") as file:
+                start = _looked_at(file, path, special)
+                if start == size:
+                    raise MissingError(f"{path} is empty but for a byte-order mark")
+                while start < size:
+                    stop = min(size, start + PIECE)
+                    if stop < size:
+                        lines = Piece(path, 0, 0).lines
+                        stop = _cut_after(file, b"\n" if lines else _END, stop, size) if lines or special else _cut(file, stop, size)
+                    out.append(Piece(path, start, stop, special))
+                    start = stop
+        except OSError as error:
+            raise MissingError(f"{path} cannot be read: {error.strerror}") from None
+    if len({piece.lines for piece in out}) > 1:
+        raise UsageError("text and JSONL files do not go together: JSONL has documents, with <|endoftext|> after each; prepare them apart")
+    return out
+
+
+def _looked_at(file: Any, path: Path, special: bool) -> int:
+    """Where the text of a file begins, after a byte-order mark if it has one; what a user would not expect in it is warned of."""
+    head = file.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise MissingError(f"{path} is UTF-16; make it UTF-8 with: iconv -f UTF-16 -t UTF-8 {path} > NEW.txt")
+    start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+    if start:
+        warnings.warn(f"{path} begins with a byte-order mark, which is left out", stacklevel=4)
+    if Piece(path, 0, 0).lines:
+        return start                                    # JSON's own white space, which is no text
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        head = data[start:start + _HEAD]
+        if path.suffix.lower() == ".json" or _ARRAY.match(head):
+            to = path.with_suffix(".jsonl")
+            raise UsageError(
+                f"{path} is JSON, and would be read as plain text; make JSONL of it, a line for each document, with: "
+                f"python -c \"import json; [print(json.dumps(d if isinstance(d, dict) else {{'text': d}})) "
+                f"for d in json.load(open('{path}', encoding='utf-8-sig'))]\" > {to} "
+                f"(or rename it to {to.name} if it has one JSON object a line)")
+        if _is_jsonl(head):
+            warnings.warn(f"{path} looks like JSON Lines, and is read as plain text; rename it to {path.with_suffix('.jsonl').name} "
+                          "for the texts in it", stacklevel=4)
+        if (at := data.find(b"\r\n")) >= 0:
+            warnings.warn(f"{path} has line ends of \\r\\n, the first at byte {at}; each \\r stays, and is part of the text; "
+                          f"to be without: tr -d '\\r' < {path} > NEW.txt", stacklevel=4)
+        if not special and data.find(_END) >= 0:
+            warnings.warn(f"{path} has {END_OF_TEXT} in it, which is read as plain text; --allow-special makes it the token", stacklevel=4)
+        if special and data.find(_END) < 0:
+            warnings.warn(f"{path} has no {END_OF_TEXT} in it: it is one document", stacklevel=4)
+    return start
+
+
+def _is_jsonl(head: bytes) -> bool:
+    """Whether the first line of what begins so is a JSON object with a "text"."""
+    try:
+        first = json.loads(head.lstrip().partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and isinstance(first.get("text"), str)
+
+
+def _cut(file: Any, at: int, size: int) -> int:
+    """The first place from `at` on where a piece of a text may end: white space after what is none."""
+    while at < size:
+        file.seek(at - 4)                               # a character that is not ASCII has up to four bytes
+        window = file.read(1 << 16)
+        for match in _SPACE.finditer(window, 4):
+            before = window[max(0, match.start() - 4):match.start()].decode(errors="replace")[-1:]
+            if before and not before.isspace() and before != "\ufffd":
+                return int(at - 4 + match.start())
+        at += len(window) - 4
+    return size
+
+
+def _cut_after(file: Any, mark: bytes, at: int, size: int) -> int:
+    """The first place from `at` on that is right behind these bytes; else the end of the file."""
+    at = max(0, at - len(mark))
+    while at < size:
+        file.seek(at)
+        window = file.read(1 << 16)
+        found = window.find(mark)
+        if found >= 0:
+            return int(at + found + len(mark))
+        at += max(1, len(window) - len(mark) + 1)
+    return size
+
+
+# ── what the processes do ──
+def measure(piece: Piece) -> tuple[int, int, int, int]:
+    """Characters, UTF-8 bytes, words, documents."""
+    counts = (0, 0, 0, 0)
+    for _, text in piece.texts():
+        counts = _plus(counts, _counts(piece.plain(text), piece))
+    return counts
+
+
+def words(piece: Piece) -> Counter[str]:
+    """How often each word of GPT-2's split occurs."""
+    return count_words(part for _, text in piece.texts() for part in (text.split(END_OF_TEXT) if piece.special else [text]))
+
+
+def encode(piece: Piece) -> Part:
+    """The ids, <|endoftext|> after each document of a JSONL file, and what `measure` gives."""
+    ids, counts = list[int](), (0, 0, 0, 0)
+    for _, text in piece.texts():
+        try:
+            ids += _tokenizer.encode(text, allow_special=piece.special)
+        except UsageError as error:
+            raise UsageError(f"{piece.path}: {error}") from None
+        if piece.lines and _tokenizer.eot is not None:
+            ids.append(_tokenizer.eot)
+        counts = _plus(counts, _counts(piece.plain(text), piece))
+    return Part(np.array(ids, np.uint16 if _tokenizer.n_vocab <= 1 << 16 else np.uint32), counts)
+
+
+def _counts(text: str, piece: Piece) -> tuple[int, int, int, int]:
+    documents = piece.lines or (piece.special and bool(text.strip()))
+    return len(text), len(text.encode()), len(text.split()), int(documents)
+
+
+def _plus(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
+
+
+def split_at(some: Sequence[Piece], characters: Sequence[int], border: int) -> tuple[list[Piece], list[Piece]]:
+    """The pieces of the first `border` characters, and the rest; a document goes where its first character does.
+
+    characters: how many each piece has.
+    """
+    for i, (piece, size) in enumerate(zip(some, characters)):
+        if border < size:
+            at = piece.start
+            for stop, text in piece.texts():
+                if not piece.documents:
+                    at += len(text[:border].encode())
+                elif border > 0:
+                    at, border = stop, border - len(piece.plain(text))
+            halves = [piece._replace(stop=at), piece._replace(start=at)]
+            left, right = ([half] if half.start < half.stop else [] for half in halves)
+            return [*some[:i], *left], [*right, *some[i + 1:]]
+        border -= size
+    return list(some), []
+
+
+# ── the processes ──
+def in_parallel(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int, title: str, tokenizer: Tokenizer | None = None
+                ) -> Iterator[Any]:
+    """What `work` gives for each piece, in order, with a progress bar in bytes. GPT2Error where a process ends by itself."""
+    with tqdm(total=sum(piece.stop - piece.start for piece in some), unit="B", unit_scale=True, desc=title, disable=None,
+              leave=False) as bar:
+        for piece, result in zip(some, _results(work, some, min(workers, len(some)), tokenizer)):
+            bar.update(piece.stop - piece.start)
+            yield result
+
+
+def _results(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int, tokenizer: Tokenizer | None) -> Iterable[Any]:
+    if workers <= 1:
+        _begin(tokenizer)
+        yield from map(work, some)
+        return
+    # new processes, not forks: this one may have threads
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_alone, (tokenizer,))
+    try:
+        with _without_interrupts():
+            results = pool.map(work, some)
+        yield from results
+    except BrokenProcessPool:
+        raise GPT2Error("a process that read the text was ended from outside (out of memory?); try fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(tokenizer: Tokenizer | None) -> None:
+    global _tokenizer
+    if tokenizer is not None:
+        _tokenizer = tokenizer
+
+
+def _begin_alone(tokenizer: Tokenizer | None) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _begin(tokenizer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until after the block, and processes that begin inside it never see one: it is for the one that waits for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,237 @@
+"""Token shards: what `gpt2.prepare` writes, and training and evaluation map into memory.
+
+A directory holds vocab.json and merges.txt, `train-00000-of-00001.safetensors` … and `val-…`, and meta.json, without which it is
+incomplete. A shard is one tensor "ids" [N], uint16 or uint32, under a header that says which vocabulary it is of and what it holds.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from ..errors import MissingError, UsageError
+from ..io.safetensors import read_header
+from .tokenizer import Tokenizer, load_tokenizer
+
+SPLITS = ("train", "val")
+COUNTS = ("characters", "bytes", "words", "documents")
+SHARD = 100_000_000                         # tokens after which a shard is closed
+CHECKED = 1 << 28                           # tokens of a split that are looked at on loading: all, or the ends of each shard
+_HEADER = 4096                              # bytes before the ids: known before what is in them is
+_OURS = re.compile(r"((vocab|added_tokens)\.json|merges\.txt|meta\.json|(train|val)-\d{5}(-of-\d{5})?\.safetensors)(\.tmp)?")
+_CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+
+
+class Part(NamedTuple):
+    """Ids [N] of a piece of text, and what it counts: characters, UTF-8 bytes, words between white space, documents (0: no JSONL)."""
+
+    ids: np.ndarray
+    counts: tuple[int, int, int, int]
+
+
+class Tokens:
+    """Ids of a split: `len()`, an int or a slice of step 1. Mapped, read-only; a slice is a copy only where it crosses shards."""
+
+    def __init__(self, shards: Sequence[np.ndarray]) -> None:
+        self.shards, self.ends, self.dtype = shards, list(accumulate(map(len, shards))), shards[0].dtype
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, where: Any) -> Any:
+        if not isinstance(where, slice):
+            at = range(len(self))[where]
+            k = bisect_right(self.ends, at)
+            return self.shards[k][at - self.ends[k]]
+        start, stop, step = where.indices(len(self))
+        if step != 1:
+            raise ValueError(f"tokens are sliced with a step of 1, not {step}")
+        k = bisect_right(self.ends, start)
+        pieces = []
+        while start < stop:
+            end = min(stop, self.ends[k])
+            offset = self.ends[k] - len(self.shards[k])
+            pieces.append(self.shards[k][start - offset:end - offset])
+            start, k = end, k + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate([self.shards[0][:0], *pieces])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What `prepare` wrote: the ids of each split, and what they stand for.
+
+    meta holds "tokenizer" (name, sha256), "vocab_size", and for "train" and "val": tokens, shards, characters, bytes, words, documents,
+    and the sha256 of the ids.
+    """
+
+    directory: Path
+    train: Tokens
+    val: Tokens
+    meta: dict[str, Any]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids. Raises MissingError where the directory now holds another one."""
+        tokenizer = load_tokenizer(self.directory)
+        if tokenizer.sha256 != self.meta["tokenizer"]["sha256"]:
+            raise MissingError(f"{self.directory} has another vocabulary than meta.json says; prepare again")
+        return tokenizer
+
+
+# ── reading ──
+def load_data(directory: str | Path) -> Data:
+    """What `prepare` wrote. Raises MissingError for what is missing, cut short, of another vocabulary or does not agree."""
+    folder = Path(directory)
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise MissingError(f"{folder} holds no prepared data (no meta.json); python -m gpt2.prepare makes it")
+    try:
+        meta = json.loads(path.read_bytes())
+        vocab_size, sha256 = int(meta["vocab_size"]), meta["tokenizer"]["sha256"]
+        sizes = {split: (int(meta[split]["tokens"]), int(meta[split]["shards"])) for split in SPLITS}
+        if any(meta[split][count] < 0 for split in SPLITS for count in COUNTS):
+            raise ValueError("a count is below 0")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise MissingError(f"{path} cannot be read ({why}); prepare again") from None
+    train, val = (_load(folder, split, *sizes[split], vocab_size, sha256) for split in SPLITS)
+    return Data(folder, train, val, meta)
+
+
+def _load(folder: Path, split: str, tokens: int, count: int, vocab_size: int, sha256: str) -> Tokens:
+    shards = [_shard(folder / _name(split, k, count), sha256) for k in range(count)]
+    if not tokens or sum(map(len, shards)) != tokens or len({ids.dtype for ids in shards}) != 1:
+        raise MissingError(f"{folder} holds {sum(map(len, shards))} tokens of {split}, meta.json says {tokens}; prepare again")
+    some = CHECKED // (2 * count)
+    for k, ids in enumerate(shards):
+        highest = max(int(ids[:some].max(initial=0)), int(ids[-some:].max(initial=0)))
+        if highest >= vocab_size:
+            raise MissingError(f"{folder / _name(split, k, count)} holds id {highest}, meta.json says {vocab_size} ids; prepare again")
+    return Tokens(shards)
+
+
+def _name(split: str, k: int, count: int) -> str:
+    return f"{split}-{k:05d}-of-{count:05d}.safetensors"
+
+
+def _shard(path: Path, sha256: str) -> np.ndarray:
+    try:
+        stored, metadata = read_header(path)
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise MissingError(f"{path} {what}; prepare again") from None
+    if [(entry.key, len(entry.shape)) for entry in stored] != [("ids", 1)] or stored[0].dtype not in _CODES:
+        found = ", ".join(f"{entry.key} {entry.dtype}{list(entry.shape)}" for entry in stored) or "nothing"
+        raise MissingError(f"{path} holds {found}, not ids; prepare again")
+    if metadata.get("tokenizer") != sha256:
+        raise MissingError(f"{path} was made with another tokenizer than meta.json says; prepare again")
+    if not stored[0].shape[0]:
+        return np.zeros(0, _CODES[stored[0].dtype])
+    return np.memmap(path, _CODES[stored[0].dtype], "r", stored[0].offset, stored[0].shape)
+
+
+# ── writing ──
+def check_out(out: Path) -> None:
+    """UsageError for a directory that holds anything but an earlier result, finished or not."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file, not a directory")
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    foreign = {name for name in held if not _OURS.fullmatch(name)}
+    if held and (foreign or not held & {"meta.json", "meta.json.tmp"}):
+        raise UsageError(f"--out {out} holds what is not prepared data ({min(foreign or held)}); choose another directory")
+
+
+def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]]) -> dict[str, Any]:
+    """Write the parts of each split, one after the other, and return the contents of meta.json.
+
+    All is written beside its place first. meta.json is removed before the others are replaced and comes back last: a directory without
+    it is incomplete, and one with it never mixes old and new. UsageError where the directory cannot be written, MissingError for a split
+    of no text.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    places: dict[Path, Path] = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob("*.tmp"):
+            if left.name != "meta.json.tmp":
+                left.unlink()
+        last = out / "meta.json.tmp"
+        last.touch()                                    # tells a later run that the rest is ours
+        for name, content in coder.files().items():
+            places[out / f"{name}.tmp"] = out / name
+            with _synced(out / f"{name}.tmp") as file:
+                file.write(content)
+        meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256}, "vocab_size": coder.n_vocab}
+        for split in SPLITS:
+            paths, meta[split] = _write_split(out, split, coder, parts[split])
+            if not meta[split]["tokens"]:
+                raise MissingError(f"there is no text for {split}; give more, or another --val-fraction")
+            places.update({path: out / _name(split, k, len(paths)) for k, path in enumerate(paths)})
+        with _synced(last) as file:
+            file.write((json.dumps(meta, indent=1) + "\n").encode())
+        (out / "meta.json").unlink(missing_ok=True)
+        for beside, place in places.items():
+            beside.replace(place)
+        for stale in {*out.glob("*.safetensors"), out / "added_tokens.json"} - set(places.values()):
+            stale.unlink(missing_ok=True)
+        last.replace(out / "meta.json")
+        return meta
+    except OSError as error:
+        raise UsageError(f"cannot write {error.filename or out}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            for left in out.glob("*.tmp"):
+                left.unlink()
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()                          # only where it is empty
+
+
+@contextlib.contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_split(out: Path, split: str, coder: Tokenizer, parts: Iterable[Part]) -> tuple[list[Path], dict[str, Any]]:
+    """The shards, not yet in their places, and what meta.json says of them. A shard ends where a part does."""
+    kind = "U16" if coder.n_vocab <= 1 << 16 else "U32"
+    whole, tokens, digest = [0] * len(COUNTS), 0, hashlib.sha256()
+    paths: list[Path] = []
+    rest = iter(parts)
+    part = next(rest, None)
+    while part is not None or not paths:
+        paths.append(out / f"{split}-{len(paths):05d}.safetensors.tmp")
+        counts, size = [0] * len(COUNTS), 0
+        with _synced(paths[-1]) as file:
+            file.write(b" " * _HEADER)
+            while part is not None and (size == 0 or size + len(part.ids) <= SHARD):
+                numbers = np.ascontiguousarray(part.ids, _CODES[kind])
+                file.write(numbers.data)
+                digest.update(numbers.data)
+                size, counts = size + len(numbers), [a + b for a, b in zip(counts, part.counts)]
+                part = next(rest, None)
+            said = {"tokenizer": coder.sha256, "vocab_size": coder.n_vocab, "split": split, "tokens": size, **dict(zip(COUNTS, counts))}
+            text = json.dumps({"__metadata__": {key: str(value) for key, value in said.items()}, "ids": {
+                "dtype": kind, "shape": [size], "data_offsets": [0, size * _CODES[kind].itemsize]}}).encode()
+            file.seek(0)
+            file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
+        whole, tokens = [a + b for a, b in zip(whole, counts)], tokens + size
+    return paths, {"tokens": tokens, "shards": len(paths), **dict(zip(COUNTS, whole)), "sha256": digest.hexdigest()}

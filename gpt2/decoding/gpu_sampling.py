@@ -1,0 +1,59 @@
+"""The next token chosen where the logits are: what `sampling.choose` says, without a wait for the host where a backend can do that."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Device
+
+from ..errors import MissingError
+from .sampling import SamplingOptions, choose
+
+
+class Chooser:
+    """Chooses a token for each of `rows` rows, step after step.
+
+    there: the device of the logits. dtype: theirs. vocab: ids from here on do not exist. uniforms: draws [steps, rows] in
+    [0, 1), float64. seen: for each row the ids so far, for the repetition penalty. All it needs is on the device when it is called.
+    """
+
+    def __init__(self, there: Device, options: SamplingOptions, rows: int, vocab: int, uniforms: np.ndarray,
+                 seen: Sequence[Sequence[int]], *, dtype: str = "float32") -> None:
+        self.xp, self.vocab = there.backend, vocab
+        self.settings = {
+            "temperature": 0.0 if options.is_greedy else float(options.temperature),
+            "top_k": min(vocab, options.top_k or vocab),
+            "top_p": float(options.top_p or 1.0),
+            "min_p": float(options.min_p or 0.0),
+            "penalty": float(options.repetition_penalty),
+        }
+        self.uniforms = there.array(uniforms, dtype="float64")
+        self.weights = there.empty((rows, vocab), dtype=dtype)
+        self.seen = None
+        if options.repetition_penalty != 1.0:
+            mask = np.zeros((rows, vocab), np.int64)
+            for row, ids in zip(mask, seen):
+                row[[i for i in ids if i < vocab]] = 1
+            self.seen = there.array(mask)
+
+    def __call__(self, logits: Any, ids: Any, step: Any) -> None:
+        """ids [rows] int64 ← a token of each row of logits [rows, V] by the draws number step[0]; −1 where logits are not finite."""
+        self.xp.run("step_choose", _choose, logits, self.uniforms, step, self.seen, self.weights, ids, vocab=self.vocab, **self.settings)
+
+
+def _choose(xp: Any, logits: Any, uniforms: Any, step: Any, seen: Any, weights: Any, ids: Any, *, vocab: int, temperature: float,
+            top_k: int, top_p: float, min_p: float, penalty: float) -> None:
+    """The same by `sampling.choose`, on the host."""
+    options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+    draws, mask = xp.host(uniforms)[int(xp.host(step)[0])], None if seen is None else xp.host(seen)
+    for row, x in enumerate(xp.host(logits)[:, :vocab]):
+        before: list[list[int]] = [[] if mask is None else np.flatnonzero(mask[row]).tolist()]
+        try:
+            chosen = int(choose(x[None], options, before, draws[row:row + 1])[0])
+        except MissingError:
+            chosen = -1
+        ids[row] = chosen
+        if seen is not None and chosen >= 0:
+            seen[row, chosen] = 1

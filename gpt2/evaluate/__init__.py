@@ -1,0 +1,1 @@
+"""`python -m gpt2.evaluate`: how well a model predicts a text, and benchmark tasks."""

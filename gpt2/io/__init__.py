@@ -1,0 +1,1 @@
+"""Files: safetensors, files written whole or not at all, and pictures."""

@@ -1,0 +1,109 @@
+"""Training stopped and taken up again: directories checkpoint-N, each written whole beside its place and then renamed.
+
+A checkpoint-N is a directory that transformers reads, with float32 (float64) weights, and beside them optimizer.safetensors (AdamW's
+moments) and training.json (all else that decides the steps after N). What is killed, or finds the disk full, leaves the ones before.
+"""
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import GPT2Config
+from ..errors import GPT2Error, MissingError, UsageError
+from ..io.atomic import sync, write_new
+from ..io.safetensors import safetensors_pieces
+from ..weights.checkpoint import read_checkpoint
+from ..weights.pretrained import PretrainedModel
+
+RECORD, MOMENTS = "training.json", "optimizer.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.(?:tmp|old)")  # what a killed run leaves half-done
+
+
+class SaveError(GPT2Error):
+    """A checkpoint that could not be written; those before it are as they were."""
+
+
+def snapshots(out: str | Path) -> list[Path]:
+    """The checkpoint-N of a directory, the newest last."""
+    folder = Path(out)
+    found = [(int(m[1]), p) for p in (folder.iterdir() if folder.is_dir() else ()) if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def clear(out: str | Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in Path(out).iterdir():
+        if _LEFT.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarray], record: Mapping[str, Any], tokenizer: Any,
+         keep: int) -> Path:
+    """Write checkpoint-N, N being record["step"], and remove the oldest so that `keep` are left.
+
+    moments: arrays by name, such as "exp_avg.wte.weight". SaveError where it cannot be written.
+    """
+    place, token = Path(out) / f"checkpoint-{record['step']}", secrets.token_hex(4)
+    if place.exists():                                  # whole, and of this very step
+        return place
+    beside = place.with_name(f".{place.name}.{token}.tmp")
+    codes = {name: "F64" if a.dtype.itemsize == 8 else "F32" for name, a in moments.items()}
+    try:
+        beside.mkdir(parents=True)
+        model.save_pretrained(beside, tokenizer=tokenizer)
+        write_new(beside / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
+        write_new(beside / RECORD, [(json.dumps(record, indent=1, allow_nan=False) + "\n").encode()])
+        sync(beside)
+        beside.rename(place)
+        sync(place.parent)
+        for old in snapshots(out)[:-keep]:
+            old.rename(gone := old.with_name(f".{old.name}.{token}.old"))      # from here on it is none, whatever happens
+            shutil.rmtree(gone, ignore_errors=True)
+    except (OSError, UsageError) as error:
+        failed = error if isinstance(error, OSError) else error.__context__
+        said = failed.strerror if isinstance(failed, OSError) else error
+        kept = [p.name for p in snapshots(out)]
+        rest = f"{kept[-1]} is whole; go on from it with --init-from resume" if kept else "and there is none before it"
+        raise SaveError(f"{place} cannot be written: {said}; {rest}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What the training.json of a checkpoint-N says. MissingError where it cannot be read."""
+    try:
+        found = json.loads((path / RECORD).read_bytes())
+        if not isinstance(found, dict) or not {"step", "state", "settings", "data", "history", "best"} <= found.keys():
+            raise ValueError("it is not the record of a run")
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
+    return found
+
+
+def damaged(path: Path, error: Exception) -> MissingError:
+    """What to say of a checkpoint-N that gave this error."""
+    what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return MissingError(f"{path} cannot be taken up again ({what}); remove it to go on from the one before it")
+
+
+def load(path: Path) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """Configuration, parameters and moments by name, and the record of a checkpoint-N. MissingError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    told = record(path)
+    try:
+        moments = load_file(path / MOMENTS)
+        found = read_checkpoint(path, dtype=str(told["state"]["dtype"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(path, error) from None
+    return found.config, {name: np.array(a) for name, a in found.parameters.items()}, moments, told

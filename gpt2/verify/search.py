@@ -1,0 +1,246 @@
+"""Which mistakes, planted in our own model, explain what a port has: those that may show first where it is wrong are tried."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ..hooks import BLOCK
+from .mistakes.adamw import SETTINGS, STEPS
+from .mistakes.any_step import FACTORS, GENERAL, Factor
+from .mistakes.any_step_backward import FACTORS_BACK, GENERAL_BACK
+from .mistakes.backward import BACKWARD
+from .mistakes.forward import FORWARD
+from .places import BACK, backward_positions, qualified
+from .planting import BOTH, DERIVATIVE, VALUE, Bug
+from .port import ALLOWED
+from .suspect import FAILURES, Judge, Suspect, planted, stepped
+
+Some = TypeVar("Some", bound=Bug | Factor)
+NEWTON = 6                                              # steps in which a number is fitted
+MORE: tuple[tuple[Sequence[Bug | Factor], Sequence[Bug | Factor]], ...] = ((GENERAL, GENERAL_BACK), (FACTORS, FACTORS_BACK))
+ROUNDS = 3                                              # mistakes that are looked for one after the other
+SHOWN = 3                                               # things that may be behind it
+
+
+def later(name: str, other: str) -> bool:
+    """Whether `other` is of a later part of the computation: gradients after values, and AdamW's steps, one by one, after both."""
+    def part(x: str) -> int:
+        return 1 + int(x.split(".")[1]) if x.startswith("step.") else int(x.endswith(".grad"))
+
+    return part(other) > part(name)
+
+
+def searched(judge: Judge, suspect: Suspect, at: int, general: bool = False, rounds: int = ROUNDS) -> list[tuple[Suspect, int]]:
+    """Suspects that explain the names at `at` and before, and as many after it as possible; with as few mistakes as possible.
+
+    general: with those mistakes that any step can have.
+    """
+    frontier, best = [(suspect, at)], list[tuple[Suspect, int]]()
+    for _ in range(rounds):
+        hits: list[tuple[Suspect, int, float]] = []
+        for one, reached in frontier:
+            hits += explaining(judge, one, reached, general)
+        if not hits:
+            break
+        furthest = max(reached for _, reached, _ in hits)
+        nearest = min(far for _, reached, far in hits if reached == furthest)
+        hits = [hit for hit in hits if hit[1] == furthest and hit[2] <= 4.0 * max(nearest, 1.0)]
+        best = [(one, reached) for one, reached, _ in hits]
+        if furthest == len(judge.names):
+            break
+        frontier = best[:SHOWN]
+    return best
+
+
+def explaining(judge: Judge, suspect: Suspect, at: int, general: bool) -> list[tuple[Suspect, int, float]]:
+    """The suspect with one more mistake that explains the name at `at`, how far each reaches, and how many units it is off until there."""
+    hits, whole = list[tuple[Suspect, int, float]](), len(judge.names)
+    wrong = set(judge.left(suspect)) if suspect.run.forced else None
+    if (name := judge.names[at]).startswith("step."):
+        suspect.first_slopes()                          # which all of these share
+        for kind in (mistaken, set_otherwise):          # a setting that is fitted says less than a mistake
+            hits += [(tried, *reach(judge, tried, at, wrong)) for tried in kind(judge, suspect, name)]
+            if any(reached == whole for _, reached, _ in hits):
+                break
+    options = possible(judge, suspect, at, FORWARD, BACKWARD)
+    if any(reached == whole for _, reached, _ in hits):  # AdamW hides a factor of all gradients, and nothing else
+        options = (option for option in options if option[0].at == "loss")
+    hits = among(judge, suspect, at, options, wrong) + hits
+    furthest = max((reached for _, reached, _ in hits), default=at)
+    # what is more general says less: it is looked for where values or gradients are wrong, and not beside another mistake that hides some
+    for forward, backward in MORE if general and not (suspect.said and not suspect.run.forced) and not name.startswith("step.") else ():
+        if furthest == whole:
+            break
+        found = among(judge, suspect, at, possible(judge, suspect, at, forward, backward, True), wrong)
+        hits += [hit for hit in found if hit[1] > furthest]
+        furthest = max((reached for _, reached, _ in hits), default=at)
+    return unique([hit for hit in hits if hit[1] > at])
+
+
+def among(judge: Judge, suspect: Suspect, at: int, options: Iterable[tuple[Bug | Factor, str, list[int], str]],
+          wrong: set[str] | None) -> list[tuple[Suspect, int, float]]:
+    """The same, of some mistakes."""
+    hits: list[tuple[Suspect, int, float]] = []
+    seen, near, edge = set[str](), set[str](), suspect.run.model.config.n_layer - 1
+    name, gradient = judge.names[at], next((i for i, n in enumerate(judge.names) if later("loss", n)), len(judge.names))
+    for option, where, layers, what in options:
+        if where and seen:
+            break                                       # a mistake in all blocks explains everything
+        if option.says in seen:
+            continue                                    # the same one planted in another way
+        if where and layers == [edge if what == DERIVATIVE else 0] and option.says not in near:
+            continue                                    # in the first block that is come to, all blocks are as one alone
+        try:
+            bug = fitted(judge, suspect, option, layers, what, name) if isinstance(option, Factor) else option
+            tried = planted(suspect, bug.plant(suspect.run, layers, what), bug.says + where)
+        except FAILURES:
+            continue
+        if not judge.explains(tried, name):
+            continue
+        near.add(option.says)
+        reached, far = reach(judge, tried, at, wrong)
+        # the backward pass may be that of the right function
+        if what == BOTH and (suspect.run.forced or gradient <= reached) and reached < len(judge.names):
+            alone = planted(suspect, bug.plant(suspect.run, layers, VALUE), f"{bug.says}{where}, in the forward pass alone")
+            further = reach(judge, alone, at, wrong)
+            if further[0] > reached:
+                tried, (reached, far) = alone, further
+        hits.append((tried, reached, far))
+        if reached == len(judge.names):
+            seen.add(option.says)
+    return hits
+
+
+def reach(judge: Judge, tried: Suspect, at: int, wrong: set[str] | None) -> tuple[int, float]:
+    """How far a suspect with one more mistake reaches, and by how many units it is off until there.
+
+    wrong: what was before, where all that the port has is given. Then it is how many names the suspect explains; none if it is wrong where
+    that was right, or explains a part of AdamW's steps alone.
+    """
+    if wrong is None:
+        return judge.held(tried, at)
+    (left, worst), step = judge.cleared(tried), judge.names[at].startswith("step.")
+    broken = {name for name in left if step or not later("step.1.", name)}
+    if not broken < wrong or (step and broken):
+        return at, math.inf
+    return len(judge.names) - len(left), worst
+
+
+def fitted(judge: Judge, suspect: Suspect, factor: Factor, layers: list[int], what: str, name: str) -> Bug:
+    """The mistake with the number that gives what the port has under this name, or else with one that does not."""
+    theirs, c = judge.theirs(name)[1], 1.0
+
+    def value(c: float) -> np.ndarray:
+        return planted(suspect, factor.plant(c)(suspect.run, layers, what), "").value(name)
+
+    y = value(c)
+    for _ in range(NEWTON):
+        step = 1e-3 * max(1.0, abs(c))
+        slope = (value(c + step) - y) / step
+        c += float(np.nansum((theirs - y) * slope)) / max(float(np.nansum(slope * slope)), 1e-300)
+        last, y = np.nansum(np.square(theirs - y)), value(c)
+        if not np.nansum(np.square(theirs - y)) < 0.5 * last:
+            break
+    for digits in (1, 2, 3):                            # a round number before one that nobody would type
+        if judge.units(name, value(float(f"{c:.{digits}g}"))) <= ALLOWED:
+            c = float(f"{c:.{digits}g}")
+            break
+    if f"{c:.4g}" == "1":
+        raise ValueError("it is no mistake")
+    return Bug(factor.at, factor.says.format(f"{c:.4g}"), factor.plant(c))
+
+
+def unique(hits: list[tuple[Suspect, int, float]]) -> list[tuple[Suspect, int, float]]:
+    """Of the same mistake, where it reaches furthest: in all blocks before those that are in some."""
+    out: dict[str, tuple[Suspect, int, float]] = {}
+    for hit in hits:
+        says = hit[0].said[-1].split(", in block")[0].split(", from block")[0].removesuffix(", in the forward pass alone")
+        if says not in out or hit[1] > out[says][1]:
+            out[says] = hit
+    return list(out.values())
+
+
+def possible(judge: Judge, suspect: Suspect, at: int, forward: Sequence[Some], backward: Sequence[Some], general: bool = False
+             ) -> Iterator[tuple[Some, str, list[int], str]]:
+    """(mistake, what to say of its blocks, the blocks, what it changes), of those that may show first under the name at `at`.
+
+    A mistake changes everything that comes after it, so nothing that is right may lie between. general: the gradient of its own point may
+    be right, and what is handed on from there is wrong.
+    """
+    name, right, n = judge.names[at], judge.names[:at], suspect.run.model.config.n_layer
+    if name == "step.1.loss" and "loss" not in right:
+        name = "loss"
+    if name.endswith(".grad") or (name.startswith("step.") and not any(x.endswith(".grad") for x in right)):
+        order = backward_positions(n)
+        here = order.get(name.removesuffix(".grad"), len(order))
+        agreed = {order[x.removesuffix(".grad")] for x in right if x.endswith(".grad")}
+        for where, layers in spans(name, n, back=True):
+            for bug in backward:
+                place = order[qualified(bug.at, max(layers), True)]
+                between = place <= here and not any(place + general <= one < here for one in agreed)
+                # the gradients of parameters come after those of all points, so what is wrong in a point may begin in a parameter
+                leaves = bug.at.endswith((".weight", ".bias")) and name.endswith((".weight.grad", ".bias.grad"))
+                fits = place == here if leaves else between or name.startswith("step.")
+                if fits and (not where or bug.at in BACK):
+                    yield bug, where, layers, DERIVATIVE
+        if name.endswith(".grad") and not general:      # of values that are off by less than rounding, such as another constant of GELU
+            yield from ((bug, "", list(range(n)), BOTH) for bug in forward if bug.at.startswith(("ln_1.", "mlp.act")))
+    elif not name.startswith("step."):
+        order = {x: i for i, x in enumerate([*suspect.run.model.points(), "loss"])}
+        here, agreed = order[name], {order[x] for x in right if x in order and x not in ("embed", "pos_embed")}
+        for where, layers in spans(name, n, back=False):
+            for bug in forward:
+                place = order[qualified(bug.at, min(layers), False)] if bug.at else here
+                if place <= here and not any(place <= one < here for one in agreed) and (not where or bug.at in BLOCK):
+                    yield bug, where, layers, BOTH
+
+
+def spans(name: str, n: int, back: bool) -> list[tuple[str, list[int]]]:
+    """(what to say, the blocks) where a mistake that shows under a name first may be: in all, from its own block on, or in it alone."""
+    out = [("", list(range(n)))]
+    if name.startswith(("blocks.", "h.")) and n > 1:
+        layer = int(name.split(".")[1])
+        if back:
+            out += [(f", in blocks 0 to {layer}", list(range(layer + 1)))] * (0 < layer < n - 1)
+        else:
+            out += [(f", from block {layer} on", list(range(layer, n)))] * (layer > 0)
+        out += [(f", in block {layer} alone", [layer])]
+    return out
+
+
+# ── AdamW ──
+def mistaken(judge: Judge, suspect: Suspect, name: str) -> Iterator[Suspect]:
+    """AdamW with one mistake each, where it gives what the port has under this name."""
+    for wrong, says in STEPS.items():
+        if wrong not in suspect.wrong and judge.explains(tried := stepped(suspect, says, wrong), name):
+            yield tried
+
+
+def set_otherwise(judge: Judge, suspect: Suspect, name: str) -> Iterator[Suspect]:
+    """AdamW with one setting each that is another, where it gives what the port has under this name."""
+    b = judge.theirs(name)[1]
+    right = judge.golden.array(name)
+    for key, (says, usual) in SETTINGS.items():
+        own, values = judge.golden.manifest["adamw"][key], set(usual)
+        if suspect.settings[key] != own:
+            continue
+        fitted = set[float]()
+        if key in ("lr", "weight_decay"):
+            values |= {own * factor for factor in (0.01, 0.1, 0.5, 2.0, 10.0, 100.0)}
+            if not name.endswith(".loss"):              # a step is nearly linear in them: where the line meets the port's numbers
+                probe = 2.0 * own or 0.1
+                base = right if not suspect.said else suspect.value(name)
+                slope = (stepped(suspect, "", settings={key: probe}).value(name) - base) / (probe - own)
+                met = own + float(((b - base) * slope).sum()) / max(float(np.square(slope).sum()), 1e-300)
+                values |= {float(f"{met:.{digits}g}") for digits in (1, 2) if met > 0.0}
+                fitted = {float(f"{met:.{digits}g}") for digits in (3, 17) if met > 0.0}
+            values -= {0.0}
+        for group in (values, fitted):                  # a round number before one that nobody would type
+            far = {value: judge.units(name, stepped(suspect, "", settings={key: value}).value(name)) for value in group - {own}}
+            if far and far[value := min(far, key=lambda value: far[value])] <= ALLOWED:
+                times = f", {value / own:.4g} times as much" if own else ""
+                yield stepped(suspect, f"{says} is {value:.4g}{times}; here it is {own:g}", settings={key: value})
+                break
