@@ -211,7 +211,7 @@ def exit_codes() -> Iterator[tuple[str, str]]:
     yield "README.md", (f"Exit codes: {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
                         f"{unavailable} for a backend that is not there, {interrupted} on Ctrl-C.")
     yield "docs/tensors.md", f"(`BackendUnavailable`, exit code {unavailable} of the commands)"
-    yield "docs/gpu.md", f"missing is one line with what to do, exit code {unavailable}"
+    yield "docs/gpu.md", f"one line says what is missing and what to do, with exit code {unavailable}"
     yield "docs/sampling.md", f"that ends the run with one line and exit code {missing}"
     yield "docs/training.md", f"write a checkpoint and exit with {interrupted} or {ended}"
     yield "benchmarks/README.md", f"prints and writes what there is and exits with {interrupted}"
