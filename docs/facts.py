@@ -153,8 +153,8 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/gpt2.md", f"$2Ld$ numbers, {2 * L * d * 4:,} bytes a token of small"
     yield "docs/embedding.md", f"{2 * V * d / 1e6:.0f} million, to copy {d} numbers"
     yield "docs/attention.md", rf"$3 \cdot {h} \cdot {T}^2$ numbers a layer, {3 * h * T * T * 4 * L / 1e9:.1f} GB for the model"
-    yield "docs/data-parallel.md", (f"For the 124M, $b$ is {4 * N / 1e6:.0f} MB in float32; at $n = 2$ each rank sends as many bytes in each step, "
-                                    f"and at $n = 8$ {2 * 7 / 8 * 4 * N / 1e6:.0f} MB")
+    yield "docs/data-parallel.md", (f"For the 124M, $b$ is {4 * N / 1e6:.0f} MB in float32; at $n = 2$ each rank sends as many bytes "
+                                    f"in each step, and at $n = 8$ {2 * 7 / 8 * 4 * N / 1e6:.0f} MB")
     yield "docs/matmul.md", f"weights of a block are $[{d}, {3 * d}]$, $[{d}, {d}]$, $[{d}, {n}]$ and $[{n}, {d}]$"
     kept = 4 * (8 * d + 2 * n + h + 4)
     yield "docs/performance.md", f"for the 124M {kept / 1e3:.0f} kB a token and block, {kept * L / 1e3:.0f} kB a token in all"
