@@ -153,8 +153,8 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/gpt2.md", f"$2Ld$ numbers, {2 * L * d * 4:,} bytes a token of small"
     yield "docs/embedding.md", f"{2 * V * d / 1e6:.0f} million, to copy {d} numbers"
     yield "docs/attention.md", rf"$3 \cdot {h} \cdot {T}^2$ numbers a layer, {3 * h * T * T * 4 * L / 1e9:.1f} GB for the model"
-    yield "docs/data-parallel.md", (f"For the 124M, $b$ is {4 * N / 1e6:.0f} MB in float32; at $n = 2$ each rank sends as much a step, "
-                                    f"at $n = 8$ {2 * 7 / 8 * 4 * N / 1e6:.0f} MB")
+    yield "docs/data-parallel.md", (f"For the 124M, $b$ is {4 * N / 1e6:.0f} MB in float32; at $n = 2$ each rank sends as many bytes "
+                                    f"in each step, and at $n = 8$ {2 * 7 / 8 * 4 * N / 1e6:.0f} MB")
     yield "docs/matmul.md", f"weights of a block are $[{d}, {3 * d}]$, $[{d}, {d}]$, $[{d}, {n}]$ and $[{n}, {d}]$"
     kept = 4 * (8 * d + 2 * n + h + 4)
     yield "docs/performance.md", f"for the 124M {kept / 1e3:.0f} kB a token and block, {kept * L / 1e3:.0f} kB a token in all"
@@ -211,7 +211,7 @@ def exit_codes() -> Iterator[tuple[str, str]]:
     yield "README.md", (f"Exit codes: {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
                         f"{unavailable} for a backend that is not there, {interrupted} on Ctrl-C.")
     yield "docs/tensors.md", f"(`BackendUnavailable`, exit code {unavailable} of the commands)"
-    yield "docs/gpu.md", f"missing is one line with what to do, exit code {unavailable}"
+    yield "docs/gpu.md", f"one line says what is missing and what to do, with exit code {unavailable}"
     yield "docs/sampling.md", f"that ends the run with one line and exit code {missing}"
     yield "docs/training.md", f"write a checkpoint and exit with {interrupted} or {ended}"
     yield "benchmarks/README.md", f"prints and writes what there is and exits with {interrupted}"

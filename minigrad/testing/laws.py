@@ -39,7 +39,7 @@ def law(f: F) -> F:
 # ── what an op computes ──
 @law
 def value(run: Run) -> float:
-    """The value is that of an independent definition, computed in the widest float.
+    """The value equals that of an independent definition, computed in the widest float.
     Its dtype, device and array type are those of the inputs."""
     if (oracle := run.subject.oracle) is None:
         raise NotApplicable("no oracle was given")
@@ -54,7 +54,7 @@ def value(run: Run) -> float:
 
 @law
 def rounded(run: Run) -> float:
-    """Value and VJP are those of a wider float at the same numbers, but for rounding.
+    """Value and VJP equal those of a wider float at the same numbers, apart from rounding.
     Each number is judged by itself, and all of them together."""
     run.differentiable()
     reference = run.reference() if run.widest(run.subject) != run.dtype else None
@@ -169,16 +169,16 @@ def second_linear(run: Run) -> float:
 
 @law
 def third_adjoint(run: Run) -> float:
-    """And once more: the third derivative is right in one direction."""
+    """The third derivative is right in one direction."""
     return adjoint(run, 3)
 
 
 # ── what a gradient is ──
 @law
 def kind(run: Run) -> float:
-    """The value has the dtype of the arguments, and each gradient is like its argument.
-    It has that argument's shape, dtype, device and array type; so has a gradient that will be
-    differentiated, and it is the same."""
+    """The value has the dtype of the arguments, and each gradient has the shape, dtype, device and
+    array type of its argument. A gradient that will be differentiated has these too, and equals the
+    other."""
     y, grads, _ = run.walked()
     run.kind(y, run.result_dtype(), "the value")
     live = run.pull(create_graph=True) if run.subject.function else ()
@@ -262,7 +262,8 @@ def alias(run: Run) -> float:
 
 @law
 def residuals(run: Run) -> float:
-    """A node keeps no arrays but arguments, output and by-products that its wanted rules name."""
+    """A node saves no arrays but the arguments, outputs and by-products that its wanted rules
+    name."""
     op = run.needs_op()
     run.needs_gradient()
     xs = run.leaves()
@@ -298,7 +299,7 @@ def residuals(run: Run) -> float:
 # ── what must be equal ──
 @law
 def parts(run: Run) -> float:
-    """What is fused is its definition by parts: value, VJP, Hessian-vector product and JVP."""
+    """A fused op equals its unfused definition in value, VJP, Hessian-vector product and JVP."""
     definition = run.subject.definition
     if definition is None:
         raise NotApplicable("it has no definition by parts")
@@ -350,9 +351,9 @@ def _elsewhere(run: Run, how: str, u: Any) -> None:
 
 @law
 def repeat(run: Run) -> float:
-    """Two runs give the same bits, and the same numbers for arrays that lie otherwise in memory.
-    So it is whatever was computed between them, in whichever memory, and on the engine's definition
-    too."""
+    """Two runs give the same bits, and arrays with another layout in memory give the same numbers.
+    This holds whatever was computed between the runs, in any memory, and for the engine's
+    definition too."""
     def bits() -> list[bytes]:
         run.forget()
         y, grads, _ = run.walked()
