@@ -151,7 +151,7 @@ def torch_op(task: Mapping[str, Any]) -> Work:
     import torch
     import torch.nn.functional as F
 
-    from minigrad.backend.numpy_kernels import cores
+    from minigrad.backend.numpy.kernels import cores
 
     row = Row.from_dict(task["row"])
     arrays, cotangent = inputs(row)

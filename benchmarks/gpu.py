@@ -167,9 +167,9 @@ def main(argv: list[str] | None = None, do: Callable[..., str] = apart) -> int:
     if not 0.0 < args.minutes < 1e4:
         raise UsageError(f"--minutes must be above 0, not {args.minutes}")
     if args.backend.partition(":")[0] == "double":
-        from minigrad.testing import double
+        from minigrad.testing import fake_cupy
 
-        double.install()
+        fake_cupy.install()
     elif args.backend.partition(":")[0] != "cupy":
         raise UsageError(f"--backend must be cupy or double, not {args.backend}")
     backend = backend_of(args)                          # one line and exit code 4 where there is no GPU

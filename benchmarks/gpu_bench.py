@@ -43,9 +43,9 @@ class Bench:
         import minigrad as mg
 
         if setting.backend.startswith("double"):
-            from minigrad.testing import double
+            from minigrad.testing import fake_cupy
 
-            double.install()
+            fake_cupy.install()
         self.setting, self.emit, self.mg = setting, emit, mg
         self.there = mg.backend.get(setting.backend)
         self.here = self.there.backend

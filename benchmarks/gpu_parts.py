@@ -290,8 +290,8 @@ import sys
 from gpt2 import GPT2, GPT2Config
 import json
 if sys.argv[1].startswith("double"):
-    from minigrad.testing import double
-    double.install()
+    from minigrad.testing import fake_cupy
+    fake_cupy.install()
 model = GPT2(GPT2Config(**json.loads(sys.argv[2])), backend=sys.argv[1]).eval()
 print(model.generate([[1, 2, 3]], max_new_tokens=1, greedy=True, eos_token_id=None)[0][-1], flush=True)
 """

@@ -49,7 +49,7 @@ def build(task: Mapping[str, Any], kind: str = "float32") -> Work:
     import ctranslate2
 
     from gpt2 import GPT2Config
-    from minigrad.backend.numpy_kernels import cores
+    from minigrad.backend.numpy.kernels import cores
 
     row = Row.from_dict(task["row"])
     ids, _ = agreement.batch_of(row, GPT2Config.from_file(task["checkpoint"]))

@@ -16,7 +16,7 @@ def build(task: Mapping[str, Any]) -> Work:
     import numpy as np
 
     from gpt2.weights.checkpoint import read_checkpoint
-    from minigrad.backend.numpy_kernels import cores
+    from minigrad.backend.numpy.kernels import cores
 
     row = Row.from_dict(task["row"])
     found = read_checkpoint(task["checkpoint"])

@@ -56,7 +56,7 @@ def write_inputs(folder: Path, checkpoint: str, row: Row) -> None:
 
 
 def build(task: Mapping[str, Any]) -> Work:
-    from minigrad.backend.numpy_kernels import cores
+    from minigrad.backend.numpy.kernels import cores
 
     row = Row.from_dict(task["row"])
     program = Path(task["llmc"]).resolve() / "train_gpt2"

@@ -47,8 +47,8 @@ def first_sentence(doc: str | None) -> str:
 # ── minigrad ──
 def laws() -> Iterator[tuple[str, str]]:
     """How many there are, and what each says."""
-    from minigrad.testing.check import check
-    from minigrad.testing.laws import LAWS
+    from minigrad.testing.laws.check import check
+    from minigrad.testing.laws.laws import LAWS
 
     n = len(LAWS)
     yield "README.md", f"[{word(n)} laws](docs/testing.md)"
@@ -93,11 +93,11 @@ def settings() -> Iterator[tuple[str, str]]:
     from gpt2.decoding.prompt_lookup import LONGEST
     from gpt2.decoding.sampling import BLOCK
     from gpt2.verify.port import ALLOWED
-    from minigrad.backend.numpy_sizes import SIZES
+    from minigrad.backend.numpy.sizes import SIZES
     from minigrad.distributed import BUCKET
     from minigrad.optim import GradScaler
+    from minigrad.testing.laws.tolerance import ROUNDINGS
     from minigrad.testing.program import Program
-    from minigrad.testing.tolerance import ROUNDINGS
 
     scaler, config = GradScaler(), GPT2Config()
     yield "docs/mixed-precision.md", f"$S$ begins at $2^{{{int(math.log2(scaler.factor))}}}$"

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import moved
+from minigrad.moved import install
 
-moved.install()
+from .moved import MOVED
+
+install(MOVED)
 _HOMES = {"GPT2Config": "config", "GPT2": "model", "SamplingOptions": "decoding.sampling",
           "Tokenizer": "data.tokenizer", "load_tokenizer": "data.tokenizer",
           "GPT2Error": "errors", "UsageError": "errors", "MissingError": "errors"}

@@ -10,6 +10,7 @@ import typing as _typing
 
 from . import backend, errors, fused, nn, optim, random
 from . import hints as _hints
+from . import moved as _moved
 from .backend import get_float32_matmul_precision, set_float32_matmul_precision
 from .creation import (
     arange,
@@ -131,5 +132,6 @@ __all__ = [
     "vjp", "where", "zeros", "zeros_like",
 ]
 
+_moved.install(_moved.MOVED)
 if not _typing.TYPE_CHECKING:
     __getattr__ = _hints.missing("minigrad", _hints.MODULE, lambda: [*globals()])

@@ -1,12 +1,21 @@
 """A package's commands as a list, and one of them run: what `python -m minigrad` does."""
 from __future__ import annotations
 
+import argparse
 import difflib
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from . import __version__
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a usage error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def run(package: str, commands: Mapping[str, str], argv: Sequence[str]) -> int:
@@ -14,21 +23,22 @@ def run(package: str, commands: Mapping[str, str], argv: Sequence[str]) -> int:
 
     commands: names, and a line about each. Returns the exit code: 2 for an unknown command.
     """
-    prog = f"python -m {package}"
-    name, *rest = argv or ["--help"]
-    if name in ("-h", "--help"):
-        print(f"usage: {prog} COMMAND ...    {prog} COMMAND --help tells its flags\n")
-        width = max(map(len, commands))
-        print("\n".join(f"  {one:<{width}}  {what}" for one, what in commands.items()))
+    prog, width = f"python -m {package}", max(map(len, commands))
+    if argv and argv[0] in commands:
+        sys.argv = [f"{prog}.{argv[0]}", *argv[1:]]
+        runpy.run_module(f"{package}.{argv[0]}", run_name="__main__", alter_sys=True)
         return 0
-    if name == "--version":
-        print(f"{package} {__version__}")
+    p = Parser(
+        prog=prog, usage=f"{prog} COMMAND ...    {prog} COMMAND --help lists its flags",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        description="\n".join(f"  {one:<{width}}  {what}" for one, what in commands.items()))
+    p.add_argument("--version", action="version", version=f"{package} {__version__}")
+    p.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    given = p.parse_args(argv[:1]).command
+    if given is None:
+        p.print_help()
         return 0
-    if name not in commands:
-        near = difflib.get_close_matches(name, commands, 1)
-        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(commands)}"
-        print(f"{prog}: there is no command {name!r}; {hint}", file=sys.stderr)
-        return 2
-    sys.argv = [f"{prog}.{name}", *rest]
-    runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
-    return 0
+    near = difflib.get_close_matches(given, commands, 1)
+    hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(commands)}"
+    print(f"{prog}: there is no command {given!r}; {hint}", file=sys.stderr)
+    return 2

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import backend
-from .backend import cupy_kernels
+from .backend.cupy.table import KERNELS
 from .op import REGISTRY, Axis, Constant, Flag, Op, Placed, Saved, Sizes, elementwise, fused, op
 
 __all__ = ["Axis", "Constant", "Flag", "Placed", "Saved", "Sizes", "elementwise", "faster", "fused",
@@ -54,7 +54,7 @@ def faster(of: Any, rule: str | None = None, *, on: str = "numpy",
 
     def add(f: F) -> F:
         if on == "cupy":                                # for the backend that will be made
-            cupy_kernels.KERNELS[key] = f if rule is None else lambda xp, *given: f(*given)
+            KERNELS[key] = f if rule is None else lambda xp, *given: f(*given)
         if (there := backend.loaded(on)) is not None:
             there.kernels[key] = f
         return f

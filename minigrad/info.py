@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import backend
-from .backend import blas
+from .backend.numpy import blas
 from .errors import MinigradError
 
 _REQUIRED = ("numpy", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm")

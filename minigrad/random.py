@@ -16,9 +16,9 @@ from typing import Any
 
 from . import backend
 from .axes import index, whole
-from .backend.bits import GAMMA, MASK, MIX1, MIX2, raw_bits
-from .backend.bits import keep_mask as keep_mask
-from .backend.bits import keep_mask_span as keep_mask_span
+from .backend.splitmix64 import GAMMA, MASK, MIX1, MIX2, raw_bits
+from .backend.splitmix64 import keep_mask as keep_mask
+from .backend.splitmix64 import keep_mask_span as keep_mask_span
 from .engine.tensor import Tensor
 from .errors import ShapeError
 

@@ -27,8 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "numpy": ("numpy", "numpy_kernels", "numpy_attention", "numpy_classifier", "numpy_panels", "blas"),
-    "cupy": ("cupy", "cupy_kernels", "cupy_attention", "cupy_choose", "cupy_decode", "cublas", "cupy_errors", "cupy_nccl"),
+    "numpy": ("numpy", "numpy.kernels", "numpy.attention", "numpy.linear_cross_entropy", "numpy.packed_linear", "numpy.blas"),
+    "cupy": ("cupy", "cupy.kernels", "cupy.attention", "cupy.sample", "cupy.decode", "cupy.cublas", "cupy.errors", "cupy.nccl"),
 }
 QUICK = ("value", "adjoint", "wanted", "refusal")       # a kernel is called by each of these
 wanted: dict[str, None] = {}                            # the outcomes that there are, in the order of the text
@@ -39,41 +39,40 @@ seen: set[str] = set()
 EXCUSED: dict[str, str] = {
     # called where no op is
     "numpy.NumpyBackend.__init__": "called once, when minigrad is imported",
-    "numpy_kernels.kernel": "a decorator: called when the module is imported",
     "numpy.NumpyBackend.free_memory": "asks the operating system; test_footprint.py",
     "numpy.NumpyBackend.settle": "sets up the process for training; test_backend.py",
-    "blas.sleep_after": "sets up the process for training; test_backend.py",
-    "numpy_kernels.adamw_update": "no op, but the optimizer's; test_optim.py holds it to the formula, over several blocks and threads",
+    "numpy.blas.sleep_after": "sets up the process for training; test_backend.py",
+    "numpy.kernels.adamw_update": "no op, but the optimizer's; test_optim.py holds it to the formula, over several blocks and threads",
     # what this machine has, or has not
-    "blas.library": "looks for OpenBLAS once in a process; test_other_blas.py hides it",
-    "blas.call: found is None: true": "without OpenBLAS; test_other_blas.py",
-    "blas._sgemm": "looks for a function of OpenBLAS once in a process; test_other_blas.py hides it",
-    "blas.matmul: gemm: false": "without OpenBLAS; test_other_blas.py",
-    "blas.one_thread: was is None: true": "without OpenBLAS; test_other_blas.py",
-    "blas.one_thread: was == 1": "how many threads BLAS has: one beside other processes, several in a process alone",
-    "numpy_kernels.cores: hasattr(os, 'sched_getaffinity'): false": "not on Linux",
-    "numpy_kernels.cores: os.cpu_count()": "not on Linux",
+    "numpy.blas.library": "looks for OpenBLAS once in a process; test_other_blas.py hides it",
+    "numpy.blas.call: found is None: true": "without OpenBLAS; test_other_blas.py",
+    "numpy.blas._sgemm": "looks for a function of OpenBLAS once in a process; test_other_blas.py hides it",
+    "numpy.blas.matmul: gemm: false": "without OpenBLAS; test_other_blas.py",
+    "numpy.blas.one_thread: was is None: true": "without OpenBLAS; test_other_blas.py",
+    "numpy.blas.one_thread: was == 1": "how many threads BLAS has: one beside other processes, several in a process alone",
+    "numpy.kernels.cores: hasattr(os, 'sched_getaffinity'): false": "not on Linux",
+    "numpy.kernels.cores: os.cpu_count()": "not on Linux",
     # what is refused before, or is left to the op's own text
     "numpy.NumpyBackend.check_index": "the laws give indices that are in range; test_backend.py gives others",
-    "numpy_panels.packed_linear: panels.size == 0: true": "no numbers: the op's own text is run",
-    "numpy_classifier.linear_cross_entropy: x.dtype.kind != 'f': true": "the op refuses integers before",
-    "numpy_classifier.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",
-    "numpy_kernels.over_rows: max(1, width): the first": "rows of no numbers; the op's own text is run, or nothing",
-    "numpy_kernels.as_rows: x.shape[-1]: false": "rows of no numbers, over which there is no mean and no loss",
-    "numpy_attention.attention: v.size: false": "values of no numbers: the op's own text is run",
-    "blas.matmul: a.shape[1] == b.shape[0]: false": "the op refuses such shapes before",
-    "blas.matmul: out.dtype == np.float32: false": "kernels give products of float32 an `out` of float32",
-    "blas.matmul: how_out: false": "kernels give an `out` in C order; test_rounding.py gives others",
-    "blas.matmul: how_out[0] == 111: false": "kernels give an `out` in C order; test_rounding.py gives others",
-    "blas._stored: x.strides[outer] % size == 0: false": "a field of a structured array lies so; test_rounding.py",
+    "numpy.packed_linear.packed_linear: panels.size == 0: true": "no numbers: the op's own text is run",
+    "numpy.linear_cross_entropy.linear_cross_entropy: x.dtype.kind != 'f': true": "the op refuses integers before",
+    "numpy.linear_cross_entropy.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",
+    "numpy.kernels.over_rows: max(1, width): the first": "rows of no numbers; the op's own text is run, or nothing",
+    "numpy.kernels.as_rows: x.shape[-1]: false": "rows of no numbers, over which there is no mean and no loss",
+    "numpy.attention.attention: v.size: false": "values of no numbers: the op's own text is run",
+    "numpy.blas.matmul: a.shape[1] == b.shape[0]: false": "the op refuses such shapes before",
+    "numpy.blas.matmul: out.dtype == np.float32: false": "kernels give products of float32 an `out` of float32",
+    "numpy.blas.matmul: how_out: false": "kernels give an `out` in C order; test_rounding.py gives others",
+    "numpy.blas.matmul: how_out[0] == 111: false": "kernels give an `out` in C order; test_rounding.py gives others",
+    "numpy.blas._stored: x.strides[outer] % size == 0: false": "a field of a structured array lies so; test_rounding.py",
     "numpy.NumpyBackend.take: axis == 0: false": "ops take rows; the face of a backend knows other axes, for ops of one's own",
-    "numpy_kernels.column_sums: x.dtype.kind != 'f': true": "sums of integers; test_rounding.py",
-    "numpy_classifier._times: g == 1.0: true": "a law's cotangent is random; a loss that is walked back, as in every training test",
+    "numpy.kernels.column_sums: x.dtype.kind != 'f': true": "sums of integers; test_rounding.py",
+    "numpy.linear_cross_entropy.times: g == 1.0: true": "a law's cotangent is random; it is 1 in every training test",
     # on the border of where there is a derivative, or a number
-    "numpy_kernels._one_layer_norm: square > 0.0: false": "a constant row with ε = 0; test_corners.py",
-    "numpy_kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; test_corners.py",
-    "numpy_kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
-    "numpy_kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
+    "numpy.kernels._one_layer_norm: square > 0.0: false": "a constant row with ε = 0; test_corners.py",
+    "numpy.kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; test_corners.py",
+    "numpy.kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
+    "numpy.kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
     # ── CuPy: called where no op is ──
     "cupy.load": "looks for CuPy and a GPU; test_devices.py plays each that is missing",
     "cupy.Captured": "a step of decoding as a graph; test_step.py",
@@ -84,14 +83,13 @@ EXCUSED: dict[str, str] = {
     "cupy.CupyBackend.free_memory": "asks the device; test_footprint.py",
     "cupy.CupyBackend.synchronize": "for who measures time; benchmarks",
     "cupy.CupyBackend.erf": "CuPy's own function, in whose place the double has one",
-    "cupy_kernels.kernel": "a decorator: called when the module is imported",
-    "cupy_kernels.over_arrays": "no op, but the optimizer's; test_cuda.py",
-    "cupy_kernels.sums_of_squares": "no op, but clipping's; test_cuda.py",
-    "cupy_kernels.scale": "no op, but clipping's; test_cuda.py",
-    "cupy_kernels.adamw_update": "no op, but the optimizer's; test_cuda.py",
-    "cupy_choose": "no ops, but the choice of a token; test_chooser.py",
-    "cupy_decode": "no ops, but a step of decoding; test_cuda_decode.py holds each to its definition",
-    "cupy_errors": "what went wrong on a device; test_devices.py has each complaint",
+    "cupy.kernels.over_arrays": "no op, but the optimizer's; test_cuda.py",
+    "cupy.kernels.sums_of_squares": "no op, but clipping's; test_cuda.py",
+    "cupy.kernels.scale": "no op, but clipping's; test_cuda.py",
+    "cupy.kernels.adamw_update": "no op, but the optimizer's; test_cuda.py",
+    "cupy.sample": "no ops, but the choice of a token; test_chooser.py",
+    "cupy.decode": "no ops, but a step of decoding; test_cuda_decode.py holds each to its definition",
+    "cupy.errors": "what went wrong on a device; test_devices.py has each complaint",
     # ── CuPy: another device, and what goes wrong ──
     "cupy.CupyBackend._look_at: device.id >= count: true": "a device that there is not; test_devices.py",
     "cupy.CupyBackend._look_at: (int(capability[:-1]), int(capability[-1])) < OLDEST: true": "an old GPU; test_devices.py",
@@ -105,30 +103,30 @@ EXCUSED: dict[str, str] = {
     "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the double has no kernels",
     "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table of no rows has no row to add to",
     "cupy.CupyBackend.add_at: array.flags.c_contiguous: false": "an op adds into an array that it has made; test_double.py",
-    "cublas.multiply: kind is None: true": "integers, whose products CuPy makes itself; test_cublas.py",
-    "cublas.multiply: a.dtype != b.dtype: true": "the op refuses two dtypes before",
-    "cublas.multiply: a.ndim < 2: true": "the op makes a matrix of a vector before",
-    "cublas.multiply: max(n, k, m, math.prod(a.shape[:-2])) > 2 ** 31 - 1: true": "more numbers than a test has memory for",
-    "cublas.multiply: dtype: true": "a result of float32 from 16 bits, which no op asks for; test_cublas.py",
-    "cublas.multiply: tf32: true": "a choice of the user's; test_16_bits.py",
-    "cublas.multiply: kind == 0": "a choice of the user's; test_16_bits.py",
-    "cupy_attention.attended: k.size > 0: false": "no keys: the op's own text is run, and refuses",
-    "cupy_attention.attended: v.size > 0: false": "values of no numbers: the op's own text is run",
-    "cupy_kernels.fits: x.dtype.kind in FLOATS: false": "the laws give floats; sums of integers are CuPy's own",
-    "cupy_kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; test_cuda.py",
-    "cupy_kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes by parts; test_cuda.py",
-    "cupy_kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; test_cuda.py",
-    "cupy_kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; test_cuda.py",
-    "cupy_kernels.add_layer_norm: any((a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight,…: true":
+    "cupy.cublas.multiply: kind is None: true": "integers, whose products CuPy makes itself; test_cublas.py",
+    "cupy.cublas.multiply: a.dtype != b.dtype: true": "the op refuses two dtypes before",
+    "cupy.cublas.multiply: a.ndim < 2: true": "the op makes a matrix of a vector before",
+    "cupy.cublas.multiply: max(n, k, m, math.prod(a.shape[:-2])) > 2 ** 31 - 1: true": "more numbers than a test has memory for",
+    "cupy.cublas.multiply: dtype: true": "a result of float32 from 16 bits, which no op asks for; test_cublas.py",
+    "cupy.cublas.multiply: tf32: true": "a choice of the user's; test_16_bits.py",
+    "cupy.cublas.multiply: kind == 0": "a choice of the user's; test_16_bits.py",
+    "cupy.attention.attended: k.size > 0: false": "no keys: the op's own text is run, and refuses",
+    "cupy.attention.attended: v.size > 0: false": "values of no numbers: the op's own text is run",
+    "cupy.kernels.fits: x.dtype.kind in FLOATS: false": "the laws give floats; sums of integers are CuPy's own",
+    "cupy.kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; test_cuda.py",
+    "cupy.kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes by parts; test_cuda.py",
+    "cupy.kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; test_cuda.py",
+    "cupy.kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; test_cuda.py",
+    "cupy.kernels.add_layer_norm: any((a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight,…: true":
         "the op refuses it; test_cuda.py, test_devices.py",
-    "cupy_kernels.add_layer_norm: a.dtype != x.dtype: true": "the op refuses it; test_cuda.py",
-    "cupy_kernels.add: a.dtype != b.dtype: true": "the op refuses two dtypes before",
-    "cupy_kernels.astype: stored.kind not in FLOATS: true": "a cast to integers of 16 bits has no gradient, and no law",
-    "cupy_kernels.cross_entropy: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy_kernels.cross_entropy_dlogits: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy_kernels.linear_cross_entropy: fits(x): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy_kernels.linear_cross_entropy: dweight is not None: false": "a loss that nobody differentiates; test_cuda.py",
-    "cupy_kernels.embedding_into: sum.flags.c_contiguous: false": "a gradient that is there was made in C order",
+    "cupy.kernels.add_layer_norm: a.dtype != x.dtype: true": "the op refuses it; test_cuda.py",
+    "cupy.kernels.add: a.dtype != b.dtype: true": "the op refuses two dtypes before",
+    "cupy.kernels.astype: stored.kind not in FLOATS: true": "a cast to integers of 16 bits has no gradient, and no law",
+    "cupy.kernels.cross_entropy: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy.kernels.cross_entropy_dlogits: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy.kernels.linear_cross_entropy: fits(x): false": "the mean over no rows is NaN, of which laws say nothing",
+    "cupy.kernels.linear_cross_entropy: dweight is not None: false": "a loss that nobody differentiates; test_cuda.py",
+    "cupy.kernels.embedding_into: sum.flags.c_contiguous: false": "a gradient that is there was made in C order",
 }
 
 
@@ -229,6 +227,12 @@ def _note_pick(name: str, pick: Any, a: Any, b: Any) -> Any:
     return pick(a, b)
 
 
+def file_of(module: str) -> Path:
+    """Where a module of minigrad.backend is, by its name there."""
+    path = ROOT.joinpath("minigrad", "backend", *module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 class Noted(importlib.abc.MetaPathFinder):
     """Imports the modules of a backend with the notes in their text."""
 
@@ -236,10 +240,10 @@ class Noted(importlib.abc.MetaPathFinder):
         self.modules = MODULES[backend]
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        package, _, module = name.rpartition(".")
-        if package != "minigrad.backend" or module not in self.modules:
+        module = name.removeprefix("minigrad.backend.")
+        if module == name or module not in self.modules:
             return None
-        file = ROOT / "minigrad" / "backend" / f"{module}.py"
+        file = file_of(module)
 
         class Loader(importlib.machinery.SourceFileLoader):
             def get_code(self, fullname: str) -> Any:
@@ -250,18 +254,19 @@ class Noted(importlib.abc.MetaPathFinder):
                 made.__dict__.update(_note=seen.add, _note_truth=_note_truth, _note_rounds=_note_rounds, _note_pick=_note_pick)
                 super().exec_module(made)
 
-        return importlib.util.spec_from_file_location(name, str(file), loader=Loader(name, str(file)))
+        inside = [str(file.parent)] if file.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(name, str(file), loader=Loader(name, str(file)), submodule_search_locations=inside)
 
 
 def run_laws(backend: str, examples: int) -> list[str]:
     """The laws on every line of the table: ops that have a kernel, or multiply, at small sizes too. What breaks."""
     from minigrad.backend import cpu
-    from minigrad.testing import double
-    from minigrad.testing.check import examine_all
+    from minigrad.testing import fake_cupy
     from minigrad.testing.domains import DOMAINS
-    from minigrad.testing.sizes import SMALL, small_sizes
+    from minigrad.testing.laws.check import examine_all
+    from minigrad.testing.laws.sizes import SMALL, small_sizes
 
-    here = cpu if backend == "numpy" else double.install()
+    here = cpu if backend == "numpy" else fake_cupy.install()
     small = {name: small_sizes(name) for name in SMALL} if backend == "numpy" else {f"{n} bytes of logits": logits(n) for n in (1, 600)}
     lines = [*DOMAINS, *(wide_lines() if backend == "cupy" else [])]
     seen.clear()                                        # what importing and making the backend called
@@ -282,13 +287,13 @@ def run_laws(backend: str, examples: int) -> list[str]:
 @contextlib.contextmanager
 def logits(size: int) -> Iterator[None]:
     """Inside the block the CuPy backend has so many bytes of logits at a time: of 600, a row of float64, and two of float32."""
-    from minigrad.backend import cupy_kernels
+    from minigrad.backend.cupy import kernels
 
-    was, cupy_kernels.LOGITS = cupy_kernels.LOGITS, size
+    was, kernels.LOGITS = kernels.LOGITS, size
     try:
         yield
     finally:
-        cupy_kernels.LOGITS = was
+        kernels.LOGITS = was
 
 
 def wide_lines() -> list[Any]:
@@ -297,7 +302,7 @@ def wide_lines() -> list[Any]:
 
     from minigrad.testing.domains import lines_of
     from minigrad.testing.domains.products import _targets
-    from minigrad.testing.strategies import examples
+    from minigrad.testing.laws.strategies import examples
 
     def plain(draw: Any, sizes: Any, rng: Any) -> Any:
         return {"mask": None, "causal": draw(st.booleans()), "scale": None, "p": 0.0, "key": 0}

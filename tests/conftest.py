@@ -50,7 +50,7 @@ def pytest_configure(config: Any) -> None:
     Processes beside each other have a BLAS thread each.
     """
     if BESIDE:
-        from minigrad.backend import blas
+        from minigrad.backend.numpy import blas
 
         blas.call("set_num_threads", 1)
     name = config.getoption("--backend")
@@ -59,9 +59,9 @@ def pytest_configure(config: Any) -> None:
     import minigrad as mg
 
     if name.startswith("double"):
-        from minigrad.testing import double
+        from minigrad.testing import fake_cupy
 
-        double.install()
+        fake_cupy.install()
     try:
         mg.backend.get(name)
     except mg.MinigradError as error:
@@ -90,8 +90,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     The first device of the double of CuPy, the current one at the start of a process, is so again.
     """
-    if (double := sys.modules.get("minigrad.testing.double")) is not None:
-        double.Device(0).use()
+    if (fake := sys.modules.get("minigrad.testing.fake_cupy.fake")) is not None:
+        fake.Device(0).use()
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() != TORCH_THREADS:
         torch.set_num_threads(TORCH_THREADS)

@@ -1,6 +1,6 @@
 """python -m tests.cuda_branches: which branches of the CUDA kernels their tests take.
 
-The kernels are compiled for a CPU (`minigrad.testing.cuda`) with g++'s --coverage and without optimization, for each dtype
+The kernels are compiled for a CPU (`minigrad.testing.fake_cupy.cuda`) with g++'s --coverage and without optimization, for each dtype
 that a test asks for; then tests run that hold them to NumPy, and gcov says which way each condition went. A branch
 counts as taken where it is in one of the dtypes. Each line that has one which is not taken is printed; one that is not in EXCUSED, and
 an excuse for a line whose branches are all taken, end the run with 1.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "minigrad" / "backend" / "cupy" / "cuda"
 SOURCES = ("kernels.cu", "attention.cu", "decode.cu", "choose.cu")
 TESTS = ("minigrad/test_cuda.py", "minigrad/test_cuda_attention.py", "minigrad/test_cuda_decode.py", "gpt2/test_chooser.py")
 OWN = "what is written is memory of the wrapper's own, and begins on 16 bytes"
@@ -58,7 +59,7 @@ def run_tests(folder: Path) -> int:
     """pytest over the tests, with kernels whose counts are written to the folder when this process ends."""
     import pytest
 
-    from minigrad.testing import cuda
+    from minigrad.testing.fake_cupy import cuda
 
     tempfile.tempdir = str(folder)                      # what is compiled goes there too
     built, sources = cuda.library, list[str]()
@@ -81,7 +82,7 @@ Counts = dict[tuple[str, int], dict[int, list[int]]]    # of each line of each f
 def counted(folder: Path) -> Counts:
     """What gcov says of all that was run."""
     found: Counts = defaultdict(dict)
-    texts = {name: (ROOT / "minigrad" / "backend" / name).read_text("utf-8") for name in SOURCES}
+    texts = {name: (FOLDER / name).read_text("utf-8") for name in SOURCES}
     shared = texts["kernels.cu"].partition("// ── what is above is for all")[0]
     for data in folder.glob("*.gcda"):
         source = json.loads((folder / "sources.json").read_text())[int(data.name.partition("-")[0])]
@@ -120,7 +121,7 @@ def main() -> int:
         found = counted(Path(folder))
     missed = {}
     for name in SOURCES:
-        lines = (ROOT / "minigrad" / "backend" / name).read_text("utf-8").splitlines()
+        lines = (FOLDER / name).read_text("utf-8").splitlines()
         mine = {at: counts for (file, at), counts in found.items() if file == name}
         every = [n for counts in mine.values() for taken in counts.values() for n in taken]
         print(f"{name:14} {sum(n > 0 for n in every):>4} of {len(every)} branches taken, in {len(mine)} lines")

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from minigrad import backend
-from minigrad.testing import cuda, double
+from minigrad.testing import fake_cupy
+from minigrad.testing.fake_cupy import cuda
 
 DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "double")
-double.install()
+fake_cupy.install()
 HERE: Any = backend.get(DEVICE).backend
 needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
                                     reason="g++ is not installed: the kernels cannot be run on a CPU")
@@ -56,9 +57,9 @@ def kernel_test(f: Any) -> Any:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Any]:
-    """As `double.counting`, where that can be had."""
+    """As `fake_cupy.counting`, where that can be had."""
     if DEVICE.startswith("double"):
-        with double.counting() as counts:
+        with fake_cupy.counting() as counts:
             yield counts
     else:
         yield Unknown()

@@ -18,7 +18,7 @@ import minigrad as mg
 from benchmarks import counts
 from gpt2.config import GPT2Config, num_parameters
 from minigrad import backend
-from minigrad.backend.blas import one_thread
+from minigrad.backend.numpy.blas import one_thread
 from minigrad.debug import explain
 from minigrad.op import REGISTRY
 

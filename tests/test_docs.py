@@ -220,7 +220,7 @@ def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     ("docs/performance.md", "`split_heads`", "`cut_heads`"), ("docs/gpu.md", "| `layer_norm_sums` |", "| `layer_norm_totals` |"),
     ("docs/tensors.md", '`"embedding_op/weight+"`', '`"embedding/weight+"`'),
     ("docs/tensors.md", "`DTypeError` is a `TypeError`", "`DTypeError` is a `ValueError`"),
-    ("docs/testing.md", "`minigrad.testing.strict` does", "`minigrad.testing.exact` does"),
+    ("docs/testing.md", "`minigrad.testing.array_api_strict` does", "`minigrad.testing.exact` does"),
     ("docs/training.md", "| `meta.json` |", "| `info.json` |"),
     ("docs/architecture.md", "`EQUATIONS` in `gpt2/hooks.py`", "`LABELS` in `gpt2/hooks.py`"),
     ("docs/architecture.md", "`gpt2/decoding/sampling.py` |", "`gpt2/sample.py` |"),

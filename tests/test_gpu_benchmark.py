@@ -13,9 +13,9 @@ from data import ROOT
 from benchmarks import gpu, gpu_bench, gpu_parts, gpu_report, gpu_train
 from benchmarks.gpu_bench import Setting
 from gpt2.cli.command import run_command
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
-double.install()
+fake_cupy.install()
 FAST = ["device", "rates", "launch", "attention"]
 
 
@@ -50,7 +50,7 @@ def test_answers_are_numpys_and_pytorchs(monkeypatch):
     """Logits, losses, every gradient, a step and greedy ids."""
     failed, rows = _part("answers")
     assert not failed and not [r for r in rows if "error" in r] and len(rows) == 6
-    from minigrad.backend import cupy_kernels
+    from minigrad.backend.cupy import kernels as cupy_kernels
 
     real = cupy_kernels.mean_of
     monkeypatch.setattr(cupy_kernels, "mean_of", lambda *a: real(*a) * 1.2)
@@ -61,7 +61,7 @@ def test_answers_are_numpys_and_pytorchs(monkeypatch):
 @pytest.mark.slow
 def test_a_wrong_answer_is_told(monkeypatch):
     """An error in the loss is a row that says WRONG, or a step that is not timed."""
-    from minigrad.backend import cupy_kernels
+    from minigrad.backend.cupy import kernels as cupy_kernels
 
     real = cupy_kernels.mean_of
     monkeypatch.setattr(cupy_kernels, "mean_of", lambda *a: real(*a) * 1.2)

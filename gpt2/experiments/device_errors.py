@@ -18,9 +18,9 @@ def measure(lab: Lab) -> dict[str, Any]:
     """With a GPU the devices are mixed for real; without one, on the double of CuPy that the tests use."""
     real = lab.device.startswith("cupy")
     if not real:
-        from minigrad.testing import double
+        from minigrad.testing import fake_cupy
 
-        double.install()
+        fake_cupy.install()
     other = lab.device if real else "double"
     here = mg.tensor(np.ones((2, 3), np.float32))
     there = mg.tensor(np.ones((3, 4), np.float32), device=other)

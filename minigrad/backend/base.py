@@ -10,7 +10,7 @@ and the op's own text is run.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,16 @@ def boost(dtype: Any, rows: int) -> float:
     over so many rows is less than float16's least number. A power of 2 changes no other bit.
     """
     return 2.0 ** (rows.bit_length() - 1) if dtype.itemsize < 4 and rows else 1.0
+
+
+def by_key(table: Mapping[str, Mapping[str, Callable[..., Any]]]) -> dict[str, Callable[..., Any]]:
+    """A table of faster kernels, by the keys of `Backend.kernels`.
+
+    Of each op it has the kernel of its value, of rules by their argument or "joint", and of those
+    that add the gradient into an array, with a "+" after that.
+    """
+    return {op if what == "value" else f"{op}/{what}": kernel
+            for op, kernels in table.items() for what, kernel in kernels.items()}
 
 
 class Backend:
@@ -144,7 +154,7 @@ class Backend:
         """
 
     def communicator(self) -> Any:
-        """What sums arrays over several devices of this kind (`cupy_nccl.Communicator`).
+        """What sums arrays over several devices of this kind (`cupy.nccl.Communicator`).
 
         DeviceError where there is nothing of the kind.
         """
@@ -182,7 +192,7 @@ class Backend:
 
     def erf(self, x: Any) -> Any:
         """The error function, elementwise, to a few units in the last place of float64."""
-        from .special import erf
+        from .fallbacks import erf
 
         return erf(self, x)
 
@@ -191,7 +201,7 @@ class Backend:
 
         index is [n] of integers in 0 … rows−1, values [n, d]. Deterministic.
         """
-        from .special import add_at_rows
+        from .fallbacks import add_at_rows
 
         return add_at_rows(self, rows, index, values)
 

@@ -4,7 +4,7 @@ The mask is a function of the key, so nothing is kept.
 """
 from __future__ import annotations
 
-from ..backend.bits import keep_mask
+from ..backend.splitmix64 import keep_mask
 from ..op import op
 
 

@@ -17,11 +17,11 @@ __all__ = ["LAWS", "Example", "LawsBroken", "Report", "Verdict", "arrays", "boun
            "check", "shapes", "small_sizes", "values"]
 
 try:
-    from .check import LawsBroken, Report, Verdict, check
-    from .laws import LAWS
-    from .sizes import small_sizes
-    from .strategies import Example, arrays, broadcastable, shapes, values
-    from .tolerance import bound
+    from .laws.check import LawsBroken, Report, Verdict, check
+    from .laws.laws import LAWS
+    from .laws.sizes import small_sizes
+    from .laws.strategies import Example, arrays, broadcastable, shapes, values
+    from .laws.tolerance import bound
 except ModuleNotFoundError as error:
     if error.name != "hypothesis":
         raise

@@ -13,9 +13,9 @@ from .. import backend
 from ..errors import DeviceError, MinigradError
 from ..op import REGISTRY
 from . import foreign
-from .check import Verdict, examine_all
 from .domains import DOMAINS, Domain, lines_of
-from .laws import LAWS
+from .laws.check import Verdict, examine_all
+from .laws.laws import LAWS
 
 DTYPES = ("float64", "float32")
 MARKS = {"held": "✓", "broken": "✗", "not applicable": "·"}
@@ -94,7 +94,7 @@ def main() -> int:
                 "or --describe")
     devices = args.device or ["numpy", "double"]
     if "double" in devices:
-        from .double import install
+        from .fake_cupy.fake import install
 
         install()
     try:

@@ -18,8 +18,8 @@ import numpy as np
 
 from .. import backend
 from ..errors import DeviceError
-from .strategies import lay
-from .subject import Subject
+from .laws.strategies import lay
+from .laws.subject import Subject
 
 
 def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> Subject:

@@ -22,12 +22,12 @@ from ..backend.base import half
 from ..engine.graph import no_grad
 from ..engine.tensor import Tensor
 from ..errors import MinigradError
-from .check import Report, Verdict, examine
 from .domains import Domain, lines_of
-from .laws import LAWS
+from .laws.check import Report, Verdict, examine
+from .laws.laws import LAWS
+from .laws.strategies import Example, Strategy, arrays, examples_of
+from .laws.subject import NotApplicable, Subject, flat, host
 from .program import CannotRun, Failure, Hung, Program, Unsayable, inputs_of, message, said
-from .strategies import Example, Strategy, arrays, examples_of
-from .subject import NotApplicable, Subject, flat, host
 
 KINDS = ("any", "positive", "nonzero", "spread")
 # a program has copies of the arrays; PyTorch is no part of what is compared here

@@ -29,7 +29,7 @@ import minigrad as mg
 from .. import random
 from ..backend import cpu
 from ..fused import dropout_op
-from .sizes import small_sizes
+from .laws.sizes import small_sizes
 
 ROUNDINGS = 60
 Lines = Iterator[tuple[Any, ...]]

@@ -27,9 +27,9 @@ from typing import Any
 from .. import backend
 from ..engine.saved import Plan
 from ..op import REGISTRY, Op, Rule, Saved
-from .check import examine
 from .domains import lines_of
-from .laws import LAWS
+from .laws.check import examine
+from .laws.laws import LAWS
 from .mutate_text import alternatives, compiled, replaced
 
 # The laws that are likely to notice come first, and the slowest last.

@@ -23,8 +23,8 @@ import numpy as np
 
 from ..engine.graph import no_grad
 from ..engine.tensor import Tensor
-from .strategies import Example
-from .subject import Broken, NotApplicable, Subject, flat
+from .laws.strategies import Example
+from .laws.subject import Broken, NotApplicable, Subject, flat
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "bool", "int8", "int16", "int32", "int64",
           "uint8", "uint16", "uint32", "uint64")

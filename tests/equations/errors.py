@@ -5,8 +5,8 @@ import numpy as np
 
 from gpt2.golden.__main__ import entry
 from gpt2.verify.port import unit_of
-from minigrad.testing.reference import aligned
-from minigrad.testing.tolerance import allowed, bound, complex_step, difference
+from minigrad.testing.laws.reference import aligned
+from minigrad.testing.laws.tolerance import allowed, bound, complex_step, difference
 
 from .by_numbers import at_most, differs, is_so, same
 

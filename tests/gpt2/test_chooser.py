@@ -14,9 +14,11 @@ from long import slow_unless
 from gpt2.decoding.gpu_sampling import Chooser
 from gpt2.decoding.sampling import SamplingOptions, choose, process_logits
 from minigrad import backend
-from minigrad.backend import Device, cupy_choose
+from minigrad.backend import Device
+from minigrad.backend.cupy import sample as cupy_choose
 from minigrad.backend.cupy import source
-from minigrad.testing import cuda, double
+from minigrad.testing import fake_cupy
+from minigrad.testing.fake_cupy import cuda
 
 SOURCE = source("choose.cu")
 pytestmark = needs_compiler
@@ -151,10 +153,10 @@ def test_draws_beside_borders_and_what_was_seen(here: Any):
 
 def test_it_chooses_where_the_logits_are():
     """All that it keeps is on the device that it is told, whatever the current one is."""
-    double.install().use(0)
-    mine = Chooser(Device(double.install(), 1), SamplingOptions(repetition_penalty=1.3), 2, 9, np.zeros((1, 2)), [[1], [2]])
+    fake_cupy.install().use(0)
+    mine = Chooser(Device(fake_cupy.install(), 1), SamplingOptions(repetition_penalty=1.3), 2, 9, np.zeros((1, 2)), [[1], [2]])
     assert {a.device.id for a in (mine.uniforms, mine.weights, mine.seen)} == {1}
-    double.install().use(0)
+    fake_cupy.install().use(0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

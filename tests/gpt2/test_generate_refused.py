@@ -13,7 +13,7 @@ from tiny_gpt2 import CONTEXT, SAYS, TEXT
 from gpt2.data.train_bpe import train_bpe
 from minigrad import backend
 from minigrad.errors import BackendUnavailable
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -76,7 +76,7 @@ def test_a_missing_backend_is_said_first(run, monkeypatch):
 
 def test_a_device_is_a_flag(run):
     """--device N is NAME:N, and the text the same; a device that is not there ends with exit 2, and --device alone never falls back."""
-    double.install()
+    fake_cupy.install()
     flags = ["--max-new-tokens", "3", "--json"]
     code, out, _ = run("random", *flags, "--backend", "double", "--device", "1")
     assert code == 0 and json.loads(out)["backend"] == "double:1"
@@ -92,8 +92,8 @@ def test_a_device_is_a_flag(run):
 @pytest.mark.parametrize("n", [0, 5, 40, 100])
 def test_no_memory_is_one_line(run, n):
     """A device that is out of memory ends a run with exit 1 and one line that says what to lower, whenever it happens."""
-    double.install()
-    with double.short_of_memory(n):
+    fake_cupy.install()
+    with fake_cupy.short_of_memory(n):
         code, _, err = run("random", "--backend", "double", "--max-new-tokens", "3", "--no-stream")
     assert code == 1 and err.count("\n") == 1 and "out of memory on double:0" in err and "lower the batch" in err
 

@@ -14,7 +14,7 @@ from gpt2.config import GPT2Config
 from gpt2.decoding.kv_cache import KVCache
 from gpt2.model import GPT2
 from minigrad import backend
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 IDS = np.random.default_rng(0).integers(0, 200, (2, 9))
 FORMS = pytest.mark.parametrize("explicit", [False, True], ids=["fused", "by-parts"])
@@ -177,7 +177,7 @@ def test_a_device_is_named_once():
         mg.optim.clip_grad_norm_(m.parameters(), 1.0)
         optimizer.step()
     for n, m in enumerate(models):
-        double.Device(1 - n).use()
+        fake_cupy.Device(1 - n).use()
         said.append(m.generate([[5, 6], [7]], 3, greedy=True, eos_token_id=None))
         assert {losses[n].device, *(t.device for p in m.parameters() for t in (p, p.grad))} == {f"double:{n}"}
     assert said[0] == said[1]
@@ -189,7 +189,7 @@ def test_a_device_is_named_once():
 
 def test_a_cache_lies_on_its_device():
     """Keys, values and padding, whichever device is the current one."""
-    double.install()
+    fake_cupy.install()
     mg.tensor(0.0, device="double:0")
     cache = KVCache(GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=2), 2, 8, pad=[1, 0], device="double:1")
     mg.tensor(0.0, device="double:0")

@@ -9,7 +9,7 @@ from tiny_gpt2 import tiny_config, tiny_model
 
 import minigrad as mg
 from gpt2.model import GPT2
-from minigrad.testing import strict
+from minigrad.testing import array_api_strict as strict
 
 pytest.importorskip("array_api_strict", reason="array-api-strict is not installed; pip install array-api-strict")
 

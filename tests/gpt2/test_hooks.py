@@ -14,8 +14,8 @@ from gpt2.decoding.gpu_step import Stepper
 from gpt2.errors import UsageError
 from gpt2.hooks import BESIDE, BLOCK, ENDS, STATISTICS, Tapped
 from gpt2.model import GPT2
-from minigrad.testing import cuda
-from minigrad.testing.double import install
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.fake_cupy.fake import install
 
 IDS = np.random.default_rng(0).integers(0, 300, (2, 9))
 TARGETS = np.random.default_rng(1).integers(0, 300, (2, 9))

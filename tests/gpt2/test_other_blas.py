@@ -19,8 +19,9 @@ from tiny_gpt2 import TEXT, prepare_texts, tiny_config, tiny_model
 from gpt2 import GPT2
 from gpt2.train.__main__ import main
 from minigrad import info
-from minigrad.backend import blas, cpu
-from minigrad.backend.numpy_sizes import SIZES
+from minigrad.backend import cpu
+from minigrad.backend.numpy import blas
+from minigrad.backend.numpy.sizes import SIZES
 
 U = float(np.finfo(np.float32).eps) / 2
 
@@ -100,7 +101,7 @@ def test_a_library_that_lacks_a_function_is_none(monkeypatch, tmp_path):
     source = f"""
 import numpy as np
 np.__file__ = {str(tmp_path / "numpy" / "__init__.py")!r}
-from minigrad.backend import blas
+from minigrad.backend.numpy import blas
 import minigrad as mg
 print(blas.library(), (mg.tensor(np.ones((300, 300), np.float32)) @ mg.tensor(np.ones((300, 300), np.float32))).sum().item())
 """

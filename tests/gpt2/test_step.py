@@ -19,10 +19,11 @@ from gpt2.decoding.kv_cache import KVCache
 from gpt2.decoding.sampling import SamplingOptions
 from gpt2.errors import MissingError
 from gpt2.model import GPT2
-from minigrad.testing import cuda, double
-from minigrad.testing.tolerance import bound, magnitude
+from minigrad.testing import fake_cupy
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.laws.tolerance import bound, magnitude
 
-HERE = double.install()
+HERE = fake_cupy.install()
 mg.backend.dtype("bfloat16")
 needs_kernels = pytest.mark.skipif(cuda.compiler() is None, reason="g++ is not installed: decode.cu cannot be run on a CPU")
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -86,7 +87,7 @@ def test_tokens_by_replays(fields: dict[str, Any], batches: list[int]):
     model, same = _models(**fields)
     L, n = model.config.n_layer, 1 + sum(batches)
     said, after = [], []
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         for step in decoding.steps(model, [PROMPT], max_new_tokens=n, options=SamplingOptions(greedy=True)):
             said.append(step.ids[0])
             after.append((counts.syncs, counts.uploads, counts.allocations, counts.replays))
@@ -134,7 +135,7 @@ def test_more_rows_than_the_kernels_take():
     """Go through the model's own pass, as does a model in training mode, and one on the definitions by parts."""
     model, same = _models()
     prompts = [[i + 1, 2] for i in range(9)]
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         said = model.generate(prompts, 3, greedy=True, eos_token_id=None)
     assert said == same.generate(prompts, 3, greedy=True, eos_token_id=None) and "step_qkv" not in counts.launches
     assert not Stepper.fits(model, 9) and Stepper.fits(model, 8) and not Stepper.fits(same, 1)
@@ -184,7 +185,7 @@ def test_a_step_may_be_read_and_then_go_on_by_itself():
 def test_the_same_draws_give_the_same_tokens(rows: list[list[int]], options: dict[str, Any]):
     """Sampled on the device they are those that NumPy samples, with a wait for the prompt and one for each batch of 1, 2, 4 and 2."""
     model, same = _models()
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         said = model.generate(rows, 10, seed=3, eos_token_id=None, **options)
     assert said == same.generate(rows, 10, seed=3, eos_token_id=None, **options)
     assert counts.launches["step_choose"] == 9 and counts.replays == 8 and counts.syncs == 1 + 4
@@ -202,7 +203,7 @@ def test_the_same_draws_in_float64():
 def test_the_host_may_choose():
     """Where it is to say how likely tokens are: it chooses as ever, and waits for each token."""
     model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("double", "numpy"))
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         top = [[step.top[0] for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
     assert [[i for i, _ in row] for row in top[0]] == [[i for i, _ in row] for row in top[1]]
     size = np.abs(same([PROMPT]).numpy()).max()

@@ -9,7 +9,7 @@ from device import DEVICE, HERE, counting
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.testing.tolerance import bound
+from minigrad.testing.laws.tolerance import bound
 
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
 FLOAT = ("-DSTORE=float", "-DREAL=float")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from minigrad.testing import LawsBroken, arrays, check, cuda, double
+from minigrad.testing import LawsBroken, arrays, check, fake_cupy
 from minigrad.testing.adapters import cupy_function, jax_function, torch_function
-from minigrad.testing.subject import subject_of
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.laws.subject import subject_of
 
 C = math.sqrt(2.0 / math.pi)
 HALVES = ["float16", "bfloat16"]
@@ -156,7 +157,7 @@ KERNEL tanh_backward(const Store* g, const Store* x, Store* dx, Count n) {
 
 def kernels(old: str = "", new: str = "") -> tuple[Any, Any]:
     """The value and the VJP by the kernels above, on the double, with one line changed."""
-    cupy = double.install().namespace
+    cupy = fake_cupy.install().namespace
     assert old in SOURCE
     module = cupy.RawModule(code=SOURCE.replace(old, new) if old else SOURCE, options=("-DSTORE=float", "-DREAL=float"))
 
@@ -181,7 +182,7 @@ def test_kernels_of_cuda():
 
 def test_functions_of_cupy():
     """Functions of the library's arrays, with an array among the settings; on the double, CuPy's manners on a CPU."""
-    cupy = double.install().namespace
+    cupy = fake_cupy.install().namespace
 
     def scaled(x, weight):
         return cupy.tanh(x) * weight

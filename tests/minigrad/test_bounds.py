@@ -12,11 +12,11 @@ from long import slow_unless
 import minigrad as mg
 from minigrad.op import REGISTRY, Op
 from minigrad.testing import arrays, check
-from minigrad.testing.check import examine
 from minigrad.testing.domains import lines_of
+from minigrad.testing.laws.check import examine
+from minigrad.testing.laws.reference import Reference, aligned
+from minigrad.testing.laws.tolerance import WIDE, allowed
 from minigrad.testing.mutate import _computed, _ruled, _spoiled
-from minigrad.testing.reference import Reference, aligned
-from minigrad.testing.tolerance import WIDE, allowed
 
 FACTORS = {"float32": 1e-5, "float64": 1e-13}
 

@@ -18,12 +18,12 @@ from minigrad.engine.op import Op as Definition
 from minigrad.engine.saved import Plan
 from minigrad.ops.elementwise import exp, mul
 from minigrad.testing import LAWS, LawsBroken, __main__, arrays, broadcastable, check, mutate
-from minigrad.testing.check import examine
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.run import Run
-from minigrad.testing.strategies import Example, examples, shapes
-from minigrad.testing.subject import Subject, subject_of
-from minigrad.testing.tolerance import WIDE, bound, complex_step, difference
+from minigrad.testing.laws.check import examine
+from minigrad.testing.laws.run import Run
+from minigrad.testing.laws.strategies import Example, examples, shapes
+from minigrad.testing.laws.subject import Subject, subject_of
+from minigrad.testing.laws.tolerance import WIDE, bound, complex_step, difference
 
 
 def _op(kernel: Any, kind: type[Op] = Op, definition: Any = None, joint: Any = None, elementwise: bool = True, **rules: Any) -> Op:

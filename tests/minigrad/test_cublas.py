@@ -1,4 +1,4 @@
-"""Products on CuPy: the calls of cuBLAS that `minigrad.backend.cublas` makes are right for every layout, on the double's memory."""
+"""Products on CuPy: the calls of cuBLAS that `minigrad.backend.cupy.cublas` makes are right for every layout, on the double's memory."""
 from __future__ import annotations
 
 import numpy as np
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad as mg
-from minigrad.backend import cublas
-from minigrad.testing.tolerance import bound, magnitude
+from minigrad.backend.cupy import cublas
+from minigrad.testing.laws.tolerance import bound, magnitude
 
 CUPY = HERE.namespace
 mg.backend.dtype("bfloat16")

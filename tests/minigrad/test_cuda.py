@@ -16,12 +16,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minigrad as mg
-import minigrad.backend.cupy_kernels as wrappers
-from minigrad.backend.bits import keep_mask
+import minigrad.backend.cupy.kernels as wrappers
 from minigrad.backend.cupy import source
+from minigrad.backend.cupy.table import KERNELS
+from minigrad.backend.splitmix64 import keep_mask
 from minigrad.op import REGISTRY
-from minigrad.testing import cuda
-from minigrad.testing.tolerance import bound, magnitude
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.laws.tolerance import bound, magnitude
 
 SOURCE = source("kernels.cu")
 pytestmark = needs_compiler
@@ -325,7 +326,7 @@ def test_every_kernel_is_called():
     text = Path(wrappers.__file__).read_text(encoding="utf-8")
     launched = {name for call in re.findall(r"(?:launch\(|over_arrays\(xp, )([^,]*),", text) for name in re.findall(r'"(\w+)"', call)}
     assert launched == cuda.parameters(SOURCE).keys() and launched
-    for name in wrappers.KERNELS:
+    for name in KERNELS:
         op, _, argument = name.partition("/")
         rules = REGISTRY[op].rules if op in REGISTRY else {}
         assert op in ("adamw_update", "scale", "sums_of_squares") or not argument or argument.removesuffix("+") in (*rules, "joint")

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from long import slow_unless
 
 import minigrad as mg
-from minigrad.backend import cupy_attention
+from minigrad.backend.cupy import attention as cupy_attention
 from minigrad.backend.cupy import source
 from minigrad.op import REGISTRY
 from minigrad.ops.shape import join_heads, split_heads
-from minigrad.testing import cuda
-from minigrad.testing.tolerance import bound, magnitude
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.laws.tolerance import bound, magnitude
 
 pytestmark = needs_compiler
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from long import slow_unless
 
 import minigrad as mg
-import minigrad.backend.cupy_decode as wrappers
+import minigrad.backend.cupy.decode as wrappers
 from minigrad import backend, decode
 from minigrad.backend.cupy import source
-from minigrad.testing import cuda
-from minigrad.testing.tolerance import bound, magnitude
+from minigrad.testing.fake_cupy import cuda
+from minigrad.testing.laws.tolerance import bound, magnitude
 
 SOURCE = source("decode.cu")
 mg.backend.dtype("bfloat16")
@@ -177,7 +177,7 @@ def test_greedy(B: int, V: int, less: int, dtype: str, seed: int, odd: float | N
 def test_the_definitions_on_the_standard():
     """They ask for nothing beyond the array API."""
     pytest.importorskip("array_api_strict")
-    from minigrad.testing import strict
+    from minigrad.testing import array_api_strict as strict
 
     here = strict.install()
     B, h, e, S, V = 2, 2, 3, 5, 11

@@ -19,7 +19,7 @@ from minigrad import fused
 from minigrad.debug import detect_anomaly, explain, size_of
 from minigrad.errors import GraphError
 from minigrad.fused import by_parts
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 
 def _leaf(*shape: int, seed: int = 0) -> mg.Tensor:
@@ -224,7 +224,7 @@ def test_nothing_is_held():
 @pytest.mark.parametrize("name", ["products", "checkpoint"])
 def test_it_is_the_same_on_the_double(name: str):
     """A graph of the same ops on a GPU's double keeps the same."""
-    double.install()
+    fake_cupy.install()
 
     def told(device: str) -> Any:
         x, w = (mg.tensor(a.array, device=device, requires_grad=True) for a in (_leaf(6, 8), _leaf(8, 8)))

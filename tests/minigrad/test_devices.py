@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
-from minigrad.backend import Device, cpu, cupy, cupy_errors
-from minigrad.testing import double
+from minigrad.backend import Device, cpu, cupy
+from minigrad.backend.cupy import errors as cupy_errors
+from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.run import Run
-from minigrad.testing.subject import flat
+from minigrad.testing.fake_cupy import fake
+from minigrad.testing.laws.run import Run
+from minigrad.testing.laws.subject import flat
 
-HERE = double.install()
+HERE = fake_cupy.install()
 GB = 10**9
 
 
 def _other(device: str) -> None:
     """Make the device that `device` is not the current one, as somebody else's code may."""
-    double.Device(1 - int(device[-1])).use()
+    fake_cupy.Device(1 - int(device[-1])).use()
 
 
 # ── devices ──
@@ -70,7 +72,7 @@ def test_a_device_makes_arrays_on_it(device: str):
     for make, dtype, numbers in made:
         elsewhere.use()
         array = make()
-        assert HERE.device(array) == there and double._thread.devices[-1] == there.number and array.dtype == dtype
+        assert HERE.device(array) == there and fake._thread.devices[-1] == there.number and array.dtype == dtype
         assert numbers is None or HERE.host(array).tolist() == numbers
 
 
@@ -128,7 +130,7 @@ def test_two_devices_in_turn(seed: int, kind: str):
 def test_gradients_are_scaled_where_they_are(monkeypatch: pytest.MonkeyPatch):
     """Where they lie is told by addresses, which mean something on their own device alone."""
     launch, places = HERE.launch, []
-    monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(double._thread.devices[-1]), launch(name, *args, **how)))
+    monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(fake._thread.devices[-1]), launch(name, *args, **how)))
     p = mg.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
     p.grad = mg.tensor([3.0, 4.0], device="double:1")
     for f in (lambda: mg.optim.clip_grad_norm_([p], 1.0), lambda: mg.optim.GradScaler(2.0).unscale_(mg.optim.SGD([p]))):
@@ -170,7 +172,7 @@ def test_one_graph_over_two_devices():
         a, b = mg.tensor([0.5, -1.0], requires_grad=True), mg.tensor([2.0, 3.0], requires_grad=True)
         same = f(a, b, "numpy")
         for _ in range(2):
-            double.Device(0).use()
+            fake_cupy.Device(0).use()
             loss.backward(retain_graph=True)
             same.backward(retain_graph=True)
         assert (x.grad.device, y.grad.device) == ("double:0", shown)
@@ -180,7 +182,7 @@ def test_one_graph_over_two_devices():
 def test_a_thread_has_a_device_of_its_own():
     """What one thread names or computes on is not the current device of another, and its ops find theirs all the same."""
     x, found = mg.tensor([1.0, 2.0], device="double:1"), []
-    thread = threading.Thread(target=lambda: found.extend([double._thread.devices[-1], (x * x).device, double._thread.devices[-1]]))
+    thread = threading.Thread(target=lambda: found.extend([fake._thread.devices[-1], (x * x).device, fake._thread.devices[-1]]))
     thread.start()
     thread.join()
     assert found == [0, "double:1", 1]
@@ -206,11 +208,11 @@ def test_no_memory_is_said_wherever_it_runs_out():
         mg.softmax(mg.linear(x, p)).log().sum().backward()
         optimizer.step()
 
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         step()
     seen = set()
     for n in range(counts.allocations):
-        with pytest.raises(mg.OutOfMemoryError) as caught, double.short_of_memory(n):
+        with pytest.raises(mg.OutOfMemoryError) as caught, fake_cupy.short_of_memory(n):
             step()
         said = str(caught.value)
         assert "out of memory on double:0: " in said and " asked for, 4.29 GB free of 8.59 GB" in said and "\n" not in said
@@ -232,7 +234,7 @@ def _fake(error: Exception | None = None, *, count: int = 1, capability: str = "
             raise error
         return count
 
-    class Device(double.Device):
+    class Device(fake_cupy.Device):
         compute_capability = property(lambda self: capability if self.id == 0 else "90")  # type: ignore[assignment]
 
         def use(self) -> Any:
@@ -342,7 +344,7 @@ def test_an_import_that_fails_says_why(monkeypatch: pytest.MonkeyPatch):
 ])
 def test_every_complaint_has_its_line(error: Exception, kind: Any, words: list[str]):
     """What, where and what to do, as an error of ours; what is not CuPy's is left alone."""
-    ours = cupy_errors.explained(double._namespace(), error, "layer_norm", "cupy:1")
+    ours = cupy_errors.explained(fake_cupy.fake._namespace(), error, "layer_norm", "cupy:1")
     assert type(ours) is (kind or type(None))
     if kind:
         assert "\n" not in str(ours) and all(word in str(ours) for word in words), str(ours)

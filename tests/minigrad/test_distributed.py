@@ -19,7 +19,7 @@ import minigrad as mg
 from minigrad import distributed
 from minigrad.distributed import DataParallel, ProcessGroup, init_process_group
 from minigrad.errors import BackendUnavailable, DeviceError, DistributedError, GraphError
-from minigrad.testing.double import install
+from minigrad.testing.fake_cupy.fake import install
 
 # ── hooks ──
 OPS = [mg.tanh, mg.exp, lambda x: x * x, lambda x: x.T, lambda x: x[::-1], lambda x: mg.checkpoint(mg.tanh)(x)]

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import backend
 from minigrad.backend import Device
-from minigrad.testing import double
-from minigrad.testing.cupy_names import LACKED, MODULE, NDARRAY
+from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.run import Run
-from minigrad.testing.subject import flat
+from minigrad.testing.fake_cupy.names import LACKED, MODULE, NDARRAY
+from minigrad.testing.laws.run import Run
+from minigrad.testing.laws.subject import flat
 
-HERE = double.install()
+HERE = fake_cupy.install()
 cp = HERE.namespace
 
 
@@ -69,7 +69,7 @@ def test_reductions_give_arrays_of_no_axes():
     """sum and indexing give ndarrays, never NumPy's scalars; views know whom they are views of."""
     x = cp.arange(6.0).reshape(2, 3)
     for y in (x.sum(), cp.sum(x), x[0, 0], cp.max(x)):
-        assert type(y) is double.ndarray and y.shape == ()
+        assert type(y) is fake_cupy.ndarray and y.shape == ()
     assert x[0].base is not None and cp.ones(2).base is None and x.T.base is x[1].base
 
 
@@ -82,7 +82,7 @@ def test_reductions_give_arrays_of_no_axes():
 def test_waits_are_counted(f: Any, syncs: int):
     """Whatever must know a number or a size on the host waits for the device once."""
     x = cp.ones(())
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         f(x)
     assert counts.syncs == syncs
 
@@ -90,12 +90,12 @@ def test_waits_are_counted(f: Any, syncs: int):
 def test_allocations_and_uploads_are_counted():
     """New arrays count with bytes and dtype; views, in-place operators and out= do not."""
     x = cp.ones((4, 2), dtype="float32")
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         y = x.reshape(8)[::2].T
         y += 1.0
         cp.add(x, x, out=x)
     assert counts.allocations == 0
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         cp.array(np.ones(3))
         x + x
     assert (counts.uploads, counts.allocations, counts.bytes) == (1, 2, 24 + 32) and counts.dtypes == {"float64": 1, "float32": 1}
@@ -161,7 +161,7 @@ def test_rows_are_added(seed: int, n: int, rows: int, d: int):
     expected = np.zeros((rows, d))
     np.add.at(expected, index, values.astype(np.float64))
     i, v = HERE.array(index), HERE.array(values)
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         found = HERE.add_at_rows(rows, i, v)
     assert counts.syncs == 0 and "float64" not in counts.dtypes and found.dtype == np.float32
     # a sum of up to n numbers in a tree of depth log₂ n: that many roundings of numbers up to Σ|v|
@@ -186,7 +186,7 @@ def test_elements_are_added(seed: int, n: int, kind: str, order: Any):
         array, v = HERE.array(np.asarray(start, order=order)), HERE.array(values)
         i = index if kind == "host" else tuple(p if isinstance(p, slice) else HERE.array(p) for p in index) if isinstance(
             index, tuple) else HERE.array(index)
-        with double.counting() as counts:
+        with fake_cupy.counting() as counts:
             HERE.add_at(array, i, v)
         assert counts.syncs == (kind == "mask" and values.size > 0) and "float64" not in counts.dtypes
         found.append(HERE.host(array))
@@ -202,17 +202,17 @@ def test_an_optimiser_waits_for_nothing():
         optimizer = kind(params, lr=0.1, **options)
         for p in params:
             (p * p).sum().backward()
-        with double.counting() as counts:
+        with fake_cupy.counting() as counts:
             optimizer.step()
             optimizer.step()
         tables = 2 * (kind is not mg.optim.SGD) * bool(HERE.kernels)
         assert (counts.syncs, counts.uploads, counts.dtypes["int64"], counts.dtypes["float64"]) == (0, tables, tables, 0)
-    with double.counting() as counts:
+    with fake_cupy.counting() as counts:
         assert mg.optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.sqrt(10.0 * 4.0), rel=1e-6)
     assert counts.syncs == 1
     for p in params:
         p.grad = mg.Tensor(HERE.ones_like(p.array) * 1e30)
-    with np.errstate(over="ignore"), double.counting() as counts:
+    with np.errstate(over="ignore"), fake_cupy.counting() as counts:
         assert mg.optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.sqrt(10.0) * 1e30, rel=1e-6)
     assert counts.syncs == 3
 
@@ -230,7 +230,7 @@ def test_no_op_waits(name: str, data: Any):
     example = data.draw(domain.examples)
     run = Run(domain.subject, example, "float32", "double")
     xs = run.leaves()
-    with np.errstate(all="ignore"), double.counting() as counts:
+    with np.errstate(all="ignore"), fake_cupy.counting() as counts:
         y = flat(domain.subject.function(*xs, **run.settings))
         if y.requires_grad:
             seed = mg.Tensor(HERE.ones_like(y.array))

@@ -18,7 +18,7 @@ from device import DEVICE
 
 import minigrad as mg
 from minigrad.fused import gelu_by_parts
-from minigrad.testing.tolerance import ROUNDINGS
+from minigrad.testing.laws.tolerance import ROUNDINGS
 
 DTYPES = ("float16", "bfloat16")
 LEAST = 2.0**-149                                       # of float32: what may be lost where a step underflows

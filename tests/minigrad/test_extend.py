@@ -89,15 +89,15 @@ def test_a_kernel_that_writes_np_for_xp_fails():
 
 def test_a_kernel_of_cupy_waits_for_it(silu: Any, monkeypatch: pytest.MonkeyPatch):
     """It is kept until CuPy is loaded; then it is the one that the backend asks."""
-    from minigrad.backend import cupy_kernels
+    from minigrad import extend
 
-    monkeypatch.setattr(cupy_kernels, "KERNELS", {})
+    monkeypatch.setattr(extend, "KERNELS", {})
 
     @faster(silu, "x", on="cupy")
     def slope(g: Any, x: Any) -> Any:
         return g * x
 
-    assert cupy_kernels.KERNELS["silu_of_a_test/x"](None, 2.0, 3.0) == 6.0 and "silu_of_a_test/x" not in backend.cpu.kernels
+    assert extend.KERNELS["silu_of_a_test/x"](None, 2.0, 3.0) == 6.0 and "silu_of_a_test/x" not in backend.cpu.kernels
 
 
 @pytest.mark.parametrize(("call", "said"), [

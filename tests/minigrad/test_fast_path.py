@@ -23,7 +23,7 @@ from gpt2.model import GPT2
 from minigrad.engine import graph
 from minigrad.engine.fast import FastOp, FastWalk, explicit
 from minigrad.op import REGISTRY
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 SHAPES = [(), (3,), (2, 3), (2, 1), (1, 3)]
 ROOT = Path(mg.__file__).parent
@@ -56,7 +56,7 @@ steps = st.lists(st.tuples(st.sampled_from([*UNARY, *ELEMENTWISE, *PROGRAMS]), s
        dtype=st.sampled_from(["float64", "float32", "float16"]), device=st.sampled_from(["numpy", "double"]))
 def test_random_programs(shapes: Any, steps: Any, seed: int, dtype: str, device: str):
     """Value, gradients, the gradient of the gradient, `.grad` of the leaves, and every residual of every node."""
-    double.install()
+    fake_cupy.install()
     if device == "double" and dtype == "float16":      # whose kernels add to a sum with one rounding
         dtype = "float32"
 

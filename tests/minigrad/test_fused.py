@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend, fused, random
-from minigrad.backend import numpy_panels
-from minigrad.backend.numpy_sizes import SIZES
+from minigrad.backend.numpy import packed_linear as panels_of
+from minigrad.backend.numpy.sizes import SIZES
 from minigrad.fused import by_parts
 from minigrad.fused.packed_linear import unpack
 from minigrad.op import REGISTRY
@@ -176,8 +176,8 @@ def test_panels_hold_the_matrix(k: int, m: int, dtype: str, flipped: bool):
 
 def test_what_is_not_packed():
     """Half precision has no panels, and shapes that do not fit are refused."""
-    assert backend.cpu.pack(np.ones((4, 4), np.float16)) is None and numpy_panels.terms(768) == 192 == numpy_panels.terms(3072)
-    assert numpy_panels.terms(1600) == 160 and numpy_panels.terms(397) == 397
+    assert backend.cpu.pack(np.ones((4, 4), np.float16)) is None and panels_of.terms(768) == 192 == panels_of.terms(3072)
+    assert panels_of.terms(1600) == 160 and panels_of.terms(397) == 397
     panels = np.ones((2, 3, 4, 5))
     for x, size, bias, message in [(np.ones((2, 11)), 10, None, r"x \[2, 11\] and panels \[2, 3, 4, 5\]"),
                                    (np.ones((2, 12)), 11, None, "have 10 columns, not 11"), (np.ones((2, 12)), -1, None, "not -1"),
@@ -216,7 +216,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
     x, w, b = (mg.Tensor(rng.standard_normal(s).astype("float32")).requires_grad_() for s in [(ROWS, WIDTH), WIDTH, WIDTH])
     q = mg.Tensor(rng.standard_normal((9, 130, 8)).astype("float32")).requires_grad_()
     targets = rng.integers(0, WIDTH, ROWS)
-    panels = mg.Tensor(numpy_panels.pack(rng.standard_normal((WIDTH, 300), np.float32)))
+    panels = mg.Tensor(panels_of.pack(rng.standard_normal((WIDTH, 300), np.float32)))
     runs = []
     for n in (1, 2, 5):
         monkeypatch.setattr(SIZES, "threads", n)

@@ -13,7 +13,7 @@ import pytest
 from data import ROOT
 
 from minigrad import backend, info
-from minigrad.backend import blas
+from minigrad.backend.numpy import blas
 from minigrad.errors import BackendUnavailable
 
 

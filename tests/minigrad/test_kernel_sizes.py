@@ -9,12 +9,12 @@ import pytest
 
 import minigrad as mg
 from minigrad.backend import cpu
-from minigrad.backend.numpy_sizes import SIZES, Sizes
+from minigrad.backend.numpy.sizes import SIZES, Sizes
 from minigrad.op import REGISTRY
-from minigrad.testing.check import examine
 from minigrad.testing.domains import DOMAINS, Domain
-from minigrad.testing.laws import LAWS
-from minigrad.testing.sizes import SMALL, small_sizes
+from minigrad.testing.laws.check import examine
+from minigrad.testing.laws.laws import LAWS
+from minigrad.testing.laws.sizes import SMALL, small_sizes
 
 pytestmark = pytest.mark.rounding
 # adamw_update is no op: test_optim.py holds it to the formula. The other three multiply with backend.blas

@@ -17,7 +17,7 @@ from minigrad import backend
 from minigrad.backend.base import Saved
 from minigrad.engine.fast import FastOp as Op
 from minigrad.engine.fast import explicit
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 pytestmark = pytest.mark.rounding
 fast_alone = pytest.mark.skipif("pullback" not in vars(Op), reason="the engine's definition gives no memory away")
@@ -87,7 +87,7 @@ def test_arguments_are_checked_before_any_kernel(kernels: dict[str, Any]):
 
 def test_two_libraries_are_refused_before_any_kernel():
     """Whether or not the kernel would look at the second array."""
-    double.install()
+    fake_cupy.install()
     here, there = mg.tensor([1.0]), mg.tensor([1.0], device="double")
     probe = _op(lambda xp, a, b: a * 1.0, a=lambda g: g, b=lambda g: g)
     for a, b in ((here, there), (there, here)):
@@ -216,7 +216,7 @@ def test_a_kernel_adds_into_a_sum_that_is_ours(kernels: dict[str, Any]):
 @pytest.fixture(params=["numpy", "double"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """NumPy's backend and one with devices, to whose kernels a test may add."""
-    double.install()
+    fake_cupy.install()
     here = backend.get(request.param).backend
     monkeypatch.setattr(here, "kernels", {**here.kernels})
     return request.param

@@ -14,13 +14,13 @@ from long import slow_unless
 
 import minigrad as mg
 from minigrad.op import REGISTRY, Rule
-from minigrad.testing import double
-from minigrad.testing.check import apply
+from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS, Domain
-from minigrad.testing.laws import LAWS
-from minigrad.testing.subject import NotApplicable
+from minigrad.testing.laws.check import apply
+from minigrad.testing.laws.laws import LAWS
+from minigrad.testing.laws.subject import NotApplicable
 
-double.install()
+fake_cupy.install()
 try:
     mg.backend.get("cupy")
     NO_GPU = ""

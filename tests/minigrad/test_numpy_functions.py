@@ -10,7 +10,7 @@ import pytest
 
 import minigrad as mg
 from minigrad.ops import numpy_protocol as protocol
-from minigrad.testing import double
+from minigrad.testing import fake_cupy
 
 
 def _shape(rng: Any, least: int = 0, most: int = 3) -> tuple[int, ...]:
@@ -410,7 +410,7 @@ def test_twice_differentiable():
 
 def test_on_a_gpu():
     """Of a Tensor on a GPU, what has an op is that op, and stays there; all else is refused, for NumPy cannot compute it."""
-    double.install()
+    fake_cupy.install()
     x = mg.tensor([[1.0, 2.0], [3.0, 4.0]], device="double", requires_grad=True)
     for f in (
         np.exp,

@@ -12,7 +12,7 @@ from compare import close
 
 import minigrad as mg
 from minigrad import backend, optim
-from minigrad.backend.numpy_sizes import SIZES
+from minigrad.backend.numpy.sizes import SIZES
 from minigrad.engine.making import Parameter
 
 SHAPES = [(3, 4), (4,), (), (2, 0), (5, 3)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import random
 from minigrad.backend import cpu
-from minigrad.backend.bits import least_kept
+from minigrad.backend.splitmix64 import least_kept
 from minigrad.errors import ShapeError
 
 KEYS = st.integers(0, 2**64 - 1)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.backend import blas
-from minigrad.backend.numpy_kernels import column_sums
-from minigrad.backend.numpy_sizes import SIZES
+from minigrad.backend.numpy import blas
+from minigrad.backend.numpy.kernels import column_sums
+from minigrad.backend.numpy.sizes import SIZES
 
 pytestmark = pytest.mark.rounding
 

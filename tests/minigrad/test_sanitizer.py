@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from data import ROOT
 
-import minigrad.backend
-from minigrad.testing import cuda
+from minigrad.backend.cupy import source
+from minigrad.testing.fake_cupy import cuda
 
-SOURCE = Path(minigrad.backend.__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+SOURCE = source("kernels.cu")
 # loops of a block over a row, or over rows: one step further leaves the last of them
 LOOPS = [m.end() for m in re.finditer(r"for \(Count (?:i|row) = [^;]*; (?:i|row) <(?= (?:n|rows|part\.to);)", SOURCE)]
 # runs a source given on stdin: once through the kernels that have such loops, the arrays as long as they must be
 RUN = """
 import sys
 import numpy as np
-from minigrad.testing import cuda
+from minigrad.testing.fake_cupy import cuda
 module = cuda.Module(sys.stdin.read(), ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
 n, d = 8, 300
 def numbers(*shape): return np.ones(shape, np.float32)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 
 import minigrad as mg
-from minigrad.testing import strict
+from minigrad.testing import array_api_strict as strict
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.laws import adjoint
-from minigrad.testing.run import Run
-from minigrad.testing.subject import Broken, NotApplicable
+from minigrad.testing.laws.laws import adjoint
+from minigrad.testing.laws.run import Run
+from minigrad.testing.laws.subject import Broken, NotApplicable
 
 pytest.importorskip("array_api_strict", reason="array-api-strict is not installed; pip install array-api-strict")
 

@@ -30,11 +30,11 @@ EQUIVALENT: dict[str, str] = {
     "minigrad.backend.base.Device.zeros: times 1.0001: self.use().backend.zeros(shape, dtype=dtype)": ZERO,
     "minigrad.random.permutation: no kind in raw_bits(backend.cpu, _key(key), index(n, 'permutation:…":
         "two numbers of 64 bits are equal once in 2⁶⁴ pairs; then the order of the two would be NumPy's choice",
-    "minigrad.backend.bits.keep_mask_span: 3 for 2 in start // 2": MORE,
-    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + first for (stop + 1) // 2 - first": MORE,
-    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 for (stop + 1) // 2 - first": MORE,
-    "minigrad.backend.bits.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
-    "minigrad.backend.bits.keep_mask_span: 2 for 1 in stop + 1": MORE,
+    "minigrad.backend.splitmix64.keep_mask_span: 3 for 2 in start // 2": MORE,
+    "minigrad.backend.splitmix64.keep_mask_span: (stop + 1) // 2 + first for (stop + 1) // 2 - first": MORE,
+    "minigrad.backend.splitmix64.keep_mask_span: (stop + 1) // 2 for (stop + 1) // 2 - first": MORE,
+    "minigrad.backend.splitmix64.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
+    "minigrad.backend.splitmix64.keep_mask_span: 2 for 1 in stop + 1": MORE,
     # what a step of decoding is made of
     "minigrad.decode._embed: swapped: word, where = (wte[max(0, tokens[row]), :], wpe[place -…": "a sum of two, the other one first",
     "minigrad.decode.attention: soon ignored": "a hint at what is read next changes no number",

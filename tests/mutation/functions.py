@@ -43,7 +43,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
     "minigrad.optim": ("minigrad/test_optim", "minigrad/test_clipping", "minigrad/test_16_bits", "gpt2/test_mixed",
                        "minigrad/test_devices"),
     "minigrad.random": ("minigrad/test_random", "minigrad/test_double", "minigrad/test_devices"),
-    "minigrad.backend.bits": ("minigrad/test_random",),
+    "minigrad.backend.splitmix64": ("minigrad/test_random",),
     "minigrad.backend.base:Device": ("minigrad/test_backend", "minigrad/test_devices"),
     "minigrad.fused.dropout": ("minigrad/test_random", "minigrad/test_fused"),
     "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/test_fused"),

@@ -15,7 +15,7 @@ from functions import JUDGES, function_of, functions, mutants
 
 from minigrad.testing.mutate_text import decisions, own_pieces, settings, spots
 
-QUICK = [r"bits.least_kept: 33 for 32 in 2 \*\* 32", r"keep_mask_span: halves\[", r"bits.raw_bits: without z \*= u\(MIX2\)"]
+QUICK = [r"splitmix64.least_kept: 33 for 32 in 2 \*\* 32", r"keep_mask_span: halves\[", r"splitmix64.raw_bits: without z \*= u\(MIX2\)"]
 
 
 def _run(*flags: str) -> str:
@@ -26,7 +26,7 @@ def _run(*flags: str) -> str:
 
 def test_a_mutant_of_a_function_is_killed():
     """Three of the bits that random numbers and dropout masks are made of; a fork of one process runs the tests with each."""
-    assert _run("--target", "minigrad.backend.bits", "-k", "|".join(QUICK)) == "3 mutants: 3 killed, 0 equivalent, 0 survived"
+    assert _run("--target", "minigrad.backend.splitmix64", "-k", "|".join(QUICK)) == "3 mutants: 3 killed, 0 equivalent, 0 survived"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minigrad import backend
-from minigrad.backend import numpy_kernels
+from minigrad.backend.numpy import kernels as numpy_kernels
 from minigrad.testing.mutate_kernels import EQUIVALENT, JUDGES, excuse, functions, kernels_with, killer, mutants
 
 FUNCTIONS = [pytest.param(f, id=f.__name__) for f in functions()]

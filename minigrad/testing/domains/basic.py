@@ -13,9 +13,9 @@ from ... import ops
 from ...engine.making import asarray
 from ...engine.tensor import Tensor
 from ...op import REGISTRY
-from .. import double
-from ..strategies import SIDE, Example, examples, together
-from ..strategies import small_shapes as shapes
+from .. import fake_cupy
+from ..laws.strategies import SIDE, Example, examples, together
+from ..laws.strategies import small_shapes as shapes
 from .table import ANY, AXES, FULL, LINES, axis_of, constant, domain, one_of
 
 assert ops                                      # the registry is full only once they are imported
@@ -175,7 +175,7 @@ def _order(draw: Any, sizes: Any, rng: Any) -> Any:
 def _moved(x: Any) -> Any:
     """There, squared, and back: each gradient must come to the device of its value."""
     here = Tensor(asarray(x)).device
-    there = "numpy" if here != "numpy" else f"{double.install().name}:0"
+    there = "numpy" if here != "numpy" else f"{fake_cupy.install().name}:0"
     y = REGISTRY["to_op"](x, device=there, source=here)
     return REGISTRY["to_op"](y * y, device=here, source=there)
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import fused, ops
-from ..strategies import small_shapes as shapes
+from ..laws.strategies import small_shapes as shapes
 from . import products
 from .basic import alike, dims, reduced
 from .table import ANY, AXES, FULL, LINES, axis_of, constant, domain

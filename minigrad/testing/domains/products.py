@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from ... import backend, fused, random
 from ...op import REGISTRY
-from ..strategies import LAYOUTS, SIDE, Example, values
-from ..strategies import small_shapes as shapes
+from ..laws.strategies import LAYOUTS, SIDE, Example, values
+from ..laws.strategies import small_shapes as shapes
 from .basic import SEAMS, erf
 from .table import ANY, AXES, axis_of, constant, domain, one_of
 

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ...op import REGISTRY
-from ..laws import DERIVATIVES
-from ..strategies import Settings, Strategy, examples
-from ..strategies import small_shapes as shapes
-from ..subject import Subject
+from ..laws.laws import DERIVATIVES
+from ..laws.strategies import Settings, Strategy, examples
+from ..laws.strategies import small_shapes as shapes
+from ..laws.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ... import backend, ops
 from ...engine.making import asarray
 from ...op import REGISTRY
-from ..strategies import small_shapes as shapes
+from ..laws.strategies import small_shapes as shapes
 from .products import _attention, _gelu, _layer_norm, _product, attention_in_torch
 from .table import constant, domain
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.base import half
+from ...backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
 PROBES = 4

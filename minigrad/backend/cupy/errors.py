@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any
 
-from ..errors import BackendUnavailable, DeviceError, MinigradError, OutOfMemoryError
+from ...errors import BackendUnavailable, DeviceError, MinigradError, OutOfMemoryError
 
 # compute capability: Volta, the first whose threads of a warp go their own ways
 OLDEST = (7, 0)

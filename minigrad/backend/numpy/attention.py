@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .base import Saved
-from .bits import keep_mask_span
+from ..base import Saved
+from ..splitmix64 import keep_mask_span
 from .blas import one_thread
-from .numpy_kernels import cores, spread
-from .numpy_sizes import SIZES
-
-KERNELS: dict[str, Callable[..., Any]] = {}
+from .kernels import cores, spread
+from .sizes import SIZES
 
 
 def _tile(T: int) -> int:
@@ -181,6 +179,3 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
 
     _over_heads(B, h, T, work)
     return (*(d.reshape(shape) for d, shape in zip((dq, dk, dv), shapes)), None)
-
-
-KERNELS.update({"attention": attention, "attention/joint": attention_joint})

@@ -1,17 +1,16 @@
 """Faster CuPy kernels for some ops: what calls kernels.cu.
 
-`KERNELS` maps "op", "op/argument" and "op/argument+" to them. Each is given the backend first,
+table.py says which op or rule each is for. Each is given the backend first,
 means what the op of its name says and is tested against that. Nothing here waits for the device.
 """
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-from .base import FLOATS, Saved, boost, half
-from .bits import least_kept
+from ..base import FLOATS, Saved, boost, half
+from ..splitmix64 import least_kept
 
 THREADS = 256
 WARPS = THREADS // 32                                   # rows of a block where a warp has one
@@ -22,17 +21,6 @@ EACH = 1 << 15
 # numbers of 16 bits in a line of the GPU's memory
 LINE = 64
 LOGITS = 1 << 30                                        # bytes of logits at a time
-KERNELS: dict[str, Callable[..., Any]] = {}
-
-
-def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a kernel under the name of its op or rule."""
-
-    def keep(f: Callable[..., Any]) -> Callable[..., Any]:
-        KERNELS[name] = f
-        return f
-
-    return keep
 
 
 def fits(x: Any) -> bool:
@@ -78,12 +66,10 @@ def wide(dtype: Any) -> int:
     return 16 // int(dtype.itemsize)
 
 
-@kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     return normalized(xp, x, None, weight, bias, eps)[1] if fits(x) else NotImplemented
 
 
-@kernel("add_layer_norm")
 def add_layer_norm(xp, x, y, weight, bias, *, eps=1e-5):
     if (not fits(x) or x.ndim == 0 or x.shape != y.shape or weight.shape != x.shape[-1:]
             or bias.shape != weight.shape
@@ -106,12 +92,10 @@ def normalized(xp: Any, x: Any, more: Any, weight: Any, bias: Any, eps: float) -
     return both, Saved(out, mean_=mean, rstd=rstd)
 
 
-@kernel("layer_norm/joint")
 def layer_norm_joint(xp, g, x, weight, mean_, rstd, wants):
     return layer_norm_joint_into(xp, None, g, x, weight, mean_, rstd, wants)
 
 
-@kernel("layer_norm/joint+")
 def layer_norm_joint_into(xp, sum, g, x, weight, mean_, rstd, wants):
     if not fits(x):
         return NotImplemented
@@ -130,7 +114,6 @@ def layer_norm_joint_into(xp, sum, g, x, weight, mean_, rstd, wants):
     return dx, dweight, dbias
 
 
-@kernel("add")
 def add(xp, a, b):
     if (not hasattr(a, "dtype") or not hasattr(b, "dtype") or a.dtype != b.dtype
             or a.shape != b.shape or not fits(a)
@@ -141,7 +124,6 @@ def add(xp, a, b):
     return out
 
 
-@kernel("astype")
 def astype(xp, x, *, dtype):
     narrow, stored = x.dtype == "float32", xp.dtype(dtype) if x.dtype == "float32" else x.dtype
     if (stored.itemsize != 2 or stored.kind not in FLOATS or not fits(x)
@@ -153,7 +135,6 @@ def astype(xp, x, *, dtype):
     return out
 
 
-@kernel("sum_to")
 def sum_to(xp, x, *, shape):
     if not fits(x) or x.ndim < 2 or shape != x.shape[-1:] or not x.flags.c_contiguous:
         return NotImplemented
@@ -169,7 +150,6 @@ def column_sums(xp: Any, x: Any, d: int) -> Any:
     return xp.sum(sums, axis=0).astype(x.dtype, copy=False)
 
 
-@kernel("addmm")
 def addmm(xp, bias, x, weight):
     """Of 16 bits alone: the product is added to the bias in place, so both are rounded once."""
     if not half(x.dtype):
@@ -180,12 +160,10 @@ def addmm(xp, bias, x, weight):
     return made if made is NotImplemented else xp.reshape(made, (*x.shape[:-1], weight.shape[1]))
 
 
-@kernel("linear")
 def linear(xp, x, weight, bias=None):
     return NotImplemented if bias is None else addmm(xp, bias, x, xp.swapaxes(weight, 0, 1))
 
 
-@kernel("gelu")
 def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
@@ -196,7 +174,6 @@ def gelu(xp, x, bias=None, *, approximate="tanh"):
     return out
 
 
-@kernel("gelu/joint")
 def gelu_joint(xp, g, x, bias, approximate):
     if approximate != "tanh" or not fits(x):
         return NotImplemented
@@ -212,7 +189,6 @@ def or_none(xp: Any, array: Any) -> Any:
     return None if array is None else xp.ascontiguousarray(array)
 
 
-@kernel("dropout_op")
 def dropout_op(xp, x, *, p, key):
     if not fits(x):
         return NotImplemented
@@ -253,7 +229,6 @@ def to_gradient(xp: Any, g: Any, logits: Any, ids: Any, lse: Any, scale: Any, ou
               g, logits, ids, lse, scale, out, logits.shape[-1], size)
 
 
-@kernel("cross_entropy")
 def cross_entropy(xp, logits, targets, *, ignore_index=-100):
     if not fits(logits):
         return NotImplemented
@@ -270,7 +245,6 @@ def mean_of(xp: Any, nll: Any, scale: Any) -> Any:
     return total + 0.0 / xp.sum(scale)                  # 0, or 0/0, without a wait for the device
 
 
-@kernel("cross_entropy/logits")
 def cross_entropy_dlogits(xp, g, logits, targets, lse, scale):
     if not fits(logits):
         return NotImplemented
@@ -281,7 +255,6 @@ def cross_entropy_dlogits(xp, g, logits, targets, lse, scale):
     return out
 
 
-@kernel("linear_cross_entropy")
 def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
     if not fits(x):
         return NotImplemented
@@ -327,7 +300,6 @@ def add_rows(xp: Any, sum: Any, index: Any, values: Any) -> None:
               order, xp.ascontiguousarray(values), index.size, d)
 
 
-@kernel("embedding_op/weight+")
 def embedding_into(xp, sum, g, ids, weight_shape):
     if not fits(g) or not sum.flags.c_contiguous:
         return NotImplemented
@@ -356,17 +328,14 @@ def over_arrays(xp: Any, name: str, kinds: tuple[Any, ...], *args: Any, sums: bo
     return out
 
 
-@kernel("sums_of_squares")
 def sums_of_squares(xp, arrays):
     return over_arrays(xp, "sums_of_squares", (arrays,), sums=True)
 
 
-@kernel("scale")
 def scale(xp, arrays, factor):
     return over_arrays(xp, "scale", (arrays,), float(factor))
 
 
-@kernel("adamw_update")
 def adamw_update(xp, ps, gs, ms, vs, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
     settings = (lr, beta1, beta2, eps, weight_decay, correct1, correct2)
     gs = [xp.ascontiguousarray(g) for g in gs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .cupy_kernels import kernel, room, wide
+from .kernels import room, wide
 
 FILE = "decode.cu"
 # threads of a block that multiplies, as decode.cu's __launch_bounds__ has it
@@ -48,13 +48,11 @@ def product(xp: Any, x: Any, weight: Any) -> tuple[int, int, int, int]:
     return cut(xp.processors, x.shape[0], outs, k, c, x.dtype.itemsize)
 
 
-@kernel("step_embed")
 def step_embed(xp, ids, state, pad, wte, wpe, x):
     xp.launch("step_embed", wte.dtype, (1,), (THREADS,), ids, state, pad, wte, wpe, x, *x.shape,
               ids.shape[0] - 1, file=FILE)
 
 
-@kernel("step_linear")
 def step_linear(xp, x, weight, bias, out, *, norm, eps, act, add):
     blocks, slices, panel, numbers = product(xp, x, weight)
     xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,),
@@ -63,7 +61,6 @@ def step_linear(xp, x, weight, bias, out, *, norm, eps, act, add):
               shared=room(weight.dtype, numbers), file=FILE)
 
 
-@kernel("step_qkv")
 def step_qkv(xp, x, norm, weight, bias, q, keys, values, state, *, eps):
     blocks, slices, panel, numbers = product(xp, x, weight)
     xp.launch("step_qkv" if x.shape[0] == 1 else "step_qkv_few", weight.dtype, (blocks,),
@@ -72,7 +69,6 @@ def step_qkv(xp, x, norm, weight, bias, q, keys, values, state, *, eps):
               file=FILE)
 
 
-@kernel("step_attention")
 def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scale, soon):
     rows, heads, size, e = keys.shape
     blocks = max(1, min(parts.shape[2], 2 * xp.processors // (rows * heads), -(-size // LEAST)))

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
-from ..backend.base import half
+from ... import backend
+from ...backend.base import half
 
 WIDE = np.longdouble            # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
 ROUNDINGS = 40

@@ -1,13 +1,12 @@
 """The CuPy kernels that choose a token: what calls choose.cu."""
 from __future__ import annotations
 
-from .cupy_kernels import fits, kernel
+from .kernels import fits
 
 FILE, THREADS = "choose.cu", 1024
 SUMS = 48 * 1024 // 8 - 96                              # that fit a block's shared memory
 
 
-@kernel("step_choose")
 def step_choose(xp, logits, uniforms, step, seen, weights, ids, *, vocab, temperature,
                 top_k, top_p, min_p, penalty):
     if not fits(logits) or logits.dtype.itemsize < 4:
@@ -21,7 +20,6 @@ def step_choose(xp, logits, uniforms, step, seen, weights, ids, *, vocab, temper
               shared=8 * (96 + -(-vocab // (32 * span))), file=FILE)
 
 
-@kernel("step_greedy")
 def step_greedy(xp, logits, ids, *, vocab):
     if not fits(logits):
         return NotImplemented

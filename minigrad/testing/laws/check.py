@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 
-from . import double
+from .. import fake_cupy
 from .laws import LAWS
 from .run import Run
 from .strategies import Example, Strategy, examples_of
@@ -258,7 +258,7 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
     given, report = examples_of(strategies, settings), Report(subject.name)
     devices = {device or "numpy": examples}
     if device is None and subject.op is not None:
-        double.install()
+        fake_cupy.install()
         devices["double"] = max(1, examples // 5)
     for where, many in devices.items():
         for dtype in dtypes:

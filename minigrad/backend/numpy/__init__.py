@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError
-from . import blas, numpy_kernels, numpy_panels
-from .base import Backend
-from .numpy_kernels import add_rows, over_rows
-from .numpy_sizes import SIZES
+from ...errors import ShapeError
+from ..base import Backend
+from . import blas
+from .kernels import add_rows, cores, over_rows
+from .packed_linear import pack
+from .sizes import SIZES
+from .table import KERNELS
 
 # log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
 SPIN = 20
@@ -31,11 +33,8 @@ class NumpyBackend(Backend):
                     np.uint8, np.uint16, np.uint32, np.uint64)
 
     def __init__(self) -> None:
-        from . import numpy_attention, numpy_classifier
-
         self.logits = SIZES.logits
-        self.kernels = {**numpy_kernels.KERNELS, **numpy_attention.KERNELS,
-                        **numpy_classifier.KERNELS, **numpy_panels.KERNELS}
+        self.kernels = dict(KERNELS)
 
     def errstate(self, **kinds: Any) -> Any:
         return np.errstate(**kinds)
@@ -80,7 +79,7 @@ class NumpyBackend(Backend):
             # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-4, 0)
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
-        n = numpy_kernels.cores()
+        n = cores()
         # where n is less, somebody has dealt out the cores already
         if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):
             first = part * n // parts
@@ -108,7 +107,7 @@ class NumpyBackend(Backend):
         return out.T
 
     def pack(self, matrix: Any) -> Any:
-        return numpy_panels.pack(matrix) if matrix.dtype in (np.float32, np.float64) else None
+        return pack(matrix) if matrix.dtype in (np.float32, np.float64) else None
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         out = np.zeros((rows, values.shape[1]), values.dtype)

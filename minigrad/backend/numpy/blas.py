@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .numpy_sizes import SIZES
+from .sizes import SIZES
 
 _PREFIXES = ("scipy_openblas_", "openblas_")
 _SUFFIXES = ("64_", "")

@@ -2,7 +2,7 @@
 // the same name in numpy_kernels.py does on a CPU.
 //
 // Compiled by NVRTC when first used, once for each kind of number: Store is what lies in memory (float, double, Half or Bfloat), Real is
-// what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it with minigrad/testing/cuda_on_cpu.h. Arrays
+// what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it with minigrad/testing/fake_cupy/cuda_on_cpu.h. Arrays
 // are contiguous where they are not Strided, counts long long, numbers double: what CuPy makes of Python's int and float. Sums are taken
 // in an order that the shapes fix, so equal calls give equal bits.
 #ifdef ON_CPU

@@ -1,6 +1,6 @@
 """CuPy: arrays on an NVIDIA GPU.
 
-It is loaded only when asked for. Only this file imports cupy; `cupy_nccl` imports cupy's NCCL.
+It is loaded only when asked for. Only this file imports cupy; `nccl` imports cupy's NCCL.
 """
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable, DeviceError, MinigradError
-
-# cupy_attention, cupy_choose and cupy_decode add their kernels to KERNELS
-from . import cublas, cupy_attention, cupy_choose, cupy_decode, cupy_errors  # noqa: F401
-from .base import Backend, Device, half
-from .cupy_errors import ELSE, INSTALL, OLDEST, explained, first_line, no_gpu, unusable
-from .cupy_kernels import KERNELS, LOGITS, add_rows, fits
-from .special import flat_places, running_sums
+from ...errors import BackendUnavailable, DeviceError, MinigradError
+from ..base import Backend, Device, half
+from ..fallbacks import flat_places, running_sums
+from . import cublas
+from .errors import (
+    ELSE,
+    INSTALL,
+    OLDEST,
+    explained,
+    first_line,
+    free_and_total,
+    no_gpu,
+    unusable,
+)
+from .kernels import LOGITS, add_rows, fits
+from .table import KERNELS
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"),
           "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
@@ -25,7 +33,7 @@ _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"),
 
 def source(file: str) -> str:
     """The text of a file of kernels, after what kernels.cu has for all of them."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "cuda"
     text = (here / "kernels.cu").read_text(encoding="utf-8")
     if file == "kernels.cu":
         return text
@@ -231,7 +239,7 @@ class CupyBackend(Backend):
         return int(self.namespace.cuda.Device().attributes["MultiProcessorCount"])
 
     def communicator(self) -> Any:
-        from .cupy_nccl import Communicator
+        from .nccl import Communicator
 
         return Communicator(self.namespace)
 
@@ -239,7 +247,7 @@ class CupyBackend(Backend):
         return Captured(self.namespace.cuda, f)
 
     def free_memory(self) -> int:
-        return cupy_errors.free_and_total(self.namespace)[0]
+        return free_and_total(self.namespace)[0]
 
     def lay_out(self, matrix: Any) -> Any:
         # what one number of the result is made of lies in one piece

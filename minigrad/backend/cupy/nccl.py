@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import BackendUnavailable
+from ...errors import BackendUnavailable
 
 _INSTALL = "pip install nvidia-nccl-cu12 (nvidia-nccl-cu13 for CUDA 13), or choose mpi"
 

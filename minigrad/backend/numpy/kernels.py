@@ -13,23 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .base import Saved
-from .bits import keep_mask_span
+from ..base import Saved
+from ..splitmix64 import keep_mask_span
 from .blas import matmul
-from .numpy_sizes import SIZES
+from .sizes import SIZES
 
-KERNELS: dict[str, Callable[..., Any]] = {}
 _pool: Any = None
-
-
-def kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a kernel under the name of its op or rule."""
-
-    def keep(f: Callable[..., Any]) -> Callable[..., Any]:
-        KERNELS[name] = f
-        return f
-
-    return keep
 
 
 def cores() -> int:
@@ -102,7 +91,6 @@ def column_sums(x: Any) -> Any:
     return out
 
 
-@kernel("sum_to")
 def sum_to(xp, x, *, shape):
     lead = x.ndim - len(shape)
     if lead and x.size and x.shape[lead:] == shape and len(shape) == 1:
@@ -110,7 +98,6 @@ def sum_to(xp, x, *, shape):
     return NotImplemented
 
 
-@kernel("broadcast_to")
 def broadcast_to(xp, x, *, shape):
     if math.prod(shape) > SIZES.copy:
         return NotImplemented
@@ -130,13 +117,11 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
         out[places] = out[places] + np.add.reduceat(values[order], starts, axis=0)
 
 
-@kernel("embedding_op/weight+")
 def embedding_into(sum, g, ids, weight_shape):
     """Into a gradient that is there, the head's where the table is tied to it   (tying.2)."""
     add_rows(sum, ids.reshape(-1), g.reshape(-1, g.shape[-1]))
 
 
-@kernel("addmm")
 def addmm(xp, bias, x, weight):
     if x.size == 0 or weight.size == 0 or x.dtype != np.float32:
         return NotImplemented
@@ -157,7 +142,6 @@ _A = 0.044715
 FAR = 1e4
 
 
-@kernel("gelu")
 def gelu(xp, x, bias=None, *, approximate="tanh"):
     if approximate != "tanh" or x.size == 0:
         return NotImplemented
@@ -180,7 +164,6 @@ def gelu(xp, x, bias=None, *, approximate="tanh"):
     return out
 
 
-@kernel("gelu/joint")
 def gelu_joint(g, x, bias, approximate):
     if approximate != "tanh" or x.size == 0:
         return NotImplemented
@@ -236,7 +219,6 @@ def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
     return Saved(y, mean_=number(mean).reshape(small), rstd=number(rstd).reshape(small))
 
 
-@kernel("layer_norm")
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     n = x.shape[-1]
     if x.size == n and x.dtype in (np.float32, np.float64):
@@ -262,7 +244,6 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     return Saved(out.reshape(x.shape), mean_=mean.reshape(small), rstd=rstd.reshape(small))
 
 
-@kernel("layer_norm/joint")
 def layer_norm_joint(g, x, weight, mean_, rstd, wants):
     n = x.shape[-1]
     rows, gs = as_rows(np.ascontiguousarray(x)), as_rows(np.ascontiguousarray(g))
@@ -309,7 +290,6 @@ def mean_of(nll: Any, scale: Any) -> Any:
             else nll.dtype.type(np.nan))
 
 
-@kernel("cross_entropy")
 def cross_entropy(xp, logits, targets, *, ignore_index=-100):
     rows = as_rows(np.ascontiguousarray(logits))
     ids, scale = counted(xp, targets, ignore_index, rows.shape[1], logits.dtype, "cross_entropy")
@@ -327,7 +307,6 @@ def cross_entropy(xp, logits, targets, *, ignore_index=-100):
     return Saved(loss, lse=lse.reshape(*targets.shape, 1), scale=scale.reshape(*targets.shape, 1))
 
 
-@kernel("cross_entropy/logits")
 def cross_entropy_dlogits(g, logits, targets, lse, scale):
     rows, ids = as_rows(np.ascontiguousarray(logits)), targets.reshape(-1)
     shifts, scales = lse.reshape(-1, 1), scale.reshape(-1, 1)
@@ -346,7 +325,6 @@ def cross_entropy_dlogits(g, logits, targets, lse, scale):
     return out.reshape(logits.shape)
 
 
-@kernel("dropout_op")
 def dropout(xp, x, *, p, key):
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty_like(flat)
@@ -360,7 +338,6 @@ def dropout(xp, x, *, p, key):
     return out.reshape(x.shape)
 
 
-@kernel("adamw_update")
 def adamw_update(xp, ps, gs, ms, vs, *, lr, beta1, beta2, eps, weight_decay, correct1, correct2):
     if not all(a.flags.c_contiguous for kind in (ps, ms, vs) for a in kind):
         # made flat here, they would be copies, and the step lost

@@ -6,7 +6,7 @@ thread; only names and arguments that CuPy has can be used; an index out of rang
 without a word; a ufunc's `at` adds in another order each time; memory can run out.
 
 Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
-kernels.cu run, compiled by g++ (`minigrad.testing.cuda`); where there is no g++ the double has
+kernels.cu run, compiled by g++ (`cuda`, beside this file); where there is no g++ the double has
 none, as a CuPy without them. Launches of ours are captured and replayed as a CUDA graph is; what
 CuPy refuses meanwhile is refused, and so is all that our graphs do without.
 """
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
-from ..backend.cupy import CupyBackend
+from ... import backend
+from ...backend.cupy import CupyBackend
 from . import cublas, cuda
-from .cupy_names import LACKED, MODULE, NDARRAY, UFUNC
+from .names import LACKED, MODULE, NDARRAY, UFUNC
 
 DEVICES, MEMORY = 2, 8 << 30                            # bytes of each device
 _WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress",

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
-from ..engine.tensor import Tensor
-from ..op import REGISTRY, Op
-from ..ops.shape import concat, reshape
-from ..transforms import vjp
-from ..widen import widened
+from ... import backend
+from ...engine.tensor import Tensor
+from ...op import REGISTRY, Op
+from ...ops.shape import concat, reshape
+from ...transforms import vjp
+from ...widen import widened
 
 
 class Broken(AssertionError):

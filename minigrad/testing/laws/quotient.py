@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.base import half
+from ...backend.base import half
 from .reference import alternating
 from .run import Run
 from .strategies import numbers_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import backend
 from ..backend.base import Backend
-from ..backend.special import flat_places
+from ..backend.fallbacks import flat_places
 
 CREATION = ("arange", "empty", "eye", "full", "ones", "zeros")
 # What needs more than the standard, in all or some of its examples. All else runs on it alone.

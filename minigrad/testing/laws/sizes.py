@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ..backend.numpy_sizes import SIZES
+from ...backend.numpy.sizes import SIZES
 
 # With axes of 0 … 3, and 0 … 9 rows, each loop has one round and several, and a last one that is
 # full and one that is not.
@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def small_sizes(name: str = "twos", **sizes: Any) -> Iterator[None]:
     """Inside the block the NumPy kernels work at the sizes SMALL[name], or at `sizes`.
 
-    `sizes` are given by their names in `backend.numpy_sizes.Sizes`. It changes them for the whole
+    `sizes` are given by their names in `backend.numpy.sizes.Sizes`. It changes them for the whole
     process. AttributeError for a size that there is not.
     """
     given = sizes or SMALL[name]

@@ -4,17 +4,14 @@ Rows of logits come in blocks, and are overwritten with their gradient while it 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .base import Saved
+from ..base import Saved
 from .blas import matmul
-from .numpy_kernels import counted, mean_of, over_rows
-from .numpy_sizes import SIZES
-
-KERNELS: dict[str, Callable[..., Any]] = {}
+from .kernels import counted, mean_of, over_rows
+from .sizes import SIZES
 
 
 def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
@@ -63,13 +60,9 @@ def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
     over_rows(len(logits), logits.shape[1], work)
 
 
-def _times(g, found, boost):
+def times(g, found, boost):
     """g times a gradient that is ours; it waits as it is, for boost is 1.
 
     It is that gradient itself where g is 1, as for the loss that the backward pass starts from.
     """
     return found if g == 1.0 else g * found
-
-
-KERNELS["linear_cross_entropy"] = linear_cross_entropy
-KERNELS["linear_cross_entropy/x"] = KERNELS["linear_cross_entropy/weight"] = _times

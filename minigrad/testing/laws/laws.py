@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import backend
-from ..backend.base import half
-from ..engine.fast import explicit
-from ..engine.tensor import Tensor
-from ..errors import DeviceError, DTypeError
-from ..transforms import gradients, jvp
+from ... import backend
+from ...backend.base import half
+from ...engine.fast import explicit
+from ...engine.tensor import Tensor
+from ...errors import DeviceError, DTypeError
+from ...transforms import gradients, jvp
 from .quotient import quotient
 from .reference import Reference, rms
 from .run import Run

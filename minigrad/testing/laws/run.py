@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
-from ..backend.base import FLOATS, half
-from ..engine.graph import no_grad
-from ..engine.tensor import Tensor
-from ..op import Op
-from ..transforms import gradients
+from ... import backend
+from ...backend.base import FLOATS, half
+from ...engine.graph import no_grad
+from ...engine.tensor import Tensor
+from ...op import Op
+from ...transforms import gradients
 from .reference import Reference, aligned
 from .strategies import LIES, Example, lay, numbers_of
 from .subject import Broken, NotApplicable, Subject, derivative, flat, host, plain, pulled

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from .blas import one_thread
-from .numpy_kernels import cores, spread
-from .numpy_sizes import SIZES
-
-KERNELS: dict[str, Callable[..., Any]] = {}
+from .kernels import cores, spread
+from .sizes import SIZES
 
 
 def terms(k: int) -> int:
@@ -74,6 +72,3 @@ def packed_linear(xp, x, panels, bias=None, *, size):
     if bias is not None:
         result += bias
     return result.reshape(*x.shape[:-1], size)
-
-
-KERNELS["packed_linear"] = packed_linear

@@ -1,14 +1,11 @@
-"""Attention in tiles on a GPU: what calls attention.cu.
-
-Its kernels join those of cupy_kernels.py in `KERNELS`.
-"""
+"""Attention in tiles on a GPU: what calls attention.cu."""
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from .base import Saved
-from .cupy_kernels import THREADS, fits, kernel, real
+from ..base import Saved
+from .kernels import THREADS, fits, real
 
 FILE = "attention.cu"
 TILE = 8192                                             # bytes of a tile of shared memory
@@ -74,7 +71,6 @@ def dealt(dtype: Any, width: int, tiles: int) -> tuple[int, int, int]:
     return rows, 32 * min(4, rows // (16 if dtype.itemsize == 2 else 4)), padded
 
 
-@kernel("attention")
 def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
     s = scale_of(q, scale)
     if not attended(xp, q, k, v, mask, causal, s, p):
@@ -91,7 +87,6 @@ def attention(xp, q, k, v, mask=None, *, causal=True, scale=None, p=0.0, key=0):
     return Saved(xp.reshape(out, (*shape, e)), lse=lse)
 
 
-@kernel("attention/joint")
 def attention_joint(xp, g, q, k, v, mask, out, lse, causal, scale, p, key):
     s = scale_of(q, scale)
     if not attended(xp, q, k, v, mask, causal, s, p):
