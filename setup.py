@@ -16,13 +16,29 @@ setup(
     author="the minigrad + gpt2 authors",
     license="MIT",
     license_files=["LICENSE"],
+    keywords=["autograd", "automatic differentiation", "GPT-2", "transformer", "NumPy", "CuPy", "reference implementation"],
+    classifiers=[                               # those of systems and Pythons are what .github/workflows/ci.yml holds to pass
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Education",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Mathematics",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["minigrad*", "gpt2*"]),
-    package_data={
-        "minigrad": ["py.typed"],
-        "minigrad.backend": ["*.cu"],
-        "minigrad.testing": ["*.h"],
-        "gpt2": ["py.typed", "models/**/*", "inspect/*.html"],
-    },
+    # by kind, in every package and the folders below it, so that a file may move; py.typed setuptools takes by itself. What is in the wheel
+    # is compared with the tree by tests/test_packaging.py
+    package_data={"": ["**/*.cu", "**/*.h", "**/*.html", "models/**/*"]},
     entry_points={"console_scripts": ["minigrad-gpt2 = gpt2.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[                          # the least of each is what python -m tests.smoke installs and tries
@@ -56,6 +72,8 @@ setup(
             "accelerate",                       # transformers' Trainer
             "ruff",
             "mypy",
+            "setuptools>=69",                   # builds sdist and wheel, to see what is in them
+            "pyyaml",                           # reads the workflow and the forms
         ],
     },
 )

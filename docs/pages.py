@@ -27,8 +27,8 @@ SOURCE = re.compile(r"\[`([^`]+)`\]\(([^)#]+)\)")
 
 
 def pages() -> list[Path]:
-    """Every page: README.md, CONTRIBUTING.md, CHANGELOG.md, benchmarks/README.md, and docs/ with its folders."""
-    beside = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+    """Every page: README.md and the others at the top, benchmarks/README.md, and docs/ with its folders."""
+    beside = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")), ROOT / "benchmarks" / "README.md"]
     return [p for p in beside if p.exists()] + sorted(DOCS.rglob("*.md"))
 
 

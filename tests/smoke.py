@@ -1,11 +1,13 @@
-"""python -m tests.smoke: the package on the oldest and the newest of what setup.py admits, in fresh environments.
+"""python -m tests.smoke: builds sdist and wheel, and tries the wheel on the oldest and the newest of what setup.py admits.
 
-For each Python from 3.10 to 3.14 that is on PATH or among pyenv's, the package is installed with pip twice: with each of its dependencies
-at the least version that setup.py names, and with the newest. Then a gradient is taken, the packaged model writes text, and a model is
-trained, saved, read and drawn. Needs the network, or an index of packages; what cannot be had is skipped, with its reason.
+The sdist is built from a copy of the tree, and the wheel from the sdist; both must hold what the tree holds. For each Python from 3.10 to
+3.14 that is on PATH or among pyenv's, the wheel is installed with pip twice, in fresh environments and away from the repository: with each
+of its dependencies at the least version that setup.py names, and with the newest. Then a gradient is taken, the packaged model writes text,
+and a model is trained, saved, read and drawn. Needs the network, or an index of packages; what cannot be had is skipped, with its reason.
 
     python -m tests.smoke                               # all of them, a minute each
     python -m tests.smoke --python 3.10 --python 3.13 --only oldest
+    python -m tests.smoke --out dist                    # and keep the two files: what a release uploads
 
 Exit code 0 where all that ran passed, 1 where one did not, 3 where none could be run.
 """
@@ -17,14 +19,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ENDS = ("oldest", "newest")
-PACKAGED = ("minigrad", "gpt2", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+PACKAGES = ("minigrad", "gpt2")
+SETTINGS = {"ruff.toml"}                                # files in the packages that only tools read, and that no wheel holds
+MADE = re.compile(r"PKG-INFO|setup\.cfg|[^/]+\.egg-info/.+")       # what setuptools adds to an sdist
+# what .gitignore names, for a source without git
+CACHES = re.compile(r"(.*/)?(__pycache__|[^/]+\.egg-info|\.git|\.venv|\.\w+_cache|\.hypothesis|build|dist)/.*|(out|data|docs/_build)/.*")
 
 PROGRAM = """
 import json, math, subprocess, sys
@@ -105,18 +114,57 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return next((line for line in reversed(lines) if "rror" in line), lines[-1]).strip()[:300]
 
 
+def tree(root: Path = ROOT) -> list[str]:
+    """The files of the source, as paths below `root`: those that git does not ignore, or all but caches where there is no git."""
+    asked = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if (root / ".git").exists() and shutil.which("git"):
+        names = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\0")
+    else:                                               # an sdist that was unpacked
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*")]
+        names = [name for name in names if not CACHES.fullmatch(name) and not MADE.fullmatch(name)]
+    return sorted(name for name in names if (root / name).is_file())
+
+
+def copied(to: Path, root: Path = ROOT) -> Path:
+    """A copy of the source, so that no build folder of before gets into what is built."""
+    for name in tree(root):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, to / name)
+    return to
+
+
+def defects(sdist: Path, wheel: Path, root: Path = ROOT) -> Iterator[str]:
+    """What one of the two lacks of the source, or has and should not have. The lists are those of the tree."""
+    source = set(tree(root))
+    with tarfile.open(sdist) as tar:
+        inside = {member.name.partition("/")[2] for member in tar.getmembers() if member.isfile()}
+    with zipfile.ZipFile(wheel) as archive:
+        installed = {name for name in archive.namelist() if not name.endswith("/") and ".dist-info/" not in name}
+    wanted = {name for name in source if name.split("/")[0] in PACKAGES and Path(name).name not in SETTINGS}
+    for file, has, should in ((sdist, {name for name in inside if not MADE.fullmatch(name)}, source), (wheel, installed, wanted)):
+        yield from (f"{file.name} lacks {name}" for name in sorted(should - has))
+        yield from (f"{file.name} has {name}, which it should not" for name in sorted(has - should))
+
+
 def packed(folder: Path, python: str) -> Path:
-    """A wheel of this clone, built from a copy, so that no build folder of before gets into it."""
-    source = folder / "source"
-    source.mkdir()
-    for name in PACKAGED:
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    """The wheel, built from the sdist, which is beside it. Skip where they cannot be built; AssertionError where one is not whole."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     subprocess.run([python, "-m", "venv", folder / "builder"], check=True)
-    done = subprocess.run([folder / "builder" / "bin" / "python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source],
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise Skip(f"the package cannot be built: {said(done)}")
-    return next(folder.glob("*.whl"))
+    python = python_in(folder / "builder")
+    for words in (["pip", "install", "-q", "--disable-pip-version-check", "build"],
+                  ["build", "--outdir", folder / "dist", copied(folder / "source")]):
+        done = subprocess.run([python, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise Skip(f"the package cannot be built: {said(done)}")
+    sdist, wheel = next((folder / "dist").glob("*.tar.gz")), next((folder / "dist").glob("*.whl"))
+    wrong = list(defects(sdist, wheel, folder / "source"))
+    assert not wrong, "; ".join(wrong)
+    return wheel
+
+
+def python_in(environment: Path) -> str:
+    """The interpreter of a virtual environment."""
+    return str(environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
 def row(version: str, end: str, wheel: Path, folder: Path) -> str:
@@ -126,7 +174,7 @@ def row(version: str, end: str, wheel: Path, folder: Path) -> str:
         raise Skip(f"there is no Python {version}; pyenv install {version}")
     folder.mkdir(parents=True)
     subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
-    python = str(folder / "venv" / "bin" / "python")
+    python = python_in(folder / "venv")
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(least() if end == "oldest" else []))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | {"MPLBACKEND": "Agg"}
@@ -138,6 +186,10 @@ def row(version: str, end: str, wheel: Path, folder: Path) -> str:
         if "No matching distribution found" in alone.stderr:
             raise Skip(f"there is no wheel of {pinned} for Python {version}")
     assert done.returncode == 0, f"pip: {said(done)}"
+    where = subprocess.run([python, "-c", "import gpt2, minigrad; print(minigrad.__file__, gpt2.__file__, sep='\\n')"],
+                           cwd=folder, env=environment, capture_output=True, text=True)
+    assert where.returncode == 0, said(where)
+    assert all(Path(file).is_relative_to(folder.resolve()) for file in where.stdout.splitlines()), f"it runs {where.stdout}, not the wheel"
     done = subprocess.run([python, "-c", PROGRAM], cwd=folder, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, said(done)
     return done.stdout.strip().splitlines()[-1]
@@ -148,13 +200,16 @@ def main(argv: list[str] | None = None) -> int:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--python", action="append", choices=PYTHONS, metavar="VERSION", help=f"{', '.join(PYTHONS)} (default: all; repeatable)")
     p.add_argument("--only", choices=ENDS, help="one end of the versions of the dependencies (default: both)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="put the sdist and the wheel there, if all that ran passed")
     args = p.parse_args(argv)
     ended: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="smoke-") as scratch:
         try:
             wheel = packed(Path(scratch), sys.executable)
-        except Skip as reason:
+        except (Skip, AssertionError) as reason:
             p.exit(1, f"tests.smoke: {reason}\n")
+        built = sorted(wheel.parent.glob("minigrad_gpt2-*"))
+        print("built", *(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in built), flush=True)
         for version in args.python or PYTHONS:
             for end in [args.only] if args.only else ENDS:
                 started = time.perf_counter()
@@ -167,8 +222,13 @@ def main(argv: list[str] | None = None) -> int:
                 shutil.rmtree(Path(scratch, f"{version}-{end}"), ignore_errors=True)
                 ended.append((version, end, result, told))
                 print(f"Python {version:5} {end:7} {result:8} {told} [{time.perf_counter() - started:.0f} s]", flush=True)
-    results = [result for _, _, result, _ in ended]
-    return 1 if "FAILED" in results else 0 if "passed" in results else 3
+        results = [result for _, _, result, _ in ended]
+        code = 1 if "FAILED" in results else 0 if "passed" in results else 3
+        if args.out and code == 0:
+            args.out.mkdir(parents=True, exist_ok=True)
+            for file in built:
+                print(shutil.copy(file, args.out))
+    return code
 
 
 if __name__ == "__main__":

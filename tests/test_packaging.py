@@ -6,11 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data import ROOT
+
+from tests import smoke
 
 HEAVY = {"tiktoken", "matplotlib", "torch", "cupy", "huggingface_hub", "tqdm", "safetensors", "gpt2"}
 LONGEST = 500
@@ -139,6 +143,81 @@ def test_a_package_is_whole(package):
     folders = {path.parent for path in SOURCES if path.is_relative_to(ROOT / package)}
     assert [str(f) for f in folders if not (f / "__init__.py").exists()] == []
     assert (ROOT / package / "py.typed").exists()
+
+
+def build(kind, source, out):
+    """The sdist or the wheel of a source, by the setuptools of this environment: what `python -m build` makes in a fresh one."""
+    out.mkdir(parents=True, exist_ok=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, out], cwd=source, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (made,) = out.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The sdist of this tree, the folder that it unpacks to, and the tree that it was built of."""
+    folder = tmp_path_factory.mktemp("packed")
+    made = build("sdist", smoke.copied(folder / "source"), folder / "dist")
+    with tarfile.open(made) as tar:
+        tar.extractall(folder / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    return made, next((folder / "unpacked").iterdir()), folder / "source"
+
+
+def test_sdist_and_wheel_hold_the_tree(sdist, tmp_path):
+    """The wheel is built from the sdist. Both hold every file that they should; what these are is read off the tree."""
+    made, unpacked, _ = sdist
+    wheel = build("wheel", unpacked, tmp_path)
+    assert list(smoke.defects(made, wheel)) == []
+    kinds = {Path(name).suffix for name in zipfile.ZipFile(wheel).namelist()}
+    assert kinds >= {".py", ".cu", ".h", ".html", ".typed", ".safetensors", ".json", ".txt"}
+
+
+def test_a_source_without_git_has_the_same_files(sdist):
+    """The files of an sdist that was unpacked, which are found without git, are those of the tree."""
+    assert smoke.tree(sdist[1]) == smoke.tree(sdist[2]) == smoke.tree()
+
+
+def test_data_that_moves_is_still_packed(sdist, tmp_path):
+    """Kernels and headers in another folder, be it a package or not, and a model deeper down."""
+    source = smoke.copied(tmp_path / "source", sdist[2])
+    for old, new in (("*.cu", "minigrad/backend/moved"), ("*.h", "minigrad/newer/package"), ("*.html", "gpt2/pages/deep/down")):
+        (source / new).mkdir(parents=True)
+        for file in sorted((source / new.split("/")[0]).rglob(old)):
+            file.rename(source / new / file.name)
+    for package in ("minigrad/newer", "minigrad/newer/package", "gpt2/pages"):
+        (source / package / "__init__.py").touch()
+    (source / "gpt2" / "models" / "one" / "more").mkdir(parents=True)
+    (source / "gpt2" / "models" / "one" / "more" / "vocab.bpe").write_text("a b")
+    made = build("sdist", source, tmp_path / "dist")
+    assert list(smoke.defects(made, build("wheel", source, tmp_path / "dist"), source)) == []
+
+
+PATTERNS = re.findall(r'"([^"]*)"', next(line for line in (ROOT / "setup.py").read_text("utf-8").splitlines() if "package_data=" in line))
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern])
+def test_a_kind_of_data_that_is_forgotten_is_noticed(sdist, tmp_path, pattern):
+    """Each pattern of setup.py is needed: without it the wheel lacks something, and that is said."""
+    made, unpacked, _ = sdist
+    source = smoke.copied(tmp_path / "source", unpacked)
+    text = (source / "setup.py").read_text("utf-8")
+    (source / "setup.py").write_text(text.replace(f'"{pattern}"', '"nothing"', 1), "utf-8")
+    said = list(smoke.defects(made, build("wheel", source, tmp_path / "dist"), source))
+    assert said and all(re.search(r"\.whl lacks (minigrad|gpt2)/", line) for line in said)
+
+
+@pytest.mark.parametrize(("words", "missing"), [
+    ("graft tests\n", "tests/smoke.py"), ("graft .ci\n", ".ci/run"), (" *.cff", "CITATION.cff")])
+def test_a_folder_that_the_sdist_forgets_is_noticed(sdist, tmp_path, words, missing):
+    source = smoke.copied(tmp_path / "source", sdist[2])
+    text = (source / "MANIFEST.in").read_text("utf-8")
+    assert words in text
+    (source / "MANIFEST.in").write_text(text.replace(words, ""), "utf-8")
+    made = build("sdist", source, tmp_path / "dist")
+    assert f"{made.name} lacks {missing}" in list(smoke.defects(made, build("wheel", sdist[1], tmp_path / "dist"), source))
 
 
 def test_the_readme_has_its_two_commands():
