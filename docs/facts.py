@@ -160,7 +160,7 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/performance.md", f"for the 124M {kept / 1e3:.0f} kB a token and block, {kept * L / 1e3:.0f} kB a token in all"
     yield "docs/performance.md", f"{4 * 4 * N / 1e9:.2f} GB of ours are parameters, gradients and AdamW's two moments"
     yield "docs/layer-norm.md", rf"$y$ is too small by $\sqrt{{1 - 1/d}}$: {100 * (1 - math.sqrt(1 - 1 / d)):.2f} % for $d = {d}$"
-    yield "README.md", f"{word(len(NAMES))} claims about GPT-2, measured"
+    yield "README.md", f"measures {word(len(NAMES))} claims about GPT-2"
     yield "docs/porting.md", f"some {word(round((len(FORWARD) + len(BACKWARD) + len(STEPS)) / 100))} hundred mistakes, in batches"
     yield "docs/porting.md", f"none does, some {round(len(GENERAL) + len(GENERAL_BACK), -2):,} more general ones are tried"
     shipped = GPT2Config.from_file(locate("shakespeare") / "config.json")
@@ -208,8 +208,8 @@ def exit_codes() -> Iterator[tuple[str, str]]:
 
     usage, missing, unavailable = UsageError.exit_code, MissingError.exit_code, BackendUnavailable.exit_code
     interrupted, ended = 128 + signal.SIGINT, 128 + signal.SIGTERM
-    yield "README.md", (f"Exit codes: {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
-                        f"{unavailable} for a backend that is not there, {interrupted} on Ctrl-C.")
+    yield "README.md", (f"The exit code is {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
+                        f"{unavailable} for a backend that is not there, and {interrupted} on Ctrl-C.")
     yield "docs/tensors.md", f"(`BackendUnavailable`, exit code {unavailable} of the commands)"
     yield "docs/gpu.md", f"missing is one line with what to do, exit code {unavailable}"
     yield "docs/sampling.md", f"that ends the run with one line and exit code {missing}"
