@@ -83,7 +83,7 @@ def floats() -> Iterator[tuple[str, str]]:
     yield "docs/numerics.md", f"from 1 to the next number of the dtype: {u}, $2^{{-8}}$ in bfloat16"
     yield "docs/softmax.md", f"float32 overflows at $e^{{{math.log(np.finfo('float32').max):.0f}}}$"
     yield "docs/numerics.md", f"float32 ends at $e^{{{math.log(np.finfo('float32').max):.1f}}}$"
-    yield "docs/causal-mask.md", f"is not a float16: the largest there is {int(np.finfo('float16').max)}"
+    yield "docs/causal-mask.md", f"is not a float16: the largest float16 is {int(np.finfo('float16').max)}"
     yield "docs/mixed-precision.md", f"float16 ends at {int(np.finfo('float16').max)}"
 
 
@@ -113,7 +113,7 @@ def settings() -> Iterator[tuple[str, str]]:
     yield "docs/porting.md", f"round {ALLOWED:g} times as badly"
     yield "docs/numerics.md", f"$k$ is {ROUNDINGS} for each derivative taken"
     yield "docs/numerics.md", f"large float32 products are cut into chunks of {SIZES.chunk} here"
-    yield "docs/layer-norm.md", rf"$\varepsilon = 10^{{{int(math.log10(config.layer_norm_epsilon))}}}$ stands inside the root"
+    yield "docs/layer-norm.md", rf"$\varepsilon = 10^{{{int(math.log10(config.layer_norm_epsilon))}}}$ is inside the root"
     yield "docs/block.md", f"with probability $p$ ({config.resid_pdrop} in GPT-2)"
 
 
