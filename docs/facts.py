@@ -107,7 +107,7 @@ def settings() -> Iterator[tuple[str, str]]:
     yield "docs/any-language.md", f"`--timeout` seconds ({inspect.signature(Program).parameters['timeout'].default:g})"
     yield "docs/data-parallel.md", f"Buckets here are of {BUCKET >> 20} MiB"
     yield "docs/sampling.md", f"`_drawn` adds up blocks of {BLOCK} first"
-    yield "docs/sampling.md", f"$k$ blocks of {BLOCK} have a highest logit"
+    yield "docs/sampling.md", f"takes the highest logit of each block of {BLOCK}"
     yield "docs/sampling.md", f"let the last {word(LONGEST)} of them (else two, else one)"
     yield "docs/porting.md", f"units, where {ALLOWED:g} are allowed"
     yield "docs/porting.md", f"round {ALLOWED:g} times as badly"
