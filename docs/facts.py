@@ -83,7 +83,7 @@ def floats() -> Iterator[tuple[str, str]]:
     yield "docs/numerics.md", f"from 1 to the next number of the dtype: {u}, $2^{{-8}}$ in bfloat16"
     yield "docs/softmax.md", f"float32 overflows at $e^{{{math.log(np.finfo('float32').max):.0f}}}$"
     yield "docs/numerics.md", f"float32 ends at $e^{{{math.log(np.finfo('float32').max):.1f}}}$"
-    yield "docs/causal-mask.md", f"is not a float16: the largest there is {int(np.finfo('float16').max)}"
+    yield "docs/causal-mask.md", f"is not a float16: the largest float16 is {int(np.finfo('float16').max)}"
     yield "docs/mixed-precision.md", f"float16 ends at {int(np.finfo('float16').max)}"
 
 
@@ -107,13 +107,13 @@ def settings() -> Iterator[tuple[str, str]]:
     yield "docs/any-language.md", f"`--timeout` seconds ({inspect.signature(Program).parameters['timeout'].default:g})"
     yield "docs/data-parallel.md", f"Buckets here are of {BUCKET >> 20} MiB"
     yield "docs/sampling.md", f"`_drawn` adds up blocks of {BLOCK} first"
-    yield "docs/sampling.md", f"$k$ blocks of {BLOCK} have a highest logit"
+    yield "docs/sampling.md", f"takes the highest logit of each block of {BLOCK}"
     yield "docs/sampling.md", f"let the last {word(LONGEST)} of them (else two, else one)"
     yield "docs/porting.md", f"units, where {ALLOWED:g} are allowed"
     yield "docs/porting.md", f"round {ALLOWED:g} times as badly"
     yield "docs/numerics.md", f"$k$ is {ROUNDINGS} for each derivative taken"
     yield "docs/numerics.md", f"large float32 products are cut into chunks of {SIZES.chunk} here"
-    yield "docs/layer-norm.md", rf"$\varepsilon = 10^{{{int(math.log10(config.layer_norm_epsilon))}}}$ stands inside the root"
+    yield "docs/layer-norm.md", rf"$\varepsilon = 10^{{{int(math.log10(config.layer_norm_epsilon))}}}$ is inside the root"
     yield "docs/block.md", f"with probability $p$ ({config.resid_pdrop} in GPT-2)"
 
 
@@ -160,7 +160,7 @@ def sizes() -> Iterator[tuple[str, str]]:
     yield "docs/performance.md", f"for the 124M {kept / 1e3:.0f} kB a token and block, {kept * L / 1e3:.0f} kB a token in all"
     yield "docs/performance.md", f"{4 * 4 * N / 1e9:.2f} GB of ours are parameters, gradients and AdamW's two moments"
     yield "docs/layer-norm.md", rf"$y$ is too small by $\sqrt{{1 - 1/d}}$: {100 * (1 - math.sqrt(1 - 1 / d)):.2f} % for $d = {d}$"
-    yield "README.md", f"{word(len(NAMES))} claims about GPT-2, measured"
+    yield "README.md", f"measures {word(len(NAMES))} claims about GPT-2"
     yield "docs/porting.md", f"some {word(round((len(FORWARD) + len(BACKWARD) + len(STEPS)) / 100))} hundred mistakes, in batches"
     yield "docs/porting.md", f"none does, some {round(len(GENERAL) + len(GENERAL_BACK), -2):,} more general ones are tried"
     shipped = GPT2Config.from_file(locate("shakespeare") / "config.json")
@@ -201,15 +201,16 @@ def operations() -> Iterator[tuple[str, str]]:
 # ── commands ──
 def exit_codes() -> Iterator[tuple[str, str]]:
     """What commands end with."""
+    from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
+
     from gpt2.errors import MissingError, UsageError
     from gpt2.verify.__main__ import AGREES, DIFFERS
     from minigrad.errors import BackendUnavailable
-    from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
 
     usage, missing, unavailable = UsageError.exit_code, MissingError.exit_code, BackendUnavailable.exit_code
     interrupted, ended = 128 + signal.SIGINT, 128 + signal.SIGTERM
-    yield "README.md", (f"Exit codes: {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
-                        f"{unavailable} for a backend that is not there, {interrupted} on Ctrl-C.")
+    yield "README.md", (f"The exit code is {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
+                        f"{unavailable} for a backend that is not there, and {interrupted} on Ctrl-C.")
     yield "docs/tensors.md", f"(`BackendUnavailable`, exit code {unavailable} of the commands)"
     yield "docs/gpu.md", f"one line says what is missing and what to do, with exit code {unavailable}"
     yield "docs/sampling.md", f"that ends the run with one line and exit code {missing}"

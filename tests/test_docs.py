@@ -225,7 +225,7 @@ def test_a_command_in_a_sentence_that_is_none_is_noticed(page, text):
     ("docs/architecture.md", "`EQUATIONS` in `gpt2/hooks.py`", "`LABELS` in `gpt2/hooks.py`"),
     ("docs/architecture.md", "`gpt2/decoding/sampling.py` |", "`gpt2/sample.py` |"),
     ("docs/architecture.md", "cli/ ─ io/ ─", "cli/ ─ input/ ─"),
-    ("README.md", "    benchmarks/   how", "    bench/        how"),
+    ("README.md", "    benchmarks/               how", "    bench/                    how"),
     # shapes, equations of a table, outputs
     ("docs/gpt2.md", "what a cache holds | $[B, h, T, d/h]$", "what a cache holds | $[B, T, h, d/h]$"),
     ("docs/gpt2.md", "$[B, h, T, S]$ | (attention.2) |\n| `attn.z`", "$[B, h, T, S]$ | (attention.3) |\n| `attn.z`"),
