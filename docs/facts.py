@@ -201,11 +201,10 @@ def operations() -> Iterator[tuple[str, str]]:
 # ── commands ──
 def exit_codes() -> Iterator[tuple[str, str]]:
     """What commands end with."""
-    from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
-
     from gpt2.errors import MissingError, UsageError
     from gpt2.verify.__main__ import AGREES, DIFFERS
     from minigrad.errors import BackendUnavailable
+    from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
 
     usage, missing, unavailable = UsageError.exit_code, MissingError.exit_code, BackendUnavailable.exit_code
     interrupted, ended = 128 + signal.SIGINT, 128 + signal.SIGTERM
