@@ -5,23 +5,22 @@ incomplete. A shard is one tensor "ids" [N], uint16 or uint32, under a header th
 """
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import MissingError, UsageError
+from ..io.atomic import Stage, clear, left_of, staged
 from ..io.safetensors import read_header
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -30,7 +29,9 @@ COUNTS = ("characters", "bytes", "words", "documents")
 SHARD = 100_000_000                         # tokens after which a shard is closed
 CHECKED = 1 << 28                           # tokens of a split that are looked at on loading: all, or the ends of each shard
 _HEADER = 4096                              # bytes before the ids: known before what is in them is
-_OURS = re.compile(r"((vocab|added_tokens)\.json|merges\.txt|meta\.json|(train|val)-\d{5}(-of-\d{5})?\.safetensors)(\.tmp)?")
+META = "meta.json"
+_OURS = re.compile(r"(vocab|added_tokens|meta)\.json|merges\.txt|"
+                   r"(train|val)-\d{5}(-of-\d{5})?\.safetensors")
 _CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 
 
@@ -147,80 +148,55 @@ def _shard(path: Path, sha256: str) -> np.ndarray:
 
 # ── writing ──
 def check_out(out: Path) -> None:
-    """UsageError for a directory that holds anything but an earlier result, finished or not."""
+    """UsageError for a directory with anything in it but an earlier result, finished or not."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file, not a directory")
-    held = {path.name for path in out.iterdir()} if out.exists() else set()
-    foreign = {name for name in held if not _OURS.fullmatch(name)}
-    if held and (foreign or not held & {"meta.json", "meta.json.tmp"}):
-        raise UsageError(f"--out {out} holds what is not prepared data ({min(foreign or held)}); choose another directory")
+    held = {path.name: left_of(path) for path in out.iterdir()} if out.exists() else {}
+    foreign = {name for name, was in held.items() if not _OURS.fullmatch(was or name)}
+    unfinished = any(was is not None for was in held.values())
+    if held and (foreign or not (unfinished or META in held)):
+        raise UsageError(f"--out {out} holds what is not prepared data ({min(foreign or held)}); "
+                         "choose another directory")
 
 
 def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]]) -> dict[str, Any]:
     """Write the parts of each split, one after the other, and return the contents of meta.json.
 
-    All is written beside its place first. meta.json is removed before the others are replaced and comes back last: a directory without
-    it is incomplete, and one with it never mixes old and new. UsageError where the directory cannot be written, MissingError for a split
-    of no text.
+    meta.json is the last file to take its place: a directory without it is incomplete, and one with
+    it never mixes old and new. UsageError where the directory cannot be written, MissingError for a
+    split of no text.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    places: dict[Path, Path] = {}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob("*.tmp"):
-            if left.name != "meta.json.tmp":
-                left.unlink()
-        last = out / "meta.json.tmp"
-        last.touch()                                    # tells a later run that the rest is ours
+    if out.is_dir():
+        clear(out)
+    with staged(out, META) as stage:
         for name, content in coder.files().items():
-            places[out / f"{name}.tmp"] = out / name
-            with _synced(out / f"{name}.tmp") as file:
-                file.write(content)
-        meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256}, "vocab_size": coder.n_vocab}
+            stage.write(name, [content])
+        meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256},
+                                "vocab_size": coder.n_vocab}
         for split in SPLITS:
-            paths, meta[split] = _write_split(out, split, coder, parts[split])
+            names, meta[split] = _write_split(stage, split, coder, parts[split])
             if not meta[split]["tokens"]:
-                raise MissingError(f"there is no text for {split}; give more, or another --val-fraction")
-            places.update({path: out / _name(split, k, len(paths)) for k, path in enumerate(paths)})
-        with _synced(last) as file:
-            file.write((json.dumps(meta, indent=1) + "\n").encode())
-        (out / "meta.json").unlink(missing_ok=True)
-        for beside, place in places.items():
-            beside.replace(place)
-        for stale in {*out.glob("*.safetensors"), out / "added_tokens.json"} - set(places.values()):
-            stale.unlink(missing_ok=True)
-        last.replace(out / "meta.json")
-        return meta
-    except OSError as error:
-        raise UsageError(f"cannot write {error.filename or out}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            for left in out.glob("*.tmp"):
-                left.unlink()
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()                          # only where it is empty
+                raise MissingError(f"there is no text for {split}; give more, or another "
+                                   "--val-fraction")
+            for k, name in enumerate(names):
+                stage.rename(name, _name(split, k, len(names)))
+        stage.write(META, [(json.dumps(meta, indent=1) + "\n").encode()])
+        stage.stale = {path.name for path in out.glob("*.safetensors")} | {"added_tokens.json"}
+    return meta
 
 
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_split(out: Path, split: str, coder: Tokenizer, parts: Iterable[Part]) -> tuple[list[Path], dict[str, Any]]:
+def _write_split(stage: Stage, split: str, coder: Tokenizer,
+                 parts: Iterable[Part]) -> tuple[list[str], dict[str, Any]]:
     """The shards, not yet in their places, and what meta.json says of them. A shard ends where a part does."""
     kind = "U16" if coder.n_vocab <= 1 << 16 else "U32"
     whole, tokens, digest = [0] * len(COUNTS), 0, hashlib.sha256()
-    paths: list[Path] = []
+    names: list[str] = []
     rest = iter(parts)
     part = next(rest, None)
-    while part is not None or not paths:
-        paths.append(out / f"{split}-{len(paths):05d}.safetensors.tmp")
+    while part is not None or not names:
+        names.append(f"{split}-{len(names):05d}.safetensors")
         counts, size = [0] * len(COUNTS), 0
-        with _synced(paths[-1]) as file:
+        with stage.open(names[-1]) as file:
             file.write(b" " * _HEADER)
             while part is not None and (size == 0 or size + len(part.ids) <= SHARD):
                 numbers = np.ascontiguousarray(part.ids, _CODES[kind])
@@ -234,4 +210,4 @@ def _write_split(out: Path, split: str, coder: Tokenizer, parts: Iterable[Part])
             file.seek(0)
             file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
         whole, tokens = [a + b for a, b in zip(whole, counts)], tokens + size
-    return paths, {"tokens": tokens, "shards": len(paths), **dict(zip(COUNTS, whole)), "sha256": digest.hexdigest()}
+    return names, {"tokens": tokens, "shards": len(names), **dict(zip(COUNTS, whole)), "sha256": digest.hexdigest()}

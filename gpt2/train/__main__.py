@@ -28,7 +28,7 @@ from ..data.shards import Data, load_data
 from ..data.tokenizer import BESIDE
 from ..errors import UsageError
 from ..evaluate.likelihood import total_nll
-from ..io.atomic import write_files
+from ..io.atomic import clear, write_files
 from ..model import GPT2
 from . import checkpoints as snapshot
 from .init_from import newest, origin, other_settings, start
@@ -327,7 +327,7 @@ def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, train
     out, group = Path(args.out_dir), trainer.group
     if group.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        snapshot.clear(out)
+        clear(out)
         print(as_toml({name: value for name, value in vars(args).items() if name != "config"}, sources), file=sys.stderr)
     state = record.get("state", {})
     report = Report(out, trainer, state.get("seconds", 0.0), state.get("pending"))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,13 @@ import numpy as np
 
 from ..config import GPT2Config
 from ..errors import GPT2Error, MissingError, UsageError
-from ..io.atomic import sync, write_new
+from ..io.atomic import new_folder, remove, write_new
 from ..io.safetensors import safetensors_pieces
 from ..weights.checkpoint import read_checkpoint
 from ..weights.pretrained import PretrainedModel
 
 RECORD, MOMENTS = "training.json", "optimizer.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.(?:tmp|old)")  # what a killed run leaves half-done
 
 
 class SaveError(GPT2Error):
@@ -38,43 +35,30 @@ def snapshots(out: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def clear(out: str | Path) -> None:
-    """Remove what a killed run left half-written."""
-    for path in Path(out).iterdir():
-        if _LEFT.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarray], record: Mapping[str, Any], tokenizer: Any,
          keep: int) -> Path:
     """Write checkpoint-N, N being record["step"], and remove the oldest so that `keep` are left.
 
     moments: arrays by name, such as "exp_avg.wte.weight". SaveError where it cannot be written.
     """
-    place, token = Path(out) / f"checkpoint-{record['step']}", secrets.token_hex(4)
+    place = Path(out) / f"checkpoint-{record['step']}"
     if place.exists():                                  # whole, and of this very step
         return place
-    beside = place.with_name(f".{place.name}.{token}.tmp")
     codes = {name: "F64" if a.dtype.itemsize == 8 else "F32" for name, a in moments.items()}
     try:
-        beside.mkdir(parents=True)
-        model.save_pretrained(beside, tokenizer=tokenizer)
-        write_new(beside / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
-        write_new(beside / RECORD, [(json.dumps(record, indent=1, allow_nan=False) + "\n").encode()])
-        sync(beside)
-        beside.rename(place)
-        sync(place.parent)
+        with new_folder(place) as beside:
+            model.save_pretrained(beside, tokenizer=tokenizer)
+            write_new(beside / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
+            text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+            write_new(beside / RECORD, [text.encode()])
         for old in snapshots(out)[:-keep]:
-            old.rename(gone := old.with_name(f".{old.name}.{token}.old"))      # from here on it is none, whatever happens
-            shutil.rmtree(gone, ignore_errors=True)
+            remove(old)
     except (OSError, UsageError) as error:
         failed = error if isinstance(error, OSError) else error.__context__
         said = failed.strerror if isinstance(failed, OSError) else error
         kept = [p.name for p in snapshots(out)]
         rest = f"{kept[-1]} is whole; go on from it with --init-from resume" if kept else "and there is none before it"
         raise SaveError(f"{place} cannot be written: {said}; {rest}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return place
 
 

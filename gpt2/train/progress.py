@@ -12,6 +12,7 @@ import minigrad as mg
 
 from ..config import GPT2Config
 from ..io.atomic import write_files
+from ..io.plots import write_figure
 from .trainer import Step, Trainer
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
@@ -134,7 +135,6 @@ def _step_of(line: bytes) -> float:
 
 def draw(metrics: Path, picture: Path) -> None:
     """The losses and the learning rate of a metrics.jsonl over the steps, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     told = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
@@ -152,6 +152,4 @@ def draw(metrics: Path, picture: Path) -> None:
     below.set_xlabel("step")
     if top.lines:
         top.legend()
-    beside = picture.with_name(f".{picture.name}.00000000.tmp")
-    FigureCanvasAgg(figure).print_png(str(beside))
-    beside.replace(picture)
+    write_figure(figure, picture)

@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ import minigrad as mg
 
 from ..config import PUBLISHED, GPT2Config, parameter_shapes
 from ..errors import MissingError, UsageError
+from ..io.atomic import staged
 from ..io.safetensors import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -317,54 +316,11 @@ def write_checkpoint(
     fields = config.to_dict()
     header = {"format": "pt", CONFIG_KEY: json.dumps(fields), **(metadata or {})}
     fields["dtype"] = stored["wte.weight"]
-    files: dict[str, Iterable[Any]] = {name: [data] for name, data in (extra_files or {}).items()}
     keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in stored}
-    files[WEIGHTS] = safetensors_pieces({keys[name]: a for name, a in parameters.items()},
-                                        {keys[name]: CODES[kind] for name, kind in stored.items()}, header)
-    files[CONFIG] = [json.dumps(fields, indent=2, sort_keys=True).encode() + b"\n"]
-
-    made, token = not directory.exists(), secrets.token_hex(4)
-    temporary = {name: directory / f".{name}.{token}.tmp" for name in files}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, pieces in files.items():
-            with open(temporary[name], "xb") as f:
-                for piece in pieces:
-                    f.write(piece)
-                f.flush()
-                os.fsync(f.fileno())
-        _put(directory, temporary)
-    except BaseException as error:                      # Ctrl-C too
-        with contextlib.suppress(OSError):
-            for left in directory.glob(f".*.{token}.*"):
-                left.unlink()
-            if made:
-                directory.rmdir()
-        if isinstance(error, OSError):
-            raise UsageError(f"cannot write {directory}: {error.strerror or error}") from None
-        raise
-
-
-def _put(directory: Path, temporary: Mapping[str, Path]) -> None:
-    """Rename all into place. A config.json that will change steps aside first: the weights hold theirs."""
-    config, aside = directory / CONFIG, temporary[CONFIG].with_suffix(".old")
-    changes = config.exists() and config.read_bytes() != temporary[CONFIG].read_bytes()
-    try:
-        if changes:
-            os.replace(config, aside)
-        os.replace(temporary[WEIGHTS], directory / WEIGHTS)
-    except BaseException:
-        if aside.exists() and temporary[WEIGHTS].exists():
-            os.replace(aside, config)
-        raise
-    for name in temporary:                              # config.json is the last
-        if name != WEIGHTS:
-            os.replace(temporary[name], directory / name)
-    if changes:
-        aside.unlink()
-    with contextlib.suppress(OSError):                  # not every system opens a directory
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    weights = safetensors_pieces({keys[name]: a for name, a in parameters.items()},
+                                 {keys[name]: CODES[kind] for name, kind in stored.items()}, header)
+    with staged(directory, CONFIG) as stage:
+        stage.write(WEIGHTS, weights)
+        for name, data in (extra_files or {}).items():
+            stage.write(name, [data])
+        stage.write(CONFIG, [json.dumps(fields, indent=2, sort_keys=True).encode() + b"\n"])

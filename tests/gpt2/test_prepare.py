@@ -116,7 +116,7 @@ def test_preparing_again_replaces_and_is_reproducible(tmp_path: Path) -> None:
     first = files_of(out)
     prepare_texts([TEXT[::-1]], out, "train:257")
     assert files_of(out) != first and load_data(out).meta["vocab_size"] == 257
-    (out / "train-00000.safetensors.tmp").write_bytes(b"leftover")
+    (out / ".train-00000.safetensors.0123abcd.tmp").write_bytes(b"leftover")
     prepare_texts([TEXT], out, "train:270")
     assert files_of(out) == first
 
