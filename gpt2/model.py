@@ -1,6 +1,9 @@
-"""GPT-2 (Radford et al. 2019): token and position embeddings, blocks of attention and MLP on a residual stream, a tied head.
+"""GPT-2 (Radford et al. 2019).
 
-Shapes: B rows, T tokens, d width, h heads, n the MLP's width, V vocabulary, S keys (T and what the cache holds).
+Token and position embeddings, blocks of attention and MLP on a residual stream, and a tied head.
+
+Shapes: B rows, T tokens, d width, h heads, n the MLP's width, V vocabulary, S keys (T of them, and
+those of the cache before).
 """
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ def relu(F: Any, x: mg.Tensor, bias: mg.Tensor) -> mg.Tensor:          # [..., n
     return mg.relu(x + bias)                                           # [..., n]
 
 
-ACTIVATIONS = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}       # functions with names, so that a model can be pickled
+# functions with names, so that a model can be pickled
+ACTIVATIONS = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}
 
 
 class Embedding(Matrix):
@@ -47,26 +51,28 @@ class Embedding(Matrix):
 
     def scores(self, x):                                               # [B, T, d]
         if self.packs(x):
-            return mg.packed_linear(x, self.panels, size=len(self.weight))         # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
-        return mg.linear(x, self.weight.type_as(x))                    # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
+            return mg.packed_linear(x, self.panels, size=len(self.weight))     # [B, T, V]
+        return mg.linear(x, self.weight.type_as(x))            # [B, T, d] @ [V, d]ᵀ -> [B, T, V]
 
 
 class Conv1D(Matrix):
     """y = x W + b, with W stored [in, out] as OpenAI's checkpoints have it   (linear.1)."""
 
     def __init__(self, d_in: int, d_out: int, **where: Any) -> None:
-        self.weight, self.bias = empty_parameter(d_in, d_out, **where), empty_parameter(d_out, **where)
+        self.weight = empty_parameter(d_in, d_out, **where)
+        self.bias = empty_parameter(d_out, **where)
 
     def forward(self, x):                                              # [B, T, in]
         if self.packs(x):
-            return mg.packed_linear(x, self.panels, self.bias, size=len(self.bias))            # [B, T, in] -> [B, T, out]
-        return mg.addmm(self.bias.type_as(x), x, self.weight.type_as(x))           # [B, T, in] @ [in, out] + [out] -> [B, T, out]
+            return mg.packed_linear(x, self.panels, self.bias, size=len(self.bias))    # [B, T, out]
+        weight, bias = self.weight.type_as(x), self.bias.type_as(x)    # [in, out], [out]
+        return mg.addmm(bias, x, weight)       # [B, T, in] @ [in, out] + [out] -> [B, T, out]
 
     def product(self, x):                                              # [B, T, in]
-        """x W alone, for whoever adds the bias in a pass of its own."""
+        """x W alone: the bias is added where the activation is computed."""
         if self.packs(x):
-            return mg.packed_linear(x, self.panels, size=len(self.bias))           # [B, T, in] -> [B, T, out]
-        return mg.matmul(x, self.weight.type_as(x))                    # [B, T, in] @ [in, out] -> [B, T, out]
+            return mg.packed_linear(x, self.panels, size=len(self.bias))               # [B, T, out]
+        return mg.matmul(x, self.weight.type_as(x))    # [B, T, in] @ [in, out] -> [B, T, out]
 
 
 class LayerNorm(Tapped):
@@ -74,24 +80,29 @@ class LayerNorm(Tapped):
 
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
         self.F, self.eps = F, config.layer_norm_epsilon
-        self.weight, self.bias = empty_parameter(config.n_embd, **where), empty_parameter(config.n_embd, **where)
+        self.weight = empty_parameter(config.n_embd, **where)
+        self.bias = empty_parameter(config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
-        return self.passed(x, self.F.layer_norm(x, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps))       # [B, T, d]
+        weight, bias = self.weight.type_as(x), self.bias.type_as(x)    # [d], [d]
+        return self.passed(x, self.F.layer_norm(x, weight, bias, eps=self.eps))    # [B, T, d]
 
     def passed(self, x, y):                                            # 2 × [B, T, d]
         """y, which is x normalised, unless a hook gives another mean or another 1/√(σ² + ε)."""
         if not self.taps:
             return y
-        mean = self.at("mean", true_mean := x.mean(axis=-1, keepdims=True))             # [B, T, 1]
-        rstd = self.at("rstd", true_rstd := reciprocal_deviation(x, mean, eps=self.eps))           # [B, T, 1]
-        if mean is true_mean and rstd is true_rstd:
+        own = x.mean(axis=-1, keepdims=True)                           # [B, T, 1]
+        mean = self.at("mean", own)                                    # [B, T, 1]
+        own_rstd = reciprocal_deviation(x, mean, eps=self.eps)         # [B, T, 1]
+        rstd = self.at("rstd", own_rstd)                               # [B, T, 1]
+        if mean is own and rstd is own_rstd:
             return y
         return (x - mean) * rstd * self.weight.type_as(x) + self.bias.type_as(x)   # [B, T, d]
 
     def of_sum(self, x, y):                                            # 2 × [B, T, d]
-        """x + y, and that normalised: what follows an addition to the residual stream. The hooks are not called."""
-        return self.F.add_layer_norm(x, y, self.weight.type_as(x), self.bias.type_as(x), eps=self.eps)     # 2 × [B, T, d]
+        """x + y, and that sum normalised. Calls no hooks: `passed` does, once hooks had the sum."""
+        weight, bias = self.weight.type_as(x), self.bias.type_as(x)    # [d], [d]
+        return self.F.add_layer_norm(x, y, weight, bias, eps=self.eps)             # 2 × [B, T, d]
 
 
 class Attention(Tapped):
@@ -101,34 +112,41 @@ class Attention(Tapped):
         self.F, self.config, self.layer = F, config, layer
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd, **where)
         self.c_proj = Conv1D(config.n_embd, config.n_embd, **where)
-        self.scale = 1.0 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        self.scale = 1.0
+        if config.scale_attn_weights:
+            self.scale = 1.0 / math.sqrt(config.n_embd // config.n_head)
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
     def forward(self, x, mask=None, cache=None):                       # [B, T, d], [B, 1, 1, S]
-        q, k, v = mg.split_heads(self.c_attn(x), heads=self.config.n_head, parts=3)          # [B, T, 3d] -> 3 × [B, h, T, d/h]
+        q, k, v = mg.split_heads(self.c_attn(x), heads=self.config.n_head,
+                                 parts=3)                  # [B, T, 3d] -> 3 × [B, h, T, d/h]
         q, k, v = self.at("q", q), self.at("k", k), self.at("v", v)    # 3 × [B, h, T, d/h]
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                      # 2 × [B, h, S, d/h]
         p = self.config.attn_pdrop if self.training else 0.0
-        weights = self.replaced_weights(q, k, mask) if self.taps else None         # [B, h, T, S]
+        weights = None
+        if self.taps:
+            weights = self.replaced_weights(q, k, mask)                # [B, h, T, S] or None
         if weights is not None:
-            y = mg.matmul(weights, v)                                  # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
+            y = mg.matmul(weights, v)          # [B, h, T, S] @ [B, h, S, d/h] -> [B, h, T, d/h]
         else:
-            key = mg.random.next_key() if p else 0
-            y = self.F.attention(q, k, v, mask, causal=True, scale=self.scale, p=p, key=key)         # [B, h, T, d/h]
+            y = self.F.attention(q, k, v, mask, causal=True, scale=self.scale, p=p,
+                                 key=mg.random.next_key() if p else 0)             # [B, h, T, d/h]
         return self.c_proj(mg.join_heads(self.at("z", y)))             # [B, h, T, d/h] -> [B, T, d]
 
-    def replaced_weights(self, q, k, mask):                            # 2 × [B, h, ·, d/h], [B, 1, 1, S]
-        """The attention weights where a hook gives other ones, or other scores; None where hooks but read."""
+    def replaced_weights(self, q, k, mask):                # 2 × [B, h, ·, d/h], [B, 1, 1, S]
+        """The attention weights where a hook replaces them or the scores, else None."""
         scores = given = None
         if "scores" in self.taps:
             scores = attention_scores(q, k, scale=self.scale)          # [B, h, T, S]
             given = self.at("scores", scores)                          # [B, h, T, S]
         if given is scores and "pattern" not in self.taps:
             return None
-        weights = (attention_weights(q, k, mask, causal=True, scale=self.scale) if given is scores else
-                   weights_of_scores(given, mask, causal=True))        # [B, h, T, S]
+        if given is scores:
+            weights = attention_weights(q, k, mask, causal=True, scale=self.scale)   # [B, h, T, S]
+        else:
+            weights = weights_of_scores(given, mask, causal=True)      # [B, h, T, S]
         chosen = self.at("pattern", weights)                           # [B, h, T, S]
         return None if given is scores and chosen is weights else chosen
 
@@ -139,7 +157,8 @@ class MLP(Tapped):
     def __init__(self, F: Any, config: GPT2Config, **where: Any) -> None:
         n = config.n_inner or 4 * config.n_embd
         self.F, self.act = F, ACTIVATIONS[config.activation_function]
-        self.c_fc, self.c_proj = Conv1D(config.n_embd, n, **where), Conv1D(n, config.n_embd, **where)
+        self.c_fc = Conv1D(config.n_embd, n, **where)
+        self.c_proj = Conv1D(n, config.n_embd, **where)
 
     def forward(self, x):                                              # [B, T, d]
         y, bias = self.c_fc.product(x), self.c_fc.bias.type_as(x)      # [B, T, d] -> [B, T, n], [n]
@@ -149,19 +168,23 @@ class MLP(Tapped):
 
 
 class Block(Tapped):
-    """x (block.1), then m = x + attention(LN(x)) (block.2), and m + MLP(LN(m)) (block.3): pre-norm on a residual stream.
+    """m = x + attention(LN(x)) (block.2), and m + MLP(LN(m)) (block.3): pre-norm (block.1).
 
-    On the way back each addition hands its gradient on as it is, and what comes out of the branch is added to it   (block.4–7).
+    In the backward pass each addition passes its gradient on unchanged, and the gradient that comes
+    through the branch is added to it   (block.4–7).
     """
 
     def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
-        self.ln_1, self.attn = LayerNorm(F, config, **where), Attention(F, config, layer, **where)
-        self.ln_2, self.mlp = LayerNorm(F, config, **where), MLP(F, config, **where)
+        self.ln_1 = LayerNorm(F, config, **where)
+        self.attn = Attention(F, config, layer, **where)
+        self.ln_2 = LayerNorm(F, config, **where)
+        self.mlp = MLP(F, config, **where)
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x, mask=None, cache=None):                       # [B, T, d]
         x = self.at("resid_pre", x)                                    # [B, T, d]
-        y = self.at("attn.out", self.attn(self.at("ln_1.out", self.ln_1(x)), mask, cache))   # [B, T, d]
+        y = self.at("ln_1.out", self.ln_1(x))                          # [B, T, d]
+        y = self.at("attn.out", self.attn(y, mask, cache))             # [B, T, d]
         x, y = self.ln_2.of_sum(x, self.drop(y))                       # 2 × [B, T, d]
         if (chosen := self.at("resid_mid", x)) is not x:
             x, y = chosen, self.ln_2(chosen)                           # 2 × [B, T, d]
@@ -172,42 +195,55 @@ class Block(Tapped):
 
 
 class GPT2(Hooked, PretrainedModel):
-    """GPT-2 with transformers' parameter names: wte, wpe, h.0 … h.L−1, ln_f, and lm_head where the head is not tied.
+    """GPT-2 with transformers' parameter names.
 
-    backend: "numpy", "cupy", "cupy:N" or "auto". dtype: of the parameters, "float32", "float64", "float16", "bfloat16".
-    compute_dtype: of the residual stream and all that is computed from it, the parameters' own unless given; with "float16" or
-    "bfloat16" parameters of float32 are cast where they are used, and so are their gradients on the way back (mixed precision,
-    Micikevicius et al. 2018). explicit=True runs on the definitions by parts. Weights are drawn from `seed`, or taken from
-    `parameters` (arrays by name; used, not copied, where dtype and backend allow). recompute=True keeps only each block's input
-    for the backward pass, and computes the block again there. With weights drawn from a seed it starts in training mode, as modules
-    do: its dropout draws until eval() is called. With `parameters`, and from `from_pretrained`, it starts in evaluation mode.
-    copy.deepcopy and pickle give a model with parameters of its own, tied where this one's are, and without hooks.
+    They are wte, wpe, h.0 … h.L−1, ln_f, and lm_head where the head is not tied.
+
+    backend: "numpy", "cupy", "cupy:N" or "auto". dtype: of the parameters, "float32", "float64",
+    "float16" or "bfloat16". compute_dtype: of the residual stream and all that is computed from it,
+    the parameters' own unless given; with "float16" or "bfloat16", parameters of float32 are cast
+    where they are used, and so are their gradients in the backward pass (mixed precision,
+    Micikevicius et al. 2018). explicit=True runs the unfused definitions. Weights are drawn from
+    `seed`, or taken from `parameters` (arrays by name; used, not copied, where dtype and backend
+    allow). recompute=True saves only each block's input for the backward pass, which computes the
+    block again. A model with weights from a seed starts in training mode, as modules do: its
+    dropout draws until eval() is called. With `parameters`, and from `from_pretrained`, it starts
+    in evaluation mode. copy.deepcopy and pickle give a model with parameters of its own, tied where
+    this one's are, and without hooks.
     """
 
     def __init__(self, config: GPT2Config, *, backend: str = "numpy", dtype: str = "float32",
-                 compute_dtype: str | None = None, seed: int = 0, explicit: bool = False, recompute: bool = False,
-                 parameters: Mapping[str, Any] | None = None) -> None:
-        self.config, self.F, self.where = config, by_parts if explicit else fused, self.place(backend, dtype)
+                 compute_dtype: str | None = None, seed: int = 0, explicit: bool = False,
+                 recompute: bool = False, parameters: Mapping[str, Any] | None = None) -> None:
+        self.config, self.F = config, by_parts if explicit else fused
+        self.where = self.place(backend, dtype)
         self.recompute, self.compute_dtype = recompute, self.floats(compute_dtype or dtype)
         self.wte = Embedding(config.vocab_size, config.n_embd, **self.where)
         self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = [Block(self.F, config, layer, **self.where) for layer in range(config.n_layer)]
         self.ln_f = LayerNorm(self.F, config, **self.where)
-        # tied, head and embedding are one parameter, whose gradient is the sum of both uses   (tying.1–2)
-        self.lm_head = self.wte if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd, **self.where)
+        # tied: one parameter, whose gradient is the sum of that of both uses   (tying.1–2)
+        self.lm_head = self.wte
+        if not config.tie_word_embeddings:
+            self.lm_head = Embedding(config.vocab_size, config.n_embd, **self.where)
         self.fill(seed, parameters)
 
     def matrices(self):
         yield self.lm_head, self.lm_head.weight.array.T                # [d, V]
         for block in self.h:
-            for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            attn, mlp = block.attn, block.mlp
+            for module in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj):
                 yield module, module.weight.array                      # [in, out]
 
     def states(self, ids, cache: KVCache | None = None, last: int = 0):           # [B, T]
-        """What the head reads: the residual stream after ln_f, [B, T, d], or [B, last, d] at the last places alone."""
-        ids, positions, mask = self.inputs(ids, cache)                 # [B, T], [T] or [B, T], [B, 1, 1, S] or None
-        x = self.at("embed", self.wte(ids)) + self.at("pos_embed", self.wpe(positions))      # [B, T, d] + [T, d] -> [B, T, d]
+        """What the head reads: the residual stream after ln_f, [B, T, d].
+
+        last: at so many last positions alone, [B, last, d].
+        """
+        ids, positions, mask = self.inputs(ids, cache) # [B, T], [T] or [B, T], [B, 1, 1, S] or None
+        x = (self.at("embed", self.wte(ids))
+             + self.at("pos_embed", self.wpe(positions)))  # [B, T, d] + [T, d] -> [B, T, d]
         x = self.drop(x)                                               # [B, T, d]
         if x.dtype != self.compute_dtype:
             x = x.astype(self.compute_dtype)                           # [B, T, d]
@@ -219,16 +255,22 @@ class GPT2(Hooked, PretrainedModel):
         return self.at("ln_f.out", self.ln_f(x[:, -last:] if last else x))         # [B, T, d]
 
     def forward(self, ids, *, cache: KVCache | None = None, last: int = 0):       # [B, T]
-        """Logits [B, T, V] of the token after each place, or [B, last, V] after the last places alone."""
-        return self.at("logits", self.lm_head.scores(self.states(ids, cache, last)))         # [B, T, d] -> [B, T, V]
+        """Logits [B, T, V] of the token after each position, or of the `last` ones alone."""
+        x = self.states(ids, cache, last)                              # [B, T, d]
+        return self.at("logits", self.lm_head.scores(x))               # [B, T, d] -> [B, T, V]
 
     def loss(self, ids, targets, *, ignore_index: int = -100):         # [B, T], [B, T]
-        """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, as a scalar Tensor."""
+        """Mean cross-entropy in nats of the tokens `targets` that follow `ids`, a scalar Tensor."""
         try:
-            if "logits" in self.taps:                                  # else there are no logits as a whole
-                return self.F.cross_entropy(self(ids), self.integers(targets, "targets"), ignore_index=ignore_index)         # []
+            # the fused loss never has all logits at once, which a hook would read
+            if "logits" in self.taps:
+                logits = self(ids)                                     # [B, T, V]
+                targets = self.integers(targets, "targets")            # [B, T]
+                return self.F.cross_entropy(logits, targets, ignore_index=ignore_index)    # []
             x = self.states(ids)                                       # [B, T, d]
-            return self.F.linear_cross_entropy(x, self.lm_head.weight.type_as(x), self.integers(targets, "targets"),
+            weight = self.lm_head.weight.type_as(x)                    # [V, d]
+            targets = self.integers(targets, "targets")                # [B, T]
+            return self.F.linear_cross_entropy(x, weight, targets,
                                                ignore_index=ignore_index)          # [B, T, d] -> []
         except mg.MinigradError as error:
             self.locate(error)
