@@ -127,7 +127,7 @@ class FastOp(Op):
             elif kind not in SCALARS:
                 return super().__call__(*args, **settings)
             bit += bit
-        if here is None or here.devices or dtype is None or dtype.itemsize == 2:
+        if dtype is None or here.devices or dtype.itemsize == 2:
             return super().__call__(*args, **settings)
         own = given
         if self.asks:

@@ -181,13 +181,14 @@ def test_an_argument_may_be_left_out(first: str):
 X, Y, WHOLE = mg.tensor([1.0, 2.0]), mg.tensor([1.0, 2.0, 3.0]), mg.tensor([1, 2])
 W, D = mg.tensor([1.0, 2.0], requires_grad=True), mg.tensor([1.0, 2.0], dtype="float64")
 REFUSED: list[Callable[[], Any]] = [
-    lambda: X + Y, lambda: mg.add(X, [1.0]), lambda: X + "1", lambda: X * D, lambda: W * D, lambda: D * W, lambda: mg.tanh(WHOLE),
+    lambda: X + Y, lambda: mg.maximum(X, [1.0]), lambda: mg.maximum(W, [1.0, 2.0]), lambda: mg.where(X > 0.0, X, [1.0, 2.0]),
+    lambda: X + "1", lambda: X * D, lambda: W * D, lambda: D * W, lambda: mg.tanh(WHOLE),
     lambda: mg.tanh(), lambda: mg.tanh(X, X), lambda: mg.tanh(X, out=1), lambda: mg.sum(X, axis=3), lambda: mg.sum(X, axis=1.5),
     lambda: mg.sum(X, 0, True, 7), lambda: mg.softmax(X, axes=0), lambda: mg.reshape(X, shape=(3,)), lambda: X @ Y,
     lambda: X @ mg.tensor([[1.0]]), lambda: mg.concat([X, D]), lambda: mg.exp(2.0), lambda: mg.exp([1.0]),
     lambda: mg.cross_entropy(X, Y), lambda: mg.where(X, X, Y), lambda: mg.layer_norm(X, Y, Y), lambda: X[5],
     lambda: mg.split(X, sections=3), lambda: mg.take(X, Y), lambda: W.backward(), lambda: mg.sum(X).backward(),
-    lambda: mg.sum(W).backward(mg.tensor([1.0])), lambda: mg.add(X), lambda: mg.add(None, None),
+    lambda: mg.sum(W).backward(mg.tensor([1.0])), lambda: mg.maximum(X), lambda: mg.maximum(None, None),
 ]
 
 
