@@ -283,7 +283,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
     ("two devices are taken", CHECKS, "placed", "len(devices) != 1 or", "not devices or"),
     ("two libraries are taken on the fast path", FAST, "FastOp.__call__", "elif known[kind] is not here:", "elif False:"),
     ("devices are not changed", CHECKS, "placed", ".at(given[0][1]) ", ""),
-    ("devices are not changed on the fast path", FAST, "FastOp.__call__", "if here is None or here.devices or", "if here is None or"),
+    ("devices are not changed on the fast path", FAST, "FastOp.__call__", "if dtype is None or here.devices or", "if dtype is None or"),
     ("devices are not changed in the backward pass", OP, "Op.pullback", ".at(g)", ""),
     ("devices are not changed in the backward pass on the fast path", FAST, "FastOp.pullback", " or here.devices\n", "\n"),
     ("a list is taken as an array on the fast path", FAST, "FastOp.__call__",
