@@ -301,7 +301,7 @@ def wide_lines() -> list[Any]:
     from hypothesis import strategies as st
 
     from minigrad.testing.domains import lines_of
-    from minigrad.testing.domains.products import _targets
+    from minigrad.testing.domains.fused import _targets
     from minigrad.testing.laws.strategies import examples
 
     def plain(draw: Any, sizes: Any, rng: Any) -> Any:

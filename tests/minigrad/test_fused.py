@@ -19,7 +19,7 @@ from minigrad.backend.numpy.sizes import SIZES
 from minigrad.fused import by_parts
 from minigrad.fused.packed_linear import unpack
 from minigrad.op import REGISTRY
-from minigrad.testing.domains.products import attention_in_torch
+from minigrad.testing.domains.fused import attention_in_torch
 
 FUSED = {name: o for name, o in REGISTRY.items() if o.definition is not None}
 pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.rounding]

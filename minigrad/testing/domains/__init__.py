@@ -5,5 +5,5 @@ computed in the widest float, and on complex numbers for the complex step, so it
 part where it must choose. Domains keep away from kinks and ties; the lines with smooth=0 lie on
 them, for the laws that need no derivative of the oracle.
 """
-from . import basic, composed, products, uses
+from . import composed, elementwise, fused, index, linalg, reduce, shape, uses
 from .table import DOMAINS, Domain, domain, lines_of

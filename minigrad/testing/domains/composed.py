@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from ... import fused, ops
 from ..laws.strategies import small_shapes as shapes
-from . import products
-from .basic import alike, dims, reduced
+from . import fused as of_fused
+from . import index, linalg
+from .reduce import dims, reduced
+from .shape import alike
 from .table import ANY, AXES, FULL, LINES, axis_of, constant, domain
 
 
 def _matmul(a: Any, b: Any) -> Any:
-    out = products._product(a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None])
+    out = linalg.product(a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None])
     return out.reshape((np.ones(a.shape) @ np.ones(b.shape)).shape)
 
 
@@ -23,11 +25,11 @@ def _spelled(*xs: Any, subscripts: str) -> Any:
     """einsum of subscripts with spaces; without "->" those letters come out that come once."""
     inputs, arrow, output = subscripts.replace(" ", "").partition("->")
     once = "".join(sorted(c for c in set(inputs) if inputs.count(c) == 1 and c != ","))
-    return products._einsum(*xs, subscripts=f"{inputs}->{output if arrow else once}")
+    return linalg._einsum(*xs, subscripts=f"{inputs}->{output if arrow else once}")
 
 
-domain("matmul", (products.matrices(vectors=True),), _matmul, "matmul", call=ops.linalg.matmul)
-domain("einsum", products.einsums([*products.PRODUCTS, "ij,jk", "ba", "i , i"]), _spelled,
+domain("matmul", (linalg.matrices(vectors=True),), _matmul, "matmul", call=ops.linalg.matmul)
+domain("einsum", linalg.einsums([*linalg.PRODUCTS, "ij,jk", "ba", "i , i"]), _spelled,
        lambda t, *xs, subscripts: t.einsum(subscripts, *xs),
        call=lambda *xs, subscripts: ops.linalg.einsum(subscripts, *xs))
 
@@ -100,10 +102,10 @@ domain("take", (FULL, "any", _taken_flat),
        lambda x, indices: np.take(x, indices),
        lambda t, x, indices: t.take(x, constant(t, indices)),
        label="flat", call=ops.index.take)
-domain("embedding", (products.TABLE, "any", products.ids_of),
-       lambda weight, ids: weight[ids], products._rows_in_torch,
+domain("embedding", (index.TABLE, "any", index.ids_of),
+       lambda weight, ids: weight[ids], index._rows_in_torch,
        call=lambda weight, ids: ops.index.embedding(ids, weight))
-domain("dropout", (ANY, "any", products._drops), products._dropped, products._dropped_in_torch,
+domain("dropout", (ANY, "any", of_fused._drops), of_fused._dropped, of_fused._dropped_in_torch,
        call=fused.dropout)
 domain("stop_gradient", (ANY,), None, lambda t, x: x.detach() * x,
        call=lambda x: ops.shape.stop_gradient(x) * x, smooth=0)

@@ -79,3 +79,7 @@ def axis_of(draw: Any, ndim: int) -> int:
 
 def one_of(**choices: Any) -> Settings:
     return lambda draw, sizes, rng: {k: draw(st.sampled_from(v)) for k, v in choices.items()}
+
+
+def one_axis(draw: Any, sizes: Any, rng: Any) -> Any:
+    return {"axis": axis_of(draw, len(sizes[0]))}

@@ -15,7 +15,8 @@ from ... import backend, ops
 from ...engine.making import asarray
 from ...op import REGISTRY
 from ..laws.strategies import small_shapes as shapes
-from .products import _attention, _gelu, _layer_norm, _product, attention_in_torch
+from .fused import _attention, _gelu, _layer_norm, attention_in_torch
+from .linalg import product
 from .table import constant, domain
 
 
@@ -122,4 +123,4 @@ def _affine(draw: Any) -> Any:
 
 
 domain("addmm", (_affine(),),
-       lambda b, x, w: _product(x, w) + b, lambda t, b, x, w: x @ w + b, label="rows")
+       lambda b, x, w: product(x, w) + b, lambda t, b, x, w: x @ w + b, label="rows")
