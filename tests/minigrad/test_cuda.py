@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -401,3 +402,24 @@ def test_nvcc_compiles_it_without_spills(file: str, store: str, tmp_path: Path):
     assert ran.returncode == 0, ran.stderr
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ran.stderr)
     assert len(spills) == 2 * len(cuda.parameters(source(file))) and set(spills) == {("0", "0")}, ran.stderr
+
+
+@needs_compiler
+def test_compiled_kernels_of_somebody_else_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder that others can write to, or a link to one, is refused; one's own works."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    source = 'KERNEL nothing(int n) { }'
+    place = tmp_path / f"minigrad-kernels-{os.getuid()}"
+    place.mkdir(mode=0o700)
+    place.chmod(0o777)
+    with pytest.raises(RuntimeError, match="only you can write to"):
+        cuda.library.__wrapped__(source, ())
+    place.rmdir()
+    (tmp_path / "other").mkdir(mode=0o700)
+    place.symlink_to(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="only you can write to"):
+        cuda.library.__wrapped__(source, ())
+    place.unlink()
+    with pytest.raises(RuntimeError, match="cannot compile"):           # it gets as far as the compiler
+        cuda.library.__wrapped__("no C++", ())
+    assert place.stat().st_mode & 0o777 == 0o700

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def _glue(source: str) -> str:
 def library(source: str, flags: tuple[str, ...]) -> Any:
     """The compiled source as a shared library.
 
-    RuntimeError with the compiler's words where it does not compile.
+    RuntimeError with the compiler's words where it does not compile, and where the folder that
+    keeps compiled kernels belongs to somebody else, who could have put another program there.
     """
     here, gpp = Path(__file__).parent, compiler()
     if gpp is None:
@@ -62,6 +64,10 @@ def library(source: str, flags: tuple[str, ...]) -> Any:
     name = hashlib.sha256("\0".join((source, header, *flags)).encode()).hexdigest()[:20]
     place = Path(tempfile.gettempdir()) / f"minigrad-kernels-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
+    owner = place.lstat()
+    if owner.st_uid != os.getuid() or not stat.S_ISDIR(owner.st_mode) or owner.st_mode & 0o022:
+        raise RuntimeError(f"{place} is not a folder that only you can write to; remove it, or set "
+                           "TMPDIR to another folder")
     built = place / f"{name}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=place) as work:
