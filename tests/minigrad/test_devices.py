@@ -19,6 +19,7 @@ from minigrad.backend.cupy import errors as cupy_errors
 from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS
 from minigrad.testing.fake_cupy import fake
+from minigrad.testing.fake_cupy.device import state
 from minigrad.testing.laws.run import Run
 from minigrad.testing.laws.subject import flat
 
@@ -72,7 +73,7 @@ def test_a_device_makes_arrays_on_it(device: str):
     for make, dtype, numbers in made:
         elsewhere.use()
         array = make()
-        assert HERE.device(array) == there and fake._thread.devices[-1] == there.number and array.dtype == dtype
+        assert HERE.device(array) == there and state.thread.devices[-1] == there.number and array.dtype == dtype
         assert numbers is None or HERE.host(array).tolist() == numbers
 
 
@@ -130,7 +131,7 @@ def test_two_devices_in_turn(seed: int, kind: str):
 def test_gradients_are_scaled_where_they_are(monkeypatch: pytest.MonkeyPatch):
     """Where they lie is told by addresses, which mean something on their own device alone."""
     launch, places = HERE.launch, []
-    monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(fake._thread.devices[-1]), launch(name, *args, **how)))
+    monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(state.thread.devices[-1]), launch(name, *args, **how)))
     p = mg.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
     p.grad = mg.tensor([3.0, 4.0], device="double:1")
     for f in (lambda: mg.optim.clip_grad_norm_([p], 1.0), lambda: mg.optim.GradScaler(2.0).unscale_(mg.optim.SGD([p]))):
@@ -182,7 +183,7 @@ def test_one_graph_over_two_devices():
 def test_a_thread_has_a_device_of_its_own():
     """What one thread names or computes on is not the current device of another, and its ops find theirs all the same."""
     x, found = mg.tensor([1.0, 2.0], device="double:1"), []
-    thread = threading.Thread(target=lambda: found.extend([fake._thread.devices[-1], (x * x).device, fake._thread.devices[-1]]))
+    thread = threading.Thread(target=lambda: found.extend([state.thread.devices[-1], (x * x).device, state.thread.devices[-1]]))
     thread.start()
     thread.join()
     assert found == [0, "double:1", 1]
@@ -344,7 +345,7 @@ def test_an_import_that_fails_says_why(monkeypatch: pytest.MonkeyPatch):
 ])
 def test_every_complaint_has_its_line(error: Exception, kind: Any, words: list[str]):
     """What, where and what to do, as an error of ours; what is not CuPy's is left alone."""
-    ours = cupy_errors.explained(fake_cupy.fake._namespace(), error, "layer_norm", "cupy:1")
+    ours = cupy_errors.explained(fake._namespace(), error, "layer_norm", "cupy:1")
     assert type(ours) is (kind or type(None))
     if kind:
         assert "\n" not in str(ours) and all(word in str(ours) for word in words), str(ours)

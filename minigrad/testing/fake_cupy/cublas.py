@@ -1,4 +1,4 @@
-"""cuBLAS for the double: what `minigrad.backend.cupy.cublas` calls, on memory at an address."""
+"""cuBLAS for the fake CuPy: what `minigrad.backend.cupy.cublas` calls, on memory at an address."""
 from __future__ import annotations
 
 import ctypes
