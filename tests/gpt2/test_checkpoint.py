@@ -336,7 +336,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     save(tmp_path, weights())
     data = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[:kept])
-    refused(tmp_path, r"model\.safetensors is not a whole safetensors file")
+    refused(tmp_path, r"model\.safetensors is not a complete safetensors file")
 
 
 def test_a_file_with_bytes_after_its_end_is_refused(tmp_path):
@@ -344,7 +344,7 @@ def test_a_file_with_bytes_after_its_end_is_refused(tmp_path):
     save(tmp_path, weights())
     with open(tmp_path / "model.safetensors", "ab") as f:
         f.write(b"0000")
-    refused(tmp_path, "not a whole safetensors file")
+    refused(tmp_path, "not a complete safetensors file")
 
 
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
@@ -364,7 +364,7 @@ def test_a_damaged_header_is_read_or_refused_and_never_breaks(tmp_path, place, b
 def test_a_file_of_another_kind_is_refused(tmp_path):
     """Text, a pointer that git left, a directory."""
     (tmp_path / "a.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
-    refused(tmp_path / "a.safetensors", "not a whole safetensors file")
+    refused(tmp_path / "a.safetensors", "not a complete safetensors file")
     refused(tmp_path, r"holds no model\.safetensors")
     refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "model.safetensors").mkdir()
