@@ -1,4 +1,7 @@
-"""GPT-2 on minigrad: configuration, model, tokenizer, checkpoints, sampling, and the commands `python -m gpt2.<command>`."""
+"""GPT-2 on minigrad: configuration, model, tokenizer, checkpoints and sampling.
+
+The commands are `python -m gpt2.<command>`; `python -m gpt2` lists them.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -16,7 +19,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that a command loads only what it needs."""
+    """Import a public name when it is first used, so that a command loads only what it needs."""
     if name not in _HOMES:
         raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
     import importlib

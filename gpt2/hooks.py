@@ -1,11 +1,12 @@
-"""Named points of the forward pass: what passes there may be read, replaced, or traced with its gradient.
+"""Named points of the forward pass, where a hook reads or replaces the value.
 
-    with model.hooks({"blocks.3.attn.pattern": lambda x, name: x * 0.0}):      # None, or nothing returned: x goes on as it is
-        logits = model(ids)
-    found = model.trace(ids)                            # every point's array by name, in the order of the pass
+    with model.hooks({"blocks.3.attn.pattern": lambda x, name: x * 0.0}):
+        logits = model(ids)                             # a hook that returns None changes nothing
+    found = model.trace(ids)                            # the arrays at all points, by name
 
-The points are TransformerLens's idea (Nanda, Bloom 2022); weights are as they are stored, nothing is folded or centred, and no token is
-put in front. A hook that only reads changes no bit of what comes after.
+The points are an idea of TransformerLens (Nanda, Bloom 2022). The weights are those of the
+checkpoint: no LayerNorm is folded into them, no mean is subtracted from them, and no token is put
+before the ids. A hook that only reads does not change a single bit of the result.
 """
 from __future__ import annotations
 
@@ -23,27 +24,39 @@ from .errors import UsageError
 from .weights.pretrained import Part
 
 Hook = Callable[[mg.Tensor, str], Any]
-EQUATIONS = {                                           # by the end of a point's name: what gives the value there
-    "embed": "embedding.1", "pos_embed": "embedding.1", "resid_pre": "block.1", "ln_1.mean": "layer_norm.1", "ln_1.rstd": "layer_norm.1",
-    "ln_1.out": "layer_norm.1", "attn.q": "attention.8", "attn.k": "attention.8", "attn.v": "attention.8", "attn.scores": "attention.2",
-    "attn.pattern": "attention.2", "attn.z": "attention.3", "attn.out": "linear.1", "resid_mid": "block.2", "ln_2.mean": "layer_norm.1",
-    "ln_2.rstd": "layer_norm.1", "ln_2.out": "layer_norm.1", "mlp.pre": "linear.1", "mlp.act": "gelu.2", "mlp.out": "linear.1",
-    "resid_post": "block.3", "ln_f.mean": "layer_norm.1", "ln_f.rstd": "layer_norm.1", "ln_f.out": "layer_norm.1", "logits": "linear.2",
+# the equation that a point's value comes from, by the end of the point's name
+EQUATIONS = {
+    "embed": "embedding.1", "pos_embed": "embedding.1",
+    "resid_pre": "block.1",
+    "ln_1.mean": "layer_norm.1", "ln_1.rstd": "layer_norm.1", "ln_1.out": "layer_norm.1",
+    "attn.q": "attention.8", "attn.k": "attention.8", "attn.v": "attention.8",
+    "attn.scores": "attention.2", "attn.pattern": "attention.2", "attn.z": "attention.3",
+    "attn.out": "linear.1",
+    "resid_mid": "block.2",
+    "ln_2.mean": "layer_norm.1", "ln_2.rstd": "layer_norm.1", "ln_2.out": "layer_norm.1",
+    "mlp.pre": "linear.1", "mlp.act": "gelu.2", "mlp.out": "linear.1",
+    "resid_post": "block.3",
+    "ln_f.mean": "layer_norm.1", "ln_f.rstd": "layer_norm.1", "ln_f.out": "layer_norm.1",
+    "logits": "linear.2",
 }
+GELUS = {"gelu_new": "gelu.2", "gelu": "gelu.1", "relu": "relu.1"}
 ENDS = ("ln_f.mean", "ln_f.rstd", "ln_f.out", "logits")
 BLOCK = tuple(EQUATIONS)[2:-len(ENDS)]
-STATISTICS = (".mean", ".rstd")                         # of LayerNorms: their part of the gradient is in that of what LayerNorm reads
-# read beside the pass, and what their slopes follow from
-BESIDE = {"attn.scores": ("attn.v", "attn.pattern", "attn.z"), "attn.pattern": ("attn.v", "attn.z"), "mlp.pre": ("mlp.act",)}
+# of a LayerNorm: the gradient at its input contains their share
+STATISTICS = (".mean", ".rstd")
+# values that a fused op does not return: they are computed once more for a hook, beside the pass.
+# Each comes with the points from which `trace` computes its gradient.
+BESIDE = {"attn.scores": ("attn.v", "attn.pattern", "attn.z"), "attn.pattern": ("attn.v", "attn.z"),
+          "mlp.pre": ("mlp.act",)}
 
 
 class Tapped(Part):
-    """A module with points. taps: what is called at them, by their names in this module."""
+    """A module with points. taps: the function to call at a point, by its name in this module."""
 
     taps: Mapping[str, Callable[[mg.Tensor], mg.Tensor]] = {}
 
     def at(self, name: str, x: mg.Tensor) -> mg.Tensor:
-        """What goes on from the point `name`, where x arrives: x itself, unless a hook gives something else."""
+        """The value with which the pass continues after the point `name`: x, or a hook's result."""
         tap = self.taps.get(name)
         return x if tap is None else tap(x)
 
@@ -63,90 +76,120 @@ class Hooked(Tapped):
         def refuse_dropout(self, what: str) -> None: ...
 
     def points(self) -> dict[str, tuple[Tapped, str]]:
-        """Every point in the order of the pass, "blocks.0.attn.pattern" and the like: its module, and its name there.
+        """Every point in the order of the pass: its module, and its name in that module.
 
-        embed and pos_embed [.., T, d]; of each block the residual stream before it, between its halves and after it (resid_…), what the
-        LayerNorms make of it and what attention and MLP add to it (…out), all [B, T, d]; q, k, v and z [B, h, T, d/h], k and v without
-        what a cache holds; scores [B, h, T, S], before the mask, and pattern [B, h, T, S], the softmax's weights before dropout; pre and
-        act [B, T, n]; ln_f.out [B, T, d]; logits [B, T, V]; of each LayerNorm mean and rstd, 1/√(σ² + ε), [B, T, 1].
+        The names in a block begin with "blocks.0.", "blocks.1." and so on. The shapes are:
+        embed, resid_pre, resid_mid, resid_post, attn.out, mlp.out, and each LayerNorm's out:
+        [B, T, d]. pos_embed: [T, d], or [B, T, d] if rows are padded. Each LayerNorm's mean and
+        rstd, which is 1/√(σ² + ε): [B, T, 1]. attn.q, attn.k, attn.v and attn.z: [B, h, T, d/h],
+        where k and v are those of the new tokens, without the KV cache. attn.scores, before the
+        mask, and attn.pattern, softmax's weights before dropout: [B, h, T, S]. mlp.pre and mlp.act:
+        [B, T, n]. logits: [B, T, V].
         """
         out: dict[str, tuple[Tapped, str]] = {name: (self, name) for name in ("embed", "pos_embed")}
         for i, block in enumerate(self.h):
             for name in BLOCK:
                 part, _, inner = name.partition(".")
-                out[f"blocks.{i}.{name}"] = (block, name) if inner in ("", "out") else (getattr(block, part), inner)
-        return out | {name: (self.ln_f, name[-4:]) if name.endswith(STATISTICS) else (self, name) for name in ENDS}
+                own = (block, name) if inner in ("", "out") else (getattr(block, part), inner)
+                out[f"blocks.{i}.{name}"] = own
+        for name in ENDS:
+            out[name] = (self.ln_f, name[-4:]) if name.endswith(STATISTICS) else (self, name)
+        return out
 
     def equations(self) -> dict[str, str]:
-        """The label of the equation that each point's value comes from, in the order of the pass."""
-        own = EQUATIONS | {"mlp.act": {"gelu_new": "gelu.2", "gelu": "gelu.1", "relu": "relu.1"}[self.config.activation_function]}
-        return {name: own[name.split(".", 2)[-1] if name.startswith("blocks.") else name] for name in self.points()}
+        """The label of the equation that defines each point's value, in the order of the pass."""
+        labels = EQUATIONS | {"mlp.act": GELUS[self.config.activation_function]}
+        return {name: labels[name.split(".", 2)[-1] if name.startswith("blocks.") else name]
+                for name in self.points()}
 
     def chosen(self, pattern: str, known: Collection[str]) -> list[str]:
-        """Of the points `known` that of this name, or those that a pattern such as "blocks.*.mlp.act" matches.
+        """The names in `known` that a name or a pattern such as "blocks.*.mlp.act" matches.
 
-        UsageError, with near names, where none is.
+        UsageError, with similar names, if there is none.
         """
-        found = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+        if pattern in known:
+            return [pattern]
+        found = [name for name in known if fnmatchcase(name, pattern)]
         if not found:
             near = difflib.get_close_matches(pattern, known, 3)
-            hint = f"; near to it: {', '.join(near)}" if near else f"; there are embed, blocks.0.{BLOCK[0]} … logits"
-            raise UsageError(f"there is no point {pattern!r}{hint}")
+            hint = f"there are embed, blocks.0.{BLOCK[0]} … logits"
+            if near:
+                hint = f"near to it: {', '.join(near)}"
+            raise UsageError(f"there is no point {pattern!r}; {hint}")
         return found
 
     @property
     def hooked(self) -> bool:
-        """Whether there are hooks anywhere."""
+        """Whether the model has a hook at any point."""
         return any(isinstance(module, Tapped) and module.taps for _, module in self.named_modules())
 
     @contextlib.contextmanager
-    def hooks(self, hooks: Mapping[str, Hook], gradients: Mapping[str, Hook] | None = None) -> Iterator[None]:
-        """Inside the block call hooks[name](x, name) whenever x arrives at a point; a Tensor or an array that it returns goes on instead.
+    def hooks(self, hooks: Mapping[str, Hook],
+              gradients: Mapping[str, Hook] | None = None) -> Iterator[None]:
+        """Inside the block call hooks[name](x, name) whenever the pass arrives at a point with x.
 
-        Names may be patterns; of several hooks at a point each gets what the one before it gave, those of an outer block first. However the
-        block is left, they are gone. gradients[name](g, name) is called with the loss's gradient there, when backward comes by, also after
-        the block; what it returns goes back instead. UsageError for a name that is none, for gradients at points that are read beside the
-        pass (attn.scores, attn.pattern, mlp.pre, mean and rstd), and out of the pass for what has not x's shape and dtype.
-        A model that is decoding step by step on a GPU goes the long way while there are hooks.
+        If the hook returns a Tensor or an array, the pass continues with it instead of x. A name
+        may be a pattern. Several hooks at one point are called one after the other, those of an
+        outer block first; each gets the result of the one before. All hooks of the block are
+        removed when it ends, also by an error.
+
+        gradients[name](g, name) is called in the backward pass with the gradient g of the loss at
+        the point, even if that pass runs after the block; if it returns a gradient, the backward
+        pass continues with it.
+
+        Raises UsageError for a name without a point, for a gradient at a point beside the pass
+        (attn.scores, attn.pattern, mlp.pre, mean, rstd), and in the pass for a result that has not
+        the shape and dtype of x. On a GPU, hooks turn off the fast step of decoding (`gpu_step`).
         """
         points, before = self.points(), dict[int, tuple[Tapped, Any]]()
-        wanted = [(name, hook) for pattern, hook in hooks.items() for name in self.chosen(pattern, points)]
+        wanted = [(name, hook) for pattern, hook in hooks.items()
+                  for name in self.chosen(pattern, points)]
         for pattern, hook in (gradients or {}).items():
             for name in self.chosen(pattern, points):
-                if aside := [other for kind, other in BESIDE.items() if name.endswith(kind)]:
-                    raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {aside[0][-1]}, or trace()")
-                if name.endswith(STATISTICS):
-                    raise UsageError(f"no gradient comes by at {name}, which is read beside the pass; take {name[:-4]}out")
-                wanted.append((name, partial(_on_the_way_back, hook)))
+                _check_gradient(name)
+                wanted.append((name, partial(_in_backward, hook)))
         try:
             for name, hook in wanted:
                 module, inner = points[name]
                 before.setdefault(id(module), (module, module.taps))
-                module.taps = {**module.taps, inner: partial(_called, module.taps.get(inner), hook, name)}
+                tap = partial(_called, module.taps.get(inner), hook, name)
+                module.taps = {**module.taps, inner: tap}
             yield
         finally:
             for module, taps in before.values():
                 if taps:
                     module.taps = taps
                 else:
-                    del module.taps                     # the class's own
+                    del module.taps                     # the empty table of the class is left
 
-    def trace(self, ids: Any, targets: Any = None, *, only: str = "*", gradients: bool = False) -> dict[str, Any]:
+    def trace(self, ids: Any, targets: Any = None, *, only: str = "*",
+              gradients: bool = False) -> dict[str, Any]:
         """The arrays at all points, or at those that `only` matches, in the order of the pass.
 
-        ids [B, T]. With targets [B, T] there is "loss" too, their mean cross-entropy, and with gradients=True "NAME.grad", the loss's
-        gradient at each point but mean and rstd. Arrays are the model's own, on its device: copy what is to be written to. UsageError
-        for gradients without targets, and of a model that recomputes its blocks: their inside is forgotten; and where dropout would draw.
+        ids [B, T]. With targets [B, T], "loss" is their mean cross-entropy. With gradients=True,
+        "NAME.grad" is the gradient of the loss at each point except mean and rstd. The arrays are
+        the model's own, on its device: copy one before you write to it.
+
+        Raises UsageError if gradients are wanted without targets or of a model with recompute=True
+        (it does not save what happens inside a block), and where dropout would draw.
         """
-        if gradients and (targets is None or self.recompute):
-            raise UsageError("trace: gradients need targets" if targets is None else "trace: gradients need a model without recompute")
+        if gradients and targets is None:
+            raise UsageError("trace: gradients need targets")
+        if gradients and self.recompute:
+            raise UsageError("trace: gradients need a model without recompute")
         self.refuse_dropout("trace")
         names, seen = self.chosen(only, self.points()), dict[str, mg.Tensor]()
-        aside = {name: kind for name in names for kind in BESIDE if name.endswith(kind)}
-        more = [name.replace(kind, other) for name, kind in aside.items() for other in BESIDE[kind]] if gradients else []
-        with (mg.enable_grad() if gradients else mg.no_grad()), self.hooks(dict.fromkeys([*names, *more], partial(_keep, seen))):
+        beside = {name: kind for name in names for kind in BESIDE if name.endswith(kind)}
+        read = list(names)
+        if gradients:
+            read += [name.replace(kind, other)
+                     for name, kind in beside.items() for other in BESIDE[kind]]
+        hooks = self.hooks(dict.fromkeys(read, partial(_store, seen)))
+        with (mg.enable_grad() if gradients else mg.no_grad()), hooks:
             logits = self(ids)
-            loss = None if targets is None else self.F.cross_entropy(logits, self.integers(targets, "targets"))
+            loss = None
+            if targets is not None:
+                loss = self.F.cross_entropy(logits, self.integers(targets, "targets"))
         out = {name: seen[name].array for name in names}
         if loss is not None:
             out["loss"] = loss.array
@@ -154,37 +197,60 @@ class Hooked(Tapped):
             assert loss is not None
             on = [name for name in seen if not name.endswith((*BESIDE, *STATISTICS))]
             slopes = dict(zip(on, mg.gradients(loss, [seen[name] for name in on])))
-            for name, kind in aside.items():
-                given = [name.replace(kind, other) for other in BESIDE[kind]]
-                if kind != "mlp.pre":                   # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ, and ∂L/∂S by softmax's rule   (attention.5)
-                    slopes[name] = mg.matmul(slopes[given[-1]], seen[given[0]].detach().mT)
-                    if kind == "attn.scores":
-                        p, g = seen[given[1]].detach(), slopes[name]
-                        slopes[name] = p * (g - (p * g).sum(axis=-1, keepdims=True))
-                else:
-                    mlp: Any = self.points()[name][0]
-                    pre = seen[name].detach().requires_grad_()
-                    act = mlp.act(mlp.F, pre, mlp.c_fc.bias.detach().type_as(pre) * 0.0)
-                    slopes[name], = mg.gradients(act, [pre], slopes[given[0]])
+            for name, kind in beside.items():
+                slopes[name] = self._slope_beside(name, kind, seen, slopes)
             out.update({f"{name}.grad": slopes[name].array for name in names if name in slopes})
         return out
 
+    def _slope_beside(self, name: str, kind: str, seen: Mapping[str, mg.Tensor],
+                      slopes: Mapping[str, mg.Tensor]) -> mg.Tensor:
+        """The gradient at a point beside the pass, from the gradient at the next point of the pass.
 
-def _keep(seen: dict[str, mg.Tensor], x: mg.Tensor, name: str) -> None:
+        It has the shape of the value at the point.
+        """
+        others = [name.replace(kind, other) for other in BESIDE[kind]]
+        g = slopes[others[-1]]                                         # at z or act
+        if kind == "mlp.pre":
+            mlp: Any = self.points()[name][0]
+            pre = seen[name].detach().requires_grad_()                 # [B, T, n]
+            no_bias = mlp.c_fc.bias.detach().type_as(pre) * 0.0        # [n]
+            return mg.gradients(mlp.act(mlp.F, pre, no_bias), [pre], g)[0]
+        # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ; ∂L/∂S follows by softmax's rule   (attention.5)
+        g = mg.matmul(g, seen[others[0]].detach().mT)
+        if kind == "attn.scores":
+            p = seen[others[1]].detach()                               # [B, h, T, S]
+            g = p * (g - (p * g).sum(axis=-1, keepdims=True))
+        return g
+
+
+def _check_gradient(name: str) -> None:
+    """UsageError for a point beside the pass, at which no gradient arrives."""
+    if after := [points[-1] for kind, points in BESIDE.items() if name.endswith(kind)]:
+        instead = f"{after[0]}, or trace()"
+    elif name.endswith(STATISTICS):
+        instead = f"{name[:-4]}out"
+    else:
+        return
+    raise UsageError(f"no gradient arrives at {name}: its value is computed only for hooks, and "
+                     f"the loss does not depend on that copy; take {instead}")
+
+
+def _store(seen: dict[str, mg.Tensor], x: mg.Tensor, name: str) -> None:
     seen[name] = x
 
 
-def _on_the_way_back(hook: Hook, x: mg.Tensor, name: str) -> mg.Tensor | None:
-    """x with a hook of its gradient; where nothing is recorded, there is none."""
+def _in_backward(hook: Hook, x: mg.Tensor, name: str) -> mg.Tensor | None:
+    """x with a hook for its gradient; None where no graph is recorded."""
     if x.node is None:
         return None
-    x = mg.Tensor(x.array, x.node)                      # who has x already goes on without the hook
+    x = mg.Tensor(x.array, x.node)                      # earlier readers of x are without the hook
     x.register_hook(lambda g: hook(g, name))
     return x
 
 
-def _called(before: Callable[[mg.Tensor], mg.Tensor] | None, hook: Hook, name: str, x: mg.Tensor) -> mg.Tensor:
-    """What comes of x at a point, by the hooks before this one and this one."""
+def _called(before: Callable[[mg.Tensor], mg.Tensor] | None, hook: Hook, name: str,
+            x: mg.Tensor) -> mg.Tensor:
+    """The result at a point: of the hooks that were there before, and then of this one."""
     x = x if before is None else before(x)
     made = hook(x, name)
     if made is None:
@@ -192,5 +258,6 @@ def _called(before: Callable[[mg.Tensor], mg.Tensor] | None, hook: Hook, name: s
     if not isinstance(made, mg.Tensor):
         made = mg.Tensor(mg.backend.of(x.array).adopt(made))
     if made.shape != x.shape or made.dtype != x.dtype:
-        raise UsageError(f"the hook at {name} gave {made.dtype}{list(made.shape)}; {x.dtype}{list(x.shape)} is what goes on there")
+        raise UsageError(f"the hook at {name} returned {made.dtype}{list(made.shape)}; "
+                         f"the pass needs {x.dtype}{list(x.shape)} there")
     return made

@@ -1,1 +1,1 @@
-"""What the commands share: how they end, how flags and settings are read, and tables of text."""
+"""What the commands share: exit codes and errors, settings from flags and files, and tables."""

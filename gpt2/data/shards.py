@@ -1,7 +1,8 @@
-"""Token shards: what `gpt2.prepare` writes, and training and evaluation map into memory.
+"""Token shards: `gpt2.prepare` writes them, training and evaluation map them into memory.
 
-A directory holds vocab.json and merges.txt, `train-00000-of-00001.safetensors` … and `val-…`, and meta.json, without which it is
-incomplete. A shard is one tensor "ids" [N], uint16 or uint32, under a header that says which vocabulary it is of and what it holds.
+A directory holds vocab.json and merges.txt, `train-00000-of-00001.safetensors` … and `val-…`, and
+meta.json; without meta.json it is incomplete. A shard is one tensor "ids" [N] of uint16 or uint32.
+Its header has the hash of the vocabulary and the counts of the text.
 """
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "val")
 COUNTS = ("characters", "bytes", "words", "documents")
-SHARD = 100_000_000                         # tokens after which a shard is closed
-CHECKED = 1 << 28                           # tokens of a split that are looked at on loading: all, or the ends of each shard
-_HEADER = 4096                              # bytes before the ids: known before what is in them is
+SHARD = 100_000_000                         # the largest number of tokens in a shard
+# tokens of a split that loading checks: in a larger split, the two ends of each shard
+CHECKED = 1 << 28
+# bytes before the ids; the header is written last, so its length is fixed beforehand
+_HEADER = 4096
 META = "meta.json"
 _OURS = re.compile(r"(vocab|added_tokens|meta)\.json|merges\.txt|"
                    r"(train|val)-\d{5}(-of-\d{5})?\.safetensors")
@@ -36,17 +39,24 @@ _CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4
 
 
 class Part(NamedTuple):
-    """Ids [N] of a piece of text, and what it counts: characters, UTF-8 bytes, words between white space, documents (0: no JSONL)."""
+    """Ids [N] of a piece of text, and its counts, in the order of `COUNTS`.
+
+    They are characters, UTF-8 bytes, words between white space, and documents (0: not JSONL).
+    """
 
     ids: np.ndarray
     counts: tuple[int, int, int, int]
 
 
 class Tokens:
-    """Ids of a split: `len()`, an int or a slice of step 1. Mapped, read-only; a slice is a copy only where it crosses shards."""
+    """The ids of a split, indexed by an int or a slice of step 1.
+
+    They are memory-mapped and read-only. A slice is a copy only if it crosses shards.
+    """
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self.shards, self.ends, self.dtype = shards, list(accumulate(map(len, shards))), shards[0].dtype
+        self.shards, self.dtype = shards, shards[0].dtype
+        self.ends = list(accumulate(map(len, shards)))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -74,10 +84,11 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What `prepare` wrote: the ids of each split, and what they stand for.
+    """Prepared data: the ids of each split, and their tokenizer.
 
-    meta holds "tokenizer" (name, sha256), "vocab_size", and for "train" and "val": tokens, shards, characters, bytes, words, documents,
-    and the sha256 of the ids.
+    meta: the contents of meta.json. It has "tokenizer" (name, sha256), "vocab_size", and for
+    "train" and "val" the numbers of tokens, shards, characters, bytes, words and documents, and the
+    sha256 of the ids.
     """
 
     directory: Path
@@ -87,42 +98,54 @@ class Data:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids. Raises MissingError where the directory now holds another one."""
+        """The tokenizer that made the ids. MissingError if the directory now holds another one."""
         tokenizer = load_tokenizer(self.directory)
         if tokenizer.sha256 != self.meta["tokenizer"]["sha256"]:
-            raise MissingError(f"{self.directory} has another vocabulary than meta.json says; prepare again")
+            raise MissingError(f"{self.directory} has another vocabulary than its meta.json names; "
+                               "prepare the data again")
         return tokenizer
 
 
 # ── reading ──
 def load_data(directory: str | Path) -> Data:
-    """What `prepare` wrote. Raises MissingError for what is missing, cut short, of another vocabulary or does not agree."""
+    """The prepared data in a directory.
+
+    MissingError for files that are missing, truncated, of another vocabulary, or disagree with
+    meta.json.
+    """
     folder = Path(directory)
     path = folder / "meta.json"
     if not path.is_file():
-        raise MissingError(f"{folder} holds no prepared data (no meta.json); python -m gpt2.prepare makes it")
+        raise MissingError(f"{folder} holds no prepared data (no meta.json); "
+                           "python -m gpt2.prepare makes it")
     try:
         meta = json.loads(path.read_bytes())
         vocab_size, sha256 = int(meta["vocab_size"]), meta["tokenizer"]["sha256"]
-        sizes = {split: (int(meta[split]["tokens"]), int(meta[split]["shards"])) for split in SPLITS}
+        sizes = {split: (int(meta[split]["tokens"]), int(meta[split]["shards"]))
+                 for split in SPLITS}
         if any(meta[split][count] < 0 for split in SPLITS for count in COUNTS):
             raise ValueError("a count is below 0")
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise MissingError(f"{path} cannot be read ({why}); prepare again") from None
+        raise MissingError(f"{path} cannot be read ({why}); prepare the data again") from None
     train, val = (_load(folder, split, *sizes[split], vocab_size, sha256) for split in SPLITS)
     return Data(folder, train, val, meta)
 
 
-def _load(folder: Path, split: str, tokens: int, count: int, vocab_size: int, sha256: str) -> Tokens:
+def _load(folder: Path, split: str, tokens: int, count: int, vocab_size: int,
+          sha256: str) -> Tokens:
+    """The ids of a split; the other arguments are those that meta.json has for it."""
     shards = [_shard(folder / _name(split, k, count), sha256) for k in range(count)]
-    if not tokens or sum(map(len, shards)) != tokens or len({ids.dtype for ids in shards}) != 1:
-        raise MissingError(f"{folder} holds {sum(map(len, shards))} tokens of {split}, meta.json says {tokens}; prepare again")
+    found = sum(map(len, shards))
+    if not tokens or found != tokens or len({ids.dtype for ids in shards}) != 1:
+        raise MissingError(f"{folder} holds {found} tokens of {split}, and meta.json says "
+                           f"{tokens}; prepare the data again")
     some = CHECKED // (2 * count)
     for k, ids in enumerate(shards):
         highest = max(int(ids[:some].max(initial=0)), int(ids[-some:].max(initial=0)))
         if highest >= vocab_size:
-            raise MissingError(f"{folder / _name(split, k, count)} holds id {highest}, meta.json says {vocab_size} ids; prepare again")
+            raise MissingError(f"{folder / _name(split, k, count)} holds id {highest}, but the "
+                               f"vocab_size in meta.json is {vocab_size}; prepare the data again")
     return Tokens(shards)
 
 
@@ -131,16 +154,22 @@ def _name(split: str, k: int, count: int) -> str:
 
 
 def _shard(path: Path, sha256: str) -> np.ndarray:
+    """The ids of a shard, memory-mapped. sha256: the hash of the vocabulary that it should have."""
     try:
         stored, metadata = read_header(path)
     except OSError as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise MissingError(f"{path} {what}; prepare again") from None
-    if [(entry.key, len(entry.shape)) for entry in stored] != [("ids", 1)] or stored[0].dtype not in _CODES:
-        found = ", ".join(f"{entry.key} {entry.dtype}{list(entry.shape)}" for entry in stored) or "nothing"
-        raise MissingError(f"{path} holds {found}, not ids; prepare again")
+        what = f"cannot be read ({error.strerror})"
+        if isinstance(error, FileNotFoundError):
+            what = "is missing"
+        raise MissingError(f"{path} {what}; prepare the data again") from None
+    layout = [(entry.key, len(entry.shape)) for entry in stored]
+    if layout != [("ids", 1)] or stored[0].dtype not in _CODES:
+        found = [f"{entry.key} {entry.dtype}{list(entry.shape)}" for entry in stored]
+        raise MissingError(f"{path} holds {', '.join(found) or 'nothing'}, not token ids; "
+                           "prepare the data again")
     if metadata.get("tokenizer") != sha256:
-        raise MissingError(f"{path} was made with another tokenizer than meta.json says; prepare again")
+        raise MissingError(f"{path} was made with another tokenizer than meta.json names; "
+                           "prepare the data again")
     if not stored[0].shape[0]:
         return np.zeros(0, _CODES[stored[0].dtype])
     return np.memmap(path, _CODES[stored[0].dtype], "r", stored[0].offset, stored[0].shape)
@@ -148,23 +177,23 @@ def _shard(path: Path, sha256: str) -> np.ndarray:
 
 # ── writing ──
 def check_out(out: Path) -> None:
-    """UsageError for a directory with anything in it but an earlier result, finished or not."""
+    """UsageError if a directory holds anything except prepared data, complete or not."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file, not a directory")
     held = {path.name: left_of(path) for path in out.iterdir()} if out.exists() else {}
     foreign = {name for name, was in held.items() if not _OURS.fullmatch(was or name)}
     unfinished = any(was is not None for was in held.values())
     if held and (foreign or not (unfinished or META in held)):
-        raise UsageError(f"--out {out} holds what is not prepared data ({min(foreign or held)}); "
-                         "choose another directory")
+        raise UsageError(f"--out {out} holds a file that is not prepared data "
+                         f"({min(foreign or held)}); choose another directory")
 
 
 def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]]) -> dict[str, Any]:
     """Write the parts of each split, one after the other, and return the contents of meta.json.
 
-    meta.json is the last file to take its place: a directory without it is incomplete, and one with
-    it never mixes old and new. UsageError where the directory cannot be written, MissingError for a
-    split of no text.
+    meta.json gets its name last: a directory without it is incomplete, and one with it never mixes
+    old and new files. UsageError if the directory cannot be written, MissingError for a split
+    without text.
     """
     if out.is_dir():
         clear(out)
@@ -176,7 +205,7 @@ def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]])
         for split in SPLITS:
             names, meta[split] = _write_split(stage, split, coder, parts[split])
             if not meta[split]["tokens"]:
-                raise MissingError(f"there is no text for {split}; give more, or another "
+                raise MissingError(f"there is no text for {split}; give more text, or another "
                                    "--val-fraction")
             for k, name in enumerate(names):
                 stage.rename(name, _name(split, k, len(names)))
@@ -187,7 +216,10 @@ def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]])
 
 def _write_split(stage: Stage, split: str, coder: Tokenizer,
                  parts: Iterable[Part]) -> tuple[list[str], dict[str, Any]]:
-    """The shards, not yet in their places, and what meta.json says of them. A shard ends where a part does."""
+    """Stage the shards of a split; returns their staged names and the entry of meta.json.
+
+    A shard ends where a part ends.
+    """
     kind = "U16" if coder.n_vocab <= 1 << 16 else "U32"
     whole, tokens, digest = [0] * len(COUNTS), 0, hashlib.sha256()
     names: list[str] = []
@@ -204,10 +236,20 @@ def _write_split(stage: Stage, split: str, coder: Tokenizer,
                 digest.update(numbers.data)
                 size, counts = size + len(numbers), [a + b for a, b in zip(counts, part.counts)]
                 part = next(rest, None)
-            said = {"tokenizer": coder.sha256, "vocab_size": coder.n_vocab, "split": split, "tokens": size, **dict(zip(COUNTS, counts))}
-            text = json.dumps({"__metadata__": {key: str(value) for key, value in said.items()}, "ids": {
-                "dtype": kind, "shape": [size], "data_offsets": [0, size * _CODES[kind].itemsize]}}).encode()
+            metadata = {"tokenizer": coder.sha256, "vocab_size": coder.n_vocab, "split": split,
+                        "tokens": size, **dict(zip(COUNTS, counts))}
             file.seek(0)
-            file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
+            file.write(_header(kind, size, metadata))
         whole, tokens = [a + b for a, b in zip(whole, counts)], tokens + size
-    return names, {"tokens": tokens, "shards": len(names), **dict(zip(COUNTS, whole)), "sha256": digest.hexdigest()}
+    return names, {"tokens": tokens, "shards": len(names), **dict(zip(COUNTS, whole)),
+                   "sha256": digest.hexdigest()}
+
+
+def _header(kind: str, size: int, metadata: Mapping[str, Any]) -> bytes:
+    """The header of a safetensors file with one tensor "ids" [size], as long as `_HEADER`."""
+    text = json.dumps({
+        "__metadata__": {key: str(value) for key, value in metadata.items()},
+        "ids": {"dtype": kind, "shape": [size],
+                "data_offsets": [0, size * _CODES[kind].itemsize]},
+    }).encode()
+    return struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8)

@@ -1,1 +1,1 @@
-"""Generation: the KV cache, one token after the other, sampling, and the text that comes of it."""
+"""Generation of text: the KV cache, decoding one token after the other, and sampling."""

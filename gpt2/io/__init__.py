@@ -1,1 +1,1 @@
-"""Files: safetensors, files written whole or not at all, and pictures."""
+"""Files: safetensors, pictures, and files that are written as a whole or not at all."""

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and TOML read."""
+"""Files and folders that are written as a whole or not at all, and reading of TOML."""
 from __future__ import annotations
 
 import contextlib
@@ -22,9 +22,10 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?:tmp|old)")
 
 
 def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
-    """The contents of a TOML file that the flag named.
+    """The contents of a TOML file.
 
-    MissingError where it cannot be read, UsageError where it is no TOML.
+    flag: the flag that names the file, for errors. MissingError if the file cannot be read,
+    UsageError if it is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
@@ -37,56 +38,61 @@ def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """UsageError if no file of this name can be written; for use before a long computation."""
+    """UsageError if a file of this name cannot be written; call it before a long computation."""
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write {path}: {folder} is not a folder that can be written to")
+        raise UsageError(f"cannot write {path}: {folder} is not a writable folder")
 
 
-# ── what a killed process leaves ──
+# ── files that a killed process leaves ──
 def _beside(path: Path, token: str, kind: str) -> Path:
-    """The hidden name under which a path is staged ("tmp") or steps aside ("old")."""
+    """The hidden name for a new file or folder ("tmp"), or for the one that it replaces ("old")."""
     path = path.absolute()
     return path.with_name(f".{path.name}.{token}.{kind}")
 
 
 def left_of(path: Path) -> str | None:
-    """The name of the file or folder that a killed process was writing to `path`, else None."""
+    """The final name of a file or folder that a killed process left at `path`, else None."""
     found = _LEFT.fullmatch(path.name)
     return found and found["name"]
 
 
 def clear(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left half-written in a folder."""
+    """Remove the incomplete files and folders that killed processes left in a folder."""
     for path in Path(folder).iterdir():
-        if left_of(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if not left_of(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, which is whole until it is gone from its place. OSError where it stays."""
+    """Rename a folder and remove it, so that nobody sees half of it. OSError if it stays."""
     folder.rename(gone := _beside(folder, secrets.token_hex(4), "old"))
     shutil.rmtree(gone, ignore_errors=True)
 
 
-# ── files of a folder that is there, or is made ──
+# ── several files of one folder ──
 class Stage:
-    """Files that are written beside their places in a folder, and take them together (`staged`).
+    """Files that are written under hidden names in their folder, and renamed together (`staged`).
 
-    last: the file that describes the others. stale: old files to remove, by name.
+    last: the name of the file that describes the others, which is renamed last. stale: the names of
+    old files to remove.
     """
 
     def __init__(self, folder: Path, last: str | None) -> None:
         self.folder, self.last, self.token = folder, last, secrets.token_hex(4)
         self.stale: set[str] = set()
-        self.files: dict[str, Path] = {}                # where each lies until all are whole
-        self.aside: Path | None = None                  # the old `last`
+        self.files: dict[str, Path] = {}                # hidden path of each, by its final name
+        self.aside: Path | None = None                  # hidden path of the old `last`
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A new file, which is on the disk when the block ends."""
+        """A new file to write to; its contents are on the disk when the block ends."""
         self.files[name] = _beside(self.folder / name, self.token, "tmp")
         with open(self.files[name], "xb") as file:
             yield file
@@ -94,18 +100,21 @@ class Stage:
             os.fsync(file.fileno())
 
     def write(self, name: str, pieces: Iterable[Any]) -> None:
-        """A new file with these contents, piece after piece."""
+        """Write a new file with these contents, piece after piece."""
         with self.open(name) as file:
             for piece in pieces:
                 file.write(piece)
 
     def rename(self, name: str, to: str) -> None:
-        """Give a file that is staged another name."""
+        """Change the final name of a staged file."""
         self.files[to] = self.files.pop(name)
 
     def take_places(self) -> None:
-        """Rename all; an old `last` that differs steps aside first, and the new one comes last."""
-        names = sorted(self.files, key=lambda name: name == self.last)          # a stable sort
+        """Give all files their final names, `last` after the others.
+
+        If there is an old `last` with other contents, it is renamed before anything else.
+        """
+        names = sorted(self.files, key=lambda name: name == self.last)      # False before True
         if self.last is not None and len(names) > 1:
             old = self.folder / self.last
             if old.exists() and old.read_bytes() != self.files[self.last].read_bytes():
@@ -118,7 +127,8 @@ class Stage:
                         (self.folder / stale).unlink(missing_ok=True)
                 self.files[name].replace(self.folder / name)
             except BaseException:
-                if self.aside is not None and name == names[0]:                 # nothing is replaced yet
+                # no file was replaced yet: the old `last` describes the folder again
+                if self.aside is not None and name == names[0]:
                     self.aside.replace(self.folder / str(self.last))
                 raise
         sync(self.folder)
@@ -126,12 +136,12 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[Stage]:
-    """Inside the block files are staged; at its end all of them take their places, or none does.
+    """Files are staged inside the block; at its end all of them get their final names, or none.
 
-    The folder is made where it is not there. last: the name of the file that describes the others.
-    While they take their places it is not there, unless its contents stay the same: so a folder
-    without it is incomplete, and one with it never mixes old and new. UsageError where the folder
-    cannot be written.
+    The folder is created if it does not exist. last: the name of the file that describes the
+    others. It is absent while the others are renamed, unless its contents stay the same: a folder
+    without it is incomplete, and one with it never mixes old and new files. UsageError if the
+    folder cannot be written.
     """
     out = Path(folder)
     made = [path for path in (out, *out.parents) if not path.exists()]
@@ -142,19 +152,20 @@ def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[
         stage.take_places()
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:                                            # Ctrl-C too
+    finally:                                            # also after Ctrl-C
         for path in (*stage.files.values(), *([stage.aside] if stage.aside else [])):
             with contextlib.suppress(OSError):
                 path.unlink()
         for path in made:
             with contextlib.suppress(OSError):
-                path.rmdir()                            # only where it is empty
+                path.rmdir()                            # fails unless it is empty
 
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
-    """Write `files` (name to contents) into a folder, all or none; the last one describes the others.
+    """Write files, given as name to contents, into a folder, all or none.
 
-    UsageError where the folder cannot be written.
+    The last file is the one that describes the others (`staged`). UsageError if the folder cannot
+    be written.
     """
     with staged(folder, list(files)[-1]) as stage:
         for name, content in files.items():
@@ -164,15 +175,15 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
 # ── whole folders ──
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str], mark: str | None = None) -> Iterator[Path]:
-    """Inside the block a folder is filled under another name, which it changes at the end.
+    """A folder to fill inside the block, under a hidden name; it gets its final name at the end.
 
-    mark: a file by which an earlier folder is known, which is then replaced. UsageError where a
-    folder of the name is there and has no such file. OSError where it cannot be written.
+    mark: an earlier folder of this name is replaced if it has a file of the name `mark`. UsageError
+    if the folder exists and has no such file, OSError if it cannot be written.
     """
     out, token = Path(folder), secrets.token_hex(4)
     if out.exists() and (mark is None or not (out / mark).is_file()):
-        raise UsageError(f"{out} is there, and not from an earlier run"
-                         + (f" (it has no {mark})" if mark else "") + "; name another folder")
+        raise UsageError(f"{out} exists, and is not from an earlier run"
+                         + (f" (it has no {mark})" if mark else "") + "; choose another folder")
     beside, aside = _beside(out, token, "tmp"), _beside(out, token, "old")
     try:
         beside.mkdir(parents=True)
@@ -193,9 +204,9 @@ def new_folder(folder: str | os.PathLike[str], mark: str | None = None) -> Itera
 
 def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[Any]],
                  mark: str) -> None:
-    """Write a folder of these files, given in pieces; an earlier folder that has `mark` is replaced.
+    """Write a folder of these files, given in pieces; replaces an earlier folder that has `mark`.
 
-    UsageError where it cannot be written, and for a folder that is something else.
+    UsageError if the folder cannot be written, or exists without a file of the name `mark`.
     """
     try:
         with new_folder(folder, mark) as beside:
@@ -207,7 +218,7 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[An
 
 
 def write_new(path: Path, pieces: Iterable[Any]) -> None:
-    """Write a file that is not there yet, piece after piece, down to the disk."""
+    """Write a file that does not exist yet, piece after piece, and sync it to the disk."""
     with open(path, "xb") as file:
         for piece in pieces:
             file.write(piece)
@@ -216,8 +227,8 @@ def write_new(path: Path, pieces: Iterable[Any]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in a folder reach the disk, where the system can do that."""
-    with contextlib.suppress(OSError):                  # not every system opens a directory
+    """Sync the names in a folder to the disk, if the system can do that."""
+    with contextlib.suppress(OSError):                  # some systems cannot open a directory
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

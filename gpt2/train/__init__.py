@@ -1,1 +1,1 @@
-"""`python -m gpt2.train`: the training step and its state, where a run starts, checkpoints, memory, progress."""
+"""`python -m gpt2.train`: the training step, starts of a run, checkpoints, memory, progress."""

@@ -1,7 +1,10 @@
-"""Training stopped and taken up again: directories checkpoint-N, each written whole beside its place and then renamed.
+"""Checkpoints of a training run, from which it can be resumed: directories checkpoint-N.
 
-A checkpoint-N is a directory that transformers reads, with float32 (float64) weights, and beside them optimizer.safetensors (AdamW's
-moments) and training.json (all else that decides the steps after N). What is killed, or finds the disk full, leaves the ones before.
+checkpoint-N is the state after N steps. It is a directory that transformers reads, with weights of
+float32 (or float64), and with two more files: optimizer.safetensors has the moments of AdamW, and
+training.json has everything else on which the next steps depend. A checkpoint is written under
+another name and renamed when it is complete. If the run is killed or the disk is full, the earlier
+checkpoints stay as they are.
 """
 from __future__ import annotations
 
@@ -21,73 +24,83 @@ from ..weights.checkpoint import read_checkpoint
 from ..weights.pretrained import PretrainedModel
 
 RECORD, MOMENTS = "training.json", "optimizer.safetensors"
+FIELDS = {"step", "state", "settings", "data", "history", "best"}      # of training.json
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class SaveError(GPT2Error):
-    """A checkpoint that could not be written; those before it are as they were."""
+    """A checkpoint could not be written; the earlier ones are unchanged."""
 
 
 def snapshots(out: str | Path) -> list[Path]:
-    """The checkpoint-N of a directory, the newest last."""
-    folder = Path(out)
-    found = [(int(m[1]), p) for p in (folder.iterdir() if folder.is_dir() else ()) if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+    """The checkpoints in a directory, the newest last."""
+    folder, found = Path(out), []
+    for path in (folder.iterdir() if folder.is_dir() else ()):
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir():
+            found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
 
 
-def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarray], record: Mapping[str, Any], tokenizer: Any,
-         keep: int) -> Path:
-    """Write checkpoint-N, N being record["step"], and remove the oldest so that `keep` are left.
+def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarray],
+         record: Mapping[str, Any], tokenizer: Any, keep: int) -> Path:
+    """Write checkpoint-N, where N is record["step"], and remove all but the newest `keep`.
 
-    moments: arrays by name, such as "exp_avg.wte.weight". SaveError where it cannot be written.
+    moments: arrays by name, such as "exp_avg.wte.weight". SaveError if it cannot be written.
     """
-    place = Path(out) / f"checkpoint-{record['step']}"
-    if place.exists():                                  # whole, and of this very step
-        return place
+    path = Path(out) / f"checkpoint-{record['step']}"
+    if path.exists():                                   # complete, and of the same step
+        return path
     codes = {name: "F64" if a.dtype.itemsize == 8 else "F32" for name, a in moments.items()}
     try:
-        with new_folder(place) as beside:
-            model.save_pretrained(beside, tokenizer=tokenizer)
-            write_new(beside / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
+        with new_folder(path) as folder:
+            model.save_pretrained(folder, tokenizer=tokenizer)
+            write_new(folder / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
             text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-            write_new(beside / RECORD, [text.encode()])
+            write_new(folder / RECORD, [text.encode()])
         for old in snapshots(out)[:-keep]:
             remove(old)
     except (OSError, UsageError) as error:
-        failed = error if isinstance(error, OSError) else error.__context__
-        said = failed.strerror if isinstance(failed, OSError) else error
-        kept = [p.name for p in snapshots(out)]
-        rest = f"{kept[-1]} is whole; go on from it with --init-from resume" if kept else "and there is none before it"
-        raise SaveError(f"{place} cannot be written: {said}; {rest}") from None
-    return place
+        cause = error if isinstance(error, OSError) else error.__context__
+        why = cause.strerror if isinstance(cause, OSError) else error
+        rest = "there is no earlier checkpoint"
+        if left := snapshots(out):
+            rest = f"{left[-1].name} is complete; continue from it with --init-from resume"
+        raise SaveError(f"{path} cannot be written: {why}; {rest}") from None
+    return path
 
 
 def record(path: Path) -> dict[str, Any]:
-    """What the training.json of a checkpoint-N says. MissingError where it cannot be read."""
+    """The contents of a checkpoint's training.json. MissingError if it cannot be read."""
     try:
         found = json.loads((path / RECORD).read_bytes())
-        if not isinstance(found, dict) or not {"step", "state", "settings", "data", "history", "best"} <= found.keys():
-            raise ValueError("it is not the record of a run")
+        if not isinstance(found, dict) or not FIELDS <= found.keys():
+            raise ValueError(f"{RECORD} does not have all fields")
     except (OSError, ValueError) as error:
         raise damaged(path, error) from None
     return found
 
 
 def damaged(path: Path, error: Exception) -> MissingError:
-    """What to say of a checkpoint-N that gave this error."""
+    """The error for a checkpoint whose reading raised `error`."""
     what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return MissingError(f"{path} cannot be taken up again ({what}); remove it to go on from the one before it")
+    return MissingError(f"training cannot be resumed from {path} ({what}); "
+                        "remove it to resume from the one before it")
 
 
-def load(path: Path) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """Configuration, parameters and moments by name, and the record of a checkpoint-N. MissingError where it is damaged."""
+def load(path: Path) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray],
+                              dict[str, Any]]:
+    """Configuration, parameters and moments by name, and record of a checkpoint.
+
+    MissingError if the checkpoint is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    told = record(path)
+    found = record(path)
     try:
         moments = load_file(path / MOMENTS)
-        found = read_checkpoint(path, dtype=str(told["state"]["dtype"]))
+        model = read_checkpoint(path, dtype=str(found["state"]["dtype"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise damaged(path, error) from None
-    return found.config, {name: np.array(a) for name, a in found.parameters.items()}, moments, told
+    parameters = {name: np.array(a) for name, a in model.parameters.items()}
+    return model.config, parameters, moments, found

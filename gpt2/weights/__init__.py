@@ -1,1 +1,1 @@
-"""Weights of a model: checkpoints read and written, initial weights, and where a named model is stored."""
+"""The weights of a model: checkpoints, initial weights, and the paths of models."""

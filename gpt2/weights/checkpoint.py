@@ -1,4 +1,4 @@
-"""Checkpoints as transformers writes them: read into memory maps, and written whole or not at all."""
+"""Checkpoints of transformers: read into memory maps, and written as a whole or not at all."""
 from __future__ import annotations
 
 import contextlib
@@ -20,8 +20,10 @@ from ..io.atomic import staged
 from ..io.safetensors import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-GENERATION = "generation_config.json"                   # what transformers' generate() reads; here its eos_token_id alone
-CONFIG_KEY = "gpt2_config"                              # config.json once more, in the header of the weights
+# settings of transformers' generate(); only its eos_token_id is read here
+GENERATION = "generation_config.json"
+# a copy of config.json, in the header of the weights
+CONFIG_KEY = "gpt2_config"
 
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
 _MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
@@ -30,7 +32,10 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 @dataclass
 class Checkpoint:
-    """Parameters by name, in the order of `parameter_shapes(config)`. dtype: the name of the stored one."""
+    """Parameters by name, in the order of `parameter_shapes(config)`.
+
+    dtype: the name of the dtype in which the file stores them.
+    """
 
     config: GPT2Config
     parameters: dict[str, np.ndarray]
@@ -39,15 +44,16 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters as they are here."""
+        """Bytes of the parameters in memory, in the dtype in which they were read."""
         return sum(a.nbytes for a in self.parameters.values())
 
 
 @dataclass
 class Tensors:
-    """What lies in a checkpoint, be it a whole one, a part of one, or no GPT-2 at all; arrays are read one by one.
+    """The tensors of a file, which may be a whole checkpoint, a part of one, or another model.
 
-    stored: by parameter name, in the file's order. buffers: mask buffers, which are no parameters. config: None where nothing tells it.
+    Arrays are read one by one. stored: by parameter name, in the file's order. buffers: the names
+    of mask buffers, which are not parameters. config: None if it is not known.
     """
 
     source: Path
@@ -56,54 +62,64 @@ class Tensors:
     config: GPT2Config | None
 
     def __call__(self, name: str, dtype: str = "float32") -> np.ndarray:
-        """The tensor of this name. MissingError where it is not there, or is stored as no float."""
+        """The array of this name. MissingError if there is none, or if its dtype is not a float."""
         entry = self.stored.get(name)
         if entry is None:
             raise MissingError(f"{self.source} has no tensor '{name}'")
         if entry.dtype not in NAMES:
-            raise MissingError(f"{self.source}: '{name}' is stored as {entry.dtype}; only {', '.join(NAMES)} can be read")
+            raise MissingError(f"{self.source}: '{name}' is stored as {entry.dtype}; "
+                               f"only {', '.join(NAMES)} can be read")
         return Loader(np.dtype(dtype))(entry)
 
     def missing(self) -> list[str]:
-        """Parameters that the configuration has and the file has not."""
-        return [name for name in parameter_shapes(self.config) if name not in self.stored] if self.config else []
+        """The parameters of the configuration that the file does not have."""
+        if not self.config:
+            return []
+        return [name for name in parameter_shapes(self.config) if name not in self.stored]
 
 
 # ── reading ──
 def read_tensors(path: str | Path) -> Tensors:
-    """The tensors in a directory or a .safetensors file. MissingError for what is none or cut short."""
+    """The tensors in a directory or a .safetensors file. MissingError if it is none, or damaged."""
     try:
         source, stored, metadata = open_checkpoint(Path(path))
         found, config, guessed = _with_dropped(by_name(source, stored), metadata), None, ""
-        with contextlib.suppress(MissingError):         # of another kind, or of a size that nobody published
+        with contextlib.suppress(MissingError):         # not a GPT-2, or not of a published size
             config, _, guessed = _find_config(source, metadata, found, Loader(np.dtype("float32")))
     except OSError as error:
-        raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     if guessed:
         warnings.warn(guessed, stacklevel=2)
-    kept = {entry.key for entry in found.values()}
-    return Tensors(source, found, [entry.key for entry in stored if entry.key not in kept], config)
+    named = {entry.key for entry in found.values()}
+    return Tensors(source, found, [entry.key for entry in stored if entry.key not in named], config)
 
 
-def read_checkpoint(
-    path: str | Path, *, dtype: str | None = None, config: GPT2Config | None = None,
-) -> Checkpoint:
-    """The checkpoint in a directory (config.json, and model.safetensors or an index and shards) or in a file.
+def _unreadable(path: str | Path, error: OSError) -> MissingError:
+    return MissingError(f"cannot read {error.filename or path}: {error.strerror or error}")
 
-    dtype: "float32" (also None), "float64", "float16" or "bfloat16". Tensors stored in it are copy-on-write memory maps:
-    writable, without an effect on the file. Others are converted one by one. Prefixes of transformers,
-    DataParallel and torch.compile are taken off the names; mask buffers, and an `lm_head.weight` equal to the
-    `wte.weight` it is tied to, are left out. Where the two are tied, one of them is enough.
 
-    Without `config` it is the config.json beside the weights, else the copy that `write_checkpoint` leaves in
-    them, else what the shapes say. They do not say n_head: it is that of the published size of the same
-    width, and a warning says so.
+def read_checkpoint(path: str | Path, *, dtype: str | None = None,
+                    config: GPT2Config | None = None) -> Checkpoint:
+    """The checkpoint in a directory or in a file.
 
-    Warns of NaN and infinity. Raises MissingError for files that are missing, truncated, foreign or disagree
-    with their configuration, and UsageError for a dtype or a configuration that is not supported.
+    A directory holds config.json, and model.safetensors or an index and shards. dtype: "float32"
+    (also None), "float64", "float16" or "bfloat16". Tensors that are stored in this dtype are
+    copy-on-write memory maps: they can be written to, and the file does not change. Others are
+    converted one by one. Prefixes of transformers, DataParallel and torch.compile are removed from
+    the names. Mask buffers are left out. If `lm_head.weight` and `wte.weight` are tied, one of them
+    is enough, and the result has only `wte.weight`.
+
+    Without `config` the configuration is that of the config.json beside the weights, else the copy
+    that `write_checkpoint` stores in them, else it follows from the shapes. n_head does not follow
+    from shapes: the published size of the same width decides it, and a warning says so.
+
+    Warns of NaN and infinity. Raises MissingError for files that are missing, truncated, not GPT-2,
+    or disagree with their configuration, and UsageError for a dtype or a configuration that is not
+    supported.
     """
     if dtype not in (None, *CODES):
-        raise UsageError(f"dtype {dtype!r} is not supported; choose float32, float64, float16 or bfloat16")
+        raise UsageError(f"dtype {dtype!r} is not supported; "
+                         "choose float32, float64, float16 or bfloat16")
     try:
         path, load = Path(path), Loader(np.dtype(mg.backend.dtype(dtype or "float32")))
     except mg.errors.DTypeError as error:               # no ml_dtypes
@@ -111,22 +127,20 @@ def read_checkpoint(
     try:
         source, stored, metadata = open_checkpoint(path)
         found = _with_dropped(by_name(source, stored), metadata)
-        said_by, guessed = "the config given", ""
+        origin, guessed = "the config given", ""
         if config is None:
-            config, said_by, guessed = _find_config(source, metadata, found, load)
+            config, origin, guessed = _find_config(source, metadata, found, load)
         head = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
         if head:
-            found.setdefault("wte.weight", head)        # one of the two was dropped, being the other
-        _check(source, found, config, said_by)
+            found.setdefault("wte.weight", head)        # the file may store only one of the two
+        _check(source, found, config, origin)
         if head and not load.same(head, found["wte.weight"]):
-            raise MissingError(
-                f"{source}: 'lm_head.weight' differs from 'wte.weight', but {said_by} ties them; "
-                "is tie_word_embeddings=false missing there?"
-            )
+            raise MissingError(f"{source}: 'lm_head.weight' differs from 'wte.weight', but "
+                               f"{origin} ties them; is tie_word_embeddings=false missing there?")
         parameters = {name: load(found[name]) for name in parameter_shapes(config)}
     except OSError as error:
-        raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
-    if guessed:                                         # not before an error, whose line stands alone
+        raise _unreadable(path, error) from None
+    if guessed:                                         # no warning if an error was raised above
         warnings.warn(guessed, stacklevel=2)
     if bad := [name for name, array in parameters.items() if not _finite(array)]:
         warnings.warn(f"{source}: NaN or infinity in {_some(bad)}", stacklevel=2)
@@ -134,7 +148,7 @@ def read_checkpoint(
 
 
 def open_checkpoint(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
-    """The file that errors are about, what is stored in it or its shards, and its metadata."""
+    """The file to name in errors, the tensors stored in it or its shards, and its metadata."""
     if not path.exists():
         raise MissingError(f"{path} does not exist")
     if path.is_dir():
@@ -142,73 +156,75 @@ def open_checkpoint(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
         pickles = [name for name in names if Path(name).suffix in _PICKLES]
         weights = [name for name in (WEIGHTS, INDEX) if name in names]
         if not weights:
-            raise _pickled(path / pickles[0]) if pickles else MissingError(f"{path} holds no {WEIGHTS}")
+            if pickles:
+                raise _pickled(path / pickles[0])
+            raise MissingError(f"{path} holds no {WEIGHTS}")
         path = path / weights[0]
     if path.suffix in _PICKLES:
         raise _pickled(path)
     if not path.name.endswith(".index.json"):
         return path, *read_header(path)
     try:
-        places = json.loads(path.read_text("utf-8"))["weight_map"].values()
-        shards = sorted({path.parent / Path(name).name for name in places})
+        files = json.loads(path.read_text("utf-8"))["weight_map"].values()
+        shards = sorted({path.parent / Path(name).name for name in files})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MissingError(f"{path} is not an index of shards; is it truncated?") from None
     for shard in shards:
         if not shard.is_file():
-            raise MissingError(f"{path} names {shard.name}, which is not there; is the download whole?")
+            raise MissingError(f"{path} names {shard.name}, which is not there; "
+                               "is the download complete?")
     return path, [entry for shard in shards for entry in read_header(shard)[0]], {}
 
 
 def _pickled(path: Path) -> MissingError:
-    return MissingError(
-        f"{path} is a pickle, which can run any code and is never loaded; where you trust it, convert it "
-        "with transformers: GPT2LMHeadModel.from_pretrained(directory).save_pretrained(new_directory)"
-    )
+    return MissingError(f"{path} is a pickle, which is never loaded, because it can run any code; "
+                        "if you trust it, convert it with transformers: GPT2LMHeadModel"
+                        ".from_pretrained(directory).save_pretrained(new_directory)")
 
 
 def by_name(source: Path, stored: Iterable[Stored]) -> dict[str, Stored]:
-    """Stored tensors by parameter name: prefixes taken off, mask buffers left out."""
+    """Stored tensors by parameter name, without prefixes and without mask buffers."""
     found: dict[str, Stored] = {}
     for entry in stored:
         name = _PREFIX.sub("", entry.key)
         if name in found:
-            raise MissingError(f"{source} has '{name}' twice, as '{found[name].key}' and as '{entry.key}'")
+            raise MissingError(f"{source} has '{name}' twice, as '{found[name].key}' "
+                               f"and as '{entry.key}'")
         if not _MASK.fullmatch(name):
             found[name] = entry
     return found
 
 
 def _with_dropped(found: dict[str, Stored], metadata: Mapping[str, str]) -> dict[str, Stored]:
-    """The tensors with those that safetensors' `save_model` left out as duplicates, as its note in the metadata says.
+    """The tensors, with those that safetensors' `save_model` left out as duplicates.
 
-    Of GPT2LMHeadModel it keeps lm_head.weight, and notes {"transformer.wte.weight": "lm_head.weight"}.
+    The metadata name them. Of GPT2LMHeadModel the file stores lm_head.weight, and the metadata have
+    {"transformer.wte.weight": "lm_head.weight"}.
     """
-    dropped = {_PREFIX.sub("", name): _PREFIX.sub("", kept) for name, kept in metadata.items()}
-    return found | {name: found[kept] for name, kept in dropped.items() if name not in found and kept in found}
+    dropped = {_PREFIX.sub("", name): _PREFIX.sub("", twin) for name, twin in metadata.items()}
+    return found | {name: found[twin] for name, twin in dropped.items()
+                    if name not in found and twin in found}
 
 
-def _find_config(
-    source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored], load: Loader,
-) -> tuple[GPT2Config, str, str]:
-    """The configuration, who says it, and what is to be warned of where a part of it is guessed."""
+def _find_config(source: Path, metadata: Mapping[str, str], found: Mapping[str, Stored],
+                 load: Loader) -> tuple[GPT2Config, str, str]:
+    """The configuration, where it comes from, and a warning if a part of it is guessed, else ""."""
     beside = source.parent / CONFIG
     if beside.exists():
         return _with_ends(GPT2Config.from_file(beside), source.parent / GENERATION), str(beside), ""
     if CONFIG_KEY in metadata:
-        with contextlib.suppress(ValueError):           # somebody else's; shapes are left
+        with contextlib.suppress(ValueError):           # not written by us: the shapes decide
             return GPT2Config.from_dict(json.loads(metadata[CONFIG_KEY])), "its metadata", ""
-    wte, wpe, c_fc = (
-        found[name].shape if name in found and len(found[name].shape) == 2 else None
-        for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")
-    )
+    wte, wpe, c_fc = (found[name].shape if name in found and len(found[name].shape) == 2 else None
+                      for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight"))
     width = (wte or wpe or (0, 0))[1]
     if not width:
-        raise MissingError(f"{source} is no GPT-2: it has neither 'wte.weight' nor 'wpe.weight' of two axes")
+        raise MissingError(f"{source} is not a GPT-2 checkpoint: it has neither a 'wte.weight' "
+                           "nor a 'wpe.weight' with two axes")
     name = next((name for name, sizes in PUBLISHED.items() if sizes["n_embd"] == width), None)
     if name is None:
-        raise MissingError(
-            f"{source} does not tell n_head, nor is a published size {width} wide; put its {CONFIG} beside it"
-        )
+        raise MissingError(f"{source} does not contain n_head, and no published size has the width "
+                           f"{width}; put its {CONFIG} beside it")
     fields: dict[str, Any] = dict(PUBLISHED[name])
     if layers := [int(key.split(".")[1]) for key in found if re.match(r"h\.\d+\.", key)]:
         fields["n_layer"] = max(layers) + 1
@@ -218,17 +234,19 @@ def _find_config(
         fields["n_positions"] = wpe[0]
     if c_fc and c_fc[1] != 4 * width:
         fields["n_inner"] = c_fc[1]
-    if "lm_head.weight" in found:                       # without the other it may be of an untied model: nothing says so
-        fields["tie_word_embeddings"] = bool(wte) and load.same(found["lm_head.weight"], found["wte.weight"])
+    if head := found.get("lm_head.weight"):             # without wte.weight: assumed to be untied
+        fields["tie_word_embeddings"] = bool(wte) and load.same(head, found["wte.weight"])
     config = GPT2Config(**fields)
-    guessed = f"{beside} is not there; n_head={config.n_head} and all else that shapes do not tell is {name}'s"
+    guessed = (f"{beside} is not there; n_head={config.n_head} and all other settings that do not "
+               f"follow from shapes are those of {name}")
     return config, "its other shapes", guessed
 
 
 def _with_ends(config: GPT2Config, path: Path) -> GPT2Config:
-    """The configuration with the eos_token_id of a generation_config.json, which counts where the two differ, as in transformers.
+    """The configuration, with the eos_token_id of a generation_config.json if that has one.
 
-    MissingError where that is not JSON, UsageError for what is no id.
+    transformers uses this one too if config.json has another. MissingError if the file is not JSON,
+    UsageError if the value is not an id.
     """
     if not path.exists():
         return config
@@ -243,63 +261,76 @@ def _with_ends(config: GPT2Config, path: Path) -> GPT2Config:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, said_by: str) -> None:
-    """Every parameter there, in floating point, of its shape, and nothing else."""
-    if config.n_layer > len(found) > 0:                 # before anything grows as long as a mistaken n_layer
-        raise MissingError(f"{source} has {len(found)} tensors; {said_by} has n_layer={config.n_layer}")
+def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, origin: str) -> None:
+    """MissingError unless the file has every parameter, as floats of its shape, and nothing else.
+
+    origin: where the configuration comes from.
+    """
+    # first of all, as the loops below take a time that grows with n_layer, which may be mistaken
+    if config.n_layer > len(found) > 0:
+        raise MissingError(f"{source} has {len(found)} tensors; "
+                           f"{origin} has n_layer={config.n_layer}")
     shapes = parameter_shapes(config)
-    missing = [name for name in shapes if name not in found]
-    if len(missing) == len(shapes):
-        raise MissingError(f"{source} is no GPT-2: it has none of its tensors, but {_some(sorted(found))}")
-    if missing == ["lm_head.weight"]:
-        raise MissingError(f"{source} has no tensor 'lm_head.weight', and {said_by} does not tie it")
-    if missing:
-        raise MissingError(
-            f"{source} has no tensor '{missing[0]}'; is it a partial checkpoint? "
-            f"({len(shapes) - len(missing)} of {len(shapes)} tensors found)"
-        )
+    _check_names(source, found, shapes, origin)
     for name, shape in shapes.items():
         entry = found[name]
         if entry.dtype not in NAMES:
-            known = ", ".join(NAMES)
-            raise MissingError(f"{source}: '{name}' is stored as {entry.dtype}; only {known} can be read")
+            raise MissingError(f"{source}: '{name}' is stored as {entry.dtype}; "
+                               f"only {', '.join(NAMES)} can be read")
         if entry.shape != shape:
             hint = "is it of another model?"
             if entry.shape == shape[::-1]:
                 hint = "it is the transpose: GPT-2 stores [in, out] (Conv1D), nn.Linear [out, in]"
-            expected = f"but {list(shape)} by {said_by}"
-            raise MissingError(f"{source}: '{name}' is {list(entry.shape)}, {expected}; {hint}")
+            raise MissingError(f"{source}: '{name}' is {list(entry.shape)}, but {list(shape)} "
+                               f"by {origin}; {hint}")
     if unexpected := sorted(name for name in found if name not in shapes):
-        raise MissingError(f"{source} has tensors that {said_by} has no place for: {_some(unexpected)}")
+        raise MissingError(f"{source} has tensors that are not parameters by {origin}: "
+                           f"{_some(unexpected)}")
+
+
+def _check_names(source: Path, found: Mapping[str, Stored], shapes: Mapping[str, Any],
+                 origin: str) -> None:
+    """MissingError if a parameter is missing."""
+    missing = [name for name in shapes if name not in found]
+    if len(missing) == len(shapes):
+        raise MissingError(f"{source} is not a GPT-2 checkpoint: it has none of the parameters; "
+                           f"it has {_some(sorted(found))}")
+    if missing == ["lm_head.weight"]:
+        raise MissingError(f"{source} has no tensor 'lm_head.weight', and {origin} does not tie it")
+    if missing:
+        raise MissingError(f"{source} has no tensor '{missing[0]}'; is it a partial checkpoint? "
+                           f"({len(shapes) - len(missing)} of {len(shapes)} tensors found)")
 
 
 def _some(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more if names else "nothing"
 
 
 def _finite(array: np.ndarray) -> bool:
-    """No NaN and no infinity. They show in ⟨a, a⟩, which is fast; so does overflow, and so we look again."""
+    """Whether the array has neither NaN nor infinity."""
     flat = array.reshape(-1)
+    # ⟨a, a⟩ is fast and finite only if all of a is; as it may overflow, the slow check decides
     with np.errstate(all="ignore"):
         fast = array.dtype.itemsize > 2 and np.isfinite(np.dot(flat, flat))
     return bool(fast or np.isfinite(flat).all())
 
 
 # ── writing ──
-def write_checkpoint(
-    directory: str | Path, config: GPT2Config, parameters: Mapping[str, np.ndarray], *,
-    dtype: str | None = None, metadata: Mapping[str, str] | None = None,
-    extra_files: Mapping[str, bytes] | None = None,
-) -> None:
-    """Write model.safetensors and config.json for transformers' GPT2LMHeadModel, and `extra_files` by name.
+def write_checkpoint(directory: str | Path, config: GPT2Config,
+                     parameters: Mapping[str, np.ndarray], *, dtype: str | None = None,
+                     metadata: Mapping[str, str] | None = None,
+                     extra_files: Mapping[str, bytes] | None = None) -> None:
+    """Write model.safetensors and config.json for transformers' GPT2LMHeadModel.
 
-    dtype: "float32", "float16", "bfloat16", "float64", or None for the parameters' own. metadata: more
-    strings for the header of the weights. Each file is written under another name, synced and renamed; at no
-    moment do new weights lie beside an old config.json that says something else.
+    dtype: "float32", "float16", "bfloat16", "float64", or None for the dtype of the parameters.
+    metadata: more strings for the header of the weights. extra_files: contents of more files by
+    name. Each file is written under another name, synced and renamed. New weights never lie beside
+    an old config.json of other contents, not even for a moment.
 
-    Raises UsageError for parameters that do not fit the config or the dtype, and where the directory cannot
-    be written; then nothing is left behind.
+    Raises UsageError if the parameters do not fit the configuration or the dtype, or the directory
+    cannot be written; then nothing is left behind.
     """
     directory, shapes = Path(directory), parameter_shapes(config)
     for name in [*shapes, *parameters]:

@@ -1,4 +1,4 @@
-"""From what a user calls a model to where its files are."""
+"""The path of a model's files, from the name that a user types."""
 from __future__ import annotations
 
 import difflib
@@ -8,17 +8,21 @@ from pathlib import Path
 from ..config import PUBLISHED
 from ..errors import MissingError, UsageError
 
-MODELS = Path(__file__).parents[1] / "models"             # those that ship with the package
+MODELS = Path(__file__).parents[1] / "models"           # the models that the package contains
 SHIPPED = ("shakespeare",)
 
 
 def locate(name: str | Path, *, download: bool = False) -> Path:
-    """The directory or .safetensors file of a model: a path, "shakespeare", or a published size downloaded before.
+    """The directory or .safetensors file of a model.
 
-    A text that is a name means that model, also where a directory is called so: "./gpt2" and Path("gpt2") mean the
-    directory. download=True fetches a published size that is not here yet. UsageError for an unknown name (with the names
-    there are), MissingError for a path where nothing is and for a published size that is not here (with the command that
-    gets it).
+    name: a path, "shakespeare", or a published size such as "gpt2". A string that is the name of a
+    model means that model, even if there is a directory of the same name: write "./gpt2" or
+    Path("gpt2") for the directory. download=True downloads a published size that is not on this
+    machine.
+
+    Raises UsageError for an unknown name (the error lists the known ones), and MissingError for a
+    path that does not exist and for a published size that is not on this machine (the error has the
+    command that downloads it).
     """
     text = str(name)
     if name in SHIPPED:
@@ -30,7 +34,8 @@ def locate(name: str | Path, *, download: bool = False) -> Path:
         if found is None and download:
             found = fetch(text)
         if found is None:
-            raise MissingError(f"the weights of {text} are not on this machine; get them with: python -m gpt2.download {text}")
+            raise MissingError(f"the weights of {text} are not on this machine; "
+                               f"get them with: python -m gpt2.download {text}")
         return found
     path = Path(name)
     if path.exists():
@@ -39,6 +44,8 @@ def locate(name: str | Path, *, download: bool = False) -> Path:
     short = text.lower().removeprefix("openai-community/")
     near = difflib.get_close_matches(short, names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    is_path = isinstance(name, Path) or not {"/", os.sep}.isdisjoint(short) or short.endswith(".safetensors")
+    is_path = (isinstance(name, Path) or not {"/", os.sep}.isdisjoint(short)
+               or short.endswith(".safetensors"))
     raise (MissingError if is_path else UsageError)(
-        f"there is no model or directory {text!r}{hint} (models: {', '.join(names)}, or a directory)")
+        f"there is no model or directory {text!r}{hint} "
+        f"(models: {', '.join(names)}, or a directory)")

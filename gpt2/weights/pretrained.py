@@ -1,4 +1,4 @@
-"""What a model does besides computing: weights in, weights out, and the checks at its door."""
+"""Base classes of a model: loading, saving and laying out its weights, and checks of its input."""
 from __future__ import annotations
 
 import contextlib
@@ -23,28 +23,32 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 class Part(nn.Module):
-    """A module of a model, such as can be copied and pickled.
+    """A module of a model, which can be copied and pickled.
 
-    A copy has neither the hooks nor the panels that are there for a while: they belong to the block of code that set them.
+    A copy has no hooks and no panels: they belong to the `with` block that set them.
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("taps", "panels")}
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("taps", "panels")}
 
 
 class Matrix(Part):
-    """A module with one matrix, `weight`; `panels` holds it once more while `PretrainedModel.packed()` lasts."""
+    """A module with one matrix, `weight`.
+
+    panels: inside `PretrainedModel.packed()` a copy of the matrix, as `packed_linear` reads it.
+    """
 
     weight: nn.Parameter
     panels: Any = None
 
     def packs(self, x: mg.Tensor) -> bool:
-        """Whether the product with x [..., k] is to be that with the panels."""
+        """Whether the product with x [..., k] should use the panels."""
         return self.panels is not None and x.numel() <= FEW * x.shape[-1]
 
 
 class PretrainedModel(Part):
-    """Base of GPT2: initialisation, loading, saving, and text out of it."""
+    """Base of GPT2: initialisation, loading, saving, checks of its input, and generation."""
 
     config: GPT2Config
     where: dict[str, Any]
@@ -54,41 +58,46 @@ class PretrainedModel(Part):
     def __init__(self, config: GPT2Config, **options: Any) -> None:
         raise NotImplementedError
 
-    # ── weights in ──
+    # ── loading ──
     @classmethod
     @instead
-    def from_pretrained(cls: type[Model], name_or_dir: str | Path, *, backend: str = "numpy", dtype: str = "float32",
-                        explicit: bool = False, download: bool = False) -> Model:
-        """A model from a directory that transformers or we wrote, a .safetensors file, or the name of a published size.
+    def from_pretrained(cls: type[Model], name_or_dir: str | Path, *, backend: str = "numpy",
+                        dtype: str = "float32", explicit: bool = False,
+                        download: bool = False) -> Model:
+        """A model with the weights of a checkpoint, in evaluation mode.
 
-        Names are looked up among earlier downloads; download=True fetches. MissingError when weights are missing or bad.
-        Weights of the wanted dtype are memory-mapped, not copied.
+        name_or_dir: a directory that transformers or `save_pretrained` wrote, a .safetensors file,
+        "shakespeare", or a published size such as "gpt2". download=True downloads a published size
+        that is not on this machine. Weights that are stored in `dtype` are memory-mapped, not
+        copied. MissingError if weights are missing or damaged.
         """
         from .checkpoint import read_checkpoint
         from .locate import locate
 
         found = read_checkpoint(locate(name_or_dir, download=download), dtype=dtype)
-        model = cls(found.config, backend=backend, dtype=dtype, explicit=explicit, parameters=found.parameters)
+        model = cls(found.config, backend=backend, dtype=dtype, explicit=explicit,
+                    parameters=found.parameters)
         model.path = found.path
         return model
 
     @staticmethod
     def place(backend: str, dtype: str) -> dict[str, Any]:
-        """The device and dtype of the parameters. BackendUnavailable where the backend is not to be had."""
+        """The device and dtype of the parameters. BackendUnavailable if it cannot be used here."""
         return {"device": str(mg.backend.get(backend)), "dtype": PretrainedModel.floats(dtype)}
 
     @staticmethod
     def floats(dtype: str) -> str:
-        """`dtype`, if it is one that a model can have. UsageError where it is not, or where its package is missing."""
+        """`dtype`, if a model can have it; UsageError if not, or if its package is missing."""
         if dtype not in DTYPES:
-            raise UsageError(f"dtype {dtype!r} is not supported; choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+            known = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+            raise UsageError(f"dtype {dtype!r} is not supported; choose {known}")
         try:
             return str(mg.backend.dtype(dtype))
         except mg.errors.DTypeError as error:
             raise UsageError(str(error)) from None
 
     def fill(self, seed: int, parameters: Mapping[str, Any] | None) -> None:
-        """Draw the weights from `seed`, which leaves training mode, or take `parameters`, and then evaluation mode."""
+        """Draw the weights from `seed`, or take `parameters` and switch to evaluation mode."""
         there = mg.backend.get(self.where["device"])
         own = dict(self.named_parameters())
         if parameters is None:
@@ -98,14 +107,19 @@ class PretrainedModel(Part):
                 p.assign(self._initial(name, p.shape, mg.random.fold_in(mg.random.key(start), i)))
         else:
             if own.keys() != parameters.keys():
-                missing, unexpected = sorted(own.keys() - parameters.keys()), sorted(parameters.keys() - own.keys())
+                missing = sorted(own.keys() - parameters.keys())
+                unexpected = sorted(parameters.keys() - own.keys())
                 raise UsageError(f"parameters: missing {missing}, unexpected {unexpected}")
             for name, p in own.items():
                 p.assign(mg.Tensor(there.adopt(parameters[name], dtype=self.where["dtype"])))
             self.eval()
 
     def _initial(self, name: str, shape: tuple[int, ...], key: int) -> Any:
-        """GPT-2's first weights: N(0, 0.02²), divided by √(2L) where a block writes to the residual stream (block.8); LayerNorm 1 and 0."""
+        """The initial value of a parameter, as in GPT-2.
+
+        A matrix is drawn from N(0, 0.02²). Its deviation is divided by √(2L) if its product is
+        added to the residual stream   (block.8). Biases are 0, and LayerNorm's weights are 1.
+        """
         there = mg.backend.get(self.where["device"])
         if name.endswith("bias"):
             return there.zeros(shape, dtype=self.where["dtype"])
@@ -116,69 +130,86 @@ class PretrainedModel(Part):
             std /= math.sqrt(2 * self.config.n_layer)
         return mg.random.normal(key, shape, std=std, **self.where).array
 
-    # ── weights out ──
-    def save_pretrained(self, directory: str | Path, *, dtype: str | None = None, tokenizer: Any = None) -> None:
-        """Write model.safetensors and config.json, which transformers reads, and the tokenizer's files when given one.
+    # ── saving ──
+    def save_pretrained(self, directory: str | Path, *, dtype: str | None = None,
+                        tokenizer: Any = None) -> None:
+        """Write model.safetensors and config.json, which transformers reads.
 
-        dtype: of the stored weights ("float16" halves them); the parameters' own when left out. UsageError when the
-        directory cannot be written; then nothing is left half-written.
+        tokenizer: its files are written too. dtype: of the stored weights; without it they have the
+        dtype of the parameters. UsageError if the directory cannot be written; then no file is left
+        half-written.
         """
         from .checkpoint import write_checkpoint
 
         arrays = {name: mg.backend.of(p.array).host(p.array) for name, p in self.named_parameters()}
-        write_checkpoint(directory, self.config, arrays, dtype=dtype, extra_files=tokenizer.files() if tokenizer else None)
+        write_checkpoint(directory, self.config, arrays, dtype=dtype,
+                         extra_files=tokenizer.files() if tokenizer else None)
 
-    # ── at the door ──
+    # ── checks of the input ──
     def integers(self, ids: Any, what: str = "ids") -> Any:
-        """ids as an integer array on the model's device; looked at while they are on the host, for nothing is fetched back."""
+        """ids as an integer array on the model's device.
+
+        Arrays and lists on the host are checked against the vocabulary. Ids on a GPU are not copied
+        back for that. what: the name of the ids in an error.
+        """
         array = ids.array if isinstance(ids, mg.Tensor) else ids
         there = mg.backend.get(self.where["device"])
         if not isinstance(array, there.backend.array_types):
             try:
                 array = mg.backend.cpu.adopt(array)
             except ValueError:
-                raise UsageError(f"{what} must be a rectangle of integers; rows of different lengths need padding") from None
+                raise UsageError(f"{what} must be a rectangle of integers; "
+                                 "rows of different lengths need padding") from None
         if array.dtype.kind not in "iu":
             if array.size:
-                raise UsageError(f"{what} must be integers; these are {array.dtype}{list(array.shape)}")
+                raise UsageError(f"{what} must be integers; "
+                                 f"these are {array.dtype}{list(array.shape)}")
             array = array.astype("int64")
-        if what == "ids" and not isinstance(ids, mg.Tensor) and isinstance(array, mg.backend.cpu.array_types) and array.size:
+        on_host = not isinstance(ids, mg.Tensor) and isinstance(array, mg.backend.cpu.array_types)
+        if what == "ids" and on_host and array.size:
             low, high = int(array.min()), int(array.max())
             if low < 0 or high >= self.config.vocab_size:
-                raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary 0 … {self.config.vocab_size - 1}")
+                raise UsageError(f"id {low if low < 0 else high} is outside the vocabulary "
+                                 f"0 … {self.config.vocab_size - 1}")
         return array if isinstance(array, there.backend.array_types) else there.adopt(array)
 
     def inputs(self, ids: Any, cache: KVCache | None) -> tuple[Any, Any, Any]:
-        """ids [B, T] checked, their positions [T] or [B, T], and the mask of a cache with padding."""
+        """ids [B, T] checked, their positions [T] or [B, T], and the mask of a padded cache."""
         array = self.integers(ids)
         if array.ndim != 2 or array.size == 0:
-            raise UsageError(f"ids must be [batch, tokens] with at least one token; this is {list(array.shape)}")
-        past = cache.length if cache is not None else 0
-        if past + array.shape[1] > self.config.n_positions:
-            raise UsageError(f"{past + array.shape[1]} tokens do not fit the context of {self.config.n_positions}; shorten the input")
+            raise UsageError("ids must be [batch, tokens] with at least one token; "
+                             f"this is {list(array.shape)}")
+        total = array.shape[1] + (cache.length if cache is not None else 0)
+        if total > self.config.n_positions:
+            raise UsageError(f"{total} tokens do not fit the context of {self.config.n_positions}; "
+                             "shorten the input")
         if cache is not None:
             return array, *cache.layout(*array.shape)
         return array, mg.backend.get(self.where["device"]).arange(array.shape[1]), None
 
-    # ── text out ──
+    # ── modes, and layouts of the weights ──
     def train(self: Model, mode: bool = True) -> Model:
-        """Training mode or not, for this module and all below it; for training, weights lie row by row again, as gradients do."""
+        """Set training mode, or with mode=False evaluation mode, here and in all modules below.
+
+        In training mode weights are stored row by row, as their gradients are.
+        """
         if mode:
             self.lay_out(False)
         super().train(mode)
         return self
 
     def refuse_dropout(self, what: str) -> None:
-        """UsageError where dropout would draw: in training mode, of a configuration that has dropout."""
+        """UsageError if the configuration has dropout and a module is in training mode."""
         config = self.config
-        if max(config.embd_pdrop, config.resid_pdrop, config.attn_pdrop) > 0.0 and any(part.training for part in self.modules()):
-            raise UsageError(f"{what}: the model is in training mode, and its dropout would change the numbers at random; "
-                             "call model.eval() first")
+        largest = max(config.embd_pdrop, config.resid_pdrop, config.attn_pdrop)
+        if largest > 0.0 and any(part.training for part in self.modules()):
+            raise UsageError(f"{what}: the model is in training mode, and its dropout would change "
+                             "the numbers at random; call model.eval() first")
 
     def lay_out(self, on: bool = True) -> None:
-        """Put the matrices that rows are multiplied with into the layout that decoding one row reads fastest, or back.
+        """Store the matrices in the layout that is fastest for decoding one row, or by rows again.
 
-        In training mode they stay as they are.
+        In training mode they are left as they are.
         """
         if on and self.training:
             return
@@ -190,14 +221,15 @@ class PretrainedModel(Part):
                 p.assign(mg.Tensor(made.T if on and matrix is not p.array else made))
 
     def matrices(self) -> Iterator[tuple[Matrix, Any]]:
-        """The modules that rows are multiplied with, and their matrices [in, out] as arrays."""
+        """The modules that multiply rows with a matrix, and these matrices [in, out] as arrays."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def packed(self) -> Iterator[None]:
-        """Inside the block a pass over 2 … FEW rows multiplies with panels, which is up to three times as fast; without gradients only.
+        """Inside the block a pass over 2 … FEW rows multiplies with panels, without gradients.
 
-        They are copies: the weights take as much memory again. The weights must not change meanwhile.
+        This is up to three times as fast. The panels are copies of the weights, so they take as
+        much memory again, and the weights must not change inside the block.
         """
         try:
             for module, array in self.matrices():
@@ -208,16 +240,18 @@ class PretrainedModel(Part):
             for module, _ in self.matrices():
                 module.panels = None
 
+    # ── generation ──
     @instead
     def generate(self, ids: Any, max_new_tokens: int = 20, **options: Any) -> Any:
-        """Continue ids [B, T], or ragged rows, with greedy=True or by sampling. Returns a list of rows of ids.
+        """Continue ids [B, T], or rows of different lengths; returns a list of rows of ids.
 
-        Options as in `gpt2.decoding.decode.generate`; UsageError where they say neither.
+        options: those of `gpt2.decoding.decode.generate`. UsageError if they choose neither greedy
+        decoding (greedy=True) nor sampling.
         """
         from ..decoding.decode import generate
 
         return generate(self, ids, max_new_tokens=max_new_tokens, **options)
 
     def num_parameters(self) -> int:
-        """How many numbers are trained; a tied weight counts once."""
+        """The number of trained numbers; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())

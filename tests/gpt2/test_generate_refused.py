@@ -158,8 +158,9 @@ def other_tokenizer(folder):
     (cut_short("model.safetensors", 5000), "is it truncated?"),
     (cut_short("model.safetensors", 0), "is it truncated?"),
     (cut_short("config.json", 20), "config.json is not JSON"),
-    (lambda d: (d / "model.safetensors").write_bytes(b"\x80\x04 this is no safetensors file"), "is not a whole safetensors file"),
-    (lambda d: save_file({f"conv{i}.weight": np.zeros(3, np.float32) for i in range(5)}, d / "model.safetensors"), "is no GPT-2"),
+    (lambda d: (d / "model.safetensors").write_bytes(b"\x80\x04 this is no safetensors file"), "is not a complete safetensors file"),
+    (lambda d: save_file({f"conv{i}.weight": np.zeros(3, np.float32) for i in range(5)}, d / "model.safetensors"),
+     "is not a GPT-2 checkpoint"),
     (lambda d: change(d, **{"h.1.mlp.c_proj.weight": None}), "has no tensor 'h.1.mlp.c_proj.weight'"),
     (lambda d: change(d, **{"h.0.mlp.c_fc.weight": lambda a: np.ascontiguousarray(a.T)}), "'h.0.mlp.c_fc.weight' is [128, 32]"),
     (lambda d: change(d, **{"wpe.weight": lambda a: a[:-1].copy()}), "'wpe.weight' is [63, 32]"),
@@ -169,7 +170,7 @@ def other_tokenizer(folder):
     (cut_short("vocab.json", 100), "cannot be read"),
     (cut_short("merges.txt", 100), "are the merges cut short?"),
     (other_tokenizer, "the tokenizer has 330 tokens and the model 300; they do not belong together"),
-    (lambda d: (shutil.rmtree(d), d.write_text("some text")), "is not a whole safetensors file"),
+    (lambda d: (shutil.rmtree(d), d.write_text("some text")), "is not a complete safetensors file"),
 ])
 def test_unusable_weights_are_one_line(edit, message, run, models, tmp_path):
     """Weights, configuration or vocabulary that are missing, damaged or do not agree end with exit 3 and one line."""

@@ -169,7 +169,7 @@ def test_gradients_that_do_not_come_by(model):
     for name, instead in (("blocks.0.attn.pattern", "attn.z, or trace"), ("blocks.0.attn.scores", "attn.z, or trace"),
                           ("blocks.1.mlp.pre", "mlp.act, or trace"), ("blocks.1.ln_2.mean", "blocks.1.ln_2.out"),
                           ("ln_f.rstd", "ln_f.out")):
-        with pytest.raises(UsageError, match=f"no gradient comes by at {name}, .*; take {instead}"):
+        with pytest.raises(UsageError, match=f"no gradient arrives at {name}: .*; take {instead}"):
             with model.hooks({}, {name: print}):
                 pass
     assert not model.hooked
@@ -268,7 +268,7 @@ def test_points_that_are_none(model, name, said):
 def test_what_does_not_fit(model, made):
     """A hook that gives another shape or dtype is named."""
     with model.hooks({"blocks.0.attn.z": lambda x, name: made(x)}):
-        with pytest.raises(UsageError, match=re.escape("the hook at blocks.0.attn.z gave ") + ".*; float32.* is what goes on there"):
+        with pytest.raises(UsageError, match=re.escape("the hook at blocks.0.attn.z returned ") + ".*; the pass needs float32.* there"):
             model(IDS)
 
 

@@ -104,7 +104,7 @@ def test_they_are_the_same_truth(run, files, model, tmp_path):
     assert code == 1 and "the first to differ: ln_f.bias.grad" in out
     data[1024:1028] = struct.pack("<i", 6)
     (folder / "other.bin").write_bytes(data)
-    for name, told, says in (("other.bin", 2, "is of other ids than the truth"), ("gpt2_124M.bin", 3, "is no debug state of llm.c"),
+    for name, told, says in (("other.bin", 2, "is of other ids than the truth"), ("gpt2_124M.bin", 3, "is not a debug state of llm.c"),
                              ("losses.json", 3, "must end in")):
         code, out, err = run(verify, "--golden", tmp_path / "g", "--against", folder / name)
         assert (code, out, err.count("\n")) == (told, "", 1) and says in err

@@ -193,8 +193,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
 
     done = subprocess.run([*base, str(out), *fresh(data)], cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == (f"gpt2.train: {out / 'checkpoint-4'} cannot be written: File too large; checkpoint-0 is whole; "
-                                            "go on from it with --init-from resume")
+    assert done.stderr.splitlines()[-1] == (f"gpt2.train: {out / 'checkpoint-4'} cannot be written: File too large; "
+                                            "checkpoint-0 is complete; continue from it with --init-from resume")
     assert held(out)[1] == [0] and not [path.name for path in out.rglob(".*")]
     assert subprocess.run([*base, str(out), "--init-from", "resume"], cwd=ROOT, capture_output=True).returncode == 0
     same(whole, out)

@@ -74,19 +74,19 @@ def edited(**changes: object):
     ("meta.json", lambda p: p.write_bytes(b"[]"), "cannot be read"),
     ("meta.json", edited(train={}), "cannot be read"),
     ("meta.json", edited(val={"tokens": 9, "shards": 1, "characters": -1}), "a count is below 0"),
-    ("meta.json", edited(vocab_size=200), r"holds id \d+, meta\.json says 200 ids"),
+    ("meta.json", edited(vocab_size=200), r"holds id \d+, but the vocab_size in meta\.json is 200"),
     ("meta.json", edited(val={"tokens": 1, "shards": 1, **dict.fromkeys(("characters", "bytes", "words", "documents"), 1)}),
-     r"holds \d+ tokens of val, meta\.json says 1"),
-    ("meta.json", edited(tokenizer={"sha256": "0"}), r"train-.* was made with another tokenizer than meta\.json says"),
+     r"holds \d+ tokens of val, and meta\.json says 1"),
+    ("meta.json", edited(tokenizer={"sha256": "0"}), r"train-.* was made with another tokenizer than meta\.json names"),
     (TRAIN, Path.unlink, r"train-00000-of-00001\.safetensors is missing"),
-    (VAL, lambda p: p.write_bytes(p.read_bytes()[:-1]), r"val-.* is not a whole safetensors file"),
-    (VAL, lambda p: p.write_bytes(p.read_bytes()[:50]), r"val-.* is not a whole safetensors file"),
-    (VAL, lambda p: p.write_bytes(b""), r"val-.* is not a whole safetensors file"),
-    (TRAIN, ids(np.zeros(5, np.uint16)), r"holds 5 tokens of train, meta\.json says \d+"),
-    (TRAIN, ids(np.zeros(5, np.float32)), r"train-.* holds ids F32\[5\], not ids"),
-    (TRAIN, ids(np.zeros((5, 1), np.uint16)), r"train-.* holds ids U16\[5, 1\], not ids"),
+    (VAL, lambda p: p.write_bytes(p.read_bytes()[:-1]), r"val-.* is not a complete safetensors file"),
+    (VAL, lambda p: p.write_bytes(p.read_bytes()[:50]), r"val-.* is not a complete safetensors file"),
+    (VAL, lambda p: p.write_bytes(b""), r"val-.* is not a complete safetensors file"),
+    (TRAIN, ids(np.zeros(5, np.uint16)), r"holds 5 tokens of train, and meta\.json says \d+"),
+    (TRAIN, ids(np.zeros(5, np.float32)), r"train-.* holds ids F32\[5\], not token ids"),
+    (TRAIN, ids(np.zeros((5, 1), np.uint16)), r"train-.* holds ids U16\[5, 1\], not token ids"),
     (TRAIN, ids(np.zeros(5, np.uint16), tokenizer="of another"), "another tokenizer than meta"),
-    (TRAIN, lambda p: save_file({"wte": np.zeros(5, np.uint16)}, p), r"train-.* holds wte U16\[5\], not ids"),
+    (TRAIN, lambda p: save_file({"wte": np.zeros(5, np.uint16)}, p), r"train-.* holds wte U16\[5\], not token ids"),
 ])
 def test_damaged_data_are_refused(data: Data, name: str, change, reason: str) -> None:
     """What is missing, cut short, foreign or disagrees with meta.json is a MissingError of one line."""
@@ -101,7 +101,7 @@ def test_an_id_beyond_the_vocabulary_is_found_anywhere(data: Data) -> None:
     numbers = data.train[:].copy()
     numbers[len(numbers) // 2] = 270
     ids(numbers)(data.directory / TRAIN)
-    with pytest.raises(MissingError, match=r"train-.* holds id 270, meta\.json says 270 ids; prepare again"):
+    with pytest.raises(MissingError, match=r"train-.* holds id 270, but the vocab_size in meta\.json is 270; prepare the data again"):
         load_data(data.directory)
 
 
@@ -109,7 +109,7 @@ def test_empty_splits_are_refused(data: Data) -> None:
     """A split of no tokens is refused even where meta.json agrees."""
     ids(np.zeros(0, np.uint16))(data.directory / VAL)
     edited(val={**data.meta["val"], "tokens": 0})(data.directory / "meta.json")
-    with pytest.raises(MissingError, match="prepare again"):
+    with pytest.raises(MissingError, match="prepare the data again"):
         load_data(data.directory)
 
 

@@ -152,7 +152,7 @@ def test_bad_input_is_one_line(run, made, tmp_path):
             (["--against", tmp_path / "x.txt"], 3, "must end in .safetensors, .npz or .npy"),
             (["--against", tmp_path / "other.safetensors"], 3, "has none of the"),
             (["--against", tmp_path / "embed.npy"], 3, "'embed': int32 is not compared; only float64, float32"),
-            (["--against", tmp_path / "cut.safetensors"], 3, "is not a whole safetensors file"),
+            (["--against", tmp_path / "cut.safetensors"], 3, "is not a complete safetensors file"),
             (["--against", good, "--golden", tmp_path / "none"], 3, "is no folder of gpt2.golden"),
             (["--against", good, "--golden", tmp_path / "damaged"], 3, "is no folder of gpt2.golden"),
             (["--against", good, "--map", tmp_path / "bad.toml"], 2, "'x' must be a name"),
