@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import minigrad as mg
+import numpy as np
 
 from ..config import PUBLISHED, GPT2Config, parameter_shapes
 from ..errors import MissingError, UsageError
