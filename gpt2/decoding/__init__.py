@@ -1,1 +1,1 @@
-"""Generation: the KV cache, one token after the other, sampling, and the text that comes of it."""
+"""Generation: the KV cache, one token after the other, sampling, and the text of the tokens."""

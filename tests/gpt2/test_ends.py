@@ -152,7 +152,7 @@ def test_an_empty_prompt_without_the_token_says_so(run, models):
                                                      "from; give --prompt TEXT or --ids\n")
     (models / "endless" / "vocab.json").unlink()
     code, out, err = run("endless", "--ids", "3")
-    assert (code, out) == (3, "") and "has no tokenizer to write text with" in err
+    assert (code, out) == (3, "") and "has no tokenizer to turn its tokens into text" in err
 
 
 @pytest.mark.parametrize(("flags", "said"), [

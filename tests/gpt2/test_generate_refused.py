@@ -18,7 +18,7 @@ from minigrad.testing import fake_cupy
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--ids", ""], "the prompt is empty"),
-    (["--stop", ""], "--stop needs a text"),
+    (["--stop", ""], "--stop must not be an empty text"),
     (["--temperature", "-1"], "--temperature must be a finite number from 0 on (0 is greedy), not -1.0"),
     (["--temperature", "nan"], "--temperature must be"),
     (["--temperature", "inf"], "--temperature must be"),
@@ -36,7 +36,7 @@ from minigrad.testing import fake_cupy
     (["--num-samples", "0"], "argument --num-samples: 0 is less than 1"),
     (["--logprobs", "-1"], "argument --logprobs: -1 is less than 0"),
     (["--lookup", "-1"], "argument --lookup: -1 is less than 0"),
-    (["--lookup", "2", "--num-samples", "3"], "--lookup guesses for one sample, and --num-samples is 3; leave out one of the two"),
+    (["--lookup", "2", "--num-samples", "3"], "--lookup works for one sample only, and --num-samples is 3; leave out one of the two"),
     (["--overflow", "wrap"], "argument --overflow: invalid choice: 'wrap'"),
     (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     (["--backend", "jax"], "--backend: there is no backend 'jax'; choose auto, numpy, cupy or cupy:N"),
