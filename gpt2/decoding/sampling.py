@@ -234,7 +234,7 @@ def _keep_nucleus(x: np.ndarray, p: float, temperature: float) -> None:
 
 
 def _highest(x: np.ndarray, k: int) -> np.ndarray:
-    """Ids, rising, of all numbers in x [V] that the k-th highest does not exceed   (sampling.10)."""
+    """Ids, rising, of all numbers in x [V] from the k-th highest number up   (sampling.10)."""
     ids = np.arange(len(x))
     peaks = np.maximum.reduceat(x, ids[::BLOCK])
     # k numbers, the k highest peaks, reach the k-th highest peak, so no lower number is needed
