@@ -1,1 +1,1 @@
-"""What the commands share: how they end, how flags and settings are read, and tables of text."""
+"""Functions that the commands share: how they end, flags and settings, and tables of text."""

@@ -42,7 +42,7 @@ from minigrad.testing import fake_cupy
     (["--backend", "jax"], "--backend: there is no backend 'jax'; choose auto, numpy, cupy or cupy:N"),
     (["--backend", "cupy:x"], "--backend: device 'cupy:x'"),
     (["--backend", "numpy:1"], "--backend: numpy:1 does not exist"),
-    (["--device", "1"], "--device 1 is a GPU's number, and --backend is numpy; leave out one of the two"),
+    (["--device", "1"], "--device 1 is the number of a GPU, and --backend is numpy; leave out one of the two"),
     (["--backend", "cupy:0", "--device", "1"], "and --backend is cupy:0; leave out one of the two"),
     (["--device", "-1"], "argument --device: -1 is less than 0"),
     (["--model", "shakspeare"], "there is no model or directory 'shakspeare'; did you mean shakespeare? (models: shakespeare, gpt2,"),

@@ -581,9 +581,9 @@ BAD = [
     (["attention", "--head", "9"], 2, "--head 9 is not there; the model's are 0 … 3"),
     (["attention", "--out", "x.gif"], 2, "'x.gif' is no name of a picture; end it in .png, .svg or .pdf"),
     (["trace", "--out", "x.png"], 2, "'x.png' is no name of a page; end it in .html"),
-    (["attention", "--ids", "1,x"], 2, "'1,x' are no ids; write them as 15496,11,314"),
+    (["attention", "--ids", "1,x"], 2, "'1,x' is not a list of ids; write ids as 15496,11,314"),
     (["attention", "--ids", "5000"], 2, "id 5000 is outside the vocabulary 0 … 1023"),
-    (["logit-lens", "--prompt", ""], 2, "the prompt is empty; give it a token at least"),
+    (["logit-lens", "--prompt", ""], 2, "the prompt is empty; give at least one token"),
     (["logit-lens", "--prompt", "x " * 400], 2, "and the model's context is 128"),
     (["logit-lens", "--prompt", "x", "--ids", "1"], 2, "not allowed with argument"),
     (["weigths"], 2, "invalid choice: 'weigths'"),
@@ -608,7 +608,7 @@ def test_without_weights_of_these_names(run, tmp_path):
     save_file({"other": np.zeros(3, np.float32)}, tmp_path / "y.safetensors")
     for flags, says in ((["weights", "--model", tmp_path / "x.safetensors", "--which", "qkv"], "has no tensors for 'qkv'"),
                         (["weights", "--model", tmp_path / "y.safetensors"], "has no weights of GPT-2's names"),
-                        (["params", "--model", tmp_path / "y.safetensors"], "does not tell its configuration"),
+                        (["params", "--model", tmp_path / "y.safetensors"], "has no configuration"),
                         (["diff", tmp_path / "x.safetensors", tmp_path / "y.safetensors"], "have no tensor of the same name")):
         code, out, err = run(*flags)
         assert (code, out) == (3, "") and says in err.splitlines()[-1], err

@@ -262,7 +262,7 @@ ROWS = [
     ("GPT2Config(n_embd=10, n_head=3)", "GPT2LMHeadModel(GPT2Config(n_embd=10, n_head=3)) # raises",
      "error: n_embd=10 is not a multiple of n_head=3"),
     ("GPT2Config(n_embd='768')", "= # raises",
-     "error: n_embd must be a positive integer, is '768'"),
+     "error: n_embd must be a positive integer, not '768'"),
     ("GPT2Config(activation_function='swish')", "GPT2Config(activation_function='swish') and None",
      "error: activation_function 'swish' is not supported"),
     ("GPT2Config.from_pretrained(path).n_layer", "=", "error: no attribute 'from_pretrained'"),
