@@ -1,1 +1,1 @@
-"""`python -m gpt2.train`: the training step and its state, where a run starts, checkpoints, memory, progress."""
+"""Training: steps and their state, the start of a run, checkpoints, memory, and progress."""
