@@ -184,7 +184,7 @@ def test_documents_where_none_are(command, model, tmp_path):
     (tmp_path / "two.txt").write_text(TEXT + END + TEXT)
     prepare.prepare([tmp_path / "two.txt"], tmp_path / "out", str(model), 0.5, allow_special=True)
     code, _, err = command(evaluate, "--data", tmp_path / "out", "--task", "loss", "--model", model, "--allow-special")
-    assert code == 2 and "--allow-special is about a text file" in err
+    assert code == 2 and "--allow-special is for text files" in err
 
 
 def test_evaluate_reads_documents(command, model, tmp_path):
