@@ -1,1 +1,1 @@
-"""Text as training data: the tokenizer, its training, large text files, and shards of token ids."""
+"""Training data: the tokenizer and its training, large text files, and shards of token ids."""

@@ -177,7 +177,7 @@ def test_documents_where_none_are(command, model, tmp_path):
     (tmp_path / "bare" / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "bare" / "merges.txt").write_bytes(tiny_tokenizer().files()["merges.txt"])
     code, _, err = command(prepare, tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenizer", tmp_path / "bare", "--allow-special")
-    assert code == 2 and "has no <|endoftext|>, which goes between documents" in err
+    assert code == 2 and "has no <|endoftext|>, which separates documents" in err
     said = pytest.warns(UserWarning, match=r"has no <\|endoftext\|> in it: it is one document")
     with said, pytest.raises(MissingError, match="1 document"):
         prepare.prepare([tmp_path / "a.txt"], tmp_path / "out", str(model), allow_special=True)
