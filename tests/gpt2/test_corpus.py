@@ -102,7 +102,7 @@ def test_json_is_refused_with_what_to_type(name, content, command, model, tmp_pa
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     for code, out, err in (command(*flags) for flags in commands(path, model, tmp_path / "out")):
-        assert (code, out) == (2, "") and "is JSON, and would be read as plain text; make JSONL of it" in err
+        assert (code, out) == (2, "") and "is JSON, and would be read as plain text; convert it to JSONL" in err
     typed = err.partition("with: python -c \"")[2].partition("\" > ")[0]
     if TEXT.splitlines()[0] in content and "[" in content:
         made = subprocess.run([sys.executable, "-c", typed], capture_output=True, text=True, check=True).stdout
@@ -121,7 +121,7 @@ def test_utf_16_and_json_lines_are_named(command, model, tmp_path):
     """UTF-16 is refused with the command that converts it; JSON Lines in a .txt are read, and said to look so."""
     (tmp_path / "a.txt").write_bytes(TEXT.encode("utf-16"))
     (tmp_path / "b.txt").write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()))
-    assert all(code == 3 and "is UTF-16; make it UTF-8 with: iconv" in err for code, _, err in
+    assert all(code == 3 and "is UTF-16; convert it to UTF-8 with: iconv" in err for code, _, err in
                (command(*flags) for flags in commands(tmp_path / "a.txt", model, tmp_path / "out")))
     assert all(code == 0 and "looks like JSON Lines, and is read as plain text; rename it to b.jsonl" in err for code, _, err in
                (command(*flags) for flags in commands(tmp_path / "b.txt", model, tmp_path / "out")))
