@@ -374,7 +374,8 @@ def test_ctrl_c_before_there_is_anything(command, tmp_path, monkeypatch, task):
      "{}, line 1 is not an item of hellaswag (an ending is empty)"),
     ("hellaswag", "t.jsonl", "[1]", [], 3, "{}, line 1 is not an item of hellaswag ("),
     ("lambada", "t.jsonl", '{"text": "alone"}', [], 3, "{}, line 1 is not an item of lambada (there is no last word after other words)"),
-    ("lambada", "t.jsonl", '{"text": "ends with "}', [], 3, "{}, line 1 is not an item of lambada (there is no last word after other words)"),
+    ("lambada", "t.jsonl", '{"text": "ends with "}', [], 3,
+     "{}, line 1 is not an item of lambada (there is no last word after other words)"),
     ("lambada", "t.jsonl", '{"text": 3}', [], 3, "{}, line 1 is not an item of lambada ("),
     ("lambada", "t.jsonl", b'{"text": "\xff"}', [], 3, "{}, line 1 is not an item of lambada ("),
 ])

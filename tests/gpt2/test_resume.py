@@ -114,8 +114,8 @@ def test_stopped_and_resumed(dtype, stops, run, data, stopping, tmp_path):
         code, out, err = run(tmp_path / "parts", *flags)
         done += step
         assert (code, out) == (128 + number, "")
-        assert err.endswith(f"stopped by {number.name} after step {done}; continue from checkpoint-{done} with --init-from resume --out-dir "
-                            f"{tmp_path / 'parts'}\n")
+        assert err.endswith(f"stopped by {number.name} after step {done}; continue from checkpoint-{done} with --init-from resume "
+                            f"--out-dir {tmp_path / 'parts'}\n")
         flags = ["--init-from", "resume"]
     stopping(-1)
     assert run(tmp_path / "parts", *flags)[0] == 0
