@@ -1,4 +1,4 @@
-"""What a GPT-2 is made of: its sizes and switches, and the shapes of its parameters that follow from them."""
+"""The configuration of a GPT-2: its sizes and switches, and the shapes of its parameters."""
 from __future__ import annotations
 
 import dataclasses
@@ -22,8 +22,9 @@ PUBLISHED: dict[str, dict[str, int]] = {                # Radford et al. 2019, t
     "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
 
-# transformers' names of the functions we have. gelu_fast writes √(2/π) with ten digits: the same number in
-# float32, and a result that is off by less than 1e-12·|x| in float64.
+# transformers' names of the activations that are implemented here. gelu_fast writes √(2/π) with ten
+# digits: that is the same number in float32, and changes the result by less than 1e-12·|x| in
+# float64.
 ACTIVATION_NAMES = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
@@ -35,7 +36,7 @@ ACTIVATION_NAMES = {
     "relu": "relu",
 }
 
-# other names under which transformers' GPT2Config takes the same fields
+# other names that transformers' GPT2Config accepts for the same fields
 _SYNONYMS = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -43,7 +44,8 @@ _SYNONYMS = {
     "num_hidden_layers": "n_layer",
 }
 
-# fields that change what is computed and that we do not have, with the values that change nothing (as null)
+# Fields that change what is computed and that are not implemented here, with the values that change
+# nothing, as null does.
 _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "is_encoder_decoder": (False,),
@@ -59,15 +61,16 @@ _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes and switches of a GPT-2 under the names and with the defaults of transformers' GPT2Config.
+    """Sizes and switches of a GPT-2, with the names and defaults of transformers' GPT2Config.
 
-    n_inner: width of the MLP, None for 4·n_embd. Dropouts are probabilities in [0, 1). Synonyms of an
-    activation are replaced by its one name here: gelu_new, gelu or relu. reorder_and_upcast_attn asks for
-    float32 scores, scaled before they can overflow, where a model has 16 bits: here they are so with it and without.
-    eos_token_id: an id, or several, any of which ends a text.
+    n_inner: width of the MLP; None is 4·n_embd. The dropouts are probabilities in [0, 1).
+    activation_function: gelu_new, gelu or relu; synonyms are replaced by one of these names.
+    reorder_and_upcast_attn: a 16-bit model computes the scores in float32 and scales them before
+    they can overflow; this package always does so, and the field changes nothing. eos_token_id: an
+    id, or several, any of which ends a text.
 
-    NumPy's numbers are taken as Python's. Raises UsageError for a value out of range or of the wrong type: no
-    bool or float passes for an integer.
+    NumPy's numbers are taken as Python's. Raises UsageError for a value out of range or of the
+    wrong type; a bool or a float is not accepted as an integer.
     """
 
     vocab_size: int = 50257
@@ -95,21 +98,24 @@ class GPT2Config:
             if name == "n_inner" and value is None:
                 continue
             if (size := as_int(value)) is None or size <= 0:
-                raise UsageError(f"{name} must be a positive integer, is {brief(value)}")
+                raise UsageError(f"{name} must be a positive integer, not {brief(value)}")
             object.__setattr__(self, name, size)
         if self.n_embd % self.n_head:
             raise UsageError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= self._number(name) < 1:
-                raise UsageError(f"{name} must be a number in [0, 1), is {brief(getattr(self, name))}")
+                raise UsageError(f"{name} must be a number in [0, 1), "
+                                 f"not {brief(getattr(self, name))}")
         if not 0 < self._number("layer_norm_epsilon") < math.inf:
-            raise UsageError(f"layer_norm_epsilon must be positive, is {brief(self.layer_norm_epsilon)}")
+            raise UsageError("layer_norm_epsilon must be positive, "
+                             f"not {brief(self.layer_norm_epsilon)}")
         if not 0 <= self._number("initializer_range") < math.inf:
-            raise UsageError(f"initializer_range must be 0 or more, is {brief(self.initializer_range)}")
-        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn",
-                     "tie_word_embeddings"):
+            raise UsageError("initializer_range must be 0 or more, "
+                             f"not {brief(self.initializer_range)}")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx",
+                     "reorder_and_upcast_attn", "tie_word_embeddings"):
             if not isinstance(value := getattr(self, name), bool):
-                raise UsageError(f"{name} must be true or false, is {brief(value)}")
+                raise UsageError(f"{name} must be true or false, not {brief(value)}")
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             several = name == "eos_token_id" and isinstance(value, list | tuple) and len(value) > 0
@@ -117,16 +123,17 @@ class GPT2Config:
             # transformers writes its default 50256 for any vocabulary
             if not all(i is not None and (0 <= i < self.vocab_size or i == 50256) for i in ids):
                 below = f"an id below vocab_size={self.vocab_size}"
-                raise UsageError(f"{name} must be null or {below}, is {brief(value)}")
+                raise UsageError(f"{name} must be null or {below}, not {brief(value)}")
             object.__setattr__(self, name, tuple(ids) if len(ids) > 1 else ids[0] if ids else None)
         act = self.activation_function
         if not isinstance(act, str) or act not in ACTIVATION_NAMES:
             known = ", ".join(ACTIVATION_NAMES)
-            raise UsageError(f"activation_function {brief(act)} is not supported; choose one of {known}")
+            raise UsageError(f"activation_function {brief(act)} is not supported; "
+                             f"choose one of {known}")
         object.__setattr__(self, "activation_function", ACTIVATION_NAMES[act])
 
     def _number(self, name: str) -> float:
-        """The field as a float, and NaN, which is in no range, where it is no number."""
+        """The field as a float; NaN, which is in no range, if the field is not a number."""
         number = as_float(getattr(self, name))
         if not math.isnan(number):
             object.__setattr__(self, name, number)
@@ -134,14 +141,15 @@ class GPT2Config:
 
     @property
     def ends(self) -> frozenset[int]:
-        """The ids any of which ends a text."""
+        """The ids that end a text."""
         return ids_of(self.eos_token_id)
 
     @classmethod
     def from_name(cls, name: str) -> GPT2Config:
         """The configuration of a published size. UsageError with the names for any other."""
         if name not in PUBLISHED:
-            nearest = [f"did you mean {n!r}? " for n in difflib.get_close_matches(name, PUBLISHED, n=1)]
+            nearest = [f"did you mean {n!r}? "
+                       for n in difflib.get_close_matches(name, PUBLISHED, n=1)]
             names = ", ".join(PUBLISHED)
             raise UsageError(f"unknown model {name!r}; {''.join(nearest)}the names are {names}")
         return cls(**PUBLISHED[name])  # type: ignore[arg-type]
@@ -150,20 +158,22 @@ class GPT2Config:
     def from_dict(cls, fields: Mapping[str, Any]) -> GPT2Config:
         """The configuration in the fields of a transformers config.json.
 
-        A field that changes what is computed and that we do not have (another model_type, cross-attention,
-        pruned heads, quantised weights, other position embeddings, code of the checkpoint's own) raises a
-        UsageError with its name. All others that are not ours are ignored, unknown ones too: transformers'
-        GPT-2 gives them no part in the logits, and a config.json carries many of them.
+        A field that changes what is computed, and is not implemented here, raises a UsageError with
+        its name: another model_type, cross-attention, pruned heads, quantised weights, other
+        position embeddings, code of the checkpoint. All other unknown fields are ignored: a
+        config.json has many of them, and transformers' GPT-2 computes the same logits without them.
         """
         if not isinstance(fields, Mapping):
-            raise UsageError(f"a configuration is a JSON object of fields, this is {brief(fields)}")
+            raise UsageError(f"a configuration is a JSON object of fields, not {brief(fields)}")
         for name, neutral in _REFUSED_UNLESS.items():
             value = fields.get(name)
             if value is not None and value not in neutral:
-                raise UsageError(f"{name}={brief(value)} is not supported; this is not OpenAI's GPT-2")
+                raise UsageError(f"{name}={brief(value)} is not supported; "
+                                 "this is not OpenAI's GPT-2")
         code = fields.get("auto_map") or {}
         if not isinstance(code, Mapping) or any(str(key).startswith("AutoModel") for key in code):
-            raise UsageError(f"auto_map={brief(code)} is not supported: it names a model with its own code")
+            raise UsageError(f"auto_map={brief(code)} is not supported: "
+                             "it names a model with its own code")
         names = [field.name for field in dataclasses.fields(cls)]
         ours = {name: fields[name] for name in names if name in fields}
         for synonym, name in _SYNONYMS.items():
@@ -176,7 +186,8 @@ class GPT2Config:
     def from_file(cls, path: str | Path) -> GPT2Config:
         """The configuration in a config.json, or in the directory that holds it.
 
-        MissingError where there is no such file or it is not JSON; UsageError, with the path, for its fields.
+        MissingError if there is no such file, or if it is not JSON; UsageError, with the path, for
+        its fields.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
@@ -195,12 +206,12 @@ class GPT2Config:
         """The fields of a config.json that transformers reads as a GPT2LMHeadModel."""
         fields = dataclasses.asdict(self)
         if isinstance(self.eos_token_id, tuple):
-            fields["eos_token_id"] = list(self.eos_token_id)            # as JSON gives it back
+            fields["eos_token_id"] = list(self.eos_token_id)            # JSON has no tuples
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
 
 
 def as_int(value: Any) -> int | None:
-    """The int that a value is, be it Python's or NumPy's; None for a bool, a float and all else."""
+    """value as an int, if it is an integer of Python or NumPy; None for a bool and all else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -208,19 +219,21 @@ def as_int(value: Any) -> int | None:
 
 
 def as_float(value: Any) -> float:
-    """The float that a number is, be it Python's or NumPy's; NaN, which is in no range, for a bool and all else."""
+    """value as a float, if it is a number of Python or NumPy; NaN for a bool and all else."""
     try:
-        return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return math.nan                             # NaN is in no range
+        return float(value)
     except OverflowError:                               # JSON has integers of any length
         return math.nan
 
 
 def ids_of(eos: Any) -> frozenset[int]:
-    """The ids that an eos_token_id names: one, several, or none where it is None. UsageError for what is no id."""
+    """The ids of an eos_token_id, which may be one, several, or None. UsageError for all else."""
     if eos is None:
         return frozenset()
     if hasattr(eos, "tolist"):
-        eos = eos.tolist()                              # NumPy's, and a Tensor
+        eos = eos.tolist()                              # an array, or a Tensor
     ids = [as_int(i) for i in (eos if isinstance(eos, list | tuple | set | frozenset) else [eos])]
     if not ids or None in ids:
         raise UsageError(f"eos_token_id must be an id, a list of ids, or None, not {brief(eos)}")
@@ -231,7 +244,7 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by its name, in model order.
 
     Names are transformers' without `transformer.`; weights of linear maps are [in, out] (Conv1D).
-    `lm_head.weight` [vocab_size, n_embd] is there only when it is not tied to `wte.weight`.
+    `lm_head.weight` [vocab_size, n_embd] is included only when it is not tied to `wte.weight`.
     """
     d = config.n_embd
     n = config.n_inner or 4 * d
@@ -245,7 +258,8 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, d), "wpe.weight": (config.n_positions, d),
-        **{f"h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()},
+        **{f"h.{layer}.{name}": shape
+           for layer in range(config.n_layer) for name, shape in block.items()},
         "ln_f.weight": (d,), "ln_f.bias": (d,),
     }
     if not config.tie_word_embeddings:
@@ -254,5 +268,5 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(config: GPT2Config) -> int:
-    """How many numbers the model has   (size.1); a tied weight counts once."""
+    """How many numbers the parameters have together; a tied weight counts once   (size.1)."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())

@@ -1,4 +1,4 @@
-"""`python -m gpt2.download NAME`: OpenAI's weights and vocabulary by way of huggingface_hub, checked by hash."""
+"""python -m gpt2.download: fetch OpenAI's weights and vocabulary with huggingface_hub."""
 from __future__ import annotations
 
 import hashlib
@@ -12,14 +12,19 @@ from .config import PUBLISHED, GPT2Config
 from .errors import MissingError, UsageError
 
 WEIGHTS = "model.safetensors"
-FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "generation_config.json", WEIGHTS)
+FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "generation_config.json",
+         WEIGHTS)
 OPTIONAL = ("tokenizer.json", "generation_config.json")
-PINNED = {"gpt2": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}   # sha256 of the weights
+# sha256 of the weights
+PINNED = {"gpt2": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
 
 
 def find_downloaded(name: str) -> Path | None:
-    """The directory of an earlier download of a published size, by us or by transformers; no network is used."""
-    from huggingface_hub import constants  # light, unlike the functions that look into the cache
+    """The directory of an earlier download of a published size, or None; no network is used.
+
+    A download by transformers counts too.
+    """
+    from huggingface_hub import constants  # quick to import, unlike the functions for the cache
 
     for repository in (f"openai-community/{name}", name):
         cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
@@ -33,13 +38,14 @@ def find_downloaded(name: str) -> Path | None:
 
 
 def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> Path:
-    """Download a published size, and return the directory: `out`, or one in the cache of huggingface_hub.
+    """Download a published size, and return the directory: `out`, or one in the hub's cache.
 
-    What is there already is not fetched again, unless `force`; all is checked, weights by their sha256, and a file
-    that fails is removed. UsageError for another name or an `out` that cannot be written; MissingError where the
-    hub cannot be reached or what came is not what it promised.
+    Files that are there already are not fetched again, unless `force`. The hash of each file is
+    checked, and a file with another hash is removed. UsageError for an unknown name, or an `out`
+    that cannot be written; MissingError if the hub cannot be reached, or if a file is missing or
+    wrong.
     """
-    GPT2Config.from_name(name)                          # knows the names
+    GPT2Config.from_name(name)                          # an error for an unknown name
     if out is not None:
         try:
             Path(out).mkdir(parents=True, exist_ok=True)
@@ -51,14 +57,15 @@ def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> P
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=10)
         offered = {file.rfilename: file for file in info.siblings or ()}
-    except Exception as error:                          # of the hub, its HTTP library (which changes) or the system
+    except Exception as error:          # from the hub, the system, or one of several HTTP libraries
         raise _failed(name, error) from None
     for file in FILES:
         if file not in offered and file not in OPTIONAL:
             raise MissingError(f"{repository} offers no {file}")
     weights = offered[WEIGHTS].lfs
     if name in PINNED and (weights is None or weights.sha256 != PINNED[name]):
-        raise MissingError(f"{repository} offers a {WEIGHTS} that is not OpenAI's: its sha256 is another")
+        raise MissingError(f"{repository} offers a {WEIGHTS} that is not OpenAI's: "
+                           "its sha256 differs")
     path = Path()
     for file in filter(offered.__contains__, FILES):
         try:
@@ -72,12 +79,15 @@ def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> P
 def _failed(name: str, error: Exception) -> MissingError:
     lines = str(error).splitlines() or [type(error).__name__]
     here = find_downloaded(name)
-    advice = f"an earlier download is at {here}" if here else "is the network there?"
+    advice = f"an earlier download is at {here}" if here else "is there a network connection?"
     return MissingError(f"cannot download {name} ({lines[0]}); {advice}")
 
 
 def _check(path: Path, offered: Any) -> None:
-    """Remove a file that has not the hash that was offered: sha256 of a large file, git's of a small one."""
+    """Remove a file whose hash is not the one that the hub lists, and raise MissingError.
+
+    The hash is the sha256 of a large file, and git's hash of a small one.
+    """
     if offered.lfs is not None:
         print(f"checking {path.name}", file=sys.stderr)
         digest, promised = hashlib.sha256(), offered.lfs.sha256
@@ -89,15 +99,19 @@ def _check(path: Path, offered: Any) -> None:
     if digest.hexdigest() != promised:
         path.resolve().unlink()                         # in the cache, `path` is a link to it
         path.unlink(missing_ok=True)
-        raise MissingError(f"{path.name} has not the hash {promised} of the one offered, and was removed; try again")
+        raise MissingError(f"{path.name} does not have the hash {promised} that the hub lists, "
+                           "and was removed; try again")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download, and print the directory."""
-    p = Parser("python -m gpt2.download", description="Download OpenAI's weights of GPT-2, and print their directory.")
+    p = Parser("python -m gpt2.download",
+               description="Download OpenAI's weights of GPT-2, and print their directory.")
     p.add_argument("model", metavar="NAME", help=", ".join(PUBLISHED))
-    p.add_argument("--out", metavar="DIR", help="put the files there, not into the cache of huggingface_hub")
-    p.add_argument("--force", action="store_true", help="fetch what is there already again")
+    p.add_argument("--out", metavar="DIR",
+                   help="write the files to this directory, not to the cache of huggingface_hub")
+    p.add_argument("--force", action="store_true",
+                   help="download files again that are there already")
     args = p.parse_args(argv)
     print(fetch(args.model, out=args.out, force=args.force))
     return 0

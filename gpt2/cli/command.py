@@ -1,12 +1,12 @@
-"""What the commands share: how they end, how they read flags and stdin, how they print JSON.
+"""Functions that all commands share: they end a command, read flags and stdin, and print JSON.
 
 A command module ends with
 
     if __name__ == "__main__":
         run_command(main, "gpt2.generate")
 
-where `main()` parses its flags with `Parser`, prints its result on stdout and its progress on stderr, and
-raises for everything it cannot do.
+where `main()` parses its flags with `Parser`, prints its result on stdout and its progress on
+stderr, and raises an error for everything it cannot do.
 """
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from minigrad.errors import MinigradError
 
 from ..errors import GPT2Error, UsageError
 
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")     # what --dtype takes
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")      # the values of --dtype
 
 
 def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run `main` and exit with what it returns; whatever the user can cause ends in one line on stderr.
+    """Run `main` and exit with its result; an error that a user can cause is one line on stderr.
 
-    Exit codes: an error's own `exit_code` (2 usage, 3 weights or data missing, 4 no such backend, else 1);
-    1 when a file or memory fails; 130 on Ctrl-C; 141 (128 + SIGPIPE) and no message when the reader of stdout
-    has gone, as with `| head`. Any other exception is a bug and keeps its traceback.
+    Exit codes: an error's own `exit_code` (2 usage, 3 weights or data missing, 4 no such backend,
+    else 1); 1 when a file or memory fails; 130 on Ctrl-C; 141 (128 + SIGPIPE) and no message when
+    the reader of stdout has ended, as with `| head`. Any other exception is a bug, and its
+    traceback is printed.
     """
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")   # a terminal without UTF-8 must not end a run
+        # a terminal without UTF-8 must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _say(f"{prog}: warning: {_line(message)}")
         code: int | None
@@ -45,7 +47,7 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
                 code = main()
             finally:
                 if sys.stdout is not None:
-                    sys.stdout.flush()                  # a full disk shows here, while there is a handler
+                    sys.stdout.flush()          # here, so that the error of a full disk is handled
         except (GPT2Error, MinigradError) as error:
             _say(f"{prog}: {_line(error)}")
             code = error.exit_code
@@ -63,7 +65,7 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line and exit code 2 for a usage error, and without abbreviated flags."""
+    """An argparse parser without abbreviated flags; a usage error is one line and exit code 2."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -74,9 +76,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class Extend(argparse.Action):
-    """For a flag that takes a list: each time it is given its values go after those before.
+    """For a repeatable flag that takes a list: later values are appended to earlier ones.
 
-    The first values replace the default: `--suite ops` is ops alone, though the default is cpu and ops.
+    The first values replace the default: `--suite ops` is ops alone, though the default is cpu and
+    ops.
     """
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
@@ -87,24 +90,28 @@ class Extend(argparse.Action):
 
 
 def add_backend(p: argparse._ActionsContainer) -> None:
-    """The flags --backend and --device, for `backend_of`."""
-    p.add_argument("--backend", default="auto", metavar="NAME", help="auto, numpy, cupy or cupy:N (default: auto)")
-    p.add_argument("--device", type=at_least(0), metavar="N", help="the GPU of this number: --backend cupy:N (nvidia-smi -L lists them)")
+    """Add the flags --backend and --device, for `backend_of`."""
+    p.add_argument("--backend", default="auto", metavar="NAME",
+                   help="auto, numpy, cupy or cupy:N (default: auto)")
+    p.add_argument("--device", type=at_least(0), metavar="N",
+                   help="the GPU of this number, as --backend cupy:N (nvidia-smi -L lists them)")
 
 
 def backend_of(args: argparse.Namespace) -> str:
-    """The backend that --backend and --device name, such as "cupy:1", looked at before anything is loaded.
+    """The backend that --backend and --device name, such as "cupy:1", checked to be available.
 
-    UsageError where they contradict each other, or there is none of that name; BackendUnavailable where something is missing.
+    UsageError if the two contradict each other, or if there is no backend of that name;
+    BackendUnavailable if a library or a GPU that it needs is missing.
     """
     import minigrad as mg
 
     library, _, number = args.backend.partition(":")
     if args.device is not None:
         if library == "numpy" or (number and number != str(args.device)):
-            raise UsageError(f"--device {args.device} is a GPU's number, and --backend is {args.backend}; leave out one of the two")
+            raise UsageError(f"--device {args.device} is the number of a GPU, and --backend is "
+                             f"{args.backend}; leave out one of the two")
         if library == "auto":
-            library = "cupy"                            # who names a GPU means it
+            library = "cupy"                            # only CuPy uses GPUs
         number = str(args.device)
     name = f"{library}:{number}" if number else args.backend
     try:
@@ -115,7 +122,10 @@ def backend_of(args: argparse.Namespace) -> str:
 
 
 def floats_of(dtype: str) -> str:
-    """The dtype that --dtype names, one of PRECISIONS. "tf32" is float32, whose products a GPU may round from here on."""
+    """The dtype of --dtype, which is one of PRECISIONS.
+
+    "tf32" is float32, and from here on a GPU may round the factors of matrix products to TF32.
+    """
     import minigrad as mg
 
     mg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
@@ -143,7 +153,10 @@ def comma_separated(value: str) -> list[str]:
 
 
 def text(value: str) -> str:
-    """For `add_argument(type=)`: text that arrived as UTF-8; Python makes lone surrogates of other bytes."""
+    """For `add_argument(type=)`: text that was valid UTF-8 on the command line.
+
+    Python turns other bytes into lone surrogates.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -153,9 +166,9 @@ def text(value: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of stdin, which must be UTF-8; line ends stay as they are, and a byte-order mark is left out with a warning.
+    """All of stdin as text; line ends are not changed.
 
-    Raises UsageError where it is not.
+    A byte-order mark is left out with a warning. Raises UsageError if stdin is not UTF-8.
     """
     if sys.stdin is None:
         raise UsageError("stdin is closed; pipe text into it or name the text with a flag")
@@ -171,15 +184,18 @@ def read_stdin() -> str:
 
 
 def emit_json(document: Any) -> None:
-    """Print `document` on stdout as one line of strict JSON, ASCII so that it survives any encoding.
+    """Print `document` on stdout as one line of strict JSON, in ASCII so that any encoding has it.
 
-    Raises ValueError for a NaN or an infinity: JSON has none, so the caller says what stands for it.
+    Raises ValueError for a NaN or an infinity, which JSON does not have: the caller replaces it.
     """
     print(json.dumps(document, allow_nan=False), flush=True)
 
 
 def _ended(error: Exception, prog: str) -> int:
-    """The exit code after an error of files, of memory, or of a library that computes, said in one line; any other is raised on."""
+    """Print one line for an error of files, memory or a library; return the exit code.
+
+    Any other error is raised again.
+    """
     from minigrad.backend import explained
 
     if (ours := explained(error)) is not None:
@@ -202,7 +218,8 @@ def _line(message: object) -> str:
 def _os_line(error: OSError) -> str:
     if error.strerror is None:
         return _line(error) or type(error).__name__
-    names = [os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2)
+             if isinstance(name, str | bytes)]
     return _line(": ".join([*names, error.strerror]))
 
 
@@ -212,14 +229,15 @@ def _fresh_line() -> str:
 
 
 def _say(line: str) -> None:
-    if sys.stderr is not None:                          # closed by `2>&-`; print would fall back to stdout
+    if sys.stderr is not None:          # None after `2>&-`; print would write to stdout then
         with contextlib.suppress(OSError):
-            sys.stderr.write(line + "\n")               # at once: print writes twice, and other processes may come between
+            # one write: print writes twice, and lines of other processes may come in between
+            sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
 
 def _let_go(stream: TextIO | None) -> None:
-    """Flush; what nobody can take any more goes to os.devnull, or Python would complain about it at exit."""
+    """Flush the stream. If it is broken, redirect it to os.devnull, or Python complains at exit."""
     if stream is None:
         return
     try:

@@ -1,4 +1,7 @@
-"""Settings of a command from its flags, from a TOML file, and from what an earlier run stored; each knows where it came from."""
+"""Settings of a command: from its flags, a TOML file, and the checkpoint of an earlier run.
+
+For each setting, the source is known.
+"""
 from __future__ import annotations
 
 import argparse
@@ -15,15 +18,18 @@ _UNSET = object()
 
 
 def flags_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:
-    """The settings that the command line names, and no default."""
+    """The settings that the command line names, without the defaults of the others."""
     blank = argparse.Namespace(**dict.fromkeys(_actions(parser), _UNSET))
-    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not _UNSET}
+    parsed = vars(parser.parse_args(argv, blank))
+    return {name: value for name, value in parsed.items() if value is not _UNSET}
 
 
 def read_settings(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, Any]:
-    """The settings of a TOML file: the parser's flags without their dashes, `batch_size` or `batch-size`.
+    """The settings in a TOML file.
 
-    MissingError where it cannot be read, UsageError for what is no TOML, no flag, or no value that the flag takes.
+    Their names are the parser's flags without the leading dashes, `batch_size` or `batch-size`.
+    MissingError if the file cannot be read; UsageError if it is not TOML, if a name is not a flag,
+    or if a value is not one that the flag accepts.
     """
     found = read_toml(path, "--config")
     actions, settings = _actions(parser), {}
@@ -31,7 +37,8 @@ def read_settings(parser: argparse.ArgumentParser, path: str | Path) -> dict[str
         name = key.replace("-", "_")
         if name not in actions or name == "config":
             near = difflib.get_close_matches(name, set(actions) - {"config"}, 1)
-            raise UsageError(f"--config {path}: there is no setting {key!r}{f'; is {near[0]} meant?' if near else ''}")
+            hint = f"; is {near[0]} meant?" if near else ""
+            raise UsageError(f"--config {path}: there is no setting {key!r}{hint}")
         if name in settings:
             raise UsageError(f"--config {path}: {name} is given twice")
         settings[name] = _value(actions[name], value, f"--config {path}: {key}")
@@ -43,14 +50,14 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _value(action: argparse.Action, value: Any, where: str) -> Any:
-    """A value of a file as the flag would give it."""
+    """A value of the file, checked and converted as the flag does it."""
     if action.nargs == 0:                               # a switch
         if not isinstance(value, bool):
-            raise UsageError(f"{where} is true or false, not {value!r}")
+            raise UsageError(f"{where} must be true or false, not {value!r}")
         return value
     if action.nargs in ("+", "*"):
         if not isinstance(value, list):
-            raise UsageError(f"{where} is a list, not {value!r}")
+            raise UsageError(f"{where} must be a list, not {value!r}")
         return [_one(action, v, where) for v in value]
     return _one(action, value, where)
 
@@ -62,15 +69,21 @@ def _one(action: argparse.Action, value: Any, where: str) -> Any:
     try:
         value = action.type(str(value)) if callable(action.type) else str(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
-        said = error if isinstance(error, argparse.ArgumentTypeError) else f"{value!r} is not a number"
-        raise UsageError(f"{where}: {said}") from None
+        typed = isinstance(error, argparse.ArgumentTypeError)
+        reason = error if typed else f"{value!r} is not a number"
+        raise UsageError(f"{where}: {reason}") from None
     if action.choices is not None and value not in action.choices:
         raise UsageError(f"{where} is {value!r}; choose from {', '.join(map(str, action.choices))}")
     return value
 
 
-def merged(parser: argparse.ArgumentParser, *layers: tuple[str, Mapping[str, Any]]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The parser's defaults under the layers, later ones on top, and by name the layer that a setting came from."""
+def merged(parser: argparse.ArgumentParser, *layers: tuple[str, Mapping[str, Any]]
+           ) -> tuple[argparse.Namespace, dict[str, str]]:
+    """All settings, and for each name the layer that its value comes from.
+
+    layers: pairs of a layer's name and its settings. Later layers override earlier ones, and all of
+    them override the parser's defaults.
+    """
     values = {name: action.default for name, action in _actions(parser).items()}
     sources = dict.fromkeys(values, "default")
     for source, layer in layers:
@@ -80,8 +93,8 @@ def merged(parser: argparse.ArgumentParser, *layers: tuple[str, Mapping[str, Any
 
 
 def as_toml(settings: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    """The settings as a file that `read_settings` takes; those that are not set are left out."""
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items() if value is not None and value != []]
-    width = min(40, max(map(len, lines), default=0))
-    names = [name for name, value in settings.items() if value is not None and value != []]
-    return "\n".join(f"{line:{width}}  # {sources[name]}" for name, line in zip(names, lines))
+    """The settings as text that `read_settings` can read; settings without a value are left out."""
+    lines = {name: f"{name} = {json.dumps(value, ensure_ascii=False)}"
+             for name, value in settings.items() if value is not None and value != []}
+    width = min(40, max(map(len, lines.values()), default=0))
+    return "\n".join(f"{line:{width}}  # {sources[name]}" for name, line in lines.items())

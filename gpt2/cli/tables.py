@@ -1,4 +1,4 @@
-"""Rows as aligned text, and what a token, a number or a count looks like in one."""
+"""Tables of aligned text, and the format of numbers in them."""
 from __future__ import annotations
 
 import math
@@ -7,8 +7,10 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Iterator[str]:
-    """The lines of a table under its header; the first `left` columns start on the left, the others end on the right."""
-    text = [list(header), *([cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows)]
+    """The lines of a table; the first `left` columns are aligned left, the others right."""
+    text = [list(header)]
+    for row in rows:
+        text.append([cell if isinstance(cell, str) else number(cell) for cell in row])
     widths = [max(len(row[i]) for row in text) for i in range(len(header))]
     for row in text:
         yield "  ".join(cell.ljust(width) if i < left else cell.rjust(width)
@@ -16,12 +18,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All columns that any row has, in the order in which they turn up."""
+    """The columns of all rows, in the order in which they first occur."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def number(x: Any) -> str:
-    """Five digits of a float, an integer with commas, nothing for None."""
+    """A float with five digits, an integer with commas, an empty text for None."""
     if x is None:
         return ""
     if isinstance(x, bool) or not isinstance(x, float):
@@ -32,7 +34,10 @@ def number(x: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can have it: arrays as lists, NumPy's numbers as Python's, and None for a NaN or an infinity."""
+    """`value` converted to what JSON can hold.
+
+    Arrays become lists, NumPy's numbers become Python's, NaN and infinities become None.
+    """
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,8 @@
-"""Text and JSONL files of any size, in pieces that several processes read: measured, counted, encoded.
+"""Text and JSONL files of any size, in pieces that several processes measure, count and encode.
 
-A piece is a range of bytes of one file. A text is cut only where white space follows what is none: no word of GPT-2's split
-(`tokenizer.GPT2_SPLIT`) goes on there, so that the tokens of the pieces, put together, are the tokens of the whole.
+A piece is a range of bytes of one file. A text is cut only before white space that follows another
+character: no word of GPT-2's split (`tokenizer.GPT2_SPLIT`) continues there, so the tokens of the
+pieces, concatenated, are the tokens of the whole text.
 """
 from __future__ import annotations
 
@@ -33,18 +34,18 @@ from .train_bpe import count_words
 
 PIECE = 4 << 20                                         # bytes
 JSONL = {".jsonl", ".ndjson"}
-_HEAD = 1 << 20                                         # bytes in which the first document of a JSON file is looked for
-# a JSON array of objects or of strings: no text begins so
+_HEAD = 1 << 20                         # bytes of a file that are examined for JSON
+# a JSON array of objects or of strings; no text begins like this
 _ARRAY = re.compile(rb'\s*\[\s*(\{\s*"([^"\\]|\\.)*"\s*:|"([^"\\]|\\.)*"\s*(,\s*"|\]))')
 _SPACE, _END = re.compile(rb"[ \t\n\r]"), END_OF_TEXT.encode()
-_tokenizer: Tokenizer                                   # of this process, for `encode`
+_tokenizer: Tokenizer                   # the tokenizer of this process, for `encode`
 
 
 class Piece(NamedTuple):
-    """Bytes start … stop − 1 of a file, whole characters; of a JSONL file, whole lines.
+    """Bytes start … stop − 1 of a file: whole characters, or whole lines of a JSONL file.
 
-    special: <|endoftext|> in the text is that token. Then a text file has documents, each up to the end of
-    that token, and a piece of it is whole documents.
+    special: <|endoftext|> in the text is that token. Then a text file has documents, each up to the
+    end of that token, and a piece has whole documents.
     """
 
     path: Path
@@ -61,11 +62,11 @@ class Piece(NamedTuple):
         return self.lines or self.special
 
     def plain(self, text: str) -> str:
-        """The text without its special tokens, which are no characters of it."""
+        """The text without its special tokens, which do not count as characters."""
         return text.replace(END_OF_TEXT, "") if self.special else text
 
     def read(self) -> bytes:
-        """The bytes. MissingError where they cannot be read."""
+        """The bytes of the piece. MissingError if they cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.start)
@@ -74,9 +75,10 @@ class Piece(NamedTuple):
             raise MissingError(f"{self.path} cannot be read: {error.strerror}") from None
 
     def texts(self) -> Iterator[tuple[int, str]]:
-        """The text, or each document of it, with the byte after it; of a JSONL file, the "text" of each line that holds one.
+        """Each document, or the whole text, with the position of the byte after it.
 
-        MissingError for what is not UTF-8 or not JSON.
+        The documents of a JSONL file are the texts of its lines, without empty ones. MissingError
+        for bytes that are not UTF-8, and for lines that are not JSON.
         """
         data = self.read()
         if not self.lines and self.special:
@@ -114,21 +116,24 @@ class Piece(NamedTuple):
         try:
             found["text"].encode()
         except UnicodeEncodeError as error:
-            raise MissingError(f"{self._line(at)} is not valid Unicode (lone surrogate U+{ord(found['text'][error.start]):04X})") from None
+            where = f"lone surrogate U+{ord(found['text'][error.start]):04X}"
+            raise MissingError(f"{self._line(at)} is not valid Unicode ({where})") from None
         return str(found["text"])
 
     def _line(self, at: int) -> str:
-        """The place of a byte of this piece as editors count lines."""
+        """The file and the line of a byte of this piece, counted from 1."""
         before = Piece(self.path, 0, self.start + at).read()
         lines = before.count(b"\n")
         return f"{self.path}, line {lines + 1}"
 
 
 def pieces(paths: Sequence[Path], special: bool = False) -> list[Piece]:
-    """All files, in this order, in pieces of about PIECE bytes; special: <|endoftext|> in them is that token.
+    """All files, in this order, in pieces of about PIECE bytes.
 
-    A byte-order mark is no part of the text; this, and line ends of \\r\\n, which are, are warned of. MissingError for what is not
-    there or empty, UsageError for a mixture and for JSON that is not JSONL.
+    special: <|endoftext|> in the files is that token. There is a warning about a byte-order mark,
+    which is left out of the text, and about line ends of \\r\\n, which are part of it. MissingError
+    for files that are missing or empty; UsageError for text and JSONL files together, and for JSON
+    that is not JSONL.
     """
     out: list[Piece] = []
     for path in paths:
@@ -146,50 +151,60 @@ def pieces(paths: Sequence[Path], special: bool = False) -> list[Piece]:
                     stop = min(size, start + PIECE)
                     if stop < size:
                         lines = Piece(path, 0, 0).lines
-                        stop = _cut_after(file, b"\n" if lines else _END, stop, size) if lines or special else _cut(file, stop, size)
+                        stop = (_cut_after(file, b"\n" if lines else _END, stop, size)
+                                if lines or special else _cut(file, stop, size))
                     out.append(Piece(path, start, stop, special))
                     start = stop
         except OSError as error:
             raise MissingError(f"{path} cannot be read: {error.strerror}") from None
     if len({piece.lines for piece in out}) > 1:
-        raise UsageError("text and JSONL files do not go together: JSONL has documents, with <|endoftext|> after each; prepare them apart")
+        raise UsageError("text and JSONL files cannot be prepared together: JSONL has documents, "
+                         "with <|endoftext|> after each; prepare them separately")
     return out
 
 
 def _looked_at(file: Any, path: Path, special: bool) -> int:
-    """Where the text of a file begins, after a byte-order mark if it has one; what a user would not expect in it is warned of."""
+    """Where the text of a file begins, which is after a byte-order mark if there is one.
+
+    There are warnings about contents that a user may not expect.
+    """
     head = file.read(4)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise MissingError(f"{path} is UTF-16; make it UTF-8 with: iconv -f UTF-16 -t UTF-8 {path} > NEW.txt")
+        raise MissingError(f"{path} is UTF-16; convert it to UTF-8 with: "
+                           f"iconv -f UTF-16 -t UTF-8 {path} > NEW.txt")
     start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     if start:
         warnings.warn(f"{path} begins with a byte-order mark, which is left out", stacklevel=4)
     if Piece(path, 0, 0).lines:
-        return start                                    # JSON's own white space, which is no text
+        return start                    # white space between lines of JSON is not part of a text
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         head = data[start:start + _HEAD]
         if path.suffix.lower() == ".json" or _ARRAY.match(head):
             to = path.with_suffix(".jsonl")
             raise UsageError(
-                f"{path} is JSON, and would be read as plain text; make JSONL of it, a line for each document, with: "
-                f"python -c \"import json; [print(json.dumps(d if isinstance(d, dict) else {{'text': d}})) "
+                f"{path} is JSON, and would be read as plain text; convert it to JSONL, a line "
+                "for each document, with: python -c \"import json; "
+                "[print(json.dumps(d if isinstance(d, dict) else {'text': d})) "
                 f"for d in json.load(open('{path}', encoding='utf-8-sig'))]\" > {to} "
-                f"(or rename it to {to.name} if it has one JSON object a line)")
+                f"(or rename it to {to.name} if each line is a JSON object)")
         if _is_jsonl(head):
-            warnings.warn(f"{path} looks like JSON Lines, and is read as plain text; rename it to {path.with_suffix('.jsonl').name} "
-                          "for the texts in it", stacklevel=4)
+            warnings.warn(f"{path} looks like JSON Lines, and is read as plain text; rename it to "
+                          f"{path.with_suffix('.jsonl').name} to read the texts in it",
+                          stacklevel=4)
         if (at := data.find(b"\r\n")) >= 0:
-            warnings.warn(f"{path} has line ends of \\r\\n, the first at byte {at}; each \\r stays, and is part of the text; "
-                          f"to be without: tr -d '\\r' < {path} > NEW.txt", stacklevel=4)
+            warnings.warn(f"{path} has line ends of \\r\\n, the first at byte {at}; each \\r is "
+                          f"part of the text; remove them with: tr -d '\\r' < {path} > NEW.txt",
+                          stacklevel=4)
         if not special and data.find(_END) >= 0:
-            warnings.warn(f"{path} has {END_OF_TEXT} in it, which is read as plain text; --allow-special makes it the token", stacklevel=4)
+            warnings.warn(f"{path} has {END_OF_TEXT} in it, which is read as plain text; "
+                          "--allow-special makes it the token", stacklevel=4)
         if special and data.find(_END) < 0:
             warnings.warn(f"{path} has no {END_OF_TEXT} in it: it is one document", stacklevel=4)
     return start
 
 
 def _is_jsonl(head: bytes) -> bool:
-    """Whether the first line of what begins so is a JSON object with a "text"."""
+    """Whether the first line of a file that begins with `head` is a JSON object with a "text"."""
     try:
         first = json.loads(head.lstrip().partition(b"\n")[0])
     except (ValueError, RecursionError):
@@ -198,9 +213,9 @@ def _is_jsonl(head: bytes) -> bool:
 
 
 def _cut(file: Any, at: int, size: int) -> int:
-    """The first place from `at` on where a piece of a text may end: white space after what is none."""
+    """The first position from `at` on where a piece may end: a character, then white space."""
     while at < size:
-        file.seek(at - 4)                               # a character that is not ASCII has up to four bytes
+        file.seek(at - 4)               # the character before may have up to four bytes
         window = file.read(1 << 16)
         for match in _SPACE.finditer(window, 4):
             before = window[max(0, match.start() - 4):match.start()].decode(errors="replace")[-1:]
@@ -211,7 +226,7 @@ def _cut(file: Any, at: int, size: int) -> int:
 
 
 def _cut_after(file: Any, mark: bytes, at: int, size: int) -> int:
-    """The first place from `at` on that is right behind these bytes; else the end of the file."""
+    """The first position from `at` on that is directly after `mark`; else the end of the file."""
     at = max(0, at - len(mark))
     while at < size:
         file.seek(at)
@@ -223,9 +238,9 @@ def _cut_after(file: Any, mark: bytes, at: int, size: int) -> int:
     return size
 
 
-# ── what the processes do ──
+# ── the work on a piece ──
 def measure(piece: Piece) -> tuple[int, int, int, int]:
-    """Characters, UTF-8 bytes, words, documents."""
+    """The numbers of characters, UTF-8 bytes, words and documents."""
     counts = (0, 0, 0, 0)
     for _, text in piece.texts():
         counts = _plus(counts, _counts(piece.plain(text), piece))
@@ -234,11 +249,12 @@ def measure(piece: Piece) -> tuple[int, int, int, int]:
 
 def words(piece: Piece) -> Counter[str]:
     """How often each word of GPT-2's split occurs."""
-    return count_words(part for _, text in piece.texts() for part in (text.split(END_OF_TEXT) if piece.special else [text]))
+    return count_words(part for _, text in piece.texts()
+                       for part in (text.split(END_OF_TEXT) if piece.special else [text]))
 
 
 def encode(piece: Piece) -> Part:
-    """The ids, <|endoftext|> after each document of a JSONL file, and what `measure` gives."""
+    """The ids, with <|endoftext|> after each document of a JSONL file, and `measure`'s result."""
     ids, counts = list[int](), (0, 0, 0, 0)
     for _, text in piece.texts():
         try:
@@ -260,10 +276,12 @@ def _plus(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[i
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
 
 
-def split_at(some: Sequence[Piece], characters: Sequence[int], border: int) -> tuple[list[Piece], list[Piece]]:
-    """The pieces of the first `border` characters, and the rest; a document goes where its first character does.
+def split_at(some: Sequence[Piece], characters: Sequence[int], border: int
+             ) -> tuple[list[Piece], list[Piece]]:
+    """The pieces of the first `border` characters, and the rest.
 
-    characters: how many each piece has.
+    A document belongs to the part of its first character. characters: the number of characters of
+    each piece.
     """
     for i, (piece, size) in enumerate(zip(some, characters)):
         if border < size:
@@ -281,29 +299,35 @@ def split_at(some: Sequence[Piece], characters: Sequence[int], border: int) -> t
 
 
 # ── the processes ──
-def in_parallel(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int, title: str, tokenizer: Tokenizer | None = None
-                ) -> Iterator[Any]:
-    """What `work` gives for each piece, in order, with a progress bar in bytes. GPT2Error where a process ends by itself."""
-    with tqdm(total=sum(piece.stop - piece.start for piece in some), unit="B", unit_scale=True, desc=title, disable=None,
-              leave=False) as bar:
+def in_parallel(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int, title: str,
+                tokenizer: Tokenizer | None = None) -> Iterator[Any]:
+    """The results of `work` for all pieces, in order, with a progress bar in bytes.
+
+    GPT2Error if one of the processes ends unexpectedly.
+    """
+    with tqdm(total=sum(piece.stop - piece.start for piece in some), unit="B", unit_scale=True,
+              desc=title, disable=None, leave=False) as bar:
         for piece, result in zip(some, _results(work, some, min(workers, len(some)), tokenizer)):
             bar.update(piece.stop - piece.start)
             yield result
 
 
-def _results(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int, tokenizer: Tokenizer | None) -> Iterable[Any]:
+def _results(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int,
+             tokenizer: Tokenizer | None) -> Iterable[Any]:
     if workers <= 1:
         _begin(tokenizer)
         yield from map(work, some)
         return
-    # new processes, not forks: this one may have threads
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_alone, (tokenizer,))
+    # new processes, not forks: this process may have threads
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_alone,
+                               (tokenizer,))
     try:
         with _without_interrupts():
             results = pool.map(work, some)
         yield from results
     except BrokenProcessPool:
-        raise GPT2Error("a process that read the text was ended from outside (out of memory?); try fewer --workers") from None
+        raise GPT2Error("a process that read the text was ended from outside (out of memory?); "
+                        "try fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -328,7 +352,11 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until after the block, and processes that begin inside it never see one: it is for the one that waits for them."""
+    """Delay Ctrl-C until after the block.
+
+    Processes that start inside the block ignore Ctrl-C: only the process that waits for them
+    handles it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -340,5 +368,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE served by tiktoken, kept as vocab.json + merges.txt."""
+"""Text to token ids and back: byte-level BPE by tiktoken, stored as vocab.json and merges.txt."""
 from __future__ import annotations
 
 import codecs
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-BESIDE = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")   # read besides vocab.json, merges.txt
+# files that are read besides vocab.json and merges.txt
+BESIDE = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
-# GPT-2's rule for cutting text into words (Radford et al. 2019): contractions; letters, digits or other marks
-# with the space before them; white space, whose last character is left to the word that follows. It gives the
-# same pieces as the published
+# GPT-2's rule for cutting text into words (Radford et al. 2019): contractions; letters, digits or
+# other marks with the space before them; white space, whose last character belongs to the word that
+# follows. It cuts a text into the same words as the published rule
 #     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-# but is possessive where it can be, which keeps the regex engine's stack small.
+# but uses possessive quantifiers where it can, which keep the stack of the regex engine small.
 GPT2_SPLIT = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++(?!\S)|\s+(?!\S)|\s"
 
-# GPT-2 numbers the 256 bytes and writes each as one visible character: printable Latin-1 as itself, then the
-# rest as the characters from U+0100 on.
+# GPT-2 numbers the 256 bytes and writes each as one visible character: first the printable
+# characters of Latin-1 as themselves, then all other bytes as the characters from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTES_IN_ORDER = [bytes([byte]) for byte in _PRINTABLE + _OTHERS]
@@ -39,80 +40,97 @@ _CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE}
 _CHAR_OF_BYTE.update((byte, chr(256 + i)) for i, byte in enumerate(_OTHERS))
 _BYTE_OF_CHAR = {ord(char): byte for byte, char in _CHAR_OF_BYTE.items()}
 
-# Where tiktoken fetches GPT-2's merges from; its cache names a file by the sha1 of the address.
+# The address from which tiktoken downloads GPT-2's merges; its sha1 is the name of the file in
+# tiktoken's cache.
 _GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 _GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 class Tokenizer:
-    """A tiktoken Encoding with the errors, streaming and files that a language model needs around it."""
+    """A tiktoken Encoding with the errors, streaming and files that a language model needs."""
 
     def __init__(self, encoding: tiktoken.Encoding):
         self.encoding = encoding
         self.name: str = encoding.name
         self.n_vocab: int = encoding.n_vocab
         self.eot: int | None = encoding._special_tokens.get(END_OF_TEXT)
-        # added tokens such as <|pad|> may lie beyond a model's table: plain text never holds them
-        self.n_plain: int = max(-1 if self.eot is None else self.eot, *encoding._mergeable_ranks.values()) + 1
+        # added tokens such as <|pad|> may be outside a model's vocabulary; plain text has none
+        eot = -1 if self.eot is None else self.eot
+        self.n_plain: int = max(eot, *encoding._mergeable_ranks.values()) + 1
 
     @classmethod
     def from_merged(cls, name: str, merged: Iterable[bytes]) -> Tokenizer:
-        """The 256 bytes in GPT-2's order, the merged tokens in their merges' order, <|endoftext|> last."""
+        """A tokenizer of the 256 bytes in GPT-2's order, the merged tokens, and <|endoftext|> last.
+
+        merged: the tokens that merges make, in the order of the merges.
+        """
         ranks = {token: rank for rank, token in enumerate([*BYTES_IN_ORDER, *merged])}
         return cls(_encoding(name, ranks, {END_OF_TEXT: len(ranks)}))
 
     def encode(self, text: str, *, allow_special: bool | None = None) -> list[int]:
-        """Token ids of `text`. With allow_special=True <|endoftext|> in it is that token, with False it is plain text.
+        """Token ids of `text`.
 
-        A text without special tokens needs neither; for one that holds some it has to be said, as in tiktoken:
-        OpenAI's encoder takes them for text, transformers' for tokens. Raises UsageError where it is not said,
-        and where the text holds half a surrogate pair, which bytes that are not UTF-8 leave behind, or a million
-        white-space characters in a row, at which tiktoken gives up.
+        allow_special: with True, <|endoftext|> in the text is that token; with False it is plain
+        text. It must be given for a text with special tokens, as in tiktoken, because OpenAI's
+        encoder reads them as text, and transformers' as tokens.
+
+        Raises UsageError if it is not given for such a text, if the text holds half a surrogate
+        pair (Python's replacement for bytes that are not UTF-8), or if it holds a million
+        white-space characters in a row, which tiktoken cannot split.
         """
         if allow_special not in (None, True, False):
             raise UsageError(f"allow_special must be True or False, not {allow_special!r}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X}"
-                             f" at character {error.start}; was its source UTF-8?") from None
-        if allow_special is None and (held := [token for token in self.encoding.special_tokens_set if token in text]):
+            raise UsageError("the text is not valid Unicode: lone surrogate "
+                             f"U+{ord(text[error.start]):04X} at character {error.start}; "
+                             "was its source UTF-8?") from None
+        special = self.encoding.special_tokens_set
+        if allow_special is None and (held := [token for token in special if token in text]):
             first = min(held, key=text.find)
-            raise UsageError(f"the text holds {first} at character {text.find(first)}; say allow_special=True for the special token "
-                             "(transformers' reading), or allow_special=False for plain text (OpenAI's encoder's)")
+            raise UsageError(f"the text holds {first} at character {text.find(first)}; pass "
+                             "allow_special=True to read it as the special token (transformers "
+                             "does), or allow_special=False as plain text (OpenAI's encoder does)")
         try:
             if allow_special:
                 return self.encoding.encode(text, allowed_special="all")
             return self.encoding.encode_ordinary(text)
-        except BaseException as error:              # a Rust panic is no Exception and has no importable name
+        except BaseException as error:
+            # a Rust panic is not an Exception, and its class cannot be imported
             if type(error).__name__ != "PanicException":
                 raise
-            raise UsageError("tiktoken cannot cut this text into words; if it holds a run of a million"
-                             " white-space characters, break that up") from None
+            raise UsageError("tiktoken cannot cut this text into words; if it holds a run of a "
+                             "million white-space characters, break that up") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises UsageError for an unknown id."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. UsageError for unknown ids."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`, which need not be whole characters. Raises UsageError for an unknown id."""
+        """The bytes of `ids`, which may end inside a character. UsageError for an unknown id."""
         plain = [operator.index(token) for token in ids]
         try:
             return self.encoding.decode_bytes(plain)
         except (KeyError, OverflowError):
-            known = {*self.encoding._mergeable_ranks.values(), *self.encoding._special_tokens.values()}
+            known = {*self.encoding._mergeable_ranks.values(),
+                     *self.encoding._special_tokens.values()}
             place, token = next((i, token) for i, token in enumerate(plain) if token not in known)
-            raise UsageError(f"token id {token} at place {place} is not in the vocabulary of {self.name!r}"
-                             f" (ids 0 to {self.n_vocab - 1})") from None
+            raise UsageError(f"token id {token} at place {place} is not in the vocabulary of "
+                             f"{self.name!r} (ids 0 to {self.n_vocab - 1})") from None
 
     def label(self, token: int) -> str:
-        """What a token looks like in a table: · for a space, ⏎ for a line's end, and <0xE2> for bytes that are no character."""
+        """A token's text for a table: · for a space, ⏎ for the end of a line, <0xE2> for a byte.
+
+        Bytes are shown if the token is not a text of whole characters.
+        """
         data = self.decode_bytes([token])
         try:
             text = data.decode()
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in data)
-        return "".join({" ": "·", "\n": "⏎", "\t": "⇥"}.get(c, c if c.isprintable() else f"<U+{ord(c):04X}>") for c in text)
+        visible = {" ": "·", "\n": "⏎", "\t": "⇥"}
+        return "".join(visible.get(c, c if c.isprintable() else f"<U+{ord(c):04X}>") for c in text)
 
     def stream(self) -> StreamDecoder:
         """A decoder that takes one id at a time."""
@@ -120,7 +138,7 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the vocab.json that `save` writes: the same for the same vocabulary under any name."""
+        """sha256 of the vocab.json that `save` writes; it does not depend on the name."""
         return hashlib.sha256(self._vocab_json()).hexdigest()
 
     def _vocab_json(self) -> bytes:
@@ -129,31 +147,35 @@ class Tokenizer:
         return json.dumps(dict(sorted(ids.items(), key=lambda item: item[1]))).encode()
 
     def files(self) -> dict[str, bytes]:
-        """vocab.json and merges.txt as GPT-2's were published, for transformers and `load_tokenizer`.
+        """The files vocab.json and merges.txt, which transformers and `load_tokenizer` read.
 
-        Special tokens besides <|endoftext|> are in added_tokens.json too: transformers would take them for text.
+        Special tokens besides <|endoftext|> are also in added_tokens.json: without it, transformers
+        would read them as text.
         """
         ranks = self.encoding._mergeable_ranks
         merged = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
         merges = [_merge_of(token, ranks) for token in merged]
-        special = {token: i for token, i in self.encoding._special_tokens.items() if token != END_OF_TEXT}
+        special = {token: i for token, i in self.encoding._special_tokens.items()
+                   if token != END_OF_TEXT}
         added = {"added_tokens.json": json.dumps(special).encode()} if special else {}
         return {**added, "vocab.json": self._vocab_json(), "merges.txt": _merges_txt(merges)}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write `files` into `directory`, all or none. Raises UsageError where they cannot be written."""
+        """Write `files` into `directory`, all or none. UsageError if they cannot be written."""
         files = self.files()
-        if held := [name for name in BESIDE if name not in files and (Path(directory) / name).exists()]:
-            raise UsageError(f"{directory} holds a {held[0]}, which would count {'instead' if held[0] == BESIDE[0] else 'too'}; "
+        if held := [name for name in BESIDE
+                    if name not in files and (Path(directory) / name).exists()]:
+            instead = "instead" if held[0] == BESIDE[0] else "too"
+            raise UsageError(f"{directory} holds a {held[0]}, which would be read {instead}; "
                              "remove it first")
         write_files(directory, files)
 
 
 class StreamDecoder:
-    """Text of a growing sequence: `push` gives whole characters only, though tokens may split one.
+    """The text of a growing sequence, in whole characters, though a token may end inside one.
 
-    Bytes that can no longer become a character turn into U+FFFD at once. What `push` and `flush` return, put
-    together, is `Tokenizer.decode` of the whole.
+    Bytes that can no longer become a character turn into U+FFFD at once. The results of `push` and
+    `flush`, joined, are `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -165,41 +187,51 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed, otherwise nothing."""
+        """The rest of the text: U+FFFD for a character that was not completed, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 def load_tokenizer(name_or_dir: str | os.PathLike[str], *, download: bool = False) -> Tokenizer:
-    """GPT-2's tokenizer ("gpt2"), or the one in a directory: tokenizer.json, or vocab.json + merges.txt.
+    """GPT-2's tokenizer ("gpt2"), or the tokenizer in a directory.
 
-    "gpt2" is read from tiktoken's cache ($TIKTOKEN_CACHE_DIR); the network is touched only with `download`.
-    A directory's tokenizer.json comes before its other files, as in transformers, and the tokens that
-    tokenizer_config.json, added_tokens.json or special_tokens_map.json add are special ones. Raises MissingError
-    where there is nothing to read, or where it is not a byte-level BPE for which tiktoken gives the same ids.
+    "gpt2" is read from tiktoken's cache ($TIKTOKEN_CACHE_DIR); the network is used only with
+    `download`. In a directory, tokenizer.json is preferred to vocab.json and merges.txt, as in
+    transformers. The tokens that tokenizer_config.json, added_tokens.json or
+    special_tokens_map.json add are special tokens. Raises MissingError if there is no tokenizer, or
+    if it is not a byte-level BPE for which tiktoken computes the same ids.
     """
     if name_or_dir == "gpt2":
-        return Tokenizer.from_merged("gpt2", map(_hidden, _merged(_merge_lines(_gpt2_merges(download)))))
+        merged = _merged(_merge_lines(_gpt2_merges(download)))
+        return Tokenizer.from_merged("gpt2", map(_hidden, merged))
     directory = Path(name_or_dir)
     name, path = directory.resolve().name, directory / "tokenizer.json"
     paths = [directory / "vocab.json", directory / "merges.txt"]
     try:
         if path.is_file():
             vocabulary, lines, own = _tokenizer_json(path)
-            return _build(name, str(path), vocabulary, lines, _added_tokens(directory, vocabulary, own))
+            added = _added_tokens(directory, vocabulary, own)
+            return _build(name, str(path), vocabulary, lines, added)
         if all(path.is_file() for path in paths):
             vocab, merges = (path.read_bytes() for path in paths)
             vocabulary = json.loads(vocab)
-            return _build(name, str(directory), vocabulary, _merge_lines(merges), _added_tokens(directory, vocabulary, []))
+            lines = _merge_lines(merges)
+            added = _added_tokens(directory, vocabulary, [])
+            return _build(name, str(directory), vocabulary, lines, added)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise MissingError(f"the vocabulary in {directory} cannot be read ({why})") from None
     if not directory.is_dir():
-        raise MissingError(f"no tokenizer {str(directory)!r}: name a directory that holds one, or 'gpt2'")
-    raise MissingError(f"no tokenizer in {directory}: it needs tokenizer.json, or vocab.json and merges.txt")
+        raise MissingError(f"no tokenizer {str(directory)!r}: "
+                           "name a directory that holds one, or 'gpt2'")
+    raise MissingError(f"no tokenizer in {directory}: "
+                       "it needs tokenizer.json, or vocab.json and merges.txt")
 
 
 def _gpt2_merges(download: bool) -> bytes:
-    """The published merges out of tiktoken's cache, put there first if `download`; the hash is checked."""
+    """The published merges from tiktoken's cache, with their hash checked.
+
+    download: if the cache does not have them, download them into it.
+    """
     import tempfile
 
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
@@ -209,9 +241,10 @@ def _gpt2_merges(download: bool) -> bytes:
     if hashlib.sha256(data).hexdigest() == _GPT2_MERGES_SHA256:
         return data
     if not download:
-        raise MissingError(f"GPT-2's vocabulary is {'damaged' if data else 'not'} in tiktoken's cache"
-                           f" ({folder}); set TIKTOKEN_CACHE_DIR to a folder that has it, name a directory"
-                           " that holds vocab.json and merges.txt, or allow a download")
+        raise MissingError(f"GPT-2's vocabulary is {'damaged' if data else 'not'} in tiktoken's "
+                           f"cache ({folder}); set TIKTOKEN_CACHE_DIR to a folder that has it, "
+                           "name a directory that holds vocab.json and merges.txt, or allow a "
+                           "download")
     data = _fetch(_GPT2_MERGES)
     if hashlib.sha256(data).hexdigest() != _GPT2_MERGES_SHA256:
         raise MissingError(f"{_GPT2_MERGES} is not the file that was expected (its sha256 differs)")
@@ -220,7 +253,7 @@ def _gpt2_merges(download: bool) -> bytes:
 
 
 def _fetch(address: str) -> bytes:
-    # not tiktoken's own fetch: that has no time limit and would hang on a network that drops packets
+    # tiktoken's own download has no time limit, and hangs on a network that drops packets
     import requests  # type: ignore[import-untyped]  # tiktoken depends on it
 
     try:
@@ -228,48 +261,58 @@ def _fetch(address: str) -> bytes:
         response.raise_for_status()
     except requests.RequestException as error:
         why = type(error).__name__
-        raise MissingError(f"{address} cannot be had ({why}); is this machine offline?") from None
+        raise MissingError(f"{address} cannot be downloaded ({why}); "
+                           "is this machine offline?") from None
     return response.content
 
 
-def _added_tokens(directory: Path, vocab: Mapping[str, int], own: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The tokens that the files beside a vocabulary add to it, with the ids that transformers gives them.
+def _added_tokens(directory: Path, vocab: Mapping[str, int], own: Sequence[Mapping[str, Any]]
+                  ) -> dict[str, int]:
+    """The tokens that other files add to a vocabulary, with the ids that transformers gives them.
 
-    own: those of tokenizer.json. Further ones are in tokenizer_config.json's added_tokens_decoder, or else in
-    added_tokens.json, and any that tokenizer_config.json or special_tokens_map.json names, as pad_token say.
-    transformers keeps the id of a token that the vocabulary has and counts on from the vocabulary's size for the
-    others, whatever id the file gives them. MissingError where that is another id, and for a token that takes the
-    white space around it or whole words alone, which tiktoken cannot do.
+    own: the added tokens of tokenizer.json. Further added tokens are in added_tokens_decoder of
+    tokenizer_config.json, or else in added_tokens.json, and those that tokenizer_config.json or
+    special_tokens_map.json names, for example as pad_token. If the vocabulary has the token,
+    transformers keeps its id; the others get the ids from the vocabulary's size on, whatever id the
+    file has. MissingError if the file has another id, and for a token that matches the white space
+    around it or only whole words, which tiktoken cannot do.
     """
-    config, named = _json_of(directory / "tokenizer_config.json"), _json_of(directory / "special_tokens_map.json")
+    config = _json_of(directory / "tokenizer_config.json")
+    named = _json_of(directory / "special_tokens_map.json")
     if wrong := [key for key in ("add_bos_token", "add_prefix_space") if config.get(key)]:
-        raise MissingError(f"{directory / 'tokenizer_config.json'} sets {wrong[0]}, which GPT-2's tokenizer does not have; remove it")
+        raise MissingError(f"{directory / 'tokenizer_config.json'} sets {wrong[0]}, which GPT-2's "
+                           "tokenizer does not have; remove it")
     tokens = [dict(token) for token in own]
     if "added_tokens_decoder" in config:
         tokens += [{**token, "id": int(i)} for i, token in config["added_tokens_decoder"].items()]
     else:
-        tokens += [{"content": content, "id": i} for content, i in _json_of(directory / "added_tokens.json").items()]
+        more = _json_of(directory / "added_tokens.json")
+        tokens += [{"content": content, "id": i} for content, i in more.items()]
     tokens.sort(key=operator.itemgetter("id"))
     for source in (named, config):
-        more = [source.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+        special = [source.get(f"{kind}_token")
+                   for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
         for key in ("additional_special_tokens", "extra_special_tokens"):
             some = source.get(key) or []
-            more += some.values() if isinstance(some, Mapping) else some
-        tokens += [dict(token) if isinstance(token, Mapping) else {"content": token} for token in more if token]
+            special += some.values() if isinstance(some, Mapping) else some
+        tokens += [dict(token) if isinstance(token, Mapping) else {"content": token}
+                   for token in special if token]
     out: dict[str, int] = {}
     for token in tokens:
         content = token["content"]
         if wrong := [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]:
-            raise MissingError(f"{directory}: the added token {content!r} sets {wrong[0]}, which is not supported; set it to false")
+            raise MissingError(f"{directory}: the added token {content!r} sets {wrong[0]}, "
+                               "which is not supported; set it to false")
         if content not in out:
             out[content] = vocab.get(content, max([len(vocab), *(i + 1 for i in out.values())]))
         if token.get("id", out[content]) != out[content]:
-            raise MissingError(f"{directory}: the added token {content!r} has the id {token['id']}, and transformers would make it "
-                               f"{out[content]}, the next that is free; give it that one")
+            raise MissingError(f"{directory}: the added token {content!r} has the id "
+                               f"{token['id']}, and transformers would use {out[content]}, "
+                               f"the next free id; give it the id {out[content]}")
     names = sorted({*out, END_OF_TEXT})
     if twice := [pair for pair in pairwise(names) if pair[1].startswith(pair[0])]:
-        raise MissingError(f"{directory}: the added token {twice[0][1]!r} begins with the added token {twice[0][0]!r}; "
-                           "tiktoken might take either")
+        raise MissingError(f"{directory}: the added token {twice[0][1]!r} begins with the added "
+                           f"token {twice[0][0]!r}; tiktoken might take either")
     return out
 
 
@@ -278,11 +321,17 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], list[dict[str, Any]]]:
-    """Vocabulary, merges and added tokens of a tokenizer.json, refused by name if it works unlike GPT-2's."""
+    """Vocabulary, merges and added tokens of a tokenizer.json.
+
+    MissingError with all reasons if it does not work as GPT-2's does.
+    """
     whole = json.loads(path.read_bytes())
-    model, cutter, after = (whole.get(key) or {} for key in ("model", "pre_tokenizer", "post_processor"))
+    model = whole.get("model") or {}
+    cutter = whole.get("pre_tokenizer") or {}
+    after = whole.get("post_processor") or {}
     problems: dict[str, Any] = {
-        "model is not BPE": model.get("type", "BPE") != "BPE" or not {"merges", "vocab"} <= model.keys(),
+        "model is not BPE": model.get("type", "BPE") != "BPE"
+        or not {"merges", "vocab"} <= model.keys(),
         "normalizer is set": whole.get("normalizer"),
         "pre_tokenizer is not ByteLevel": cutter.get("type") != "ByteLevel",
         "pre_tokenizer.add_prefix_space is set": cutter.get("add_prefix_space"),
@@ -293,23 +342,25 @@ def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], list[dict[st
            ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")},
     }
     if found := [problem for problem, present in problems.items() if present]:
-        raise MissingError(f"{path} is no byte-level BPE like GPT-2's: {', '.join(found)}")
+        raise MissingError(f"{path} is not a byte-level BPE like GPT-2's: {', '.join(found)}")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return model["vocab"], merges, whole.get("added_tokens") or []
 
 
 def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str],
            added: Mapping[str, int] = MappingProxyType({})) -> Tokenizer:
-    """The Encoding of a vocabulary. Tokens that no merge makes are special: those in `added`, <…> and […].
+    """The tokenizer of a vocabulary. Tokens that no merge makes are special: `added`, <…> and […].
 
-    tiktoken knows no merges: it joins the neighbours whose joint bytes have the lowest id. That is the same
-    as making the merges in their order if the merged ids rise and if every merged token, taken apart and put
-    together again with lower ids alone, ends at the pair that makes it: by induction over ids the two then
-    agree on any text.
+    tiktoken has no merges: it joins the two neighbours whose joined bytes have the lowest id. This
+    is the same as applying the merges in their order if two conditions hold: the ids of merged
+    tokens rise, and joining the bytes of each merged token by lower ids only ends at the pair that
+    its merge joins. By induction over the ids, both methods then agree on every text.
     """
     ids = {**vocab, **added}
-    if len(set(ids.values())) != len(ids) or not all(isinstance(i, int) and i >= 0 for i in ids.values()):
-        raise MissingError(f"{where}: the ids of the vocabulary are not distinct integers from 0 on")
+    if (len(set(ids.values())) != len(ids)
+            or not all(isinstance(i, int) and i >= 0 for i in ids.values())):
+        raise MissingError(f"{where}: the ids of the vocabulary are not distinct integers "
+                           "from 0 on")
     alphabet = [_visible(byte) for byte in BYTES_IN_ORDER]
     if absent := set(alphabet) - ids.keys():
         raise MissingError(f"{where}: the vocabulary lacks {len(absent)} of the 256 bytes")
@@ -319,33 +370,37 @@ def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str
     before = -1
     for line, (merge, token) in enumerate(zip(merges, merged), 1):
         if token not in ids or " " not in merge:
-            raise MissingError(f"{where}: merge {line} ({merge!r}) makes no token of the vocabulary")
+            raise MissingError(f"{where}: merge {line} ({merge!r}) makes no token of the "
+                               "vocabulary")
         if ids[token] <= before:
-            raise MissingError(f"{where}: merge {line} ({merge!r}) makes id {ids[token]} after id {before};"
-                               " tiktoken serves only vocabularies whose ids follow the order of the merges")
+            raise MissingError(f"{where}: merge {line} ({merge!r}) makes id {ids[token]} after id "
+                               f"{before}; tiktoken needs ids in the order of the merges")
         before = ids[token]
     ranks = {_hidden(token): ids[token] for token in alphabet + merged}
     # GPT-2's own merges need no check, which for 50,000 of them takes half a second
     if hashlib.sha256(_merges_txt(merges)).hexdigest() != _GPT2_MERGES_SHA256:
         for line, (merge, token) in enumerate(zip(merges, merged), 1):
             if merge != (ends := _merge_of(_hidden(token), ranks)):
-                raise MissingError(f"{where}: merge {line} ({merge!r}) is never made, those before it end at"
-                                   f" {ends!r}; tiktoken would encode some texts differently")
+                raise MissingError(f"{where}: merge {line} ({merge!r}) is never made, the merges "
+                                   f"before it end at {ends!r}; "
+                                   "tiktoken would encode some texts differently")
     special = {token: ids[token] for token in (ids.keys() - {*alphabet, *merged}) | added.keys()}
-    if stray := [token for token in special.keys() - added.keys() if not re.fullmatch(r"<.*>|\[.*\]", token)]:
-        raise MissingError(f"{where}: no merge makes {min(stray)!r} and {len(stray) - 1} other tokens of the"
-                           " vocabulary; are the merges cut short?")
+    if stray := [token for token in special.keys() - added.keys()
+                 if not re.fullmatch(r"<.*>|\[.*\]", token)]:
+        raise MissingError(f"{where}: no merge makes {min(stray)!r} and {len(stray) - 1} other "
+                           "tokens of the vocabulary; are the merges cut short?")
     return Tokenizer(_encoding(name, ranks, special))
 
 
 def _encoding(name: str, ranks: dict[bytes, int], special: dict[str, int]) -> tiktoken.Encoding:
     import tiktoken
 
-    return tiktoken.Encoding(name, pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding(name, pat_str=GPT2_SPLIT, mergeable_ranks=ranks,
+                             special_tokens=special)
 
 
 def _merge_of(token: bytes, ranks: Mapping[bytes, int]) -> str:
-    """The line of merges.txt that makes `token`: what the merges ranked below it make of its bytes."""
+    """The line of merges.txt that makes `token`: its bytes after all merges of lower rank."""
     own = ranks[token]
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 1:
@@ -370,8 +425,10 @@ def _merged(merges: Iterable[str]) -> list[str]:
 
 
 def _visible(token: bytes) -> str:
+    """A token as vocab.json writes it, with one visible character for each byte."""
     return token.decode("latin-1").translate(_CHAR_OF_BYTE)
 
 
 def _hidden(token: str) -> bytes:
+    """The bytes of a token of vocab.json; the inverse of `_visible`."""
     return token.translate(_BYTE_OF_CHAR).encode("latin-1")

@@ -1,4 +1,7 @@
-"""From a prompt to more tokens: read it in pieces, then one token at a time, or a few guessed ones, through the KV cache."""
+"""Generation: read the prompt into the KV cache, then choose and read one new token after another.
+
+With prompt lookup, a pass reads the newest token and a few guesses at the tokens after it.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -22,19 +25,23 @@ from .prompt_lookup import Lookup
 from .sampling import BROKEN, SamplingOptions, choose, top_logprobs
 
 OVERFLOW = ("error", "slide")
-GROUP = 1024                                            # tokens of prompts read in one pass: 10 MB of activations, and not 280 for 8000
-LONG = 48                                               # passes over one row after which weights laid out anew have paid for it
-WORTH = 12                                              # passes over a few rows after which weights in panels have
+# How many tokens of prompts one pass reads: their activations take 10 MB, those of 8000 take 280.
+GROUP = 1024
+# From how many passes on another layout of the weights saves more time than it costs: of transposed
+# weights for one row, and of weights in panels for a few rows.
+LONG = 48
+WORTH = 12
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model; GPT2 has it."""
+    """The part of a model that generation uses; GPT2 has all of it."""
 
     config: GPT2Config
     where: dict[str, Any]
     compute_dtype: str
 
-    def __call__(self, ids: Any, *, cache: KVCache | None, last: int) -> mg.Tensor: ...             # logits [B, last, V]
+    # returns logits [B, last, V]
+    def __call__(self, ids: Any, *, cache: KVCache | None, last: int) -> mg.Tensor: ...
 
     def refuse_dropout(self, what: str) -> None: ...
 
@@ -45,10 +52,14 @@ class LanguageModel(Protocol):
 
 @dataclass
 class Timing:
-    """What a run cost; the time of whoever takes the steps does not count, but where a device goes on computing meanwhile.
+    """Seconds and counts of a generation.
 
-    prefill: seconds to the first token. decode: seconds of the `tokens` after it, drawing included, in `passes` through
-    the model. proposed, accepted: tokens that lookup guessed, and those of them that came. kv_bytes: of the KV cache.
+    The time is that of the model and the sampler, without the time that the caller spends between
+    two tokens. Only on a device that computes the next tokens meanwhile, the caller's time counts.
+
+    prefill: seconds to the first token. decode: seconds for the `tokens` after it, sampling
+    included. passes: passes through the model in that time. proposed: tokens that prompt lookup
+    guessed. accepted: guesses that were right. kv_bytes: size of the KV cache.
     """
 
     prefill: float = 0.0
@@ -62,33 +73,35 @@ class Timing:
 
 @dataclass
 class Step:
-    """One new token for each row, and the most likely tokens of each row with their log-probabilities when asked for."""
+    """One new token for each row. top: each row's likeliest tokens with their log-probabilities."""
 
     ids: list[int]
     top: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 class _Reader:
-    """Feeds the model what it has not read yet.
+    """Passes the tokens to the model that it has not read yet.
 
-    Rows of different lengths are padded at the left. When the context is full, the later half of it is read again from
-    position 0: positions are absolute, so keys of old positions cannot be kept   (cache.6).
+    Rows of different lengths are padded at the left. When the context is full, its later half is
+    read again from position 0: positions are absolute, so the keys of old positions cannot be
+    used any longer   (cache.6).
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], room: int, use_cache: bool, lookup: int,
-                 timing: Timing) -> None:
+    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], room: int,
+                 use_cache: bool, lookup: int, timing: Timing) -> None:
         self.model, self.timing, self.use_cache = model, timing, use_cache
         width = max(map(len, rows))
         self.pad = [width - len(row) for row in rows]
         self.tokens = [[0] * pad + list(row) for pad, row in zip(self.pad, rows)]
         self.room = min(room, model.config.n_positions)
         self.cache: KVCache | None = None
-        self.stepper: Stepper | None = None             # reads one token for each row from here on, where there are kernels for it
+        # True if the backend has kernels for a step of one token for each row; the stepper runs it
         self.steps = use_cache and not lookup and Stepper.fits(model, len(rows))
+        self.stepper: Stepper | None = None
 
     @property
     def free(self) -> int:
-        """Places of the context that are left after the tokens so far."""
+        """How many more tokens fit the context."""
         return self.room - len(self.tokens[0])
 
     @property
@@ -97,37 +110,39 @@ class _Reader:
         return [row[-1] for row in self.tokens]
 
     def step(self, choose: Choose | None = None) -> Stepper:
-        """The step of the model from here on."""
+        """The stepper that reads all tokens from here on; the first call makes it."""
         if self.stepper is None:
             assert self.cache is not None
             self.stepper = Stepper(self.model, self.cache, choose)
         return self.stepper
 
     def push(self, ids: Sequence[int]) -> None:
-        """One more token for each row."""
+        """Append one token to each row."""
         for row, token in zip(self.tokens, ids):
             row.append(token)
 
     def read(self, proposal: Sequence[int] = ()) -> np.ndarray:
-        """The logits [B, 1 + k, V] that follow the tokens so far, and those that follow each of k proposed tokens of one row."""
+        """Logits [B, 1 + k, V] after the tokens so far and after each of k proposed tokens."""
         if self.free < 0:
             self._slide()
         known = 0
         if self.cache is not None:
             known = len(self.tokens[0]) - 1
-            self.cache.rewind(known)                    # proposals that were not accepted
+            self.cache.rewind(known)                    # forget proposals that were not accepted
         rows, last = [[*row[known:], *proposal] for row in self.tokens], 1 + len(proposal)
         if known and self.steps:
             return self.step().read(self.newest)[:, None]
         with mg.no_grad():
-            return self.model(rows, cache=self.cache, last=last).numpy() if known else self._read_all(rows, last)
+            return (self.model(rows, cache=self.cache, last=last).numpy() if known
+                    else self._read_all(rows, last))
 
     def _read_all(self, rows: list[list[int]], last: int) -> np.ndarray:
-        """Read whole rows, as many in a pass as GROUP allows, and only once where all are the same."""
+        """Read whole rows, as many in a pass as GROUP allows; equal rows are read only once."""
         width, cache = len(rows[0]), None
         if self.use_cache or any(self.pad):
-            cache = KVCache(self.model.config, len(rows), self.room if self.use_cache else width, pad=self.pad,
-                            device=self.model.where["device"], dtype=self.model.compute_dtype)
+            cache = KVCache(self.model.config, len(rows), self.room if self.use_cache else width,
+                            pad=self.pad, device=self.model.where["device"],
+                            dtype=self.model.compute_dtype)
             self.timing.kv_bytes = max(self.timing.kv_bytes, cache.nbytes)
         same = not any(self.pad) and all(row == rows[0] for row in rows)
         each, read, logits = max(1, GROUP // width), rows[:1] if same else rows, []
@@ -142,25 +157,32 @@ class _Reader:
         return np.concatenate(logits * len(rows) if same else logits)
 
     def _slide(self) -> None:
+        """Drop the earlier half of the context."""
         drop = len(self.tokens[0]) - max(1, self.room // 2)
         self.tokens = [row[drop:] for row in self.tokens]
         self.pad = [max(0, pad - drop) for pad in self.pad]
-        self.cache = self.stepper = None                # before the next is made: memory for one, not for two
+        self.cache = self.stepper = None        # freed before the next cache is allocated
 
 
-def _layout(model: LanguageModel, rows: int, passes: int) -> contextlib.AbstractContextManager[None]:
-    """The weights in the layout that so many passes over so many rows read fastest, where they are enough for it to pay."""
+def _layout(model: LanguageModel, rows: int, passes: int
+            ) -> contextlib.AbstractContextManager[None]:
+    """Lay the weights out anew for `passes` passes over `rows` rows, if that saves time in all."""
     if rows == 1 and passes >= LONG:
         model.lay_out()
     return model.packed() if 1 < rows <= FEW and passes >= WORTH else contextlib.nullcontext()
 
 
-def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None, draw: np.random.Generator,
-           seen: list[list[int]]) -> Iterator[list[int]]:
-    """The next n tokens for each row, chosen where the model is: nobody waits for one before the next is computed."""
+def _ahead(reader: _Reader, n: int, options: SamplingOptions, vocab: int | None,
+           draw: np.random.Generator, seen: list[list[int]]) -> Iterator[list[int]]:
+    """The next n tokens for each row, chosen on the model's device.
+
+    The device computes the next token without waiting until the host has read this one.
+    """
     started, rows, timing = time.perf_counter(), len(seen), reader.timing
-    uniforms = np.concatenate([np.zeros((1, rows)), draw.random((n, rows))])           # draw 0 was that of the token to be read
-    step = reader.step(chooser(reader.model, options, vocab or reader.model.config.vocab_size, uniforms, seen))
+    # row 0 is not used: the token that the first step reads is chosen already
+    uniforms = np.concatenate([np.zeros((1, rows)), draw.random((n, rows))])
+    vocab = vocab or reader.model.config.vocab_size
+    step = reader.step(chooser(reader.model, options, vocab, uniforms, seen))
     for batch in step.tokens(reader.newest, n):
         started, before = time.perf_counter(), started
         timing.decode += started - before
@@ -191,20 +213,24 @@ def steps(
 ) -> Iterator[Step]:
     """Yield `max_new_tokens` steps of one token for each prompt; the caller may stop at any time.
 
-    prompts: rows of ids, at least one token each. overflow: "error" refuses what does not fit the context, "slide" reads
-    the later half of the context again whenever it is full. vocab: ids from here on do not exist, as in an embedding that
-    is padded. UsageError for bad values, and for a model whose dropout would draw.
+    prompts: rows of ids, at least one token each. overflow: with "error", a prompt and new tokens
+    that do not fit the context raise an error; with "slide", the later half of the context is read
+    again whenever the context is full. vocab: ids from this number on are never chosen; an
+    embedding may be padded with them. UsageError for bad values, and for a model with active
+    dropout.
 
-    lookup: read up to so many tokens ahead, those that followed the same tokens before, for one prompt only. A guess is kept
-    where it is what the model chooses there, with that token's own draw (sampling.17); so the ids are those of lookup=0, greedy and
-    sampled, unless two logits (or a draw and a border) are equal up to rounding: one product of several rows adds up in another order
-    than several products of one row.
+    lookup: read up to so many guessed tokens in a pass, for one prompt only. The guesses are the
+    tokens that followed the same tokens earlier. A guess is accepted if the model chooses that
+    token there, with the random number of its own position (sampling.17). So the ids are those of
+    lookup=0, greedy and sampled, unless two logits (or a random number and a border) are equal up
+    to rounding: one product of several rows sums in another order than several products of one row.
     """
     model.refuse_dropout("generate")
     options = options or SamplingOptions()
-    max_new_tokens, seed, lookup, logprobs = (
-        _whole(name, value) for name, value in (("max_new_tokens", max_new_tokens), ("the seed", seed), ("lookup", lookup),
-                                                ("logprobs", logprobs)))
+    max_new_tokens = _whole("max_new_tokens", max_new_tokens)
+    seed = _whole("the seed", seed)
+    lookup = _whole("lookup", lookup)
+    logprobs = _whole("logprobs", logprobs)
     if overflow not in OVERFLOW:
         raise UsageError(f"overflow must be error or slide, not {overflow!r}")
     if max_new_tokens < 1:
@@ -216,16 +242,20 @@ def steps(
     if lookup < 0:
         raise UsageError(f"lookup must be 0 or more, not {lookup}")
     if lookup and len(prompts) > 1:
-        raise UsageError(f"lookup guesses for one row, and these are {len(prompts)}; leave out --lookup, or ask for one row at a time")
+        raise UsageError(f"lookup works for one row only, and there are {len(prompts)} rows; "
+                         "leave out --lookup, or generate one row at a time")
     longest, limit = max(map(len, prompts)), model.config.n_positions
     if overflow == "error" and longest > limit:
-        raise UsageError(f"the prompt has {longest} tokens and the context holds {limit}; shorten it, or use --overflow slide")
+        raise UsageError(f"the prompt has {longest} tokens and the context holds {limit}; "
+                         "shorten the prompt, or use --overflow slide")
     if overflow == "error" and longest + max_new_tokens - 1 > limit:
-        raise UsageError(f"{longest} tokens of prompt and {max_new_tokens} new ones do not fit the context of {limit}; "
-                         f"use --max-new-tokens {limit - longest + 1} or less, or --overflow slide")
+        raise UsageError(f"{longest} tokens of prompt and {max_new_tokens} new ones do not fit "
+                         f"the context of {limit}; use --max-new-tokens {limit - longest + 1} "
+                         "or less, or --overflow slide")
     timing = timing or Timing()
     reader = _Reader(model, prompts, longest + max_new_tokens, use_cache, lookup, timing)
-    draw, seen = np.random.Generator(np.random.PCG64(seed)), [list(row) for row in prompts]
+    draw = np.random.Generator(np.random.PCG64(seed))
+    seen = [list(row) for row in prompts]
     guesses = Lookup(prompts[0]) if lookup else None
     proposal: list[int] = []
     made = 0
@@ -235,18 +265,19 @@ def steps(
             if made == 1 and use_cache:
                 laid_out.enter_context(_layout(model, len(prompts) + lookup, max_new_tokens - 1))
             if made and reader.steps and not logprobs and reader.free >= 0:
-                for ids in _ahead(reader, min(max_new_tokens - made, reader.free + 1), options, vocab, draw, seen):
+                n = min(max_new_tokens - made, reader.free + 1)
+                for ids in _ahead(reader, n, options, vocab, draw, seen):
                     made += 1
                     yield Step(ids)
                 continue
-            if guesses is not None and made:                # the first pass reads the prompt and nothing else
+            if guesses is not None and made:            # the first pass reads only the prompt
                 proposal = guesses.propose(min(lookup, max_new_tokens - made - 1, reader.free))
                 timing.proposed += len(proposal)
             logits = reader.read(proposal)[:, :, :vocab]
             timing.passes += made > 0
             for place, guess in enumerate([*proposal, None]):
                 here = logits[:, place]
-                top = [list(zip(i.tolist(), lp.tolist())) for i, lp in zip(*top_logprobs(here, logprobs))] if logprobs else []
+                top = _likeliest(here, logprobs) if logprobs else []
                 ids = choose(here, options, seen, draw.random(len(prompts))).tolist()
                 for row, token in zip(seen, ids):
                     row.append(token)
@@ -267,6 +298,12 @@ def steps(
                 started = time.perf_counter()
 
 
+def _likeliest(logits: np.ndarray, n: int) -> list[list[tuple[int, float]]]:
+    """The n likeliest ids of each row of logits [B, V], with their log-probabilities."""
+    return [list(zip(ids.tolist(), logprobs.tolist()))
+            for ids, logprobs in zip(*top_logprobs(logits, n))]
+
+
 def generate(
     model: LanguageModel,
     ids: Any,
@@ -284,27 +321,35 @@ def generate(
     use_cache: bool = True,
     lookup: int = 0,
 ) -> list[list[int]]:
-    """Rows of ids with up to max_new_tokens more each; a row ends after the first eos_token_id in it.
+    """The rows of ids with up to max_new_tokens new tokens each; a row ends after an eos_token_id.
 
-    ids: [B, T], one row, or rows of different lengths. Which of the two is meant has to be said, for transformers' default is the first and
-    nanoGPT's the second: greedy=True, or sampled, with one draw a row and token from `seed` (0), where greedy=False, temperature (1.0),
-    top_k, top_p, min_p or seed is given.
-    eos_token_id: an id, or several, any of which ends a row; the configuration's unless given; None: no token does. NumPy's numbers are
-    taken as Python's. Other options as in `steps`. UsageError for an id outside the vocabulary: no row would ever end.
+    ids: [B, T], one row, or rows of different lengths. greedy=True chooses the most likely token.
+    greedy=False, temperature (1.0), top_k, top_p, min_p or seed (0) samples, with one random
+    number for each row and token. One of these must be given, because the defaults of other
+    libraries differ: transformers is greedy, nanoGPT samples.
+
+    eos_token_id: an id, or several, any of which ends a row; without it, the configuration's; with
+    None, no token ends a row. NumPy's numbers are taken as Python's. Other options as in `steps`.
+    UsageError for an eos_token_id outside the vocabulary, which no row could reach.
     """
     rows = rows_of(ids)
-    options = SamplingOptions(temperature=1.0 if temperature is None else temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                              repetition_penalty=repetition_penalty, greedy=False if greedy is None else greedy)
+    options = SamplingOptions(temperature=1.0 if temperature is None else temperature,
+                              top_k=top_k, top_p=top_p, min_p=min_p,
+                              repetition_penalty=repetition_penalty,
+                              greedy=False if greedy is None else greedy)
     given = not (isinstance(eos_token_id, str) and eos_token_id == "config")
     ends = ids_of(eos_token_id) if given else model.config.ends
     if given and (beyond := [i for i in sorted(ends) if not 0 <= i < model.config.vocab_size]):
-        raise UsageError(f"eos_token_id {beyond[0]} is outside the vocabulary 0 … {model.config.vocab_size - 1}")
+        raise UsageError(f"eos_token_id {beyond[0]} is outside the vocabulary "
+                         f"0 … {model.config.vocab_size - 1}")
     if all(one is None for one in (greedy, temperature, top_k, top_p, min_p, seed)):
-        raise UsageError("generate: say greedy=True for the likeliest token each time (transformers' default), or temperature=1.0, top_k=, "
-                         "top_p=, min_p= or seed= for tokens drawn at random (nanoGPT's)")
+        raise UsageError("generate: pass greedy=True to choose the likeliest token each time "
+                         "(transformers' default), or temperature=1.0, top_k=, top_p=, min_p= or "
+                         "seed= to sample (nanoGPT's default)")
     done = [False] * len(rows)
     out = [list(row) for row in rows]
-    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options, seed=0 if seed is None else seed, overflow=overflow,
+    for step in steps(model, rows, max_new_tokens=max_new_tokens, options=options,
+                      seed=0 if seed is None else seed, overflow=overflow,
                       use_cache=use_cache, lookup=lookup):
         for i, token in enumerate(step.ids):
             if not done[i]:
@@ -322,9 +367,14 @@ def _whole(name: str, value: Any) -> int:
 
 
 def rows_of(ids: Any) -> list[list[int]]:
-    """ids as a list of rows of ints: from an array, a Tensor, a row, or rows of different lengths. UsageError for all else."""
+    """ids as a list of rows of ints.
+
+    ids: an array, a Tensor, one row, or rows of different lengths. UsageError for all else.
+    """
     try:
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-        return [list(map(operator.index, row)) for row in (ids if ids and hasattr(ids[0], "__iter__") else [ids])]
+        rows = ids if ids and hasattr(ids[0], "__iter__") else [ids]
+        return [list(map(operator.index, row)) for row in rows]
     except TypeError:
-        raise UsageError(f"ids must be integers, in one row or in several; these are {brief(ids)}") from None
+        raise UsageError(f"ids must be integers, in one row or in several; these are {brief(ids)}"
+                         ) from None

@@ -1,4 +1,7 @@
-"""The next token chosen where the logits are: what `sampling.choose` says, without a wait for the host where a backend can do that."""
+"""The next token, chosen on the device that has the logits.
+
+The result is that of `sampling.choose`. A backend with a kernel for it does not wait for the host.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,12 +18,14 @@ from .sampling import SamplingOptions, choose
 class Chooser:
     """Chooses a token for each of `rows` rows, step after step.
 
-    there: the device of the logits. dtype: theirs. vocab: ids from here on do not exist. uniforms: draws [steps, rows] in
-    [0, 1), float64. seen: for each row the ids so far, for the repetition penalty. All it needs is on the device when it is called.
+    there: the device of the logits. dtype: the dtype of the logits. vocab: ids from this number on
+    are never chosen. uniforms: random numbers [steps, rows] in [0, 1), float64. seen: the ids of
+    each row so far, for the repetition penalty. A call needs nothing that is not on the device.
     """
 
-    def __init__(self, there: Device, options: SamplingOptions, rows: int, vocab: int, uniforms: np.ndarray,
-                 seen: Sequence[Sequence[int]], *, dtype: str = "float32") -> None:
+    def __init__(self, there: Device, options: SamplingOptions, rows: int, vocab: int,
+                 uniforms: np.ndarray, seen: Sequence[Sequence[int]], *,
+                 dtype: str = "float32") -> None:
         self.xp, self.vocab = there.backend, vocab
         self.settings = {
             "temperature": 0.0 if options.is_greedy else float(options.temperature),
@@ -39,15 +44,22 @@ class Chooser:
             self.seen = there.array(mask)
 
     def __call__(self, logits: Any, ids: Any, step: Any) -> None:
-        """ids [rows] int64 ← a token of each row of logits [rows, V] by the draws number step[0]; −1 where logits are not finite."""
-        self.xp.run("step_choose", _choose, logits, self.uniforms, step, self.seen, self.weights, ids, vocab=self.vocab, **self.settings)
+        """Write to ids [rows] int64 the token that each row of logits [rows, V] chooses.
+
+        step [1]: which row of `uniforms` is used. The id is −1 where logits are not finite.
+        """
+        self.xp.run("step_choose", _choose, logits, self.uniforms, step, self.seen, self.weights,
+                    ids, vocab=self.vocab, **self.settings)
 
 
-def _choose(xp: Any, logits: Any, uniforms: Any, step: Any, seen: Any, weights: Any, ids: Any, *, vocab: int, temperature: float,
-            top_k: int, top_p: float, min_p: float, penalty: float) -> None:
-    """The same by `sampling.choose`, on the host."""
-    options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
-    draws, mask = xp.host(uniforms)[int(xp.host(step)[0])], None if seen is None else xp.host(seen)
+def _choose(xp: Any, logits: Any, uniforms: Any, step: Any, seen: Any, weights: Any, ids: Any, *,
+            vocab: int, temperature: float, top_k: int, top_p: float, min_p: float,
+            penalty: float) -> None:
+    """The definition of the kernel `step_choose`: `sampling.choose` on the host."""
+    options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                              repetition_penalty=penalty)
+    draws = xp.host(uniforms)[int(xp.host(step)[0])]
+    mask = None if seen is None else xp.host(seen)
     for row, x in enumerate(xp.host(logits)[:, :vocab]):
         before: list[list[int]] = [[] if mask is None else np.flatnonzero(mask[row]).tolist()]
         try:

@@ -1,7 +1,8 @@
-"""One step of decoding as one function over arrays: what the model computes for the next token of a few rows, into memory allocated once.
+"""One step of decoding over arrays: the forward pass for the next token of a few rows.
 
-The same mathematics as `GPT2.forward` with a KV cache, and tests hold it to that. Nothing in it depends on which step it is but numbers
-that lie in arrays, so on a GPU its launches are captured as one graph, and a token costs one call.
+It computes what `GPT2.forward` computes with a KV cache, and tests compare the two. All results go
+to memory that is allocated once. Only numbers in arrays depend on which step it is, so a GPU
+captures the launches of a step as one graph, and a token costs one call.
 """
 from __future__ import annotations
 
@@ -17,35 +18,42 @@ from .gpu_sampling import Chooser
 from .kv_cache import KVCache
 from .sampling import SamplingOptions
 
-AHEAD = 32                                              # tokens that are read back at a time at most
+AHEAD = 32                              # the most tokens that one copy brings back to the host
 
-# choose(logits [B, V], ids [B], step [1]): writes ids, where step is the number of the draw, on the device
+# choose(logits [B, V], ids [B], step [1]) writes the chosen ids; step: which random numbers to use
 Choose = Callable[[Any, Any, Any], None]
 
 
-def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarray, seen: Sequence[Sequence[int]]) -> Choose:
-    """How tokens are chosen where the model is.
+def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarray,
+            seen: Sequence[Sequence[int]]) -> Choose:
+    """A function that chooses tokens on the model's device.
 
-    vocab: ids from here on do not exist. uniforms [n, B]: row i is for draw i. seen: for each row the ids so far.
+    vocab: ids from this number on are never chosen. uniforms [n, B]: random numbers, row i for
+    step i. seen: the ids of each row so far.
     """
     if options.is_greedy and options.repetition_penalty == 1.0:
         return lambda logits, ids, step: decode.greedy(logits, ids, vocab=vocab)
     there = mg.backend.get(model.where["device"])
-    return Chooser(there, options, len(seen), vocab, uniforms, seen, dtype=decode.stream_dtype(model.where["dtype"]))
+    return Chooser(there, options, len(seen), vocab, uniforms, seen,
+                   dtype=decode.stream_dtype(model.where["dtype"]))
 
 
 class Stepper:
-    """The step of a model for the rows of a cache, which it goes on to fill, and its state where the model is.
+    """Decodes the rows of a KV cache step by step, and fills the cache further.
 
-    choose: chooses tokens there; without it, `read` gives the logits to whoever does.
+    choose: chooses the tokens on the device; without it, `read` returns logits to the host.
     """
 
     @staticmethod
     def fits(model: Any, rows: int) -> bool:
-        """Whether this model's backend has kernels for so many rows, and the model is one that they are for."""
+        """Whether the backend has kernels for a step of this model with so many rows."""
         here = mg.backend.get(model.where["device"]).backend
-        return (all(name in here.kernels for name in decode.KERNELS) and rows <= decode.ROWS and not model.training
-                and getattr(model, "F", None) is fused and not model.hooked and model.compute_dtype == model.where["dtype"]
+        return (all(name in here.kernels for name in decode.KERNELS)
+                and rows <= decode.ROWS
+                and not model.training
+                and getattr(model, "F", None) is fused
+                and not model.hooked
+                and model.compute_dtype == model.where["dtype"]
                 and model.config.n_embd // model.config.n_head <= decode.HEAD)
 
     def __init__(self, model: Any, cache: KVCache, choose: Choose | None = None) -> None:
@@ -53,18 +61,22 @@ class Stepper:
         self.model, self.cache, self.choose, self.read_so_far = model, cache, choose, 0
         self.there = mg.backend.get(model.where["device"])
         config, rows = model.config, cache.keys.shape[1]
-        d, heads, stream = config.n_embd, config.n_head, decode.stream_dtype(model.where["dtype"])
+        d, heads = config.n_embd, config.n_head
+        stream = decode.stream_dtype(model.where["dtype"])
 
         def room(*shape: int, dtype: str = stream) -> Any:
             return self.there.zeros(shape, dtype=dtype)
 
-        self.ids = room(1 + AHEAD, rows, dtype="int64")         # the tokens to be read, and the AHEAD that were before
-        self.state = self.there.array([cache.length, 0], dtype="int64")         # places taken of the cache, and tokens read
-        self.pad = self.there.array(cache.padded, dtype="int64")
-        self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)                     # 3 × [B, d]
-        self.inner = room(rows, config.n_inner or 4 * d)                                         # [B, n]
-        self.logits = room(rows, config.vocab_size)                                              # [B, V]
-        self.parts, self.arrived = room(rows, heads, decode.PARTS, d // heads + 2), room(rows, heads, dtype="int64")
+        # row 0: the tokens to be read; rows 1 … AHEAD: the tokens read before
+        self.ids = room(1 + AHEAD, rows, dtype="int64")
+        # how many places of the cache are filled, and how many tokens the stepper has read
+        self.state = self.there.array([cache.length, 0], dtype="int64")
+        self.pad = self.there.array(cache.padded, dtype="int64")                    # [B]
+        self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)        # 3 × [B, d]
+        self.inner = room(rows, config.n_inner or 4 * d)                            # [B, n]
+        self.logits = room(rows, config.vocab_size)                                 # [B, V]
+        self.parts = room(rows, heads, decode.PARTS, d // heads + 2)        # [B, h, PARTS, d/h + 2]
+        self.arrived = room(rows, heads, dtype="int64")                             # [B, h]
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
         self.wte, self.wpe = model.wte.weight.array, model.wpe.weight.array
@@ -72,54 +84,62 @@ class Stepper:
 
     def _layer(self, block: Any) -> Any:
         at, mlp = block.attn, block.mlp
-        matrices = [(m.weight.array.T, m.bias.array) for m in (at.c_attn, at.c_proj, mlp.c_fc, mlp.c_proj)]          # [out, in], [out]
-        cache = self.cache.keys[at.layer], self.cache.values[at.layer]                           # 2 × [B, h, S, d/h]
+        matrices = [(m.weight.array.T, m.bias.array)                        # [out, in], [out]
+                    for m in (at.c_attn, at.c_proj, mlp.c_fc, mlp.c_proj)]
+        cache = self.cache.keys[at.layer], self.cache.values[at.layer]      # 2 × [B, h, S, d/h]
         return (norm_of(block.ln_1), norm_of(block.ln_2), cache, at.scale, *matrices)
 
     def step(self) -> None:
-        """Read the tokens, and choose the next ones: five launches a layer, and three."""
+        """Read a token of each row, and choose the next one: 5·L + 3 launches for L layers."""
         eps, act = self.model.config.layer_norm_epsilon, self.model.config.activation_function
         x, q, y, inner, state = self.x, self.q, self.y, self.inner, self.state
-        decode.embed(self.ids, state, self.pad, self.wte, self.wpe, x)                           # [B] -> [B, d]
-        for ln_1, ln_2, (keys, values), scale, (w_qkv, b_qkv), (w_y, b_y), (w_1, b_1), (w_2, b_2) in self.layers:
-            decode.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state, eps=eps)                   # [B, d] -> 3 × [B, d]
-            decode.attention(q, keys, values, state, self.pad, y, self.parts, self.arrived, scale=scale,
-                             soon=(w_y, w_1))                                                    # [B, d] -> [B, d]
-            decode.linear(y, w_y, b_y, x, add=True)                                              # [B, d] + [B, d] -> [B, d]
-            decode.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)                       # [B, d] -> [B, n]
-            decode.linear(inner, w_2, b_2, x, add=True)                                          # [B, n] + [B, d] -> [B, d]
-        decode.linear(x, self.head, None, self.logits, norm=self.ln_f, eps=eps)                  # [B, d] -> [B, V]
+        head, logits = self.head, self.logits
+        decode.embed(self.ids, state, self.pad, self.wte, self.wpe, x)      # [B] -> [B, d]
+        for ln_1, ln_2, (keys, values), scale, qkv, proj, fc, mlp_proj in self.layers:
+            (w_qkv, b_qkv), (w_y, b_y), (w_1, b_1), (w_2, b_2) = qkv, proj, fc, mlp_proj
+            decode.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state,
+                       eps=eps)                                             # [B, d] -> 3 × [B, d]
+            decode.attention(q, keys, values, state, self.pad, y, self.parts,
+                             self.arrived, scale=scale, soon=(w_y, w_1))    # [B, d] -> [B, d]
+            decode.linear(y, w_y, b_y, x, add=True)                 # [B, d] + [B, d] -> [B, d]
+            decode.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)  # [B, d] -> [B, n]
+            decode.linear(inner, w_2, b_2, x, add=True)             # [B, n] + [B, d] -> [B, d]
+        decode.linear(x, head, None, logits, norm=self.ln_f, eps=eps)       # [B, d] -> [B, V]
         if self.choose is not None:
-            self.choose(self.logits, self.ids[0, :], self.state[1:2])                            # [B, V] -> [B]
+            self.choose(logits, self.ids[0, :], state[1:2])                 # [B, V] -> [B]
 
     def _start(self, token: Sequence[int]) -> None:
-        self.ids[0, :] = self.there.array(token, dtype="int64")         # and the device is the current one
+        """Run the step for `token` [B]; `there.array` makes its device the current one."""
+        self.ids[0, :] = self.there.array(token, dtype="int64")
         self.next()
 
     def read(self, token: Sequence[int]) -> np.ndarray:
-        """Logits [B, V], on the host, of what comes after `token` [B]: one upload and one wait."""
+        """Logits [B, V], on the host, of the token after `token` [B]: one upload and one wait."""
         self._start(token)
         self.cache.advance(1)
         self.read_so_far += 1
         return self.there.backend.host(self.logits)
 
     def tokens(self, token: Sequence[int], n: int) -> Iterator[list[list[int]]]:
-        """The n tokens [B] that follow `token` as `choose` has them, in batches of 1, 2, 4 … AHEAD: one wait for each.
+        """The n tokens [B] that `choose` chooses after `token`, in batches of 1, 2, 4 … AHEAD.
 
-        While those of one batch are being used, the next is computed. −1 stands where logits are NaN or infinite.
+        The host waits once for each batch. While the caller uses one batch, the device computes
+        the next one. An id is −1 where logits are NaN or infinite.
         """
-        asked = size = 1
+        started = size = 1                              # steps started, and the size of a batch
         self._start(token)
-        while asked:
-            said = self.there.backend.host(self.ids).tolist()  # the last of them, and the ones before it where `embed` kept them
-            batch = [*(said[1 + (self.read_so_far + i) % AHEAD] for i in range(1, asked)), said[0]]
-            self.cache.advance(asked)
-            self.read_so_far, n, size = self.read_so_far + asked, n - asked, min(2 * size, AHEAD)
-            asked = min(n, size)
-            for _ in range(asked):
+        while started:
+            # the newest token is in row 0; `embed` copied those before it to the rows 1 … AHEAD
+            ids = self.there.backend.host(self.ids).tolist()
+            batch = [*(ids[1 + (self.read_so_far + i) % AHEAD] for i in range(1, started)), ids[0]]
+            self.cache.advance(started)
+            self.read_so_far += started
+            n, size = n - started, min(2 * size, AHEAD)
+            started = min(n, size)
+            for _ in range(started):
                 self.next()
             yield batch
-            self.there.use()                            # whoever took it may have computed elsewhere
+            self.there.use()                            # the caller may have used another device
 
 
 def norm_of(layer_norm: Any) -> tuple[Any, Any]:

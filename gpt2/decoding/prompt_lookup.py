@@ -1,13 +1,17 @@
-"""Guesses at the tokens to come: what followed the last time that the text was where it is now (Saxena 2023, prompt lookup)."""
+"""Prompt lookup (Saxena 2023): guess the tokens that followed the same tokens before."""
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-LONGEST = 3                                             # tokens that a place is known by; longer runs are rarer and guess hardly better
+# How many of the last tokens are looked up. Longer runs are rarer and hardly guess better.
+LONGEST = 3
 
 
 class Lookup:
-    """The tokens of one row so far, and where each run of one to LONGEST of them was last followed by another."""
+    """The tokens of one row so far, and an index of their runs.
+
+    after: for each run of one to LONGEST tokens, the place of the token that followed it last.
+    """
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens: list[int] = []
@@ -16,16 +20,17 @@ class Lookup:
             self.push(token)
 
     def push(self, token: int) -> None:
-        """The text goes on with `token`."""
+        """Append `token` to the row."""
         for n in range(1, LONGEST + 1):
             if n <= len(self.tokens):
                 self.after[tuple(self.tokens[-n:])] = len(self.tokens)
         self.tokens.append(token)
 
     def propose(self, n: int) -> list[int]:
-        """Up to n tokens, copied from where the longest run that the text ends with was seen before; [] where none was.
+        """n guessed tokens, or [] if the last token was never seen before.
 
-        The copy may run into itself, as in LZ77: after a b a b it goes on with a b a b for as long as wanted   (sampling.16).
+        They are the tokens that followed the longest run with which the text ends. The copy may
+        read its own tokens, as in LZ77: a b a b is continued with a b a b …   (sampling.16).
         """
         for length in range(min(LONGEST, len(self.tokens)), 0, -1):
             at = self.after.get(tuple(self.tokens[-length:]))

@@ -1,4 +1,4 @@
-"""How well a model predicts text: negative log-likelihoods of tokens, each after the tokens before it in its window."""
+"""The likelihood of a text: −log p of each token, predicted from those before it in a window."""
 from __future__ import annotations
 
 import codecs
@@ -15,17 +15,21 @@ from ..config import as_int
 from ..data.tokenizer import Tokenizer
 from ..errors import UsageError
 
-CHUNK = 1 << 16                                         # tokens that are text at a time
+CHUNK = 1 << 16                         # how many tokens are decoded to text at a time
+
 
 class Span(NamedTuple):
-    """Ids [n] that are read, of which those from place `first` (1 … n − 1) on are predicted and counted."""
+    """Ids [n] that the model reads; those from index `first` (1 … n − 1) on are counted."""
 
     ids: Any
     first: int
 
 
 class Score(NamedTuple):
-    """Of the predicted tokens of a span: Σ −log p in nats, their number, and whether each was the most likely token."""
+    """The result for the counted tokens of a span.
+
+    nll: Σ −log p in nats. tokens: their number. greedy: whether each was the most likely token.
+    """
 
     nll: float
     tokens: int
@@ -33,9 +37,11 @@ class Score(NamedTuple):
 
 
 def windows(n: int, window: int, stride: int, counted: int = 1) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first) over n tokens: tokens start … stop − 1 are read, and those from `first` on are counted.
+    """Windows (start, stop, first) over n tokens.
 
-    Every token from `counted` on is counted once, with at least window − stride tokens before it where there are any.
+    Tokens start … stop − 1 are read, and those from `first` on are counted. Every token from
+    `counted` on is counted once, and is predicted from at least window − stride tokens, if so many
+    are before it.
     """
     for start in range(0, max(1, n - 1), stride):
         stop = min(start + window + 1, n)
@@ -47,11 +53,15 @@ def windows(n: int, window: int, stride: int, counted: int = 1) -> Iterator[tupl
 
 
 def extent(model: Any, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
-    """The window and the stride that are meant: a model's context, and half a window, unless given. UsageError for what cannot be."""
+    """The window and the stride, checked; by default the model's context, and half a window.
+
+    UsageError for values that are not possible.
+    """
     context = model.config.n_positions
     window = context if window is None else window
     if as_int(window) is None or (stride is not None and as_int(stride) is None):
-        raise UsageError(f"the window and the stride must be whole numbers, not {window} and {stride}")
+        raise UsageError("the window and the stride must be whole numbers, "
+                         f"not {window} and {stride}")
     if not 1 <= window <= context:
         raise UsageError(f"the window must be from 1 to the context of {context}, not {window}")
     stride = max(1, window // 2) if stride is None else stride
@@ -61,10 +71,10 @@ def extent(model: Any, window: int | None = None, stride: int | None = None) -> 
 
 
 def scores(model: Any, spans: Iterable[Span], batch_size: int = 16) -> Iterator[Score]:
-    """How well each span is predicted, in order; batch_size spans go through the model at a time.
+    """The score of each span, in order; the model reads batch_size spans at a time.
 
-    Shorter ones are filled up on the right, which causal attention does not see. A span of at most context + 1 ids.
-    UsageError for a model whose dropout would draw.
+    Shorter spans are padded on the right, where causal attention does not read. A span has at most
+    context + 1 ids. UsageError for a model with active dropout.
     """
     model.refuse_dropout("evaluation")
     rest = iter(spans)
@@ -73,49 +83,60 @@ def scores(model: Any, spans: Iterable[Span], batch_size: int = 16) -> Iterator[
         for row, span in enumerate(batch):
             inputs[row, :len(span.ids) - 1] = span.ids[:-1]
         with mg.no_grad():
-            states = model.states(inputs)                                                  # [B, T] -> [B, T, d]
-            found = [_score(model, states[row, span.first - 1:len(span.ids) - 1], np.asarray(span.ids[span.first:], np.int64))
+            states = model.states(inputs)                               # [B, T] -> [B, T, d]
+            found = [_score(model, states[row, span.first - 1:len(span.ids) - 1],
+                            np.asarray(span.ids[span.first:], np.int64))
                      for row, span in enumerate(batch)]
-        yield from (Score(float(nll) * (len(span.ids) - span.first), len(span.ids) - span.first, bool(hit))
-                    for span, (nll, hit) in zip(batch, found))
+        for span, (nll, hit) in zip(batch, found):
+            tokens = len(span.ids) - span.first
+            yield Score(float(nll) * tokens, tokens, bool(hit))
 
 
-def _score(model: Any, x: Any, targets: np.ndarray) -> tuple[Any, Any]:                    # [n, d], [n]
+def _score(model: Any, x: Any, targets: np.ndarray) -> tuple[Any, Any]:             # [n, d], [n]
     """On the device: the mean of −log p, and whether every target is the most likely token."""
-    logits, ids = model.lm_head.scores(x), model.integers(targets, "targets")              # [n, d] -> [n, V]
+    logits, ids = model.lm_head.scores(x), model.integers(targets, "targets")       # [n, V], [n]
     here = mg.backend.of(ids)
     return model.F.cross_entropy(logits, ids), here.all(here.argmax(logits.array, axis=-1) == ids)
 
 
-def total_nll(model: Any, ids: Any, *, window: int | None = None, stride: int | None = None, batch_size: int = 16, part: int = 0,
-              parts: int = 1) -> tuple[float, int]:
-    """Σ −log p(token | tokens before it in its window) in nats, and the number of tokens counted (all but the first).
+def total_nll(model: Any, ids: Any, *, window: int | None = None, stride: int | None = None,
+              batch_size: int = 16, part: int = 0, parts: int = 1) -> tuple[float, int]:
+    """Σ −log p(token | tokens before it in its window) in nats, and the number of counted tokens.
 
-    ids [N] integer. window and stride: as `extent` has them. Of `parts` that share the windows out, this one counts those of number
-    `part`. UsageError for windows that cannot be.
+    All tokens of ids [N] but the first are counted. window, stride: as in `extent`. parts: only
+    every parts-th window is read, from number `part` on, so that processes can share the windows.
+    UsageError for windows that are not possible.
     """
-    found = list(scores(model, islice(text_spans(ids, *extent(model, window, stride)), part, None, parts), batch_size))
+    spans = islice(text_spans(ids, *extent(model, window, stride)), part, None, parts)
+    found = list(scores(model, spans, batch_size))
     return sum(score.nll for score in found), sum(score.tokens for score in found)
 
 
 def text_spans(ids: Any, window: int, stride: int) -> Iterator[Span]:
-    """The windows over a text, ids [N]: all but its first token are counted once."""
-    return (Span(ids[start:stop], first - start) for start, stop, first in windows(len(ids), window, stride))
+    """The windows over a text, ids [N]: all tokens but the first are counted once."""
+    return (Span(ids[start:stop], first - start)
+            for start, stop, first in windows(len(ids), window, stride))
 
 
-def continuation_spans(context: Sequence[int], continuation: Sequence[int], window: int, stride: int) -> list[Span]:
-    """The spans that count a continuation after its context, which has an id at least.
+def continuation_spans(context: Sequence[int], continuation: Sequence[int], window: int,
+                       stride: int) -> list[Span]:
+    """The spans that count a continuation after its context, which has at least one id.
 
-    A context that does not fit beside it is cut on the left; a continuation longer than a window takes several, as a text does.
+    A context that does not fit the window with the continuation loses tokens on the left. A
+    continuation longer than a window is split into several windows, as a text is.
     """
     ids = [*context, *continuation]
     cut = min(max(0, len(ids) - window - 1), len(context) - 1)
     ids, counted = ids[cut:], len(context) - cut
-    return [Span(ids[start:stop], first - start) for start, stop, first in windows(len(ids), window, stride, counted)]
+    return [Span(ids[start:stop], first - start)
+            for start, stop, first in windows(len(ids), window, stride, counted)]
 
 
 def text_counts(ids: Any, tokenizer: Tokenizer) -> tuple[int, int, int]:
-    """UTF-8 bytes, characters and words (between white space) of the text of ids [N]; <|endoftext|> is none of it and parts words."""
+    """The numbers of UTF-8 bytes, characters and words in the text of ids [N].
+
+    Words are separated by white space and by <|endoftext|>, which is not part of the text.
+    """
     size, characters, found, inside = 0, 0, 0, False
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     ids = np.asarray(ids)
@@ -123,7 +144,7 @@ def text_counts(ids: Any, tokenizer: Tokenizer) -> tuple[int, int, int]:
     start = 0
     for end in ends:
         for at in range(start, end, CHUNK):
-            data = tokenizer.decode_bytes(ids[at:min(end, at + (CHUNK))].tolist())
+            data = tokenizer.decode_bytes(ids[at:min(end, at + CHUNK)].tolist())
             text = decoder.decode(data)
             size, characters = size + len(data), characters + len(text)
             if text:
@@ -134,5 +155,5 @@ def text_counts(ids: Any, tokenizer: Tokenizer) -> tuple[int, int, int]:
 
 
 def exp(x: float) -> float | None:
-    """eˣ, and None where no float is as large."""
+    """eˣ, or None if it is larger than every float."""
     return math.exp(x) if x < 709.0 else None

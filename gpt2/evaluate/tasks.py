@@ -1,4 +1,4 @@
-"""The tasks HellaSwag and LAMBADA: items out of their JSONL files, ids of contexts and endings, and accuracies."""
+"""The tasks HellaSwag and LAMBADA: items from JSONL files, ids of their texts, and accuracies."""
 from __future__ import annotations
 
 import json
@@ -16,7 +16,7 @@ from .likelihood import Score, exp
 
 
 class Item(NamedTuple):
-    """A context and the ways it may go on, and which of them is right."""
+    """A context, its possible endings, and the index of the right one."""
 
     context: str
     endings: list[str]
@@ -24,9 +24,9 @@ class Item(NamedTuple):
 
 
 def hellaswag(line: dict[str, Any]) -> Item:
-    """An item as lm-evaluation-harness makes it of a line of HellaSwag   (Zellers et al. 2019).
+    """A line of HellaSwag (Zellers et al. 2019) as the item that lm-evaluation-harness makes of it.
 
-    KeyError, TypeError or ValueError for a line that is none.
+    KeyError, TypeError or ValueError for a line that is not an item.
     """
     context = f"{line['activity_label']}: {line['ctx_a']} {line['ctx_b'].capitalize()}"
     endings, label = [clean(ending) for ending in line["endings"]], int(line["label"])
@@ -38,12 +38,15 @@ def hellaswag(line: dict[str, Any]) -> Item:
 
 
 def clean(text: str) -> str:
-    """Without WikiHow's marks: a title ends a sentence, and all else in brackets goes."""
+    """The text without WikiHow's marks: [title] ends a sentence, other brackets are removed."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def hellaswag_raw(line: dict[str, Any]) -> Item:
-    """An item as llm.c's script makes it of a line of HellaSwag: the texts as they are. Errors as `hellaswag` has them."""
+    """A line of HellaSwag as the item that llm.c's script makes of it, with the texts unchanged.
+
+    The errors are those of `hellaswag`.
+    """
     label = int(line["label"])
     if not 0 <= label < len(line["endings"]):
         raise ValueError(f"label {label} of {len(line['endings'])} endings")
@@ -51,17 +54,24 @@ def hellaswag_raw(line: dict[str, Any]) -> Item:
 
 
 def lambada(line: dict[str, Any]) -> Item:
-    """A passage up to its last word, and that   (Paperno et al. 2016). ValueError where there is no word before it."""
+    """A passage of LAMBADA (Paperno et al. 2016): the context, and its last word as the ending.
+
+    ValueError if there is no word before the last one.
+    """
     context, space, word = line["text"].rpartition(" ")
     if not context.strip() or not word:
-        raise ValueError("no last word after others")
+        raise ValueError("there is no last word after other words")
     return Item(context, [space + word], 0)
 
 
 def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | None) -> list[Item]:
-    """The items of a JSONL file. MissingError for a file that cannot be read or holds none, and for a line that is none."""
+    """The items of a JSONL file; limit: at most so many.
+
+    MissingError for a file that cannot be read or is empty, and for a line that is not an item.
+    """
     if path.is_dir() or path.suffix.lower() not in JSONL:
-        raise UsageError(f"--task {made.__name__} reads a JSONL file of items, and {path} is none")
+        raise UsageError(f"--task {made.__name__} reads a JSONL file of items, "
+                         f"and {path} is not one")
     items: list[Item] = []
     try:
         with open(path, "rb") as file:
@@ -78,54 +88,62 @@ def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | 
 
 
 def read_item(line: bytes, made: Callable[[dict[str, Any]], Item], where: str) -> Item:
-    """The item that a line holds, as `made` makes it. MissingError for a line that is none."""
+    """The item that `made` makes of a line. MissingError for a line that is not an item."""
     try:
         return made(json.loads(line))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise MissingError(f"{where} is no item of {made.__name__} ({why})") from None
+        raise MissingError(f"{where} is not an item of {made.__name__} ({why})") from None
 
 
 def pair(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of its ending. White space between the two goes to the ending, as GPT-2's tokens have it."""
+    """Ids of a context and of its ending.
+
+    White space between the two belongs to the ending, because GPT-2's tokens begin with a space.
+    """
     bare = context.rstrip()
-    return tokenizer.encode(bare, allow_special=False), tokenizer.encode(context[len(bare):] + ending, allow_special=False)
+    return (tokenizer.encode(bare, allow_special=False),
+            tokenizer.encode(context[len(bare):] + ending, allow_special=False))
 
 
 def pair_raw(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of its ending, each by itself."""
-    return tokenizer.encode(context, allow_special=False), tokenizer.encode(ending, allow_special=False)
+    """Ids of a context and of its ending, each encoded separately."""
+    return (tokenizer.encode(context, allow_special=False),
+            tokenizer.encode(ending, allow_special=False))
 
 
 def last_token(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
-    """All ids of a passage but the last, and that one."""
+    """All ids of a passage but the last, and the last one."""
     ids = tokenizer.encode(context + ending, allow_special=False)
     return ids[:-1], ids[-1:]
 
 
 class Protocol(NamedTuple):
-    """How the items of a task are made of lines, and ids of a context and an ending."""
+    """`made` turns a line of the file into an item, `pair` a context and an ending into ids."""
 
     made: Callable[[dict[str, Any]], Item]
     pair: Callable[[Any, str, str], tuple[list[int], list[int]]]
 
 
 PROTOCOLS = {                                           # the first of a task is the default
-    ("hellaswag", "lm-eval"): Protocol(hellaswag, pair), ("hellaswag", "llm.c"): Protocol(hellaswag_raw, pair_raw),
-    ("lambada", "lm-eval"): Protocol(lambada, pair), ("lambada", "openai"): Protocol(lambada, last_token),
+    ("hellaswag", "lm-eval"): Protocol(hellaswag, pair),
+    ("hellaswag", "llm.c"): Protocol(hellaswag_raw, pair_raw),
+    ("lambada", "lm-eval"): Protocol(lambada, pair),
+    ("lambada", "openai"): Protocol(lambada, last_token),
 }
 
 
 def protocol_of(task: str, name: str | None) -> Protocol:
-    """The protocol of a task. UsageError where it has none of that name."""
+    """The protocol of a task. UsageError if the task has no protocol of that name."""
     known = [own for of, own in PROTOCOLS if of == task]
     if name is not None and name not in known:
-        raise UsageError(f"--protocol {name}: --task {task} has " + (f"{' and '.join(known)}" if known else "none; leave it out"))
+        has = f"the protocols {' and '.join(known)}" if known else "no protocol; leave it out"
+        raise UsageError(f"--protocol {name}: --task {task} has {has}")
     return PROTOCOLS[task, name or known[0]]
 
 
 def complete(items: list[Item], endings: int) -> int:
-    """How many items the first `endings` endings are all the endings of."""
+    """How many items have all their endings among the first `endings` endings."""
     done = 0
     while done < len(items) and len(items[done].endings) <= endings:
         endings -= len(items[done].endings)
@@ -134,31 +152,39 @@ def complete(items: list[Item], endings: int) -> int:
 
 
 def summed(spans: list[list[Any]], found: Iterator[Score]) -> Iterator[Score]:
-    """The score of each ending from those of its spans."""
+    """The score of each ending, from the scores of its spans."""
     for some in spans:
         parts = [next(found) for _ in some]
-        yield Score(sum(part.nll for part in parts), sum(part.tokens for part in parts), all(part.greedy for part in parts))
+        yield Score(sum(part.nll for part in parts), sum(part.tokens for part in parts),
+                    all(part.greedy for part in parts))
 
 
 def chosen(items: list[Item], rows: list[list[Score]]) -> dict[str, Any]:
-    """How often the right ending is the likeliest: as a whole, by its characters, by its tokens."""
+    """How often the right ending is the likeliest: in all, per character, and per token."""
     per: dict[str, Callable[[Score, str], float]] = {
         "acc": lambda score, ending: score.nll,
-        "acc_norm": lambda score, ending: score.nll / (len(ending) - 1),               # the space before it does not count
+        # the space before the ending does not count
+        "acc_norm": lambda score, ending: score.nll / (len(ending) - 1),
         "acc_per_token": lambda score, ending: score.nll / score.tokens,
     }
-    return {name: share([np.argmin([cost(score, ending) for score, ending in zip(row, item.endings)]) == item.label
-                         for item, row in zip(items, rows)]) for name, cost in per.items()}
+    out = {}
+    for name, cost in per.items():
+        hits = []
+        for item, row in zip(items, rows):
+            costs = [cost(score, ending) for score, ending in zip(row, item.endings)]
+            hits.append(np.argmin(costs) == item.label)
+        out[name] = share(hits)
+    return out
 
 
 def last_words(rows: list[list[Score]]) -> dict[str, Any]:
-    """How often all tokens of the last word are the most likely ones, and the perplexity of last words."""
+    """How often all tokens of the last word are the most likely ones, and the words' perplexity."""
     return {"acc": share([row[0].greedy for row in rows]),
             "perplexity": exp(math.fsum(row[0].nll for row in rows) / len(rows)) if rows else None}
 
 
 def share(hits: list[Any]) -> dict[str, float] | None:
-    """The mean of what is true or false, and its standard error."""
+    """The share of hits that are true, and its standard error."""
     if not hits:
         return None
     mean = sum(map(bool, hits)) / len(hits)

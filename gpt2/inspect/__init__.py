@@ -1,4 +1,5 @@
-"""What is inside a model: `python -m gpt2.inspect {arch,params,tensors,weights,attention,logit-lens,trace,diff}`.
+"""Show the inside of a model: the commands of `python -m gpt2.inspect`.
 
-Each file has one or two of the commands: `flags(p)` and `run(args)`, which gives what there is to say, print and draw as a `Found`.
+Each file has one or two of the commands: `flags(p)` adds its flags, and `run(args)` returns a
+`Found` with the result as a document, as lines of text and as a picture.
 """

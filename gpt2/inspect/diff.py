@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: the tensors that differ most first."""
+"""A comparison of two checkpoints; the tensors that differ most come first."""
 from __future__ import annotations
 
 import argparse
@@ -19,15 +19,18 @@ from .tensors import said_missing
 
 def flags(p: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
-        p.add_argument(name, metavar=name.upper(), help="shakespeare, gpt2, …, a directory, or a .safetensors file, whole or a part")
-    p.add_argument("--limit", type=at_least(1), metavar="N", help="the first N rows alone")
+        p.add_argument(name, metavar=name.upper(),
+                       help="shakespeare, gpt2, …, a directory, or a .safetensors file, which may "
+                            "be a part of a model")
+    p.add_argument("--limit", type=at_least(1), metavar="N", help="print only the first N rows")
 
 
 def compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """How b differs from a of the same shape, in float64.
 
-    max: the largest |b − a|, and `at`, where it is. relative: ‖b − a‖/‖a‖. cosine: of the angle between them. NaN, or the same infinity,
-    at the same place of both is no difference and adds to no norm; in one of the two alone it is an infinite difference.
+    max: the largest |b − a|. at: its index. relative: ‖b − a‖/‖a‖. cosine: of the angle between a
+    and b. Where both are NaN, or the same infinity, there is no difference, and nothing is added to
+    the norms; where only one of them is, the difference is infinite.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
     same = (x == y) | (np.isnan(x) & np.isnan(y))
@@ -39,12 +42,14 @@ def compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
         cosine = float((x * y).sum()) / (size * other) if size * other else math.nan
     at = np.unravel_index(int(gap.argmax()), gap.shape) if gap.size else ()
     relative = norm / size if size and norm < math.inf else (math.inf if norm else 0.0)
-    return {"max": float(gap.max(initial=0.0)), "at": [int(i) for i in at], "relative": relative, "cosine": cosine}
+    return {"max": float(gap.max(initial=0.0)), "at": [int(i) for i in at], "relative": relative,
+            "cosine": cosine}
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for JSON, which has no infinity and no NaN: "inf" and "nan"."""
-    return {key: f"{value:g}" if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    """A row for JSON: infinities and NaN, which JSON does not have, become "inf" and "nan"."""
+    return {key: f"{value:g}" if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()}
 
 
 def run(args: argparse.Namespace) -> Found:
@@ -65,17 +70,23 @@ def run(args: argparse.Namespace) -> Found:
             if row["relative"] and a.ndim == 2 and np.array_equal(a, b.T):
                 row["note"] = "the transpose"
         else:
-            row |= {"relative": math.nan, "note": "no floats"}
+            row |= {"relative": math.nan, "note": "not floats"}
         rows.append(row)
     rows.sort(key=lambda row: -row["relative"] if row["relative"] == row["relative"] else 0.0)
     same = sum(row.get("max") == 0.0 for row in rows)
     only = {"A": [name for name in left.stored if name not in right.stored],
             "B": [name for name in right.stored if name not in left.stored]}
-    shown = [row for row in rows if row.get("max") != 0.0][:args.limit]
-    lines = [*(table(("tensor", "shape", "‖B−A‖/‖A‖", "max |B−A|", "cosine", "at"),
-                     [(row["name"], str(row["shape"]), row["relative"], row.get("max"), row.get("cosine"),
-                       row.get("note") or str(row["at"])) for row in shown], left=2) if shown else ["no difference"]), "",
-             f"A {left.source}, B {right.source}: {len(both)} tensors in both, {same} of them equal"]
-    lines += [f"in {side} alone: {len(names)}: {', '.join(names[:4])}{' …' * (len(names) > 4)}" for side, names in only.items() if names]
-    lines += [f"{name}, {line}" for name, side in (("A", left), ("B", right)) if side.config for line in said_missing(side)]
-    return Found({"a": str(left.source), "b": str(right.source), "tensors": list(map(told, rows)), "equal": same, "only": only}, lines)
+    cells = [(row["name"], str(row["shape"]), row["relative"], row.get("max"), row.get("cosine"),
+              row.get("note") or str(row["at"]))
+             for row in [row for row in rows if row.get("max") != 0.0][:args.limit]]
+    header = ("tensor", "shape", "‖B−A‖/‖A‖", "max |B−A|", "cosine", "at")
+    lines = [*(table(header, cells, left=2) if cells else ["no difference"]), "",
+             f"A {left.source}, B {right.source}: {len(both)} tensors in both, "
+             f"{same} of them equal"]
+    lines += [f"only in {side}: {len(names)}: {', '.join(names[:4])}{' …' * (len(names) > 4)}"
+              for side, names in only.items() if names]
+    lines += [f"{name}, {line}" for name, side in (("A", left), ("B", right)) if side.config
+              for line in said_missing(side)]
+    document = {"a": str(left.source), "b": str(right.source), "tensors": list(map(told, rows)),
+                "equal": same, "only": only}
+    return Found(document, lines)

@@ -1,4 +1,4 @@
-"""The logit lens (nostalgebraist 2020): what the model would say if the residual stream were read out after each block."""
+"""The logit lens (nostalgebraist 2020): ln_f and the head, applied after each block."""
 from __future__ import annotations
 
 import argparse
@@ -11,7 +11,16 @@ import minigrad as mg
 
 from ..cli.tables import table
 from ..io.plots import name_ticks, new_figure
-from ..model_flags import add_model, add_prompt, labels, model_of, name_of, numbers_watched, prompt_ids, said_of
+from ..model_flags import (
+    add_model,
+    add_prompt,
+    labels,
+    model_of,
+    name_of,
+    numbers_watched,
+    prompt_ids,
+    said_of,
+)
 from .result import Found
 
 
@@ -21,16 +30,19 @@ def flags(p: argparse.ArgumentParser) -> None:
 
 
 def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
-    """ln_f and the head on the residual stream at the entrance and after each block: {"embeddings" or "block i": log p [T, V]} on the host.
+    """Log-probabilities [T, V], on the host, from the residual stream at several depths.
 
-    The last one is the model's own: log softmax of its logits. A place whose logits are NaN or infinite has NaN.
+    Their keys are "embeddings" and "block i"; each is the log softmax of the head of ln_f of the
+    residual stream there. The last one is that of the model's own logits. A position whose logits
+    are NaN or infinite has NaN.
     """
     found, out = model.trace([ids], only="blocks.*.resid_*"), dict[str, np.ndarray]()
     with mg.no_grad():
         for name, array in found.items():
             block, point = name.split(".")[1:]
             if point == "resid_post" or name == "blocks.0.resid_pre":
-                logits = model.lm_head.scores(model.ln_f(mg.Tensor(array)))            # [1, T, d] -> [1, T, V]
+                x = mg.Tensor(array)                                            # [1, T, d]
+                logits = model.lm_head.scores(model.ln_f(x))                    # [1, T, V]
                 logp = mg.log_softmax(mg.tensor(logits.numpy()[0].astype(np.float64)))
                 out["embeddings" if point == "resid_pre" else f"block {block}"] = logp.numpy()
     return out
@@ -48,32 +60,46 @@ def run(args: argparse.Namespace) -> Found:
     for name, logp in found.items():
         best = [None if np.isnan(row).any() else int(row[:known].argmax()) for row in logp]
         p = np.exp(last)
-        rows.append({"after": name, "ids": best, "tokens": ["" if i is None else labels(tokenizer, [i])[0] for i in best],
-                     "p": [math.nan if i is None else math.exp(row[i]) for i, row in zip(best, logp)],
-                     "kl": (p * (last - logp)).sum(-1).tolist(),
-                     "nll": [None if t is None else -float(logp[i, t]) for i, t in enumerate(following)]})
-    lines = [*table(("token", *(row["after"] for row in rows)),
-                    [(token, *(f"{row['tokens'][i]} {row['p'][i]:.2f}".lstrip() for row in rows)) for i, token in enumerate(tokens)]), "",
-             *table(("mean over the places", *(row["after"] for row in rows)),
-                    [("loss in nats", *(float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows)),
-                     ("KL from the model's own", *(float(np.mean(row["kl"])) for row in rows))]), "",
-             "each cell: the likeliest next token after the token on the left, and its probability, were ln_f and the head applied there"]
+        rows.append({
+            "after": name,
+            "ids": best,
+            "tokens": ["" if i is None else labels(tokenizer, [i])[0] for i in best],
+            "p": [math.nan if i is None else math.exp(row[i]) for i, row in zip(best, logp)],
+            "kl": (p * (last - logp)).sum(-1).tolist(),
+            "nll": [None if t is None else -float(logp[i, t]) for i, t in enumerate(following)],
+        })
+    depths = [row["after"] for row in rows]
+    cells = [(token, *(f"{row['tokens'][i]} {row['p'][i]:.2f}".lstrip() for row in rows))
+             for i, token in enumerate(tokens)]
+    losses = [float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows]
+    divergences = [float(np.mean(row["kl"])) for row in rows]
+    lines = [*table(("token", *depths), cells), "",
+             *table(("mean over the places", *depths),
+                    [("loss in nats", *losses), ("KL from the model's own", *divergences)]), "",
+             "each cell: the likeliest next token after the token on the left, and its "
+             "probability, if ln_f and the head are applied to the residual stream there"]
     lines += [name_of(args)] * (args.random_weights is not None)
-    return Found({**said_of(args), "ids": ids, "tokens": tokens, "lens": rows}, lines, lambda: draw(rows, tokens))
+    document = {**said_of(args), "ids": ids, "tokens": tokens, "lens": rows}
+    return Found(document, lines, lambda: draw(rows, tokens))
 
 
 def draw(rows: list[dict[str, Any]], tokens: list[str]) -> Any:
-    """A cell for each place and depth: the likeliest token, coloured by its probability; the last layer on top."""
+    """A cell for each position and depth: the likeliest token, coloured by its probability.
+
+    The last layer is on top.
+    """
     figure, axes = new_figure(max(5.0, 0.75 * len(tokens) + 1.6), 0.36 * len(rows) + 1.5)
     panel = axes[0, 0]
     up = rows[::-1]
-    shown = panel.imshow(np.array([row["p"] for row in up]), vmin=0.0, vmax=1.0, cmap="YlGnBu", aspect="auto")
+    shown = panel.imshow(np.array([row["p"] for row in up]), vmin=0.0, vmax=1.0, cmap="YlGnBu",
+                         aspect="auto")
     for y, row in enumerate(up):
         for x, (token, p) in enumerate(zip(row["tokens"], row["p"])):
-            panel.text(x, y, token, ha="center", va="center", fontsize=7, color="white" if p > 0.55 else "black", parse_math=False)
+            panel.text(x, y, token, ha="center", va="center", fontsize=7,
+                       color="white" if p > 0.55 else "black", parse_math=False)
     name_ticks(panel, "x", tokens, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
     name_ticks(panel, "y", [row["after"] for row in up], fontsize=8)
     panel.set_xlabel("token that was read")
-    panel.set_title("The likeliest next token, were the residual stream read out there", fontsize=9)
+    panel.set_title("The likeliest next token from the residual stream at each depth", fontsize=9)
     figure.colorbar(shown, ax=panel, label="its probability")
     return figure

@@ -1,4 +1,4 @@
-"""What a command of gpt2.inspect found, in the three forms it is shown in."""
+"""The result of a command of gpt2.inspect, in the forms in which it is shown."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Found(NamedTuple):
-    """document: for --json. lines: for stdout. figure: makes the picture for --out, or None. page: the bytes of a page for --out."""
+    """The result of a command.
+
+    document: for --json. lines: for stdout. figure, page: make the picture, or the bytes of the
+    HTML page, for --out; None if the command has none.
+    """
 
     document: dict[str, Any]
     lines: list[str]

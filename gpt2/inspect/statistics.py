@@ -1,4 +1,4 @@
-"""What numbers look like as a whole: moments, quantiles, and how far two samples differ. All in float64."""
+"""Statistics of samples, in float64: moments, quantiles, and distances between two samples."""
 from __future__ import annotations
 
 import math
@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-STANDS_OUT = 3.0                                        # times the median of all columns
-_PIECE = 1 << 20                                        # numbers in float64 at a time
+STANDS_OUT = 3.0                        # an outlier is above so many times the median column
+_PIECE = 1 << 20                        # how many numbers are converted to float64 at a time
 
 
 def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
-    """count, nan and inf (how many), and of the finite numbers: mean, std (population), min, max, norm and excess kurtosis.
+    """How many numbers there are, how many are NaN or infinite, and statistics of the finite ones.
 
-    kurtosis is m₄/m₂² − 3: 0 for a normal distribution, above 0 for heavier tails, NaN where all are equal. quantiles=True adds
-    "quantiles", those of QUANTILES. All are NaN where no number is finite.
+    The statistics are mean, std (population), min, max, norm and excess kurtosis m₄/m₂² − 3, which
+    is 0 for a normal distribution, above 0 for heavier tails, and NaN if all numbers are equal.
+    quantiles=True adds "quantiles", those of QUANTILES. All are NaN if no number is finite.
     """
     flat = array.reshape(-1)
     finite = np.isfinite(flat)
@@ -36,7 +37,8 @@ def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
         fourth += float(piece @ piece)
     low, high = float(flat.min()), float(flat.max())
     spread = second / flat.size if low != high else 0.0
-    out |= {"mean": mean, "std": math.sqrt(spread), "min": low, "max": high, "norm": math.sqrt(squares),
+    out |= {"mean": mean, "std": math.sqrt(spread), "min": low, "max": high,
+            "norm": math.sqrt(squares),
             "kurtosis": fourth / flat.size / spread ** 2 - 3.0 if spread ** 2 else math.nan}
     if quantiles:
         out["quantiles"] = np.quantile(flat, QUANTILES).tolist()
@@ -44,9 +46,10 @@ def summary(array: np.ndarray, quantiles: bool = False) -> dict[str, Any]:
 
 
 def outlier_columns(table: np.ndarray) -> list[tuple[int, float]]:
-    """Columns of a table [n, d] whose root mean square is above STANDS_OUT times the median column's, and that ratio; the largest first.
+    """Outlier columns of a table [n, d], each with its ratio; the largest ratio comes first.
 
-    A column that is not finite throughout counts for nothing.
+    The ratio is that of the column's root mean square to the median of all columns; it is above
+    STANDS_OUT. Columns with a number that is not finite are ignored.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.sqrt(np.einsum("ij,ij->j", table, table, dtype=np.float64) / max(1, len(table)))
@@ -57,24 +60,25 @@ def outlier_columns(table: np.ndarray) -> list[tuple[int, float]]:
 
 
 def ks(a: np.ndarray, b: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's distance of two samples: the largest difference of their distribution functions, 0 … 1.
+    """The Kolmogorov-Smirnov distance of two samples, 0 … 1; NaN if one of them is empty.
 
-    NaN where one of them is empty.
+    It is the largest difference between their distribution functions.
     """
     if not a.size or not b.size:
         return math.nan
     both = np.concatenate([np.sort(a, axis=None), np.sort(b, axis=None)])
-    order = np.argsort(both, kind="stable")             # which merges what is sorted
-    below = np.cumsum(order < a.size)                   # how many of a, and of b, are no larger
+    order = np.argsort(both, kind="stable")             # fast, as both parts are sorted already
+    below = np.cumsum(order < a.size)                   # how many of a are not larger
     values = both[order]
     steps = np.append(values[1:] != values[:-1], True)  # equal numbers count together
-    return float(np.abs(below / a.size - (np.arange(1, both.size + 1) - below) / b.size)[steps].max())
+    gaps = below / a.size - (np.arange(1, both.size + 1) - below) / b.size
+    return float(np.abs(gaps)[steps].max())
 
 
 def spearman(x: Any, y: Any) -> float:
-    """Spearman's rank correlation: 1 where y grows whenever x does, −1 where it falls; equal numbers share their ranks.
+    """Spearman's rank correlation: 1 if y always grows with x, −1 if it always falls.
 
-    NaN where one of them is NaN, or all are equal.
+    Equal numbers share their ranks. NaN if a number is NaN, or if all numbers of x or y are equal.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if np.isnan(x).any() or np.isnan(y).any():

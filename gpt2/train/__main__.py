@@ -1,6 +1,8 @@
-"""python -m gpt2.train: train a GPT-2 on data that `gpt2.prepare` made, from nothing, from a model, or from where a run was stopped.
+"""python -m gpt2.train: train a GPT-2 on data that `gpt2.prepare` wrote.
 
-Flags as in nanoGPT; --config FILE.toml holds them without their dashes. Ctrl-C and SIGTERM end a run after the step, with a checkpoint.
+A run starts with new weights, from a model, or from the newest checkpoint of a stopped run. The
+flags are nanoGPT's; --config FILE.toml holds them without their leading dashes. Ctrl-C and SIGTERM
+end a run after the current step, with a checkpoint.
 """
 from __future__ import annotations
 
@@ -43,96 +45,130 @@ SAMPLED = 100                                           # tokens of a sample
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.train", description=__doc__)
-    p.add_argument("--config", metavar="FILE", help="settings in TOML; the command line goes before it")
+    p.add_argument("--config", metavar="FILE",
+                   help="settings from a TOML file; flags on the command line override them")
     p.add_argument("--init-from", default="scratch", metavar="scratch|resume|DIR",
-                   help="new weights; the newest checkpoint of --out-dir, with all that belongs to it; or a model, also by name")
+                   help="scratch: new weights; resume: the newest checkpoint of --out-dir, with "
+                        "the state of its run; or a model, as a directory or by name")
     p.add_argument("--data", metavar="DIR", help="a directory that gpt2.prepare wrote")
-    p.add_argument("--out-dir", metavar="DIR", help="where the best model goes, and a checkpoint-N now and then; no run may be there yet")
+    p.add_argument("--out-dir", metavar="DIR",
+                   help="directory for the best model and the checkpoints, checkpoint-N; a new run "
+                        "needs one without an earlier run")
     m = p.add_argument_group("model")
     m.add_argument("--n-layer", type=at_least(1), default=4)
     m.add_argument("--n-head", type=at_least(1), default=4)
     m.add_argument("--n-embd", type=at_least(1), default=256)
     m.add_argument("--block-size", type=at_least(1), default=128, help="context, in tokens")
-    m.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches")
-    m.add_argument("--attn-dropout", type=float, default=0.0, help="of attention weights")
+    m.add_argument("--dropout", type=float, default=0.0,
+                   help="dropout of embeddings and residual branches")
+    m.add_argument("--attn-dropout", type=float, default=0.0, help="dropout of attention weights")
     m.add_argument("--freeze", nargs="+", action=Extend, default=[], metavar="PATTERN",
-                   help="parameters to leave as they are: 'wte.*' 'h.[0-3].*'")
+                   help="parameters that are not trained: 'wte.*' 'h.[0-3].*'")
     o = p.add_argument_group("optimisation")
     o.add_argument("--batch-size", type=at_least(1), default=16)
-    o.add_argument("--gradient-accumulation-steps", type=at_least(1), default=1, help="batches for each change of the weights")
+    o.add_argument("--gradient-accumulation-steps", type=at_least(1), default=1,
+                   help="batches whose gradients are summed for one change of the weights")
     o.add_argument("--max-iters", type=at_least(1), default=2000)
     o.add_argument("--learning-rate", type=float, default=1e-3)
-    o.add_argument("--min-lr", type=float, default=None, help="a tenth of --learning-rate when left out")
+    o.add_argument("--min-lr", type=float, default=None,
+                   help="the last learning rate (default: a tenth of --learning-rate)")
     o.add_argument("--warmup-iters", type=at_least(0), default=100)
     o.add_argument("--weight-decay", type=float, default=0.1)
     o.add_argument("--beta1", type=float, default=0.9)
     o.add_argument("--beta2", type=float, default=0.99)
-    o.add_argument("--grad-clip", type=float, default=1.0, help="largest global norm of the gradient; 0: no clipping")
-    o.add_argument("--overfit-one-batch", action="store_true", help="the first batch every time, which a model learns by heart")
+    o.add_argument("--grad-clip", type=float, default=1.0,
+                   help="largest global norm of the gradient; 0: no clipping")
+    o.add_argument("--overfit-one-batch", action="store_true",
+                   help="use the first batch for every step; a right model learns it by heart")
     o.add_argument("--seed", type=int, default=0)
     r = p.add_argument_group("reports and checkpoints")
-    r.add_argument("--log-interval", type=at_least(1), default=50, metavar="N", help="a line every N steps")
-    r.add_argument("--eval-interval", type=at_least(1), default=500, metavar="N", help="the validation loss every N steps")
-    r.add_argument("--eval-iters", type=at_least(1), metavar="N", help="of N batches; of the whole validation text when left out")
-    r.add_argument("--sample-every", type=at_least(1), metavar="N", help="a little text every N steps")
-    r.add_argument("--save-every", type=at_least(1), metavar="N", help="a checkpoint every N steps; --eval-interval when left out")
-    r.add_argument("--keep", type=at_least(1), default=2, metavar="N", help="how many checkpoints stay")
-    r.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"], help="of the best model's stored weights")
+    r.add_argument("--log-interval", type=at_least(1), default=50, metavar="N",
+                   help="print the training loss every N steps")
+    r.add_argument("--eval-interval", type=at_least(1), default=500, metavar="N",
+                   help="compute the validation loss every N steps")
+    r.add_argument("--eval-iters", type=at_least(1), metavar="N",
+                   help="validate on N batches (default: on the whole validation text)")
+    r.add_argument("--sample-every", type=at_least(1), metavar="N",
+                   help="print a short sample every N steps")
+    r.add_argument("--save-every", type=at_least(1), metavar="N",
+                   help="save a checkpoint every N steps (default: --eval-interval)")
+    r.add_argument("--keep", type=at_least(1), default=2, metavar="N",
+                   help="how many checkpoints are kept")
+    r.add_argument("--save-dtype", default="float16", choices=["float16", "float32", "float64"],
+                   help="dtype of the stored weights of the best model")
     c = p.add_argument_group("computation")
     add_backend(c)
     c.add_argument("--distributed", default="none", choices=["none", "mpi", "nccl"],
-                   help="share each step's batch out over the processes that mpiexec started; nccl: a GPU each")
+                   help="divide each step's batch among the processes that mpiexec started; nccl: "
+                        "one GPU for each")
     c.add_argument("--dtype", default="float32", choices=PRECISIONS,
-                   help="of the computation; weights are float32 (float64) whatever it is. tf32: products of float32 that a GPU may round")
-    c.add_argument("--recompute", action="store_true", help="compute each block again in the backward pass: less memory, more time")
-    c.add_argument("--dry-run", action="store_true", help="say what memory a step needs, part by part, and start nothing")
-    c.add_argument("--debug-nan", action="store_true", help="name the op that first makes NaN or infinity; slow")
+                   help="dtype of the computation; weights are float64 with float64, else float32. "
+                        "tf32: float32, but a GPU may round the factors of matrix products")
+    c.add_argument("--recompute", action="store_true",
+                   help="compute each block again in the backward pass: less memory, more time")
+    c.add_argument("--dry-run", action="store_true",
+                   help="print how much memory a step needs, part by part, and do not train")
+    c.add_argument("--debug-nan", action="store_true",
+                   help="name the op that first makes NaN or infinity; slow")
     return p
 
 
 # ── before anything starts ──
 def settings(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """What the command line says over the file over what a checkpoint to resume from says; and where each setting came from."""
+    """All settings, and the source of each.
+
+    The command line overrides the file, the file overrides the checkpoint to resume from, and the
+    checkpoint overrides the defaults.
+    """
     p = parser()
     given = flags_given(p, argv)
     file = read_settings(p, given["config"]) if "config" in given else {}
     args, _ = merged(p, ("file", file), ("command line", given))
     if args.out_dir is None:
-        raise UsageError("--out-dir is missing: where the checkpoints go")
+        raise UsageError("--out-dir is missing; give a directory for the checkpoints")
     stored = {}
     if args.init_from == "resume":
         known = vars(args).keys()
-        stored = {name: value for name, value in newest(args.out_dir)[1].get("settings", {}).items() if name in known}
+        earlier = newest(args.out_dir)[1].get("settings", {})
+        stored = {name: value for name, value in earlier.items() if name in known}
     args, sources = merged(p, ("checkpoint", stored), ("file", file), ("command line", given))
     if args.data is None:
-        raise UsageError("--data is missing: a directory that python -m gpt2.prepare wrote")
+        raise UsageError("--data is missing; give a directory that python -m gpt2.prepare wrote")
     return args, sources
 
 
 def check(args: argparse.Namespace, group: ProcessGroup) -> None:
-    """UsageError for settings that cannot be trained with, before anything starts."""
-    for names, top, wanted in ((("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, "a number from 0 on"),
-                               (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, "from 0 on and below 1")):
+    """UsageError if the settings do not allow a training run."""
+    numbers, fractions = "a number from 0 on", "from 0 on and below 1"
+    for names, top, wanted in (
+        (("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, numbers),
+        (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, fractions),
+    ):
         for name in names:
             value = getattr(args, name)
             if value is not None and not 0.0 <= value < top:
                 raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
     if args.n_embd % args.n_head:
         raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
-    rows, each = args.batch_size * args.gradient_accumulation_steps, rows_of(args, group.world_size)
+    rows = args.batch_size * args.gradient_accumulation_steps
+    each = rows_of(args, group.world_size)
     if each * group.world_size != rows or each % min(args.batch_size, each or 1):
-        raise UsageError(f"{rows} rows a step (--batch-size {args.batch_size} × --gradient-accumulation-steps "
-                         f"{args.gradient_accumulation_steps}) cannot be shared out evenly over {group.world_size} processes")
+        raise UsageError(f"{rows} rows a step (--batch-size {args.batch_size} × "
+                         f"--gradient-accumulation-steps {args.gradient_accumulation_steps}) "
+                         f"cannot be divided evenly among {group.world_size} processes")
     if args.init_from != "resume" and group.rank == 0:
         check_out(Path(args.out_dir))
 
 
 def check_out(out: Path) -> None:
-    """UsageError for a directory that holds a run already, or cannot be written."""
-    if held := [name for name in BEST if (out / name).exists()] or [p.name for p in snapshot.snapshots(out)]:
-        raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another, or go on with --init-from resume")
+    """UsageError if the directory holds a run already, or if it cannot be written."""
+    held = ([name for name in BEST if (out / name).exists()]
+            or [p.name for p in snapshot.snapshots(out)])
+    if held:
+        raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another directory, "
+                         "or continue the run with --init-from resume")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:                                                # now, not after hours of training
+    try:                                # tried now: otherwise it would fail after hours of training
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
@@ -145,9 +181,9 @@ def check_out(out: Path) -> None:
 
 # ── the run ──
 class Stop:
-    """SIGINT and SIGTERM inside the block: the first is remembered, and the step goes on to its end; a second ends all at once.
+    """Delays SIGINT and SIGTERM to the end of a step; a second signal ends the run at once.
 
-    told: the signal that all processes know of.
+    signal: the signal that this process had. told: the signal that all processes know of.
     """
 
     signal: int | None = None
@@ -156,7 +192,7 @@ class Stop:
     def __enter__(self) -> Stop:
         self.was: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):       # not the main thread
+            with contextlib.suppress(ValueError):       # raised outside the main thread
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.was[number] = signal.signal(number, self._remember)
         return self
@@ -167,8 +203,9 @@ class Stop:
         self.signal = number
 
     def agreed(self, group: ProcessGroup) -> bool:
-        """Whether one of the processes had a signal; asked by all at the same place."""
-        self.told = next((number for number in group.all_gather_object(self.signal) if number is not None), None)
+        """Whether one of the processes had a signal; all processes call it after the same step."""
+        signals = group.all_gather_object(self.signal)
+        self.told = next((number for number in signals if number is not None), None)
         return self.told is not None
 
     def __exit__(self, *error: object) -> None:
@@ -178,7 +215,7 @@ class Stop:
 
 @contextlib.contextmanager
 def evaluating(model: GPT2) -> Iterator[None]:
-    """Evaluation mode inside the block."""
+    """Put the model in evaluation mode inside the block."""
     model.eval()
     try:
         yield
@@ -186,8 +223,12 @@ def evaluating(model: GPT2) -> Iterator[None]:
         model.train()
 
 
-def validate(model: GPT2, data: Data, group: ProcessGroup, limit: int | None = None) -> dict[str, float]:
-    """Loss on the whole validation text, or on its first `limit` tokens: nats per token and per character. Windows are shared out."""
+def validate(model: GPT2, data: Data, group: ProcessGroup, limit: int | None = None
+             ) -> dict[str, float]:
+    """Validation loss in nats per token and per character, computed by all processes together.
+
+    limit: use only the first so many tokens of the validation text.
+    """
     ids = data.val if limit is None else data.val[:limit]
     with evaluating(model):
         mine = total_nll(model, ids, part=group.rank, parts=group.world_size)
@@ -197,49 +238,66 @@ def validate(model: GPT2, data: Data, group: ProcessGroup, limit: int | None = N
 
 
 def sample(model: GPT2, data: Data, seed: int) -> str:
-    """A little text of the model, at temperature 1."""
+    """A short text, sampled from the model at temperature 1."""
     from ..decoding.sampling import SamplingOptions
     from ..decoding.streaming import continue_text
 
     with evaluating(model), mg.no_grad():
-        start = [int(data.val[0])]                      # ids: the text of <|endoftext|> could be read in two ways
+        start = [int(data.val[0])]      # an id: "<|endoftext|>" as a text could be read in two ways
         room = max(1, min(SAMPLED, model.config.n_positions - 1))
-        made = continue_text(model, data.tokenizer, start, max_new_tokens=room, options=SamplingOptions(), seed=seed)[0].text
-        return data.tokenizer.stream().push(start[0]) + made
+        [made] = continue_text(model, data.tokenizer, start, max_new_tokens=room,
+                               options=SamplingOptions(), seed=seed)
+        return data.tokenizer.stream().push(start[0]) + made.text
 
 
-def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data) -> None:
-    """The model in --out-dir itself, where transformers and `gpt2.generate --model` find it, and training.json."""
+def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data
+              ) -> None:
+    """Save the model and training.json in --out-dir itself.
+
+    transformers and `gpt2.generate --model` can read the model there.
+    """
     out = Path(args.out_dir)
-    (out / snapshot.RECORD).unlink(missing_ok=True)     # it tells of the weights beside it, or is not there
+    # removed before the weights are written: it never describes other weights than those beside it
+    (out / snapshot.RECORD).unlink(missing_ok=True)
     trainer.model.save_pretrained(out, dtype=args.save_dtype, tokenizer=data.tokenizer)
-    told = {name: value for name, value in record.items() if name not in ("best", "state")} | record["best"]
-    write_files(out, {snapshot.RECORD: (json.dumps(told, indent=1) + "\n").encode()})
+    rest = {name: value for name, value in record.items() if name not in ("best", "state")}
+    text = json.dumps(rest | record["best"], indent=1) + "\n"
+    write_files(out, {snapshot.RECORD: text.encode()})
 
 
-def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data, report: Report) -> None:
-    """checkpoint-N, from which --init-from resume goes on; process 0 writes it. DistributedError where the weights are not the same."""
+def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], data: Data,
+         report: Report) -> None:
+    """Save checkpoint-N, from which --init-from resume continues; process 0 writes it.
+
+    DistributedError if the processes have different weights.
+    """
     state = {**trainer.state(), "pending": report.losses(), "seconds": report.seconds}
     agree(trainer)
     if trainer.group.rank == 0:
-        snapshot.save(args.out_dir, trainer.model, trainer.moments(), {**record, "step": trainer.done, "state": state}, data.tokenizer,
+        record = {**record, "step": trainer.done, "state": state}
+        snapshot.save(args.out_dir, trainer.model, trainer.moments(), record, data.tokenizer,
                       args.keep)
 
 
 def agree(trainer: Trainer) -> None:
-    """DistributedError where the processes have not the same weights, to the bit."""
+    """DistributedError if the processes' weights are not the same, to the bit."""
     if trainer.group.world_size > 1 and not trainer.group.same(trainer.model.parameters()):
         raise trainer.group.met_by_all(DistributedError(
-            f"the weights of the processes differ after step {trainer.done}: are their machines and files the same?"))
+            f"the weights of the processes differ after step {trainer.done}: "
+            "are their machines and files the same?"))
 
 
-def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, stop: Stop) -> None:
-    """Train up to --max-iters or until told to stop; the best model, the checkpoints and `record` are kept up to date."""
+def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any],
+        report: Report, stop: Stop) -> None:
+    """Train up to step --max-iters or a stop signal, and save checkpoints and the best model.
+
+    `record` is updated at each report.
+    """
     limit = validated(args)
     if trainer.done == 0:
-        save(args, trainer, record, data, report)       # whatever happens, there is one; and a disk that is too small shows now
+        save(args, trainer, record, data, report)       # a disk that is too small fails at once
     else:
-        agree(trainer)                                  # which saving does
+        agree(trainer)                                  # `save` checks the same
     stopping = stop.agreed(trainer.group)
     while trainer.done < args.max_iters and not stopping:
         started = time.perf_counter()
@@ -261,23 +319,28 @@ def run(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str
 
 
 def healthy(losses: list[float], done: int, group: ProcessGroup) -> None:
-    """UsageError where one of the last losses, which all processes have, is NaN or infinite."""
+    """UsageError if one of the last losses, which are the same in all processes, is not finite."""
     bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
     if bad is not None:
         raise group.met_by_all(UsageError(
-            f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}, or find the op with --debug-nan"))
+            f"the loss became {losses[bad]} at step {done - len(losses) + bad + 1}; {ADVICE}, "
+            "or find the op with --debug-nan"))
 
 
-def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any], report: Report, limit: int | None) -> None:
-    """The validation loss; the best model so far is saved."""
+def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dict[str, Any],
+             report: Report, limit: int | None) -> None:
+    """Report the validation loss, and save the model if it is the best so far."""
     val, done = validate(trainer.model, data, trainer.group, limit), trainer.done
-    if not math.isfinite(val["nats_per_char"]):
-        raise trainer.group.met_by_all(UsageError(f"the validation loss became {val['nats_per_char']} at step {done}; {ADVICE}"))
+    per_char = val["nats_per_char"]
+    if not math.isfinite(per_char):
+        raise trainer.group.met_by_all(UsageError(
+            f"the validation loss became {per_char} at step {done}; {ADVICE}"))
     record["history"].append({"step": done, **val})
-    report.val = val["nats_per_token"]
-    report.say(f"step {done}: validation {val['nats_per_char']:.4f} nats per character ({val['nats_per_token']:.4f} per token)")
-    report.note(val_loss=val["nats_per_token"], val_nats_per_char=val["nats_per_char"])
-    if record["best"] is None or val["nats_per_char"] < record["best"]["validation"]["nats_per_char"]:
+    report.val = per_token = val["nats_per_token"]
+    report.say(f"step {done}: validation {per_char:.4f} nats per character "
+               f"({per_token:.4f} per token)")
+    report.note(val_loss=per_token, val_nats_per_char=per_char)
+    if record["best"] is None or per_char < record["best"]["validation"]["nats_per_char"]:
         record["best"] = {"step": done, "validation": val, "minutes": report.seconds / 60}
         if trainer.group.rank == 0:
             save_best(args, trainer, record, data)
@@ -285,15 +348,19 @@ def evaluate(args: argparse.Namespace, data: Data, trainer: Trainer, record: dic
 
 def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGroup, parts: int
              ) -> tuple[Data, Trainer, dict[str, Any]] | None:
-    """The data, and a trainer with the record of its run; None after --dry-run. UsageError or MissingError for what cannot be trained.
+    """The data, the trainer and the record of its run; None after --dry-run.
 
-    parts: how many processes share the memory here.
+    parts: how many processes share this device's memory. UsageError or MissingError if the
+    settings, the data and the weights do not allow a training run.
     """
     data = load_data(args.data)
     check(args, group)
     begin = origin(args, sources, data)
-    said = list(other_settings(args, begin.record, begin.place, len(data.val))) if args.init_from == "resume" else []
-    needs, free = footprint(begin.config, args, group.world_size), mg.backend.get(group.place(args.backend)).backend.free_memory() // parts
+    changes: list[str] = []
+    if args.init_from == "resume":
+        changes = list(other_settings(args, begin.record, begin.place, len(data.val)))
+    needs = footprint(begin.config, args, group.world_size)
+    free = mg.backend.get(group.place(args.backend)).backend.free_memory() // parts
     if args.dry_run and group.rank == 0:
         print(table(needs, free))
     check_fits(needs, free, args)
@@ -301,15 +368,17 @@ def prepared(args: argparse.Namespace, sources: dict[str, str], group: ProcessGr
         return None
     trainer, record = start(args, data, begin, group)
     if trainer.done >= args.max_iters:
-        raise UsageError(f"step {trainer.done} is taken already, and --max-iters is {args.max_iters}; raise it")
-    for line in said if group.rank == 0 else []:
+        raise UsageError(f"the checkpoint is of step {trainer.done}, and --max-iters is "
+                         f"{args.max_iters}; raise --max-iters")
+    for line in changes if group.rank == 0 else []:
         warnings.warn(line, stacklevel=2)
     return data, trainer, record
 
 
 def main(argv: list[str] | None = None) -> int:
     args, sources = settings(argv)
-    group = init_process_group(args.distributed, args.backend if args.device is None else f"cupy:{args.device}")
+    device = args.backend if args.device is None else f"cupy:{args.device}"
+    group = init_process_group(args.distributed, device)
     args.backend = group.together(lambda: backend_of(args))
     where = group.together(lambda: group.place(args.backend))
     part, parts = group.sharing(where)
@@ -322,38 +391,44 @@ def main(argv: list[str] | None = None) -> int:
         return trained(args, sources, data, trainer, record)
 
 
-def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, trainer: Trainer, record: dict[str, Any]) -> int:
-    """The run itself, and the command's exit code."""
+def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, trainer: Trainer,
+            record: dict[str, Any]) -> int:
+    """Train, and return the exit code of the command."""
     out, group = Path(args.out_dir), trainer.group
     if group.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         clear(out)
-        print(as_toml({name: value for name, value in vars(args).items() if name != "config"}, sources), file=sys.stderr)
+        used = {name: value for name, value in vars(args).items() if name != "config"}
+        print(as_toml(used, sources), file=sys.stderr)
     state = record.get("state", {})
     report = Report(out, trainer, state.get("seconds", 0.0), state.get("pending"))
     numbers = sum(p.numel() for p in trainer.trained.values())
     processes = f" on {group.world_size} processes" if group.world_size > 1 else ""
-    report.say(f"{trainer.model.num_parameters():,} parameters, {numbers:,} of them trained, {len(data.train):,} training tokens, "
-               f"{args.max_iters - trainer.done:,} steps of {trainer.tokens:,} tokens{processes}, peak {report.peak / 1e9:,.0f} GFLOP/s")
+    report.say(f"{trainer.model.num_parameters():,} parameters, {numbers:,} of them trained, "
+               f"{len(data.train):,} training tokens, {args.max_iters - trainer.done:,} steps of "
+               f"{trainer.tokens:,} tokens{processes}, peak {report.peak / 1e9:,.0f} GFLOP/s")
     with Stop() as stop:
         try:
             with detect_anomaly() if args.debug_nan else contextlib.nullcontext():
                 run(args, data, trainer, record, report, stop)
         except KeyboardInterrupt:
-            if group.world_size > 1:                    # the others wait for this one
+            if group.world_size > 1:                    # the other processes wait for this one
                 raise
             stop.told = stop.signal or signal.SIGINT
         finally:
             report.close()
     if stop.told is not None and trainer.done < args.max_iters:
         kept = snapshot.snapshots(out)
-        rest = f"go on from {kept[-1].name} with --init-from resume --out-dir {out}" if kept else "nothing was kept"
+        rest = (f"continue from {kept[-1].name} with --init-from resume --out-dir {out}" if kept
+                else "no checkpoint was saved")
         if group.rank == 0:
-            print(f"gpt2.train: stopped by {signal.Signals(stop.told).name} after step {trainer.done}; {rest}", file=sys.stderr)
+            print(f"gpt2.train: stopped by {signal.Signals(stop.told).name} after step "
+                  f"{trainer.done}; {rest}", file=sys.stderr)
         return 128 + stop.told
     best = record["best"]
     if group.rank == 0:
-        print(f"best: step {best['step']}, {best['validation']['nats_per_char']:.4f} nats per character; saved in {out}")
+        print(f"best: step {best['step']}, {best['validation']['nats_per_char']:.4f} nats per "
+              f"character; saved in {out}")
     return 0
 
 

@@ -57,7 +57,7 @@ def test_added_tokens_are_those_of_transformers(files, tmp_path):
     assert ours.encode(TEXTS[0], allow_special=False) == tiny_tokenizer().encode(TEXTS[0], allow_special=False)      # all is plain text
     for text in TEXTS:
         if any(token in text for token in ours.encoding.special_tokens_set):
-            with pytest.raises(UsageError, match="say allow_special=True"):
+            with pytest.raises(UsageError, match="pass allow_special=True"):
                 ours.encode(text)
         else:
             assert ours.encode(text) == ours.encode(text, allow_special=True)
@@ -89,8 +89,8 @@ def test_a_tokenizer_json_keeps_its_added_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(("files", "said"), [
-    ({"added_tokens.json": {"<|pad|>": N + 5}}, f"has the id {N + 5}, and transformers would make it {N}"),
-    ({"added_tokens.json": {"<|pad|>": 5}}, f"has the id 5, and transformers would make it {N}"),
+    ({"added_tokens.json": {"<|pad|>": N + 5}}, f"has the id {N + 5}, and transformers would use {N}"),
+    ({"added_tokens.json": {"<|pad|>": 5}}, f"has the id 5, and transformers would use {N}"),
     ({"tokenizer_config.json": {"added_tokens_decoder": {str(N): token("<|pad|>", lstrip=True)}}}, "sets lstrip"),
     ({"tokenizer_config.json": {"mask_token": token("[MASK]", rstrip=True)}}, "sets rstrip"),
     ({"tokenizer_config.json": {"add_bos_token": True}}, "sets add_bos_token"),
@@ -130,7 +130,7 @@ def test_save_refuses_a_folder_that_adds_tokens(tmp_path):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text("{}")
-        with pytest.raises(UsageError, match=rf"holds a {name}, which would count too"):
+        with pytest.raises(UsageError, match=rf"holds a {name}, which would be read too"):
             train_bpe(TEXT, 270).save(folder)
 
 
@@ -148,6 +148,6 @@ def test_a_model_without_the_added_rows_still_generates(tmp_path, capsys):
         said[name] = capsys.readouterr()
         assert end.value.code == 0
     assert said["plain"].out == said["padded"].out
-    assert f"adds ids up to {N}, and the model has none from {N} on" in said["padded"].err
+    assert f"adds ids up to {N}, and the model's ids end at {N - 1}" in said["padded"].err
     assert "adds ids" not in said["plain"].err
     assert np.shape(model.wte.weight.array)[0] == N

@@ -102,7 +102,7 @@ def test_json_is_refused_with_what_to_type(name, content, command, model, tmp_pa
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     for code, out, err in (command(*flags) for flags in commands(path, model, tmp_path / "out")):
-        assert (code, out) == (2, "") and "is JSON, and would be read as plain text; make JSONL of it" in err
+        assert (code, out) == (2, "") and "is JSON, and would be read as plain text; convert it to JSONL" in err
     typed = err.partition("with: python -c \"")[2].partition("\" > ")[0]
     if TEXT.splitlines()[0] in content and "[" in content:
         made = subprocess.run([sys.executable, "-c", typed], capture_output=True, text=True, check=True).stdout
@@ -121,7 +121,7 @@ def test_utf_16_and_json_lines_are_named(command, model, tmp_path):
     """UTF-16 is refused with the command that converts it; JSON Lines in a .txt are read, and said to look so."""
     (tmp_path / "a.txt").write_bytes(TEXT.encode("utf-16"))
     (tmp_path / "b.txt").write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()))
-    assert all(code == 3 and "is UTF-16; make it UTF-8 with: iconv" in err for code, _, err in
+    assert all(code == 3 and "is UTF-16; convert it to UTF-8 with: iconv" in err for code, _, err in
                (command(*flags) for flags in commands(tmp_path / "a.txt", model, tmp_path / "out")))
     assert all(code == 0 and "looks like JSON Lines, and is read as plain text; rename it to b.jsonl" in err for code, _, err in
                (command(*flags) for flags in commands(tmp_path / "b.txt", model, tmp_path / "out")))
@@ -177,14 +177,14 @@ def test_documents_where_none_are(command, model, tmp_path):
     (tmp_path / "bare" / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "bare" / "merges.txt").write_bytes(tiny_tokenizer().files()["merges.txt"])
     code, _, err = command(prepare, tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenizer", tmp_path / "bare", "--allow-special")
-    assert code == 2 and "has no <|endoftext|>, which goes between documents" in err
+    assert code == 2 and "has no <|endoftext|>, which separates documents" in err
     said = pytest.warns(UserWarning, match=r"has no <\|endoftext\|> in it: it is one document")
     with said, pytest.raises(MissingError, match="1 document"):
         prepare.prepare([tmp_path / "a.txt"], tmp_path / "out", str(model), allow_special=True)
     (tmp_path / "two.txt").write_text(TEXT + END + TEXT)
     prepare.prepare([tmp_path / "two.txt"], tmp_path / "out", str(model), 0.5, allow_special=True)
     code, _, err = command(evaluate, "--data", tmp_path / "out", "--task", "loss", "--model", model, "--allow-special")
-    assert code == 2 and "--allow-special is about a text file" in err
+    assert code == 2 and "--allow-special is for text files" in err
 
 
 def test_evaluate_reads_documents(command, model, tmp_path):

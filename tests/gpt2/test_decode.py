@@ -217,7 +217,7 @@ def test_all_that_was_there_is_penalised():
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"lookup": 2, "use_cache": True}, {"temperature": None}], ids=str)
 def test_greedy_or_sampled_has_to_be_said(options):
     """transformers' default is greedy and nanoGPT's samples, so that a call that says neither is refused, in words that can be typed."""
-    with pytest.raises(UsageError, match=r"^generate: say greedy=True .*transformers.*, or temperature=1\.0, top_k=.*nanoGPT") as error:
+    with pytest.raises(UsageError, match=r"^generate: pass greedy=True .*transformers.*, or temperature=1\.0, top_k=.*nanoGPT") as error:
         model().generate(prompt(4), 7, **options)
     assert "\n" not in str(error.value)
     assert model().generate(prompt(4), 7, greedy=True, **options)

@@ -115,7 +115,7 @@ def test_a_file_with_another_hash_is_refused_and_removed(hub, tmp_path, file, lo
     """One byte is enough, in weights and in small files; a second try fetches it anew and succeeds."""
     hub.arrives[file] = b"X" + hub.files[file][1:]
     out = tmp_path / "out" if local else None
-    with pytest.raises(MissingError, match=rf"{file} has not the hash .* and was removed") as raised:
+    with pytest.raises(MissingError, match=rf"{file} does not have the hash .* and was removed") as raised:
         fetch("gpt2", out=out)
     assert raised.value.exit_code == 3 and "\n" not in str(raised.value)
     left = [p for p in tmp_path.rglob("*") if p.name == file]
@@ -151,7 +151,7 @@ def test_a_hub_that_fails_is_one_line(hub, monkeypatch, where, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub if where == "hf_hub_download" else hub, where, fail)
-    with pytest.raises(MissingError, match=r"^cannot download gpt2 \(.+\); is the network there\?$") as raised:
+    with pytest.raises(MissingError, match=r"^cannot download gpt2 \(.+\); is there a network connection\?$") as raised:
         fetch("gpt2")
     assert (str(error).splitlines() or ["ValueError"])[0] in str(raised.value) and "\n" not in str(raised.value)
     error = KeyboardInterrupt()

@@ -152,12 +152,14 @@ def test_an_empty_prompt_without_the_token_says_so(run, models):
                                                      "from; give --prompt TEXT or --ids\n")
     (models / "endless" / "vocab.json").unlink()
     code, out, err = run("endless", "--ids", "3")
-    assert (code, out) == (3, "") and "has no tokenizer to write text with" in err
+    assert (code, out) == (3, "") and "has no tokenizer to turn its tokens into text" in err
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (["--ids", "3", "--allow-special"], "--ids are ids already"), (["--ids", "3", "--prompt", "x"], "not allowed with argument"),
-    (["--ids", "3,x"], "are no ids; write them as 15496,11,314"), (["--ids", "300"], "token id 300"), (["--ids=-1"], "token id -1"),
+    (["--ids", "3", "--allow-special"], "--ids has no text; leave out --allow-special"),
+    (["--ids", "3", "--prompt", "x"], "not allowed with argument"),
+    (["--ids", "3,x"], "is not a list of ids; write ids as 15496,11,314"),
+    (["--ids", "300"], "token id 300"), (["--ids=-1"], "token id -1"),
     (["--ids", " , "], "the prompt is empty"),
 ])
 def test_wrong_prompts_are_one_line(flags, said, run):

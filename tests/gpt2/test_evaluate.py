@@ -210,7 +210,7 @@ def test_prepared_data(command, tmp_path, directory):
     assert (found["done"], found["total"]) == (7, 7)
     prepare_texts([TEXT * 8], tmp_path / "other", "train:290")
     code, out, err = command("loss", tmp_path / "other")
-    assert (code, out) == (2, "") and "was made with another tokenizer" in err and f"--tokenizer {directory}" in err
+    assert (code, out) == (2, "") and "has another one" in err and f"--tokenizer {directory}" in err
 
 
 # ── items ──
@@ -282,8 +282,8 @@ def test_lambada_as_openai_has_it(command, tmp_path):
 
 
 @pytest.mark.parametrize("task, protocol, says", [
-    ("hellaswag", "openai", "has lm-eval and llm.c"), ("lambada", "llm.c", "has lm-eval and openai"),
-    ("loss", "llm.c", "has none; leave it out")])
+    ("hellaswag", "openai", "has the protocols lm-eval and llm.c"), ("lambada", "llm.c", "has the protocols lm-eval and openai"),
+    ("loss", "llm.c", "has no protocol; leave it out")])
 def test_a_protocol_that_a_task_has_not(command, tmp_path, task, protocol, says):
     code, out, err = command(task, lines(tmp_path / "x.jsonl", [{"text": "a b"}]), "--protocol", protocol)
     assert (code, out, err.count("\n")) == (2, "", 1) and says in err
@@ -359,24 +359,25 @@ def test_ctrl_c_before_there_is_anything(command, tmp_path, monkeypatch, task):
 @pytest.mark.parametrize("task, name, content, flags, code, said", [
     ("loss", "none.txt", None, [], 3, "--data {} does not exist"),
     ("loss", "t.txt", "", [], 3, "{} is empty"),
-    ("loss", "t.txt", "a", [], 3, "{} holds 1 token; the first is not predicted, so there must be 2"),
+    ("loss", "t.txt", "a", [], 3, "{} holds 1 token; the first token is not predicted, so at least 2 are needed"),
     ("loss", "t.txt", b"ab\xff", [], 3, "{} is not UTF-8 (byte 0xff at offset 2)"),
     ("loss", "t.txt", TEXT, ["--max-length", 65], 2, "the window must be from 1 to the context of 64, not 65"),
     ("loss", "t.txt", TEXT, ["--stride", 65], 2, "the stride must be from 1 to the window of 64, not 65"),
     ("loss", "t.jsonl", '{"text": "a b"}\n{"txt": 1}\n', [], 3, '{}, line 2 has no "text" that is a string'),
-    ("hellaswag", "t.txt", TEXT, [], 2, "--task hellaswag reads a JSONL file of items, and {} is none"),
+    ("hellaswag", "t.txt", TEXT, [], 2, "--task hellaswag reads a JSONL file of items, and {} is not one"),
     ("hellaswag", "t.jsonl", "\n", [], 3, "{} holds no item"),
-    ("hellaswag", "t.jsonl", json.dumps(ITEM) + "\n{", [], 3, "{}, line 2 is no item of hellaswag (Expecting property name"),
-    ("hellaswag", "t.jsonl", '{"text": "a b"}', [], 3, "{}, line 1 is no item of hellaswag ('activity_label' is missing)"),
-    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": 4}), [], 3, "{}, line 1 is no item of hellaswag (label 4 of 4 endings)"),
-    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": ""}), [], 3, "{}, line 1 is no item of hellaswag (invalid literal"),
+    ("hellaswag", "t.jsonl", json.dumps(ITEM) + "\n{", [], 3, "{}, line 2 is not an item of hellaswag (Expecting property name"),
+    ("hellaswag", "t.jsonl", '{"text": "a b"}', [], 3, "{}, line 1 is not an item of hellaswag ('activity_label' is missing)"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": 4}), [], 3, "{}, line 1 is not an item of hellaswag (label 4 of 4 endings)"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": ""}), [], 3, "{}, line 1 is not an item of hellaswag (invalid literal"),
     ("hellaswag", "t.jsonl", json.dumps({**ITEM, "endings": ["a", "[b]"]}), [], 3,
-     "{}, line 1 is no item of hellaswag (an ending is empty)"),
-    ("hellaswag", "t.jsonl", "[1]", [], 3, "{}, line 1 is no item of hellaswag ("),
-    ("lambada", "t.jsonl", '{"text": "alone"}', [], 3, "{}, line 1 is no item of lambada (no last word after others)"),
-    ("lambada", "t.jsonl", '{"text": "ends with "}', [], 3, "{}, line 1 is no item of lambada (no last word after others)"),
-    ("lambada", "t.jsonl", '{"text": 3}', [], 3, "{}, line 1 is no item of lambada ("),
-    ("lambada", "t.jsonl", b'{"text": "\xff"}', [], 3, "{}, line 1 is no item of lambada ("),
+     "{}, line 1 is not an item of hellaswag (an ending is empty)"),
+    ("hellaswag", "t.jsonl", "[1]", [], 3, "{}, line 1 is not an item of hellaswag ("),
+    ("lambada", "t.jsonl", '{"text": "alone"}', [], 3, "{}, line 1 is not an item of lambada (there is no last word after other words)"),
+    ("lambada", "t.jsonl", '{"text": "ends with "}', [], 3,
+     "{}, line 1 is not an item of lambada (there is no last word after other words)"),
+    ("lambada", "t.jsonl", '{"text": 3}', [], 3, "{}, line 1 is not an item of lambada ("),
+    ("lambada", "t.jsonl", b'{"text": "\xff"}', [], 3, "{}, line 1 is not an item of lambada ("),
 ])
 def test_what_cannot_be_evaluated(command, tmp_path, task, name, content, flags, code, said):
     """One line says what is wrong and where, and nothing is printed."""
@@ -394,4 +395,4 @@ def test_weights_that_are_not_numbers(command, tmp_path):
     model.save_pretrained(tmp_path / "model", tokenizer=tiny_tokenizer())
     (tmp_path / "t.txt").write_text(TEXT)
     code, out, err = command("loss", tmp_path / "t.txt", "--model", tmp_path / "model")
-    assert (code, out) == (1, "") and "negative log-likelihood of token 1 or after it is nan" in err
+    assert (code, out) == (1, "") and "negative log-likelihood of token 1 or of a later one is nan" in err

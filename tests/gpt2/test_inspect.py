@@ -133,7 +133,7 @@ def test_what_is_odd_is_said(told, run, tmp_path):
     assert odd["h.0.attn.c_attn.weight"] == ["3 × NaN"] and odd["h.1.mlp.c_fc.weight"] == ["1 × infinity"]
     assert odd["h.1.attn.c_proj.weight"] == ["equal to h.0.attn.c_proj.weight"] and odd["lm_head.weight"] == ["equal to wte.weight"]
     assert odd["ln_f.bias"] == ["all zero", "[32] by the configuration"] and odd["ln_f.weight"] == ["all 1"]
-    assert odd["rotary.freqs"] == ["all 1", "no parameter of GPT-2"] and odd["step"] == ["no float", "no parameter of GPT-2"]
+    assert odd["rotary.freqs"] == ["all 1", "not a parameter of GPT-2"] and odd["step"] == ["not floats", "not a parameter of GPT-2"]
     assert odd["wte.weight"] == odd["h.0.mlp.c_fc.weight"] == []
     assert len(found["buffers"]) == 2 and found["missing"] == ["h.0.ln_2.weight", "h.1.ln_2.weight", "h.1.mlp.c_proj.bias"]
     said = run("tensors", "--model", path)[1]
@@ -149,7 +149,7 @@ def test_tensors_of_something_else(told, run, tmp_path):
     """A file that is no GPT-2 is shown all the same."""
     save_file({"a": np.ones((2, 3), np.float32)}, tmp_path / "x.safetensors")
     assert [row["name"] for row in told("tensors", "--model", tmp_path / "x.safetensors")["tensors"]] == ["a"]
-    assert "what may be missing is not known" in run("tensors", "--model", tmp_path / "x.safetensors")[1]
+    assert "it is not known whether tensors are missing" in run("tensors", "--model", tmp_path / "x.safetensors")[1]
 
 
 def test_openais_own_tensors(told):
@@ -405,7 +405,7 @@ def test_the_worst_comes_first(told, run, tmp_path):
     assert by_name["h.1.attn.c_proj.weight"]["note"] == "the transpose" and found["only"] == {"A": ["ln_f.bias"], "B": []}
     assert found["equal"] == len(rows) - 5
     said = run("diff", a, b)[1]
-    assert "in A alone: 1: ln_f.bias" in said and "B, missing: 1 of 28 tensors: ln_f.bias" in said
+    assert "only in A: 1: ln_f.bias" in said and "B, missing: 1 of 28 tensors: ln_f.bias" in said
     assert run("diff", a, a)[1].startswith("no difference\n")
     assert by_name["h.1.attn.c_attn.weight"]["relative"] == by_name["h.1.attn.c_attn.weight"]["max"] == "inf"
     assert by_name["h.1.attn.c_attn.weight"]["cosine"] == "nan"
@@ -577,13 +577,13 @@ def test_a_model_of_16_bits_is_looked_into(run, tmp_path, command, dtype):
 BAD = [
     (["arch", "--model", "gpt3"], 2, "there is no model or directory 'gpt3'; did you mean gpt2?"),
     (["arch", "--block-size", "1000"], 2, "--block-size 1000 is more than the context of 128"),
-    (["attention", "--layer", "4"], 2, "--layer 4 is not there; the model's are 0 … 3"),
-    (["attention", "--head", "9"], 2, "--head 9 is not there; the model's are 0 … 3"),
+    (["attention", "--layer", "4"], 2, "--layer 4 does not exist; the model has 0 … 3"),
+    (["attention", "--head", "9"], 2, "--head 9 does not exist; the model has 0 … 3"),
     (["attention", "--out", "x.gif"], 2, "'x.gif' is not the name of a picture; it must end in .png, .svg or .pdf"),
-    (["trace", "--out", "x.png"], 2, "'x.png' is no name of a page; end it in .html"),
-    (["attention", "--ids", "1,x"], 2, "'1,x' are no ids; write them as 15496,11,314"),
+    (["trace", "--out", "x.png"], 2, "'x.png' is not the name of a page; end it in .html"),
+    (["attention", "--ids", "1,x"], 2, "'1,x' is not a list of ids; write ids as 15496,11,314"),
     (["attention", "--ids", "5000"], 2, "id 5000 is outside the vocabulary 0 … 1023"),
-    (["logit-lens", "--prompt", ""], 2, "the prompt is empty; give it a token at least"),
+    (["logit-lens", "--prompt", ""], 2, "the prompt is empty; give at least one token"),
     (["logit-lens", "--prompt", "x " * 400], 2, "and the model's context is 128"),
     (["logit-lens", "--prompt", "x", "--ids", "1"], 2, "not allowed with argument"),
     (["weigths"], 2, "invalid choice: 'weigths'"),
@@ -607,8 +607,8 @@ def test_without_weights_of_these_names(run, tmp_path):
     save_file({"wpe.weight": np.zeros((4, 768), np.float32)}, tmp_path / "x.safetensors")
     save_file({"other": np.zeros(3, np.float32)}, tmp_path / "y.safetensors")
     for flags, says in ((["weights", "--model", tmp_path / "x.safetensors", "--which", "qkv"], "has no tensors for 'qkv'"),
-                        (["weights", "--model", tmp_path / "y.safetensors"], "has no weights of GPT-2's names"),
-                        (["params", "--model", tmp_path / "y.safetensors"], "does not tell its configuration"),
+                        (["weights", "--model", tmp_path / "y.safetensors"], "has no weights with GPT-2's names"),
+                        (["params", "--model", tmp_path / "y.safetensors"], "has no configuration"),
                         (["diff", tmp_path / "x.safetensors", tmp_path / "y.safetensors"], "have no tensor of the same name")):
         code, out, err = run(*flags)
         assert (code, out) == (3, "") and says in err.splitlines()[-1], err

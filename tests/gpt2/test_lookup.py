@@ -208,7 +208,7 @@ def test_a_cache_that_was_rewound_has_forgotten():
 
 @pytest.mark.parametrize(("rows", "lookup", "message"), [
     ([[1]], -1, "lookup must be 0 or more, not -1"),
-    ([[1], [2]], 3, "lookup guesses for one row, and these are 2; leave out --lookup, or ask for one row at a time"),
+    ([[1], [2]], 3, "lookup works for one row only, and there are 2 rows; leave out --lookup, or generate one row at a time"),
 ])
 def test_what_cannot_be_looked_up_is_refused(rows, lookup, message):
     """A negative number and several rows raise UsageError, which says so in one line."""

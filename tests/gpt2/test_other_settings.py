@@ -89,7 +89,7 @@ def test_each_setting_does_what_the_table_says(name, resumed):
         [line] = said
         assert line.startswith(f"gpt2.train: warning: {called} ") and " instead of " in line
         assert ("the learning rate of step 13 is " in line) == (kinds == ("schedule",))
-        assert ("the steps from here on are others" in line) == ("steps" in kinds)
+        assert ("the steps from here on differ" in line) == ("steps" in kinds)
 
 
 def test_the_same_settings_say_nothing(resumed):
@@ -119,10 +119,10 @@ def test_validation_stays_comparable(run, data, tmp_path):
                                (tmp_path / "b", ("--batch-size", 4), ("--batch-size", 2))):
         assert run(out, *fresh(data, *flags, *first))[0] == 0
         code, _, err = run(out, "--init-from", "resume", "--max-iters", 3, *second)
-        assert code == 0 and "the steps from here on are others" in err
+        assert code == 0 and "the steps from here on differ" in err
         if len(first) > 2:
             code, _, err = run(out, "--init-from", "resume", "--max-iters", 4, "--batch-size", 1)
-            assert code == 2 and "leave it out, give --eval-iters 8, or begin a run of its own with --init-from" in err
+            assert code == 2 and "leave it out, give --eval-iters 8, or start a new run with --init-from" in err
 
 
 def test_what_was_frozen_stays_frozen(run, data, tmp_path):
@@ -130,6 +130,6 @@ def test_what_was_frozen_stays_frozen(run, data, tmp_path):
     out = tmp_path / "out"
     assert run(out, *fresh(data), "--max-iters", 2, "--freeze", "wte.*", "wpe.*")[0] == 0
     code, _, err = run(out, "--init-from", "resume", "--max-iters", 3, "--freeze", "wte.*")
-    assert code == 2 and "wpe.weight was frozen, and" in err and "has no AdamW moments of it" in err
+    assert code == 2 and "wpe.weight was frozen, and" in err and "has no AdamW moments for it" in err
     code, _, err = run(out, "--init-from", "resume", "--max-iters", 3, "--freeze", "wte.*", "--freeze", "wpe.*", "ln_f.*")
     assert code == 0 and "--freeze ['wte.*', 'wpe.*', 'ln_f.*'] instead of ['wte.*', 'wpe.*']: the steps from here on" in err

@@ -180,7 +180,7 @@ JSONL = {
 @pytest.mark.parametrize("arguments, error, reason", [
     (["nowhere.txt"], MissingError, r"nowhere\.txt cannot be read"),
     (["empty.txt"], MissingError, r"empty\.txt is empty"),
-    (["good.txt", "docs.jsonl"], UsageError, "do not go together"),
+    (["good.txt", "docs.jsonl"], UsageError, "cannot be prepared together"),
     (["broken.jsonl"], MissingError, r"broken\.jsonl, line 3 is not JSON \(Expecting"),
     (["textless.jsonl"], MissingError, r'textless\.jsonl, line 2 has no "text" that is a string'),
     (["list.jsonl"], MissingError, r'list\.jsonl, line 1 has no "text"'),

@@ -187,7 +187,7 @@ def test_rows_of_padding_are_never_drawn():
 def test_a_prompt_with_a_special_token_is_given_as_ids():
     """A text that holds <|endoftext|> could be meant in two ways, so that it is refused; the ids of either are taken."""
     tokenizer, model = tiny_tokenizer(), tiny_model(seed=1, eos_token_id=None)
-    with pytest.raises(UsageError, match=r"the text holds <\|endoftext\|> at character 3; say allow_special=True"):
+    with pytest.raises(UsageError, match=r"the text holds <\|endoftext\|> at character 3; pass allow_special=True"):
         continue_text(model, tokenizer, "abc<|endoftext|>", max_new_tokens=1)
     made = [continue_text(model, tokenizer, tokenizer.encode("abc<|endoftext|>", allow_special=which), max_new_tokens=8)[0].tokens
             for which in (True, False)]

@@ -130,7 +130,7 @@ def test_special_tokens_have_to_be_decided_on(small: Tokenizer, text: str) -> No
         wanted = small.encoding.encode(text)
     except ValueError:
         at = text.find("<|endoftext|>")
-        with pytest.raises(UsageError, match=rf"holds <\|endoftext\|> at character {at}; say allow_special=True .* or allow_special=False"):
+        with pytest.raises(UsageError, match=rf"holds <\|endoftext\|> at character {at}; pass allow_special=True .* allow_special=False"):
             small.encode(text)
         assert small.encode(text, allow_special=True) != small.encode(text, allow_special=False)
     else:
@@ -310,8 +310,8 @@ def unmade(files: dict[str, bytes]) -> dict[str, bytes]:
     (lambda f: {**f, "merges.txt": f["merges.txt"] + "東 京\n".encode()}, "stands for no byte"),
     (lambda f: without(f, "he"), "makes no token"),
     (lambda f: without(f, "!"), "lacks 1 of the 256 bytes"),
-    (swapped, "follow the order of the merges"),
-    (unmade, r"merge 3 \('ab c'\) is never made, those before it end at 'a bc'"),
+    (swapped, "ids in the order of the merges"),
+    (unmade, r"merge 3 \('ab c'\) is never made, the merges before it end at 'a bc'"),
 ])
 def test_damaged_vocabularies_are_refused(small: Tokenizer, tmp_path: Path, change, reason: str) -> None:
     """Files that are cut short, foreign or inconsistent, or that tiktoken would serve differently, are refused."""

@@ -433,6 +433,6 @@ def test_control_c_in_the_middle_of_a_step(after, run, tmp_path, monkeypatch):
     code, out, err = run(tmp_path / "out", "--max-iters", 50, "--eval-interval", 5)
     last = (after - 1) // 5 * 5
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == (f"gpt2.train: stopped by SIGINT after step {after - 1}; go on from checkpoint-{last} with --init-from "
-                                    f"resume --out-dir {tmp_path / 'out'}")
+    assert err.splitlines()[-1] == (f"gpt2.train: stopped by SIGINT after step {after - 1}; continue from checkpoint-{last} with "
+                                    f"--init-from resume --out-dir {tmp_path / 'out'}")
     assert held(tmp_path / "out")[1] == sorted({0, last})
