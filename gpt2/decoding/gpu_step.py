@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import minigrad as mg
-from minigrad import decode, fused
+from minigrad import fused
 
+from . import gpu_ops
 from .gpu_sampling import Chooser
 from .kv_cache import KVCache
 from .sampling import SamplingOptions
@@ -32,10 +33,10 @@ def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarr
     step i. seen: the ids of each row so far.
     """
     if options.is_greedy and options.repetition_penalty == 1.0:
-        return lambda logits, ids, step: decode.greedy(logits, ids, vocab=vocab)
+        return lambda logits, ids, step: gpu_ops.greedy(logits, ids, vocab=vocab)
     there = mg.backend.get(model.where["device"])
     return Chooser(there, options, len(seen), vocab, uniforms, seen,
-                   dtype=decode.stream_dtype(model.where["dtype"]))
+                   dtype=gpu_ops.stream_dtype(model.where["dtype"]))
 
 
 class Stepper:
@@ -48,13 +49,13 @@ class Stepper:
     def fits(model: Any, rows: int) -> bool:
         """Whether the backend has kernels for a step of this model with so many rows."""
         here = mg.backend.get(model.where["device"]).backend
-        return (all(name in here.kernels for name in decode.KERNELS)
-                and rows <= decode.ROWS
+        return (all(name in here.kernels for name in gpu_ops.KERNELS)
+                and rows <= gpu_ops.ROWS
                 and not model.training
                 and getattr(model, "F", None) is fused
                 and not model.hooked
                 and model.compute_dtype == model.where["dtype"]
-                and model.config.n_embd // model.config.n_head <= decode.HEAD)
+                and model.config.n_embd // model.config.n_head <= gpu_ops.HEAD)
 
     def __init__(self, model: Any, cache: KVCache, choose: Choose | None = None) -> None:
         model.lay_out()
@@ -62,7 +63,7 @@ class Stepper:
         self.there = mg.backend.get(model.where["device"])
         config, rows = model.config, cache.keys.shape[1]
         d, heads = config.n_embd, config.n_head
-        stream = decode.stream_dtype(model.where["dtype"])
+        stream = gpu_ops.stream_dtype(model.where["dtype"])
 
         def room(*shape: int, dtype: str = stream) -> Any:
             return self.there.zeros(shape, dtype=dtype)
@@ -75,7 +76,7 @@ class Stepper:
         self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)        # 3 × [B, d]
         self.inner = room(rows, config.n_inner or 4 * d)                            # [B, n]
         self.logits = room(rows, config.vocab_size)                                 # [B, V]
-        self.parts = room(rows, heads, decode.PARTS, d // heads + 2)        # [B, h, PARTS, d/h + 2]
+        self.parts = room(rows, heads, gpu_ops.PARTS, d // heads + 2)        # [B, h, PARTS, d/h + 2]
         self.arrived = room(rows, heads, dtype="int64")                             # [B, h]
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
@@ -94,17 +95,17 @@ class Stepper:
         eps, act = self.model.config.layer_norm_epsilon, self.model.config.activation_function
         x, q, y, inner, state = self.x, self.q, self.y, self.inner, self.state
         head, logits = self.head, self.logits
-        decode.embed(self.ids, state, self.pad, self.wte, self.wpe, x)      # [B] -> [B, d]
+        gpu_ops.embed(self.ids, state, self.pad, self.wte, self.wpe, x)      # [B] -> [B, d]
         for ln_1, ln_2, (keys, values), scale, qkv, proj, fc, mlp_proj in self.layers:
             (w_qkv, b_qkv), (w_y, b_y), (w_1, b_1), (w_2, b_2) = qkv, proj, fc, mlp_proj
-            decode.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state,
+            gpu_ops.qkv(x, ln_1, w_qkv, b_qkv, q, keys, values, state,
                        eps=eps)                                             # [B, d] -> 3 × [B, d]
-            decode.attention(q, keys, values, state, self.pad, y, self.parts,
+            gpu_ops.attention(q, keys, values, state, self.pad, y, self.parts,
                              self.arrived, scale=scale, soon=(w_y, w_1))    # [B, d] -> [B, d]
-            decode.linear(y, w_y, b_y, x, add=True)                 # [B, d] + [B, d] -> [B, d]
-            decode.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)  # [B, d] -> [B, n]
-            decode.linear(inner, w_2, b_2, x, add=True)             # [B, n] + [B, d] -> [B, d]
-        decode.linear(x, head, None, logits, norm=self.ln_f, eps=eps)       # [B, d] -> [B, V]
+            gpu_ops.linear(y, w_y, b_y, x, add=True)                 # [B, d] + [B, d] -> [B, d]
+            gpu_ops.linear(x, w_1, b_1, inner, norm=ln_2, eps=eps, act=act)  # [B, d] -> [B, n]
+            gpu_ops.linear(inner, w_2, b_2, x, add=True)             # [B, n] + [B, d] -> [B, d]
+        gpu_ops.linear(x, head, None, logits, norm=self.ln_f, eps=eps)       # [B, d] -> [B, V]
         if self.choose is not None:
             self.choose(logits, self.ids[0, :], state[1:2])                 # [B, V] -> [B]
 

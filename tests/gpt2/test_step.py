@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_gpt2 import scripted_model, tiny_config
 
 import minigrad as mg
-import minigrad.decode
 from gpt2.decoding import decode as decoding
+from gpt2.decoding import gpu_ops
 from gpt2.decoding.gpu_step import AHEAD, Stepper
 from gpt2.decoding.kv_cache import KVCache
 from gpt2.decoding.sampling import SamplingOptions
@@ -168,8 +168,8 @@ def test_a_step_may_be_read_and_then_go_on_by_itself():
     cache = KVCache(model.config, 1, 12, dtype="float64")
     with mg.no_grad():
         token = int(model([ids], cache=cache, last=1).numpy()[0, 0].argmax())
-    step = Stepper(model, cache, lambda logits, ids, number: mg.decode.greedy(logits, ids, vocab=model.config.vocab_size))
-    assert step.parts.shape == (1, model.config.n_head, mg.decode.PARTS, model.config.n_embd // model.config.n_head + 2)
+    step = Stepper(model, cache, lambda logits, ids, number: gpu_ops.greedy(logits, ids, vocab=model.config.vocab_size))
+    assert step.parts.shape == (1, model.config.n_head, gpu_ops.PARTS, model.config.n_embd // model.config.n_head + 2)
     found = [token]
     for n in (1, 2):
         found.append(int(step.read([found[-1]])[0].argmax()))

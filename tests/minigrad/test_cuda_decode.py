@@ -1,4 +1,4 @@
-"""decode.cu, run on a CPU: over odd shapes each kernel of a decoding step means what its definition in minigrad/decode.py says."""
+"""decode.cu, run on a CPU: over odd shapes each kernel of a decoding step means what its definition in gpt2/decoding/gpu_ops.py says."""
 from __future__ import annotations
 
 import itertools
@@ -16,7 +16,8 @@ from long import slow_unless
 
 import minigrad as mg
 import minigrad.backend.cupy.decode as wrappers
-from minigrad import backend, decode
+from gpt2.decoding import gpu_ops as decode
+from minigrad import backend
 from minigrad.backend.cupy import source
 from minigrad.testing.fake_cupy import cuda
 from minigrad.testing.laws.tolerance import bound, magnitude

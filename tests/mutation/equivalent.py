@@ -36,15 +36,15 @@ EQUIVALENT: dict[str, str] = {
     "minigrad.backend.splitmix64.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
     "minigrad.backend.splitmix64.keep_mask_span: 2 for 1 in stop + 1": MORE,
     # what a step of decoding is made of
-    "minigrad.decode._embed: swapped: word, where = (wte[max(0, tokens[row]), :], wpe[place -…": "a sum of two, the other one first",
-    "minigrad.decode.attention: soon ignored": "a hint at what is read next changes no number",
-    "minigrad.decode._attention: times 1.0001: xp.exp(scores - xp.max(scores, axis=1, keepdims=True))":
+    "gpt2.decoding.gpu_ops._embed: swapped: word, where = (wte[max(0, tokens[row]), :], wpe[place -…": "a sum of two, the other one first",
+    "gpt2.decoding.gpu_ops.attention: soon ignored": "a hint at what is read next changes no number",
+    "gpt2.decoding.gpu_ops._attention: times 1.0001: xp.exp(scores - xp.max(scores, axis=1, keepdims=True))":
         "the weights are divided by their sum afterwards",
-    "minigrad.decode._greedy: times 1.0001: logits[:, :vocab]": ORDER,
-    "minigrad.decode._greedy: times 1.0001: xp.max(logits, axis=1)": FINITE,
-    "minigrad.decode._attention: plus 1e-5: xp.matmul(k, q[row, :].reshape(heads, e, 1)) * scale": SHIFT,
-    "minigrad.decode._greedy: plus 1e-5: logits[:, :vocab]": SHIFT,
-    "minigrad.decode._greedy: plus 1e-5: xp.max(logits, axis=1)": FINITE,
+    "gpt2.decoding.gpu_ops._greedy: times 1.0001: logits[:, :vocab]": ORDER,
+    "gpt2.decoding.gpu_ops._greedy: times 1.0001: xp.max(logits, axis=1)": FINITE,
+    "gpt2.decoding.gpu_ops._attention: plus 1e-5: xp.matmul(k, q[row, :].reshape(heads, e, 1)) * scale": SHIFT,
+    "gpt2.decoding.gpu_ops._greedy: plus 1e-5: logits[:, :vocab]": SHIFT,
+    "gpt2.decoding.gpu_ops._greedy: plus 1e-5: xp.max(logits, axis=1)": FINITE,
     # sampling
     "gpt2.decoding.sampling.process_logits: plus 1e-5: _penalized(logits, options, previous)": SHIFT,
     "gpt2.decoding.sampling.choose: 1.0001 for 1.0 in options.repetition_penalty == 1.0": ONE,
@@ -91,7 +91,7 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.decoding.kv_cache.KVCache.rows: without self.pad is not None in self.pad is not None and any(part.padded)":
         "where there is no pad, all of padded is 0",
     # the decoding step
-    "gpt2.decoding.gpu_step.Stepper.step: no soon in decode.attention(q, keys, values, state, self.pad, y,…":
+    "gpt2.decoding.gpu_step.Stepper.step: no soon in gpu_ops.attention(q, keys, values, state, self.pad, y,…":
         "a hint at what is read next changes no number",
     "gpt2.decoding.gpu_step.Stepper.step: 3 for 2 in 1:2": "the state has two numbers, and its last one either way",
     "gpt2.decoding.gpu_step.Stepper.tokens: without self.there.use()":
@@ -102,13 +102,13 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, d) (3)": ZERO,
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, config.n_inner or 4 * d)": ZERO,
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, config.vocab_size)": ZERO,
-    "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, heads, decode.PARTS, d // heads + 2)": ZERO,
+    "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, heads, gpu_ops.PARTS, d // heads + 2)": ZERO,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, d)": MEMORY,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, d) (2)": MEMORY,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, d) (3)": MEMORY,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, config.n_inner or 4 * d)": MEMORY,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, config.vocab_size)": MEMORY,
-    "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, heads, decode.PARTS, d // heads + 2)": MEMORY,
+    "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: room(rows, heads, gpu_ops.PARTS, d // heads + 2)": MEMORY,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.lm_head.weight.array": SHIFT,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.wte.weight.array": MEAN,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.wpe.weight.array": MEAN,

@@ -48,7 +48,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
     "minigrad.fused.dropout": ("minigrad/test_random", "minigrad/test_fused"),
     "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/test_fused"),
     "minigrad.nn:Dropout": ("minigrad/test_nn", "minigrad/test_random"),
-    "minigrad.decode": ("minigrad/test_cuda_decode", "gpt2/test_step"),
+    "gpt2.decoding.gpu_ops": ("minigrad/test_cuda_decode", "gpt2/test_step"),
     "gpt2.decoding.sampling": ("gpt2/test_sampling", "gpt2/test_numbers"),
     "gpt2.decoding.prompt_lookup": ("gpt2/test_lookup",),
     "gpt2.decoding.kv_cache": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),

@@ -1,4 +1,4 @@
-"""CuPy kernels of a step of decoding (`minigrad.decode`): what calls decode.cu.
+"""CuPy kernels of a step of decoding a transformer: what calls decode.cu.
 
 How a matrix is cut up depends on its size and on how many multiprocessors there are, so equal calls
 on one device give equal bits.

@@ -1,4 +1,4 @@
-// One step of decoding: the kernels of minigrad/decode.py for 1 … 8 rows. Compiled after what kernels.cu starts with.
+// One step of decoding: the kernels of gpt2/decoding/gpu_ops.py for 1 … 8 rows. Compiled after what kernels.cu starts with.
 //
 // Such a step reads every weight once and computes next to nothing, so all here is about asking for memory early and often: a kernel's
 // first weights are on their way before it knows what to multiply them with. Weights are [out, in], each row in one piece. What travels

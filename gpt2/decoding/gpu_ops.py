@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .backend import of
+from minigrad.backend import of
 
 ROWS = 8                                                # at most, for the kernels
 HEAD = 256                                              # numbers of a head at most, for the kernels
