@@ -76,7 +76,7 @@ class Stepper:
         self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)        # 3 × [B, d]
         self.inner = room(rows, config.n_inner or 4 * d)                            # [B, n]
         self.logits = room(rows, config.vocab_size)                                 # [B, V]
-        self.parts = room(rows, heads, gpu_ops.PARTS, d // heads + 2)        # [B, h, PARTS, d/h + 2]
+        self.parts = room(rows, heads, gpu_ops.PARTS, d // heads + 2)       # [B, h, PARTS, d/h + 2]
         self.arrived = room(rows, heads, dtype="int64")                             # [B, h]
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
