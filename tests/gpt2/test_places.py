@@ -217,7 +217,7 @@ def test_two_mistakes_that_nobody_knows_are_two_places(golden, model, tmp_path, 
     np.savez(tmp_path / "port.npz", **{name: a.astype(np.float32) for name, a in dumped(golden, run, values).items()})
     assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
     out = capsys.readouterr().out.splitlines()
-    at = out.index("computed from what the port has before them, these are wrong, and all else is right:")
+    at = out.index("computed from the port's own earlier values, these tensors are wrong, and all others are right:")
     assert out[at + 1].startswith("    blocks.0, 1, 2.mlp.act (gelu.2): ")
     assert out[at + 2] == "    blocks.1.attn.z (attention.3): its heads 0 … 3 are made with V of the heads 0, 0, 3, 2"
     assert "tensors compared" in out[at + 3]
