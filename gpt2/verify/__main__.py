@@ -83,7 +83,7 @@ def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
     port = read_port(args.against, golden)
     found, missing = compare(golden, port, names)
     wrong = [c for c in found if not c.ok]
-    lines = []
+    lines: list[str] = []
     if shown := found if args.all else wrong[:SHOWN]:
         lines += tensor_table(shown)
         if not args.all and len(wrong) > SHOWN:

@@ -373,7 +373,7 @@ def test_what_is_held_out_is_not_trained_on(monkeypatch, module):
     module.measure(bench)
     assert len(seen) == 6 and not np.intersect1d(seen[0], seen[1]).size and len(seen[0]) > 65
     bench.text_ids = np.arange(129)
-    with pytest.raises(MissingError, match="129 tokens, and 130 are wanted"):
+    with pytest.raises(MissingError, match="129 tokens; 130 are needed"):
         module.measure(bench)
 
 
@@ -576,7 +576,7 @@ def test_a_text_of_ones_own(tmp_path):
     (tmp_path / "t.txt").write_text("Once upon a midnight dreary")
     bench = lab.Lab(str(tmp_path / "m"), data=tmp_path / "t.txt")
     assert bench.text_ids.tolist() == tiny_tokenizer().encode("Once upon a midnight dreary")
-    with pytest.raises(MissingError, match="tokens, and 65 are wanted"):
+    with pytest.raises(MissingError, match="tokens; 65 are needed"):
         bench.blocks(4, 64)
     with pytest.raises(MissingError, match="cannot be read"):
         _ = lab.Lab(data=tmp_path / "no.txt").text_ids
@@ -677,7 +677,7 @@ def test_nothing_but_the_packages_own_needs_is_needed(tmp_path):
     (["ladder", "--model", "no/where"], 3, "there is no model or directory 'no/where'"),
     (["ladder", "--data", "/nonexistent"], 3, "--data /nonexistent cannot be read"),
     (["parameter-counts", "--out", "/dev/null/x"], 2, "cannot write"),
-    (["ladder", "--which", "qkv"], 2, "--which is of weight-histograms alone, and not of ladder"),
+    (["ladder", "--which", "qkv"], 2, "--which is for weight-histograms only, not for ladder"),
     (["weight-histograms", "--which", "biases"], 2, "invalid choice: 'biases'"),
     (["ladder", "--backend", "tpu"], 2, "there is no backend 'tpu'"),
 ])

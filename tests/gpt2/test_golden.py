@@ -477,9 +477,9 @@ def spoil(name, value):
 @pytest.mark.parametrize("edit, says", [
     (spoil("blocks.1.mlp.pre", lambda a: np.where(a == a[1, 2, 3], np.nan, a).astype(np.float32)),
      "has 1 × NaN or infinity, the first at [1, 2, 3]"),
-    (spoil("blocks.1.attn.q", lambda a: a[:, :, :5]), "is [2, 2, 5, 16]; [2, 2, 10, 16] is wanted"),
-    (spoil("h.2.mlp.c_fc.bias.grad", lambda a: np.stack([a, a])), "is [2, 128], not summed over the batch; [128] is wanted"),
-    (spoil("logits", lambda a: np.ascontiguousarray(a.T)), "is [300, 10, 2], the transpose; [2, 10, 300] is wanted"),
+    (spoil("blocks.1.attn.q", lambda a: a[:, :, :5]), "has shape [2, 2, 5, 16]; the truth has [2, 2, 10, 16]"),
+    (spoil("h.2.mlp.c_fc.bias.grad", lambda a: np.stack([a, a])), "has shape [2, 128], not summed over the batch; the truth has [128]"),
+    (spoil("logits", lambda a: np.ascontiguousarray(a.T)), "has shape [300, 10, 2], the transpose; the truth has [2, 10, 300]"),
     (spoil("blocks.2.resid_post", lambda a: np.zeros_like(a)), "it is all zero"),
     (spoil("blocks.1.mlp.act", lambda a: a * 1.2345), "it is 1.2345 times what it should be"),
     (spoil("blocks.1.attn.k", lambda a: np.ascontiguousarray(np.roll(a, 1, 2))), "it is shifted by one place, later"),
