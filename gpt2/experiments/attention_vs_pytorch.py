@@ -125,7 +125,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
             verdict(inside(low, high, 1.0),
                     f"at {last['T']:,} tokens fused attention is also faster than unfused",
                     f"unfused attention takes {times:.2f} times as long "
-                    f"({low:.2f} to {high:.2f} by the quartiles)")]
+                    f"by the medians, {low:.2f} to {high:.2f} by the quartiles")]
 
 
 def draw(found: dict[str, Any]) -> Any:

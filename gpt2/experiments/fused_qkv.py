@@ -101,7 +101,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
         verdict(inside(low, high, 1.0), "one product is faster than a loop over heads",
                 f"one product takes {one['ms']:.2f} ms, three matrices "
                 f"{rows['three matrices']['ms']:.2f} ms, the loop {loop['ms']:.2f} ms: the loop "
-                f"takes {times:.2f} times as long ({low:.2f} to {high:.2f} by the quartiles)"),
+                f"takes {times:.2f} times as long, {low:.2f} to {high:.2f} by the quartiles"),
     ]
 
 

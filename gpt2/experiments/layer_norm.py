@@ -84,7 +84,8 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
                 f"a row of standard deviation 1e-4 comes out with "
                 f"{found['eps'][0]['std of y']:.3f}"),
         verdict(found["backward"] <= 1e-13 * found["scale"] * D,
-                "the derivative subtracts both means", f"off by {found['backward']:.1e}"),
+                "the derivative subtracts both means",
+                f"autograd differs from the formula by {found['backward']:.1e}"),
     ]
 
 

@@ -27,7 +27,7 @@ def measure(lab: Lab) -> dict[str, Any]:
              "1 %": row["quantiles"][0], "99 %": row["quantiles"][-1]}
             for one in found.values() for row in one["samples"]]
     if not rows:
-        raise MissingError(f"{tensors.source} has no weights with GPT-2's names"
+        raise MissingError(f"{tensors.source} has no weights of GPT-2's names"
                            if lab.which == "all" else
                            f"{tensors.source} has no tensors for {lab.which!r}")
     missing = tensors.missing()
