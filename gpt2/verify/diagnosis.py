@@ -176,7 +176,7 @@ def looks(given: Forced, name: str) -> list[str]:
     if name.startswith("step."):
         before = own.get(name.split(".", 2)[2], np.zeros(0))
         return pictures(given.judge.golden, name, given.judge.theirs, given.suspect.value(name),
-                        {"what it was before the step": before})
+                        {"its value before the step": before})
     known = {key: a for key, a in own.items() if not block or key.startswith(f"h.{block}.")}
     known |= {key: run.forced[key] for key in run.forced
               if key.startswith(f"blocks.{block}.") and not key.endswith(".grad") and key != name}

@@ -468,7 +468,7 @@ def test_the_whole_claim_is_judged_by_quarters():
         assert ablate_query.judge(deep(12, lambda m, n=n: 0.9 if 7 <= m <= 9 and m != n else 0.1))[2].verdict == "contradicted"
     assert ablate_query.judge(deep(12, lambda n: 0.9))[2].verdict == "inconclusive", "the clean model loops"
     shallow = ablate_query.judge(deep(2, lambda n: 0.1))
-    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "2 layers have none there"
+    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "no n of 2 layers is in this quarter"
 
 
 def test_a_model_of_a_short_context_is_ablated(tmp_path):

@@ -482,15 +482,15 @@ def spoil(name, value):
     (spoil("logits", lambda a: np.ascontiguousarray(a.T)), "has shape [300, 10, 2], the transpose; the truth has [2, 10, 300]"),
     (spoil("blocks.2.resid_post", lambda a: np.zeros_like(a)), "it is all zero"),
     (spoil("blocks.1.mlp.act", lambda a: a * 1.2345), "it is 1.2345 times what it should be"),
-    (spoil("blocks.1.attn.k", lambda a: np.ascontiguousarray(np.roll(a, 1, 2))), "it is shifted by one place, later"),
-    (spoil("blocks.1.resid_mid", lambda a: a + np.eye(10, dtype=np.float32)[4][:, None]), "only place 4 of 10 is wrong"),
+    (spoil("blocks.1.attn.k", lambda a: np.ascontiguousarray(np.roll(a, 1, 2))), "it is shifted by one position, later"),
+    (spoil("blocks.1.resid_mid", lambda a: a + np.eye(10, dtype=np.float32)[4][:, None]), "only position 4 of 10 is wrong"),
     (spoil("blocks.1.resid_mid", lambda a: a.astype(np.float16).astype(np.float32)), "right but for float16's rounding"),
     (spoil("blocks.1.resid_mid", lambda a: (a.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)),
      "right but for bfloat16's rounding"),
     (spoil("blocks.1.resid_mid", lambda a: a * (1 + 1e-4 * np.sin(np.arange(32, dtype=np.float32)))), "is off by 0.00"),
     (spoil("blocks.2.resid_mid", lambda a: np.float32(3) * np.sin(np.arange(a.size, dtype=np.float32)).reshape(a.shape)),
-     "% in the mean square, its correlation with ours "),
-    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "it is off by 26 % in the mean square"),
+     "% in the root mean square, its correlation with ours "),
+    (spoil("loss", lambda a: np.asarray(a + np.float32(1.5))), "it is off by 26 % in the root mean square"),
 ], ids=range(13))
 def test_what_a_wrong_tensor_looks_like(run, made, edit, says):
     code, out, _ = run(verify, "--golden", made[3], "--against", ported(made, edit=edit, grad=True))
