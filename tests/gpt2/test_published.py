@@ -209,7 +209,8 @@ def test_damaged_data_skips_its_figure_alone(run, tiny, monkeypatch, tmp_path):
 
 def test_other_models_are_refused(run):
     code, out, err = run("--model", "shakespeare")
-    assert (code, out) == (2, "") and "are for OpenAI's gpt2 (12 layers, width 768); shakespeare is another model (4 layers, width 256)" in err
+    assert (code, out) == (2, "")
+    assert "are for OpenAI's gpt2 (12 layers, width 768); shakespeare is another model (4 layers, width 256)" in err
     if not (Path.home() / ".cache").exists():
         return
     code, out, err = run("--model", "gpt2-xl")
