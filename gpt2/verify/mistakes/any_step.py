@@ -66,16 +66,19 @@ def of_kind(*kinds: str) -> tuple[str, ...]:
 # a text about a step -> the points that it computes
 STEPS: dict[str, tuple[str, ...]] = {
     "LayerNorm": of_kind(*KINDS), **{kind: of_kind(kind) for kind in KINDS},
-    "each matrix": (*(point for part in MATRICES for point in OUTPUTS[part]),
-                    "logits"), **OUTPUTS, "the head": ("logits",),
-    "attention": ("attn.scores", "attn.pattern",
-                  "attn.z"), "the step of the scores": ("attn.scores",), "softmax": (
-                                                                           "attn.pattern",),
-    "the sum over V": ("attn.z",), "GELU": ("mlp.act",), "the first addition": (
-                          "resid_mid",), "the second addition": ("resid_post",),
-    "each addition": ("resid_mid",
-                      "resid_post"), "the token embedding": ("embed",), "the position embedding": (
-                                       "pos_embed",),
+    "each matrix": (*(point for part in MATRICES for point in OUTPUTS[part]), "logits"),
+    **OUTPUTS,
+    "the head": ("logits",),
+    "attention": ("attn.scores", "attn.pattern", "attn.z"),
+    "the step of the scores": ("attn.scores",),
+    "softmax": ("attn.pattern",),
+    "the sum over V": ("attn.z",),
+    "GELU": ("mlp.act",),
+    "the first addition": ("resid_mid",),
+    "the second addition": ("resid_post",),
+    "each addition": ("resid_mid", "resid_post"),
+    "the token embedding": ("embed",),
+    "the position embedding": ("pos_embed",),
     "Q": ("attn.q",), "K": ("attn.k",), "V": ("attn.v",),
 }
 
@@ -143,16 +146,14 @@ def left_out() -> Iterator[Bug]:
     """Mistakes: a part of a step stays 0, or all indices of an axis have the same values."""
     for step, points in STEPS.items():
         for axis, index, said in edges(points):
-            yield Bug(points[0],
-                      f"{step} leaves out {said}, which stays 0: "
-                      f"{LOOP[index]}",
+            yield Bug(points[0], f"{step} leaves out {said}, which stays 0: {LOOP[index]}",
                       at_all(points,
                              lambda here, x, axis=axis, index=index: x * (  # type: ignore[misc]
                                  1.0 - marked(x, axis, index))))
         for axis in axes(points):
             yield Bug(points[0],
-                      f"{step} gives each {axis} what the first one has: "
-                      "its index is left out",
+                      f"{step} gives each {axis} what the first one has: its "
+                      "index is left out",
                       at_all(points,
                              lambda here, x, axis=axis: alike(x, axis)))  # type: ignore[misc]
 
@@ -181,22 +182,18 @@ def shorter_sums() -> Iterator[Bug]:
         yield Bug("attn.scores", f"q · k {term}",
                   at_point("attn.scores",
                            lambda here, x, index=index: products(  # type: ignore[misc]
-                               without(here["attn.q"], index),
-                               here["attn.k"]) * here.scale))
+                               without(here["attn.q"], index), here["attn.k"]) * here.scale))
         yield Bug("ln_1.mean", f"LayerNorm's mean {term}",
-                  statistics(
-                      lambda x, index=index: without(x, index).mean(  # type: ignore[misc]
-                          axis=-1, keepdims=True),
-                      lambda c, eps: 1.0 / root_mean_square(c, eps)))
+                  statistics(lambda x, index=index: without(x, index).mean(  # type: ignore[misc]
+                                 axis=-1, keepdims=True),
+                             lambda c, eps: 1.0 / root_mean_square(c, eps)))
         yield Bug("ln_1.rstd", f"LayerNorm's variance {term}",
                   statistics(lambda x: x.mean(axis=-1, keepdims=True),
                              lambda c, eps, index=index: 1.0  # type: ignore[misc]
                              / root_mean_square(without(c, index), eps)))
         yield Bug("loss", f"the loss's sum over the vocabulary {term}",
                   in_loss(lambda loss, z, y, index=index: per_token(  # type: ignore[misc]
-                              mg.where(marked(z, "column", index) == 0.0,
-                                       z, -1e30),
-                              y).mean()))
+                              mg.where(marked(z, "column", index) == 0.0, z, -1e30), y).mean()))
 
 
 # the block that is used in place of block i, of n
@@ -260,9 +257,7 @@ def other_inputs() -> Iterator[Bug]:
             yield Bug(point, f"{part} reads {given}; it reads {source}",
                       linear(part,
                              lambda here, x, w, b, given=given: (  # type: ignore[misc]
-                                 (x * 0.0 if given == "0"
-                                  else read(here, given)) @ w
-                                 + b)))
+                                 (x * 0.0 if given == "0" else read(here, given)) @ w + b)))
     for kind, source in NORMS.items():
         for given in (*before(source), "0"):
             def norm(here: Here, x: Tensor, end: str, kind: str = kind, source: str = source,

@@ -82,25 +82,22 @@ def lost() -> Iterator[Bug]:
         for axis, index, said in edges(points):
             if one_key and index == 0 and axis in ("place", "token"):
                 continue
-            yield Bug(at,
-                      f"{step} hands back no gradient of {said}: "
-                      f"{LOOP[index]}",
+            yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}",
                       at_all(outputs(points),
                              lambda here, x, axis=axis, index=index: only(  # type: ignore[misc]
                                  x, 1.0 - marked(x, axis, index))))
         for axis in axes(points):
             yield Bug(at,
-                      f"{step} hands back the gradient of each {axis} to "
-                      "the first one: its index is left out",
+                      f"{step} hands back the gradient of each {axis} to the first "
+                      "one: its index is left out",
                       at_all(outputs(points),
                              lambda here, x, axis=axis: alike(x, axis)))  # type: ignore[misc]
             yield Bug(at,
-                      f"{step} reads the first {axis}'s gradient for all "
-                      "of them: its index is left out",
+                      f"{step} reads the first {axis}'s gradient for all of them: its index is "
+                      "left out",
                       at_all(outputs(points),
                              lambda here, x, axis=axis: zeroed(  # type: ignore[misc]
-                                 x.sum(axis=AXES[axis], keepdims=True)
-                                 * marked(x, axis, 0))))
+                                 x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
 
 
 def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,61 +143,46 @@ def reads() -> Iterator[Bug]:
         source = BEFORE[part]
         for said, reading in held(source):
             yield Bug(f"{part}.weight",
-                      f"{part}'s weight has the gradient with {said}; it "
-                      f"is with its own {source}",
+                      f"{part}'s weight has the gradient with {said}; it is with its own {source}",
                       reading(lambda own, part=part: linear(  # type: ignore[misc]
-                                  part,
-                                  lambda here, x, w, b: x @ stop(w)
-                                  + zeroed(rows(own(here, x)) @ w) + b)))
-        for which in OTHERS:
-            yield Bug(source,
-                      f"{part} hands back the gradient with the weight "
-                      f"of {which}",
-                      linear(
                           part,
-                          lambda here, x, w, b, part=part, which=which: (  # type: ignore[misc]
-                              x @ stop(other(here, part, which).weight)
-                              + stop(x) @ w + b)))
+                          lambda here, x, w, b: x @ stop(w) + zeroed(rows(own(here, x)) @ w) + b)))
+        for which in OTHERS:
+            yield Bug(
+                source, f"{part} hands back the gradient with the weight of {which}",
+                linear(part,
+                       lambda here, x, w, b, part=part, which=which: (  # type: ignore[misc]
+                           x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
     for axis in ("row of the batch", "token", "place"):
         yield Bug(
             "wte.weight",
-            f"the head's part of wte's gradient has the first {axis}'s x "
-            "for all of them",
+            f"the head's part of wte's gradient has the first {axis}'s x for all of them",
             at_point("logits",
                      lambda here, x, axis=axis: here["ln_f.out"] @ stop(  # type: ignore[misc]
                          here.model.lm_head.weight).mT
-                     + (alike(stop(here["ln_f.out"]),
-                              axis) @ here.model.lm_head.weight.mT)))
+                     + (alike(stop(here["ln_f.out"]), axis) @ here.model.lm_head.weight.mT)))
     for said, reading in held("attn.k"):
         yield Bug("attn.q", f"attn.q has its gradient with attn.k from elsewhere: {said}",
-                  reading(lambda own: at_point(
-                              "attn.scores",
-                              lambda here, x: here.scale * (
-                                  products(here["attn.q"], own(here, here["attn.k"]))
-                                  + products(stop(here["attn.q"]), here["attn.k"])))))
+                  reading(lambda own: at_point("attn.scores", lambda here, x: here.scale * (
+                      products(here["attn.q"], own(here, here["attn.k"]))
+                      + products(stop(here["attn.q"]), here["attn.k"])))))
     for said, reading in held("attn.q"):
         yield Bug("attn.k", f"attn.k has its gradient with attn.q from elsewhere: {said}",
-                  reading(lambda own: at_point("attn.scores",
-                                               lambda here, x: here.scale * (
-                                                   products(here["attn.q"], stop(here["attn.k"]))
-                                                   + products(own(here, here["attn.q"]),
-                                                              here["attn.k"])))))
+                  reading(lambda own: at_point("attn.scores", lambda here, x: here.scale * (
+                      products(here["attn.q"], stop(here["attn.k"]))
+                      + products(own(here, here["attn.q"]), here["attn.k"])))))
     for said, reading in held("attn.v"):
         yield Bug("attn.pattern",
                   f"the attention weights have their gradient with attn.v from elsewhere: {said}",
-                  reading(lambda own: at_point("attn.z",
-                                               lambda here, x: mg.matmul(
-                                                   here["attn.pattern"], own(here, here["attn.v"]))
-                                               + mg.matmul(
-                                                   stop(here["attn.pattern"]), here["attn.v"]))))
+                  reading(lambda own: at_point("attn.z", lambda here, x: (
+                      mg.matmul(here["attn.pattern"], own(here, here["attn.v"]))
+                      + mg.matmul(stop(here["attn.pattern"]), here["attn.v"])))))
     for said, reading in held("attn.pattern"):
-        for_v = reading(lambda own: at_point(
-                            "attn.z",
-                            lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
-                            + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"])))
+        for_v = reading(lambda own: at_point("attn.z", lambda here, x: (
+            mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
+            + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"]))))
         for_scores = reading(lambda own: patterns(lambda here, s, seen: weighted(
-                                                      own(here, softmax(masked(s, seen))),
-                                                      mg.where(seen, s, 0.0))))
+            own(here, softmax(masked(s, seen))), mg.where(seen, s, 0.0))))
         yield Bug("attn.v",
                   f"attn.v has its gradient with attention weights from elsewhere: {said}", for_v)
         yield Bug("attn.scores",
@@ -279,9 +261,7 @@ def leaves() -> Iterator[tuple[str, str, Callable[[Callable[[Here, Tensor, str],
     """
     for part in MATRICES:
         yield f"{part}.weight", part, lambda made, part=part: linear(  # type: ignore[misc]
-            part,
-            lambda here, x, w, b: stop(x) @ made(
-                here, w, "weight") + x @ stop(w) + b)
+            part, lambda here, x, w, b: stop(x) @ made(here, w, "weight") + x @ stop(w) + b)
         yield f"{part}.bias", part, lambda made, part=part: linear(  # type: ignore[misc]
             part, lambda here, x, w, b: x @ w + made(here, b, "bias"))
     for kind in ("ln_1", "ln_2"):
@@ -316,53 +296,41 @@ def of_leaves() -> Iterator[Bug]:
                                ("place", "row"))[:1 + (part in MATRICES and "weight" in name)]:
                 yield Bug(
                     name,
-                    f"{said} has no gradient in its {which} {word}: "
-                    f"{edge}",
+                    f"{said} has no gradient in its {which} {word}: {edge}",
                     planted(
                         lambda here, p, kind, axis=axis, index=index: only(  # type: ignore[misc]
                             p, 1.0 - marked(p, axis, index))))
     for part in MATRICES:
         for axis, index, which in EDGES[:6]:
-            yield Bug(f"{part}.weight",
-                      f"{part}'s weight lacks {which} in its gradient: "
+            yield Bug(
+                f"{part}.weight", f"{part}'s weight lacks {which} in its gradient: {LOOP[index]}",
+                linear(part,
+                       lambda here, x, w, b, axis=axis, index=index: (  # type: ignore[misc]
+                           x @ stop(w) + zeroed(stop(x * (1.0 - marked(x, axis, index))) @ w) + b)))
+            yield Bug(f"{part}.bias",
+                      f"{part}'s bias lacks {which} in its gradient: "
                       f"{LOOP[index]}",
                       linear(
                           part,
                           lambda here, x, w, b, axis=axis, index=index: (  # type: ignore[misc]
-                              x @ stop(w)
-                              + zeroed(stop(x * (1.0
-                                                 - marked(x, axis,
-                                                          index))) @ w)
-                              + b)))
-            yield Bug(
-                f"{part}.bias",
-                f"{part}'s bias lacks {which} in its gradient: "
-                f"{LOOP[index]}",
-                linear(part,
-                       lambda here, x, w, b, axis=axis, index=index: (  # type: ignore[misc]
-                           x @ w
-                           + only(mg.broadcast_to(
-                                      b, shape=(*x.shape[:-1], len(b))),
-                                  1.0 - marked(x, axis, index)))))
+                              x @ w
+                              + only(mg.broadcast_to(
+                                         b, shape=(*x.shape[:-1], len(b))),
+                                     1.0 - marked(x, axis, index)))))
 
 
 GENERAL_BACK = [*lost(), *reads(), *norm_reads(), *of_leaves()]
 FACTORS_BACK = [
     *(Factor(at, f"{said} {{}} times",
              lambda c, point=point, own=own: at_point(  # type: ignore[misc]
-                 point,
-                 lambda here, x: here[own[0]] + only(here[own[1]],
-                                                     np.asarray(c))))
+                 point, lambda here, x: here[own[0]] + only(here[own[1]], np.asarray(c))))
       for point, _, own, said, at in TERMS),
-    *(Factor(first_of(points),
-             f"the gradient of what {step} gives is multiplied by {{}}",
-             lambda c, points=points: at_all(  # type: ignore[misc]
-                 outputs(points), lambda here, x: only(x, np.asarray(c))))
+    *(Factor(first_of(points), f"the gradient of what {step} gives is multiplied by {{}}",
+             lambda c, points=points: at_all(outputs(points),  # type: ignore[misc]
+                                             lambda here, x: only(x, np.asarray(c))))
       for step, points in STEPS.items()),
-    *(Factor(name,
-             f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} "
-             "times",
-             lambda c, planted=planted: planted(  # type: ignore[misc]
-                 lambda here, p, kind: only(p, np.asarray(c))))
+    *(Factor(name, f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} times",
+             lambda c, planted=planted: planted(lambda here, p, kind: only(  # type: ignore[misc]
+                                                    p, np.asarray(c))))
       for name, part, planted in leaves()),
 ]

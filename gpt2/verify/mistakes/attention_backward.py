@@ -27,9 +27,8 @@ from ..planting import (
 
 def of_softmax(says: str, made: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Bug:
     """Plant weights with the derivative of made(P, scores, mask); P is constant."""
-    return Bug("attn.scores", says,
-               patterns(lambda here, s, seen: made(
-                            stop(mg.where(seen, softmax(mg.where(seen, s, -1e30)), 0.0)), s, seen)))
+    return Bug("attn.scores", says, patterns(lambda here, s, seen: made(
+        stop(mg.where(seen, softmax(mg.where(seen, s, -1e30)), 0.0)), s, seen)))
 
 
 def of_scores(at: str, says: str, made: Callable[[Here], Tensor]) -> Bug:
@@ -158,8 +157,8 @@ ATTENTION = [
           thirds_swapped(a, b))
       for a, b in ("qk", "kv", "qv")),
     *(Bug("attn.v",
-          f"the gradients of {a.upper()} and V are swapped where they "
-          "are put together for c_attn",
+          f"the gradients of {a.upper()} and V are swapped where they are "
+          "put together for c_attn",
           every(at_point("attn.scores",
                          lambda here, x, a=a: stop(x) + zeroed(  # type: ignore[misc]
                              here.scale * (
@@ -185,13 +184,11 @@ ATTENTION = [
           thirds_of(role, kept))
       for lost, kept in (("Q", "kv"), ("K", "qv"), ("V", "qk")) for role in ("w", "wb")),
     Bug("attn.v", "V has its gradient with the scores; it is with P, what softmax made of them",
-        at_point("attn.z",
-                 lambda here, x: (mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
-                                  + zeroed(mg.matmul(stop(causal(
-                                                              products(here["attn.q"],
-                                                                       here["attn.k"]) * here.scale,
-                                                              np.tri(x.shape[-2], dtype=bool))),
-                                                     here["attn.v"]))))),
+        at_point("attn.z", lambda here, x: (
+            mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
+            + zeroed(mg.matmul(stop(causal(products(here["attn.q"], here["attn.k"]) * here.scale,
+                                           np.tri(x.shape[-2], dtype=bool))),
+                               here["attn.v"]))))),
     Bug("attn.v", "V gets no gradient",
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])))),
     Bug("attn.v", "V has its gradient with P, not transposed: ∂V = Pᵀ ∂z",
@@ -243,10 +240,9 @@ ATTENTION = [
     Bug("attn.z",
         "heads are taken apart on the way back without the transpose, from [B, T, d] to [B, h, T, "
         "d/h]",
-        at_point("attn.out",
-                 lambda here, x: zeroed(here["attn.z"].reshape(x.shape) @ stop(
-                                            here.block.attn.c_proj.weight))
-                 + stop(x) + zeroed(stop(mg.join_heads(here["attn.z"]))
-                                    @ here.block.attn.c_proj.weight)
-                 + zeroed(here.block.attn.c_proj.bias))),
+        at_point("attn.out", lambda here, x: (
+            zeroed(here["attn.z"].reshape(x.shape) @ stop(here.block.attn.c_proj.weight))
+            + stop(x)
+            + zeroed(stop(mg.join_heads(here["attn.z"])) @ here.block.attn.c_proj.weight)
+            + zeroed(here.block.attn.c_proj.bias)))),
 ]

@@ -101,24 +101,19 @@ LOSS = [
     Bug("loss", "the gradient of the logits is that of the squared error, (p − y) ⊙ p (1 − p)",
         in_loss(lambda loss, z, y: (stop((p := softmax(z)) * (1.0 - p)) * loss_of(z, y)).sum())),
     Bug("loss", "the last place of each row gets no gradient from the loss; it has a target, too",
-        in_loss(lambda loss, z, y: (per_token(z, y) * (np.arange(y.shape[1]) < y.shape[1]
-                                                       - 1).astype(z.dtype)).mean())),
-    *(Bug("loss",
-          f"the {said} token of the batch gets no gradient from the loss",
+        in_loss(lambda loss, z, y: (
+            per_token(z, y) * (np.arange(y.shape[1]) < y.shape[1] - 1).astype(z.dtype)).mean())),
+    *(Bug("loss", f"the {said} token of the batch gets no gradient from the loss",
           in_loss(lambda loss, z, y, i=i: only(  # type: ignore[misc]
-                      per_token(z, y),
-                      1.0 - place_mask(y.shape, 0, i) * place_mask(
-                          y.shape, 1, i)).mean()))
+              per_token(z, y),
+              1.0 - place_mask(y.shape, 0, i) * place_mask(y.shape, 1, i)).mean()))
       for i, said in ((0, "first"), (-1, "last"))),
     Bug("loss", "the first place of each row gets no gradient from the loss",
         in_loss(lambda loss, z, y: (
-                    per_token(z, y) * (np.arange(y.shape[1]) > 0).astype(z.dtype)).mean())),
-    *(Bug("loss",
-          f"only the {said} row of the batch gets a gradient from the "
-          "loss",
-          in_loss(
-              lambda loss, z, y, row=row: only(  # type: ignore[misc]
-                  per_token(z, y), place_mask(y.shape, 0, row)).mean()))
+            per_token(z, y) * (np.arange(y.shape[1]) > 0).astype(z.dtype)).mean())),
+    *(Bug("loss", f"only the {said} row of the batch gets a gradient from the loss",
+          in_loss(lambda loss, z, y, row=row: only(per_token(z, y),  # type: ignore[misc]
+                                                   place_mask(y.shape, 0, row)).mean()))
       for row, said in ((0, "first"), (-1, "last"))),
     Bug("loss", "only the last place of each row gets a gradient from the loss", in_loss(
         lambda loss, z, y: only(per_token(z, y), place_mask(y.shape, 1, -1)).mean())),
@@ -197,8 +192,7 @@ TABLES = [
         "the tied weight's gradient lacks the embedding's part; it is the sum of both uses",
         at_embed(lambda here, x: stop(x) + 0.0 * rows_of(here))),
     *(Bug("wte.weight",
-          "rows of a token that is there twice are set, not added "
-          "(scatter-add)",
+          "rows of a token that is there twice are set, not added (scatter-add)",
           at_embed(lambda here, x, last=last: only(rows_of(here),  # type: ignore[misc]
                                                    uses(here, last))))
       for last in (True, False)),
@@ -214,29 +208,27 @@ TABLES = [
     Bug("wte.weight", "the head's part of the tied weight's gradient is added twice",
         head(lambda x, w: x @ (2.0 * w - stop(w)).mT)),
     *(Bug("wte.weight",
-          f"wte's gradient has the {said} row of the batch alone in the "
-          "embedding's part",
-          at_embed(lambda here, x, row=row: only(  # type: ignore[misc]
-                       rows_of(here), place_mask(x.shape, 0, row))))
+          f"wte's gradient has the {said} row of the batch alone in the embedding's part",
+          at_embed(lambda here, x, row=row: only(rows_of(here),  # type: ignore[misc]
+                                                 place_mask(x.shape, 0, row))))
       for row, said in ((0, "first"), (-1, "last"))),
     *(Bug("wte.weight",
-          "the head's part of the tied weight's gradient is of the "
-          f"{said} row of the batch alone",
+          f"the head's part of the tied weight's gradient is of the {said} row of the batch "
+          "alone",
           at_point("logits",
                    lambda here, x, row=row: here["ln_f.out"] @ stop(  # type: ignore[misc]
                        here.model.lm_head.weight).mT
-                   + only(zeroed(stop(here["ln_f.out"])
-                                 @ here.model.lm_head.weight.mT),
+                   + only(zeroed(stop(here["ln_f.out"]) @ here.model.lm_head.weight.mT),
                           place_mask(x.shape, 0, row))))
       for row, said in ((0, "first"), (-1, "last"))),
     Bug("wte.weight",
         "the embedding's part goes to the rows of the targets; it goes to those of the ids",
         to_targets),
     *(Bug("wpe.weight",
-          f"wpe's gradient is of the {said} row of the batch alone; it "
-          "is the sum over rows",
-          of_places(lambda here, x, row=row: only(  # type: ignore[misc]
-                        x, place_mask(x.shape, 0, row))))
+          f"wpe's gradient is of the {said} row of the batch alone; it is the "
+          "sum over rows",
+          of_places(lambda here, x, row=row: only(x,  # type: ignore[misc]
+                                                  place_mask(x.shape, 0, row))))
       for row, said in ((0, "first"), (-1, "last"))),
     Bug("wpe.weight", "wpe's gradient is the mean over rows; it is their sum",
         of_places(lambda here, x: x / x.shape[0])),
@@ -442,65 +434,43 @@ def of_matrix(part: str) -> list[Bug]:
             (1, 0, "of the first place alone"))
     out = [
         *(Bug(weight,
-              f"{part}'s weight has the gradient {said}; it is the sum "
-              "over all places of all rows",
+              f"{part}'s weight has the gradient {said}; it is the sum over all places of all rows",
               w_of(lambda here, x, axis=axis, i=i: x * place_mask(  # type: ignore[misc]
                        x.shape, axis, i).astype(x.dtype)))
           for axis, i, said in rows),
         *(Bug(bias,
-              f"{part}'s bias has the gradient {said}; it is added at "
-              "all places of all rows, and its gradient is their sum",
-              b_of(lambda x, axis=axis, i=i: place_mask(x.shape, axis,  # type: ignore[misc]
-                                                        i)))
+              f"{part}'s bias has the gradient {said}; it is added at all places of all rows, and "
+              "its gradient is their sum",
+              b_of(lambda x, axis=axis, i=i: place_mask(x.shape, axis, i)))  # type: ignore[misc]
           for axis, i, said in rows),
         Bug(weight, f"{part}'s weight has the gradient {set_alone}",
             w_of(lambda here, x: x * last_token(x).astype(x.dtype))),
-        Bug(bias, f"{part}'s bias has the gradient {set_alone}",
-            b_of(last_token)),
-        Bug(weight,
-            f"{part}'s weight lacks the last row of the batch in its "
-            "gradient",
-            w_of(lambda here, x: x * (
-                     1.0 - place_mask(x.shape, 0, -1)).astype(x.dtype))),
-        Bug(weight, f"{part}'s weight gets no gradient",
-            w_of(lambda here, x: x * 0.0)),
+        Bug(bias, f"{part}'s bias has the gradient {set_alone}", b_of(last_token)),
+        Bug(weight, f"{part}'s weight lacks the last row of the batch in its gradient",
+            w_of(lambda here, x: x * (1.0 - place_mask(x.shape, 0, -1)).astype(x.dtype))),
+        Bug(weight, f"{part}'s weight gets no gradient", w_of(lambda here, x: x * 0.0)),
         Bug(bias, f"{part}'s bias gets no gradient",
             linear(part, lambda here, x, w, b: x @ w + stop(b))),
-        Bug(weight, f"{part}'s weight has its gradient twice",
-            w_of(lambda here, x: 2.0 * x)),
+        Bug(weight, f"{part}'s weight has its gradient twice", w_of(lambda here, x: 2.0 * x)),
         Bug(bias, f"{part}'s bias has its gradient twice",
             linear(part, lambda here, x, w, b: x @ w + 2.0 * b)),
         Bug(weight,
-            f"{part}'s weight has the mean over the tokens as its "
-            "gradient; it is their sum",
+            f"{part}'s weight has the mean over the tokens as its gradient; it is their sum",
             w_of(lambda here, x: x / (x.shape[0] * x.shape[1]))),
         Bug(weight,
-            f"{part}'s weight has the mean over rows of the batch as its "
-            "gradient; it is their sum",
+            f"{part}'s weight has the mean over rows of the batch as its gradient; it is their sum",
             w_of(lambda here, x: x / x.shape[0])),
+        Bug(bias, f"{part}'s bias has the mean over the tokens as its gradient; it is their sum",
+            linear(part, lambda here, x, w, b: x @ w + b / (x.shape[0] * x.shape[1]))),
         Bug(bias,
-            f"{part}'s bias has the mean over the tokens as its "
-            "gradient; it is their sum",
-            linear(part,
-                   lambda here, x, w, b: x @ w + b / (x.shape[0]
-                                                      * x.shape[1]))),
-        Bug(bias,
-            f"{part}'s bias has the mean over rows of the batch as its "
-            "gradient; it is their sum",
+            f"{part}'s bias has the mean over rows of the batch as its gradient; it is their sum",
             linear(part, lambda here, x, w, b: x @ w + b / x.shape[0])),
-        Bug(BEFORE[part],
-            f"{part} hands back no gradient to {SOURCES[part]}",
+        Bug(BEFORE[part], f"{part} hands back no gradient to {SOURCES[part]}",
             linear(part, lambda here, x, w, b: stop(x) @ w + b)),
         Bug(BEFORE[part], f"{part} hands back g W; it is g Wᵀ",
-            linear(part,
-                   lambda here, x, w, b: x @ stop(transposed(w))
-                   + zeroed(stop(x) @ w) + b)),
-        Bug(weight,
-            f"{part}'s weight has its gradient transposed: it is xᵀ g, "
-            "[in, out]",
-            linear(part,
-                   lambda here, x, w, b: x @ stop(w) + zeroed(
-                       stop(x) @ transposed(w)) + b)),]
+            linear(part, lambda here, x, w, b: x @ stop(transposed(w)) + zeroed(stop(x) @ w) + b)),
+        Bug(weight, f"{part}'s weight has its gradient transposed: it is xᵀ g, [in, out]",
+            linear(part, lambda here, x, w, b: x @ stop(w) + zeroed(stop(x) @ transposed(w)) + b)),]
     raw = {"attn.c_attn": "resid_pre", "mlp.c_fc": "resid_mid", "mlp.c_proj": "mlp.pre"}.get(part)
     if raw:
         what = {"mlp.c_proj": "GELU's input; it is that of its output"}.get(

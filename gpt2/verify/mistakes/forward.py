@@ -118,7 +118,7 @@ def shown(which: Callable[[int], np.ndarray]) -> list[tuple[str, Plant]]:
 
     weights = (patterns(lambda here, s, seen: softmax(masked(s, which(s.shape[-1])))),
                patterns(lambda here, s, seen: mg.where(
-                            which(s.shape[-1]), softmax(masked(s, which(s.shape[-1]))), 0.0)))
+                   which(s.shape[-1]), softmax(masked(s, which(s.shape[-1]))), 0.0)))
     hides = not which(256)[np.tri(256, dtype=bool)].all()
     return [*(("attn.pattern", plant) for plant in weights),
             *(("attn.scores", every(scores(seen_alone), plant)) for plant in weights if hides)]
@@ -190,12 +190,15 @@ def flipped(at: str, part: str, more: str = "") -> list[Bug]:
 
     The checkpoint has it as [in, out], or as [out, in], where the memory has another order.
     """
+    def reordered(name: str, a: np.ndarray) -> np.ndarray:
+        if not name.endswith(f"{part}.weight"):
+            return a
+        return np.ascontiguousarray(a.reshape(a.shape[::-1]).T)
+
     return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant)
             for plant in (linear(part, lambda here, x, w, b: x @ transposed(w) + b),
                           linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b),
-                          in_parameters(lambda name, a: np.ascontiguousarray(
-                                            a.reshape(a.shape[::-1]).T)
-                                        if name.endswith(f"{part}.weight") else a))]
+                          in_parameters(reordered))]
 
 
 def offset(part: str, kind: str, times: int) -> Plant:
@@ -371,12 +374,12 @@ ADDED = [
         first_rows("v")),
     Bug("attn.z", UNTRANSPOSED, at_point("attn.z", lambda here, x: mg.split_heads(
         x.reshape(x.shape[0], x.shape[2], -1), heads=x.shape[1])[0])),
-    *(Bug("attn.z", f"{part} is used in place of V",
-          at_point("attn.z",
-                   lambda here, x, part=part: mg.matmul(  # type: ignore[misc]
-                       here["attn.pattern"],
-                       here[f"attn.{part.lower()}"])))
-      for part in "KQ"),
+    *(
+        Bug("attn.z", f"{part} is used in place of V",
+            at_point("attn.z",
+                     lambda here, x, part=part: mg.matmul(  # type: ignore[misc]
+                         here["attn.pattern"], here[f"attn.{part.lower()}"])))
+        for part in "KQ"),
     *(Bug(points[0], f"the {said} head is left out: its z stays 0",
           every(*(at_point(point, partial(headless, head=i)) for point in points)))
       for i, said in ((0, "first"), (-1, "last"))
@@ -397,10 +400,9 @@ ADDED = [
                                                     here["attn.pattern"], 0.0),
                                            here["attn.v"]))),
     Bug("attn.z", "V is not weighted: z is the mean of the values",
-        at_point("attn.z",
-                 lambda here, x: mg.matmul((np.tri(x.shape[-2]) / np.arange(
-                                                1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype),
-                                           here["attn.v"]))),
+        at_point("attn.z", lambda here, x: mg.matmul(
+            (np.tri(x.shape[-2]) / np.arange(1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype),
+            here["attn.v"]))),
     Bug("attn.out", UNTRANSPOSED,
         at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape)))),
     Bug("attn.out", "heads are put together in reverse order",

@@ -141,13 +141,9 @@ LOADED = [
         in_blocks(lambda n: [*range(1, n), n - 1])),
     Bug("", "each block has the weights of the one before it",
         in_blocks(lambda n: [0, *range(n - 1)])),
-    *(Bug("",
-          f"all blocks are one object, the {said} one: its gradients add "
-          "up",
+    *(Bug("", f"all blocks are one object, the {said} one: its gradients add up",
           lambda run, layers, what, at=at: shared(  # type: ignore[misc]
-              of_block(lambda i: at % run.model.config.n_layer))(run,
-                                                                 layers,
-                                                                 what))
+              of_block(lambda i: at % run.model.config.n_layer))(run, layers, what))
       for at, said in ((-1, "last"), (0, "first"))),
     *(Bug(f"{mine[:4]}.out" if mine[:4] in NORMS else OUTPUTS[mine.removesuffix(".bias")][0],
           said_of_copy(mine, theirs), loaded(partial(copied, mine=mine, theirs=theirs)))

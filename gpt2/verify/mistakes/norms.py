@@ -108,13 +108,12 @@ NORMS = [
         "root",
         statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + 1e-6))),
     *(Bug(at,
-          f"LayerNorm's mean and variance run over {said}; they run over "
-          "the d numbers of each place",
+          f"LayerNorm's mean and variance run over {said}; they run over the d "
+          "numbers of each place",
           statistics(partial(mean, axis=axes),
                      lambda c, eps, axes=axes: 1.0 / root_mean_square(  # type: ignore[misc]
                          c, eps, axes)))
-      for at, said, axes in (("ln_1.mean",
-                              "the places and the numbers of each row",
+      for at, said, axes in (("ln_1.mean", "the places and the numbers of each row",
                               (-2, -1)),
                              ("ln_1.mean", "the whole batch", (0, 1, 2)),
                              ("ln_1.out", "the rows of the batch", (0,)),
