@@ -63,7 +63,7 @@ Held = Callable[[Here, Tensor], Tensor]
 Reading = Callable[[Callable[[Held], Plant]], Plant]
 
 
-# ── on the way back: the gradient of a step ──
+# ── the gradient of a step ──
 def first_of(points: tuple[str, ...]) -> str:
     """The point of a step that the backward pass reaches first.
 
@@ -108,7 +108,7 @@ def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
     return points[-1:] if points[0] == "attn.scores" else numbers(points)
 
 
-# ── what a step reads on the way back ──
+# ── what the backward pass of a step reads ──
 def passed(name: Callable[[int, int], str]) -> Reading:
     """The tensor at the point name(i, n) in block i of n; the point may be a later one."""
     return lambda made: beforehand(lambda i, n: [name(i, n)],
@@ -230,14 +230,15 @@ def norm_reads() -> Iterator[Bug]:
             for kinds in (KINDS, *((kind,) for kind in KINDS)):
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
                 yield Bug(f"{kinds[-1]}.out",
-                          f"{name} has the first {axis}'s {which} for all of them on the way back",
+                          f"in the backward pass {name} has the first {axis}'s {which} for all of "
+                          "them",
                           norms(partial(first_of_axis, axis=axis, which=which), kinds))
     for kind in NORMS:
         for said, named in (*((f"{other_kind}'s", f"blocks.{{0}}.{other_kind}")
                               for other_kind in NORMS if other_kind != kind),
                             ("ln_f's", "ln_f"),
                             *((f"its own of {which}", which) for which in OTHERS)):
-            yield Bug(f"{kind}.out", f"{kind} has {said} μ and σ on the way back",
+            yield Bug(f"{kind}.out", f"{kind} has {said} μ and σ in the backward pass",
                       with_statistics(kind, named))
     for kind, source in NORMS.items():
         def other_weight(here: Here, x: Tensor, kind: str, source: str, which: str) -> Tensor:

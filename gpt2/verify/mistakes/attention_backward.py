@@ -94,12 +94,12 @@ def thirds_of(role: str, kept: str) -> Plant:
 
 
 ATTENTION = [
-    of_scores("k", "the scale 1/√(d/h) is left out on the way back", score),
-    of_scores("k", "the scale 1/√(d/h) is applied twice on the way back",
+    of_scores("k", "the scale 1/√(d/h) is left out in the backward pass", score),
+    of_scores("k", "the scale 1/√(d/h) is applied twice in the backward pass",
               lambda here: score(here) * here.scale ** 2),
-    of_scores("k", "scores are multiplied by √(d/h) on the way back; they are divided by it",
+    of_scores("k", "scores are multiplied by √(d/h) in the backward pass; they are divided by it",
               lambda here: score(here) * scale_of(here)),
-    of_scores("k", "scores are divided by √d on the way back; they are divided by √(d/h)",
+    of_scores("k", "scores are divided by √d in the backward pass; they are divided by √(d/h)",
               lambda here: score(here) * here.model.config.n_embd ** -0.5),
     of_scores("k", "the scale 1/√(d/h) is left out of K's gradient",
               lambda here: score(here, here.scale, 1.0)),
@@ -145,7 +145,7 @@ ATTENTION = [
         lambda p, s, seen: p * s - (p * s).sum(axis=-1, keepdims=True))),
     of_softmax("softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
                lambda p, s, seen: p * (s + (p * s).sum(axis=-1, keepdims=True))),
-    of_softmax("the causal mask is left out on the way back: P is computed anew without it",
+    of_softmax("the causal mask is left out in the backward pass: P is computed anew without it",
                lambda p, s, seen: weighted(stop(softmax(s)), s)),
     *without("the diagonal of the scores gets no gradient: the loop over keys ends at t",
              lambda seen: np.tri(len(seen), k=-1, dtype=bool)),
@@ -238,11 +238,12 @@ ATTENTION = [
     Bug("attn.pattern", "the attention weights get no gradient",
         at_point("attn.z", lambda here, x: mg.matmul(stop(here["attn.pattern"]), here["attn.v"]))),
     Bug("attn.z",
-        "heads are taken apart on the way back without the transpose, from [B, T, d] to [B, h, T, "
-        "d/h]",
-        at_point("attn.out", lambda here, x: (
-            zeroed(here["attn.z"].reshape(x.shape) @ stop(here.block.attn.c_proj.weight))
-            + stop(x)
-            + zeroed(stop(mg.join_heads(here["attn.z"])) @ here.block.attn.c_proj.weight)
-            + zeroed(here.block.attn.c_proj.bias)))),
+        "heads are taken apart in the backward pass without the transpose, from [B, T, d] to [B, "
+        "h, T, d/h]",
+        at_point("attn.out",
+                 lambda here, x: (
+                     zeroed(here["attn.z"].reshape(x.shape) @ stop(here.block.attn.c_proj.weight))
+                     + stop(x)
+                     + zeroed(stop(mg.join_heads(here["attn.z"])) @ here.block.attn.c_proj.weight)
+                     + zeroed(here.block.attn.c_proj.bias)))),
 ]
