@@ -3,7 +3,7 @@ from __future__ import annotations
 
 
 class GPT2Error(Exception):
-    """Base of the errors that a command prints as one line. `exit_code` is what the process ends with."""
+    """Base of the errors that a command prints as one line; `exit_code` is the process's."""
 
     exit_code = 1
 
@@ -15,6 +15,6 @@ class UsageError(GPT2Error, ValueError):
 
 
 class MissingError(GPT2Error):
-    """Weights or data that are missing, truncated, foreign, or that disagree with their configuration."""
+    """Weights or data that are missing, truncated, foreign, or not as their configuration says."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""Old names of modules, and where their contents are now. They work for one version (`minigrad.moved`)."""
+"""Old names of modules, which work for one version, and the new ones (`minigrad.moved`)."""
 MOVED = {f"gpt2.{old}": f"gpt2.{new}" for old, new in {
     "tokenizer": "data.tokenizer", "bpe": "data.train_bpe", "corpus": "data.corpus",
     "checkpoint": "weights.checkpoint", "pretrained": "weights.pretrained",

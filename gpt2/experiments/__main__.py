@@ -1,4 +1,7 @@
-"""python -m gpt2.experiments: what is claimed of GPT-2, measured: an equation, a table, a verdict, and a picture of each."""
+"""python -m gpt2.experiments: measure claims about GPT-2.
+
+Each experiment has an equation, a table, a verdict and a picture.
+"""
 from __future__ import annotations
 
 import argparse
@@ -30,21 +33,30 @@ from .lab import Lab
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m gpt2.experiments", description=__doc__)
-    p.add_argument("names", nargs="*", metavar="NAME", help="experiments, or all")
-    p.add_argument("--list", action="store_true", help="what there is")
+    p.add_argument("names", nargs="*", metavar="NAME",
+                   help="experiments to run, or all")
+    p.add_argument("--list", action="store_true",
+                   help="list the experiments")
     p.add_argument("--out", type=Path, default=Path("experiments"), metavar="DIR",
-                   help="where NAME.png, .csv and .json go (default: experiments)")
-    p.add_argument("--model", default="shakespeare", metavar="NAME|DIR", help="the model that is looked at (default: the one that ships)")
-    p.add_argument("--data", type=Path, metavar="FILE", help="a text to train and test on (default: what the model writes itself)")
-    p.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all that is drawn (default: 0)")
-    p.add_argument("--which", choices=[*WHICH, "all"], help="the weights that weight-histograms looks at (default: all of these)")
+                   help="the folder for NAME.png, .csv and .json (default: experiments)")
+    p.add_argument("--model", default="shakespeare", metavar="NAME|DIR",
+                   help="the model to measure (default: shakespeare, which ships with the package)")
+    p.add_argument("--data", type=Path, metavar="FILE",
+                   help="a text to train and test on (default: text that the model generates)")
+    p.add_argument("--seed", type=at_least(0), default=0, metavar="N",
+                   help="the seed of all random numbers (default: 0)")
+    p.add_argument("--which", choices=[*WHICH, "all"],
+                   help="the weights that weight-histograms measures (default: all)")
     add_backend(p)
     p.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     return p
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The experiments that are meant; all of them where "all" is among the names. UsageError, with near names, for one that is none."""
+    """The experiments with these names; all of them if "all" is among the names.
+
+    UsageError, with similar names, for an unknown name.
+    """
     if not names:
         raise UsageError("name an experiment, or all; --list shows what there is")
     for name in names:
@@ -56,7 +68,7 @@ def chosen(names: list[str]) -> list[str]:
 
 
 def csv_of(rows: list[dict[str, Any]]) -> bytes:
-    """The rows as CSV; all columns that any row has."""
+    """The rows as CSV, with every column that any row has."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns(rows), lineterminator="\n")
     writer.writeheader()
@@ -65,14 +77,17 @@ def csv_of(rows: list[dict[str, Any]]) -> bytes:
 
 
 def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
-    """Run an experiment and write its three files; its document."""
+    """Run an experiment, write its three files, and return its document."""
     module, started = experiment(name), time.perf_counter()
     lab.files.clear()
     found = plain(module.measure(lab))
     verdicts = [v._asdict() for v in module.judge(found)]
-    document = {"experiment": name, "about": module.__doc__.strip().splitlines()[0], "equation": module.EQUATION, "model": lab.model_name,
-                "backend": lab.device, "seed": lab.seed, "date": datetime.date.today().isoformat(), "machine": machine(),
-                "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found}
+    document = {
+        "experiment": name, "about": module.__doc__.strip().splitlines()[0],
+        "equation": module.EQUATION, "model": lab.model_name, "backend": lab.device,
+        "seed": lab.seed, "date": datetime.date.today().isoformat(), "machine": machine(),
+        "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found,
+    }
     picture = image(module.draw(found))
     write_files(out, {**lab.files, f"{name}.png": picture, f"{name}.csv": csv_of(found["rows"]),
                       f"{name}.json": json.dumps(document, indent=1).encode() + b"\n"})
@@ -80,13 +95,15 @@ def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
 
 
 def lines_of(document: dict[str, Any]) -> Iterator[str]:
-    """What is printed of an experiment."""
+    """The lines to print about an experiment."""
     yield f"{document['experiment']}: {document['about']}"
     yield document["equation"]
     yield ""
     rows = document["rows"]
     header = columns(rows)
-    yield from table(header, [[row.get(key) if not isinstance(row.get(key), list) else str(row[key]) for key in header] for row in rows],
+    cells = [[str(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in header]
+             for row in rows]
+    yield from table(header, cells,
                      left=sum(isinstance(rows[0].get(key), str) for key in header[:2]) or 1)
     yield ""
     yield from document.get("notes", [])
@@ -97,29 +114,32 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.list:
-        for line in table(("experiment", "what it asks"), [(name, experiment(name).__doc__.strip().splitlines()[0]) for name in NAMES],
-                          left=2):
+        about = [(name, experiment(name).__doc__.strip().splitlines()[0]) for name in NAMES]
+        for line in table(("experiment", "question"), about, left=2):
             print(line)
         return 0
     names = chosen(args.names)
     if args.which and "weight-histograms" not in names:
-        raise UsageError(f"--which is of weight-histograms alone, and not of {', '.join(names)}")
+        raise UsageError(f"--which is for weight-histograms only, not for {', '.join(names)}")
     check_writable(args.out / names[0])
-    lab = Lab(args.model, str(mg.backend.get(backend_of(args))), args.data, args.seed, args.which or "all")
-    _ = lab.path                                        # a model that is not there is said before anything is measured
+    device = str(mg.backend.get(backend_of(args)))
+    lab = Lab(args.model, device, args.data, args.seed, args.which or "all")
+    _ = lab.path                        # raises an error for a missing model before any measurement
     documents, code = list[dict[str, Any]](), 0
     for name in names:
         try:
             document = perform(name, lab, args.out)
-        except (GPT2Error, MinigradError, OSError, ImportError, MemoryError) as error:      # the others may well run without what it lacks
-            ours = explained(error) or error
-            print(f"gpt2.experiments: {name}: {' '.join(str(ours).split()) or type(ours).__name__}", file=sys.stderr, flush=True)
+        except (GPT2Error, MinigradError, OSError, ImportError, MemoryError) as error:
+            ours = explained(error) or error            # the next experiments may work
+            reason = " ".join(str(ours).split()) or type(ours).__name__
+            print(f"gpt2.experiments: {name}: {reason}", file=sys.stderr, flush=True)
             code = code or getattr(ours, "exit_code", 1)
             continue
         if not args.json:
             print("\n".join([""] * bool(documents) + list(lines_of(document))), flush=True)
         documents.append(document)
-        print(f"gpt2.experiments: {name}: {document['seconds']:.1f} s, wrote {args.out / name}.png, .csv, .json", file=sys.stderr)
+        print(f"gpt2.experiments: {name}: {document['seconds']:.1f} s, "
+              f"wrote {args.out / name}.png, .csv, .json", file=sys.stderr)
     if args.json and (documents or len(names) > 1):
         emit_json(documents if len(names) > 1 else documents[0])
     return code

@@ -1,4 +1,4 @@
-"""What the experiments share: the model, the device and the text they are run on, how they judge, and how they train something small."""
+"""What the experiments share: the model, the device, the text, verdicts, and a training loop."""
 from __future__ import annotations
 
 import math
@@ -20,11 +20,11 @@ from ..model import GPT2
 from ..train.trainer import batch
 from ..weights.locate import locate
 
-BETAS, DECAY = (0.9, 0.99), 0.1                         # of every training
+BETAS, DECAY = (0.9, 0.99), 0.1                         # AdamW's, in every training
 
 
 class Verdict(NamedTuple):
-    """confirmed, contradicted or inconclusive; the claim; and the statistic that says so."""
+    """A verdict: confirmed, contradicted or inconclusive; the claim; and the numbers behind it."""
 
     verdict: str
     claim: str
@@ -32,20 +32,24 @@ class Verdict(NamedTuple):
 
 
 def verdict(holds: bool | None, claim: str, because: str) -> Verdict:
-    """None: the numbers do not tell."""
-    return Verdict("inconclusive" if holds is None else "confirmed" if holds else "contradicted", claim, because)
+    """A verdict on a claim; holds=None: the numbers do not decide it."""
+    word = "inconclusive" if holds is None else "confirmed" if holds else "contradicted"
+    return Verdict(word, claim, because)
 
 
 def inside(low: float, high: float, least: float, most: float = math.inf) -> bool | None:
-    """Whether a number known to be low … high is in least … most; None where the spread covers an end of it."""
-    return True if least <= low and high <= most else False if high < least or low > most else None
+    """Whether a number, known to be in low … high, is in least … most; None if it may be either."""
+    if least <= low and high <= most:
+        return True
+    return False if high < least or low > most else None
 
 
 @dataclass
 class Lab:
-    """What the flags say. device: a backend's name. data: a text file, or None for what the model writes itself.
+    """The settings from the flags, with the model and the text.
 
-    which: of the weights that weight-histograms looks at, or "all".
+    device: a backend's name. data: a text file, or None for text that the model generates. which:
+    the weights that weight-histograms measures, or "all".
     """
 
     model_name: str = "shakespeare"
@@ -53,7 +57,7 @@ class Lab:
     data: Path | None = None
     seed: int = 0
     which: str = "all"
-    files: dict[str, bytes] = field(default_factory=dict)       # what an experiment writes besides its three
+    files: dict[str, bytes] = field(default_factory=dict)       # an experiment's other files
 
     @cached_property
     def path(self) -> Path:
@@ -69,30 +73,37 @@ class Lab:
 
     @cached_property
     def text_ids(self) -> np.ndarray:
-        """Ids of --data, or of 64 rows that the model itself writes, from the line's end on, at temperature 1: about 8,000 tokens."""
+        """The ids of --data, or of 64 rows, about 8,000 tokens, that the model generates.
+
+        It generates them after an end of line, at temperature 1.
+        """
         if self.data is not None:
             try:
-                return np.concatenate([part.ids for part in in_parallel(encode, pieces([self.data]), 1, "encoding", self.tokenizer)])
+                parts = in_parallel(encode, pieces([self.data]), 1, "encoding", self.tokenizer)
+                return np.concatenate([part.ids for part in parts])
             except GPT2Error as error:
                 raise type(error)(f"--data {error}") from None
         start = self.tokenizer.encode("\n")[-1:]
-        rows = self.model.generate([start] * 64, max_new_tokens=min(127, self.model.config.n_positions - 1), seed=self.seed,
-                                   eos_token_id=None)
+        rows = self.model.generate([start] * 64, seed=self.seed, eos_token_id=None,
+                                   max_new_tokens=min(127, self.model.config.n_positions - 1))
         return np.array([i for row in rows for i in row])
 
     def blocks(self, n: int, length: int) -> np.ndarray:
         """The first n rows of `length` + 1 tokens of the text."""
         ids = self.text_ids[:n * (length + 1)]
         if len(ids) < length + 1:
-            raise MissingError(f"the text has {len(ids)} tokens, and {length + 1} are wanted")
+            raise MissingError(f"the text has {len(ids)} tokens; {length + 1} are needed")
         return ids[:len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1)
 
     def apart(self, most: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The text to train on, and rows [n, length + 1] that are no part of it: a quarter of the text, and `most` rows at most."""
+        """The ids to train on, and held-out rows [n, length + 1].
+
+        A quarter of the text is held out, but at most `most` rows.
+        """
         size = len(self.text_ids) // (length + 1)
         if size < 2:
-            raise MissingError(f"the text has {len(self.text_ids)} tokens, and {2 * (length + 1)} are wanted: some to train on, "
-                               "some held out")
+            raise MissingError(f"the text has {len(self.text_ids)} tokens; {2 * (length + 1)} are "
+                               "needed, to train on and to hold out")
         rows = self.blocks(min(most, max(1, size // 4)), length)
         return self.text_ids[rows.size:], rows
 
@@ -101,28 +112,30 @@ class Lab:
 
 
 class Trained(NamedTuple):
-    """What became of a training: the loss of each step, and seconds a step took (median)."""
+    """The result of a training: the loss of each step, and the median time of a step in seconds."""
 
     losses: list[float]
     seconds: float
 
 
-def train(model: Any, loss: Callable[[Any, Any], mg.Tensor], ids: np.ndarray, *, steps: int, rows: int, block: int, lr: float = 3e-3,
-          seed: int = 0, groups: Any = None) -> Trained:
-    """AdamW on random batches of the text, warm-up and cosine, as every model of an experiment is trained.
+def train(model: Any, loss: Callable[[Any, Any], mg.Tensor], ids: np.ndarray, *, steps: int,
+          rows: int, block: int, lr: float = 3e-3, seed: int = 0, groups: Any = None) -> Trained:
+    """Train with AdamW on random batches of the text, with warm-up and a cosine schedule.
 
-    groups: what the optimiser is given, else `decay_groups` of the model's parameters.
+    groups: parameter groups for AdamW; by default `decay_groups` of the model's parameters.
     """
     import time
 
     model.train()
-    optimizer = mg.optim.AdamW(groups or mg.optim.decay_groups(model.parameters(), DECAY), lr, BETAS)
+    groups = groups or mg.optim.decay_groups(model.parameters(), DECAY)
+    optimizer = mg.optim.AdamW(groups, lr, BETAS)
     losses, took = [], []
     for step in range(steps):
         started = time.perf_counter()
         x, y = batch(ids, rows, block, mg.random.fold_in(mg.random.key(seed), step))
         for group in optimizer.param_groups:
-            group["lr"] = mg.optim.warmup_cosine(step, max_lr=lr, min_lr=lr / 10, warmup_steps=max(1, steps // 20), total_steps=steps)
+            group["lr"] = mg.optim.warmup_cosine(step, max_lr=lr, min_lr=lr / 10, total_steps=steps,
+                                                 warmup_steps=max(1, steps // 20))
         optimizer.zero_grad()
         value = loss(x, y)
         value.backward()
@@ -136,15 +149,17 @@ def train(model: Any, loss: Callable[[Any, Any], mg.Tensor], ids: np.ndarray, *,
 
 def small_config(vocab_size: int, **fields: Any) -> GPT2Config:
     """A GPT-2 that trains in seconds: 2 layers, 4 heads, width 64, context 64, no dropout."""
-    sizes = {"vocab_size": vocab_size, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": None,
-             "eos_token_id": None}
-    return GPT2Config(**{**sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **fields})
+    sizes = {"vocab_size": vocab_size, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4,
+             "bos_token_id": None, "eos_token_id": None}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(**{**sizes, **dropout, **fields})
 
 
 def held_out(loss: Callable[[Any, Any], mg.Tensor], rows: np.ndarray) -> float:
     """The mean loss of rows [n, T + 1], without gradients."""
+    parts = np.array_split(rows, max(1, len(rows) // 16))
     with mg.no_grad():
-        return float(np.mean([loss(part[:, :-1], part[:, 1:]).item() for part in np.array_split(rows, max(1, len(rows) // 16))]))
+        return float(np.mean([loss(part[:, :-1], part[:, 1:]).item() for part in parts]))
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -155,6 +170,6 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and the standard error of it."""
+    """The mean, and its standard error."""
     a = np.asarray(values, float)
     return float(a.mean()), float(a.std(ddof=1) / math.sqrt(a.size)) if a.size > 1 else math.nan

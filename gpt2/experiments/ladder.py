@@ -1,4 +1,4 @@
-"""What does each part of GPT-2 add: embeddings, positions, a head, a block, blocks, many heads?"""
+"""How much does each part of GPT-2 lower the loss: positions, a head, a block, more of them?"""
 from __future__ import annotations
 
 import math
@@ -14,9 +14,11 @@ from ..model import Attention, Block, Embedding, LayerNorm
 from ..weights.pretrained import PretrainedModel
 from .lab import Lab, Verdict, held_out, inside, small_config, spread, train, verdict
 
-EQUATION = "loss = −log p(next token) in nats; untrained it is ln V, and the best any model can do is the text's entropy"
+EQUATION = ("loss = −log p(next token) in nats; untrained it is ln V, "
+            "and the lowest possible loss is the text's entropy")
 STEPS, ROWS, SEEDS = 80, 8, 3
-RUNGS = ("embedding only", "position, LayerNorm, tying", "one head", "one block", "blocks", "GPT-2, many heads")
+RUNGS = ("embedding only", "position, LayerNorm, tying", "one head", "one block", "blocks",
+         "GPT-2, many heads")
 
 
 class Alone(mg.nn.Module):
@@ -30,7 +32,7 @@ class Alone(mg.nn.Module):
 
 
 class Rung(PretrainedModel):
-    """A model as far as a rung goes, with a tied head from the second on; `of` makes its layers."""
+    """A model with the parts up to a rung; its head is tied from the second rung on."""
 
     def __init__(self, config: GPT2Config, rung: int, *, backend: str, seed: int) -> None:
         self.config, self.where = config, self.place(backend, "float32")
@@ -39,9 +41,12 @@ class Rung(PretrainedModel):
         if rung:
             self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
             self.ln_f = LayerNorm(mg.fused, config, **self.where)
-        self.lm_head = self.wte if rung else Embedding(config.vocab_size, config.n_embd, **self.where)
+        self.lm_head = self.wte
+        if rung == 0:                                                  # an untied head
+            self.lm_head = Embedding(config.vocab_size, config.n_embd, **self.where)
         of = Alone if rung == 2 else Block
-        self.h = [of(mg.fused, config, i, **self.where) for i in range(config.n_layer if rung > 1 else 0)]
+        layers = range(config.n_layer if rung > 1 else 0)
+        self.h = [of(mg.fused, config, i, **self.where) for i in layers]
         self.fill(seed, None)
 
     def matrices(self):
@@ -55,7 +60,7 @@ class Rung(PretrainedModel):
         for block in self.h:
             x = block(x)                                               # [B, T, d]
         x = self.ln_f(x) if hasattr(self, "ln_f") else x               # [B, T, d]
-        return self.lm_head.scores(x)                                    # [B, T, d] -> [B, T, V]
+        return self.lm_head.scores(x)                                  # [B, T, d] -> [B, T, V]
 
     def loss(self, ids, targets):                                      # 2 × [B, T]
         return mg.cross_entropy(self(ids), self.integers(targets, "targets"))
@@ -68,9 +73,11 @@ def measure(lab: Lab) -> dict[str, Any]:
     finals: list[list[float]] = []
     held = np.array([ids[i:i + 65] for i in range(cut, len(ids) - 65, 32)])
     for rung, name in enumerate(RUNGS):
-        config = small_config(lab.model.config.vocab_size, n_head=4 if rung == 5 else 1, n_layer=2 if rung > 3 else 1)
+        config = small_config(lab.model.config.vocab_size, n_head=4 if rung == 5 else 1,
+                              n_layer=2 if rung > 3 else 1)
         before, losses, seconds = [], [], []
-        for seed in range(lab.seed, lab.seed + SEEDS):  # of the weights and of the batches: alike for each rung, so that they compare
+        # a seed draws the same weights and batches for each rung, so that rungs can be compared
+        for seed in range(lab.seed, lab.seed + SEEDS):
             model = Rung(config, rung, backend=lab.device, seed=seed)
             before.append(held_out(model.loss, rows))
             made = train(model, model.loss, ids[:cut], steps=STEPS, rows=ROWS, block=64, seed=seed)
@@ -78,33 +85,48 @@ def measure(lab: Lab) -> dict[str, Any]:
             seconds.append(made.seconds)
             curves.setdefault(name, made.losses)
         mean, error = spread(losses)
-        step, doubt = spread([now - then for now, then in zip(losses, finals[-1])]) if finals else (math.nan, math.nan)
+        step, doubt = math.nan, math.nan
+        if finals:
+            step, doubt = spread([now - then for now, then in zip(losses, finals[-1])])
         finals.append(losses)
-        out.append({"model": name, "parameters": model.num_parameters(), "untrained": max(before, key=lambda b: abs(b - uniform)),
-                    "trained": mean, "±": error, "change": step, "± change": doubt, "tokens/s": ROWS * 64 / float(np.median(seconds))})
+        out.append({"model": name, "parameters": model.num_parameters(),
+                    "untrained": max(before, key=lambda b: abs(b - uniform)),
+                    "trained": mean, "±": error, "change": step, "± change": doubt,
+                    "tokens/s": ROWS * 64 / float(np.median(seconds))})
     return {"rows": out, "curves": curves, "steps": STEPS, "seeds": SEEDS, "uniform": uniform,
-            "notes": [f"{SEEDS} seeds, of weights and batches, {STEPS} steps each; ± is the standard error over them"]}
+            "notes": [f"{SEEDS} seeds, of weights and batches, {STEPS} steps each; "
+                      "± is the standard error over them"]}
 
 
 def judge(found: dict[str, Any]) -> list[Verdict]:
-    """Untrained within 0.1 nats of ln V. The last rung 0.05 nats below the first, and each below the one before, by two standard errors.
+    """Untrained, the loss is within 0.1 nats of ln V.
 
-    The error is that of the difference over the seeds; where two of it reach the limit, the numbers do not tell.
+    The last rung's loss must be 0.05 nats below the first's, and each rung's below that of the rung
+    before it, by two standard errors of the difference over the seeds. If two standard errors reach
+    the limit, the verdict is inconclusive.
     """
     first, *_, last = found["rows"]
     gain, error = first["trained"] - last["trained"], 2 * math.hypot(first["±"], last["±"])
     off = max(abs(row["untrained"] - found["uniform"]) for row in found["rows"])
-    helps = {row["model"]: inside(-row["change"] - 2 * row["± change"], -row["change"] + 2 * row["± change"], 0.0)
-             for row in found["rows"][1:]}
-    open_, worse = ([name for name, answer in helps.items() if answer is kind] for kind in (None, False))
+    helps = {}
+    for row in found["rows"][1:]:
+        gained, doubt = -row["change"], 2 * row["± change"]
+        helps[row["model"]] = inside(gained - doubt, gained + doubt, 0.0)
+    open_, worse = ([name for name, answer in helps.items() if answer is kind]
+                    for kind in (None, False))
     return [
-        verdict(off < 0.1, "an untrained model's loss is ln V", f"off by {off:.3f} of {found['uniform']:.3f} nats at most"),
-        verdict(inside(gain - error, gain + error, 0.05), "a whole GPT-2 learns more than embeddings alone",
-                f"{first['trained']:.3f} ± {first['±']:.3f} and {last['trained']:.3f} ± {last['±']:.3f} nats"),
+        verdict(off < 0.1, "an untrained model's loss is ln V",
+                f"it differs from ln V = {found['uniform']:.3f} nats by at most {off:.3f}"),
+        verdict(inside(gain - error, gain + error, 0.05),
+                "a whole GPT-2 learns more than embeddings alone",
+                f"embeddings alone reach a loss of {first['trained']:.3f} ± {first['±']:.3f} nats, "
+                f"a whole GPT-2 {last['trained']:.3f} ± {last['±']:.3f}"),
         verdict(False if worse else None if open_ else True, "every part helps",
-                ", ".join(f"{row['change']:+.3f} ± {row['± change']:.3f}" for row in found["rows"][1:])
-                + f" nats from rung to rung after {found['steps']} steps, {found['seeds']} seeds"
-                + (f"; not {', '.join(worse)}" if worse else "") + (f"; cannot be told of {', '.join(open_)}" if open_ else "")),
+                f"after {found['steps']} steps, {found['seeds']} seeds, the loss changes from rung "
+                "to rung by " + ", ".join(f"{row['change']:+.3f} ± {row['± change']:.3f}"
+                                          for row in found["rows"][1:]) + " nats"
+                + (f"; these do not help: {', '.join(worse)}" if worse else "")
+                + (f"; not decided: {', '.join(open_)}" if open_ else "")),
     ]
 
 
@@ -114,14 +136,19 @@ def draw(found: dict[str, Any]) -> Any:
         smooth = np.convolve(losses, np.ones(10) / 10, "valid")
         axes[0, 0].plot(np.arange(len(smooth)) + 10, smooth, color=colour, label=name)
     axes[0, 0].axhline(found["uniform"], color="black", linestyle="--", linewidth=1, label="ln V")
-    axes[0, 0].set(title="trained alike, one seed", xlabel="step", ylabel="training loss, nats (mean of 10)")
+    axes[0, 0].set(title="trained alike, one seed", xlabel="step",
+                   ylabel="training loss, nats (mean of 10)")
     legend_below(axes[0, 0], 3)
     names = [row["model"] for row in found["rows"]]
-    axes[0, 1].barh(names, [row["trained"] for row in found["rows"]], xerr=[row["±"] for row in found["rows"]], capsize=4,
+    axes[0, 1].barh(names, [row["trained"] for row in found["rows"]],
+                    xerr=[row["±"] for row in found["rows"]], capsize=4,
                     color=COLOURS[:len(names)])
     for i, row in enumerate(found["rows"]):
-        axes[0, 1].text(row["trained"] + row["±"], i, f"  {row['trained']:.2f}, {row['parameters'] / 1e3:.0f} k", va="center", fontsize=8)
+        axes[0, 1].text(row["trained"] + row["±"], i,
+                        f"  {row['trained']:.2f}, {row['parameters'] / 1e3:.0f} k",
+                        va="center", fontsize=8)
     axes[0, 1].invert_yaxis()
     axes[0, 1].margins(x=0.3)
-    axes[0, 1].set(title="loss on text held out, and parameters", xlabel="nats (standard errors over seeds)")
+    axes[0, 1].set(title="loss on text held out, and parameters",
+                   xlabel="nats (standard errors over seeds)")
     return figure

@@ -1,4 +1,4 @@
-"""How long something takes, by the clock: runs after one to warm up, their quartiles, and what these allow of a ratio."""
+"""Measured times: runs after a warm-up run, their quartiles, and the range of a ratio of times."""
 from __future__ import annotations
 
 import time
@@ -10,9 +10,10 @@ import numpy as np
 
 def clock(f: Callable[[], Any], wait: Callable[[], Any], repeats: int,
           before: Callable[[], Any] | None = None) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of f, after one to warm up: with its end waited for, and until the call came back.
+    """Milliseconds of each run of f, after one to warm up: until it ended, and until it returned.
 
-    `before` is run before each and is not timed.
+    On a GPU f may return before its work ends; wait() waits for the end. `before` is called before
+    each run, and is not timed.
     """
     took, left = [], []
     for i in range(repeats + 1):
@@ -30,17 +31,23 @@ def clock(f: Callable[[], Any], wait: Callable[[], Any], repeats: int,
 
 
 def quartiles(took: list[float]) -> tuple[float, float, float]:
-    """The median, and the quartiles around it."""
+    """The median, and the lower and the upper quartile."""
     low, middle, high = np.quantile(took, (0.25, 0.5, 0.75)).tolist()
     return middle, low, high
 
 
 def ratio(over: dict[str, float], under: dict[str, float]) -> tuple[float, float, float]:
-    """How many times longer, of rows with "ms", "25 %" and "75 %": by the medians, and the least and the most that the quartiles allow."""
+    """How many times longer, by the medians; and the least and the most that the quartiles allow.
+
+    Both rows have "ms", "25 %" and "75 %".
+    """
     return over["ms"] / under["ms"], over["25 %"] / under["75 %"], over["75 %"] / under["25 %"]
 
 
 def whiskers(times: list[Any]) -> np.ndarray:
-    """How far the quartiles are from the medians, below and above, as error bars are given; times: (median, quartile, quartile)."""
+    """The distances of the quartiles from the medians, below and above, as error bars need them.
+
+    times: (median, lower quartile, upper quartile).
+    """
     middle, low, high = np.array(times).T
     return np.stack([middle - low, high - middle])

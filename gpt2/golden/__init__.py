@@ -1,1 +1,1 @@
-"""`python -m gpt2.golden`: the ground truth for a port, and weights on which mistakes show."""
+"""`python -m gpt2.golden`: ground truth for ports of GPT-2, and weights that show mistakes."""

@@ -1,4 +1,8 @@
-"""python -m gpt2.golden: what a port of GPT-2 must compute, as safetensors with a manifest: activations, loss, gradients, AdamW steps."""
+"""python -m gpt2.golden: write the ground truth for a port of GPT-2.
+
+The ground truth is what the port must compute: activations, loss, gradients and AdamW steps, as
+safetensors with a manifest.
+"""
 from __future__ import annotations
 
 import argparse
@@ -25,20 +29,44 @@ from ..config import GPT2Config
 from ..errors import MissingError, UsageError
 from ..hooks import BLOCK, ENDS, STATISTICS
 from ..io.atomic import write_folder
-from ..io.safetensors import CODES, NAMES, Loader, Stored, as_stored, read_header, safetensors_header, safetensors_pieces
+from ..io.safetensors import (
+    CODES,
+    NAMES,
+    Loader,
+    Stored,
+    as_stored,
+    read_header,
+    safetensors_header,
+    safetensors_pieces,
+)
 from ..model import GPT2
 from ..model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from ..train.memory import footprint
 from ..weights import llmc
 from .revealing import telling_weights, unseen
-from .truth import Adam, Entry, Spool, What, computed, entry, gradient_of, host, judged, longest_sum, needs
+from .truth import (
+    Adam,
+    Entry,
+    Spool,
+    What,
+    computed,
+    entry,
+    gradient_of,
+    host,
+    judged,
+    longest_sum,
+    needs,
+)
 
-OF_LLMC = {"lr": 1e-4, "weight_decay": 0.01}            # its test_gpt2.c, whose losses are compiled in
+OF_LLMC = {"lr": 1e-4, "weight_decay": 0.01}            # as in llm.c's test_gpt2.c
 MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
 
 
 class Golden(NamedTuple):
-    """What a folder of gpt2.golden holds. manifest["tensors"] as `entries`, in order; `array(name)` reads one, in float64."""
+    """The content of a folder that gpt2.golden wrote.
+
+    entries: manifest["tensors"] by name, in order. array(name): reads one tensor, in float64.
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -54,44 +82,56 @@ def parser() -> argparse.ArgumentParser:
     add_model(p, ("float64", "float32"), "float64")
     add_prompt(p)
     p.add_argument("--format", choices=("safetensors", "llmc"), default="safetensors",
-                   help="llmc: the files that llm.c and its ports read, gpt2_124M.bin, gpt2_124M_debug_state.bin and gpt2_tokenizer.bin "
-                        "(default: safetensors)")
+                   help="llmc: the files that llm.c and its ports read, gpt2_124M.bin, "
+                        "gpt2_124M_debug_state.bin and gpt2_tokenizer.bin (default: safetensors)")
     p.add_argument("--batch-size", type=at_least(1), default=1, metavar="B",
-                   help="rows that the ids are laid out in, one after the other (default: 1)")
-    p.add_argument("--grad", action="store_true", help="the gradient of the loss at every point and parameter, too")
+                   help="number of rows; the ids fill one row after the other (default: 1)")
+    p.add_argument("--grad", action="store_true",
+                   help="also write the gradient of the loss at every point and parameter")
     p.add_argument("--steps", type=at_least(0), metavar="N",
-                   help="AdamW steps on the same batch: loss and parameters after each; with --format llmc the losses alone "
-                        "(default: 0, with llmc 10)")
-    p.add_argument("--losses-only", action="store_true", help="the loss, and with --steps those before each step, and no other tensor")
+                   help="AdamW steps on the same batch: write loss and parameters after each step; "
+                        "with --format llmc, only the losses (default: 0, with llmc 10)")
+    p.add_argument("--losses-only", action="store_true",
+                   help="write only the loss, and with --steps the loss before each step")
     for name, value in Adam()._asdict().items():
         flag = {"lr": "learning-rate", "eps": "adam-eps"}.get(name, name.replace("_", "-"))
         below = 1.0 if name.startswith("beta") else math.inf
-        of_llmc = f"; with --format llmc {OF_LLMC[name]}, as llm.c's own test has it" if name in OF_LLMC else ""
-        p.add_argument(f"--{flag}", dest=name, type=from_0(below), metavar="X", help=f"of the steps (default: {value}{of_llmc})")
-    p.add_argument("--out", type=Path, default=Path("golden"), metavar="DIR", help="the folder to write (default: golden)")
-    p.add_argument("--json", action="store_true", help="the manifest instead of a table")
+        of_llmc = ""
+        if name in OF_LLMC:
+            of_llmc = f"; with --format llmc {OF_LLMC[name]}, as in llm.c's own test"
+        p.add_argument(f"--{flag}", dest=name, type=from_0(below), metavar="X",
+                       help=f"for the AdamW steps (default: {value}{of_llmc})")
+    p.add_argument("--out", type=Path, default=Path("golden"), metavar="DIR",
+                   help="the folder to write (default: golden)")
+    p.add_argument("--json", action="store_true", help="print the manifest instead of a table")
     return p
 
 
 def from_0(below: float) -> Callable[[str], float]:
-    """For `add_argument(type=)`: a number from 0 on and below this one."""
+    """For `add_argument(type=)`: a number x with 0 ≤ x < `below`."""
 
     def number_of(value: str) -> float:
         if not 0.0 <= (x := float(value)) < below:
-            raise argparse.ArgumentTypeError(f"{value} is not in [0, {'∞' if below == math.inf else format(below, 'g')})")
+            end = "∞" if below == math.inf else format(below, "g")
+            raise argparse.ArgumentTypeError(f"{value} is not in [0, {end})")
         return x
 
     return number_of
 
 
 def batch_of(ids: list[int], rows: int, learns: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """ids as inputs [B, T] and the tokens after them [B, T], or None where there is one id. UsageError where they do not fill the rows."""
+    """ids as inputs [B, T], and the token after each of them [B, T]; None if there is one id.
+
+    UsageError if the ids do not fill the rows.
+    """
     if len(ids) < 2:
         if learns or rows > 1:
-            raise UsageError("one id has none after it to predict; --grad, --steps, --losses-only and --batch-size need more")
+            raise UsageError("one id has none after it to predict; --grad, --steps, --losses-only "
+                             "and --batch-size need more ids")
         return np.array([ids]), None
     if (len(ids) - 1) % rows:
-        raise UsageError(f"{len(ids)} ids are B·T + 1 for no T with --batch-size {rows}; leave out {(len(ids) - 1) % rows}")
+        raise UsageError(f"{len(ids)} ids do not fill {rows} rows (--batch-size): B·T + 1 are "
+                         f"needed; leave out {(len(ids) - 1) % rows}")
     return np.array(ids[:-1]).reshape(rows, -1), np.array(ids[1:]).reshape(rows, -1)
 
 
@@ -104,35 +144,44 @@ def main(argv: list[str] | None = None) -> int:
             setattr(args, name, value)
     given, args.dtype = args.dtype, "float32"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*NaN or infinity in")        # they are refused below
+        warnings.filterwarnings("ignore", ".*NaN or infinity in")       # an error is raised below
         model, tokenizer = model_of(args)
     if args.random_weights is not None:
-        model = GPT2(model.config, backend=model.where["device"], parameters=telling_weights(model.config, args.random_weights))
+        model = GPT2(model.config, backend=model.where["device"],
+                     parameters=telling_weights(model.config, args.random_weights))
     for name, p in model.named_parameters():
         if not np.isfinite(mg.backend.of(p.array).host(p.array)).all():
-            raise MissingError(f"{name_of(args)}: {name!r} has NaN or infinity in float32; there is no ground truth of such weights")
+            raise MissingError(f"{name_of(args)}: {name!r} has NaN or infinity in float32; "
+                               "with such weights there is no ground truth")
     given_ids = prompt_ids(args, tokenizer, args.batch_size * model.config.n_positions + 1)
-    model.integers(given_ids)                           # the last one is a target alone, which nobody looks at on its way
-    ids, targets = batch_of(given_ids, args.batch_size, ports or args.grad or args.steps > 0 or args.losses_only)
+    model.integers(given_ids)           # the last id is a target only: no other check covers it
+    ids, targets = batch_of(given_ids, args.batch_size,
+                            ports or args.grad or args.steps > 0 or args.losses_only)
     if ids.shape[1] > model.config.n_positions:
-        raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of {model.config.n_positions}; raise --batch-size")
-    what = What(ids, targets, args.grad, args.steps, Adam(*(getattr(args, name) for name in Adam._fields)), args.losses_only)
+        raise UsageError(f"rows of {ids.shape[1]} tokens do not fit the context of "
+                         f"{model.config.n_positions}; raise --batch-size")
+    adam = Adam(*(getattr(args, name) for name in Adam._fields))
+    what = What(ids, targets, args.grad, args.steps, adam, args.losses_only)
     if ports:
         return for_llmc(args, model, tokenizer, given, what)
     memory, disk = needs(model.config, what)
     announce(memory, f" and {size_of(disk)} of disk")
     manifest = {
-        "format": "gpt2-golden", "version": 1, "model": name_of(args), "random_weights": args.random_weights,
+        "format": "gpt2-golden", "version": 1,
+        "model": name_of(args), "random_weights": args.random_weights,
         "config": model.config.to_dict(), "dtype": given, "minigrad": mg.__version__,
-        "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(), "grad": args.grad, "steps": args.steps,
-        "losses_only": args.losses_only, "adamw": what.adam._asdict(), "unseen": unseen(model, ids, args.grad, args.steps),
+        "ids": ids.tolist(), "targets": None if targets is None else targets.tolist(),
+        "grad": args.grad, "steps": args.steps, "losses_only": args.losses_only,
+        "adamw": what.adam._asdict(), "unseen": unseen(model, ids, args.grad, args.steps),
     }
-    own, config, device = {name: host(p.array) for name, p in model.named_parameters()}, model.config, model.where["device"]
-    del model                                           # its weights are in `own`, until they are those of the next
+    own = {name: host(p.array) for name, p in model.named_parameters()}
+    config, device = model.config, model.where["device"]
+    del model                           # `own` holds the weights until the next model takes them
     entries, losses = list[Entry](), list[float]()
-    with np.errstate(all="ignore"), scratch(args.out) as folder:       # what comes of it is looked at
+    with np.errstate(all="ignore"), scratch(args.out) as folder:        # check_finite reports them
         spool = Spool(folder / "float32")
-        narrow = GPT2(config, backend=device, dtype="float32", parameters={name: a.copy() for name, a in own.items()})
+        narrow = GPT2(config, backend=device, dtype="float32",
+                      parameters={name: a.copy() for name, a in own.items()})
         for name, _, b in computed(narrow, what, folder):
             check_finite(args, name, b)
             spool.append(name, b)
@@ -147,47 +196,52 @@ def main(argv: list[str] | None = None) -> int:
                 if name.endswith("loss"):
                     losses.append(float(a))
                 yield as_stored(a if given == "float64" else b, CODES[given])
-                del a, b                                # not while the next one is computed
+                del a, b                                # free them before the next one is computed
 
         def written() -> Iterator[bytes]:
             manifest["tensors"] = [one._asdict() for one in entries]
             yield json.dumps(plain(manifest), indent=1).encode() + b"\n"
 
         shapes = {name: shape for name, _, shape in spool.kinds}
-        header, _ = safetensors_header(shapes, dict.fromkeys(shapes, CODES[given]), {"format": "np"})
-        # the weights first: they are used up when the tensors are made
-        files = {**model_files(config, own, args.random_weights), TENSORS: itertools.chain([header], tensors()), MANIFEST: written()}
-        with contextlib.suppress(OSError):              # an empty folder is no earlier run, and nothing is lost with it
+        codes = dict.fromkeys(shapes, CODES[given])
+        header, _ = safetensors_header(shapes, codes, {"format": "np"})
+        # the weights first: tensors() takes them out of `own`
+        files = {**model_files(config, own, args.random_weights),
+                 TENSORS: itertools.chain([header], tensors()), MANIFEST: written()}
+        with contextlib.suppress(OSError):              # an empty folder may be replaced
             args.out.rmdir()
         write_folder(args.out, files, MANIFEST)
     if args.json:
         emit_json(plain(manifest))
     else:
-        for line in table(("tensor", "equation", "shape", "norm", "unit"),
-                          [(e.name, e.equation, str(e.shape), e.norm, e.unit) for e in entries], left=3):
+        rows = [(e.name, e.equation, str(e.shape), e.norm, e.unit) for e in entries]
+        for line in table(("tensor", "equation", "shape", "norm", "unit"), rows, left=3):
             print(line)
         random = f"; {name_of(args)}" if args.random_weights is not None else ""
         told = f"; losses {', '.join(map(number, losses))}" if losses else ""
         for line in manifest["unseen"]:
             print(f"\nthis truth cannot show {line}", end="")
-        print(f"\n{len(entries)} tensors in {given}{random}{told}; unit: what float32 here is off by at most", flush=True)
-        print(f"gpt2.golden: wrote {args.out}, its weights in float32 under {args.out / MODEL}; compare a port with: "
-              f"python -m gpt2.verify --golden {args.out} --against PORT", file=sys.stderr)
+        print(f"\n{len(entries)} tensors in {given}{random}{told}; "
+              "unit: the largest error of our own float32 run", flush=True)
+        print(f"gpt2.golden: wrote {args.out}, with the weights in float32 in {args.out / MODEL}; "
+              f"compare a port with: python -m gpt2.verify --golden {args.out} --against PORT",
+              file=sys.stderr)
     return 0
 
 
 def announce(memory: int, more: str) -> None:
-    """Say what a large computation needs before it starts."""
+    """Print how much memory a large computation needs, before it starts."""
     if memory >= 1 << 28:
         print(f"gpt2.golden: this needs about {size_of(memory)} of memory{more}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def scratch(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what lies on the disk for a while. UsageError where there can be none."""
+    """A temporary folder beside `out`. UsageError if it cannot be made."""
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.", dir=out.absolute().parent)
+        made = tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.",
+                                           dir=out.absolute().parent)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}") from None
     with made as folder:
@@ -197,29 +251,38 @@ def scratch(out: Path) -> Iterator[Path]:
 def check_finite(args: argparse.Namespace, name: str, a: np.ndarray) -> None:
     """MissingError for a tensor with NaN or infinity."""
     if not np.isfinite(a).all():
-        advice = "lower --learning-rate" if name.startswith("step.") else "the weights are too large"
+        too_large = "the weights are too large"
+        advice = "lower --learning-rate" if name.startswith("step.") else too_large
         raise MissingError(f"{name_of(args)}: {name} has NaN or infinity in {a.dtype}; {advice}")
 
 
-def model_files(config: GPT2Config, own: Mapping[str, np.ndarray], seed: int | None) -> dict[str, Iterable[Any]]:
-    """The weights in float32 as a model that transformers reads; seed: where they are drawn."""
+def model_files(config: GPT2Config, own: Mapping[str, np.ndarray],
+                seed: int | None) -> dict[str, Iterable[Any]]:
+    """The weights in float32 as a model folder that transformers reads.
+
+    seed: the seed of random weights, or None.
+    """
     keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in own}
-    tensors = safetensors_pieces({keys[name]: a for name, a in own.items()}, dict.fromkeys(keys.values(), "F32"),
-                                 {"format": "pt"} | ({} if seed is None else {"random_weights": str(seed)}))
-    return {f"{MODEL}/model.safetensors": tensors, f"{MODEL}/config.json": [json.dumps(config.to_dict(), indent=2).encode()]}
+    about = {"format": "pt"} | ({} if seed is None else {"random_weights": str(seed)})
+    tensors = safetensors_pieces({keys[name]: a for name, a in own.items()},
+                                 dict.fromkeys(keys.values(), "F32"), about)
+    return {f"{MODEL}/model.safetensors": tensors,
+            f"{MODEL}/config.json": [json.dumps(config.to_dict(), indent=2).encode()]}
 
 
 def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, what: What) -> int:
-    """Write the files of llm.c, one after the other as they are computed, in float32 whatever the computation's dtype."""
+    """Write the files of llm.c, each as it is computed; they are in float32 whatever `dtype` is."""
     llmc.check_config(model.config)
     ids, targets, adam = what.ids, np.asarray(what.targets), what.adam
     config, (rows, tokens) = model.config, ids.shape
-    step = argparse.Namespace(dtype=dtype, batch_size=rows, block_size=tokens, freeze=[], recompute=False, backend=args.backend,
-                              gradient_accumulation_steps=1)
+    step = argparse.Namespace(dtype=dtype, batch_size=rows, block_size=tokens, freeze=[],
+                              recompute=False, backend=args.backend, gradient_accumulation_steps=1)
     announce(footprint(config, step)["total"], f" in {dtype}")
-    model = GPT2(config, backend=model.where["device"], dtype=dtype,
-                 parameters={name: host(p.array).astype(dtype) for name, p in model.named_parameters()}).eval()
-    optimizer = mg.optim.AdamW(model.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
+    weights = {name: host(p.array).astype(dtype) for name, p in model.named_parameters()}
+    model = GPT2(config, backend=model.where["device"], dtype=dtype, parameters=weights).eval()
+    del weights
+    optimizer = mg.optim.AdamW(model.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps,
+                               adam.weight_decay)
     losses: list[float] = []
 
     def learn() -> None:
@@ -229,7 +292,8 @@ def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, 
         losses.append(float(loss))
 
     def parameters(gradients: bool = False) -> dict[str, np.ndarray]:
-        return {name: host(gradient_of(p) if gradients else p.array) for name, p in model.named_parameters()}
+        return {name: host(gradient_of(p) if gradients else p.array)
+                for name, p in model.named_parameters()}
 
     def state() -> Iterator[Any]:
         learn()
@@ -237,35 +301,40 @@ def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, 
             logits = host(model(ids).array)
         yield from llmc.state(ids, targets, logits, losses[0], parameters(gradients=True), config)
 
-    def told() -> Iterator[bytes]:
+    def summary() -> Iterator[bytes]:
         for t in range(args.steps):
-            if t:                                       # the first loss, and its gradients, are in the debug state already
+            if t:                       # the debug state has the first loss and its gradients
                 learn()
             optimizer.step()
-        document = {"format": "llm.c", "model": name_of(args), "random_weights": args.random_weights, "config": config.to_dict(),
-                    "dtype": dtype, "minigrad": mg.__version__, "ids": ids.tolist(), "targets": targets.tolist(),
-                    "adamw": adam._asdict(), "losses": losses, "unseen": unseen(model, ids, True, args.steps)}
+        document = {"format": "llm.c", "model": name_of(args),
+                    "random_weights": args.random_weights, "config": config.to_dict(),
+                    "dtype": dtype, "minigrad": mg.__version__,
+                    "ids": ids.tolist(), "targets": targets.tolist(), "adamw": adam._asdict(),
+                    "losses": losses, "unseen": unseen(model, ids, True, args.steps)}
         yield json.dumps(plain(document), indent=1).encode() + b"\n"
 
     stem = f"gpt2_{llmc.SIZES.get(args.model, '124M')}"
-    files = {f"{stem}.bin": llmc.checkpoint(parameters(), config), f"{stem}_bf16.bin": llmc.checkpoint(parameters(), config, "bfloat16"),
-             f"{stem}_debug_state.bin": state(), **({"gpt2_tokenizer.bin": llmc.tokenizer(tokenizer)} if tokenizer is not None else {}),
-             llmc.LOSSES: told()}
+    files = {f"{stem}.bin": llmc.checkpoint(parameters(), config),
+             f"{stem}_bf16.bin": llmc.checkpoint(parameters(), config, "bfloat16"),
+             f"{stem}_debug_state.bin": state()}
+    if tokenizer is not None:
+        files["gpt2_tokenizer.bin"] = llmc.tokenizer(tokenizer)
+    files[llmc.LOSSES] = summary()
     with contextlib.suppress(OSError):
         args.out.rmdir()
     write_folder(args.out, files, llmc.LOSSES)
     print(f"float expected_losses[{len(losses)}] = {{{', '.join(f'{x:.9g}f' for x in losses)}}};")
-    print(f"gpt2.golden: wrote {', '.join(files)} in {args.out}; the line above is for tests that have their losses compiled in",
-          file=sys.stderr)
+    print(f"gpt2.golden: wrote {', '.join(files)} in {args.out}; paste the line above into a test "
+          "whose expected losses are compiled in", file=sys.stderr)
     return 0
 
 
 def read_golden(folder: Path) -> Golden:
-    """The ground truth in a folder. MissingError where there is none, or it is damaged."""
+    """Read a folder that gpt2.golden wrote. MissingError if there is none, or it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest.get("format") != "gpt2-golden":
-            raise ValueError("it is another's manifest")
+            raise ValueError("its manifest has another format")
         entries = {one["name"]: Entry(**one) for one in manifest["tensors"]}
         stored = {one.key: one for one in read_header(folder / TENSORS)[0]}
         check_manifest(manifest, entries)
@@ -273,36 +342,42 @@ def read_golden(folder: Path) -> Golden:
             if name not in stored:
                 raise ValueError(f"{TENSORS} lacks {name}")
             if NAMES.get(stored[name].dtype) != one.dtype or list(stored[name].shape) != one.shape:
-                raise ValueError(f"{name} is {stored[name].dtype}{list(stored[name].shape)} in {TENSORS}, and {one.dtype}{one.shape} here")
+                raise ValueError(f"{name} is {stored[name].dtype}{list(stored[name].shape)} in "
+                                 f"{TENSORS}, and {one.dtype}{one.shape} in {MANIFEST}")
     except OSError as error:
-        raise MissingError(f"{folder} is no folder of gpt2.golden ({error.filename}: {error.strerror}); "
+        raise MissingError(f"{folder} is no folder of gpt2.golden "
+                           f"({error.filename}: {error.strerror}); "
                            "make one with: python -m gpt2.golden --grad --out DIR") from None
     except KeyError as error:
-        raise MissingError(f"{folder} is no folder of gpt2.golden (its manifest lacks {error})") from None
+        raise MissingError(f"{folder} is no folder of gpt2.golden "
+                           f"(its manifest lacks {error})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MissingError(f"{folder} is no folder of gpt2.golden ({error})") from None
     return Golden(folder, manifest, entries, stored)
 
 
 def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
-    """ValueError, KeyError or TypeError for a manifest that a comparison or a diagnosis would stumble over."""
+    """Raise ValueError, KeyError or TypeError for a manifest that verify could not work with."""
     config, ids, targets = (manifest[key] for key in ("config", "ids", "targets"))
     for field in dataclasses.fields(GPT2Config):
-        config[field.name]                              # all are written, and a default would be another model
+        config[field.name]              # KeyError: with a default it would be another model
     own = GPT2Config.from_dict(config)
     Adam(*(float(manifest["adamw"][name]) for name in Adam._fields))
     if not isinstance(manifest["model"], str):
-        raise ValueError("its model has no name")
+        raise ValueError("its model is not a name")
     for rows in (ids, targets) if targets is not None else (ids,):
-        if np.ndim(rows) != 2 or np.shape(rows) != np.shape(ids) or np.array(rows).dtype.kind != "i":
-            raise ValueError("ids and targets are no rows of integers")
+        if (np.ndim(rows) != 2 or np.shape(rows) != np.shape(ids)
+                or np.array(rows).dtype.kind != "i"):
+            raise ValueError("ids and targets must be rows of integers")
     if targets is None and "loss" in entries:
-        raise ValueError("there is a loss, and no targets")
+        raise ValueError("there is a loss, but there are no targets")
     for name, one in entries.items():
-        if not all(isinstance(unit, float) and math.isfinite(unit) for unit in (one.unit, one.unit_rms)):
-            raise ValueError(f"{name} has no finite unit; were there NaN in the weights? make it anew")
+        units = (one.unit, one.unit_rms)
+        if not all(isinstance(unit, float) and math.isfinite(unit) for unit in units):
+            raise ValueError(f"{name} has no finite unit; if the weights had NaN, make it anew")
     kinds = ["", ".grad"] if any(name.endswith(".grad") for name in entries) else [""]
-    points = itertools.chain(("embed", "pos_embed", *ENDS), (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK))
+    blocks = (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK)
+    points = itertools.chain(("embed", "pos_embed", *ENDS), blocks)
     for name in () if manifest.get("losses_only") else points:
         for kind in kinds[:1] if name.endswith(STATISTICS) else kinds:
             entries[name + kind]

@@ -1,4 +1,4 @@
-"""What a port of GPT-2 must compute: activations, loss, gradients and AdamW steps, one tensor after the other."""
+"""What a port of GPT-2 must compute: activations, loss, gradients and AdamW steps, in order."""
 from __future__ import annotations
 
 import math
@@ -14,10 +14,11 @@ from ..config import GPT2Config, parameter_shapes
 from ..hooks import STATISTICS
 from ..model import GPT2
 
-RULES = {                                               # of gradients at points, by the end of the name
-    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5", "attn.scores": "attention.5",
-    "attn.q": "attention.6", "attn.k": "attention.7", "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6",
-    "attn.out": "block.5", "resid_mid": "block.5", "ln_f.out": "linear.5",
+RULES = {               # the equation of a point's gradient, by the end of the point's name
+    "logits": "cross_entropy.3", "attn.v": "attention.4", "attn.pattern": "attention.5",
+    "attn.scores": "attention.5", "attn.q": "attention.6", "attn.k": "attention.7",
+    "embed": "block.6", "pos_embed": "sum_to.4", "resid_pre": "block.6", "attn.out": "block.5",
+    "resid_mid": "block.5", "ln_f.out": "linear.5",
 }
 FORBIDDEN = ("attn.scores", "attn.scores.grad", "attn.pattern.grad")
 EPS32 = float(np.finfo(np.float32).eps)
@@ -26,7 +27,10 @@ PROCESS = 200 << 20                                     # bytes of Python and th
 
 
 class Adam(NamedTuple):
-    """Settings of the AdamW steps, large enough that a mistake in them shows: weight decay is on all parameters, nothing is clipped."""
+    """Settings of the AdamW steps, large enough that a mistake in them shows.
+
+    Weight decay applies to all parameters; no gradient is clipped.
+    """
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -36,7 +40,11 @@ class Adam(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor of the manifest. unit, unit_rms: what our own float32 run is off by, at most (tolerance.7) and in the mean square."""
+    """A tensor of the manifest.
+
+    unit, unit_rms: the error of our own float32 run, the largest (tolerance.7) and the root mean
+    square.
+    """
 
     name: str
     equation: str
@@ -53,24 +61,29 @@ def host(a: Any) -> np.ndarray:
 
 
 def seen(a: Any) -> np.ndarray:
-    """An array of any backend on the host; its own memory where that is there."""
+    """An array of any backend, on the host; not a copy if it is there already."""
     return np.asarray(mg.backend.of(a).host(a))
 
 
 def gradient_of(p: mg.Tensor) -> Any:
-    """The array of a parameter's gradient, after backward."""
+    """The array of a parameter's gradient, after a backward pass."""
     assert p.grad is not None
     return p.grad.array
 
 
 def permitted(name: str, a: np.ndarray) -> np.ndarray:
-    """a, but 0 where the causal mask forbids: no causal kernel computes those scores, or the gradients of those weights."""
+    """`a`, with 0 where the causal mask forbids.
+
+    A causal kernel computes neither those scores nor the gradients of those weights.
+    """
     return np.tril(a) if name.endswith(FORBIDDEN) else a
 
 
 def judged(name: str, a: np.ndarray) -> np.ndarray:
-    """a as ports are compared in it: without K's bias after a step of AdamW. Softmax cancels that bias, so its gradient is rounding noise,
-    which AdamW makes a whole step of.
+    """`a` as it is compared with a port: after a step of AdamW, K's bias is set to 0.
+
+    Softmax cancels K's bias, so its gradient is rounding noise, which AdamW scales up to a step of
+    full size.
     """
     if not name.startswith("step.") or not name.endswith("attn.c_attn.bias"):
         return a
@@ -79,7 +92,10 @@ def judged(name: str, a: np.ndarray) -> np.ndarray:
 
 
 def backward_order(names: Iterable[str]) -> list[str]:
-    """Parameters as backward gets done with them: the last block first, the tables last, each weight before its bias."""
+    """Parameters in the order in which the backward pass completes their gradients.
+
+    The last block comes first, the tables come last, and each weight comes before its bias.
+    """
     own = list(names)
     blocks: dict[str, list[str]] = {}
     for name in own:
@@ -90,23 +106,32 @@ def backward_order(names: Iterable[str]) -> list[str]:
 
 
 def equation_of_gradient(name: str, forward: Mapping[str, str], tied: bool) -> str:
-    """The label of the rule that gives the gradient of a point or a parameter; tied: wte is the head's matrix too."""
+    """The label of the rule for the gradient of a point or a parameter.
+
+    tied: whether wte is also the head's matrix.
+    """
     if name in forward:
         end = name.split(".", 2)[-1] if name.startswith("blocks.") else name
         if end == "mlp.pre":
-            return {"gelu.1": "gelu.3", "gelu.2": "gelu.4", "relu.1": "relu.1"}[forward[name.replace("mlp.pre", "mlp.act")]]
-        if end in ("mlp.out", "resid_post"):            # what comes back from the next block, or from ln_f
+            activation = forward[name.replace("mlp.pre", "mlp.act")]
+            return {"gelu.1": "gelu.3", "gelu.2": "gelu.4", "relu.1": "relu.1"}[activation]
+        if end in ("mlp.out", "resid_post"):            # it comes from the next block, or from ln_f
             block = int(name.split(".")[1])
             return "block.6" if f"blocks.{block + 1}.resid_pre" in forward else "layer_norm.5"
         return RULES.get(end, "linear.4")
     if ".ln_" in name or name.startswith("ln_"):
         return "layer_norm.6" if name.endswith("weight") else "layer_norm.7"
-    tables = {"wte.weight": "tying.2" if tied else "embedding.3", "wpe.weight": "embedding.3", "lm_head.weight": "linear.5"}
+    tables = {"wte.weight": "tying.2" if tied else "embedding.3",
+              "wpe.weight": "embedding.3", "lm_head.weight": "linear.5"}
     return tables.get(name, "linear.4" if name.endswith("weight") else "linear.3")
 
 
 class What(NamedTuple):
-    """What is computed: ids and targets [B, T], whether gradients are wanted, AdamW steps, and whether the losses alone are told."""
+    """What a ground truth contains.
+
+    ids, targets: [B, T]. grad: with gradients. steps: number of AdamW steps. losses_only: the
+    losses, and no other tensor.
+    """
 
     ids: np.ndarray
     targets: np.ndarray | None
@@ -117,16 +142,18 @@ class What(NamedTuple):
 
 
 def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, equation, array on the host) of all that a port is compared by, in the order in which it is computed.
+    """(name, equation, array on the host) of each tensor for comparison, in order of computation.
 
-    An array may be the model's own: it is right until the next one is asked for.
+    An array may be the model's own memory, so it is right only until the next tensor is computed.
 
-    Points as `Hooked.points` names them; "loss"; NAME.grad of points, the last first, and of parameters; "step.K.loss" before the K-th
-    AdamW step, and "step.K.PARAMETER" after it. folder: where AdamW's moments lie between the steps.
+    The names are those of points, as in `Hooked.points`; "loss"; NAME.grad of points, the last
+    point first, and then of parameters; "step.K.loss" before the K-th AdamW step, and
+    "step.K.PARAMETER" after it. folder: for the files with AdamW's moments between the steps.
     """
     ids, targets, grad, steps, adam, losses_only = what
     equations, tied = model.equations(), model.config.tie_word_embeddings
-    found = model.trace(ids, targets, gradients=grad and not losses_only, only="logits" if losses_only else "*")
+    found = model.trace(ids, targets, gradients=grad and not losses_only,
+                        only="logits" if losses_only else "*")
     for name, label in equations.items():
         if not losses_only:
             yield name, label, permitted(name, seen(found.pop(name)))
@@ -137,12 +164,16 @@ def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, 
     order = backward_order(parameters)
     if grad and not losses_only:
         for name in [name for name in reversed(equations) if not name.endswith(STATISTICS)]:
-            yield f"{name}.grad", equation_of_gradient(name, equations, tied), permitted(f"{name}.grad", seen(found.pop(f"{name}.grad")))
+            key = f"{name}.grad"
+            label = equation_of_gradient(name, equations, tied)
+            yield key, label, permitted(key, seen(found.pop(key)))
     del found
-    model.recompute = True                              # the same numbers, with the inside of one block in memory at a time
+    model.recompute = True          # the same numbers, with the inside of one block in memory
     if grad and not losses_only:
         model.loss(ids, targets).backward()
-        yield from ((f"{name}.grad", equation_of_gradient(name, equations, tied), seen(gradient_of(parameters[name]))) for name in order)
+        for name in order:
+            label = equation_of_gradient(name, equations, tied)
+            yield f"{name}.grad", label, seen(gradient_of(parameters[name]))
     moments = Moments(parameters, adam, folder)
     for step in range(1, steps + 1):
         model.zero_grad()
@@ -157,20 +188,26 @@ def computed(model: GPT2, what: What, folder: Path) -> Iterator[tuple[str, str, 
 
 
 class Moments:
-    """An AdamW for each parameter, so that a step needs the moments of one of them in memory; those of the others are files."""
+    """One AdamW for each parameter, with its moments in files between the steps.
+
+    So only the moments of one parameter are in memory at a time.
+    """
 
     def __init__(self, parameters: Mapping[str, mg.Tensor], adam: Adam, folder: Path) -> None:
         self.parameters, self.folder, self.steps = parameters, folder, dict.fromkeys(parameters, 0)
-        self.made = lambda p: mg.optim.AdamW([p], adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
+        self.made = lambda p: mg.optim.AdamW([p], adam.lr, (adam.beta1, adam.beta2), adam.eps,
+                                             adam.weight_decay)
 
     def step(self, name: str) -> None:
-        """Change one parameter; its gradient is forgotten."""
+        """Change one parameter, and clear its gradient."""
         p = self.parameters[name]
         optimizer = self.made(p)
         files = {key: self.folder / f"{name}.{key}.npy" for key in ("exp_avg", "exp_avg_sq")}
         if self.steps[name]:
-            optimizer.state[p] = {"step": self.steps[name],
-                                  **{key: mg.Tensor(np.load(file)).to(p.device).array for key, file in files.items()}}
+            moments = {key: mg.Tensor(np.load(file)).to(p.device).array
+                       for key, file in files.items()}
+            optimizer.state[p] = {"step": self.steps[name], **moments}
+            del moments
         optimizer.step()
         for key, file in files.items():
             np.save(file, host(optimizer.state[p][key]))
@@ -178,7 +215,7 @@ class Moments:
 
 
 class Spool:
-    """Arrays written one after the other to a file, and read again in the same order."""
+    """Arrays that are written to a file one after the other, and read again in the same order."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.kinds = path, list[tuple[str, np.dtype[Any], tuple[int, ...]]]()
@@ -196,24 +233,27 @@ class Spool:
 
 
 def longest_sum(name: str, config: GPT2Config, ids: np.ndarray) -> int:
-    """How many numbers are added up, at most, in one sum on the way to a tensor."""
+    """The largest number of terms in one sum on the way to a tensor."""
     n = max(config.n_inner or 4 * config.n_embd, ids.shape[1])
     behind_the_head = name == "loss" or name.endswith(".grad") or name.startswith("step.")
     return max(n, config.vocab_size, ids.size) if behind_the_head else n
 
 
-def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str, longest: int = 1) -> Entry:
-    """The manifest's line of a tensor from its values by the definitions in float64, and by our kernels in float32   (tolerance.7).
+def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype: str,
+          longest: int = 1) -> Entry:
+    """The manifest's entry of a tensor   (tolerance.7).
 
-    longest: how many numbers are added up in its longest sum; a port may add them one by one.
+    wide: its value in float64, unfused. narrow: its value in float32, by our kernels. longest: the
+    number of terms in its longest sum; a port may add them one by one.
     """
     right, narrow = judged(name, wide), judged(name, narrow)
     times = max(1.0, math.sqrt(longest) / 64.0)
-    least = 0.5 * EPS32                                 # a number that is rounded to float32 is off by that much of it
+    least = 0.5 * EPS32                                 # relative error of rounding to float32
     size = most = 0.0
     squares, gaps = list[float](), list[float]()
-    for at in range(0, wide.size, PIECE):               # a whole comparison of a large table takes much memory
-        whole, a, b = (x.reshape(-1)[at:at + PIECE].astype(np.float64, copy=False) for x in (wide, right, narrow))
+    for at in range(0, wide.size, PIECE):               # in pieces, to save memory
+        whole, a, b = (x.reshape(-1)[at:at + PIECE].astype(np.float64, copy=False)
+                       for x in (wide, right, narrow))
         gap = np.abs(b - a)
         size, most = max(size, float(np.abs(a).max())), max(most, float(gap.max()))
         squares.append(float(np.square(whole).sum()))
@@ -224,17 +264,20 @@ def entry(name: str, equation: str, wide: np.ndarray, narrow: np.ndarray, dtype:
 
 
 def needs(config: GPT2Config, what: What) -> tuple[int, int]:
-    """Bytes of memory, and of disk for files that are written and those on the way, that the truth of a model takes, about.
+    """About how many bytes of memory, and of disk, the ground truth of a model takes.
 
-    Memory: the parameters in float64, and the larger of two. While activations are told, these with their gradients and what the
-    definitions by parts record. In a step, the gradients of all parameters, the logits and their parts, and some arrays as large as the
-    largest parameter.
+    Memory: the parameters in float64, and the larger of two amounts. While activations are
+    written: the activations with their gradients, and what the unfused definitions record. In a
+    step: the gradients of all parameters, the logits and their parts, and some arrays as large as
+    the largest parameter. Disk: for the written files and the temporary ones.
     """
     sizes = [math.prod(shape) for shape in parameter_shapes(config).values()]
     numbers, tokens = sum(sizes), what.ids.size
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
-    points = tokens * (2 * d + config.n_layer * (10 * d + 2 * n + 2 * config.n_head * what.ids.shape[1]) + config.vocab_size)
+    block = 10 * d + 2 * n + 2 * config.n_head * what.ids.shape[1]
+    points = tokens * (2 * d + config.n_layer * block + config.vocab_size)
     trace = points * (3 if what.grad and not what.losses_only else 1)
     step = numbers + max(sizes) + 2 * tokens * config.vocab_size if what.grad or what.steps else 0
-    told = 0 if what.losses_only else points * (2 if what.grad else 1) + numbers * (what.grad + what.steps)
+    gradients = numbers * (what.grad + what.steps)
+    told = 0 if what.losses_only else points * (2 if what.grad else 1) + gradients
     return PROCESS + 8 * (numbers + max(trace, step)), 12 * told + 16 * numbers * bool(what.steps)

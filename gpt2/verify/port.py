@@ -1,4 +1,4 @@
-"""The tensors of somebody's port of GPT-2, under our names, and how far they are from the ground truth."""
+"""The tensors of a port of GPT-2, under our names, and their distance from the ground truth."""
 from __future__ import annotations
 
 import difflib
@@ -19,7 +19,8 @@ from ..weights.llmc import read_state
 
 ALLOWED = 32.0                                          # units
 VOCABULARY = {"logits": -1, "wte.weight": 0, "lm_head.weight": 0}      # the axis of the vocabulary
-EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {"float64": float(np.finfo(np.float64).eps), "float32": EPS32,
+       "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class Tensor(NamedTuple):
@@ -33,13 +34,17 @@ Port = Mapping[str, Callable[[], Tensor]]
 
 
 def read_port(path: Path, golden: Golden) -> Port:
-    """The tensors in a .safetensors, .npz or .npy file, or in all such files of a folder, by name; each is read when called.
+    """The tensors of a .safetensors, .npz or .npy file, or of all such files in a folder, by name.
 
-    A .npy file's name is the tensor's. A .bin file is a debug state of llm.c. MissingError where nothing can be read, UsageError for a
-    name that is there twice, and for a debug state of other ids than the truth has.
+    Each is read when it is called. The tensor of a .npy file has the file's name. A .bin file is a
+    debug state of llm.c. MissingError if nothing can be read; UsageError for a name that occurs
+    twice, and for a debug state with other ids than the truth.
     """
     try:
-        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".npz", ".npy")) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            kinds = (".safetensors", ".npz", ".npy")
+            files = sorted(p for p in path.iterdir() if p.suffix in kinds)
         found: dict[str, Callable[[], Tensor]] = {}
         for file in files:
             for name, tensor in _of_llmc(file, golden) if file.suffix == ".bin" else _tensors(file):
@@ -47,7 +52,8 @@ def read_port(path: Path, golden: Golden) -> Port:
                     raise UsageError(f"{path} has {name!r} twice")
                 found[name] = tensor
     except OSError as error:
-        raise MissingError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+        what = error.filename or path
+        raise MissingError(f"cannot read {what}: {error.strerror or error}") from None
     if not found:
         raise MissingError(f"{path} holds no tensors in .safetensors, .npz or .npy files")
     return found
@@ -61,35 +67,45 @@ def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     elif file.suffix in (".npz", ".npy"):
         loaded = _whole(file, lambda: np.load(file, allow_pickle=False))
         if isinstance(loaded, np.lib.npyio.NpzFile) != (file.suffix == ".npz"):
-            raise MissingError(f"{file} is no {file.suffix} file, though it is called so; save it again")
+            raise MissingError(f"{file} is no {file.suffix} file, though it is called so; "
+                               "save it again")
         for name in loaded.files if file.suffix == ".npz" else [file.stem]:
             yield name, lambda name=name: _numpy(loaded, name, file)           # type: ignore[misc]
     else:
-        raise MissingError(f"{file} is no tensors' file: it must end in .safetensors, .npz or .npy, or in .bin for llm.c's debug state")
+        raise MissingError(f"{file} is not a file of tensors: its name must end in .safetensors, "
+                           ".npz or .npy, or in .bin for llm.c's debug state")
 
 
 def _of_llmc(file: Path, golden: Golden) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     ids, targets, arrays = read_state(file, GPT2Config.from_dict(golden.manifest["config"]))
     for what, theirs in (("ids", ids), ("targets", targets)):
         if not np.array_equal(theirs, np.array(golden.manifest[what])):
-            raise UsageError(f"{file} is of other {what} than the truth; make one for these with: python -m gpt2.golden --format llmc")
+            raise UsageError(f"{file} has other {what} than the truth; make a truth for llm.c "
+                             "with: python -m gpt2.golden --format llmc")
     for name, array in arrays.items():
-        yield name, lambda array=array: Tensor("float32", array.astype(np.float64))    # type: ignore[misc]
+        yield name, lambda array=array: Tensor(                                # type: ignore[misc]
+            "float32", array.astype(np.float64))
 
 
 def _whole(file: Path, read: Callable[[], Any], what: str = "") -> Any:
-    """What read() gives. MissingError where the file is damaged; what: the tensor that is read, where it is not the file that is opened."""
+    """What read() returns. MissingError if the file is damaged.
+
+    what: the name of the tensor that is read; empty if the file is opened.
+    """
     try:
         return read()
-    except Exception as error:                          # of NumPy, zipfile, zlib, tokenize: there are ten kinds and more
-        if isinstance(error, OSError) and not what:     # it cannot be opened at all
+    except Exception as error:          # NumPy, zipfile, zlib and tokenize raise ten kinds and more
+        if isinstance(error, OSError) and not what:     # the file cannot be opened
             raise
-        raise MissingError(f"{file} is no whole {file.suffix} file ({what}{error}); save it again") from None
+        raise MissingError(f"{file} is no whole {file.suffix} file ({what}{error}); "
+                           "save it again") from None
 
 
 def _stored(entry: Stored, load: Loader) -> Tensor:
     if entry.dtype not in NAMES:
-        raise _not_compared(entry.key, re.sub(r"^([IU])(\d+)$", lambda m: {"I": "int", "U": "uint"}[m[1]] + m[2], entry.dtype))
+        letters = {"I": "int", "U": "uint"}
+        kind = re.sub(r"^([IU])(\d+)$", lambda m: letters[m[1]] + m[2], entry.dtype)
+        raise _not_compared(entry.key, kind)
     return Tensor(NAMES[entry.dtype], load(entry))
 
 
@@ -108,32 +124,41 @@ def _not_compared(name: str, dtype: str) -> MissingError:
 
 # ── names ──
 class Named(NamedTuple):
-    """What a port calls a tensor of ours, and the axes in which it has it ("transpose", as in NumPy), if others."""
+    """The port's name of a tensor, and the axes that turn its array into ours, as for NumPy."""
 
     name: str
     transpose: tuple[int, ...] | None
 
 
 def read_map(path: Path | None) -> dict[str, Named]:
-    """Patterns of our names to names of a port, from a TOML file:
+    """Read patterns of our names, and of the port's names for them, from a TOML file.
 
-        "blocks.*.attn.out" = "layer*.attention"                # one * stands for the same text on both sides
+        "blocks.*.attn.out" = "layer*.attention"        # * stands for the same text on both sides
         "blocks.*.attn.q" = { name = "q*", transpose = [0, 2, 1, 3] }
 
-    UsageError for what is neither.
+    UsageError for any other value.
     """
     out = {}
     for ours, value in (read_toml(path, "--map") if path else {}).items():
-        fields = {"name": value} if isinstance(value, str) else value
-        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str) or fields.keys() - {"name", "transpose"}:
-            raise UsageError(f'--map {path}: {ours!r} must be a name, or {{ name = "…", transpose = [0, 2, 1, 3] }}')
+        fields: dict[str, Any] = {"name": value} if isinstance(value, str) else value
+        if (not isinstance(fields, dict) or not isinstance(fields.get("name"), str)
+                or fields.keys() - {"name", "transpose"}):
+            raise UsageError(f"--map {path}: {ours!r} must be a name, or "
+                             '{ name = "…", transpose = [0, 2, 1, 3] }')
         axes = fields.get("transpose")
-        if axes is not None and (not isinstance(axes, list) or sorted(map(str, axes)) != sorted(map(str, range(len(axes))))):
-            raise UsageError(f"--map {path}: {ours!r}: transpose must be the axes 0 … n − 1 in another order, is {axes}")
+        if axes is not None and not _permutes(axes):
+            raise UsageError(f"--map {path}: {ours!r}: transpose must list the axes 0 … n − 1, "
+                             f"each once; it is {axes}")
         if ours.count("*") != fields["name"].count("*") or ours.count("*") > 1:
-            raise UsageError(f"--map {path}: {ours!r} and {fields['name']!r} must have one * each, or none")
+            raise UsageError(f"--map {path}: {ours!r} and {fields['name']!r} must have one * each, "
+                             "or none")
         out[ours] = Named(fields["name"], None if axes is None else tuple(axes))
     return out
+
+
+def _permutes(axes: Any) -> bool:
+    """Whether these are the axes 0 … n − 1 in some order."""
+    return isinstance(axes, list) and sorted(map(str, axes)) == sorted(map(str, range(len(axes))))
 
 
 def _match(pattern: str, name: str) -> re.Match[str] | None:
@@ -141,17 +166,18 @@ def _match(pattern: str, name: str) -> re.Match[str] | None:
 
 
 def check_map(names: Mapping[str, Named], known: Iterable[str]) -> None:
-    """UsageError, with near names, for a pattern of ours that none of the known names matches: it would have no effect."""
+    """UsageError, with similar names, for a pattern that matches no known name of ours."""
     known = list(known)
     for ours in names:
         if not any(_match(ours, name) for name in known):
             near = difflib.get_close_matches(ours.replace("*", "0"), known, 3)
-            hint = f"near to it: {', '.join(near)}" if near else f"there are {known[0]} … {known[-1]}"
+            hint = (f"near to it: {', '.join(near)}" if near
+                    else f"there are {known[0]} … {known[-1]}")
             raise UsageError(f"--map: {ours!r} matches no tensor of the golden file; {hint}")
 
 
 def name_in(port: Port, name: str, names: Mapping[str, Named]) -> Named | None:
-    """What the port calls our tensor `name`; None where it has none."""
+    """The port's name, and axes, of our tensor `name`; None if the port does not have it."""
     for ours, theirs in names.items():
         if hit := _match(ours, name):
             called = theirs.name.replace("*", hit[1]) if hit.groups() else theirs.name
@@ -161,9 +187,11 @@ def name_in(port: Port, name: str, names: Mapping[str, Named]) -> Named | None:
 
 # ── how far ──
 class Compared(NamedTuple):
-    """A tensor of the port beside ours. units: how often the bound's unit its error is, the larger of two; ok: within ALLOWED.
+    """A tensor of the port beside ours.
 
-    worst: the largest error, `at` which index, with both values there. trouble: what is wrong with it besides: its shape, a NaN.
+    units: its error in units, the larger of two ratios; `ok` means at most ALLOWED. worst: the
+    largest error; `at` is its index, with the port's and our value there. trouble: what else is
+    wrong, such as its shape or a NaN.
     """
 
     name: str
@@ -181,22 +209,26 @@ class Compared(NamedTuple):
 
 
 def unit_of(entry: Entry, dtype: str) -> tuple[float, float]:
-    """The units of an error, at most and in the mean square, for a port that computes in dtype.
+    """The unit of the largest error, and of the root mean square, for a port that uses dtype.
 
-    They are what our own float32 run is off by, and as much more or less as the dtype rounds more or less; the truth's own rounding
-    stays   (tolerance.8).
+    They are the errors of our own float32 run, times the ratio of the dtype's rounding to
+    float32's; they are never below the truth's own rounding   (tolerance.8).
     """
     scale = max(EPS[dtype], EPS[entry.dtype]) / EPS32
     return entry.unit * scale, entry.unit_rms * scale
 
 
 def rounding(entry: Entry, ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float:
-    """How far apart two numbers of these arrays may be by rounding, which grows with them."""
-    return ALLOWED * unit_of(entry, dtype)[0] * max(1.0, float(np.abs(theirs).max()) / max(float(np.abs(ours).max()), 1e-300))
+    """How much two numbers of these arrays may differ by rounding, which grows with their size."""
+    grown = float(np.abs(theirs).max()) / max(float(np.abs(ours).max()), 1e-300)
+    return ALLOWED * unit_of(entry, dtype)[0] * max(1.0, grown)
 
 
 def distance(entry: Entry, a: np.ndarray, b: np.ndarray, dtype: str) -> float:
-    """How many units b is from a: by its largest error, or by the mean square where that says more."""
+    """The difference of a and b in units: by its largest error, or by its root mean square.
+
+    The larger of the two counts.
+    """
     gap, (most, mean) = np.abs(b - a), unit_of(entry, dtype)
     if not gap.size:
         return 0.0
@@ -210,7 +242,10 @@ def _ratio(x: float, unit: float) -> float:
 
 
 def aligned(theirs: np.ndarray, named: Named, entry: Entry) -> np.ndarray | None:
-    """The port's array in our axes, with 0 where a mask forbids; axes of length 1 may be there or not. None where the shapes do not fit."""
+    """The port's array in our axes, with 0 where a mask forbids. None if the shapes do not fit.
+
+    Axes of length 1 may be present or not.
+    """
     shape = tuple(entry.shape)
     if named.transpose is not None:
         if len(named.transpose) != theirs.ndim:
@@ -224,46 +259,57 @@ def aligned(theirs: np.ndarray, named: Named, entry: Entry) -> np.ndarray | None
 
 
 def unpadded(name: str, a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """a without the rows, or columns, that a port added to fill its vocabulary up to a multiple of at most 128."""
+    """`a` without the rows, or columns, that fill up a port's vocabulary.
+
+    Ports fill it up to a multiple of at most 128.
+    """
     axis = VOCABULARY.get(re.sub(r"^step\.\d+\.|\.grad$", "", name))
     if axis is None or a.ndim == 0 or not 0 < a.shape[axis] - shape[axis] < 128:
         return a
     return a[:shape[0]] if axis == 0 else a[..., :shape[-1]]
 
 
-def compare(golden: Golden, port: Port, names: Mapping[str, Named]) -> tuple[list[Compared], list[str]]:
-    """Every tensor that both have, in the order in which it is computed, and the names that the port has not.
+def compare(golden: Golden, port: Port,
+            names: Mapping[str, Named]) -> tuple[list[Compared], list[str]]:
+    """Every tensor that both have, in order of computation, and the names that the port lacks.
 
-    MissingError, with near names, where they have none in common.
+    MissingError, with similar names, if they have no tensor in common.
     """
     out, missing = [], []
-    for name, entry in golden.entries.items():
-        named = name_in(port, name, names)
-        if named is None:
+    for name in golden.entries:
+        if (named := name_in(port, name, names)) is None:
             missing.append(name)
-            continue
-        dtype, raw = port[named.name]()
-        theirs = aligned(raw, named, entry)
-        if theirs is None:
-            hint = ", the transpose" if list(raw.shape) == entry.shape[::-1] else ""
-            if name.endswith(".bias.grad") and list(raw.shape[-1:]) == entry.shape:
-                hint = ", not summed over the batch"
-            out.append(Compared(name, entry.equation, float("inf"), float("nan"), (), float("nan"), float("nan"),
-                                f"is {list(raw.shape)}{hint}; {entry.shape} is wanted"))
-            continue
-        ours = golden.array(name)
-        if not np.isfinite(theirs).all():
-            at = tuple(int(i) for i in np.argwhere(~np.isfinite(theirs))[0])
-            out.append(Compared(name, entry.equation, float("inf"), float("nan"), at, float(theirs[at]), float(ours[at]),
-                                f"has {int((~np.isfinite(theirs)).sum()):,} × NaN or infinity, the first at {list(at)}"))
-            continue
-        gap = np.abs(theirs - ours)
-        at = tuple(int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape)) if gap.size else ()
-        out.append(Compared(name, entry.equation, distance(entry, ours, theirs, dtype), float(gap.max(initial=0.0)), at,
-                            float(theirs[at]) if gap.size else 0.0, float(ours[at]) if gap.size else 0.0))
+        else:
+            out.append(_compared(golden, golden.entries[name], port[named.name](), named))
     if not out:
         wanted = next(iter(golden.entries))
         near = difflib.get_close_matches(wanted, list(port), 1, 0.3) or [next(iter(port))]
-        raise MissingError(f"the port has none of the {len(missing)} tensors, such as {wanted!r}; it has {near[0]!r} and "
-                           f"{len(port) - 1} more; name them with --map")
+        raise MissingError(f"the port has none of the {len(missing)} tensors, such as {wanted!r}; "
+                           f"it has {near[0]!r} and {len(port) - 1} more; map names with --map")
     return out, missing
+
+
+def _compared(golden: Golden, entry: Entry, port: Tensor, named: Named) -> Compared:
+    """One tensor of the port beside ours."""
+    (dtype, raw), name, nan = port, entry.name, float("nan")
+    theirs = aligned(raw, named, entry)
+    if theirs is None:
+        hint = ", the transpose" if list(raw.shape) == entry.shape[::-1] else ""
+        if name.endswith(".bias.grad") and list(raw.shape[-1:]) == entry.shape:
+            hint = ", not summed over the batch"
+        return Compared(name, entry.equation, float("inf"), nan, (), nan, nan,
+                        f"has shape {list(raw.shape)}{hint}; the truth has {entry.shape}")
+    ours = golden.array(name)
+    finite = np.isfinite(theirs)
+    if not finite.all():
+        at = tuple(int(i) for i in np.argwhere(~finite)[0])
+        return Compared(name, entry.equation, float("inf"), nan, at,
+                        float(theirs[at]), float(ours[at]),
+                        f"has {int((~finite).sum()):,} × NaN or infinity, the first at {list(at)}")
+    gap = np.abs(theirs - ours)
+    at = ()
+    if gap.size:
+        at = tuple(int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape))
+    return Compared(name, entry.equation, distance(entry, ours, theirs, dtype),
+                    float(gap.max(initial=0.0)), at,
+                    float(theirs[at]) if gap.size else 0.0, float(ours[at]) if gap.size else 0.0)

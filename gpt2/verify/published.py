@@ -1,4 +1,7 @@
-"""Figures that others published of OpenAI's GPT-2 (124M), to be found again on its weights; what cannot be run says why."""
+"""Published figures of OpenAI's GPT-2 (124M), computed again with its weights.
+
+A figure that cannot be computed is skipped, with the reason.
+"""
 from __future__ import annotations
 
 import argparse
@@ -26,16 +29,22 @@ from ..weights.checkpoint import Tensors, read_tensors
 from ..weights.locate import locate
 
 SIZE, SHA256 = 548_105_171, "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
-DOG = [464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
-TURING = [262, 749, 3665, 8217, 319, 262, 5440, 13, 198, 198, 464, 3644, 318, 257, 4572, 326, 460, 1620, 3716, 16765, 11, 290, 340, 460,
-          1620, 777, 16765, 287, 257, 835, 326, 318, 845, 2092, 284, 262, 1692, 3632, 13, 198]
+DOG = [464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13,
+       198, 198, 464, 3290]
+TURING = [262, 749, 3665, 8217, 319, 262, 5440, 13, 198, 198, 464, 3644, 318, 257, 4572, 326, 460,
+          1620, 3716, 16765, 11, 290, 340, 460, 1620, 777, 16765, 287, 257, 835, 326, 318, 845,
+          2092, 284, 262, 1692, 3632, 13, 198]
 BATCH = {"Hello, my dog is a little": " bit of a mess. I'm not sure if he's going",
          "Today, I": "'m going to be doing a lot of research on this. I"}
-STEPS = [5.270007, 4.059707, 3.375123, 2.800783, 2.315382, 1.849029, 1.394656, 0.999147, 0.624080, 0.376511]
+STEPS = [5.270007, 4.059707, 3.375123, 2.800783, 2.315382,
+         1.849029, 1.394656, 0.999147, 0.624080, 0.376511]
 
 
 class Checked(NamedTuple):
-    """A figure, who published it, and what was found. verdict: holds, FAILED or skipped; why: it was skipped."""
+    """A figure, who published it, and what was found.
+
+    verdict: holds, FAILED or skipped. why: the reason for skipping it.
+    """
 
     what: str
     source: str
@@ -46,9 +55,10 @@ class Checked(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A published figure: `found(model, tokenizer, data)` is to be `expected`, numbers to within `within`.
+    """A published figure: `found(model, tokenizer, data)` must be `expected`.
 
-    needs: a file of the --data folder. slow: it takes many minutes on a CPU.
+    within: how much a number may differ. needs: a file of the --data folder. slow: whether it takes
+    many minutes on a CPU.
     """
 
     what: str
@@ -62,12 +72,15 @@ class Figure(NamedTuple):
 
 # ── what is computed ──
 def greedy(model: GPT2, ids: list[int], n: int) -> list[int]:
-    """The n most likely tokens after ids, one after the other."""
+    """The n most likely tokens after ids, chosen one after the other."""
     return model.generate([ids], max_new_tokens=n, greedy=True)[0][len(ids):]
 
 
 def batch(model: GPT2, tokenizer: Any) -> list[str]:
-    """Texts after the prompts of BATCH, padded on the left and read together; and each alone, which must be the same."""
+    """The continuations of BATCH's prompts, padded on the left in one batch.
+
+    Each prompt must have the same continuation alone; else both texts are returned.
+    """
     rows = [tokenizer.encode(prompt) for prompt in BATCH]
     counts = [len(tokenizer.encode(text)) for text in BATCH.values()]
     together = model.generate(rows, max_new_tokens=max(counts), greedy=True)
@@ -77,25 +90,33 @@ def batch(model: GPT2, tokenizer: Any) -> list[str]:
 
 
 def nll(model: GPT2, ids: list[int]) -> float:
-    """The mean of −log p of each id after those before it, in nats."""
+    """The mean of −log p of each id after the first, in nats."""
     score = next(scores(model, [Span(np.array(ids), 1)]))
     return score.nll / score.tokens
 
 
 def first_ids(text: str, tokenizer: Any, n: int) -> list[int]:
-    """The first n ids of llm.c's stream of Tiny Shakespeare: <|endoftext|> before each passage, passages between empty lines."""
+    """The first n ids of Tiny Shakespeare as llm.c writes it.
+
+    Empty lines separate passages, and <|endoftext|> comes before each passage.
+    """
     ids: list[int] = []
     for passage in text.split("\n\n"):
         ids += [tokenizer.eot, *tokenizer.encode(passage + "\n\n", allow_special=False)]
         if len(ids) >= n:
             return ids[:n]
-    raise UsageError(f"the text has {len(ids)} ids, and {n} are wanted")
+    raise UsageError(f"the text has {len(ids)} ids; {n} are needed")
 
 
 def adamw_losses(model: GPT2, ids: list[int], rows: int, steps: int) -> list[float]:
-    """The loss before each AdamW step on one batch, as llm.c's test takes them: all parameters decay by 0.01. The model's weights stay."""
-    arrays = {name: np.array(mg.backend.of(p.array).host(p.array)) for name, p in model.named_parameters()}
-    own = GPT2(model.config, backend=model.where["device"], dtype=model.where["dtype"], parameters=arrays)
+    """The loss before each AdamW step on one batch, as in llm.c's test.
+
+    All parameters decay by 0.01. The model's own weights do not change.
+    """
+    arrays = {name: np.array(mg.backend.of(p.array).host(p.array))
+              for name, p in model.named_parameters()}
+    own = GPT2(model.config, backend=model.where["device"], dtype=model.where["dtype"],
+               parameters=arrays)
     x, y = np.array(ids[:-1]).reshape(rows, -1), np.array(ids[1:]).reshape(rows, -1)
     optimizer = mg.optim.AdamW(list(own.parameters()), 1e-4, weight_decay=0.01)
     out = []
@@ -109,23 +130,35 @@ def adamw_losses(model: GPT2, ids: list[int], rows: int, steps: int) -> list[flo
 
 
 def perplexity(model: GPT2, ids: list[int]) -> float:
-    """As transformers' page on perplexity has it: windows of the whole context side by side, the first token of each not counted."""
+    """Perplexity as on transformers' page about it.
+
+    The windows are as long as the context and do not overlap; the first token of each is not
+    counted.
+    """
     context = model.config.n_positions
-    found = list(scores(model, (Span(np.array(ids[i:i + context]), 1) for i in range(0, len(ids) - 1, context)), 1))
+    starts = range(0, len(ids) - 1, context)
+    found = list(scores(model, (Span(np.array(ids[i:i + context]), 1) for i in starts), 1))
     return math.exp(math.fsum(s.nll for s in found) / sum(s.tokens for s in found))
 
 
 def wikitext(path: Path) -> str:
-    """The text as transformers' page joins it: the rows of the data set, where a blank line is an empty row, by "\\n\\n"."""
-    return "\n\n".join(row if row.strip() else "" for row in path.read_text("utf-8").splitlines(keepends=True))
+    """The text as transformers' page joins it: rows of the data set, with "\\n\\n" between them.
+
+    A blank line is an empty row.
+    """
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    return "\n\n".join(row if row.strip() else "" for row in lines)
 
 
 def items(task: str, protocol: str, *keys: str) -> Callable[[GPT2, Any, Path], Any]:
-    """What gpt2.evaluate finds on the file of a task, by a protocol: the number at these keys of its result."""
+    """A function that runs gpt2.evaluate on a task by a protocol, and returns one of its numbers.
+
+    keys: where the number is in the result.
+    """
     def found(model: GPT2, tokenizer: Any, data: Path) -> Any:
-        args = argparse.Namespace(task=task, protocol=protocol, data=data / FILES[task], max_length=None, stride=None, limit=None,
-                                  batch_size=8, model="")
-        read_items(args.data, protocol_of(task, protocol).made, 1)     # refused before hours are spent
+        args = argparse.Namespace(task=task, protocol=protocol, data=data / FILES[task],
+                                  max_length=None, stride=None, limit=None, batch_size=8, model="")
+        read_items(args.data, protocol_of(task, protocol).made, 1)     # an error before a long run
         result = run_items(args, model, tokenizer)[0]
         for key in keys:
             result = result[key]
@@ -136,45 +169,58 @@ def items(task: str, protocol: str, *keys: str) -> Callable[[GPT2, Any, Path], A
 
 FILES = {"hellaswag": "hellaswag_val.jsonl", "lambada": "lambada_test.jsonl"}
 FIGURES = [
-    Figure("greedy after “The dog”", "transformers' tests", DOG[2:], 0, lambda m, t, d: greedy(m, [464, 3290], 18)),
-    Figure("a batch, padded on the left and singly", "transformers' tests", list(BATCH.values()), 0, lambda m, t, d: batch(m, t)),
+    Figure("greedy after “The dog”", "transformers' tests", DOG[2:], 0,
+           lambda m, t, d: greedy(m, [464, 3290], 18)),
+    Figure("a batch, padded on the left and singly", "transformers' tests", list(BATCH.values()), 0,
+           lambda m, t, d: batch(m, t)),
     Figure("greedy after “Alan Turing theorized …”", "picoGPT", TURING, 0,
-           lambda m, t, d: greedy(m, t.encode("Alan Turing theorized that computers would one day become"), 40)),
-    # float32 there, with the rounding of some 10⁹ operations: 1e-5 of the figure
+           lambda m, t, d: greedy(
+               m, t.encode("Alan Turing theorized that computers would one day become"), 40)),
+    # published in float32, after some 10⁹ operations: it is exact to about 1e-5
     Figure("mean NLL of [50256, 15496, 995, 0]", "TransformerLens", 5.331855773925781, 5e-5,
            lambda m, t, d: nll(m, [50256, 15496, 995, 0])),
-    # llm.c compares its own with 0.01
+    # llm.c's own test allows 0.01
     Figure("losses of ten AdamW steps", "llm.c, test_gpt2", STEPS, 0.01,
-           lambda m, t, d: adamw_losses(m, first_ids((d / "tinyshakespeare.txt").read_text("utf-8"), t, 257), 4, 10),
+           lambda m, t, d: adamw_losses(
+               m, first_ids((d / "tinyshakespeare.txt").read_text("utf-8"), t, 257), 4, 10),
            "tinyshakespeare.txt"),
-    # users of transformers' script, whose page has gpt2-large alone (19.44)
+    # from users of transformers' script; its own page has only gpt2-large (19.44)
     Figure("WikiText-2 test perplexity, stride 1024", "karpathy/llm.c#276", 29.94, 0.05,
-           lambda m, t, d: perplexity(m, t.encode(wikitext(d / "wikitext2-test.raw"), allow_special=False)), "wikitext2-test.raw", True),
-    # two protocols each: other texts, or other scores, of the same data
-    *(Figure(what, by, wanted, 0.002, items("hellaswag", protocol, key, "value"), FILES["hellaswag"], True)
+           lambda m, t, d: perplexity(
+               m, t.encode(wikitext(d / "wikitext2-test.raw"), allow_special=False)),
+           "wikitext2-test.raw", True),
+    # two protocols for each data set, with different texts or different scores
+    *(Figure(what, by, wanted, 0.002, items("hellaswag", protocol, key, "value"),
+             FILES["hellaswag"], True)
       for what, by, wanted, protocol, key in (
           ("HellaSwag acc, cleaned texts", "lm-eval, by llm.c", 0.2892, "lm-eval", "acc"),
-          ("HellaSwag acc_norm, cleaned texts, by characters", "lm-eval, by llm.c", 0.3114, "lm-eval", "acc_norm"),
+          ("HellaSwag acc_norm, cleaned texts, by characters", "lm-eval, by llm.c", 0.3114,
+           "lm-eval", "acc_norm"),
           ("HellaSwag acc, texts as they are", "llm.c", 0.2859, "llm.c", "acc"),
-          ("HellaSwag acc_norm, texts as they are, by tokens", "llm.c", 0.2955, "llm.c", "acc_per_token"))),
-    Figure("LAMBADA acc, last word", "lm-eval", 0.3256, 0.002, items("lambada", "lm-eval", "acc", "value"), FILES["lambada"], True),
-    Figure("LAMBADA perplexity, last word", "lm-eval", 40.06, 0.3, items("lambada", "lm-eval", "perplexity"), FILES["lambada"], True),
-    Figure("LAMBADA acc, last token", "Radford et al. 2019", 0.4599, 0.002, items("lambada", "openai", "acc", "value"), FILES["lambada"],
-           True),
+          ("HellaSwag acc_norm, texts as they are, by tokens", "llm.c", 0.2955,
+           "llm.c", "acc_per_token"))),
+    Figure("LAMBADA acc, last word", "lm-eval", 0.3256, 0.002,
+           items("lambada", "lm-eval", "acc", "value"), FILES["lambada"], True),
+    Figure("LAMBADA perplexity, last word", "lm-eval", 40.06, 0.3,
+           items("lambada", "lm-eval", "perplexity"), FILES["lambada"], True),
+    Figure("LAMBADA acc, last token", "Radford et al. 2019", 0.4599, 0.002,
+           items("lambada", "openai", "acc", "value"), FILES["lambada"], True),
 ]
 
 
-# ── what is said ──
+# ── verdicts ──
 def judged(figure: Figure, found: Any) -> Checked:
-    """Whether what was found is what was published."""
+    """The verdict on a figure that was computed."""
     if figure.within:
         holds = bool(np.allclose(found, figure.expected, rtol=0, atol=figure.within))
     else:
         holds = found == figure.expected
-    return Checked(figure.what, figure.source, _short(figure.expected), _short(found), "holds" if holds else "FAILED")
+    return Checked(figure.what, figure.source, _short(figure.expected), _short(found),
+                   "holds" if holds else "FAILED")
 
 
 def skipped(figure: Figure, why: str) -> Checked:
+    """The verdict on a figure that cannot be computed."""
     return Checked(figure.what, figure.source, _short(figure.expected), "", "skipped", why)
 
 
@@ -183,19 +229,25 @@ def _short(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         shown = [_short(one) if not isinstance(one, str) else one for one in value]
-        return "[" + ", ".join(shown[:3] + ["…"] * (len(shown) > 4) + shown[-1:] * (len(shown) > 3)) + "]"
+        middle, last = ["…"] * (len(shown) > 4), shown[-1:] * (len(shown) > 3)
+        return "[" + ", ".join(shown[:3] + middle + last) + "]"
     return f"{value:,}" if isinstance(value, int) and value > 10**6 else str(value)
 
 
 def lacking(figure: Figure, data: Path | None, slow: bool) -> str:
-    """Why a figure cannot be run, or nothing."""
-    if figure.needs and (data is None or not (data / figure.needs).is_file()):
-        return f"{figure.needs} is not there; name its folder with --data" if data is None else f"{data} has no {figure.needs}"
+    """Why a figure cannot be computed; empty if it can."""
+    if figure.needs and data is None:
+        return f"{figure.needs} is needed; name its folder with --data"
+    if figure.needs and data is not None and not (data / figure.needs).is_file():
+        return f"{data} has no {figure.needs}"
     return "it takes many minutes on a CPU; add --slow" if figure.slow and not slow else ""
 
 
 def of_file(tensors: Tensors) -> list[Checked]:
-    """The published file itself: its bytes, tensors and buffers; of a partial checkpoint there is nothing to count."""
+    """Verdicts on the published file: its bytes, tensors and buffers.
+
+    Of a partial checkpoint nothing is counted.
+    """
     size, source = tensors.source.stat().st_size, "openai-community/gpt2"
     published, why = size == SIZE, partial(tensors)
     same = published and _sha256(tensors.source) == SHA256
@@ -206,20 +258,25 @@ def of_file(tensors: Tensors) -> list[Checked]:
     names = [name for name in tensors.stored if name != "lm_head.weight"]
     masks = [key for key in tensors.buffers if re.search(r"\bh\.\d+\.attn\.bias$", key)]
     out = [file]
+    numbers = sum(math.prod(tensors.stored[name].shape) for name in names)
+    no_masks = "" if masks else "the file has none; transformers no longer writes them"
     for what, by, wanted, found, lacks in (
             ("tensors", source, 148, len(names), why),
-            ("parameters", "Radford et al. 2019", 124_439_808, sum(math.prod(tensors.stored[name].shape) for name in names), why),
-            ("mask buffers", source, 12, len(masks), why or ("" if masks else "the file has none; transformers writes them no more"))):
+            ("parameters", "Radford et al. 2019", 124_439_808, numbers, why),
+            ("mask buffers", source, 12, len(masks), why or no_masks)):
         figure = Figure(what, by, wanted, 0, lambda *_: None)
         out.append(skipped(figure, lacks) if lacks else judged(figure, found))
     return out
 
 
 def partial(tensors: Tensors) -> str:
-    """What a partial checkpoint lacks, or nothing."""
+    """What a partial checkpoint lacks; empty if it is complete."""
     missing = tensors.missing()
     count = len(parameter_shapes(tensors.config)) if tensors.config else 0
-    return f"the checkpoint is partial: {count - len(missing)} of {count} tensors, no {missing[0]!r}" if missing else ""
+    if not missing:
+        return ""
+    return (f"the checkpoint is partial: {count - len(missing)} of {count} tensors, "
+            f"no {missing[0]!r}")
 
 
 def _sha256(path: Path) -> str:
@@ -231,26 +288,37 @@ def _sha256(path: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> list[Checked]:
-    """All figures on the weights that --model names. UsageError where they are not of GPT-2's smallest size."""
+    """All figures with the weights that --model names.
+
+    UsageError if the weights are not of GPT-2's smallest size.
+    """
     device, path = backend_of(args), locate(args.model)
-    tensors = read_tensors(path)
-    if tensors.config is None or (sizes := (tensors.config.n_layer, tensors.config.n_embd)) != (GPT2Config().n_layer, GPT2Config().n_embd):
-        told = "unknown" if tensors.config is None else f"{sizes[0]} layers, width {sizes[1]}"
-        raise UsageError(f"the published figures are of OpenAI's gpt2 (12 layers, width 768); {args.model} is another ({told})")
+    tensors, small = read_tensors(path), GPT2Config()
+    config, told = tensors.config, "unknown"
+    if config is not None:
+        told = f"{config.n_layer} layers, width {config.n_embd}"
+    if config is None or (config.n_layer, config.n_embd) != (small.n_layer, small.n_embd):
+        raise UsageError("the published figures are for OpenAI's gpt2 (12 layers, width 768); "
+                         f"{args.model} is another model ({told})")
     out, model, why = of_file(tensors), None, partial(tensors)
     try:
         if not why:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*is not there; n_head=")     # it was said when the tensors were looked at
+                # read_tensors has warned already
+                warnings.filterwarnings("ignore", ".*is not there; n_head=")
                 model = GPT2.from_pretrained(path, backend=device)
-            tokenizer = load_tokenizer(path if path.is_dir() and (path / "vocab.json").exists() else "gpt2")
+            own = path.is_dir() and (path / "vocab.json").exists()
+            tokenizer = load_tokenizer(path if own else "gpt2")
     except MissingError as error:
         model, why = None, str(error)
     for figure in FIGURES:
         lacks = why or lacking(figure, args.data, args.slow)
         try:
-            out.append(skipped(figure, lacks) if lacks or model is None else
-                       judged(figure, figure.found(model, tokenizer, args.data or Path())))
-        except (GPT2Error, OSError, UnicodeDecodeError) as error:      # a file of --data that is damaged
+            if lacks or model is None:
+                out.append(skipped(figure, lacks))
+            else:
+                found = figure.found(model, tokenizer, args.data or Path())
+                out.append(judged(figure, found))
+        except (GPT2Error, OSError, UnicodeDecodeError) as error:       # a damaged file of --data
             out.append(skipped(figure, str(error)))
     return out

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import minigrad as mg
 import numpy as np
+
+import minigrad as mg
 
 from ..config import PUBLISHED, GPT2Config, parameter_shapes
 from ..errors import MissingError, UsageError

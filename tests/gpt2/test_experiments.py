@@ -373,7 +373,7 @@ def test_what_is_held_out_is_not_trained_on(monkeypatch, module):
     module.measure(bench)
     assert len(seen) == 6 and not np.intersect1d(seen[0], seen[1]).size and len(seen[0]) > 65
     bench.text_ids = np.arange(129)
-    with pytest.raises(MissingError, match="129 tokens, and 130 are wanted"):
+    with pytest.raises(MissingError, match="129 tokens; 130 are needed"):
         module.measure(bench)
 
 
@@ -468,7 +468,7 @@ def test_the_whole_claim_is_judged_by_quarters():
         assert ablate_query.judge(deep(12, lambda m, n=n: 0.9 if 7 <= m <= 9 and m != n else 0.1))[2].verdict == "contradicted"
     assert ablate_query.judge(deep(12, lambda n: 0.9))[2].verdict == "inconclusive", "the clean model loops"
     shallow = ablate_query.judge(deep(2, lambda n: 0.1))
-    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "2 layers have none there"
+    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "no n of 2 layers is in this quarter"
 
 
 def test_a_model_of_a_short_context_is_ablated(tmp_path):
@@ -576,7 +576,7 @@ def test_a_text_of_ones_own(tmp_path):
     (tmp_path / "t.txt").write_text("Once upon a midnight dreary")
     bench = lab.Lab(str(tmp_path / "m"), data=tmp_path / "t.txt")
     assert bench.text_ids.tolist() == tiny_tokenizer().encode("Once upon a midnight dreary")
-    with pytest.raises(MissingError, match="tokens, and 65 are wanted"):
+    with pytest.raises(MissingError, match="tokens; 65 are needed"):
         bench.blocks(4, 64)
     with pytest.raises(MissingError, match="cannot be read"):
         _ = lab.Lab(data=tmp_path / "no.txt").text_ids
@@ -677,7 +677,7 @@ def test_nothing_but_the_packages_own_needs_is_needed(tmp_path):
     (["ladder", "--model", "no/where"], 3, "there is no model or directory 'no/where'"),
     (["ladder", "--data", "/nonexistent"], 3, "--data /nonexistent cannot be read"),
     (["parameter-counts", "--out", "/dev/null/x"], 2, "cannot write"),
-    (["ladder", "--which", "qkv"], 2, "--which is of weight-histograms alone, and not of ladder"),
+    (["ladder", "--which", "qkv"], 2, "--which is for weight-histograms only, not for ladder"),
     (["weight-histograms", "--which", "biases"], 2, "invalid choice: 'biases'"),
     (["ladder", "--backend", "tpu"], 2, "there is no backend 'tpu'"),
 ])

@@ -104,7 +104,7 @@ def test_they_are_the_same_truth(run, files, model, tmp_path):
     assert code == 1 and "the first to differ: ln_f.bias.grad" in out
     data[1024:1028] = struct.pack("<i", 6)
     (folder / "other.bin").write_bytes(data)
-    for name, told, says in (("other.bin", 2, "is of other ids than the truth"), ("gpt2_124M.bin", 3, "is not a debug state of llm.c"),
+    for name, told, says in (("other.bin", 2, "has other ids than the truth"), ("gpt2_124M.bin", 3, "is not a debug state of llm.c"),
                              ("losses.json", 3, "must end in")):
         code, out, err = run(verify, "--golden", tmp_path / "g", "--against", folder / name)
         assert (code, out, err.count("\n")) == (told, "", 1) and says in err
@@ -123,7 +123,7 @@ def test_a_padded_vocabulary_is_compared_without_its_padding(run, model, tmp_pat
     assert run(verify, "--golden", tmp_path / "g", "--against", tmp_path / "port.safetensors")[0] == 0
     save_file({"logits": np.pad(truth.array("logits"), ((0, 0), (0, 0), (0, 128)))}, tmp_path / "port.safetensors")
     code, out, _ = run(verify, "--golden", tmp_path / "g", "--against", tmp_path / "port.safetensors")
-    assert code == 1 and "is [2, 8, 428]; [2, 8, 300] is wanted" in out
+    assert code == 1 and "has shape [2, 8, 428]; the truth has [2, 8, 300]" in out
 
 
 @pytest.mark.parametrize("fields", [{"activation_function": "gelu"}, {"tie_word_embeddings": False}, {"layer_norm_epsilon": 1e-6},

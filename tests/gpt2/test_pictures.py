@@ -34,22 +34,22 @@ def left_out(a: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 SEEN = {
     "a head that is another's": (X, X[:, [0, 0, 1]], "its heads 0 … 2 are ours at 0, 0, 1"),
-    "a place later": (Y, np.concatenate([GAIN + 0.0 * Y[:, :1], Y[:, :-1]], axis=1), "it is shifted by one place, later"),
+    "a place later": (Y, np.concatenate([GAIN + 0.0 * Y[:, :1], Y[:, :-1]], axis=1), "it is shifted by one position, later"),
     "a column further": (Y, np.concatenate([Y[..., 1:], OTHER[..., :1]], axis=-1), "its column i is ours at i + 1"),
     "rows of the batch": (Y, Y[[0, 0]], "its rows 0, 1 are ours at 0, 0"),
     "columns that are moved": (Y, Y[..., [1, 2, 3, 4, 5, 6, 7, 0]], "its columns 0 … 7 are ours at 1, 2, 3, 4, 5, 6, 7, 0"),
     "a factor": (Y, 3.5 * Y, "it is 3.5 times what it should be"),
     "nothing": (Y, 0.0 * Y, "it is all zero"),
     "another order": (Y, Y.reshape(6, 16).T.reshape(Y.shape), "it has the right numbers, in another order"),
-    "one place": (Y, Y + 1e-2 * (np.arange(6) == 4)[:, None], "only place 4 of 6 is wrong"),
+    "one place": (Y, Y + 1e-2 * (np.arange(6) == 4)[:, None], "only position 4 of 6 is wrong"),
     "tokens without a loss": (Y, left_out(Y, (np.arange(12).reshape(2, 6, 1) % 5) > 0), "it is 0 for 3 of 12 tokens, and 1.333 times what"),
     "dropout": (Y, left_out(Y, rng.random(Y.shape) > 0.25), "dropout is on"),
     "zeros": (Y, Y * (np.arange(8) != np.arange(6)[:, None]), "where it is wrong, it is 0"),
 }
 WITH = {
     "a bias that is not there": (Y, Y - SHIFT, "it lacks b"),
-    "a bias in some places": (Y, Y + SHIFT * (np.arange(6) > 1)[:, None], "where it is wrong, it has besides b"),
-    "half a bias too much": (Y, Y + 0.5 * SHIFT, "it has besides 0.5 times b"),
+    "a bias in some places": (Y, Y + SHIFT * (np.arange(6) > 1)[:, None], "where it is wrong, it has in addition b"),
+    "half a bias too much": (Y, Y + 0.5 * SHIFT, "it has in addition 0.5 times b"),
     "a gain": (Y, Y * GAIN, "it is multiplied with w"),
     "one for the other": (Y, Y + GAIN - SHIFT, "it has w in place of b"),
     "another": (Y, OTHER, "it is other"),
@@ -78,7 +78,7 @@ def test_what_is_nearly_so_is_not_said(what: str) -> None:
 
 
 def test_a_number_is_no_multiple_of_another() -> None:
-    assert looks(np.array(2.0), np.array(2.2), "loss") == ["it is off by 10 % in the mean square, with no pattern that is known here"]
+    assert looks(np.array(2.0), np.array(2.2), "loss") == ["it is off by 10 % in the root mean square, with no known pattern"]
     assert "2.2 times" in looks(np.array(2.0), np.array(6.4), "loss")[0] or "220 %" in looks(np.array(2.0), np.array(6.4), "loss")[0]
 
 
@@ -86,6 +86,6 @@ def test_the_rows_of_the_batchs_tokens() -> None:
     """They are the embedding's part of a tied table; others are said by their numbers."""
     there = np.isin(np.arange(40), TOKENS)[:, None]
     assert looks(W, W + there * 0.1, "wte.weight.grad")[0].startswith("only the rows of tokens that are in the batch are wrong")
-    assert looks(W, W + (np.arange(40) == 9)[:, None] * 0.1, "wte.weight.grad") == ["only place 9 of 40 is wrong"]
+    assert looks(W, W + (np.arange(40) == 9)[:, None] * 0.1, "wte.weight.grad") == ["only position 9 of 40 is wrong"]
     zeros = W * (np.arange(40) < 6)[:, None]            # rows that are 0 in both tell nothing
     assert not looks(zeros, 1.1 * zeros + 0.01 * (zeros != 0.0), "wpe.weight.grad")[0].startswith("only")

@@ -217,9 +217,9 @@ def test_two_mistakes_that_nobody_knows_are_two_places(golden, model, tmp_path, 
     np.savez(tmp_path / "port.npz", **{name: a.astype(np.float32) for name, a in dumped(golden, run, values).items()})
     assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
     out = capsys.readouterr().out.splitlines()
-    at = out.index("computed from what the port has before them, these are wrong, and all else is right:")
+    at = out.index("computed from the port's own earlier values, these tensors are wrong, and all others are right:")
     assert out[at + 1].startswith("    blocks.0, 1, 2.mlp.act (gelu.2): ")
-    assert out[at + 2] == "    blocks.1.attn.z (attention.3): its heads 0 … 3 are made with V of the heads 0, 0, 3, 2"
+    assert out[at + 2] == "    blocks.1.attn.z (attention.3): its heads 0 … 3 are computed with V of heads 0, 0, 3, 2"
     assert "tensors compared" in out[at + 3]
 
 
@@ -257,7 +257,7 @@ def test_a_tensor_of_another_shape_is_left_out(golden, model, tmp_path, capsys):
     np.savez(tmp_path / "port.npz", **{name: a.astype(np.float32) for name, a in port.items()})
     assert verify.main(["--golden", str(golden.folder), "--against", str(tmp_path / "port.npz")]) == 1
     out = capsys.readouterr().out
-    assert f"likely: {bug.says}\n" in out and "is [3, 8, 32]; [8, 32] is wanted" in out and "nan" not in out
+    assert f"likely: {bug.says}\n" in out and "has shape [3, 8, 32]; the truth has [8, 32]" in out and "nan" not in out
 
 
 def test_a_tensor_that_is_only_written_wrongly(golden, model):
@@ -265,7 +265,8 @@ def test_a_tensor_that_is_only_written_wrongly(golden, model):
     port = dumped(golden, start(golden, model).run, usual)
     found = step_by_step(forced(judge_of(golden, port | {"blocks.1.resid_mid": 2.5 * port["blocks.1.resid_mid"]}), model), True)
     assert [(place.where, look) for place, look in found.places] == [
-        ("blocks.1.resid_mid", "it is 2.5 times what it should be; what is computed from it is right: is it only written wrongly?")]
+        ("blocks.1.resid_mid", "it is 2.5 times what it should be; "
+                               "the values computed from it are right, so perhaps only the written tensor is wrong")]
     port = dumped(golden, at_point("resid_mid", lambda here, x: x * mg.tanh(x))(start(golden, model).run, [1], VALUE), usual)
     found = step_by_step(forced(judge_of(golden, port), model), True)
-    assert [place.where for place, _ in found.places] == ["blocks.1.resid_mid"] and "only written" not in found.places[0][1]
+    assert [place.where for place, _ in found.places] == ["blocks.1.resid_mid"] and "only the written" not in found.places[0][1]

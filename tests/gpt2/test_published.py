@@ -93,7 +93,7 @@ def test_the_stream_of_llmc():
     one, two = "Once upon", "a midnight"
     wanted = [tokenizer.eot, *tokenizer.encode(one + "\n\n"), tokenizer.eot, *tokenizer.encode(two + "\n\n")]
     assert published.first_ids(f"{one}\n\n{two}\n\n{TEXT}", tokenizer, len(wanted)) == wanted
-    with pytest.raises(published.UsageError, match="ids, and 1000 are wanted"):
+    with pytest.raises(published.UsageError, match="ids; 1000 are needed"):
         published.first_ids(one, tokenizer, 1000)
 
 
@@ -143,7 +143,7 @@ def test_the_table(run, tiny, monkeypatch, tmp_path):
     said = {line.split("  ")[0]: line for line in out.splitlines()}
     assert said["right"].endswith("holds") and said["wrong"].endswith("FAILED") and "name its folder" in said["absent"]
     assert said["tensors"].endswith("FAILED") and said["sha256 of model.safetensors"].endswith("skipped")
-    assert "transformers writes them no more" in said["mask buffers"]
+    assert "transformers no longer writes them" in said["mask buffers"]
     assert out.splitlines()[-1] == "1 hold, 3 do not, 3 skipped"
     code, out, _ = run("--model", folder, "--json")
     found = {f["what"]: f["verdict"] for f in json.loads(out)["figures"]}
@@ -200,7 +200,7 @@ def test_damaged_data_skips_its_figure_alone(run, tiny, monkeypatch, tmp_path):
     right = Figure("right", "a source", published.greedy(tiny[0], [1, 2], 3), 0, lambda m, t, d: published.greedy(m, [1, 2], 3))
     steps = next(f for f in FIGURES if f.needs == "tinyshakespeare.txt")
     monkeypatch.setattr(published, "FIGURES", [steps, right])
-    for data, says in ((b"\xff\xfe", "codec can't decode"), (b"short", "ids, and 257 are wanted")):
+    for data, says in ((b"\xff\xfe", "codec can't decode"), (b"short", "ids; 257 are needed")):
         (tmp_path / "tinyshakespeare.txt").write_bytes(data)
         _, out, err = run("--model", tiny[1], "--data", tmp_path)
         said = {line.split("  ")[0]: line for line in out.splitlines()}
@@ -209,7 +209,8 @@ def test_damaged_data_skips_its_figure_alone(run, tiny, monkeypatch, tmp_path):
 
 def test_other_models_are_refused(run):
     code, out, err = run("--model", "shakespeare")
-    assert (code, out) == (2, "") and "are of OpenAI's gpt2 (12 layers, width 768); shakespeare is another (4 layers, width 256)" in err
+    assert (code, out) == (2, "")
+    assert "are for OpenAI's gpt2 (12 layers, width 768); shakespeare is another model (4 layers, width 256)" in err
     if not (Path.home() / ".cache").exists():
         return
     code, out, err = run("--model", "gpt2-xl")

@@ -68,7 +68,7 @@ def test_a_name_that_nobody_knows_is_told(run, made, tmp_path):
     some = {name: truth.array(name).astype(np.float32) for name in ("embed", "logits")}
     save_file({"embed": some["embed"], "logit": some["logits"] + 1.0}, tmp_path / "p.safetensors")
     code, out, _ = run(verify, "--golden", made[3], "--against", tmp_path / "p.safetensors")
-    assert code == 0 and "1 tensors of the port have names that are not ours, and were not compared: logit; --map names them" in out
+    assert code == 0 and "1 tensors of the port have names that are not ours, and were not compared: logit; use --map to match them" in out
 
 
 def test_what_16_bits_hide_is_told(run, made, tmp_path):
@@ -159,7 +159,7 @@ def test_bad_input_is_one_line(run, made, tmp_path):
             (["--against", good, "--map", tmp_path / "stars.toml"], 2, "must have one * each, or none"),
             (["--against", good, "--map", tmp_path / "broken.toml"], 2, "is not TOML"),
             (["--against", good, "--map", tmp_path / "no.toml"], 3, "cannot be read"),
-            (["--against", good, "--slow"], 2, "--data and --slow go with --model"),
+            (["--against", good, "--slow"], 2, "--data and --slow go with --model only"),
             (["--against", good, "--model", "gpt2"], 2, "not allowed with"),
             ([], 2, "one of the arguments --against --model is required")):
         given = flags if "--golden" in flags or not flags else [*flags, "--golden", truth]
@@ -203,10 +203,10 @@ def test_damaged_numpy_files_are_one_line(run, made, tmp_path):
     (lambda m: m["config"].pop("n_head"), "its manifest lacks 'n_head'"),
     (lambda m: m.pop("adamw"), "its manifest lacks 'adamw'"),
     (lambda m: m.update(adamw={}), "its manifest lacks 'lr'"),
-    (lambda m: m.update(ids=[1, 2]), "ids and targets are no rows of integers"),
-    (lambda m: m.update(targets=None), "there is a loss, and no targets"),
+    (lambda m: m.update(ids=[1, 2]), "ids and targets must be rows of integers"),
+    (lambda m: m.update(targets=None), "there is a loss, but there are no targets"),
     (lambda m: m["tensors"][3].update(unit=None), "has no finite unit"),
-    (lambda m: m["tensors"][3].update(shape=[7]), "in tensors.safetensors, and float64[7] here"),
+    (lambda m: m["tensors"][3].update(shape=[7]), "in tensors.safetensors, and float64[7] in manifest.json"),
     (lambda m: m["tensors"].pop(7), "its manifest lacks 'blocks.0.attn.k'"),
     (lambda m: m.update(tensors=3), "is no folder of gpt2.golden"),
 ], ids=range(10))

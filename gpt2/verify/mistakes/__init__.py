@@ -1,1 +1,1 @@
-"""Mistakes that ports of GPT-2 make, as tables: each is planted in our own model to explain a port's numbers."""
+"""Tables of mistakes that ports of GPT-2 make; each can be planted in our own model."""

@@ -1,6 +1,8 @@
-"""Mistakes that any step can have on the way back: a loop that ends too early, an index that is left out, another block's array.
+"""Mistakes that any step of the backward pass can have.
 
-They are looked for where no mistake of the other tables explains all that is wrong, as `bugs_general` is for the way forward.
+Such as a loop that ends too early, an index that is left out, or another block's array. They are
+tried if no mistake of the other tables explains everything, as those of `any_step` are for the
+forward pass.
 """
 from __future__ import annotations
 
@@ -35,115 +37,176 @@ from ..planting import (
     weighted,
     zeroed,
 )
-from .any_step import AXES, EDGES, KINDS, LOOP, OTHERS, STEPS, STREAM, TERMS, Factor, alike, at_all, axes, edges, marked, numbers, other
+from .any_step import (
+    AXES,
+    EDGES,
+    KINDS,
+    LOOP,
+    OTHERS,
+    STEPS,
+    STREAM,
+    TERMS,
+    Factor,
+    alike,
+    at_all,
+    axes,
+    edges,
+    marked,
+    numbers,
+    other,
+)
 from .backward import BEFORE, derived, gelu_slope, norm, right_gain, right_part
 from .forward import MATRICES
 
-Held = Callable[[Here, Tensor], Tensor]                 # what a derivative reads, in the place of the array that it should read
+# what a rule reads in place of the array that it should read
+Held = Callable[[Here, Tensor], Tensor]
 Reading = Callable[[Callable[[Held], Plant]], Plant]
 
 
-# ── on the way back: the gradient of a step ──
+# ── the gradient of a step ──
 def first_of(points: tuple[str, ...]) -> str:
-    """The point of a step that a backward pass comes to first; of Q, K and V the last one, for their gradients go on together."""
+    """The point of a step that the backward pass reaches first.
+
+    Of Q, K and V it is the last, because their gradients are needed together.
+    """
     at = numbers(points)[-1]
     return "attn.q" if at in ("attn.q", "attn.k", "attn.v") else at
 
 
 def lost() -> Iterator[Bug]:
-    """A part of what arrives at a step is not handed on."""
+    """Mistakes in which a part of a step's gradient is not passed on."""
     for step, points in STEPS.items():
         at = first_of(points)
-        one_key = outputs(points)[0] in ("attn.q", "attn.scores", "attn.pattern")      # the first query's scores have no gradient
+        # the first query's scores have no gradient
+        one_key = outputs(points)[0] in ("attn.q", "attn.scores", "attn.pattern")
         for axis, index, said in edges(points):
             if one_key and index == 0 and axis in ("place", "token"):
                 continue
-            yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}", at_all(
-                outputs(points), lambda here, x, axis=axis, index=index: only(x, 1.0 - marked(x, axis, index))))     # type: ignore[misc]
+            yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}",
+                      at_all(outputs(points),
+                             lambda here, x, axis=axis, index=index: only(  # type: ignore[misc]
+                                 x, 1.0 - marked(x, axis, index))))
         for axis in axes(points):
-            yield Bug(at, f"{step} hands back the gradient of each {axis} to the first one: its index is left out", at_all(
-                outputs(points), lambda here, x, axis=axis: alike(x, axis)))                                 # type: ignore[misc]
-            yield Bug(at, f"{step} reads the first {axis}'s gradient for all of them: its index is left out", at_all(
-                outputs(points), lambda here, x, axis=axis: zeroed(                                          # type: ignore[misc]
-                    x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
+            yield Bug(at,
+                      f"{step} hands back the gradient of each {axis} to the first "
+                      "one: its index is left out",
+                      at_all(outputs(points),
+                             lambda here, x, axis=axis: alike(x, axis)))  # type: ignore[misc]
+            yield Bug(at,
+                      f"{step} reads the first {axis}'s gradient for all of them: its index is "
+                      "left out",
+                      at_all(outputs(points),
+                             lambda here, x, axis=axis: zeroed(  # type: ignore[misc]
+                                 x.sum(axis=AXES[axis], keepdims=True) * marked(x, axis, 0))))
 
 
 def outputs(points: tuple[str, ...]) -> tuple[str, ...]:
-    """Of a step's points those that a gradient comes back to; of attention's the last one, behind which the others are."""
+    """Those points of a step that get a gradient.
+
+    Of attention it is the last one, because the others are computed from it in the backward pass.
+    """
     return points[-1:] if points[0] == "attn.scores" else numbers(points)
 
 
-# ── what a step reads on the way back ──
+# ── what the backward pass of a step reads ──
 def passed(name: Callable[[int, int], str]) -> Reading:
-    """What passes in block i of n at the point name(i, n), perhaps a later one."""
-    return lambda made: beforehand(lambda i, n: [name(i, n)], lambda value: made(lambda here, x: value(here, 0)))
+    """The tensor at the point name(i, n) in block i of n; the point may be a later one."""
+    return lambda made: beforehand(lambda i, n: [name(i, n)],
+                                   lambda value: made(lambda here, x: value(here, 0)))
 
 
 def first_alone(axis: str) -> Reading:
-    """The array itself, with what it has at the first index of an axis in the place of all."""
+    """The array, with its values at the first index of an axis at every index."""
     return lambda made: made(lambda here, x: alike(stop(x), axis))
 
 
 def held(point: str) -> Iterator[tuple[str, Reading]]:
-    """What a derivative may read in the place of what passes at a point, and what is said of it."""
+    """Arrays that a rule may read by mistake in place of a point's tensor, and texts about them."""
     for which, block in OTHERS.items():
-        yield f"that of {which}", passed(lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")          # type: ignore[misc]
+        yield f"that of {which}", passed(
+            lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")  # type: ignore[misc]
     for axis in ("row of the batch", "token", "head", "place"):
-        if axis != "head" or (point.startswith("attn.") and point != "attn.z"):     # c_proj reads z with its heads joined
+        # c_proj reads z with its heads joined
+        if axis != "head" or (point.startswith("attn.") and point != "attn.z"):
             yield f"the first {axis}'s for all of them", first_alone(axis)
-    alternatives = {"attn.q": ("attn.k", "attn.v"), "attn.k": ("attn.q", "attn.v"), "attn.v": ("attn.q", "attn.k")}
-    for instead in (p for p in STREAM if p != point) if point in STREAM else alternatives.get(point, ()):
-        yield instead, passed(lambda i, n, instead=instead: f"blocks.{i}.{instead}")                         # type: ignore[misc]
+    alternatives = {"attn.q": ("attn.k", "attn.v"), "attn.k": ("attn.q", "attn.v"),
+                    "attn.v": ("attn.q", "attn.k")}
+    others = tuple(p for p in STREAM if p != point)
+    for instead in others if point in STREAM else alternatives.get(point, ()):
+        yield instead, passed(
+            lambda i, n, instead=instead: f"blocks.{i}.{instead}")  # type: ignore[misc]
 
 
 def reads() -> Iterator[Bug]:
-    """An array that a derivative needs is taken from elsewhere."""
+    """Mistakes in which a rule reads another array than it should."""
     for part in MATRICES:
         source = BEFORE[part]
         for said, reading in held(source):
-            yield Bug(f"{part}.weight", f"{part}'s weight has the gradient with {said}; it is with its own {source}", reading(
-                lambda own, part=part: linear(part, lambda here, x, w, b: x @ stop(w) + zeroed(              # type: ignore[misc]
-                    rows(own(here, x)) @ w) + b)))
+            yield Bug(f"{part}.weight",
+                      f"{part}'s weight has the gradient with {said}; it is with its own {source}",
+                      reading(lambda own, part=part: linear(  # type: ignore[misc]
+                          part,
+                          lambda here, x, w, b: x @ stop(w) + zeroed(rows(own(here, x)) @ w) + b)))
         for which in OTHERS:
-            yield Bug(source, f"{part} hands back the gradient with the weight of {which}", linear(
-                part, lambda here, x, w, b, part=part, which=which: (                                        # type: ignore[misc]
-                    x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
+            yield Bug(
+                source, f"{part} hands back the gradient with the weight of {which}",
+                linear(part,
+                       lambda here, x, w, b, part=part, which=which: (  # type: ignore[misc]
+                           x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
     for axis in ("row of the batch", "token", "place"):
-        yield Bug("wte.weight", f"the head's part of wte's gradient has the first {axis}'s x for all of them", at_point(
-            "logits", lambda here, x, axis=axis: here["ln_f.out"] @ stop(here.model.lm_head.weight).mT + (  # type: ignore[misc]
-                alike(stop(here["ln_f.out"]), axis) @ here.model.lm_head.weight.mT)))
+        yield Bug(
+            "wte.weight",
+            f"the head's part of wte's gradient has the first {axis}'s x for all of them",
+            at_point("logits",
+                     lambda here, x, axis=axis: here["ln_f.out"] @ stop(  # type: ignore[misc]
+                         here.model.lm_head.weight).mT
+                     + (alike(stop(here["ln_f.out"]), axis) @ here.model.lm_head.weight.mT)))
     for said, reading in held("attn.k"):
-        yield Bug("attn.q", f"attn.q has its gradient with attn.k from elsewhere: {said}", reading(lambda own: at_point(
-            "attn.scores", lambda here, x: here.scale * (
-                products(here["attn.q"], own(here, here["attn.k"])) + products(stop(here["attn.q"]), here["attn.k"])))))
+        yield Bug("attn.q", f"attn.q has its gradient with attn.k from elsewhere: {said}",
+                  reading(lambda own: at_point("attn.scores", lambda here, x: here.scale * (
+                      products(here["attn.q"], own(here, here["attn.k"]))
+                      + products(stop(here["attn.q"]), here["attn.k"])))))
     for said, reading in held("attn.q"):
-        yield Bug("attn.k", f"attn.k has its gradient with attn.q from elsewhere: {said}", reading(lambda own: at_point(
-            "attn.scores", lambda here, x: here.scale * (
-                products(here["attn.q"], stop(here["attn.k"])) + products(own(here, here["attn.q"]), here["attn.k"])))))
+        yield Bug("attn.k", f"attn.k has its gradient with attn.q from elsewhere: {said}",
+                  reading(lambda own: at_point("attn.scores", lambda here, x: here.scale * (
+                      products(here["attn.q"], stop(here["attn.k"]))
+                      + products(own(here, here["attn.q"]), here["attn.k"])))))
     for said, reading in held("attn.v"):
-        yield Bug("attn.pattern", f"the attention weights have their gradient with attn.v from elsewhere: {said}", reading(
-            lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], own(here, here["attn.v"]))
-                                 + mg.matmul(stop(here["attn.pattern"]), here["attn.v"]))))
+        yield Bug("attn.pattern",
+                  f"the attention weights have their gradient with attn.v from elsewhere: {said}",
+                  reading(lambda own: at_point("attn.z", lambda here, x: (
+                      mg.matmul(here["attn.pattern"], own(here, here["attn.v"]))
+                      + mg.matmul(stop(here["attn.pattern"]), here["attn.v"])))))
     for said, reading in held("attn.pattern"):
-        for_v = reading(lambda own: at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
-                                             + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"])))
-        for_scores = reading(lambda own: patterns(
-            lambda here, s, seen: weighted(own(here, softmax(masked(s, seen))), mg.where(seen, s, 0.0))))
-        yield Bug("attn.v", f"attn.v has its gradient with attention weights from elsewhere: {said}", for_v)
-        yield Bug("attn.scores", f"softmax's derivative has attention weights from elsewhere: {said}", for_scores)
-        yield Bug("attn.v", f"attention's backward pass has attention weights from elsewhere: {said}", every(for_v, for_scores))
+        for_v = reading(lambda own: at_point("attn.z", lambda here, x: (
+            mg.matmul(here["attn.pattern"], stop(here["attn.v"]))
+            + mg.matmul(own(here, here["attn.pattern"]), here["attn.v"]))))
+        for_scores = reading(lambda own: patterns(lambda here, s, seen: weighted(
+            own(here, softmax(masked(s, seen))), mg.where(seen, s, 0.0))))
+        yield Bug("attn.v",
+                  f"attn.v has its gradient with attention weights from elsewhere: {said}", for_v)
+        yield Bug("attn.scores",
+                  f"softmax's derivative has attention weights from elsewhere: {said}", for_scores)
+        yield Bug("attn.v",
+                  f"attention's backward pass has attention weights from elsewhere: {said}",
+                  every(for_v, for_scores))
     for said, reading in held("mlp.pre"):
-        yield Bug("mlp.pre", f"the activation's derivative is at the inputs from elsewhere: {said}", reading(
-            lambda own: at_point("mlp.act", lambda here, x: here["mlp.pre"] * stop(gelu_slope(own(here, here["mlp.pre"]))))))
+        yield Bug("mlp.pre", f"the activation's derivative is at the inputs from elsewhere: {said}",
+                  reading(lambda own: at_point("mlp.act",
+                                               lambda here, x: here["mlp.pre"] * stop(
+                                                   gelu_slope(own(here, here["mlp.pre"]))))))
 
 
 def rows(x: Tensor) -> Tensor:
-    """[B, T, n], also of [B, h, T, d/h]."""
+    """x as [B, T, n]; it may be [B, h, T, d/h]."""
     return mg.join_heads(x) if x.ndim == 4 else x
 
 
 def with_statistics(kind: str, named: str) -> Plant:
-    """A LayerNorm's derivative with the μ and σ of another: "blocks.{0}.ln_2", "ln_f", or its own of one of OTHERS."""
+    """LayerNorm's derivative with the μ and σ of another LayerNorm.
+
+    The other one is "blocks.{0}.ln_2", "ln_f", or the same one in a block of OTHERS.
+    """
     def points(i: int, n: int) -> list[str]:
         name = f"blocks.{OTHERS[named](i, n)}.{kind}" if named in OTHERS else named.format(i)
         return [f"{name}.mean", f"{name}.rstd"]
@@ -156,21 +219,27 @@ def with_statistics(kind: str, named: str) -> Plant:
 
 
 def norm_reads() -> Iterator[Bug]:
-    """LayerNorm's derivative with numbers from elsewhere."""
+    """Mistakes in which LayerNorm's rule reads other numbers than it should."""
     def first_of_axis(x: Tensor, w: Tensor, b: Tensor, eps: float, axis: str, which: str) -> Tensor:
         m, r = stop(mean(x)), stop(1.0 / root_mean_square(x - mean(x), eps))
-        return derived(x, w, b, alike(m, axis) if "μ" in which else m, alike(r, axis) if "σ" in which else r)
+        return derived(x, w, b, alike(m, axis) if "μ" in which else m,
+                       alike(r, axis) if "σ" in which else r)
 
     for which in ("μ", "σ", "μ and σ"):
         for axis in ("row of the batch", "place"):
             for kinds in (KINDS, *((kind,) for kind in KINDS)):
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
-                yield Bug(f"{kinds[-1]}.out", f"{name} has the first {axis}'s {which} for all of them on the way back", norms(
-                    partial(first_of_axis, axis=axis, which=which), kinds))
+                yield Bug(f"{kinds[-1]}.out",
+                          f"in the backward pass {name} has the first {axis}'s {which} for all of "
+                          "them",
+                          norms(partial(first_of_axis, axis=axis, which=which), kinds))
     for kind in NORMS:
-        for said, named in (*((f"{other_kind}'s", f"blocks.{{0}}.{other_kind}") for other_kind in NORMS if other_kind != kind),
-                            ("ln_f's", "ln_f"), *((f"its own of {which}", which) for which in OTHERS)):
-            yield Bug(f"{kind}.out", f"{kind} has {said} μ and σ on the way back", with_statistics(kind, named))
+        for said, named in (*((f"{other_kind}'s", f"blocks.{{0}}.{other_kind}")
+                              for other_kind in NORMS if other_kind != kind),
+                            ("ln_f's", "ln_f"),
+                            *((f"its own of {which}", which) for which in OTHERS)):
+            yield Bug(f"{kind}.out", f"{kind} has {said} μ and σ in the backward pass",
+                      with_statistics(kind, named))
     for kind, source in NORMS.items():
         def other_weight(here: Here, x: Tensor, kind: str, source: str, which: str) -> Tensor:
             own, given = getattr(here.block, kind), here[source]
@@ -179,24 +248,31 @@ def norm_reads() -> Iterator[Bug]:
                 given, own.weight, own.bias, here.model.config.layer_norm_epsilon)
 
         for which in OTHERS:
-            yield Bug(source, f"{kind} hands back the gradient with the weight of {which}", at_point(
-                f"{kind}.out", partial(other_weight, kind=kind, source=source, which=which)))
+            yield Bug(source, f"{kind} hands back the gradient with the weight of {which}",
+                      at_point(f"{kind}.out",
+                               partial(other_weight, kind=kind, source=source, which=which)))
 
 
 # ── the gradients of parameters ──
 def leaves() -> Iterator[tuple[str, str, Callable[[Callable[[Here, Tensor, str], Any]], Plant]]]:
-    """(the parameter's name in a block, the module's, a plant of made(here, parameter, kind) in its place)."""
+    """The parameters of a block, and how to plant another gradient for each.
+
+    (the parameter's name in a block, the module's, a plant of made(here, parameter, kind) in its
+    place).
+    """
     for part in MATRICES:
-        yield f"{part}.weight", part, lambda made, part=part: linear(                                        # type: ignore[misc]
+        yield f"{part}.weight", part, lambda made, part=part: linear(  # type: ignore[misc]
             part, lambda here, x, w, b: stop(x) @ made(here, w, "weight") + x @ stop(w) + b)
-        yield f"{part}.bias", part, lambda made, part=part: linear(                                          # type: ignore[misc]
+        yield f"{part}.bias", part, lambda made, part=part: linear(  # type: ignore[misc]
             part, lambda here, x, w, b: x @ w + made(here, b, "bias"))
     for kind in ("ln_1", "ln_2"):
         def plant(made: Callable[[Here, Tensor, str], Any], kind: str, of: str) -> Plant:
             def formula(here: Here, x: Tensor) -> Tensor:
-                own, given, eps = getattr(here.block, kind), here[NORMS[kind]], here.model.config.layer_norm_epsilon
+                own, given, eps = getattr(
+                    here.block, kind), here[NORMS[kind]], here.model.config.layer_norm_epsilon
                 w, b = own.weight, own.bias
-                return layer_norm(given, made(here, w, of) if of == "weight" else w, made(here, b, of) if of == "bias" else b, eps)
+                return layer_norm(given, made(here, w, of) if of == "weight" else w,
+                                  made(here, b, of) if of == "bias" else b, eps)
 
             return at_point(f"{kind}.out", formula)
 
@@ -208,29 +284,54 @@ def of_leaves() -> Iterator[Bug]:
     for name, part, planted in leaves():
         said = f"{part}'s {name.rpartition('.')[2]}"
         for which in ("block 0", "the last block"):
-            yield Bug(name, f"{said}: its gradient is added to that of {which}, in every block", planted(
-                lambda here, p, kind, part=part, which=which: stop(p) + zeroed(getattr(other(here, part, which), kind))))   # type: ignore[misc]
+            yield Bug(
+                name,
+                f"{said}: its gradient is added to that of {which}, in "
+                "every block",
+                planted(
+                    lambda here, p, kind, part=part, which=which: stop(p)  # type: ignore[misc]
+                    + zeroed(getattr(other(here, part, which), kind))))
         for index, edge in LOOP.items():
             which = "last" if index else "first"
-            for axis, word in (("column", "column"), ("place", "row"))[:1 + (part in MATRICES and "weight" in name)]:
-                yield Bug(name, f"{said} has no gradient in its {which} {word}: {edge}", planted(
-                    lambda here, p, kind, axis=axis, index=index: only(p, 1.0 - marked(p, axis, index))))    # type: ignore[misc]
+            for axis, word in (("column", "column"),
+                               ("place", "row"))[:1 + (part in MATRICES and "weight" in name)]:
+                yield Bug(
+                    name,
+                    f"{said} has no gradient in its {which} {word}: {edge}",
+                    planted(
+                        lambda here, p, kind, axis=axis, index=index: only(  # type: ignore[misc]
+                            p, 1.0 - marked(p, axis, index))))
     for part in MATRICES:
         for axis, index, which in EDGES[:6]:
-            yield Bug(f"{part}.weight", f"{part}'s weight lacks {which} in its gradient: {LOOP[index]}", linear(
-                part, lambda here, x, w, b, axis=axis, index=index: (                                        # type: ignore[misc]
-                    x @ stop(w) + zeroed(stop(x * (1.0 - marked(x, axis, index))) @ w) + b)))
-            yield Bug(f"{part}.bias", f"{part}'s bias lacks {which} in its gradient: {LOOP[index]}", linear(
-                part, lambda here, x, w, b, axis=axis, index=index: (                                        # type: ignore[misc]
-                    x @ w + only(mg.broadcast_to(b, shape=(*x.shape[:-1], len(b))), 1.0 - marked(x, axis, index)))))
+            yield Bug(
+                f"{part}.weight", f"{part}'s weight lacks {which} in its gradient: {LOOP[index]}",
+                linear(part,
+                       lambda here, x, w, b, axis=axis, index=index: (  # type: ignore[misc]
+                           x @ stop(w) + zeroed(stop(x * (1.0 - marked(x, axis, index))) @ w) + b)))
+            yield Bug(f"{part}.bias",
+                      f"{part}'s bias lacks {which} in its gradient: "
+                      f"{LOOP[index]}",
+                      linear(
+                          part,
+                          lambda here, x, w, b, axis=axis, index=index: (  # type: ignore[misc]
+                              x @ w
+                              + only(mg.broadcast_to(
+                                         b, shape=(*x.shape[:-1], len(b))),
+                                     1.0 - marked(x, axis, index)))))
 
 
 GENERAL_BACK = [*lost(), *reads(), *norm_reads(), *of_leaves()]
 FACTORS_BACK = [
-    *(Factor(at, f"{said} {{}} times", lambda c, point=point, own=own: at_point(                             # type: ignore[misc]
-        point, lambda here, x: here[own[0]] + only(here[own[1]], np.asarray(c)))) for point, _, own, said, at in TERMS),
-    *(Factor(first_of(points), f"the gradient of what {step} gives is multiplied by {{}}", lambda c, points=points: at_all(     # type: ignore[misc]
-        outputs(points), lambda here, x: only(x, np.asarray(c)))) for step, points in STEPS.items()),
-    *(Factor(name, f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} times", lambda c, planted=planted: planted(         # type: ignore[misc]
-        lambda here, p, kind: only(p, np.asarray(c)))) for name, part, planted in leaves()),
+    *(Factor(at, f"{said} {{}} times",
+             lambda c, point=point, own=own: at_point(  # type: ignore[misc]
+                 point, lambda here, x: here[own[0]] + only(here[own[1]], np.asarray(c))))
+      for point, _, own, said, at in TERMS),
+    *(Factor(first_of(points), f"the gradient of what {step} gives is multiplied by {{}}",
+             lambda c, points=points: at_all(outputs(points),  # type: ignore[misc]
+                                             lambda here, x: only(x, np.asarray(c))))
+      for step, points in STEPS.items()),
+    *(Factor(name, f"{part}'s {name.rpartition('.')[2]} has its gradient {{}} times",
+             lambda c, planted=planted: planted(lambda here, p, kind: only(  # type: ignore[misc]
+                                                    p, np.asarray(c))))
+      for name, part, planted in leaves()),
 ]

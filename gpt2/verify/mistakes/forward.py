@@ -1,4 +1,4 @@
-"""What usually goes wrong on the way forward in a port of GPT-2: batches, weights that are loaded, each layer, and the loss.
+"""Mistakes in the forward pass: batches, loaded weights, each layer, and the loss.
 
 A mistake is a line of a table, see `planting.Bug`. The order is that of the computation.
 """
@@ -37,14 +37,20 @@ from .norms import EMBEDDINGS, NORMS, norm_of
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 UNSPLIT = "[B, T, d] is reshaped to [B, h, T, d/h] without the transpose of [B, T, h, d/h] after it"
-UNTRANSPOSED = "[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] before it"
-CONV1D = "GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading into nn.Linear"
+UNTRANSPOSED = ("[B, h, T, d/h] is reshaped to [B, T, d] without the transpose to [B, T, h, d/h] "
+                "before it")
+CONV1D = ("GPT-2's checkpoints store [in, out] (Conv1D): multiply x W, or transpose when loading "
+          "into nn.Linear")
 
 
 # ── parts of formulas ──
 def in_layout(here: Here, x: Tensor, order: str) -> Tensor:
-    """What c_attn gives, with its columns as a port reads them that takes them for `order` and not for parts, heads, numbers."""
-    sizes = {"p": 3, "h": here.model.config.n_head, "k": here.model.config.n_embd // here.model.config.n_head}
+    """c_attn's result x in a port that reads its columns in another order.
+
+    The right order is parts (Q, K, V), heads, numbers: "phk".
+    """
+    sizes = {"p": 3, "h": here.model.config.n_head,
+             "k": here.model.config.n_embd // here.model.config.n_head}
     columns = np.arange(x.shape[-1]).reshape([sizes[c] for c in order])
     return x[..., columns.transpose([order.index(c) for c in "phk"]).reshape(-1)]
 
@@ -54,32 +60,36 @@ def other_layout(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Ten
 
 
 def other_parts(here: Here, x: Tensor, w: Tensor, b: Tensor, order: str) -> Tensor:
-    """The columns of c_attn as a port reads them that takes its thirds for `order`, such as "kqv"."""
+    """c_attn's result in a port that reads its thirds in another order, such as "kqv"."""
     thirds = mg.split(x @ w + b, sections=3, axis=-1)
     return mg.concat([thirds[order.index(part)] for part in "qkv"], axis=-1)
 
 
 LAYOUTS = (("hpk", "not each head's Q, K, V"), ("pkh", "not number by number through the heads"),
-           ("hkp", "not q, k, v number by number"), ("khp", "not q, k, v number by number, heads inside"))
+           ("hkp", "not q, k, v number by number"),
+           ("khp", "not q, k, v number by number, heads inside"))
 
 
 def read_as(order: str) -> Plant:
-    """Attention itself takes the numbers of Q, K and V for this order, and they are read where they are right."""
+    """Attention reads Q, K and V in this order, though the points of Q, K and V are right."""
     def part(here: Here, own: str) -> Tensor:
         buffer = mg.concat([mg.join_heads(here[f"attn.{p}"]) for p in "qkv"], axis=-1)
-        return mg.split_heads(in_layout(here, buffer, order), heads=here.model.config.n_head, parts=3)["qkv".index(own)]
+        return mg.split_heads(in_layout(here, buffer, order), heads=here.model.config.n_head,
+                              parts=3)["qkv".index(own)]
 
     return every(scores(lambda here: products(part(here, "q"), part(here, "k")) * here.scale),
-                 at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], part(here, "v"))))
+                 at_point("attn.z",
+                          lambda here, x: mg.matmul(here["attn.pattern"], part(here, "v"))))
 
 
 def used_for(order: str) -> Plant:
-    """Attention itself takes its thirds for `order`, and Q, K and V are read where they are right."""
+    """Attention uses the thirds in this order, though the points of Q, K and V are right."""
     def role(here: Here, part: str) -> Tensor:
         return here[f"attn.{'qkv'[order.index(part)]}"]
 
     return every(scores(lambda here: products(role(here, "q"), role(here, "k")) * here.scale),
-                 at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
+                 at_point("attn.z",
+                          lambda here, x: mg.matmul(here["attn.pattern"], role(here, "v"))))
 
 
 def tanh_gelu(x: Tensor, cubic: float = 0.044715, root: float = math.sqrt(2.0 / math.pi)) -> Tensor:
@@ -91,31 +101,38 @@ def act(f: Callable[[Tensor], Tensor]) -> Plant:
 
 
 def varied(f: Callable[[Tensor], Tensor]) -> Plant:
-    """A GELU by tanh with another number in it, where the model's activation is that one."""
-    return at_point("mlp.act", lambda here, x: f(here["mlp.pre"]) if here.model.config.activation_function == "gelu_new" else x)
+    """GELU by tanh with another number in it, if the model uses GELU by tanh."""
+    return at_point("mlp.act",
+                    lambda here, x: f(here["mlp.pre"])
+                    if here.model.config.activation_function == "gelu_new" else x)
 
 
 def shown(which: Callable[[int], np.ndarray]) -> list[tuple[str, Plant]]:
-    """Queries see the keys that which(T) [T, T] says; a row without any is uniform, or zero. Other scores are there too, or are 0."""
+    """Plants in which queries see the keys that which(T) [T, T] marks.
+
+    The weights of a query without keys are uniform, or zero. The other scores are present, or 0.
+    """
     def seen_alone(here: Here) -> Tensor:
         s = products(here["attn.q"], here["attn.k"]) * here.scale
         return mg.where(which(s.shape[-1]), s, 0.0)
 
     weights = (patterns(lambda here, s, seen: softmax(masked(s, which(s.shape[-1])))),
-               patterns(lambda here, s, seen: mg.where(which(s.shape[-1]), softmax(masked(s, which(s.shape[-1]))), 0.0)))
+               patterns(lambda here, s, seen: mg.where(
+                   which(s.shape[-1]), softmax(masked(s, which(s.shape[-1]))), 0.0)))
     hides = not which(256)[np.tri(256, dtype=bool)].all()
     return [*(("attn.pattern", plant) for plant in weights),
             *(("attn.scores", every(scores(seen_alone), plant)) for plant in weights if hides)]
 
 
 def scaled(factor: Callable[[Here], float]) -> Plant:
-    """Scores are multiplied by this."""
+    """Plant scores that are multiplied by this factor."""
     return scores(lambda here: products(here["attn.q"], here["attn.k"]) * factor(here))
 
 
 def softmax_over(here: Here, s: Tensor, seen: np.ndarray, axis: int, low: float | None) -> Tensor:
-    """Softmax over another axis, of scores that are masked before it with `low`, or after it."""
-    return mg.where(seen, softmax(s, axis), 0.0) if low is None else softmax(mg.where(seen, s, low), axis)
+    """Softmax over another axis; `low` masks the scores, None masks the weights."""
+    return mg.where(seen, softmax(s, axis),
+                    0.0) if low is None else softmax(mg.where(seen, s, low), axis)
 
 
 def window(n: int) -> Callable[[int], np.ndarray]:
@@ -123,26 +140,29 @@ def window(n: int) -> Callable[[int], np.ndarray]:
 
 
 def unsplit(here: Here, x: Tensor) -> Tensor:
-    """Q, K or V [B, h, T, d/h] as the numbers of [B, T, d] in their order."""
+    """The numbers of Q, K or V [B, h, T, d/h] in the order of [B, T, d]."""
     return mg.join_heads(x).reshape(x.shape)
 
 
 def merged(here: Here, z: Tensor) -> Tensor:
-    """What c_proj makes of z [B, T, d]."""
+    """c_proj's result for z [B, T, d]."""
     own = here.block.attn.c_proj
     return z @ own.weight + own.bias
 
 
 def heads_alike(point: str, head: int) -> Plant:
-    """All heads have what this one has, after Q, K and V were read."""
+    """Plant the values of this head in all heads, after the points of Q, K and V."""
     if point == "attn.v":
-        return at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"], here["attn.v"][:, head:head + 1 or None]))
+        return at_point("attn.z",
+                        lambda here, x: mg.matmul(here["attn.pattern"],
+                                                  here["attn.v"][:, head:head + 1 or None]))
 
-    return scores(lambda here: products(here["attn.q"], here["attn.k"][:, head:head + 1 or None]) * here.scale)
+    return scores(lambda here: products(here["attn.q"],
+                                        here["attn.k"][:, head:head + 1 or None]) * here.scale)
 
 
 def first_rows(part: str) -> Plant:
-    """Attention takes the first row's Q, K or V for every row of the batch, after they were read."""
+    """Attention uses the first row's Q, K or V for every row of the batch, after their points."""
     def role(here: Here, own: str) -> Tensor:
         x = here[f"attn.{own}"]
         return mg.broadcast_to(x[:1], shape=x.shape) if own == part else x
@@ -157,7 +177,7 @@ def bias_twice(part: str) -> Plant:
 
 
 def without_bias(here: Here, x: Tensor, w: Tensor, b: Tensor, part: str) -> Tensor:
-    """c_attn without the bias of Q, K or V."""
+    """c_attn's result without the bias of Q, K or V."""
     return x @ w + b * (np.repeat(list("qkv"), len(b) // 3) != part).astype(b.dtype)
 
 
@@ -166,20 +186,33 @@ def bare(part: str) -> Plant:
 
 
 def flipped(at: str, part: str, more: str = "") -> list[Bug]:
-    """A matrix read as its transpose: of a checkpoint with [in, out], and of one with [out, in], whose memory is in another order."""
-    return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant) for plant in (
-        linear(part, lambda here, x, w, b: x @ transposed(w) + b),
-        linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b),
-        in_parameters(lambda name, a: np.ascontiguousarray(a.reshape(a.shape[::-1]).T) if name.endswith(f"{part}.weight") else a))]
+    """Mistakes in which a matrix is read transposed.
+
+    The checkpoint has it as [in, out], or as [out, in], where the memory has another order.
+    """
+    def reordered(name: str, a: np.ndarray) -> np.ndarray:
+        if not name.endswith(f"{part}.weight"):
+            return a
+        return np.ascontiguousarray(a.reshape(a.shape[::-1]).T)
+
+    return [Bug(at, f"{part}'s weight is read transposed{more}; {CONV1D}", plant)
+            for plant in (linear(part, lambda here, x, w, b: x @ transposed(w) + b),
+                          linear(part, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b),
+                          in_parameters(reordered))]
 
 
 def offset(part: str, kind: str, times: int) -> Plant:
-    """Block l's weight or bias begins l·s numbers after block 0's, with s the size of what has `times` times its last axis' share of d."""
+    """Plant block l's weight or bias from l·s numbers after block 0's.
+
+    s is the size of a parameter whose last axis has `times` times d numbers.
+    """
     def made(here: Here, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         own = w if kind == "weight" else b
         size = own.numel()
-        first, begin = divmod(here.layer * (size // own.shape[-1] * here.model.config.n_embd * times), size)
-        both = [getattr(module(here.model.h[i], part), kind).reshape(-1) for i in (first, min(first + 1, here.layer))]
+        first, begin = divmod(
+            here.layer * (size // own.shape[-1] * here.model.config.n_embd * times), size)
+        both = [getattr(module(here.model.h[i], part), kind).reshape(-1)
+                for i in (first, min(first + 1, here.layer))]
         other = mg.concat([both[0][begin:], both[1][:begin]]).reshape(own.shape)
         return x @ other + b if kind == "weight" else x @ w + other
 
@@ -187,25 +220,40 @@ def offset(part: str, kind: str, times: int) -> Plant:
 
 
 def offsets(at: str, part: str, width: int) -> list[Bug]:
-    """Of a matrix with `width` times d columns: each block's parameters are looked for at the step of a narrower one."""
-    return [Bug(at, f"{part}'s {kind} of block l is taken from the wrong place: l · {size} numbers after block 0's, and not l · {whole}",
+    """Mistakes in which the parameters of each block are taken from the wrong offset.
+
+    The matrix has `width` times d columns; the offset is that of a narrower one.
+    """
+    return [Bug(at,
+                f"{part}'s {kind} of block l is taken from the wrong place: l · {size} numbers "
+                f"after block 0's, and not l · {whole}",
                 offset(part, kind, times))
             for kind in ("bias", "weight") for times in range(1, width)
-            for size, whole in [tuple(f"{n if n > 1 else ''}d{'²' if kind == 'weight' else ''}" for n in (times, width))]]
+            for size, whole in [tuple(f"{n if n > 1 else ''}d{'²' if kind == 'weight' else ''}"
+                                      for n in (times, width))]]
 
 
 QKV = [
-    *(Bug("attn.q", f"all matrices of the blocks are read transposed; {CONV1D}", every(*(linear(part, made) for part in MATRICES)))
-      for made in (lambda here, x, w, b: x @ transposed(w) + b, lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b)),
+    *(Bug("attn.q", f"all matrices of the blocks are read transposed; {CONV1D}",
+          every(*(linear(part, made) for part in MATRICES)))
+      for made in (lambda here, x, w, b: x @ transposed(w) + b,
+                   lambda here, x, w, b: x @ w.mT.reshape(w.shape) + b)),
     Bug("attn.q", "the bias is added for each term of a matrix's sum; it is added once", every(*(
         linear(part, lambda here, x, w, b: x @ w + float(x.shape[-1]) * b) for part in MATRICES))),
-    *(Bug(OUTPUTS[part][0], f"{part}'s bias is added for each term of its sum; it is added once", linear(
-        part, lambda here, x, w, b: x @ w + float(x.shape[-1]) * b)) for part in MATRICES),
-    Bug("attn.q", "no bias is added in the blocks' matrices", every(*(linear(part, lambda here, x, w, b: x @ w) for part in MATRICES))),
-    Bug("attn.q", "the biases of the blocks' matrices are added twice", every(*(bias_twice(part) for part in MATRICES))),
-    Bug("attn.q", "heads are interleaved, [d/h, h] and not [h, d/h], where they are split and where they are put together", every(
-        linear("attn.c_attn", partial(other_layout, order="pkh")), at_point("attn.out", lambda here, x: merged(
-            here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape))))),
+    *(Bug(OUTPUTS[part][0], f"{part}'s bias is added for each term of its sum; it is added once",
+          linear(part, lambda here, x, w, b: x @ w + float(x.shape[-1]) * b))
+      for part in MATRICES),
+    Bug("attn.q", "no bias is added in the blocks' matrices",
+        every(*(linear(part, lambda here, x, w, b: x @ w) for part in MATRICES))),
+    Bug("attn.q", "the biases of the blocks' matrices are added twice",
+        every(*(bias_twice(part) for part in MATRICES))),
+    Bug("attn.q",
+        "heads are interleaved, [d/h, h] and not [h, d/h], where they are split and where they are "
+        "put together",
+        every(linear("attn.c_attn", partial(other_layout, order="pkh")),
+              at_point("attn.out",
+                       lambda here, x: merged(
+                           here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape))))),
     *flipped("attn.q", "attn.c_attn"),
     *offsets("attn.q", "attn.c_attn", 3),
     Bug("attn.q", UNSPLIT, every(*(at_point(f"attn.{part}", unsplit) for part in "qkv"))),
@@ -213,59 +261,89 @@ QKV = [
         *(at_point(f"attn.{part}", unsplit) for part in "qkv"),
         at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape))))),
     Bug("attn.q", "c_attn's bias is not added", bare("attn.c_attn")),
-    *(Bug(f"attn.{part}", f"{part.upper()}'s part of c_attn's bias is not added", linear("attn.c_attn", partial(without_bias, part=part)))
+    *(Bug(f"attn.{part}", f"{part.upper()}'s part of c_attn's bias is not added",
+          linear("attn.c_attn", partial(without_bias, part=part)))
       for part in "qkv"),
     Bug("attn.q", "c_attn's bias is added twice", bias_twice("attn.c_attn")),
     Bug("attn.q", "c_attn reads the residual stream; it reads what ln_1 made of it", linear(
         "attn.c_attn", lambda here, x, w, b: here["resid_pre"] @ w + b)),
-    *(Bug("attn.q", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})",
+    *(Bug("attn.q",
+          "the columns of c_attn are taken in another order: they are Q, K and V, each all heads "
+          f"({said})",
           linear("attn.c_attn", partial(other_layout, order=order)))
       for order, said in LAYOUTS),
     *(Bug("attn.k" if order == "qvk" else "attn.q", f"{said} in c_attn's columns: they are Q, K, V",
           linear("attn.c_attn", partial(other_parts, order=order)))
-      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
-                          ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
+      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"),
+                          ("vkq", "Q and V are swapped"), ("kvq", "K, V, Q are read"),
+                          ("vqk", "V, Q, K are read"))),
 ]
 PATTERNS = [
-    *(Bug("attn.scores", f"the columns of c_attn are taken in another order: they are Q, K and V, each all heads ({said})",
-          read_as(order)) for order, said in LAYOUTS),
+    *(Bug("attn.scores",
+          "the columns of c_attn are taken in another order: they are Q, K and V, each all heads "
+          f"({said})",
+          read_as(order))
+      for order, said in LAYOUTS),
     *(Bug("attn.scores", f"{said} in c_attn's columns: they are Q, K, V", used_for(order))
-      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"), ("vkq", "Q and V are swapped"),
-                          ("kvq", "K, V, Q are read"), ("vqk", "V, Q, K are read"))),
+      for order, said in (("kqv", "Q and K are swapped"), ("qvk", "K and V are swapped"),
+                          ("vkq", "Q and V are swapped"), ("kvq", "K, V, Q are read"),
+                          ("vqk", "V, Q, K are read"))),
     Bug("attn.scores", "scores are not divided by √(d/h)", scaled(lambda here: 1.0)),
     Bug("attn.scores", "scores are divided by √d; they are divided by √(d/h), of one head",
         scaled(lambda here: here.model.config.n_embd ** -0.5)),
-    Bug("attn.scores", "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one head's width",
+    Bug("attn.scores",
+        "scores are divided by √h, of the number of heads; they are divided by √(d/h), of one "
+        "head's width",
         scaled(lambda here: here.model.config.n_head ** -0.5)),
-    Bug("attn.scores", "scores are divided by d/h; they are divided by its root", scaled(lambda here: scale_of(here) ** -2)),
+    Bug("attn.scores", "scores are divided by d/h; they are divided by its root",
+        scaled(lambda here: scale_of(here) ** -2)),
     Bug("attn.scores", "scores are multiplied by √(d/h); they are divided by it", scaled(scale_of)),
     Bug("", "scores are divided by the number of the block, too (scale_attn_by_inverse_layer_idx)",
         scaled(lambda here: here.scale / (here.layer + 1))),
-    Bug("attn.pattern", "there is no causal mask: queries see later keys", patterns(lambda here, s, seen: softmax(s))),
-    Bug("attn.pattern", "the mask is applied after softmax, so rows do not add up to 1; put −∞ into the scores before it",
+    Bug("attn.pattern", "there is no causal mask: queries see later keys",
+        patterns(lambda here, s, seen: softmax(s))),
+    Bug("attn.pattern",
+        "the mask is applied after softmax, so rows do not add up to 1; put −∞ into the scores "
+        "before it",
         patterns(lambda here, s, seen: mg.where(seen, softmax(s), 0.0))),
     Bug("attn.pattern", "masked scores are 0, which softmax gives a share; they must be −∞",
         patterns(lambda here, s, seen: softmax(mg.where(seen, s, 0.0)))),
-    *(Bug(at, says, plant) for says, which in (
-        ("the mask hides each query's own key; query t sees the keys 0 … t (tril with diagonal 0)", lambda n: np.tri(n, k=-1, dtype=bool)),
-        ("the mask lets each query see one key too many; query t sees the keys 0 … t", lambda n: np.tri(n, k=1, dtype=bool)),
-        ("queries see the keys from their own on; query t sees the keys 0 … t", lambda n: np.tri(n, dtype=bool).T),
-        ("the first key is skipped: the loop over keys starts at 0", lambda n: np.tri(n, dtype=bool) & (np.arange(n) > 0)),
-        ("the last key is skipped: query T − 1 sees it", lambda n: np.tri(n, dtype=bool) & (np.arange(n) < n - 1)),
-        *((f"queries see a window of the last {n} keys; query t sees all of 0 … t", window(n))
-          for n in (1, 2, 3, 4, 5, 8, 16, 32, 64, 128)),
-    ) for at, plant in shown(which)),
+    *(Bug(at, says, plant)
+      for says, which in (
+          ("the mask hides each query's own key; query t sees the keys 0 … t (tril with diagonal "
+           "0)",
+           lambda n: np.tri(n, k=-1, dtype=bool)),
+          ("the mask lets each query see one key too many; query t sees the keys 0 … t",
+           lambda n: np.tri(n, k=1, dtype=bool)),
+          ("queries see the keys from their own on; query t sees the keys 0 … t",
+           lambda n: np.tri(n, dtype=bool).T),
+          ("the first key is skipped: the loop over keys starts at 0",
+           lambda n: np.tri(n, dtype=bool) & (np.arange(n) > 0)),
+          ("the last key is skipped: query T − 1 sees it",
+           lambda n: np.tri(n, dtype=bool) & (np.arange(n) < n - 1)),
+          *((f"queries see a window of the last {n} keys; query t sees all of 0 … t", window(n))
+            for n in (1, 2, 3, 4, 5, 8, 16, 32, 64, 128)),)
+      for at, plant in shown(which)),
     Bug("attn.pattern", "softmax runs over the queries; it runs over the keys, the last axis",
         patterns(lambda here, s, seen: softmax(masked(s, seen), axis=-2))),
-    *(Bug("attn.pattern", f"softmax runs over the {said}{more}; it runs over the keys, the last axis", patterns(
-        partial(softmax_over, axis=axis, low=low))) for axis, said in ((1, "heads"), (0, "rows of the batch"))
+    *(Bug("attn.pattern",
+          f"softmax runs over the {said}{more}; it runs over the keys, the last axis",
+          patterns(partial(softmax_over, axis=axis, low=low)))
+      for axis, said in ((1, "heads"), (0, "rows of the batch"))
       for low, more in ((-1e10, ""), (None, ", and the mask is applied after it"))),
-    Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax", patterns(
-        lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
-    Bug("attn.scores", "K is reshaped to [d/h, T]; it is transposed", scores(lambda here: mg.matmul(
-        here["attn.q"], here["attn.k"].reshape(*here["attn.k"].shape[:2], *here["attn.k"].shape[:1:-1])) * here.scale)),
-    Bug("attn.scores", "Q is used in place of K in the scores", scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
-    *(Bug("attn.scores", f"all rows of the batch use the first row's {part.upper()}: the place of the row is left out", first_rows(part))
+    Bug("attn.pattern", "the scores are not divided by their sum after exp: that is no softmax",
+        patterns(lambda here, s, seen: mg.where(seen, mg.exp(s), 0.0))),
+    Bug("attn.scores", "K is reshaped to [d/h, T]; it is transposed",
+        scores(lambda here: mg.matmul(here["attn.q"],
+                                      here["attn.k"].reshape(*here["attn.k"].shape[:2],
+                                                             *here["attn.k"].shape[:1:-1]))
+               * here.scale)),
+    Bug("attn.scores", "Q is used in place of K in the scores",
+        scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
+    *(Bug("attn.scores",
+          f"all rows of the batch use the first row's {part.upper()}: the place of the row is left "
+          "out",
+          first_rows(part))
       for part in "kq"),
     *(Bug("attn.scores", f"all heads use the {said} head's K", heads_alike("attn.k", head))
       for head, said in ((0, "first"), (-1, "last"))),
@@ -277,69 +355,104 @@ def headless(here: Here, x: Tensor, head: int) -> Tensor:
 
 def across_rows(here: Here, x: Tensor) -> Tensor:
     """Attention of all rows of the batch as one."""
-    q, k, v = (mg.permute(here[f"attn.{part}"], axes=(1, 0, 2, 3)) for part in "qkv")         # [h, B, T, d/h]
-    q, k, v = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (q, k, v))                     # [h, B·T, d/h]
+    # [h, B, T, d/h]
+    q, k, v = (mg.permute(here[f"attn.{part}"], axes=(1, 0, 2, 3)) for part in "qkv")
+    # [h, B·T, d/h]
+    q, k, v = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (q, k, v))
     seen = np.tri(q.shape[1], dtype=bool)
     z = mg.matmul(mg.where(seen, softmax(masked(products(q, k) * here.scale, seen)), 0.0), v)
     return mg.permute(z.reshape(x.shape[1], x.shape[0], *x.shape[2:]), axes=(1, 0, 2, 3))
 
 
 ADDED = [
-    Bug("attn.z", "the attention weights are multiplied transposed: z is P V, with P [queries, keys]",
+    Bug("attn.z",
+        "the attention weights are multiplied transposed: z is P V, with P [queries, keys]",
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"].mT, here["attn.v"]))),
-    *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head)) for head, said in ((0, "first"), (-1, "last"))),
-    Bug("attn.z", "all rows of the batch use the first row's V: the place of the row is left out", first_rows("v")),
+    *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head))
+      for head, said in ((0, "first"), (-1, "last"))),
+    Bug("attn.z", "all rows of the batch use the first row's V: the place of the row is left out",
+        first_rows("v")),
     Bug("attn.z", UNTRANSPOSED, at_point("attn.z", lambda here, x: mg.split_heads(
         x.reshape(x.shape[0], x.shape[2], -1), heads=x.shape[1])[0])),
-    *(Bug("attn.z", f"{part} is used in place of V", at_point("attn.z", lambda here, x, part=part: mg.matmul(
-        here["attn.pattern"], here[f"attn.{part.lower()}"]))) for part in "KQ"),          # type: ignore[misc]
+    *(
+        Bug("attn.z", f"{part} is used in place of V",
+            at_point("attn.z",
+                     lambda here, x, part=part: mg.matmul(  # type: ignore[misc]
+                         here["attn.pattern"], here[f"attn.{part.lower()}"])))
+        for part in "KQ"),
     *(Bug(points[0], f"the {said} head is left out: its z stays 0",
           every(*(at_point(point, partial(headless, head=i)) for point in points)))
       for i, said in ((0, "first"), (-1, "last"))
-      for points in (("attn.z",), ("attn.pattern", "attn.z"), ("attn.scores", "attn.pattern", "attn.z"))),
-    Bug("attn.z", "queries see the rows of the batch before their own: the batch is one long row to attention",
+      for points in (("attn.z",), ("attn.pattern", "attn.z"),
+                     ("attn.scores", "attn.pattern", "attn.z"))),
+    Bug("attn.z",
+        "queries see the rows of the batch before their own: the batch is one long row to "
+        "attention",
         at_point("attn.z", across_rows)),
-    Bug("attn.z", "the first key's V is left out: the loop over keys starts at 0", at_point("attn.z", lambda here, x: mg.matmul(
-        here["attn.pattern"] * (np.arange(x.shape[-2]) > 0).astype(x.dtype), here["attn.v"]))),
-    Bug("attn.z", "each query's own V is left out: the loop over keys ends at t", at_point("attn.z", lambda here, x: mg.matmul(
-        mg.where(np.tri(x.shape[-2], k=-1, dtype=bool), here["attn.pattern"], 0.0), here["attn.v"]))),
-    Bug("attn.z", "V is not weighted: z is the mean of the values", at_point("attn.z", lambda here, x: mg.matmul(
-        (np.tri(x.shape[-2]) / np.arange(1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype), here["attn.v"]))),
+    Bug("attn.z", "the first key's V is left out: the loop over keys starts at 0",
+        at_point("attn.z",
+                 lambda here, x: mg.matmul(here["attn.pattern"]
+                                           * (np.arange(x.shape[-2]) > 0).astype(x.dtype),
+                                           here["attn.v"]))),
+    Bug("attn.z", "each query's own V is left out: the loop over keys ends at t",
+        at_point("attn.z",
+                 lambda here, x: mg.matmul(mg.where(np.tri(x.shape[-2], k=-1, dtype=bool),
+                                                    here["attn.pattern"], 0.0),
+                                           here["attn.v"]))),
+    Bug("attn.z", "V is not weighted: z is the mean of the values",
+        at_point("attn.z", lambda here, x: mg.matmul(
+            (np.tri(x.shape[-2]) / np.arange(1.0, x.shape[-2] + 1)[:, None]).astype(x.dtype),
+            here["attn.v"]))),
     Bug("attn.out", UNTRANSPOSED,
         at_point("attn.out", lambda here, x: merged(here, here["attn.z"].reshape(x.shape)))),
     Bug("attn.out", "heads are put together in reverse order",
         at_point("attn.out", lambda here, x: merged(here, mg.join_heads(here["attn.z"][:, ::-1])))),
-    Bug("attn.out", "heads are put together number by number: [B, T, d/h, h] and not [B, T, h, d/h]", at_point(
-        "attn.out", lambda here, x: merged(here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape)))),
+    Bug("attn.out",
+        "heads are put together number by number: [B, T, d/h, h] and not [B, T, h, d/h]",
+        at_point("attn.out",
+                 lambda here, x: merged(
+                     here, mg.permute(here["attn.z"], axes=(0, 2, 3, 1)).reshape(x.shape)))),
     *flipped("attn.out", "attn.c_proj", ", which no shape shows"),
-    Bug("attn.out", "attention's output goes on without c_proj", linear("attn.c_proj", lambda here, x, w, b: x * 1.0)),
+    Bug("attn.out", "attention's output goes on without c_proj",
+        linear("attn.c_proj", lambda here, x, w, b: x * 1.0)),
     Bug("attn.out", "attn.c_proj's bias is not added", bare("attn.c_proj")),
     Bug("attn.out", "attn.c_proj's bias is added twice", bias_twice("attn.c_proj")),
-    Bug("attn.out", "attn.c_proj has mlp.c_proj's bias", linear("attn.c_proj", lambda here, x, w, b: x @ w + here.block.mlp.c_proj.bias)),
+    Bug("attn.out", "attn.c_proj has mlp.c_proj's bias",
+        linear("attn.c_proj", lambda here, x, w, b: x @ w + here.block.mlp.c_proj.bias)),
     Bug("resid_mid", "attention's output replaces the residual stream; it is added to it",
         at_point("resid_mid", lambda here, x: here["attn.out"] * 1.0)),
-    Bug("resid_mid", "attention's output is not added", at_point("resid_mid", lambda here, x: here["resid_pre"] * 1.0)),
+    Bug("resid_mid", "attention's output is not added",
+        at_point("resid_mid", lambda here, x: here["resid_pre"] * 1.0)),
     Bug("resid_mid", "attention's output is added twice",
         at_point("resid_mid", lambda here, x: here["resid_pre"] + 2.0 * here["attn.out"])),
-    Bug("resid_mid", "attention's output is added to what ln_1 made; it is added to the stream before it (pre-norm)",
+    Bug("resid_mid",
+        "attention's output is added to what ln_1 made; it is added to the stream before it "
+        "(pre-norm)",
         at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"])),
 ]
 MLPS = [
-    Bug("mlp.pre", "mlp.c_fc's bias is added after GELU; it is added before", every(bare("mlp.c_fc"), at_point(
-        "mlp.act", lambda here, x: x + here.block.mlp.c_fc.bias))),
-    Bug("ln_2.mean", "ln_2 is applied to the block's input; it is applied after attention was added",
+    Bug("mlp.pre", "mlp.c_fc's bias is added after GELU; it is added before",
+        every(bare("mlp.c_fc"), at_point("mlp.act", lambda here, x: x + here.block.mlp.c_fc.bias))),
+    Bug("ln_2.mean",
+        "ln_2 is applied to the block's input; it is applied after attention was added",
         norm_of("ln_2.out", "resid_pre", "ln_2")),
-    Bug("ln_2.mean", "ln_2 is applied to what attention added alone", norm_of("ln_2.out", "attn.out", "ln_2")),
-    *(Bug(at, "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was added", plant) for at, plant in (
-        ("ln_2.out", at_point("ln_2.out", lambda here, x: here["ln_1.out"] * 1.0)),
-        ("ln_2.mean", norm_of("ln_2.out", "resid_pre", "ln_1")))),
+    Bug("ln_2.mean", "ln_2 is applied to what attention added alone",
+        norm_of("ln_2.out", "attn.out", "ln_2")),
+    *(Bug(at,
+          "the MLP reads what ln_1 made; it has a LayerNorm of its own, ln_2, after attention was "
+          "added",
+          plant)
+      for at, plant in (("ln_2.out", at_point("ln_2.out", lambda here, x: here["ln_1.out"] * 1.0)),
+                        ("ln_2.mean", norm_of("ln_2.out", "resid_pre", "ln_1")))),
     Bug("ln_2.out", "ln_2 has ln_1's weight and bias", norm_of("ln_2.out", "resid_mid", "ln_1")),
     Bug("ln_2.out", "the MLP reads the residual stream; it reads what ln_2 made of it",
         at_point("ln_2.out", lambda here, x: here["resid_mid"] * 1.0)),
     *flipped("mlp.pre", "mlp.c_fc"),
     *offsets("mlp.pre", "mlp.c_fc", 4),
-    Bug("mlp.pre", "mlp.c_fc gives the first d of its 4 d numbers alone, and the others stay 0", at_point(
-        "mlp.pre", lambda here, x: x * (np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
+    Bug("mlp.pre", "mlp.c_fc gives the first d of its 4 d numbers alone, and the others stay 0",
+        at_point("mlp.pre",
+                 lambda here, x: x * (
+                     np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
     Bug("mlp.pre", "mlp.c_fc's bias is not added", bare("mlp.c_fc")),
     Bug("mlp.pre", "mlp.c_fc's bias is added twice", bias_twice("mlp.c_fc")),
     Bug("mlp.pre", "the MLP reads the residual stream; it reads what ln_2 made of it",
@@ -349,23 +462,30 @@ MLPS = [
     Bug("mlp.act", "GELU is the one by tanh; this model's activation is another", act(tanh_gelu)),
     Bug("mlp.act", "the activation is ReLU", act(mg.relu)),
     Bug("mlp.act", "the activation is tanh", act(mg.tanh)),
-    Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh", act(lambda x: x * mg.sigmoid(1.702 * x))),
+    Bug("mlp.act", "GELU is approximated by x·sigmoid(1.702 x); GPT-2 has the one by tanh",
+        act(lambda x: x * mg.sigmoid(1.702 * x))),
     Bug("mlp.act", "the activation is SiLU, x·sigmoid(x)", act(lambda x: x * mg.sigmoid(x))),
-    Bug("mlp.act", "there is no activation between the two matrices of the MLP", act(lambda x: x * 1.0)),
+    Bug("mlp.act", "there is no activation between the two matrices of the MLP",
+        act(lambda x: x * 1.0)),
     Bug("mlp.act", "GELU's tanh lacks the term 0.044715 x³", varied(partial(tanh_gelu, cubic=0.0))),
-    *(Bug("mlp.act", f"GELU's constant is {value}; it is 0.044715", varied(partial(tanh_gelu, cubic=value)))
-      for value in (0.044751, 0.0447, 0.04471, 0.045, 0.44715, 0.0044715, 0.047715, 0.044175, 0.04715, 0.0445)),
+    *(Bug("mlp.act", f"GELU's constant is {value}; it is 0.044715",
+          varied(partial(tanh_gelu, cubic=value)))
+      for value in (0.044751, 0.0447, 0.04471, 0.045, 0.44715, 0.0044715, 0.047715, 0.044175,
+                    0.04715, 0.0445)),
     Bug("mlp.act", "GELU's tanh lacks the factor √(2/π)", varied(partial(tanh_gelu, root=1.0))),
-    *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)", varied(partial(tanh_gelu, root=value)))
-      for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"), (math.sqrt(2.0), "√2"),
-                          (math.sqrt(2.0) / math.pi, "√2/π"), (0.79788, "0.79788"),
-                          (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"), (1.0 / math.sqrt(2.0), "1/√2"))),
-    Bug("mlp.act", "GELU's term has x² in place of x³", act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (
-        x + 0.044715 * x * x))))),
+    *(Bug("mlp.act", f"GELU's factor is {said}; it is √(2/π)",
+          varied(partial(tanh_gelu, root=value)))
+      for value, said in ((2.0 / math.pi, "2/π"), (math.sqrt(math.pi / 2.0), "√(π/2)"),
+                          (math.sqrt(2.0), "√2"), (math.sqrt(2.0) / math.pi, "√2/π"),
+                          (0.79788, "0.79788"), (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"),
+                          (1.0 / math.sqrt(2.0), "1/√2"))),
+    Bug("mlp.act", "GELU's term has x² in place of x³",
+        act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x))))),
     Bug("mlp.act", "GELU's tanh has √(2/π) times x alone; it is √(2/π) (x + 0.044715 x³)", varied(
         lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * x + 0.044715 * (x * x * x))))),
-    Bug("mlp.act", "GELU's tanh has √(2/π) times the cube alone; it is √(2/π) (x + 0.044715 x³)", varied(
-        lambda x: 0.5 * x * (1.0 + mg.tanh(x + math.sqrt(2 / math.pi) * 0.044715 * (x * x * x))))),
+    Bug("mlp.act", "GELU's tanh has √(2/π) times the cube alone; it is √(2/π) (x + 0.044715 x³)",
+        varied(lambda x: 0.5 * x * (
+                   1.0 + mg.tanh(x + math.sqrt(2 / math.pi) * 0.044715 * (x * x * x))))),
     Bug("mlp.act", "GELU's cube is of 0.044715 x; it is 0.044715 x³", varied(
         lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + (0.044715 * x) ** 3))))),
     Bug("mlp.act", "GELU lacks the 1 of 1 + tanh", act(lambda x: tanh_gelu(x) - 0.5 * x)),
@@ -374,30 +494,47 @@ MLPS = [
     Bug("mlp.act", "GELU lacks its factor of ½", act(lambda x: 2.0 * tanh_gelu(x))),
     Bug("mlp.act", "GELU is Φ(x) alone; it is x Φ(x)", act(
         lambda x: 0.5 * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))),
-    Bug("mlp.act", "GELU is applied to the first d of the 4 d numbers of each place alone, and the others stay 0", at_point(
-        "mlp.act", lambda here, x: x * (np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
-    Bug("mlp.act", "GELU is applied to the first quarter of the tokens alone, and the others stay 0", at_point(
-        "mlp.act", lambda here, x: x * (np.arange(here.ids.size) < here.ids.size / 4).reshape(*here.ids.shape, 1).astype(x.dtype))),
+    Bug("mlp.act",
+        "GELU is applied to the first d of the 4 d numbers of each place alone, and the others "
+        "stay 0",
+        at_point("mlp.act",
+                 lambda here, x: x * (
+                     np.arange(x.shape[-1]) < here.model.config.n_embd).astype(x.dtype))),
+    Bug("mlp.act",
+        "GELU is applied to the first quarter of the tokens alone, and the others stay 0",
+        at_point("mlp.act",
+                 lambda here, x: x * (np.arange(here.ids.size) < here.ids.size / 4).reshape(
+                     *here.ids.shape, 1).astype(x.dtype))),
     Bug("mlp.act", "GELU is applied twice", act(lambda x: tanh_gelu(tanh_gelu(x)))),
     *flipped("mlp.out", "mlp.c_proj"),
-    Bug("mlp.out", "mlp.c_proj's sum is over the first d of the 4 d numbers of the MLP alone", linear(
-        "mlp.c_proj", lambda here, x, w, b: (x * (np.arange(x.shape[-1]) < w.shape[-1]).astype(x.dtype)) @ w + b)),
+    Bug("mlp.out", "mlp.c_proj's sum is over the first d of the 4 d numbers of the MLP alone",
+        linear("mlp.c_proj",
+               lambda here, x, w, b: (
+                   x * (np.arange(x.shape[-1]) < w.shape[-1]).astype(x.dtype)) @ w + b)),
     Bug("mlp.out", "mlp.c_proj's bias is not added", bare("mlp.c_proj")),
     Bug("mlp.out", "mlp.c_proj's bias is added twice", bias_twice("mlp.c_proj")),
-    Bug("mlp.out", "mlp.c_proj has attn.c_proj's bias", linear("mlp.c_proj", lambda here, x, w, b: x @ w + here.block.attn.c_proj.bias)),
+    Bug("mlp.out", "mlp.c_proj has attn.c_proj's bias",
+        linear("mlp.c_proj", lambda here, x, w, b: x @ w + here.block.attn.c_proj.bias)),
     Bug("resid_post", "the MLP's output replaces the residual stream; it is added to it",
         at_point("resid_post", lambda here, x: here["mlp.out"] * 1.0)),
-    Bug("resid_post", "the MLP's output is not added", at_point("resid_post", lambda here, x: here["resid_mid"] * 1.0)),
-    Bug("resid_post", "the MLP's output is added twice", at_point("resid_post", lambda here, x: here["resid_mid"] + 2.0 * here["mlp.out"])),
-    Bug("resid_post", "the MLP's output is added to what ln_2 made; it is added to the stream before it (pre-norm)",
+    Bug("resid_post", "the MLP's output is not added",
+        at_point("resid_post", lambda here, x: here["resid_mid"] * 1.0)),
+    Bug("resid_post", "the MLP's output is added twice",
+        at_point("resid_post", lambda here, x: here["resid_mid"] + 2.0 * here["mlp.out"])),
+    Bug("resid_post",
+        "the MLP's output is added to what ln_2 made; it is added to the stream before it "
+        "(pre-norm)",
         at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"])),
-    Bug("resid_mid", "both outputs are added to what LayerNorm made of the stream; they are added to the stream itself (pre-norm)", every(
-        at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"]),
-        at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"]))),
+    Bug("resid_mid",
+        "both outputs are added to what LayerNorm made of the stream; they are added to the stream "
+        "itself (pre-norm)",
+        every(at_point("resid_mid", lambda here, x: here["ln_1.out"] + here["attn.out"]),
+              at_point("resid_post", lambda here, x: here["ln_2.out"] + here["mlp.out"]))),
     Bug("resid_post", "the MLP's output is added to the block's input: attention's part is lost",
         at_point("resid_post", lambda here, x: here["resid_pre"] + here["mlp.out"])),
 ]
 
 
-FORWARD = [*BATCHES, *LOADED, *EMBEDDINGS, *NORMS, *QKV, *PATTERNS, *ADDED, *MLPS, *ENDS, *LOSSES, *TARGETS]
+FORWARD = [*BATCHES, *LOADED, *EMBEDDINGS, *NORMS, *QKV, *PATTERNS, *ADDED, *MLPS, *ENDS, *LOSSES,
+           *TARGETS]
 
