@@ -22,10 +22,11 @@ from engine_mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 # from quick to slow
-GROUPS = [["test_copies"], ["test_fast_path"],
-          ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
-          ["test_versions", "test_memory", "test_devices", "test_transforms", "test_threads"],
-          ["test_graph", "test_distributed"]]
+GROUPS = [["engine/test_copies"], ["engine/test_fast"],
+          ["engine/test_op_kernels", "engine/test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
+          ["engine/test_saved", "engine/test_engine_memory", "backend/cupy/test_cupy_devices", "test_transforms",
+           "engine/test_graph_threads"],
+          ["engine/test_graph", "test_distributed"]]
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:
@@ -91,7 +92,7 @@ def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0
     """The first test that notices the mutant, "a time limit" where it never ends, or None."""
     found = _killer(number, groups, timeout, {})
     if found is None:                                   # part of the engine's definition runs there alone
-        found = _killer(number, [g for g in groups if "test_fast_path" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
+        found = _killer(number, [g for g in groups if "engine/test_fast" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
     return found
 
 
