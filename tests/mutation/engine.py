@@ -26,7 +26,7 @@ GROUPS = [["engine/test_copies"], ["engine/test_fast"],
           ["engine/test_op_kernels", "engine/test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
           ["engine/test_saved", "engine/test_engine_memory", "backend/cupy/test_cupy_devices", "test_transforms",
            "engine/test_graph_threads"],
-          ["engine/test_graph", "test_distributed"]]
+          ["engine/test_graph", "engine/test_hooks", "test_distributed"]]
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:
