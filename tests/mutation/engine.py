@@ -48,6 +48,10 @@ def file_of(module: str) -> Path:
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
+def files_of(names: list[str]) -> list[str]:
+    return [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
+
+
 class Mutate(importlib.abc.MetaPathFinder):
     """Imports one module from another text."""
 
@@ -99,9 +103,9 @@ def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0
 def _killer(number: int, groups: list[list[str]], timeout: float, variables: dict[str, str]) -> str | None:
     """The same with these environment variables."""
     for names in groups:
-        files = [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
         try:
-            done = subprocess.run([sys.executable, __file__, "--one", str(number), *files], capture_output=True, text=True,
+            command = [sys.executable, __file__, "--one", str(number), *files_of(names)]
+            done = subprocess.run(command, capture_output=True, text=True,
                                   timeout=timeout, cwd=ROOT, check=False, env={**os.environ, **variables})
         except subprocess.TimeoutExpired:
             return "a time limit"
