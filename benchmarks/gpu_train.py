@@ -63,7 +63,7 @@ def tests(bench: Bench) -> None:
     folder = os.getcwd()
     os.chdir(ROOT)
     try:
-        only = ["tests/minigrad/test_cuda.py", "-k", "test_gelu"] if bench.tiny else []
+        only = ["tests/minigrad/backend/cupy/test_kernels.py", "-k", "test_gelu"] if bench.tiny else []
         code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short",
                             "--backend", bench.setting.backend.partition(":")[0], *only], plugins=[outcomes])
     finally:

@@ -80,7 +80,7 @@ def page(stem: str) -> str:
               f"[`{stem}.json`]({stem}.json) alone, by the rule in the docstring of `judge`.",
               "", "## In the code", "", f"Code: {definitions(name)}", "", "## Check it", ""]
     lines += ["```bash", *([f"{command} --seed {found['seed']}"] if shipped else []),
-              f"pytest -n 0 -m '' tests/gpt2/test_experiments.py -k {name}", "```", ""]
+              f"pytest -n 0 -m '' tests/gpt2/experiments -k {name}", "```", ""]
     return "\n".join(lines)
 
 

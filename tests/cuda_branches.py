@@ -21,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "minigrad" / "backend" / "cupy" / "cuda"
 SOURCES = ("kernels.cu", "attention.cu", "decode.cu", "choose.cu")
-TESTS = ("minigrad/test_cuda.py", "minigrad/test_cuda_attention.py", "minigrad/test_cuda_decode.py", "gpt2/test_chooser.py")
+TESTS = ("minigrad/backend/cupy/test_kernels.py", "minigrad/backend/cupy/test_attention.py",
+         "gpt2/decoding/test_gpu_ops.py", "gpt2/decoding/test_gpu_sampling.py")
 OWN = "what is written is memory of the wrapper's own, and begins on 16 bytes"
 ROUNDED = "a group's sum may be rounded to more than its weights add up to one after the other; then its last id is taken"
 # Lines with a branch that no test takes, and why.
@@ -72,7 +73,7 @@ def run_tests(folder: Path) -> int:
         return built(source, (*flags, "-O0", "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{stored}-"))
 
     cuda.library = counted  # type: ignore[assignment]
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *(str(ROOT / "tests" / name) for name in TESTS)]))
 
 

@@ -114,7 +114,7 @@ EQUIVALENT: dict[str, str] = {
     "_to_gradient: plus 1e-5 after e -= top": SHIFT,
     "_to_gradient: without e -= top [float64]": OVERFLOW,
     "pack: without panel[:, columns.shape[1]:] = 0.0":
-        "columns that are cut off again; tests/minigrad/test_fused.py asks for the zeros",
+        "columns that are cut off again; tests/minigrad/fused/test_fused.py asks for the zeros",
     "matmul: plus 1e-5 in return np.matmul(a, b, out=out)": "logits alone come here: " + SHIFT,
     "matmul: without step += -step % SIZES.lanes": CUT,
     "_plain: q.dtype.kind != 'f' for q.dtype.kind == 'f' [float64]": TEXT,

@@ -134,7 +134,7 @@ def test_a_model_and_its_copy_in_one_graph():
 def test_a_model_pickled_in_another_process(tmp_path):
     """Loaded elsewhere, where other things were made before or nothing was, it has the same gradients."""
     code = ("import pickle, sys, numpy as np; [__import__('minigrad').tensor(1.0, requires_grad=True) for _ in range(500)]; "
-            "sys.path[:0] = ['tests', 'tests/gpt2']; from tiny_gpt2 import tiny_model; m = tiny_model(seed=1); "
+            "sys.path[:0] = ['tests/helpers']; from tiny_gpt2 import tiny_model; m = tiny_model(seed=1); "
             "pickle.dump(m, open(sys.argv[1], 'wb'))")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pkl")], cwd=ROOT, check=True)
     load = ("import pickle, sys, numpy as np; m = pickle.load(open(sys.argv[1], 'rb')); "

@@ -31,8 +31,8 @@ from gpt2.model import GPT2
 from . import judge
 from .row import Made, Row, execute
 
-if str(Path(__file__).parents[1] / "gpt2") not in sys.path:
-    sys.path.append(str(Path(__file__).parents[1] / "gpt2"))
+if str(Path(__file__).parents[1] / "helpers") not in sys.path:
+    sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
 IDS = np.array([[7, 31, 4, 250, 9]])

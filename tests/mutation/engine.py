@@ -22,10 +22,11 @@ from engine_mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 # from quick to slow
-GROUPS = [["test_copies"], ["test_fast_path"],
-          ["test_kernels", "test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
-          ["test_versions", "test_memory", "test_devices", "test_transforms", "test_threads"],
-          ["test_graph", "test_distributed"]]
+GROUPS = [["engine/test_copies"], ["engine/test_fast"],
+          ["engine/test_op_kernels", "engine/test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
+          ["engine/test_saved", "engine/test_engine_memory", "backend/cupy/test_cupy_devices", "test_transforms",
+           "engine/test_graph_threads"],
+          ["engine/test_graph", "engine/test_hooks", "test_distributed"]]
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:
@@ -45,6 +46,10 @@ def mutated(path: Path, qualname: str, old: str, new: str) -> str:
 
 def file_of(module: str) -> Path:
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def files_of(names: list[str]) -> list[str]:
+    return [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
 
 
 class Mutate(importlib.abc.MetaPathFinder):
@@ -91,16 +96,16 @@ def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0
     """The first test that notices the mutant, "a time limit" where it never ends, or None."""
     found = _killer(number, groups, timeout, {})
     if found is None:                                   # part of the engine's definition runs there alone
-        found = _killer(number, [g for g in groups if "test_fast_path" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
+        found = _killer(number, [g for g in groups if "engine/test_fast" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
     return found
 
 
 def _killer(number: int, groups: list[list[str]], timeout: float, variables: dict[str, str]) -> str | None:
     """The same with these environment variables."""
     for names in groups:
-        files = [str(ROOT / "tests" / "minigrad" / f"{name}.py") for name in names]
         try:
-            done = subprocess.run([sys.executable, __file__, "--one", str(number), *files], capture_output=True, text=True,
+            command = [sys.executable, __file__, "--one", str(number), *files_of(names)]
+            done = subprocess.run(command, capture_output=True, text=True,
                                   timeout=timeout, cwd=ROOT, check=False, env={**os.environ, **variables})
         except subprocess.TimeoutExpired:
             return "a time limit"

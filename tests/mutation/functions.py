@@ -36,25 +36,28 @@ from equivalent import EQUIVALENT
 
 from minigrad.testing.mutate_text import decisions, own_pieces, replaced, say, settings, spoiled, spots
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 # What is mutated -> what judges it: modules, or functions of them, and files of tests.
+_STEPS = ("gpt2/decoding/test_prompt_lookup", "gpt2/decoding/test_gpu_step")
 JUDGES: dict[str, tuple[str, ...]] = {
-    "minigrad.optim": ("minigrad/test_optim", "minigrad/test_clipping", "minigrad/test_16_bits", "gpt2/test_mixed",
-                       "minigrad/test_devices"),
-    "minigrad.random": ("minigrad/test_random", "minigrad/test_double", "minigrad/test_devices"),
+    "minigrad.optim": ("minigrad/test_optim", "minigrad/test_optim_clipping", "minigrad/test_16_bits",
+                       "gpt2/test_model_mixed", "minigrad/backend/cupy/test_cupy_devices"),
+    "minigrad.random": ("minigrad/test_random", "minigrad/testing/fake_cupy/test_fake",
+                        "minigrad/backend/cupy/test_cupy_devices"),
     "minigrad.backend.splitmix64": ("minigrad/test_random",),
-    "minigrad.backend.base:Device": ("minigrad/test_backend", "minigrad/test_devices"),
-    "minigrad.fused.dropout": ("minigrad/test_random", "minigrad/test_fused"),
-    "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/test_fused"),
+    "minigrad.backend.base:Device": ("minigrad/backend/test_backend",
+                                     "minigrad/backend/cupy/test_cupy_devices"),
+    "minigrad.fused.dropout": ("minigrad/test_random", "minigrad/fused/test_fused"),
+    "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/fused/test_fused"),
     "minigrad.nn:Dropout": ("minigrad/test_nn", "minigrad/test_random"),
-    "gpt2.decoding.gpu_ops": ("minigrad/test_cuda_decode", "gpt2/test_step"),
-    "gpt2.decoding.sampling": ("gpt2/test_sampling", "gpt2/test_numbers"),
-    "gpt2.decoding.prompt_lookup": ("gpt2/test_lookup",),
-    "gpt2.decoding.kv_cache": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
-    "gpt2.decoding.decode": ("gpt2/test_model", "gpt2/test_decode", "gpt2/test_lookup", "gpt2/test_step"),
-    "gpt2.decoding.gpu_sampling": ("gpt2/test_chooser", "gpt2/test_step"),
-    "gpt2.decoding.gpu_step": ("gpt2/test_step",),
+    "gpt2.decoding.gpu_ops": ("gpt2/decoding/test_gpu_ops", "gpt2/decoding/test_gpu_step"),
+    "gpt2.decoding.sampling": ("gpt2/decoding/test_sampling", "gpt2/test_numbers"),
+    "gpt2.decoding.prompt_lookup": ("gpt2/decoding/test_prompt_lookup",),
+    "gpt2.decoding.kv_cache": ("gpt2/test_model", "gpt2/decoding/test_decode", *_STEPS),
+    "gpt2.decoding.decode": ("gpt2/test_model", "gpt2/decoding/test_decode", *_STEPS),
+    "gpt2.decoding.gpu_sampling": ("gpt2/decoding/test_gpu_sampling", "gpt2/decoding/test_gpu_step"),
+    "gpt2.decoding.gpu_step": ("gpt2/decoding/test_gpu_step",),
 }
 Function = tuple[str, str]                              # the module, and the name in it
 

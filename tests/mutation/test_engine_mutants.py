@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine import file_of, killer, mutated
+from engine import GROUPS, file_of, files_of, killer, mutated
 from engine_mutants import MUTANTS
 
 QUICK = {"the heap takes the oldest node"}
@@ -22,6 +22,11 @@ def test_every_mutant_is_a_change_of_the_text_that_is():
     for _, module, qualname, old, new in MUTANTS:
         compile(mutated(file_of(module), qualname, old, new), module, "exec")
     assert len({name for name, *_ in MUTANTS}) == len(MUTANTS) and QUICK <= {name for name, *_ in MUTANTS}
+
+
+def test_the_tests_that_judge_exist():
+    """pytest ends with an error where a file is missing, which would pass for a mutant that was noticed."""
+    assert [path for names in GROUPS for path in files_of(names) if not Path(path).is_file()] == []
 
 
 @pytest.mark.parametrize("number", _mutants(slow=False))

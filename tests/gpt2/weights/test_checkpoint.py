@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -12,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import ROOT, test_data
+from data import test_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
+from tiny_weights import TINY, UNTIED, assert_same, save, weights
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
@@ -26,32 +25,7 @@ from gpt2.errors import GPT2Error, MissingError, UsageError
 from gpt2.io.safetensors import as_stored, read_header
 from gpt2.weights.checkpoint import read_checkpoint, write_checkpoint
 
-TINY = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10)
-UNTIED = GPT2Config(vocab_size=5, n_positions=4, n_embd=6, n_layer=2, n_head=3, n_inner=10, tie_word_embeddings=False)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-
-
-def weights(config: GPT2Config = TINY, seed: int = 0, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Random parameters, all different."""
-    random = np.random.default_rng(seed)
-    return {name: random.standard_normal(shape).astype(dtype) for name, shape in parameter_shapes(config).items()}
-
-
-def save(path: Path, tensors: dict[str, np.ndarray], config: GPT2Config | None = TINY) -> Path:
-    """A directory as somebody else would write it: any names, no metadata of ours."""
-    path.mkdir(exist_ok=True)
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    if config is not None:
-        (path / "config.json").write_text(json.dumps(config.to_dict()))
-    return path
-
-
-def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    """The same names and the same bits."""
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 def refused(path: Path, match: str, kind: type[GPT2Error] = MissingError, **options) -> str:
@@ -161,54 +135,6 @@ def test_parameters_keep_their_own_dtypes_when_none_is_named(tmp_path):
     stored = load_file(tmp_path / "model.safetensors")
     assert_same({name.removeprefix("transformer."): a for name, a in stored.items()}, given_)
     assert read_checkpoint(tmp_path).dtype == "float64"
-
-
-# ── memory ──
-def test_tensors_in_the_wanted_dtype_are_maps_that_never_touch_the_file(tmp_path):
-    """Writable, yet the file keeps its bytes; two tensors do not overlap."""
-    write_checkpoint(tmp_path, TINY, weights())
-    before = (tmp_path / "model.safetensors").read_bytes()
-    read = read_checkpoint(tmp_path).parameters
-    for array in read.values():
-        base = array
-        while isinstance(base, np.ndarray) and base.base is not None and not isinstance(base, np.memmap):
-            base = base.base
-        assert isinstance(base, np.memmap) and type(array) is np.ndarray and array.flags.writeable and array.flags.aligned
-        array[...] = 7.0
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert_same(read_checkpoint(tmp_path).parameters, weights())
-
-
-def test_a_tensor_at_an_odd_offset_is_read_all_the_same(tmp_path):
-    """Other writers do not pad their header to eight bytes."""
-    save(tmp_path, weights())
-    data = (tmp_path / "model.safetensors").read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    (tmp_path / "model.safetensors").write_bytes((length + 3).to_bytes(8, "little") + data[8:8 + length] + b"   " + data[8 + length:])
-    read = read_checkpoint(tmp_path).parameters
-    assert all(array.flags.aligned for array in read.values())
-    assert_same(read, weights())
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, which Linux has")
-@pytest.mark.parametrize(
-    ("stored", "wanted"), [("float32", "float32"), ("float16", "float32"), ("float32", "float64"), ("bfloat16", "float32")]
-)
-def test_loading_peaks_at_no_more_than_a_third_above_its_bytes(tmp_path, stored, wanted):
-    """Resident memory of a fresh process grows by at most 1.3 times the bytes of the parameters."""
-    config = GPT2Config(vocab_size=10_000, n_positions=64, n_embd=768, n_layer=1)
-    write_checkpoint(tmp_path, config, {n: np.full(s, 0.5, np.float32) for n, s in parameter_shapes(config).items()}, dtype=stored)
-    code = """if True:
-        import sys, safetensors
-        from gpt2.weights.checkpoint import read_checkpoint
-        def memory(key): return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
-        before = memory("VmRSS")
-        found = read_checkpoint(sys.argv[1], dtype=sys.argv[2])
-        print((memory("VmHWM") - before) / found.nbytes)
-    """
-    command = [sys.executable, "-c", code, str(tmp_path), wanted]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert 0.9 < float(result.stdout) < 1.3
 
 
 # ── names ──
@@ -515,185 +441,6 @@ def test_a_number_too_large_for_the_wanted_dtype_is_warned_of(tmp_path):
     save(tmp_path, {**weights(), "ln_f.bias": np.full(6, 1e5, np.float32)})
     with pytest.warns(UserWarning, match=r"NaN or infinity in 'ln_f\.bias'"):
         read_checkpoint(tmp_path, dtype="float16")
-
-
-# ── writing ──
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"ln_f.bias": None}, r"missing parameter 'ln_f\.bias'"),
-        ({"extra": np.zeros(3, np.float32)}, "unexpected parameter 'extra'"),
-        ({"lm_head.weight": np.zeros((5, 6), np.float32)}, r"unexpected parameter 'lm_head\.weight'"),
-        ({"ln_f.bias": np.zeros(7, np.float32)}, r"'ln_f\.bias' is \[7\], but \[6\]"),
-        ({"ln_f.bias": np.zeros(6, np.int64)}, "cannot be stored as int64"),
-    ],
-)
-def test_parameters_that_do_not_fit_the_config_are_not_written(tmp_path, change, match):
-    """UsageError with the name, and no directory."""
-    given_ = {name: a for name, a in {**weights(), **change}.items() if a is not None}
-    with pytest.raises(UsageError, match=match):
-        write_checkpoint(tmp_path / "out", TINY, given_)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("given_", "stored"), [("float32", "float16"), ("float64", "float16"), ("float64", "float32"), ("float64", "bfloat16")]
-)
-def test_a_number_too_large_for_the_stored_dtype_is_not_written(tmp_path, given_, stored):
-    """UsageError with the tensor and the dtype, and nothing is left; an infinity that was there before is kept."""
-    large = weights(dtype=given_)
-    large["ln_f.bias"][3] = 1e39 if given_ == "float64" else 1e5
-    with pytest.raises(UsageError, match=rf"'ln_f\.bias' has values too large for {stored}"):
-        write_checkpoint(tmp_path / "out", TINY, large, dtype=stored)
-    assert not (tmp_path / "out").exists()
-    large["ln_f.bias"][3] = np.inf
-    write_checkpoint(tmp_path / "out", TINY, large, dtype=stored)
-
-
-def test_extra_files_and_metadata_are_written(tmp_path):
-    """The header keeps transformers' format "pt"; extra files hold the bytes given."""
-    write_checkpoint(tmp_path, TINY, weights(), metadata={"steps": "12"}, extra_files={"merges.txt": b"a b\n"})
-    with safe_open(tmp_path / "model.safetensors", framework="numpy") as f:
-        assert f.metadata()["format"] == "pt" and f.metadata()["steps"] == "12"
-    assert (tmp_path / "merges.txt").read_bytes() == b"a b\n"
-
-
-def test_files_have_the_rights_that_the_umask_gives(tmp_path):
-    """Not those of a temporary file, which nobody else may read."""
-    old = os.umask(0o022)
-    try:
-        write_checkpoint(tmp_path, TINY, weights())
-    finally:
-        os.umask(old)
-    assert all(p.stat().st_mode & 0o777 == 0o644 for p in tmp_path.iterdir())
-
-
-def _outcomes(path: Path, old: dict, new: dict, old_config: GPT2Config, new_config: GPT2Config) -> str:
-    read = read_checkpoint(path)
-    first = read.parameters["wte.weight"].tobytes()
-    which = "old" if first == old["wte.weight"].tobytes() else "new"
-    assert_same(read.parameters, old if which == "old" else new)
-    assert read.config == (old_config if which == "old" else new_config)
-    return which
-
-
-class _Crash(BaseException):
-    """The process is gone: no handler runs that a killed process would not run."""
-
-
-@pytest.mark.parametrize("same_config", [True, False])
-def test_a_crash_at_any_moment_leaves_weights_and_their_own_config(tmp_path, monkeypatch, same_config):
-    """Killed before any system call that changes the directory, it holds the old pair or the new one, never a mixture.
-
-    The shapes of both configurations agree, so that only the pair itself can tell.
-    """
-    new_config = TINY if same_config else GPT2Config.from_dict({**TINY.to_dict(), "n_head": 2})
-    old, new = weights(seed=1), weights(seed=2)
-    seen = set()
-    for moment in range(30):
-        place = tmp_path / str(moment)
-        write_checkpoint(place, TINY, old)
-        count = 0
-
-        def guarded(call):
-            def wrapped(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count > moment:                      # from here on nothing happens any more  # noqa: B023
-                    raise _Crash
-                return call(*args, **kwargs)
-            return wrapped
-
-        with monkeypatch.context() as m:
-            for module, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir")):
-                m.setattr(module, name, guarded(getattr(module, name)))
-            try:
-                write_checkpoint(place, new_config, new, extra_files={"merges.txt": b"x"})
-                finished = True
-            except _Crash:
-                finished = False
-        seen.add(_outcomes(place, old, new, TINY, new_config))
-        if finished:
-            break
-    assert finished and seen == {"old", "new"}
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_failure_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, call, at, exists):
-    """A full disk at any file: UsageError, no temporary files, no new directory, and no pair that disagrees."""
-    old, new, place = weights(seed=1), weights(seed=2), tmp_path / "out"
-    new_config = GPT2Config.from_dict({**TINY.to_dict(), "n_head": 2})
-    if exists:
-        write_checkpoint(place, TINY, old)
-    original, count = getattr(os, call), 0
-
-    def failing(*args):
-        nonlocal count
-        count += 1
-        if count == at:
-            raise OSError(28, "No space left on device")
-        return original(*args)
-
-    with monkeypatch.context() as m:
-        m.setattr(os, call, failing)
-        try:
-            write_checkpoint(place, new_config, new, extra_files={"merges.txt": b"x"})
-        except UsageError as error:
-            assert str(error) == f"cannot write {place}: No space left on device"
-    assert not list(tmp_path.rglob(".*"))
-    if exists and _outcomes(place, old, new, TINY, new_config) == "old":
-        assert GPT2Config.from_file(place) == TINY
-
-
-def test_a_file_that_cannot_grow_is_one_line(tmp_path):
-    """The operating system's own refusal in the midst of writing; nothing is left."""
-    resource = pytest.importorskip("resource", reason="limits on the size of a file are POSIX's")
-    code = """if True:
-        import resource, signal, sys
-        import numpy as np
-        from gpt2.weights.checkpoint import write_checkpoint
-        from gpt2.config import GPT2Config, parameter_shapes
-        from gpt2.errors import UsageError
-        config = GPT2Config(vocab_size=50, n_positions=4, n_embd=6, n_layer=2, n_head=3)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-        try:
-            write_checkpoint(sys.argv[1], config, {n: np.zeros(s, np.float32) for n, s in parameter_shapes(config).items()})
-        except UsageError as error:
-            print(error)
-    """
-    assert resource.RLIMIT_FSIZE is not None
-    out = tmp_path / "out"
-    result = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert result.stdout == f"cannot write {out}: File too large\n"
-    assert not out.exists()
-
-
-def test_ctrl_c_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    """The interruption goes on as itself."""
-    def interrupted(fd):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path / "out", TINY, weights())
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    """A file where the directory should be, or in its path; exit code 2."""
-    (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "sub"):
-        with pytest.raises(UsageError, match="cannot write") as raised:
-            write_checkpoint(place, TINY, weights())
-        assert "\n" not in str(raised.value) and raised.value.exit_code == 2
-    assert (tmp_path / "file").read_text() == "mine"
-    (tmp_path / "out" / "model.safetensors").mkdir(parents=True)
-    with pytest.raises(UsageError, match="cannot write"):
-        write_checkpoint(tmp_path / "out", TINY, weights())
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
 def test_bfloat16_of_torch_is_read(tmp_path):

@@ -1,4 +1,4 @@
-"""python -m tests.gpt2.mistakes: what gpt2.verify says of a port in C with each of its mistakes, alone and in pairs."""
+"""python -m tests.helpers.mistakes: what gpt2.verify says of each mistake of a port in C, alone and in pairs."""
 from __future__ import annotations
 
 import argparse
@@ -130,7 +130,7 @@ def verdict(found: dict[str, Any], code: int, mistakes: tuple[int, ...]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m tests.gpt2.mistakes", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m tests.helpers.mistakes", description=__doc__)
     p.add_argument("--only", type=int, nargs="+", metavar="N", help="one port with these mistakes together, all that is said")
     p.add_argument("--pairs", action="store_true", help="the pairs in place of single mistakes")
     p.add_argument("--bare", action="store_true", help="the port gives logits, loss, gradients of parameters and steps, and no activations")

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from data import ROOT
 from safetensors.numpy import load_file, save_file
-from test_train import SMALL, held
 from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import gpt2.train.__main__ as training
@@ -26,6 +25,7 @@ from gpt2.data.tokenizer import load_tokenizer
 from gpt2.model import GPT2
 from gpt2.train import checkpoints as snapshot
 from gpt2.train import trainer
+from tests.gpt2.train.test_train import SMALL, held
 
 FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1",
          "--attn-dropout", "0.1", "--save-dtype", "float32", "--gradient-accumulation-steps", "2"]

@@ -375,7 +375,7 @@ def of_row(a, row, bias):
     return np.concatenate([a[f"blocks.1.attn.{p}.grad"][row].transpose(1, 0, 2).reshape(10, 32) for p in "qkv"], -1).sum(0)
 
 
-# a mistake in all blocks is in tests/gpt2/port.c; here one tensor alone is wrong, and all others are right
+# a mistake in all blocks is in tests/helpers/port.c; here one tensor alone is wrong, and all others are right
 BACKWARD = [
     ("tied, embedding only", lambda a: tied(a, "embed"), "wte.weight.grad", "lacks the head's part"),
     ("tied, head only", lambda a: tied(a, "head"), "wte.weight.grad", "lacks the embedding's part"),

@@ -6,7 +6,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from test_train import SMALL, data, held, run  # noqa: F401  the fixtures
 
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
@@ -14,6 +13,7 @@ from gpt2.train.__main__ import parser
 from gpt2.train.memory import check_fits, footprint
 from gpt2.train.trainer import Trainer
 from minigrad import backend
+from tests.gpt2.train.test_train import SMALL, data, held, run  # noqa: F401  the fixtures
 
 
 def _case(**sizes):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import ELEMENTWISE, PROGRAMS, UNARY, Programs
 
 import minigrad as mg
 from gpt2.config import GPT2Config
@@ -24,6 +23,7 @@ from minigrad.engine import graph
 from minigrad.engine.fast import FastOp, FastWalk, explicit
 from minigrad.op import REGISTRY
 from minigrad.testing import fake_cupy
+from tests.minigrad.engine.test_engine import ELEMENTWISE, PROGRAMS, UNARY, Programs
 
 SHAPES = [(), (3,), (2, 3), (2, 1), (1, 3)]
 ROOT = Path(mg.__file__).parent

@@ -261,7 +261,7 @@ def test_pytorch_may_be_named_as_the_truth():
 
 def test_the_pages_know_the_laws():
     """The table of docs/testing.md has a row for each law; docs/facts.py has what it says, and how many there are."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     table = (root / "docs/testing.md").read_text("utf-8").partition("| law |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(LAWS)

@@ -390,7 +390,7 @@ def test_importing_the_tokenizer_is_light() -> None:
     """tiktoken and requests are imported when they are needed, not before."""
     code = "import sys, gpt2.data.tokenizer; print(sorted({'tiktoken', 'requests', 'regex', 'numpy.random'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         cwd=Path(__file__).parents[2]).stdout
+                         cwd=Path(__file__).parents[3]).stdout
     assert "tiktoken" not in out and "requests" not in out and "regex" not in out
 
 

@@ -19,7 +19,7 @@ from minigrad.testing import LawsBroken, __main__, arrays, check
 from minigrad.testing.domains import DOMAINS
 from minigrad.testing.program import Program
 
-EXAMPLES, ANSWERS = ROOT / "docs" / "examples", Path(__file__).with_name("answers.py")
+EXAMPLES, ANSWERS = ROOT / "docs" / "examples", ROOT / "tests" / "helpers" / "answers.py"
 PAGE = ROOT / "docs" / "any-language.md"
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not installed; get a C compiler, as in apt-get install gcc")
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; get Node.js, as in apt-get install nodejs")

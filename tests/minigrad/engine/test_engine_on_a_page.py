@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 
-PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
+PAGE = Path(__file__).parents[3] / "docs" / "engine.md"
 ROWS = 3                                                # all arrays are [3, 3], so that every op takes every value
 # name: how many values it takes, on the page, in minigrad; the last two give numbers that are no whole ones
 OPS: dict[str, tuple[int, str, Any]] = {

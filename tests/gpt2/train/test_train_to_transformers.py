@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 from agreement import theirs
-from test_train import SMALL
 from tiny_gpt2 import TEXT, prepare_texts
 
 import gpt2.train.__main__ as training
@@ -14,6 +13,7 @@ from gpt2 import GPT2
 from gpt2.data.shards import load_data
 from gpt2.data.tokenizer import load_tokenizer
 from gpt2.evaluate.__main__ import main as evaluate
+from tests.gpt2.train.test_train import SMALL
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate; pip install '.[test]'")
 BLOCK = 16

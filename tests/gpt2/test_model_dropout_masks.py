@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from agreement import report, table
-from test_against_transformers import SIZES, inputs, random_of_theirs
 
 import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
+from tests.gpt2.test_against_transformers import SIZES, inputs, random_of_theirs
 
 pytestmark = pytest.mark.rounding
 

@@ -5,18 +5,14 @@ import copy
 import csv
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from crowded import crowded
 from long import slow_unless
-from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
 import minigrad as mg
-from gpt2.cli.command import run_command
 from gpt2.errors import MissingError
 from gpt2.experiments import (
     NAMES,
@@ -25,7 +21,6 @@ from gpt2.experiments import (
     device_timing,
     experiment,
     gelu_relu,
-    hessian,
     lab,
     ladder,
     nano_sort,
@@ -33,7 +28,7 @@ from gpt2.experiments import (
     timing,
     weight_tying,
 )
-from gpt2.experiments.__main__ import main, perform
+from gpt2.experiments.__main__ import perform
 from gpt2.model import GPT2
 
 SHORT = {                                               # what makes one quick enough for a test; the command runs them whole
@@ -61,17 +56,6 @@ def ran(tmp_path_factory):
         return copy.deepcopy(done[name]), out
 
     return document
-
-
-@pytest.fixture
-def run(capsys):
-    def ended(*flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: main([*map(str, flags)]), "gpt2.experiments")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return ended
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -383,53 +367,6 @@ def test_repetition_and_distinct():
     assert temperature.distinct([[1, 2, 1, 2]], 1) == 0.5 and temperature.distinct([[1, 2], [1, 2]], 2) == 0.5
 
 
-@pytest.mark.parametrize("how", ["noise", "zero", "permuted"])
-def test_an_ablation_replaces_what_it_says_and_restores_it(how):
-    """One part's columns, of the layers and the head that are named; noise has the same mean and deviation; an error restores too."""
-    model = tiny_model(n_embd=64, n_head=4)
-    before = [b.attn.c_attn.weight.numpy().copy() for b in model.h]
-    with ablate_query.replaced(model, "K", [1], how, 3):
-        now = [b.attn.c_attn.weight.numpy().copy() for b in model.h]
-        k, old = now[1][:, 64:128], before[1][:, 64:128]
-        assert np.array_equal(now[0], before[0]) and not np.array_equal(k, old)
-        assert np.array_equal(np.delete(now[1], np.s_[64:128], 1), np.delete(before[1], np.s_[64:128], 1))
-        if how == "noise":
-            assert k.mean() == pytest.approx(old.mean(), abs=0.02) and k.std() == pytest.approx(old.std(), rel=0.05)
-        elif how == "permuted":
-            assert np.array_equal(np.sort(k, axis=None), np.sort(old, axis=None))
-        else:
-            assert not k.any()
-    with pytest.raises(KeyError), ablate_query.replaced(model, "Q", [0, 1], how, 3, head=2):
-        changed = model.h[0].attn.c_attn.weight.numpy() != before[0]
-        assert changed[:, 32:48].any() and not np.delete(changed, np.s_[32:48], 1).any()
-        raise KeyError
-    assert all(np.array_equal(b.attn.c_attn.weight.numpy(), w) for b, w in zip(model.h, before))
-
-
-def test_the_bias_is_ablated_too():
-    model = tiny_model()
-    bias = model.h[1].attn.c_attn.bias
-    bias.assign(np.arange(96, dtype=np.float32))
-    with ablate_query.replaced(model, "bias", [1], "zero", 0):
-        assert not bias.numpy().any()
-    with ablate_query.replaced(model, "bias", [1], "permuted", 0):
-        assert sorted(bias.numpy()) == list(range(96)) != bias.numpy().tolist()
-    assert bias.numpy().tolist() == list(range(96))
-
-
-def test_what_is_before_an_ablation_is_not_computed_again():
-    """From the first block that changed on, the pass gives what the whole one does, to the last bit."""
-    model = tiny_model(n_layer=3)
-    x = np.arange(24).reshape(2, 12) % model.config.vocab_size
-    clean = ablate_query.look(model, x)
-    for first in range(3):
-        with ablate_query.replaced(model, "Q", [first], "noise", 0):
-            short, whole = ablate_query.look(model, x, first, clean), ablate_query.look(model, x)
-        assert all(np.array_equal(short[key], whole[key]) for key in ("logp", "pattern"))
-        assert not np.array_equal(whole["pattern"], clean["pattern"])
-    assert all(np.array_equal(ablate_query.look(model, x)[key], clean[key]) for key in ("logp", "pattern", "before"))
-
-
 @pytest.mark.slow
 def test_an_ablation_has_error_bars_and_every_part(ran):
     """KL and entropy too; Q, K and V layer by layer, of the first n and head by head; more than one seed unless it is zero."""
@@ -444,48 +381,6 @@ def test_an_ablation_has_error_bars_and_every_part(ran):
         assert len([row for row in rows(found, part="Q", by=how) if row["what"].startswith("layers ")]) == layers
     for row in found["rows"]:
         assert all((row[key] is None) == (row["by"] == "zero") for key in ("±", "± KL", "± entropy"))
-
-
-def deep(layers, greedy, clean=3.0):
-    """What is found of a model of so many layers with W_Q of the first n made noise; greedy: n to the share of repeated 4-grams."""
-    def row(what, part, change, n):
-        return {"what": what, "part": part, "by": "noise", "Δ loss": change, "±": 0.01, "layers": n}
-
-    changes = {n: 0.0 if n <= layers / 4 else 1.0 if n <= 3 * layers / 4 else 7.5 for n in range(1, layers + 1)}
-    return {"layers": layers, "clean": clean, "uniform": 10.8, "restored": 0.0,
-            "rows": [*(row(f"layer {i}", part, 0.5, 1) for part in "QKV" for i in range(layers)),
-                     *(row(f"layers 0 … {n - 1}", "Q", change, n) for n, change in changes.items())],
-            "greedy": [{"layers": n, "repeated": greedy(n), "±": 0.01} for n in range(layers + 1)]}
-
-
-def test_the_whole_claim_is_judged_by_quarters():
-    """1–3 harmless, 4–6 lose meaning, 7–9 loop, above 9 noise; another depth in the same shares; one that has no such quarter is open."""
-    said = [v.verdict for v in ablate_query.judge(deep(12, lambda n: 0.9 if 7 <= n <= 9 else 0.1))]
-    assert said[:4] == ["confirmed"] * 4
-    assert ["".join(str(ablate_query.quarter(n, layers)) for n in range(1, layers + 1)) for layers in (12, 4, 2, 6)] == [
-        "000111222333", "0123", "13", "011233"]
-    for n in (7, 8, 9):                                 # each of a quarter has to
-        assert ablate_query.judge(deep(12, lambda m, n=n: 0.9 if 7 <= m <= 9 and m != n else 0.1))[2].verdict == "contradicted"
-    assert ablate_query.judge(deep(12, lambda n: 0.9))[2].verdict == "inconclusive", "the clean model loops"
-    shallow = ablate_query.judge(deep(2, lambda n: 0.1))
-    assert [shallow[k].verdict for k in (0, 2)] == ["inconclusive"] * 2 and shallow[0].because == "no n of 2 layers is in this quarter"
-
-
-def test_a_model_of_a_short_context_is_ablated(tmp_path):
-    """Greedy text slides on where the context ends."""
-    tiny_model(n_layer=2, n_positions=4).save_pretrained(tmp_path, tokenizer=tiny_tokenizer())
-    found = ablate_query.measure(lab.Lab(str(tmp_path)))
-    assert [g["layers"] for g in found["greedy"]] == [0, 1, 2] and all(0.0 <= g["repeated"] <= 1.0 for g in found["greedy"])
-
-
-def test_a_long_ablation_says_how_far_it_is(capsys, monkeypatch):
-    clock = iter([1.0, 4.9, 5.0, 11.0])
-    monkeypatch.setattr(ablate_query.time, "monotonic", lambda: next(clock))
-    said = 0.0
-    for i in range(4):
-        said = ablate_query.progress(said, f"part {i}")
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err == "".join(f"gpt2.experiments: ablate-query: part {i}\n" for i in (2, 3))
 
 
 def test_a_time_is_timed_after_a_warm_up(monkeypatch):
@@ -523,40 +418,6 @@ def test_greedy_has_no_entropy(ran):
     assert value == 0.0 and math.copysign(1.0, value) == 1.0
 
 
-def test_lanczos_finds_the_outer_eigenvalues():
-    """Of a matrix that is known, to the bound that comes with them; of a small one all."""
-    rng = np.random.default_rng(0)
-    q, _ = np.linalg.qr(rng.standard_normal((60, 60)))
-    wanted = np.concatenate([np.linspace(-1, 1, 57), [10.0, 7.0, -8.0]])
-    matrix = (q * wanted) @ q.T
-    values, vectors, errors = hessian.lanczos(lambda v: matrix @ v, 60, 20, 1)
-    for value in (10.0, 7.0, -8.0):
-        k = int(np.abs(values - value).argmin())
-        assert values[k] == pytest.approx(value, abs=errors[k] + 1e-10)
-        np.testing.assert_allclose(matrix @ vectors[:, k], value * vectors[:, k], atol=1e-4)
-    all_of_it, _, _ = hessian.lanczos(lambda v: matrix[:9, :9] @ v, 9, 30, 1)
-    np.testing.assert_allclose(all_of_it, np.linalg.eigvalsh(matrix[:9, :9]), atol=1e-9)
-
-
-def test_the_hessians_product_is_the_hessians():
-    """Against the whole matrix, by differences of gradients, on a model of a few numbers."""
-    model = GPT2(lab.small_config(5, n_embd=4, n_layer=1, n_head=1, n_positions=4), dtype="float64", seed=3).eval()
-    x, y = np.array([[0, 1, 2, 3]]), np.array([[1, 2, 3, 4]])
-    product, gradient, params = hessian.products(model, x, y)
-    rng = np.random.default_rng(0)
-    v = rng.standard_normal(gradient.size)
-    v /= np.linalg.norm(v)
-    found = product(v)
-    at = [p.numpy().copy() for p in params]
-
-    def slopes(h):
-        for p, own, part in zip(params, at, hessian._split(v, params)):
-            p.assign(own + h * part.array)
-        return hessian._flat(mg.gradients(model.loss(x, y), params))
-
-    np.testing.assert_allclose(found, (slopes(1e-5) - slopes(-1e-5)) / 2e-5, atol=1e-7)
-
-
 def test_sorting_is_judged_rightly():
     """A model that copies is not one that sorts; targets start with the first sorted digit."""
     x, y = nano_sort.pairs(np.array([[2, 1, 0, 1, 1, 2]]))
@@ -589,148 +450,3 @@ def test_training_lowers_the_loss():
     assert made.losses[0] == pytest.approx(math.log(10), abs=0.3) and made.losses[-1] < 0.5 and made.seconds > 0
     assert lab.held_out(model.loss, np.tile(np.arange(10), 8)[:68].reshape(4, 17)) < 1.0
     assert lab.slope([1, 2, 3], [2, 4, 6]) == pytest.approx(2.0) and lab.spread([1.0, 3.0]) == (2.0, 1.0)
-
-
-# ── the command ──
-def test_the_command(run, tmp_path):
-    code, out, _ = run("parameter-counts", "causal-averaging", "--out", tmp_path)
-    assert code == 0 and out.count("VERDICT: ") == 2
-    assert "VERDICT: contradicted — LayerNorm is under 0.01 % of the parameters (0.031 %" in out
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in ("parameter-counts", "causal-averaging")
-                                                                for s in ("png", "csv", "json"))
-    code, out, _ = run("parameter-counts", "--out", tmp_path, "--json")
-    assert code == 0 and json.loads(out)["experiment"] == "parameter-counts"
-    code, out, _ = run("--list")
-    assert code == 0 and [line.split()[0] for line in out.splitlines()[1:]] == list(NAMES)
-
-
-def test_one_that_fails_does_not_end_the_rest(run, tmp_path, monkeypatch):
-    """Each is a line, the others are printed and written, and the exit code is that of the first; Ctrl-C ends all."""
-    names = ["layer-norm", "parameter-counts", "fused-qkv", "device-errors", "induction", "ladder"]
-
-    def failing(error):
-        def measure(_):
-            raise error
-        return measure
-
-    for name, error in (("layer-norm", ImportError("No module named 'x'")), ("fused-qkv", MissingError("no\nweights")),
-                        ("induction", MemoryError()), ("ladder", mg.errors.ShapeError("shapes"))):
-        monkeypatch.setattr(experiment(name), "measure", failing(error))
-    code, out, err = run(*names, "--out", tmp_path)
-    assert code == 1 and out.count("VERDICT: ") == 2 and "\n\n\n" not in out and not out.endswith("\n\n")
-    lines = err.splitlines()
-    assert lines[0] == "gpt2.experiments: layer-norm: No module named 'x'" and lines[2] == "gpt2.experiments: fused-qkv: no weights"
-    assert lines[4:] == ["gpt2.experiments: induction: MemoryError", "gpt2.experiments: ladder: shapes"] and len(lines) == 6
-    assert sorted({p.stem for p in tmp_path.iterdir()}) == ["device-errors", "parameter-counts"]
-    code, out, _ = run(*names[1:], "--out", tmp_path, "--json")
-    assert code == 3 and [d["experiment"] for d in json.loads(out)] == ["parameter-counts", "device-errors"]
-    assert run("ladder", "--out", tmp_path, "--json") == (mg.errors.ShapeError.exit_code, "", "gpt2.experiments: ladder: shapes\n")
-    monkeypatch.setattr(experiment("fused-qkv"), "measure", failing(KeyboardInterrupt()))
-    code, out, err = run(*names, "--out", tmp_path)
-    assert code == 130 and out.count("VERDICT: ") == 1 and err.splitlines()[-1] == "gpt2.experiments: interrupted"
-
-
-def test_a_part_of_a_model_is_enough_for_those_that_need_none(run, tmp_path, monkeypatch):
-    """all, with other names beside it; those that run the model say in a line each what is missing."""
-    part = {"wpe.weight": np.zeros((4, 768), np.float32), **{f"h.{i}.ln_1.weight": np.ones(768, np.float32) for i in range(12)}}
-    save_file(part, tmp_path / "x.safetensors")
-    monkeypatch.setattr("gpt2.experiments.__main__.NAMES", ("parameter-counts", "causal-averaging", "device-errors", "induction"))
-    code, out, err = run("device-errors", "all", "--model", tmp_path / "x.safetensors", "--out", tmp_path / "out")
-    assert code == 3 and sorted({p.stem for p in (tmp_path / "out").iterdir()}) == ["device-errors", "parameter-counts"]
-    assert out.index("parameter-counts: ") < out.index("device-errors: ")
-    lines = err.splitlines()
-    assert len(lines) == 4 and all("has no tensor 'wte.weight'" in line for line in (lines[1], lines[3])), err
-
-
-WITHOUT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("hypothesis", "torch", "scipy"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-from gpt2.experiments import NAMES, experiment
-for name in NAMES:
-    assert experiment(name).measure
-from gpt2.cli.command import run_command
-from gpt2.experiments.__main__ import main
-experiment("attention-vs-pytorch").LENGTHS = (64, 128, 256)
-run_command(lambda: main(["device-errors", "attention-vs-pytorch", "--json", "--backend", "numpy", "--out", sys.argv[1]]), "x")
-"""
-
-
-def test_nothing_but_the_packages_own_needs_is_needed(tmp_path):
-    """Where hypothesis, PyTorch and SciPy are not installed every experiment is there, and a comparison with PyTorch is inconclusive."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    errors, attention = json.loads(done.stdout)
-    assert [v["verdict"] for v in errors["verdicts"]] == ["confirmed"]
-    assert attention["torch"] is None and attention["verdicts"][0]["verdict"] == "inconclusive"
-
-
-@pytest.mark.parametrize("flags, code, says", [
-    (["wieght-tying"], 2, "there is no experiment 'wieght-tying'; near to it: weight-tying"),
-    (["all", "temprature"], 2, "there is no experiment 'temprature'; near to it: temperature"),
-    (["xyz"], 2, "there is no experiment 'xyz'; --list shows what there is"),
-    ([], 2, "name an experiment, or all"),
-    (["ladder", "--model", "gpt9"], 2, "there is no model or directory 'gpt9'"),
-    (["ladder", "--model", "no/where"], 3, "there is no model or directory 'no/where'"),
-    (["ladder", "--data", "/nonexistent"], 3, "--data /nonexistent cannot be read"),
-    (["parameter-counts", "--out", "/dev/null/x"], 2, "cannot write"),
-    (["ladder", "--which", "qkv"], 2, "--which is for weight-histograms only, not for ladder"),
-    (["weight-histograms", "--which", "biases"], 2, "invalid choice: 'biases'"),
-    (["ladder", "--backend", "tpu"], 2, "there is no backend 'tpu'"),
-])
-def test_bad_input_is_one_line(run, flags, code, says):
-    ended, out, err = run(*flags)
-    assert (ended, out, err.count("\n")) == (code, "", 1) and says in err, err
-
-
-def test_weights_of_one_kind(run, tmp_path):
-    """--which measures, judges and draws what it names alone; with its bins."""
-    verdicts = {}
-    for which, bins in (("embeddings", np.linspace(-0.6, 0.6, 71)), ("layers", np.linspace(-1, 1, 171)), ("qkv", np.linspace(-1, 1, 151))):
-        code, out, err = run("weight-histograms", "--which", which, "--out", tmp_path, "--json")
-        found = json.loads(out)
-        assert code == 0 and list(found["distributions"]) == found["which"] == [which], err
-        assert found["distributions"][which]["bins"] == bins.tolist()
-        verdicts[which] = [v["claim"] for v in found["verdicts"]]
-    code, out, _ = run("weight-histograms", "device-errors", "--which", "all", "--out", tmp_path, "--json")
-    assert code == 0 and [v["claim"] for v in json.loads(out)[0]["verdicts"]] == [claim for (claim,) in verdicts.values()]
-
-
-def test_outlier_dimensions_are_noted(run, tmp_path):
-    """Columns that stand out of a table by a planted factor."""
-    model = tiny_model()
-    model.wte.weight.assign(np.ones(model.wte.weight.shape, np.float32))
-    model.wte.weight.array[:, 5] = -4.0
-    model.save_pretrained(tmp_path / "m")
-    code, out, _ = run("weight-histograms", "--which", "embeddings", "--model", tmp_path / "m", "--out", tmp_path)
-    assert code == 0
-    assert "\nwte.weight: outlier dimensions, root mean square more than 3 times the median column's: 5 (4×)\n" in out
-    written = json.loads((tmp_path / "weight-histograms.json").read_text("utf-8"))["distributions"]["embeddings"]["samples"]
-    assert [row["outliers"] for row in written] == [[{"dimension": 5, "ratio": 4.0}], []]
-
-
-@pytest.mark.parametrize("name", ["wte.weight", "h.0.attn.c_proj.weight", "h.1.attn.c_attn.weight"])
-def test_weights_without_a_finite_number(run, tmp_path, name):
-    """They are said, drawn around and not judged."""
-    model = tiny_model()
-    dict(model.named_parameters())[name].array[...] = np.nan
-    model.save_pretrained(tmp_path / "m")
-    code, out, err = run("weight-histograms", "--model", tmp_path / "m", "--out", tmp_path)
-    assert code == 0 and f"{name} has no finite number: " in out and "Traceback" not in err
-    assert "VERDICT: inconclusive" in out and "has no finite number)" in out
-
-
-def test_a_transposed_c_attn_is_not_judged(run, tmp_path):
-    """Broken weights are no missing ones."""
-    model = tiny_model(n_embd=48)
-    model.save_pretrained(tmp_path)
-    arrays = load_file(tmp_path / "model.safetensors")
-    (key,) = (key for key in arrays if key.endswith("h.0.attn.c_attn.weight"))
-    arrays[key] = np.ascontiguousarray(arrays[key].T)
-    save_file(arrays, tmp_path / "model.safetensors")
-    code, out, err = run("weight-histograms", "--model", tmp_path, "--out", tmp_path / "out")
-    assert (code, out, err.count("\n")) == (3, "", 1) and not (tmp_path / "out").exists()
-    assert "'h.0.attn.c_attn.weight' is [144, 48], and [48, 144] is expected, stored [in, out]; is it transposed?" in err

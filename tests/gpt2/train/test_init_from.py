@@ -4,12 +4,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from test_resume import TEXT, fresh, held, told
 from tiny_gpt2 import prepare_texts
 
 import gpt2.train.__main__ as training
 from gpt2.cli.command import run_command
 from gpt2.train.init_from import ON_RESUME, SHAPE
+from tests.gpt2.train.test_checkpoints import TEXT, fresh, held, told
 
 OTHERS = {                                              # another value of each setting than `fresh` gives it
     "log_interval": 2, "eval_interval": 3, "sample_every": 1, "save_every": 2, "keep": 5, "save_dtype": "float64", "backend": "numpy",

@@ -3,7 +3,7 @@
 //     port CHECKPOINT STATE OUT STEPS [MISTAKE ...]
 //
 // It reads what `python -m gpt2.golden --format llmc` writes, and writes every tensor as OUT/NAME.npy. `on(n)` is true where mistake n
-// was asked for; tests/gpt2/mistakes.py says what each is. It shares no code and no formula's form with the package.
+// was asked for; mistakes.py says what each is. It shares no code and no formula's form with the package.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

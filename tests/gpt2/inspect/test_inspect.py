@@ -1,10 +1,8 @@
 """python -m gpt2.inspect: what it says of a model is what is there, and what is not there is said."""
 from __future__ import annotations
 
-import base64
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -15,48 +13,12 @@ from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_config, tiny_model, tiny_tokenizer
 from transformers import GPT2LMHeadModel
 
-from gpt2.cli.command import run_command
 from gpt2.config import PUBLISHED, GPT2Config, num_parameters, parameter_shapes
-from gpt2.inspect import arch, attention, page, weights
-from gpt2.inspect.__main__ import main
+from gpt2.inspect import arch, attention
 from gpt2.inspect.lens import lens
 from gpt2.model import GPT2
-from gpt2.weights.checkpoint import CONFIG_KEY, read_tensors
+from gpt2.weights.checkpoint import CONFIG_KEY
 from gpt2.weights.locate import MODELS
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*flags): exit code, stdout and stderr."""
-
-    def ended(*flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: main([*map(str, flags)]), "gpt2.inspect")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return ended
-
-
-@pytest.fixture
-def told(run):
-    """told(*flags): the JSON document of a run that ends well."""
-
-    def document(*flags):
-        code, out, err = run(*flags, "--json")
-        assert code == 0, err
-        return json.loads(out, parse_constant=lambda c: pytest.fail(c))
-
-    return document
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model of random weights, saved."""
-    where = tmp_path_factory.mktemp("tiny")
-    tiny_model(seed=3).save_pretrained(where, tokenizer=tiny_tokenizer())
-    return where
-
 
 # ── arch, params ──
 PERCENT = {"gpt2": (22.75, 45.50), "gpt2-medium": (28.37, 56.74), "gpt2-large": (30.48, 60.96), "gpt2-xl": (31.56, 63.11)}
@@ -160,121 +122,6 @@ def test_openais_own_tensors(told):
     wpe = load_file(path)["wpe.weight"].astype(np.float64)
     row = next(row for row in found["tensors"] if row["name"] == "wpe.weight")
     assert row["std"] == pytest.approx(wpe.std(), rel=1e-9) and row["max"] == wpe.max()
-
-
-# ── weights ──
-def planted(folder, stds):
-    """A checkpoint whose Q, K and V and whose MLP have these deviations: stds[part][layer]."""
-    model = tiny_model(n_layer=len(stds["Q"]), n_embd=64)
-    rng = np.random.default_rng(0)
-    for i, block in enumerate(model.h):
-        block.attn.c_attn.weight.assign(np.concatenate([stds[p][i] * rng.standard_normal((64, 64)) for p in "QKV"], 1).astype(np.float32))
-        block.mlp.c_fc.weight.assign((stds["fc"][i] * rng.standard_normal((64, 256))).astype(np.float32))
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_planted_distributions_are_found(told, tmp_path):
-    """Deviations that grow with depth have rank correlation 1; Q and K alike, V half as wide."""
-    up, down = [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]
-    alike = {"Q": [0.4] * 4, "K": [0.4] * 4, "V": [0.2] * 4, "fc": up}
-    found = told("weights", "--model", planted(tmp_path, alike), "--out", tmp_path / "a.svg")
-    layers, qkv = (next(d for d in found["distributions"] if d["which"] == w) for w in ("layers", "qkv"))
-    assert layers["comparisons"]["Spearman of depth and std, mlp.c_fc"] == 1.0
-    by_name = {row["name"]: row for row in qkv["samples"]}
-    assert by_name["Q of all layers"]["std"] == pytest.approx(0.4, rel=0.02) and by_name["h.2 V"]["std"] == pytest.approx(0.2, rel=0.05)
-    # of two normals with deviations s and 2s: the largest difference of their distribution functions is 0.1607
-    assert qkv["comparisons"]["KS Q, V in all layers"] == pytest.approx(0.161, abs=0.015)
-    assert qkv["comparisons"]["KS Q, K in all layers"] < 0.02
-    assert sum(by_name["h.0 Q"]["histogram"]) + by_name["h.0 Q"]["outside"] == pytest.approx(1.0)
-    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
-    found = told("weights", "--model", planted(tmp_path, {"Q": up, "K": down, "V": up, "fc": down}))
-    layers, qkv = (next(d for d in found["distributions"] if d["which"] == w) for w in ("layers", "qkv"))
-    assert layers["comparisons"]["Spearman of depth and std, mlp.c_fc"] == -1.0
-    assert qkv["comparisons"]["Spearman of depth and std, K"] == -1.0 and qkv["comparisons"]["Spearman of depth and std, V"] == 1.0
-
-
-def test_each_third_of_c_attn_is_its_own(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    found = {s.name: s.values() for s in weights.samples(read_tensors(tmp_path), "qkv")}
-    for at, part in enumerate("QKV"):
-        np.testing.assert_array_equal(found[f"h.1 {part}"], model.h[1].attn.c_attn.weight.array[:, 32 * at:32 * (at + 1)])
-    assert found["V of all layers"].shape == (64, 32)
-
-
-def broken(folder, name, edit, **fields):
-    """A tiny model's file with one tensor edited."""
-    tiny_model(**fields).save_pretrained(folder)
-    arrays = load_file(folder / "model.safetensors")
-    (key,) = (key for key in arrays if key.endswith(name))
-    arrays[key] = np.ascontiguousarray(edit(arrays[key]))
-    save_file(arrays, folder / "model.safetensors")
-    return folder
-
-
-@pytest.mark.parametrize("name, edit, says", [
-    ("h.1.attn.c_attn.weight", np.transpose, "is [144, 48], and [48, 144] is expected, stored [in, out]; is it transposed?"),
-    ("h.0.attn.c_attn.weight", np.ravel, "is [6912], and [48, 144] is expected, stored [in, out]; is it transposed?"),
-    ("wte.weight", np.ravel, "is [14400], and a table of rows [n, d] is expected; is it flattened?"),
-])
-def test_shapes_that_are_not_gpt2s_are_said(run, tmp_path, name, edit, says):
-    """Also [3d, d] where 3 divides d and a split along the wrong axis would come out: a width of 48 is such a one."""
-    code, out, err = run("weights", "--model", broken(tmp_path, name, edit, n_embd=48))
-    assert (code, out, err.count("\n")) == (3, "", 1) and f"'{name}' {says}" in err, err
-
-
-@pytest.mark.parametrize("name", ["wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight"])
-def test_weights_that_are_not_finite(run, told, tmp_path, name):
-    """A tensor without a finite number has no quantiles, and one with some is measured by those; both are said, and drawn."""
-    where = broken(tmp_path, name, lambda a: np.full_like(a, np.nan))
-    code, out, err = run("weights", "--model", where, "--out", tmp_path / "w.png")
-    count = math.prod(read_tensors(where).stored[name].shape)
-    assert code == 0 and f"{name} has no finite number: {count:,} × NaN, 0 × infinity\n" in out, err
-    row = next(row for one in told("weights", "--model", where)["distributions"] for row in one["samples"] if row["name"] == name)
-    assert row["nan"] == count and row["quantiles"] == [None] * 5 and row["std"] is None
-
-    def some(a):
-        a[0, :3] = np.nan, np.inf, -np.inf
-        return a
-
-    kept = broken(tmp_path, name, some)
-    assert f"{name}: 3 of {count:,} numbers are NaN or infinite, and are left out\n" in run("weights", "--model", kept)[1]
-    found = told("weights", "--model", kept)["distributions"]
-    one, row = next((one, row) for one in found for row in one["samples"] if row["name"] == name)
-    array = read_tensors(kept)(name)
-    finite = array[np.isfinite(array)]
-    assert row["quantiles"] == pytest.approx(np.quantile(finite, [0.01, 0.25, 0.5, 0.75, 0.99]).tolist())
-    assert sum(row["histogram"]) == pytest.approx(np.mean(np.abs(finite) <= one["bins"][-1]))
-
-
-def test_the_title_says_what_is_there(tmp_path):
-    """Of a part of a checkpoint, too."""
-    def titles(*names):
-        path, table = tmp_path / "x.safetensors", np.random.default_rng(0).standard_normal((8, 768)).astype(np.float32)
-        save_file(dict.fromkeys(names, table), path)
-        with pytest.warns(UserWarning, match="config.json is not there"):
-            found = weights.distributions(read_tensors(path), "embeddings")
-        return [panel.get_title() for panel in weights.draw([found]).axes]
-
-    assert titles("wpe.weight") == ["position embeddings"] and titles("wte.weight") == ["token embeddings"]
-    assert titles("wte.weight", "wpe.weight") == ["token and position embeddings"]
-
-
-def test_outlier_dimensions(run, told, tmp_path):
-    """Columns of an embedding that stand out, with their ratios; a line names the first of them."""
-    def widen(a):
-        a[:] = 1.0
-        a[:, 20:30] = np.arange(4, 14)
-        return a
-
-    where = broken(tmp_path, "wpe.weight", widen)
-    embeddings = told("weights", "--model", where)["distributions"][0]["samples"]
-    assert embeddings[1]["outliers"] == [{"dimension": 29 - i, "ratio": 13.0 - i} for i in range(10)] and embeddings[0]["outliers"] == []
-    said = run("weights", "--model", where)[1]
-    assert "wpe.weight: outlier dimensions, root mean square more than 3 times the median column's: 29 (13×), 28 (12×), " in said
-    assert "22 (6×) and 2 more\n" in said
-    assert "wte.weight: outlier dimensions, root mean square more than 3 times the median column's: none\n" in said
 
 
 # ── attention ──
@@ -429,122 +276,6 @@ def test_what_is_equal_to_the_bit_is_no_difference(told, run, tmp_path):
     found = told("diff", a, b)
     assert found["equal"] == 3 and found["tensors"][0]["name"] == "odd"
     assert (found["tensors"][0]["relative"], found["tensors"][0]["at"]) == ("inf", [1])
-
-
-# ── trace ──
-def decoded(text, shape):
-    return np.frombuffer(base64.b64decode(text), "<f4").reshape(shape)
-
-
-def data_of(path):
-    text = path.read_text("utf-8")
-    return json.loads(text.split('id="data">')[1].split("</script>")[0])
-
-
-@pytest.mark.parametrize("values", [1_500_000, 4000])
-def test_values_on_the_page_are_the_trace(run, folder, tmp_path, values):
-    """Every point of the model is there, whole or thinned, to the bit; statistics are those of the whole."""
-    code, _, err = run("trace", "--model", folder, "--ids", "5,6,7,8,9", "--out", tmp_path / "t.html", "--values", values)
-    assert code == 0, err
-    model, found = GPT2.from_pretrained(folder), data_of(tmp_path / "t.html")
-    wanted = model.trace([[5, 6, 7, 8, 9]])
-    assert [t["name"] for t in found["tensors"]] == list(model.points())
-    for t in found["tensors"]:
-        whole = wanted[t["name"]].reshape(t["shape"])
-        np.testing.assert_array_equal(decoded(t["data"], t["kept"]), whole[tuple(slice(None, None, s) for s in t["steps"])])
-        assert t["max"] == whole.max() and t["norm"] == pytest.approx(np.linalg.norm(whole), rel=1e-5)
-    kept = sum(math.prod(t["kept"]) for t in found["tensors"])
-    assert kept <= values and (values < 10_000) == any(s > 1 for t in found["tensors"] for s in t["steps"])
-    logits = wanted["logits"][0]
-    np.testing.assert_array_equal(decoded(found["logits"]["data"], logits.shape), logits)
-    assert found["best"] == np.argsort(-logits, -1, kind="stable")[:, :20].tolist()
-    np.testing.assert_allclose(found["norms"][found["norm_names"].index("blocks.1.resid_post")],
-                               np.linalg.norm(wanted["blocks.1.resid_post"][0], axis=-1), rtol=1e-6)
-
-
-def test_the_page_takes_any_text_and_needs_no_network(run, tmp_path):
-    """A token that would end the script does not; no address is in it."""
-    assert run("trace", "--prompt", "</script><b>&'\"", "--out", tmp_path / "t.html")[0] == 0
-    text = (tmp_path / "t.html").read_text("utf-8")
-    assert text.count("</script>") == 2 and "http" not in text.replace("http-equiv", "")
-    assert "".join(data_of(tmp_path / "t.html")["tokens"]) == "</script><b>&'\""
-
-
-def test_no_text_ends_the_script():
-    """Whatever a model is called."""
-    text = page.html({"what": "</script><!--"}).decode()
-    assert text.count("</script>") == 2 and "<!--" not in text
-    assert json.loads(text.split('id="data">')[1].split("</script>")[0])["what"] == "</script><!--"
-
-
-def test_thinning():
-    assert page.sampling_steps((4, 100, 100), 10_000) == [1, 2, 2] and page.sampling_steps((3, 5), 15) == [1, 1]
-    assert page.limit_for([10, 100, 1000], 210) == 100 and page.limit_for([10, 100, 1000], 120) == 55 and page.limit_for([5], 9) == 5
-
-
-SAYS = """<script>
-const problems = [];
-window.addEventListener("error", e => problems.push(e.message));
-window.addEventListener("securitypolicyviolation", e => problems.push(e.violatedDirective));
-console.error = console.warn = (...a) => problems.push(a.join(" "));
-</script>"""
-TURNS = """<script>
-const cells = () => [...document.querySelectorAll("#next tr")].slice(1).map(r => [...r.children].slice(1, 4).map(c => c.textContent));
-const said = { before: cells() };
-const slider = document.getElementById("temperature");
-slider.value = "0.3"; slider.dispatchEvent(new Event("input"));
-said.after = cells(); said.tau = document.getElementById("tau").textContent;
-document.querySelectorAll("#tokens button")[1].click();
-said.second = cells();
-document.getElementById("layer").selectedIndex = 1; document.getElementById("layer").dispatchEvent(new Event("change"));
-document.querySelectorAll("#heads button")[1].click();
-const large = document.getElementById("pattern"), box = large.getBoundingClientRect();
-large.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + 1.5 * box.width / 5, clientY: box.top + 3.5 * box.height / 5 }));
-said.cell = document.getElementById("pattern-said").textContent;
-said.rows = document.querySelectorAll("#tensors tr.pick").length;
-document.querySelectorAll("#tensors tr.pick").forEach((_, i) => document.querySelectorAll("#tensors tr.pick")[i].click());
-said.last = document.getElementById("tensor-name").textContent;
-said.wide = document.documentElement.scrollWidth <= window.innerWidth;
-said.problems = problems;
-document.body.innerHTML = ""; document.body.textContent = "SAID" + JSON.stringify(said) + "DIAS";
-</script>"""
-
-
-@pytest.mark.parametrize("width", [1280, 500])
-def test_the_page_in_a_browser(run, folder, tmp_path, width):
-    """No console errors; the slider changes the table to softmax(logits/T); places, blocks, heads and every tensor can be chosen."""
-    import subprocess
-
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here; the page's script is not run")
-    run("trace", "--model", folder, "--ids", "5,6,7,8,9", "--out", tmp_path / "t.html")
-    text = (tmp_path / "t.html").read_text("utf-8")
-    (tmp_path / "watched.html").write_text(text.replace("<style>", SAYS + "<style>").replace("</body>", TURNS + "</body>"), "utf-8")
-    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                           "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--window-size={width},1500",
-                           f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom",
-                           (tmp_path / "watched.html").as_uri()], capture_output=True, timeout=120)
-    import html as entities
-
-    out = entities.unescape(done.stdout.decode())
-    said = json.loads(out[out.index("SAID{") + 4:out.rindex("}DIAS") + 1])
-    assert said["problems"] == [] and said["tau"] == "2.00" and said["wide"]
-    found = GPT2.from_pretrained(folder).trace([[5, 6, 7, 8, 9]])
-    logits, known = found["logits"][0].astype(np.float64), tiny_tokenizer().n_vocab
-
-    def table(place, tau):
-        row = logits[place, :known]
-        p = np.exp(row / tau)
-        return [[str(i), f"{row[i]:.4f}", f"{p[i] / p.sum():.6f}"] for i in np.argsort(-row, kind="stable")[:20]]
-
-    assert said["before"] == table(4, 1.0)
-    for mine, wanted in ((said["after"], table(4, 10 ** 0.3)), (said["second"], table(1, 10 ** 0.3))):
-        assert [row[:2] for row in mine] == [row[:2] for row in wanted]
-        # the page's float64 may round a sixth digit otherwise
-        np.testing.assert_allclose([float(row[2]) for row in mine], [float(row[2]) for row in wanted], rtol=0, atol=1.01e-6)
-    assert said["cell"].startswith("head 1: from “") and said["cell"].endswith(f": {found['blocks.1.attn.pattern'][0, 1, 3, 1]:.4g}")
-    assert said["rows"] == len(found) and said["last"].startswith("logits [5,300]")
 
 
 # ── all of them ──
