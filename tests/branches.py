@@ -77,7 +77,7 @@ EXCUSED: dict[str, str] = {
     "cupy.load": "looks for CuPy and a GPU; test_cupy_devices.py plays each that is missing",
     "cupy.Captured": "a step of decoding as a graph; test_gpu_step.py",
     "cupy.CupyBackend.__init__": "called once, when the backend is first asked for",
-    "cupy.CupyBackend.processors": "how a step of decoding is cut up; cupy/test_decode.py",
+    "cupy.CupyBackend.processors": "how a step of decoding is cut up; gpt2/decoding/test_gpu_ops.py",
     "cupy.CupyBackend.communicator": "several processes; test_distributed.py",
     "cupy.CupyBackend.captured": "a step of decoding as a graph; test_gpu_step.py",
     "cupy.CupyBackend.free_memory": "asks the device; test_memory.py",
@@ -88,7 +88,7 @@ EXCUSED: dict[str, str] = {
     "cupy.kernels.scale": "no op, but clipping's; test_kernels.py",
     "cupy.kernels.adamw_update": "no op, but the optimizer's; test_kernels.py",
     "cupy.sample": "no ops, but the choice of a token; test_gpu_sampling.py",
-    "cupy.decode": "no ops, but a step of decoding; cupy/test_decode.py holds each to its definition",
+    "cupy.decode": "no ops, but a step of decoding; gpt2/decoding/test_gpu_ops.py holds each to its definition",
     "cupy.errors": "what went wrong on a device; test_cupy_devices.py has each complaint",
     # ── CuPy: another device, and what goes wrong ──
     "cupy.CupyBackend._look_at: device.id >= count: true": "a device that there is not; test_cupy_devices.py",
