@@ -51,9 +51,9 @@ ELSEWHERE = {
     "minigrad/hints.py": "names of other libraries: test_creation.py",
     "minigrad/op.py": "ops outside the package: test_extend.py",
     "minigrad/widen.py": "test_16_bits.py, test_every_16_bit_number.py",
-    "minigrad/decode.py": "each step beside its kernel: cupy/test_decode.py; all: test_gpu_step.py",
     "minigrad/backend/base.py": "test_backend.py; what an op asks of a backend: test_op_kernels.py",
     "minigrad/backend/fallbacks.py": "what a library lacks: test_backend.py",
+    "minigrad/backend/cupy/decode.py": "each kernel beside its definition: test_gpu_ops.py",
     "minigrad/backend/cupy/errors.py": "each complaint has its line: test_cupy_devices.py",
     # gpt2
     "gpt2/decoding/kv_cache.py": "with it and without: decoding/test_decode.py, gpt2/test_model.py",
@@ -69,6 +69,7 @@ ELSEWHERE = {
     "gpt2/train/trainer.py": "a run: test_train.py; of the whole GPT-2: test_full_size.py",
     "gpt2/verify/mistakes/": "tables: test_planting.py plants them, test_mistakes.py names them",
     "gpt2/verify/diagnosis.py": "what is said of wrong ports: test_golden.py, test_mistakes.py",
+    "gpt2/verify/formula_parts.py": "parts of what test_planting.py plants",
     "gpt2/verify/port.py": "names and files of ports: test_verify.py",
     "gpt2/verify/search.py": "mistakes of ports, and pairs of them: test_mistakes.py",
     "gpt2/verify/suspect.py": "with the places of mistakes: test_places.py",

@@ -15,18 +15,9 @@ from ..golden.__main__ import Golden
 from ..golden.truth import Entry, entry, judged, longest_sum
 from ..hooks import STATISTICS
 from ..model import GPT2
+from .formula_parts import stop
 from .mistakes.adamw import Optimizer
-from .planting import (
-    BOTH,
-    Run,
-    at_point,
-    computed,
-    in_loss,
-    parameters,
-    stop,
-    with_parameters,
-    zeroed,
-)
+from .planting import BOTH, Run, at_point, computed, in_loss, parameters, with_parameters, zeroed
 from .port import ALLOWED, distance
 
 Theirs = Callable[[str], tuple[str, np.ndarray]]

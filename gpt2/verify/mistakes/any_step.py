@@ -17,6 +17,7 @@ import minigrad as mg
 from minigrad import Tensor
 
 from ...hooks import STATISTICS
+from ..formula_parts import layer_norm, of_norm, place_mask, root_mean_square
 from ..planting import (
     LINEAR,
     NORMS,
@@ -28,16 +29,12 @@ from ..planting import (
     at_point,
     every,
     in_loss,
-    layer_norm,
     linear,
     module,
-    of_norm,
-    place_mask,
     products,
-    root_mean_square,
     statistics,
 )
-from .forward import MATRICES, tanh_gelu, varied
+from .formulas import MATRICES, tanh_gelu, varied
 from .loss import per_token
 from .norms import epsilon
 

@@ -15,6 +15,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
+from ..formula_parts import layer_norm, masked, mean, only, root_mean_square, softmax, stop
 from ..planting import (
     NORMS,
     Bug,
@@ -23,17 +24,10 @@ from ..planting import (
     at_point,
     beforehand,
     every,
-    layer_norm,
     linear,
-    masked,
-    mean,
     norms,
-    only,
     patterns,
     products,
-    root_mean_square,
-    softmax,
-    stop,
     weighted,
     zeroed,
 )
@@ -55,8 +49,9 @@ from .any_step import (
     numbers,
     other,
 )
-from .backward import BEFORE, derived, gelu_slope, norm, right_gain, right_part
-from .forward import MATRICES
+from .backward import BEFORE, gelu_slope
+from .formulas import MATRICES
+from .norms_backward import derived, norm, right_gain, right_part
 
 # what a rule reads in place of the array that it should read
 Held = Callable[[Here, Tensor], Tensor]

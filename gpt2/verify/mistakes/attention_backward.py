@@ -9,6 +9,7 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
+from ..formula_parts import softmax, stop
 from ..planting import (
     Bug,
     Here,
@@ -18,8 +19,6 @@ from ..planting import (
     patterns,
     products,
     scale_of,
-    softmax,
-    stop,
     weighted,
     zeroed,
 )

@@ -10,18 +10,8 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from ..planting import (
-    Bug,
-    Here,
-    Plant,
-    Run,
-    at_point,
-    in_loss,
-    last_norm_of,
-    layer_norm,
-    softmax,
-    stop,
-)
+from ..formula_parts import layer_norm, softmax, stop
+from ..planting import Bug, Here, Plant, Run, at_point, in_loss, last_norm_of
 
 
 # ── ln_f and the head ──

@@ -10,19 +10,8 @@ import numpy as np
 import minigrad as mg
 from minigrad import Tensor
 
-from ..planting import (
-    Bug,
-    Here,
-    Plant,
-    at_point,
-    every,
-    layer_norm,
-    mean,
-    norms,
-    of_norm,
-    root_mean_square,
-    statistics,
-)
+from ..formula_parts import layer_norm, mean, of_norm, root_mean_square
+from ..planting import Bug, Here, Plant, at_point, every, norms, statistics
 
 
 def positions(first: int) -> Callable[[Here, Tensor], Tensor]:
