@@ -106,7 +106,7 @@ def broadcast_to(xp, x, *, shape):
 
 
 def add_rows(out: Any, index: Any, values: Any) -> None:
-    """out[index[k]] += values[k] for all k, in place, in an order that is a function of the index."""
+    """out[index[k]] += values[k] for all k, in place; only the index determines the order."""
     if len(index):
         # rows with equal indices keep their order, so the sum is deterministic
         order = np.argsort(index, kind="stable")
