@@ -112,8 +112,8 @@ __version__ = "0.1.0"
 float16, bfloat16, float32, float64 = "float16", "bfloat16", "float32", "float64"
 int32, int64 = "int32", "int64"
 
-# abs, max, min and sum stand in no star import, which would shadow the builtins; they are
-# minigrad.abs and so on
+# abs, max, min and sum are left out: a star import would replace the builtins by them. They can be
+# used as minigrad.abs and so on.
 __all__ = [
     "BackendUnavailable", "DTypeError", "DeviceError", "GraphError", "MinigradError",
     "OutOfMemoryError", "Parameter", "ShapeError", "Tensor", "add_layer_norm", "addmm", "arange",

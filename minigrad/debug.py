@@ -1,10 +1,10 @@
-"""What a graph keeps, where NaN comes from, and which saved array was written.
+"""Tools that show what a graph saves, where NaN comes from, and which saved array was changed.
 
     from minigrad.debug import detect_anomaly, detect_writes, explain
     print(explain(loss))                # a line for each kind of op; nodes=True: for each node
-    with detect_anomaly():              # a GraphError names the op that makes NaN
+    with detect_anomaly():              # a GraphError names the op that produces NaN
         model.loss(ids, targets).backward()
-    with detect_writes():               # a GraphError names the saved array that was written
+    with detect_writes():               # a GraphError names the saved array that was changed
         model.loss(ids, targets).backward()
 """
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .transforms import Checkpoint
 
 
 class Row(NamedTuple):
-    """A kind of op, or one node.
+    """One row of the table: all nodes of an op, or one node.
 
-    nodes: how many there are. shape: of a node's output; a kind of op has none. keeps: the names of
-    the residuals whose memory is counted here; shares: of those whose memory is counted elsewhere
-    (a leaf's, or what an older node keeps). kept: bytes.
+    nodes: the number of nodes. shape: of a node's output; None for an op. keeps: the names of the
+    residuals whose memory is counted in this row. shares: the names of the residuals whose memory
+    is counted elsewhere (as a leaf's, or in the row of an older node). kept: bytes.
     """
 
     op: str
@@ -47,9 +47,9 @@ class Row(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """An array that a node keeps.
+    """An array that a node saves for backward.
 
-    nbytes: of the memory that stays for it, all of it where the array is a view of a part.
+    nbytes: the bytes that cannot be freed because of it; for a view those of the whole array.
     """
 
     op: str
@@ -61,12 +61,12 @@ class Residual(NamedTuple):
 
 @dataclass
 class Explanation:
-    """What is behind a Tensor, as numbers and names; nothing of the graph is held.
+    """The graph of a Tensor in numbers and names; it holds no node and no array.
 
-    ops: how many nodes of each op. kept: bytes that are there for the backward pass alone, each
-    memory once. leaves: bytes of all leaves; shared: of those that are residuals as well, and so
-    not in `kept`. largest: residuals by size. gone: nodes that were used, and keep nothing any
-    more. str() of it is a table.
+    ops: the number of nodes of each op. kept: the bytes that only the backward pass needs; shared
+    memory counts once. leaves: the bytes of all leaves. shared: the bytes of leaves that are
+    residuals too; `kept` does not contain these. largest: the largest residuals. gone: the number
+    of nodes whose residuals a backward pass has freed. str() of it is a table.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Explanation:
 
     @property
     def nodes(self) -> int:
-        """How many ops were recorded; leaves are none."""
+        """The number of recorded calls of ops; leaves do not count."""
         return self.ops.total()
 
     def __str__(self) -> str:
@@ -110,16 +110,17 @@ class Explanation:
 
 
 def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
-    """The graph behind `tensor`: its ops, and what they keep for the backward pass, in bytes.
+    """The graph of `tensor`: its ops, and how many bytes they save for backward.
 
-    nodes: a row for each node in the order of their birth, not for each kind of op. An array counts
-    with all the memory that it keeps from being freed, once, at the oldest node that keeps it;
-    memory of a leaf is not counted, that of a constant is. (A view of a copy of a leaf, such as
-    w.T.reshape(-1), may pass for the leaf's.) TypeError for what is no Tensor.
+    nodes: the table has a row for each node, in the order of their creation, and not for each op.
+    An array counts once, at the oldest node that saves it, with all the memory that cannot be freed
+    because of it. The memory of a leaf does not count, but that of a constant does. (A view of a
+    copy of a leaf, such as w.T.reshape(-1), may be taken for the leaf's.) TypeError for a value
+    that is not a Tensor.
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"explain: this is a {type(tensor).__name__}; give the Tensor that the "
-                        "graph ends in, such as the loss")
+        raise TypeError(f"explain: this is a {type(tensor).__name__}; pass the last Tensor of the "
+                        "graph, such as the loss")
     out = Explanation()
     order, leaves = _graph(tensor.node)
     held = [(node, list(_residuals(node, node.saved))) for node in order]
@@ -159,12 +160,12 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
 
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside the block a GraphError names the op that NaN or +∞ comes from, and its module.
+    """Inside the block a GraphError names the op that produced NaN or +∞, and its module.
 
-    It is the first recorded op whose result holds NaN or +∞, or whose rule sends NaN back. −∞ is no
-    anomaly, for masks are made of it; nor is what float16 does on the way back, which loss scaling
-    is for. Of a checkpointed function only the result is looked at. Slow: on a GPU every result is
-    waited for. PyTorch's torch.autograd.detect_anomaly.
+    It is the first recorded op whose result holds NaN or +∞, or whose rule computes NaN. −∞ is no
+    anomaly, because masks use it. The gradients of float16 are not checked, because loss scaling
+    handles their overflow. Of a checkpointed function only the result is checked. It is slow: on a
+    GPU the host waits for every result. PyTorch has torch.autograd.detect_anomaly.
     """
     record, send = Op._record, Op._send
 
@@ -197,13 +198,13 @@ def detect_anomaly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def detect_writes() -> Iterator[None]:
-    """Inside the block a GraphError names the op whose saved array was written before backward.
+    """Inside the block a GraphError names the op whose saved array was changed before backward.
 
-    A plain array that an op is given is copied when it is saved for backward, and a leaf that an
-    optimiser or `assign` changes counts its versions. What neither can see is an array that
-    somebody still holds while a Tensor shares its memory: behind `Tensor(array)`, `from_dlpack` or
-    `x.array`, or the detached view of a leaf that is changed later. Here a checksum of every saved
-    array is taken and compared. Slow: each is read twice, and copied from a GPU for it.
+    A plain array is copied when it is saved for backward, and a leaf counts the changes by an
+    optimiser or `assign`. But a program can also change an array whose memory a Tensor shares: the
+    array of `Tensor(array)`, `from_dlpack` or `x.array`, or the detached view of a leaf. The engine
+    does not see this; here a checksum of every saved array is computed and compared. It is slow:
+    each array is read twice, and copied from the GPU first.
     """
     made, pullbacks = Node.__init__, {kind: kind.pullback for kind in (Op, Checkpoint)}
     sums: weakref.WeakKeyDictionary[Node, list[int]] = weakref.WeakKeyDictionary()
@@ -216,13 +217,13 @@ def detect_writes() -> Iterator[None]:
         sums[node] = summed(node, node.saved)
 
     def pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
-        if node in sums:                                # else it was made before the block
+        if node in sums:                                # nodes from before the block are not
             residuals = _residuals(node, saved)
             for (name, x, _), then, now in zip(residuals, sums[node], summed(node, saved)):
                 if then != now:
                     raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was "
-                                     "saved for backward and has been written since; give the op "
-                                     "a copy, or write after backward()")
+                                     "saved for backward and has been changed since; pass the op "
+                                     "a copy, or change the array after backward()")
         pullbacks[Checkpoint if isinstance(op, Checkpoint) else Op](op, node, saved, *rest)
 
     Node.__init__ = init                                 # type: ignore[method-assign,assignment]
@@ -238,17 +239,17 @@ def detect_writes() -> Iterator[None]:
 
 
 def _anomaly(array: Any, infinity: bool) -> str:
-    """"NaN" or "+∞" where the array holds one; else nothing."""
+    """"NaN" or "+∞" if the array holds one; "" if not."""
     if array.dtype.kind not in FLOATS or array.size == 0:
         return ""
     xp = backend.of(array)
     xp.at(array)
-    top = float(xp.host(xp.max(array)))                 # the highest number; NaN where there is one
+    top = float(xp.host(xp.max(array)))                 # NaN if the array holds one
     return "NaN" if math.isnan(top) else "+∞" if infinity and top == math.inf else ""
 
 
 def size_of(nbytes: float) -> str:
-    """Bytes as people read them: 999 B, 1.2 kB, 34.5 MB, 1.2 GB; a kB is 1000 B."""
+    """A number of bytes as text: 999 B, 1.2 kB, 34.5 MB, 1.2 GB; a kB is 1000 B."""
     for unit in ("B", "kB", "MB"):
         if nbytes < 999.95:
             return f"{nbytes:.{0 if unit == 'B' else 1}f} {unit}"
@@ -257,7 +258,10 @@ def size_of(nbytes: float) -> str:
 
 
 def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
-    """The nodes behind `root` by age, and the leaves, with those that a checkpoint captured."""
+    """The nodes from which `root` was computed, the oldest first, and the leaves.
+
+    The leaves that a checkpoint captured are included.
+    """
     seen: set[Node] = set()
     leaves: set[Leaf] = set()
     queue: list[Any] = [root]
@@ -272,10 +276,10 @@ def _graph(root: Node | None) -> tuple[list[Node], set[Leaf]]:
 
 
 def _residuals(node: Node, saved: Any) -> Iterator[tuple[str, Any, Leaf | None]]:
-    """Every array that a node has saved: its name, itself, and the leaf that it is or views."""
+    """Every array that a node has saved: its name, the array, and the leaf whose memory it is."""
     if saved is None:
         return
-    plan = node.plan                                    # a checkpoint has none; it keeps its inputs
+    plan = node.plan                                    # a checkpoint has none; it saves its inputs
     named: Iterable[Any] = (zip(plan.names, plan.sources, saved) if plan else
                             (("inputs", ("args", None), x) for x in saved))
     static = ((name, ("static", None), x) for name, x in node.static.items())
@@ -310,11 +314,11 @@ def _owner(array: Any) -> Any:
 
 
 def _leaf_of(array: Any, parent: Node | None) -> Leaf | None:
-    """The leaf whose memory this residual, parent's value, lies in."""
+    """The leaf whose memory holds this residual, which is the value of `parent`."""
     leaf, memory = leaf_under(parent), _owner(array)
     if leaf is None or leaf is parent:
         return leaf
-    copied = memory is array or memory.nbytes < _nbytes(leaf)          # the op of the view had to
+    copied = memory is array or memory.nbytes < _nbytes(leaf)          # the view's op made a copy
     return None if copied else leaf
 
 
@@ -323,7 +327,7 @@ def _nbytes(leaf: Leaf) -> int:
 
 
 def _by_op(rows: list[Row]) -> list[Row]:
-    """The rows of each op as one, the op that keeps most first."""
+    """The rows of each op merged into one; the op that saves most comes first."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.op, []).append(row)
@@ -337,7 +341,7 @@ def _by_op(rows: list[Row]) -> list[Row]:
 
 
 def _brackets(shape: Any) -> str:
-    """[4, 64]; of several outputs 2 × [4, 64], or one after the other where they differ."""
+    """A shape as text: [4, 64]; for several outputs 2 × [4, 64], or a list if they differ."""
     if not (shape and isinstance(shape[0], tuple)):
         return str(list(shape))
     if len(set(shape)) == 1:

@@ -1,9 +1,9 @@
-"""Several processes that train one model: a group of them, and gradients that become their mean.
+"""Several processes that train one model: a group of processes, and the mean of their gradients.
 
     from minigrad.distributed import DataParallel, init_process_group
     group = init_process_group("mpi")   # under: mpiexec -n 2 python …
     parallel = DataParallel(model.parameters(), group)
-    loss.backward()                     # buckets of gradients are on their way before it ends
+    loss.backward()                     # buckets of gradients are sent before it ends
     parallel.finish()                   # now each parameter's .grad is the mean over the processes
 
 The names are PyTorch's (torch.distributed; Li et al., "PyTorch Distributed: Experiences on
@@ -34,29 +34,29 @@ READ = 10.0                             # seconds at most for mpiexec to read wh
 
 
 class ProcessGroup:
-    """The processes that work together: here, one alone.
+    """The processes that work together; in this class, a single one.
 
-    rank: this one's number, from 0. world_size: how many there are. local_rank: its number among
-    those on its machine.
+    rank: the number of this process, from 0. world_size: the number of processes. local_rank: the
+    number of this process among those on its machine.
     """
 
     rank, world_size, local_rank = 0, 1, 0
-    known: BaseException | None = None                  # that all have met: each ends by itself
+    known: BaseException | None = None                  # all processes have this error, and end
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """What each process gave, by rank. Every process must call it."""
+        """The values of all processes, by rank. Every process must call it."""
         return [value]
 
     def all_reduce(self, array: Any) -> Callable[[], None]:
-        """Start to sum an array over the processes, in place; return what waits for the sum.
+        """Start to sum an array over the processes, in place; return a function that waits for it.
 
-        Until that was called the array is not to be touched. A ring of n moves 2 (n − 1)/n of the
-        bytes out of each process, in 2 (n − 1) messages   (parallel.5–6).
+        Do not use the array before that function was called. In a ring of n, each process sends
+        2 (n − 1)/n of the bytes in 2 (n − 1) messages   (parallel.5–6).
         """
         return lambda: None
 
     def progress(self) -> None:
-        """Give what was started a moment to get on, where nobody else does."""
+        """Let the sums that were started proceed, if the library does not do so by itself."""
 
     def abort(self, code: int) -> None:
         """End every process, as far as they can be reached."""
@@ -68,10 +68,10 @@ class ProcessGroup:
         return [math.fsum(column) / self.world_size for column in zip(*rows)]
 
     def together(self, f: Callable[[], Any]) -> Any:
-        """f() on every process; where one of them cannot, none goes on.
+        """The result of f(), which every process calls; if it fails on one, all processes end.
 
         Process 0 raises its own error, or a DistributedError that says which process had one; all
-        others end without a word, with the same exit code.
+        others end without a message, with the same exit code.
         """
         result = error = None
         try:
@@ -86,10 +86,10 @@ class ProcessGroup:
         raise self.met_by_all(error if self.rank == 0 and error else told)
 
     def met_by_all(self, error: Exception) -> BaseException:
-        """What to raise for an error that every process meets at the same place.
+        """The exception to raise for an error that every process has at the same place.
 
-        Process 0 says it, and all others end without a word. Nobody waits for anybody, so it is
-        said once, however late process 0 is.
+        Process 0 prints its message, and all others end without one. No process waits for another,
+        so the message is printed once, however late process 0 is.
         """
         if self.rank:
             return SystemExit(_code(error))
@@ -98,10 +98,10 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """An error inside the block ends all processes, once this one has said what it is.
+        """An error inside the block ends all processes, after this one has printed its message.
 
-        It is for an error of which the others may know nothing. One that is `met_by_all` ends each
-        process by itself.
+        This is for an error that the other processes may not have. After an error that all have
+        (`met_by_all`) each process ends by itself.
         """
         try:
             yield
@@ -110,7 +110,7 @@ class ProcessGroup:
                 raise
             code = _code(error)
             if self.rank:
-                time.sleep(GRACE)                       # if all meet it, 0 says so and ends them
+                time.sleep(GRACE)                       # if all have it, process 0 ends them
             atexit.register(self.abort, code)           # before MPI waits for the others to end
             if self.rank and (hasattr(error, "exit_code")
                               or isinstance(error, (OSError, MemoryError))):
@@ -118,7 +118,7 @@ class ProcessGroup:
             raise
 
     def same(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether every process has the same bits in these."""
+        """Whether these parameters have the same bits in every process."""
         checksum = 0
         for p in parameters:
             here = backend.of(p.array)
@@ -126,9 +126,9 @@ class ProcessGroup:
         return len(set(self.all_gather_object(checksum))) == 1
 
     def place(self, name: str) -> str:
-        """The device of this process, where `name` is a backend.
+        """The device of this process, if `name` is a backend; if it is a device, `name` itself.
 
-        GPUs are dealt out to the processes of a machine.
+        The processes of a machine share its GPUs evenly.
         """
         library = backend.get(name).backend
         if self.world_size == 1 or ":" in name:
@@ -136,7 +136,7 @@ class ProcessGroup:
         return str(backend.Device(library, self.local_rank % library.count()))
 
     def sharing(self, device: str) -> tuple[int, int]:
-        """(i, n): of the n processes of this machine that compute on this device, this is number i.
+        """(i, n): n processes of this machine use this device, and this process is number i.
 
         They are counted from 0.
         """
@@ -148,7 +148,7 @@ class ProcessGroup:
 class MPIGroup(ProcessGroup):
     """The processes that mpiexec started.
 
-    Arrays of a GPU go through the host, unless the MPI takes them as they are (`direct`).
+    Arrays of a GPU are copied to the host, unless the MPI can read a GPU's memory (`direct`).
     """
 
     def __init__(self, MPI: Any, direct: bool = False) -> None:
@@ -178,8 +178,8 @@ class MPIGroup(ProcessGroup):
         return wait
 
     def progress(self) -> None:
-        for request in self.under_way:                  # MPI may have no thread of its own: then it
-            request.Test()                              # works only while it is called
+        for request in self.under_way:                  # an MPI without a thread of its own works
+            request.Test()                              # only during calls
 
     def abort(self, code: int) -> None:
         until_read(1, 2)                                # mpiexec drops what it has not read
@@ -188,7 +188,7 @@ class MPIGroup(ProcessGroup):
 
 
 class NCCLGroup(MPIGroup):
-    """GPUs that sum among themselves (NCCL), of processes that mpiexec started.
+    """The processes that mpiexec started, whose GPUs compute the sums (NCCL).
 
     name: a backend or a device.
     """
@@ -208,8 +208,8 @@ class NCCLGroup(MPIGroup):
 def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
     """The group of this process: "none" (it alone), "mpi", or "nccl" for GPUs.
 
-    name: the backend, or a device of it. BackendUnavailable where mpi4py, an MPI or NCCL is
-    missing; DeviceError for NCCL without GPUs; ValueError for another kind.
+    name: the backend, or a device of it. BackendUnavailable if mpi4py, an MPI or NCCL is missing;
+    DeviceError for NCCL without GPUs; ValueError for another kind.
     """
     if kind == "none":
         return ProcessGroup()
@@ -224,7 +224,7 @@ def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
 
 
 def aware() -> bool:
-    """Whether the environment says that the MPI takes memory of GPUs.
+    """Whether the environment says that the MPI can read the memory of GPUs.
 
     The variables are MPICH's and Open MPI's.
     """
@@ -233,10 +233,10 @@ def aware() -> bool:
 
 
 def until_read(*pipes: int, seconds: float = READ) -> None:
-    """Wait until somebody has read all that was written into these pipes, or for so many seconds.
+    """Wait until everything written into these pipes was read, or for at most so many seconds.
 
-    The pipes are given by their descriptors. What is not a pipe, and a system that does not tell
-    how much is unread, is not waited for.
+    The pipes are passed as descriptors. It does not wait for a descriptor that is not a pipe, or on
+    a system that cannot report how much is unread.
     """
     try:
         import fcntl

@@ -1,14 +1,14 @@
-"""What can go wrong in minigrad, each as one line: what, where, what to do."""
+"""minigrad's errors; each message is one line that says what is wrong, where, and what to do."""
 from __future__ import annotations
 
 from typing import Any
 
 
 class MinigradError(Exception):
-    """Base of minigrad's errors. `exit_code` is what a command that meets one ends with.
+    """Base of minigrad's errors. A command that ends with one exits with its `exit_code`.
 
-    modules: the modules the error passed through, innermost first. where: their path by name, such
-    as "blocks.3.mlp.c_fc", set by the outermost one; it then ends the message.
+    modules: the modules through which the error passed, the innermost first. where: the innermost
+    module's path, such as "blocks.3.mlp.c_fc"; the message then ends with it.
     """
 
     exit_code = 1
@@ -24,39 +24,39 @@ class MinigradError(Exception):
 
 
 class ShapeError(MinigradError, ValueError):
-    """Shapes, axes or indices that do not fit."""
+    """The error for shapes, axes or indices that do not fit."""
 
 
 class DTypeError(MinigradError, TypeError):
-    """Dtypes that do not mix, or that an op has no meaning for."""
+    """The error for dtypes that differ, or that an op does not support."""
 
 
 class DeviceError(MinigradError, RuntimeError):
-    """Arrays on different devices, or a device that does not exist."""
+    """The error for arrays on different devices, or a device that does not exist."""
 
 
 class GraphError(MinigradError, RuntimeError):
-    """A gradient that cannot be had: nothing was recorded, or a value changed since."""
+    """The error if a gradient cannot be computed: nothing was recorded, or a value changed."""
 
 
 class OutOfMemoryError(MinigradError, MemoryError):
-    """A device's memory does not suffice.
+    """The error if a device has too little memory.
 
-    The message says what was asked for, what is free, and what to lower.
+    The message says how much was requested, how much is free, and which setting to reduce.
     """
 
 
 class BackendUnavailable(MinigradError, RuntimeError):
-    """A backend whose library, driver or device is missing.
+    """The error for a backend whose library, driver or device is missing.
 
-    The message names the command that gets it.
+    The message names the command that installs it.
     """
 
     exit_code = 4
 
 
 class DistributedError(MinigradError, RuntimeError):
-    """What another process could not do, and with which exit code it would have ended."""
+    """The error for something that another process could not do, with that process's exit code."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

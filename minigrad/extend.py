@@ -1,4 +1,4 @@
-"""The one door for people who add an op: everything that such a file imports.
+"""Everything that a file with a new op imports.
 
     from minigrad.extend import elementwise, faster
 
@@ -11,8 +11,8 @@
     def _(xp, x):
         return xp.square(x)
 
-`minigrad.testing.check(square, arrays())` then puts it to every law, on NumPy and on the fake GPU,
-where a kernel that writes `np` for `xp` fails. docs/adding-an-op.md goes through it step by step.
+`minigrad.testing.check(square, arrays())` then tests every law on it, on NumPy and on the fake GPU,
+where a kernel fails that uses `np` instead of `xp`. docs/adding-an-op.md explains each step.
 """
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def faster(of: Any, rule: str | None = None, *, on: str = "numpy",
     """Declare a faster kernel of an op or of one of its rules; a later one replaces an earlier one.
 
     of: the op, or its name. rule: an argument of the op, or "joint". on: "numpy" or "cupy". A
-    kernel of the op takes what the op's own does, `xp` first; one of a rule takes what the rule
-    does, the cotangent first. into_sum: it takes, before these, the gradient that has been summed
-    so far and adds to it in place (`joint`: to the first argument's, and gives all gradients). A
-    kernel returns NotImplemented in a case that it is not for; then the op's own text is run.
-    ValueError for a rule or a backend that is not there.
+    kernel for the op has the arguments of the op's own kernel, `xp` first; a kernel for a rule has
+    the rule's arguments, the cotangent first. into_sum: the kernel of a rule accumulates: it has
+    one more argument in front, the gradient summed so far, and adds to it in place (`joint`: it
+    does so for the op's first argument, and returns all gradients). A kernel returns NotImplemented
+    in a case that it does not support; then the op's own text runs. ValueError for a rule or a
+    backend that does not exist.
     """
     name = of.name if isinstance(of, Op) else of
     if name not in REGISTRY:
@@ -53,7 +54,7 @@ def faster(of: Any, rule: str | None = None, *, on: str = "numpy",
     key = name if rule is None else f"{name}/{rule}{'+' if into_sum else ''}"
 
     def add(f: F) -> F:
-        if on == "cupy":                                # for the backend that will be made
+        if on == "cupy":                                # its backend may not be loaded yet
             KERNELS[key] = f if rule is None else lambda xp, *given: f(*given)
         if (there := backend.loaded(on)) is not None:
             there.kernels[key] = f

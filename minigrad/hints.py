@@ -1,6 +1,6 @@
-"""What to type here for names that PyTorch and NumPy have and minigrad does not.
+"""Names that PyTorch and NumPy have and minigrad does not, and what to type in minigrad instead.
 
-An unknown name says it in its error.
+The error for such a name contains the hint.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PYTORCHS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}     # its names of our settings
+PYTORCHS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}     # PyTorch's name: our name
 TENSOR: Mapping[str, str] = {
     "data": "x.detach(), or p.assign(value) to change a parameter",
     "clone": "copy.deepcopy(x), or x * 1.0 in a graph",
@@ -124,7 +124,7 @@ NN_MODULE: Mapping[str, str] = {
     "gradient_checkpointing_enable": "GPT2(config, recompute=True)",
     "num_parameters": "sum(p.numel() for p in model.parameters())",
 }
-# settings by other libraries' names, of whatever op or function
+# settings of any op or function by other libraries' names
 SETTINGS: Mapping[str, str] = {
     "dim": "axis=", "keepdim": "keepdims=", "dims": "axes=", "is_causal": "causal=True",
     "attn_mask": "mask=, which is True where a key is seen",
@@ -163,7 +163,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def instead(f: Callable[P, R]) -> Callable[P, R]:
-    """f, which says what to type where a setting is given by another library's name."""
+    """f, whose error says what to type if a setting was passed by another library's name."""
     @functools.wraps(f)
     def call(*args: P.args, **settings: P.kwargs) -> R:
         try:
@@ -176,7 +176,7 @@ def instead(f: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
-    """TypeError where one of the settings is another library's, and f has none of this name."""
+    """Raise TypeError if one of the settings is another library's, and f has none of this name."""
     for name in foreign(settings, inspect.signature(f).parameters):
         what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward")
         what = what.rpartition("<locals>.")[2]
@@ -184,28 +184,28 @@ def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
 
 
 def pytorchs(names: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with those of PyTorch's names; TypeError for one that is given by both."""
+    """The settings and those passed by PyTorch's names; TypeError for one passed by both names."""
     for name, value in names.items():
         ours = PYTORCHS.get(name, name)
         if settings.get(ours) not in (None, False):
-            raise TypeError(f"{name} is PyTorch's name of {ours}; give one of them")
+            raise TypeError(f"{name} is PyTorch's name of {ours}; pass only one of them")
         settings[ours] = value
     return settings
 
 
 def foreign(settings: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The settings that are another library's, and none that is known here."""
+    """The settings that are another library's and are not known here."""
     return [name for name in settings if name in SETTINGS and name not in known]
 
 
 def typed(name: str) -> str:
-    """What to do about a setting of another library."""
+    """What to do instead of passing a setting of another library."""
     return SETTINGS[name] if SETTINGS[name].startswith("leave it out") else f"type {SETTINGS[name]}"
 
 
 def missing(module: str, elsewhere: Mapping[str, str],
             known: Callable[[], Iterable[str]]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module: an unknown name says what to type."""
+    """The `__getattr__` of a module, whose error for an unknown name says what to type."""
     def getattr(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -216,9 +216,9 @@ def missing(module: str, elsewhere: Mapping[str, str],
 
 def unknown(whose: str, name: str, elsewhere: Mapping[str, str],
             known: Iterable[str]) -> AttributeError:
-    """The error for a name that is not there.
+    """The error for a name that does not exist.
 
-    It says what to type, or the names that are near to it.
+    It says what to type instead, or lists similar names.
     """
     said = f"{whose} has no attribute {name!r}"
     if name in elsewhere:

@@ -1,4 +1,4 @@
-"""What this machine offers to minigrad, and what is missing: `python -m minigrad.info [--json]`."""
+"""Show what minigrad finds on this machine, and what is missing: `python -m minigrad.info`."""
 from __future__ import annotations
 
 import argparse
@@ -29,7 +29,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def collect() -> dict[str, Any]:
-    """All that is printed, as plain data; sizes in bytes, None for what cannot be found out.
+    """All that is printed, as plain data; sizes are in bytes, and None means unknown.
 
     It never raises. python, platform: str. packages: {name: version | None}.
     blas: {name, version, architecture, threads}. environment: variables that steer BLAS.
@@ -41,11 +41,11 @@ def collect() -> dict[str, Any]:
         name = section.__name__.lstrip("_")
         try:
             info[name] = section()
-        except Exception as error:                      # what is broken must not hide the rest
+        except Exception as error:                      # one broken part must not hide the rest
             info[name] = {"error": f"{type(error).__name__}: {_line(error)}"}
     info["missing"] = _missing(info)
     info["warnings"] = [
-        f"{name}={info['environment'][name]} overrides what OpenBLAS would choose for this CPU; "
+        f"{name}={info['environment'][name]} overrides OpenBLAS's own choice for this CPU; "
         "unset it"
         for name in _FORCING if name in info["environment"]
     ]
@@ -53,7 +53,7 @@ def collect() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """This machine in a line: cores, CPU, NumPy and its BLAS."""
+    """This machine in one line: cores, CPU, NumPy and its BLAS."""
     cpu, library = _cpu(), _blas()
     parts = [library[key] for key in ("name", "version", "architecture")]
     kind = " ".join(str(part) for part in parts if part)
@@ -122,10 +122,10 @@ def _memory() -> dict[str, int | None]:
 
 
 def _gpu() -> dict[str, Any]:
-    """The GPUs, and what drives them.
+    """The GPUs, and the versions of their software.
 
-    driver: its version, by nvidia-smi. cuda: that of CuPy's runtime. reason: why there are no
-    devices.
+    driver: the driver's version, from nvidia-smi. cuda: the version of CuPy's CUDA runtime. reason:
+    why there are no devices.
     """
     found: dict[str, Any] = {"driver": _driver(), "cuda": None, "devices": [], "reason": None}
     try:
@@ -148,7 +148,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """The version of the NVIDIA driver, or None where there is none that works."""
+    """The version of the NVIDIA driver, or None if there is none that works."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
@@ -158,7 +158,7 @@ def _driver() -> str | None:
 
 
 def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
-    """What is not here: why that matters, and the command that gets it where a command can."""
+    """What is missing: its name, why it matters, and the command that installs it, or None."""
     packages, gpu = info["packages"], info["gpu"]
     wanted = [(name, "gpt2 needs it", name) for name in _REQUIRED]
     wanted += [(name, f"extra [{extra}]", f"'.[{extra}]'") for name, extra in _OPTIONAL.items()]
@@ -166,7 +166,7 @@ def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
         {"what": name, "why": why, "command": f"pip install {target}"}
         for name, why, target in wanted if packages.get(name, "") is None
     ]
-    if gpu.get("reason") is None:                       # it works, or gpu says what is wrong
+    if gpu.get("reason") is None:                       # a GPU works, or `gpu` has an error
         return missing
     if (driver := gpu["driver"]) is None:
         missing.append({"what": "NVIDIA driver", "command": None,
@@ -181,7 +181,7 @@ def _missing(info: dict[str, Any]) -> list[dict[str, str | None]]:
 
 
 def report(info: dict[str, Any]) -> str:
-    """What `collect` returned, for people: one fact a line."""
+    """The result of `collect` as text, with one fact on each line."""
     rows = [("python", f"{info['python']} on {info['platform']}")]
     for name, section in info.items():
         if isinstance(section, dict):
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     info = collect()
     try:
         print(json.dumps(info) if flags.json else report(info), flush=True)
-    except BrokenPipeError:                             # the reader has seen enough, as with | head
+    except BrokenPipeError:                             # the reader has closed the pipe, as | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

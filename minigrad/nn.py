@@ -1,4 +1,4 @@
-"""Modules, with PyTorch's names and meaning.
+"""Modules, which have PyTorch's names and meaning.
 
 They are Linear, Embedding, LayerNorm, Dropout, GELU, ReLU, Tanh, Sequential and ModuleList.
 """
@@ -24,12 +24,12 @@ M = TypeVar("M", bound="Module")
 
 
 def empty_parameter(*shape: int, dtype: str = "float32", device: str = "numpy") -> Parameter:
-    """A parameter whose values are yet to be assigned."""
+    """A parameter whose values must still be assigned."""
     return Parameter(Tensor(backend.get(device).empty(shape, dtype=dtype)))
 
 
 def forget(parameters: Iterable[Tensor], set_to_none: bool) -> None:
-    """No gradients any more; with set_to_none=False zeros where there was one."""
+    """Drop the gradients; with set_to_none=False replace each of them by zeros."""
     for p in parameters:
         if p.grad is not None:
             here, g = backend.of(p.grad.array), p.grad.array
@@ -37,28 +37,28 @@ def forget(parameters: Iterable[Tensor], set_to_none: bool) -> None:
             p.grad = None if set_to_none else Tensor(here.zeros_like(g))
 
 
-# containers that name what they hold, by place or by key, and some that do not
+# containers whose contents have names (an index or a key), and containers whose contents have none
 _NAMED = (list, tuple, dict)
 _UNNAMED: Any = (set, frozenset, deque, type({}.values()))
 _LOOKED_AT = (Tensor, *_NAMED, *_UNNAMED)
 
 
 def _missed(where: str, value: Any) -> None:
-    """Refuse a leaf that requires a gradient and is no Parameter.
+    """Raise TypeError for a leaf that requires a gradient and is not a Parameter.
 
-    `parameters()` would not list it, so that no optimiser would train it.
+    `parameters()` would not list such a leaf, so no optimiser would train it.
     """
     if isinstance(value, Parameter) or not isinstance(value, Tensor):
         return
     if value.requires_grad and value.is_leaf:
         raise TypeError(f"{where} would not be among the parameters: it is a Tensor that requires "
-                        "a gradient and no Parameter; type mg.nn.Parameter(value)")
+                        "a gradient, but not a Parameter; use mg.nn.Parameter(value)")
 
 
 def _members(holder: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The modules, parameters and containers that a module or container holds, by name.
+    """The modules, parameters and containers in a module or a container, with their names.
 
-    where: the holder's name, for errors.
+    where: the holder's name, for error messages.
     """
     holder = vars(holder) if isinstance(holder, Module) else holder
     for name, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
@@ -75,9 +75,9 @@ def _members(holder: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _below(holder: Any, where: str, seen: set[int], deep: bool = True) -> Iterator[tuple[str, Any]]:
-    """Each module and container below the holder, once, in PyTorch's order.
+    """Each module and container inside the holder, once, in PyTorch's order.
 
-    Their names begin with `where`. deep: also what is below the modules that are found.
+    Their names begin with `where`. deep: the modules that are found are searched too.
     """
     for inner, value in _members(holder, where):
         if not isinstance(value, Parameter) and id(value) not in seen:
@@ -89,31 +89,35 @@ def _below(holder: Any, where: str, seen: set[int], deep: bool = True) -> Iterat
 
 
 class _Import(str):
-    """The name of a Python module, which itself can be neither copied nor pickled."""
+    """The name of a Python module: a name can be copied and pickled, the module itself cannot."""
 
 
 class Module:
-    """Parameters and other modules as attributes; call it to run `forward`.
+    """A module has parameters and other modules as attributes; calling it runs `forward`.
 
-    They may stand in lists, tuples and dicts, also nested ones, and are then called by place or
-    key, as in "blocks.0.weight" and "experts.a.weight". Neither `super().__init__()` nor a
-    ModuleList is needed.
+    The attributes may also be lists, tuples and dicts of them, nested or not. The index or the key
+    is then part of the name, as in "blocks.0.weight" and "experts.a.weight". Neither
+    `super().__init__()` nor a ModuleList is needed.
     """
 
     training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """TypeError for what is no Parameter where one was, or another leaf with a gradient."""
+        """Set an attribute.
+
+        TypeError if a Parameter would be replaced by something else, or if the value is a leaf that
+        requires a gradient and is not a Parameter.
+        """
         where, here = f"{type(self).__name__}.{name}", vars(self).get(name)
         if isinstance(here, Parameter) and value is not None and not isinstance(value, Parameter):
             raise TypeError(f"{where} is a Parameter and cannot be replaced by a "
-                            f"{type(value).__name__}; type .{name} = mg.nn.Parameter(value), or "
+                            f"{type(value).__name__}; use .{name} = mg.nn.Parameter(value), or "
                             f".{name}.assign(value) to change its value")
         _missed(where, value)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made from. Python modules, such as minigrad.fused, go by their names."""
+        """The attributes for a copy; a Python module, such as minigrad.fused, becomes its name."""
         return {k: _Import(v.__name__) if isinstance(v, ModuleType) else v
                 for k, v in vars(self).items()}
 
@@ -133,7 +137,7 @@ class Module:
                                 [*vars(self), *dir(type(self))])
 
     def __repr__(self) -> str:
-        """Its settings and the sizes of its own parameters; each module in it has its own line."""
+        """The settings and the sizes of the parameters; each submodule has a line of its own."""
         inner = [f"  ({name}): " + repr(module).replace("\n", "\n  ")
                  for name, module in self.named_children()]
         own = [f"{name}={p.dtype}{list(p.shape)}" for name, p in vars(self).items()
@@ -154,14 +158,14 @@ class Module:
             raise
 
     def locate(self, error: MinigradError) -> None:
-        """On its way out an error learns the name, as seen from here, of the module it is from."""
+        """Set `error.where` to the name that the module which raised the error has in this one."""
         error.modules.append(self)
         inner = error.modules[0]
         names = (name for name, module in self.named_modules() if module is inner and name)
         error.where = next(names, error.where)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The direct submodules, each once, with their names; name.0, name.1, … in a list."""
+        """The direct submodules, each once, with their names: name.0, name.1, … for a list."""
         me = type(self).__name__
         for name, value in _below(self, me, {id(self)}, deep=False):
             if isinstance(value, Module):
@@ -172,7 +176,7 @@ class Module:
         return (module for _, module in self.named_children())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each once, with their names."""
+        """This module and all modules inside it, each once, with their names."""
         yield prefix, self
         me = type(self).__name__
         for name, value in _below(self, me, {id(self)}):
@@ -181,14 +185,15 @@ class Module:
                 yield f"{prefix}.{inner}" if prefix else inner, value
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it, each once."""
+        """This module and all modules inside it, each once."""
         return (module for _, module in self.named_modules())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter once, also when it is used in several places, under its first name.
+        """Every parameter once, under its first name, even when it is used several times.
 
-        The order is PyTorch's. ValueError where two would have one name; TypeError for a set of
-        parameters or modules, and for a leaf that requires a gradient and is no Parameter.
+        The order is PyTorch's. ValueError if two parameters would have the same name. TypeError for
+        a set of parameters or modules, and for a leaf that requires a gradient and is not a
+        Parameter.
         """
         me = type(self).__name__
         found, names = set[int](), set[str]()
@@ -208,22 +213,22 @@ class Module:
         return (p for _, p in self.named_parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameters' arrays by name, a tied one once.
+        """The parameters' arrays by name; a tied parameter is listed once.
 
-        They share memory with the module, so that a step of an optimiser changes them too.
+        The arrays share memory with the module, so a step of an optimiser changes them too.
         """
         return {name: p.array for name, p in self.named_parameters()}
 
     @hints.instead
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Copy arrays or Tensors into the parameters, cast to their dtypes, as in PyTorch.
+        """Copy arrays or Tensors into the parameters, cast to the parameters' dtypes (PyTorch's).
 
-        ShapeError names what is missing, unexpected or of another shape, TypeError what is no
-        array; then nothing was changed.
+        ShapeError names the arrays that are missing, unexpected or of another shape; TypeError
+        names a value that is not an array. After an error no parameter has changed.
         """
         if not isinstance(arrays, Mapping):
-            raise TypeError(f"load_state_dict: a {type(arrays).__name__} is given; a dict of "
-                            "arrays by name is needed")
+            raise TypeError(f"load_state_dict: the argument is a {type(arrays).__name__}; a dict "
+                            "from names to arrays is needed")
         own = dict(self.named_parameters())
         missing, unexpected = own.keys() - arrays.keys(), arrays.keys() - own.keys()
         if missing or unexpected:
@@ -236,7 +241,7 @@ class Module:
                                 f"an array or a Tensor is needed")
             if tuple(value.shape) != p.shape:
                 raise ShapeError(f"load_state_dict: {name} is {list(value.shape)} but the "
-                                 f"parameter {list(p.shape)}")
+                                 f"parameter is {list(p.shape)}")
         for name, p in own.items():                     # in the memory that state_dict() shares
             backend.of(p.array).at(p.array)
             p.array[...] = tensor(arrays[name], dtype=p.dtype, device=p.device).array
@@ -249,7 +254,7 @@ class Module:
         return self
 
     def train(self: M, mode: bool = True) -> M:
-        """Training mode (dropout drops) or not, for this module and all below it."""
+        """Switch training mode, in which dropout is active, on or off; for all submodules too."""
         if not isinstance(mode, bool):
             raise TypeError(f"train: mode is {mode!r}; it must be True or False")
         for module in self.modules():
@@ -257,17 +262,17 @@ class Module:
         return self
 
     def eval(self: M) -> M:
-        """Evaluation mode, for this module and all below it: dropout passes everything on."""
+        """Switch training mode off, for all submodules too: dropout then changes nothing."""
         return self.train(False)
 
     def to(self, device: str) -> Module:
         """Move every parameter, and its gradient, to a device, "numpy" or "cupy:N".
 
-        DTypeError for a dtype, which parameters keep.
+        DTypeError for a dtype: the dtype of a parameter cannot be changed.
         """
         if backend.is_dtype(device):
-            raise DTypeError(f"to: {device} is a dtype, and parameters keep theirs; choose it when "
-                             "the module is made")
+            raise DTypeError(f"to: {device} is a dtype, and the dtype of a parameter cannot be "
+                             "changed; choose it when the module is made")
         for p in self.parameters():
             g = p.grad
             p.assign(tensor(p, device=device))
@@ -276,14 +281,14 @@ class Module:
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all parameters; with set_to_none=False make them zero instead."""
+        """Drop the gradients of all parameters; with set_to_none=False make them zero instead."""
         forget(self.parameters(), set_to_none)
 
 
 class Linear(Module):
     """y = x Wᵀ + b with W [out_features, in_features].
 
-    Both W and b are uniform in ±1/√in_features at first, as in PyTorch.
+    The initial values of W and b are uniform in ±1/√in_features, as in PyTorch.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
@@ -301,7 +306,7 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table: ids [...] -> [..., embedding_dim].
 
-    They are standard normal at first, as in PyTorch.
+    The initial values are standard normal, as in PyTorch.
     """
 
     @hints.instead
@@ -316,7 +321,7 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Layer normalisation over the last axis, with weight 1 and bias 0 at first."""
+    """Layer normalisation over the last axis; the initial weight is 1, the initial bias 0."""
 
     @hints.instead
     def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: str = "float32",
@@ -331,9 +336,9 @@ class LayerNorm(Module):
 
 
 class Dropout(Module):
-    """In training mode zeroes elements with probability p and divides the rest by 1 − p.
+    """Dropout: in training mode an element is set to zero with probability p.
 
-    It draws from the default stream.
+    The other elements are divided by 1 − p. The random numbers come from the default stream.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -346,7 +351,7 @@ class Dropout(Module):
 
 
 class GELU(Module):
-    """GELU; approximate "none" (exact, PyTorch's default) or "tanh" (GPT-2's)."""
+    """GELU; approximate is "none" (exact, PyTorch's default) or "tanh" (GPT-2's)."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate
@@ -370,9 +375,9 @@ class Tanh(Module):
 
 
 class Sequential(Module):
-    """Modules one after the other; their parameters are called 0.weight, 1.weight, …
+    """Modules that are run one after the other; their parameters are called 0.weight, 1.weight, …
 
-    TypeError for what is no Module.
+    TypeError for an argument that is not a Module.
     """
 
     def __init__(self, *modules: Module) -> None:
@@ -381,7 +386,7 @@ class Sequential(Module):
                 what = f"a {type(module).__name__}"
                 if isinstance(module, type):
                     what = f"the class {module.__name__}"
-                raise TypeError(f"Sequential: argument {i} is {what} and no Module; give Modules "
+                raise TypeError(f"Sequential: argument {i} is {what}, not a Module; pass Modules "
                                 "one by one, as in Sequential(Linear(2, 3), ReLU()) or "
                                 "Sequential(*modules)")
             setattr(self, str(i), module)
@@ -402,7 +407,7 @@ class Sequential(Module):
 
 
 class ModuleList(Sequential):
-    """A list of modules, as PyTorch has it; a plain list does as well."""
+    """A list of modules, as in PyTorch; a plain list works as well."""
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__(*modules)

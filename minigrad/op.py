@@ -1,19 +1,20 @@
-"""How an op is declared: a kernel, one rule per argument, and what is saved for backward.
+"""Decorators that declare an op: a kernel, one rule per argument, and what is saved for backward.
 
-What an op is: `engine.op`.
+`engine.op` explains what an op is.
 
     @elementwise(a=lambda g, b: g * b, b=lambda g, a: g * a)
     def mul(xp, a, b): return a * b
 
-A rule's signature is the list of residuals. It receives the cotangent `g` and then, by name, any of
-the op's arguments, `out`, the shape of an argument (`a_shape`, which frees the data), the op's
-keyword-only settings, or extras that the kernel returned in `Saved`. Nothing else is kept. Rules
-are written with ops and operators, so the same text runs on bare arrays in an ordinary backward
-pass and on Tensors when the gradient itself is differentiated.
+A rule's signature is the list of residuals. Its first argument is the cotangent `g`; the others
+are, by name, any of the op's arguments, `out`, the shape of an argument (`a_shape`, for which no
+data is saved), the op's keyword-only settings, or extras that the kernel returned in `Saved`.
+Nothing else is saved for backward. Rules are written with ops and operators, so the same text runs
+on bare arrays in an ordinary backward pass and on Tensors when the gradient itself is
+differentiated.
 
-A backend may have a faster kernel for an op, a faster rule, or one that adds to a gradient that is
-there already (`Backend.kernels`). It returns NotImplemented in a case that it is not for, and the
-op's own text is run.
+A backend may have a faster kernel for an op, a faster rule, or a rule that adds to the gradient
+summed so far (`Backend.kernels`). Such a kernel returns NotImplemented in a case that it does not
+support; then the op's own text runs.
 """
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
     class Called(FastOp, Generic[P]):
-        """What mypy knows of an op: called as its kernel is, without xp, it returns a Tensor."""
+        """The type of an op for mypy: its kernel's signature without xp, and a Tensor as result."""
 
         def __call__(self, *args: P.args, **settings: P.kwargs) -> Tensor: ...
 
@@ -46,9 +47,9 @@ Constant = Any                          # annotates an argument without a gradie
 
 
 def _register(made: Op) -> Any:
-    """Known by its name.
+    """Put the op into the registry under its name.
 
-    One of the same module is replaced: a cell of a notebook is run again, a module reloaded.
+    It may replace an op of the same module, for example when a notebook's cell is run again.
     """
     there = REGISTRY.get(made.name)
     if there is not None and there.__module__ != made.__module__:
@@ -83,10 +84,11 @@ def fused(
     definition: Callable[..., Any], joint: Callable[..., Any] | None = None, *,
     check: Callable[..., None] | None = None, widens: bool = False, **rules: Callable[..., Any],
 ) -> Callable[[Callable[Concatenate[Any, P], Any]], Called[P]]:
-    """Declare a kernel with hand-derived rules that promises to equal its definition by parts.
+    """Declare a kernel with hand-derived rules that computes the same as its unfused definition.
 
-    definition: computes the same from other ops. check: raises on arguments that do not fit; it is
-    called with them before whichever kernel is run. widens: floats of 16 bits give float32.
+    definition: computes the same from other ops. check: is called with the arguments before any
+    kernel; it raises an error if they do not fit. widens: for floats of 16 bits the result is
+    float32.
     """
     return lambda kernel: _register(FastOp(kernel, rules, definition=definition, joint=joint,
                                            check=check, widens=widens))

@@ -22,38 +22,39 @@ Group = dict[str, Any]
 
 
 def number(where: str, value: Any, below: float = math.inf) -> float:
-    """A setting as a Python number, whose type changes no array's.
+    """A setting as a Python number: an operation with it does not change an array's dtype.
 
-    TypeError for what is no number, ValueError for one below 0, from `below` on, or NaN.
+    TypeError for a value that is not a number; ValueError for NaN, a number below 0, or one that is
+    not below `below`.
     """
     if not isinstance(value, Real):
         raise TypeError(f"{where} is {value!r}, a {type(value).__name__}; a number is needed")
     if not 0.0 <= float(value) < below:
         top = f" and below {below:g}" if below < math.inf else ""
-        raise ValueError(f"{where} must be a finite number from 0 on{top}, not {value}")
+        raise ValueError(f"{where} must be a finite number, at least 0{top}, not {value}")
     return float(value)
 
 
-_HINT = "give a list of Tensors, such as list(model.parameters())"
+_HINT = "pass a list of Tensors, such as list(model.parameters())"
 
 
 def listed(where: str, params: Any) -> list[Any]:
-    """What is given as parameters, as a list.
+    """The argument `params` as a list.
 
-    TypeError for what is no collection in order, GraphError for a generator that has been read.
+    TypeError if it is not an ordered collection; GraphError for a generator that was used up.
     """
     kind = type(params).__name__
     refused = (Tensor, Module, str, dict, set, frozenset)
     if isinstance(params, refused) or not isinstance(params, Iterable):
-        raise TypeError(f"{where}: the parameters are given as a {kind}; {_HINT}")
+        raise TypeError(f"{where}: the parameters are a {kind}; {_HINT}")
     found = list(params)
     if not found and iter(params) is params:
-        raise GraphError(f"{where}: nothing is left in the {kind}, which can be read once; {_HINT}")
+        raise GraphError(f"{where}: the {kind} is empty; it can be read only once; {_HINT}")
     return found
 
 
 def tensors(where: str, params: Any) -> list[Tensor]:
-    """The Tensors of a list or generator, or of pairs such as `model.named_parameters()` gives.
+    """The Tensors of a list or generator of Tensors, or of pairs as in `model.named_parameters()`.
 
     TypeError for anything else.
     """
@@ -66,20 +67,20 @@ def tensors(where: str, params: Any) -> list[Tensor]:
 
 
 class Optimizer:
-    """Parameters in groups, each with settings of its own over the defaults.
+    """Parameters in groups; the settings of a group override the defaults.
 
     params: Tensors, or pairs of a name and a Tensor, or groups: dicts with "params" and settings.
-    `param_groups` may be changed between steps; `state` is what is kept of each parameter.
-    TypeError for what is no parameter or no setting, ValueError for a setting out of its range.
-    GraphError for no parameters, one given twice, a result instead of a leaf, and a Tensor that
-    requires no gradient; a frozen Parameter is taken.
+    `param_groups` may be changed between steps; `state` holds each parameter's moments and step.
+    TypeError for something that is not a parameter or not a setting; ValueError for a setting out
+    of its range. GraphError if there are no parameters, if one is passed twice, if one is a result
+    and not a leaf, or if a Tensor requires no gradient. A frozen Parameter is accepted.
     """
 
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         self.defaults = defaults
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
-        self.steps = 0                                  # that were taken
+        self.steps = 0                                  # the number of steps so far
         given = listed(type(self).__name__, params)
         groups = given if any(isinstance(g, dict) for g in given) else [{"params": given}]
         for group in groups:
@@ -88,7 +89,7 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}: there are no parameters to optimise")
 
     def add_param_group(self, group: Group) -> None:
-        """One more group, checked as the first ones are."""
+        """Add a group, with the same checks as for the first groups."""
         me = type(self).__name__
         if not isinstance(group, dict) or "params" not in group:
             what = f"a {type(group).__name__}"
@@ -97,27 +98,27 @@ class Optimizer:
                             f"{{\"params\": model.parameters(), \"lr\": 0.1}}, not {what}")
         if unknown := group.keys() - self.defaults.keys() - {"params"}:
             raise TypeError(f"{me}: a group has no setting {min(map(str, unknown))}; "
-                            f"there are {', '.join(self.defaults)}")
+                            f"the settings are {', '.join(self.defaults)}")
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else tensors(me, params)
         known = {id(p) for p in self._parameters()}
         for i, p in enumerate(params):
             if not p.is_leaf:
-                raise GraphError(f"{me}: parameter {i}, {p.node!r}, is a result and no leaf, so "
-                                 "that changing it has no effect; give the leaves it was computed "
+                raise GraphError(f"{me}: parameter {i}, {p.node!r}, is a result, not a leaf, and "
+                                 "changing it has no effect; pass the leaves that it was computed "
                                  "from")
             if not p.requires_grad and not isinstance(p, Parameter):
                 raise GraphError(f"{me}: parameter {i}, {p.dtype}{list(p.shape)}, requires no "
                                  "gradient and would never change; call requires_grad_() first")
             if id(p) in known:
-                raise GraphError(f"{me}: a parameter is given twice")
+                raise GraphError(f"{me}: parameter {i} of the group was passed twice")
             known.add(id(p))
         made = {**self.defaults, **group, "params": params}
         self.check(made)
         self.param_groups.append(made)
 
     def check(self, group: Group) -> None:
-        """Refuse settings out of their ranges, and make Python numbers of NumPy's."""
+        """Raise an error for a setting out of its range; convert NumPy's numbers to Python's."""
         me = type(self).__name__
         for name in ("lr", "momentum", "eps", "weight_decay"):
             if name in group:
@@ -125,20 +126,20 @@ class Optimizer:
         if "betas" in group:
             betas = group["betas"]
             if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-                raise TypeError(f"{me}: betas are {betas!r}; give two numbers, such as "
+                raise TypeError(f"{me}: betas is {betas!r}; pass two numbers, such as "
                                 "(0.9, 0.999)")
             group["betas"] = tuple(number(f"{me}: betas[{i}]", b, below=1.0)
                                    for i, b in enumerate(betas))
 
     def _parameters(self) -> list[Tensor]:
-        """Those of all groups, in order."""
+        """The parameters of all groups, in order."""
         return [p for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, as PyTorch has it.
+        """The optimiser's state and settings, in PyTorch's format.
 
-        `state` is by each parameter's number; the groups have these numbers and their settings.
-        Moments are the optimiser's own arrays, and change with its steps.
+        The keys of `state` are the parameters' numbers; a group has these numbers and its settings.
+        The moments are the optimiser's own arrays, so its steps change them.
         """
         at = {p: i for i, p in enumerate(self._parameters())}
         state = {at[p]: dict(kept) for p, kept in self.state.items()}
@@ -147,17 +148,17 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, whose arrays are copied.
+        """Continue from a `state_dict`; its arrays are copied.
 
-        ValueError where its groups are of other sizes or a setting is out of range; then nothing is
+        ValueError if its groups have other sizes or a setting is out of range; then nothing is
         changed.
         """
         me, groups = type(self).__name__, kept["param_groups"]
         sizes = [len(group["params"]) for group in self.param_groups]
         given = [len(group["params"]) for group in groups]
         if sizes != given:
-            raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, and this "
-                             f"optimiser's {sizes}")
+            raise ValueError(f"{me}.load_state_dict: the groups have {given} parameters, but the "
+                             f"groups of this optimiser have {sizes}")
         places = [i for group in groups for i in group["params"]]
         made = {}
         for p, i in zip(self._parameters(), places):
@@ -186,14 +187,15 @@ class Optimizer:
         return f"{type(self).__name__}({inside})"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients; with set_to_none=False make them zero instead."""
+        """Drop the gradients; with set_to_none=False make them zero instead."""
         for group in self.param_groups:
             forget(group["params"], set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Change every parameter that has a gradient, in place.
 
-        closure: called first, with gradients recorded; what it returns, the loss, is returned.
+        closure: a function that computes and returns the loss; it is called first, with recording
+        on, and `step` returns the loss.
         """
         loss = None
         if closure is not None:
@@ -203,7 +205,7 @@ class Optimizer:
         with backend.explaining(f"{type(self).__name__}.step"):
             for group in self.param_groups:
                 self.check(group)                       # a schedule may have changed it
-                alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}  # are changed together
+                alike: dict[Any, list[tuple[Tensor, Any, Group]]] = {}  # updated in one call
                 for p in group["params"]:
                     if p.grad is not None:
                         state = self.state.setdefault(p, {"step": 0})
@@ -227,7 +229,7 @@ class Optimizer:
                group: Group) -> None:
         """Change the arrays ps in place, from their gradients gs.
 
-        All are of one device and dtype, and take the step states[0]["step"].
+        All are on one device and have one dtype; states[0]["step"] is the number of this step.
         """
         raise NotImplementedError
 
@@ -261,7 +263,7 @@ class SGD(Optimizer):
 def adamw_update(xp: Any, ps: Sequence[Any], gs: Sequence[Any], ms: Sequence[Any],
                  vs: Sequence[Any], *, lr: float, beta1: float, beta2: float, eps: float,
                  weight_decay: float, correct1: float, correct2: float) -> None:
-    """One AdamW step on arrays and their gradients and moments, in place   (adamw.1–4).
+    """One AdamW step, which changes arrays and their moments in place   (adamw.1–4).
 
     m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← (1 − lr·λ)p − (lr/(1−β₁ᵗ))·m/(√(v/(1−β₂ᵗ)) + ε),
     with correct = 1 − βᵗ (Loshchilov, Hutter 2019).
@@ -277,7 +279,7 @@ def adamw_update(xp: Any, ps: Sequence[Any], gs: Sequence[Any], ms: Sequence[Any
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba 2015); weight_decay is added to the gradient   (adamw.5), as in PyTorch."""
+    """Adam (Kingma, Ba 2015); weight decay is part of the gradient   (adamw.5), as in PyTorch."""
 
     decoupled = False
 
@@ -303,7 +305,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with the weight decay taken off the parameter itself (Loshchilov, Hutter 2019)."""
+    """Adam with decoupled weight decay: the parameter itself decays (Loshchilov, Hutter 2019)."""
 
     decoupled = True
 
@@ -316,7 +318,7 @@ class AdamW(Adam):
 def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[Group]:
     """Two groups: matrices and tables decay, biases and the parameters of LayerNorm do not.
 
-    Whatever has fewer than two axes does not.
+    A parameter decays if it has at least two axes.
     """
     everything = tensors("decay_groups", parameters)
     return [{"params": [p for p in everything if p.ndim >= 2], "weight_decay": weight_decay},
@@ -330,9 +332,9 @@ def sums_of_squares(xp: Any, arrays: Sequence[Any]) -> Any:
 
 
 def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
-    """Each of the arrays times the factor, in place."""
+    """Multiply each of the arrays by the factor, in place."""
     for g in arrays:
-        if half(g.dtype):                               # which may have no such number
+        if half(g.dtype):                               # 16 bits may not hold the factor
             g[...] = narrowed(widened(g) * factor, g.dtype)
         else:
             g *= factor
@@ -340,20 +342,20 @@ def scale(xp: Any, arrays: Sequence[Any], factor: float) -> None:
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_type: float = 2.0,
                     error_if_nonfinite: bool = False) -> float:
-    """Scale all gradients so that their norm together is at most max_norm   (clip.1–2).
+    """Scale all gradients so that their common norm is at most max_norm   (clip.1–2).
 
-    Returns the norm before. Where a gradient is infinite or NaN the norm is too, and scaling leaves
-    0 and NaN, as in PyTorch; with error_if_nonfinite=True that is a GraphError. On a GPU the host
-    waits once, for the norm; twice more where its square overflows, and it is computed with the
-    largest number taken out   (clip.3). ValueError for a max_norm below 0 or NaN, and for another
-    norm than the 2-norm.
+    Returns the norm before scaling. If a gradient is infinite or NaN, so is the norm, and scaled
+    gradients are 0 or NaN, as in PyTorch; with error_if_nonfinite=True that is a GraphError. On a
+    GPU the host waits once, for the norm. If the norm's square overflows, the gradients are divided
+    by the largest number first   (clip.3), and the host waits twice more. ValueError if max_norm is
+    below 0 or NaN, and for any norm other than the 2-norm.
     """
     me = "clip_grad_norm_"
     if not isinstance(max_norm, Real):
         raise TypeError(f"{me}: max_norm is {max_norm!r}, a {type(max_norm).__name__}; a number is "
                         "needed")
     if not float(max_norm) >= 0.0:
-        raise ValueError(f"{me}: max_norm must be a number from 0 on, not {max_norm}")
+        raise ValueError(f"{me}: max_norm must be a number, at least 0, not {max_norm}")
     if norm_type != 2.0:
         raise ValueError(f"{me}: norm_type {norm_type!r} is not supported; leave it out for the "
                          "2-norm")
@@ -366,7 +368,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
 
     def norm_of(arrays: Sequence[Any]) -> float:
         squares = xp.host(xp.run("sums_of_squares", sums_of_squares, arrays)).tolist()
-        return math.hypot(*map(math.sqrt, squares))     # their sum may overflow where none does
+        return math.hypot(*map(math.sqrt, squares))     # the sum of the squares may overflow
 
     with xp.errstate(over="ignore", invalid="ignore"):
         norm = norm_of(grads)
@@ -376,9 +378,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
         norm = top * norm_of([g.reshape(-1) / top for g in grads]) if top < math.inf else top
     if error_if_nonfinite and not math.isfinite(norm):
         raise GraphError(f"{me}: the norm of the gradients is {norm}; "
-                         "minigrad.debug.detect_anomaly() names the op that made it so")
+                         "minigrad.debug.detect_anomaly() names the op that produced it")
     if not norm <= max_norm:
-        with xp.errstate(invalid="ignore"):             # infinite numbers times 0
+        with xp.errstate(invalid="ignore"):             # infinity times 0 is NaN
             xp.run("scale", scale, grads, float(max_norm) / (norm + 1e-6))
     return norm
 
@@ -386,18 +388,18 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Any], max_norm: float, norm_ty
 class GradScaler:
     """Loss scaling for float16 (Micikevicius et al. 2018), under PyTorch's name.
 
-    Gradients below float16's least number are lifted above it   (scaler.1–3), and a scale that
-    makes them overflow is halved   (scaler.4).
+    The factor lifts gradients above float16's smallest number   (scaler.1–3). A factor with which
+    they overflow is halved   (scaler.4).
 
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norm = clip_grad_norm_(parameters, 1.0)         # infinite or NaN where they overflowed
-        scaler.step(optimizer, norm)                    # then nothing is changed
-        scaler.update()                                 # and the scale is halved
+        norm = clip_grad_norm_(parameters, 1.0)         # infinite or NaN after an overflow
+        scaler.step(optimizer, norm)                    # after an overflow it changes nothing
+        scaler.update()                                 # after an overflow it halves the factor
 
-    init_scale: the first factor. growth_interval: after so many steps without an overflow it is
-    doubled. enabled=False: every method but step does nothing, and step always steps. All of it is
-    decided on the host, by a number that is there already.
+    init_scale: the first factor. growth_interval: the number of steps without an overflow after
+    which the factor is doubled. enabled=False: every method except step does nothing, and step
+    always steps. The norm is already on the host, so these decisions wait for no GPU.
     """
 
     def __init__(self, init_scale: float = 65536.0, *, growth_factor: float = 2.0,
@@ -407,25 +409,25 @@ class GradScaler:
         self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
         self.growth_interval = growth_interval
         self.good = 0                                   # steps since the factor last changed
-        self.applied: float | None = None               # what the last loss was scaled by
-        self.unscaled: list[Optimizer] = []             # since their last step
-        self.overflowed = False                         # in a step since the last update
+        self.applied: float | None = None               # the factor of the last loss
+        self.unscaled: list[Optimizer] = []             # optimisers unscaled since their last step
+        self.overflowed = False                         # a step since the last update overflowed
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the factor, and so every gradient on the way back   (scaler.1)."""
+        """The loss times the factor, which scales every gradient as well   (scaler.1)."""
         self.applied = self.factor
         return loss * self.factor if self.enabled else loss
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of the optimiser's parameters by the factor, in place   (scaler.2).
 
-        GraphError for a second time before its next step.
+        GraphError for a second call before the optimiser's next step.
         """
         if not self.enabled:
             return
         if optimizer in self.unscaled:
-            raise GraphError("GradScaler.unscale_: the gradients of this optimiser have been "
-                             "unscaled since its last step; call it once a step")
+            raise GraphError("GradScaler.unscale_: the gradients of this optimiser are already "
+                             "unscaled; call unscale_ once before each step")
         self.unscaled.append(optimizer)
         grads = [p.grad.array for p in optimizer._parameters() if p.grad is not None]
         if grads:
@@ -434,10 +436,10 @@ class GradScaler:
             xp.run("scale", scale, grads, 1.0 / (self.applied or self.factor))
 
     def step(self, optimizer: Optimizer, norm: float | None = None) -> bool:
-        """Let the optimiser step if its gradients are finite   (scaler.4). Returns whether it did.
+        """Step the optimiser if its gradients are finite; return whether it stepped   (scaler.4).
 
-        norm: theirs, where it is known; else it is computed. Gradients that were not unscaled since
-        the last step are unscaled first.
+        norm: the norm of the gradients, if it is known; otherwise it is computed. Gradients that
+        were not unscaled since the last step are unscaled first.
         """
         if norm is None and self.enabled:
             norm = clip_grad_norm_(optimizer._parameters(), math.inf)
@@ -453,7 +455,7 @@ class GradScaler:
     def update(self) -> None:
         """Set the factor of the next loss   (scaler.4).
 
-        It depends on whether a step was left out since the last update.
+        The factor is smaller if a step was skipped since the last update.
         """
         if not self.enabled:
             return
@@ -469,8 +471,8 @@ def warmup_cosine(step: int, *, max_lr: float, min_lr: float, warmup_steps: int,
                   total_steps: int) -> float:
     """The learning rate of a step: linear up to max_lr, then half a cosine down to min_lr.
 
-    It reaches max_lr over warmup_steps (schedule.1) and min_lr at total_steps (schedule.2), and is
-    min_lr after.
+    It rises for warmup_steps (schedule.1), reaches min_lr at total_steps (schedule.2), and stays
+    there.
     """
     if step < warmup_steps:
         return max_lr * (step + 1) / (warmup_steps + 1)

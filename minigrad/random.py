@@ -1,6 +1,6 @@
 """A counter-based generator: the same bits for the same key on every backend.
 
-It has no state but what the caller keeps.
+It has no state: the caller stores the keys.
 
 A key is an int of 64 bits. Element i of the stream of a key is mix(key + (i + 1)·γ) with the
 finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
@@ -45,19 +45,20 @@ def key(seed: int) -> int:
 
 
 def fold_in(key: int, number: int) -> int:
-    """A key of its own for each number: for layers, steps, workers."""
+    """A new key for each number, for example for layers, steps or workers."""
     return _mix(_key(key) ^ _mix(((index(number, "fold_in: number") + 1) * GAMMA) & MASK))
 
 
 def split(key: int, n: int = 2) -> tuple[int, ...]:
-    """n keys with streams of their own."""
+    """n keys with different streams."""
     return tuple(fold_in(key, i) for i in range(index(n, "split: n")))
 
 
 def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, Any], Any]) -> Tensor:
     """An array of draw(xp, bits).
 
-    It is made in blocks that stay in the cache, for float64 on the way needs much memory.
+    It is computed in blocks that stay in the cache, because the intermediate float64 needs much
+    memory.
     """
     key, given = _key(key), whole(shape, "the shape of random numbers")
     sizes = (given,) if isinstance(given, int) else given
@@ -72,7 +73,7 @@ def _fill(key: int, shape: Any, dtype: str, device: str, draw: Callable[[Any, An
 
 def uniform(key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0,
             dtype: str = "float32", device: str = "numpy") -> Tensor:
-    """Numbers uniform in [low, high), made from 53 bits in float64 and then rounded to dtype."""
+    """Uniform numbers in [low, high), computed from 53 bits in float64 and rounded to dtype."""
     if not low <= high:
         raise ShapeError(f"uniform: low {low} is above high {high}")
 
@@ -84,9 +85,9 @@ def uniform(key: int, shape: Any = (), *, low: float = 0.0, high: float = 1.0,
 
 def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32",
            device: str = "numpy") -> Tensor:
-    """Normal numbers of mean 0, made in float64 and then rounded to dtype.
+    """Normal numbers with mean 0, computed in float64 and then rounded to dtype.
 
-    They are Box and Muller's (1958): √(−2 ln u) cos 2πv.
+    The formula is Box and Muller's (1958): √(−2 ln u) cos 2πv.
     """
 
     def draw(xp: Any, z: Any) -> Any:
@@ -98,7 +99,7 @@ def normal(key: int, shape: Any = (), *, std: float = 1.0, dtype: str = "float32
 
 
 def randint(key: int, shape: Any, low: int, high: int, *, device: str = "numpy") -> Tensor:
-    """Integers (int64) uniform in low … high − 1. ShapeError where there are none."""
+    """Uniform integers (int64) in low … high − 1. ShapeError if there is no such integer."""
     low, high = index(low, "randint: low"), index(high, "randint: high")
     if low >= high:
         raise ShapeError(f"randint: no integer lies in {low} … {high} − 1; high must be above low")
@@ -115,7 +116,7 @@ def permutation(key: int, n: int) -> Any:
 class _Stream(threading.local):
     """The default stream of this thread, for modules such as Dropout.
 
-    It is a key, and how many keys it has given.
+    It consists of a key and of the number of keys that it has returned.
     """
 
     key, count = key(0), 0
@@ -125,7 +126,7 @@ _stream = _Stream()
 
 
 def manual_seed(seed: int) -> None:
-    """Start this thread's default stream anew."""
+    """Start this thread's default stream again, from this seed."""
     _stream.key, _stream.count = key(seed), 0
 
 
@@ -136,18 +137,18 @@ def next_key() -> int:
 
 
 def get_state() -> tuple[int, int]:
-    """All there is to know of the default stream."""
+    """The state of the default stream, for `set_state`."""
     return _stream.key, _stream.count
 
 
 def set_state(state: tuple[int, int]) -> None:
-    """Go on from a state that `get_state` returned."""
+    """Continue from a state that `get_state` returned."""
     _stream.key, _stream.count = int(state[0]), int(state[1])
 
 
 @contextlib.contextmanager
 def replaying(state: tuple[int, int]) -> Iterator[None]:
-    """Inside the block the default stream starts from `state`; afterwards it is where it was."""
+    """Inside the block the default stream starts from `state`; after it the old state returns."""
     was = get_state()
     set_state(state)
     try:

@@ -1,9 +1,9 @@
-"""Functions of functions, with JAX's names and meaning.
+"""Functions of functions, which have JAX's names and meaning.
 
 They are grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian and checkpoint. Arguments are
-Tensors, arrays or numbers; results are Tensors. Nesting is decided by the context: inside a
-function that is being differentiated every result is differentiable, also in what the function
-captured.
+Tensors, arrays or numbers; results are Tensors. Inside a function that is being differentiated
+every result is differentiable, also with respect to values that the function captured; so calls can
+be nested.
 """
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def _zeros(like: Tensor) -> Tensor:
 @instead
 def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any = None, *,
               create_graph: bool = False, retain_graph: bool = False) -> tuple[Tensor, ...]:
-    """The gradients of `output` with respect to `inputs`, leaves or results; no `.grad` is touched.
+    """The gradients of `output` with respect to `inputs`, leaves or results; no `.grad` changes.
 
-    This is torch.autograd.grad. inputs: one Tensor, or some; the result is a tuple in either case.
-    cotangent: of output's shape; may be left out for a scalar. Zeros for inputs that output does
-    not depend on. GraphError when output or an input requires no gradient, or when there are no
-    inputs; TypeError for what is no Tensor.
+    This is torch.autograd.grad. inputs: one Tensor or several; the result is a tuple in either
+    case, with zeros for inputs that output does not depend on. cotangent: has output's shape; may
+    be left out for a scalar. GraphError if output or an input requires no gradient, or if there are
+    no inputs; TypeError for an argument that is not a Tensor.
     """
     if not isinstance(output, Tensor):
         raise TypeError(f"gradients: output is a {type(output).__name__}; one Tensor is needed")
     if not isinstance(inputs, (Tensor, Iterable)):
-        raise TypeError(f"gradients: inputs are a {type(inputs).__name__}; give one Tensor or a "
+        raise TypeError(f"gradients: inputs is a {type(inputs).__name__}; pass one Tensor or a "
                         "list, such as list(model.parameters())")
     wanted = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     for i, x in enumerate(wanted):
         if not isinstance(x, Tensor):
-            raise TypeError(f"gradients: inputs[{i}] is a {type(x).__name__}; give Tensors, such "
+            raise TypeError(f"gradients: inputs[{i}] is a {type(x).__name__}; pass Tensors, such "
                             "as list(model.parameters())")
         if x.node is None:
             raise GraphError(f"gradients: inputs[{i}] requires no gradient")
     if not wanted:
-        raise GraphError("gradients: there are no inputs; a generator can be read once: "
-                         "give list(model.parameters())")
+        raise GraphError("gradients: there are no inputs; a generator can be read only once: "
+                         "pass list(model.parameters())")
     if output.node is None:
         raise GraphError("gradients: nothing that output was computed from requires a gradient")
     return _gradients(output, wanted, cotangent, create_graph, retain_graph)
@@ -72,7 +72,7 @@ def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any 
 
 def _gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Any, create_graph: bool,
                retain_graph: bool) -> tuple[Tensor, ...]:
-    """The same of a function's output, which may be a constant."""
+    """`gradients` without its checks; the output may be a constant."""
     if output.node is None:
         return tuple(_zeros(x) for x in inputs)
     seed = output.seed(cotangent)
@@ -87,16 +87,16 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
     if x.node not in found:
         return _zeros(x)
     g, fresh = found[x.node]
-    found[x.node] = (g, False)                          # who asks for the same again gets a copy
+    found[x.node] = (g, False)                          # if x is in inputs twice: a copy next time
     return g if live else Tensor(g if fresh else backend.of(g).array(g))
 
 
 def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals.
 
-    The pullback may be called many times. A primal may be a tree of Tensors (`value_and_grad`), and
-    so is its cotangent then. has_aux: f returns (value, anything), and the result is (value,
-    pullback, anything).
+    The pullback may be called many times. If a primal is a tree of Tensors (`value_and_grad`), so
+    is its cotangent. has_aux: f returns (value, anything), and the result is (value, pullback,
+    anything).
     """
     leaves, rebuilt = _flat(primals, True)
     aux: list[Any] = []
@@ -110,7 +110,7 @@ def _of_leaves(f: Callable[..., Any], rebuilt: Callable[..., Any],
                aux: list[Any] | None = None) -> Callable[..., Tensor]:
     """f as a function of the leaves of its arguments.
 
-    aux: takes the second part of what f returns.
+    aux: a list that receives the second part of f's result.
     """
     def of_leaves(*leaves: Any) -> Tensor:
         made = f(*rebuilt(leaves))
@@ -130,7 +130,7 @@ def _vjp(f: Callable[..., Tensor],
     nested = state.recording and (state.depth > 0 or any(map(_has_node, primals)))
     roots = []
     with differentiating():
-        for x in map(_constant, primals):               # nodes of their own: two may be one Tensor
+        for x in map(_constant, primals):               # new nodes: one Tensor may be passed twice
             roots.append(Tensor(x.array).requires_grad_() if x.node is None else identity(x))
         y = f(*roots)
     if not isinstance(y, Tensor):
@@ -144,20 +144,20 @@ def _vjp(f: Callable[..., Tensor],
 
 
 def _check_function(name: str, f: Any) -> None:
-    """TypeError, on behalf of the transform `name`, for what cannot be called, such as a value."""
+    """Raise TypeError if f, the argument of the transform `name`, cannot be called."""
     if not callable(f):
         raise TypeError(f"{name} takes a function, not a {type(f).__name__}; for the gradient of a "
-                        "value that is there already call mg.gradients(value, inputs)")
+                        "value that is already computed call mg.gradients(value, inputs)")
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    """The arguments to differentiate by, as a tuple of ints.
+    """The numbers of the arguments with respect to which f is differentiated, as a tuple of ints.
 
-    ShapeError for a Tensor, which is what PyTorch takes in this place.
+    ShapeError for a Tensor: PyTorch's functions take the argument itself here.
     """
     if isinstance(argnums, Tensor):
         raise ShapeError("argnums must be an integer, or a tuple of integers, not a Tensor; the "
-                         "arguments come later: mg.grad(f)(x)")
+                         "arguments come in a second call: mg.grad(f)(x)")
     given = whole(argnums, "argnums")
     return (given,) if isinstance(given, int) else given
 
@@ -176,14 +176,14 @@ def _partial(f: Callable[..., Tensor], args: Sequence[Any],
 
 
 def _is_array(x: Any) -> bool:
-    """Whether a list or tuple is of numbers alone, also nested, and so one array."""
+    """Whether a list or tuple, nested or not, holds only numbers: it is one array then."""
     return isinstance(x, list | tuple) and all(isinstance(y, Real) or _is_array(y) for y in x)
 
 
 def _flat(tree: Any, arguments: bool = False) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
-    """The leaves of nested dicts, lists and tuples, and how such a tree is made of other leaves.
+    """The leaves of nested dicts, lists and tuples; and a function from leaves to such a tree.
 
-    arguments: the outermost tuple is no array, whatever is in it.
+    arguments: the outermost tuple is never an array, even if it holds only numbers.
     """
     if not arguments and (not isinstance(tree, dict | list | tuple) or _is_array(tree)):
         return [tree], lambda leaves: next(iter(leaves))
@@ -200,7 +200,7 @@ def _flat(tree: Any, arguments: bool = False) -> tuple[list[Any], Callable[[Iter
 
 
 def _detached(tree: Any) -> Any:
-    """The same with its Tensors as constants."""
+    """The same tree with its Tensors as constants."""
     leaves, rebuilt = _flat(tree)
     return rebuilt(x.detach() if isinstance(x, Tensor) else x for x in leaves)
 
@@ -209,9 +209,9 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
                    has_aux: bool = False) -> Callable[..., Any]:
     """x -> (f(x), ∇f(x)) for a scalar f; a tuple of gradients when argnums is a sequence.
 
-    An argument may be a dict, a list or a tuple of Tensors, also nested, and so is its gradient
-    then. Arguments by name are passed on. has_aux: f returns (value, anything), and so does the
-    result: ((f(x), anything), ∇f(x)). ShapeError if f is no scalar.
+    An argument may be a tree: a dict, a list or a tuple of Tensors, also nested. Its gradient is
+    then such a tree too. Keyword arguments are passed to f. has_aux: f returns (value, anything),
+    and the new function returns ((f(x), anything), ∇f(x)). ShapeError if f's value is not a scalar.
     """
     _check_function("grad", f)
     at, alone = _positions(argnums), isinstance(whole(argnums, "argnums"), int)
@@ -222,8 +222,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
         chosen = _partial(partial(f, **settings), args, at)
         y, pull = _vjp(_of_leaves(chosen, rebuilt, aux if has_aux else None), leaves)
         if y.shape != ():
-            raise ShapeError(f"grad needs a scalar function; this returned {y.dtype}"
-                             f"{list(y.shape)}: use vjp or jacobian, or sum()")
+            raise ShapeError(f"grad needs a function that returns a scalar; this one returned "
+                             f"{y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
         grads = rebuilt(pull(None, False))
         if has_aux and y.node is None:                  # and not being differentiated further
             aux = [_detached(x) for x in aux]
@@ -234,10 +234,10 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
 
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
          has_aux: bool = False) -> Callable[..., Any]:
-    """x -> ∇f(x) for a scalar f; grad(grad(f)) and so on.
+    """x -> ∇f(x) for a scalar f; it can be nested, as in grad(grad(f)).
 
-    Arguments are as `value_and_grad` has them. has_aux: f returns (value, anything), and the result
-    is (∇f(x), anything). ShapeError if f is no scalar.
+    The arguments are those of `value_and_grad`. has_aux: f returns (value, anything), and the new
+    function returns (∇f(x), anything). ShapeError if f's value is not a scalar.
     """
     both = value_and_grad(f, argnums, has_aux=has_aux)
 
@@ -249,17 +249,18 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
 
 
 def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Tensor]:
-    """The tangents as Tensors; a number takes the dtype of its primal.
+    """The tangents as Tensors; a number gets the dtype of its primal.
 
-    TypeError, ShapeError or DTypeError unless each is as its primal.
+    TypeError, ShapeError or DTypeError unless each has the shape and dtype of its primal.
     """
     for name, given in (("primals", primals), ("tangents", tangents)):
         if not isinstance(given, list | tuple):
-            raise TypeError(f"{what}: {name} must be a tuple or a list, one for each argument of "
-                            f"f, as in mg.{what}(f, (x,), (t,)), not a {type(given).__name__}")
+            raise TypeError(f"{what}: {name} must be a tuple or a list with one element for each "
+                            f"argument of f, as in mg.{what}(f, (x,), (t,)), not a "
+                            f"{type(given).__name__}")
     if len(primals) != len(tangents):
-        raise ShapeError(f"{what}: {len(primals)} primals and {len(tangents)} tangents; each "
-                         "primal has one")
+        raise ShapeError(f"{what}: there are {len(primals)} primals and {len(tangents)} tangents; "
+                         "each primal needs one tangent")
     primals, tangents = (_flat(tuple(given), True)[0] for given in (primals, tangents))
     if len(primals) != len(tangents):
         raise ShapeError(f"{what}: there are {len(primals)} Tensors among the primals, and "
@@ -272,14 +273,14 @@ def _like(what: str, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Te
         t = _constant(t)
         if t.shape != x.shape or t.dtype != x.dtype:
             kind = ShapeError if t.shape != x.shape else DTypeError
-            raise kind(f"{what}: tangents[{i}] is {t.dtype}{list(t.shape)}, but primals[{i}] "
+            raise kind(f"{what}: tangents[{i}] is {t.dtype}{list(t.shape)}, but primals[{i}] is "
                        f"{x.dtype}{list(x.shape)}")
         out.append(t)
     return out
 
 
 def _inner(some: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
-    """⟨some, others⟩: the sum of all products, of one Tensor after the other."""
+    """⟨some, others⟩: the sum of all products of elements, over all pairs of Tensors."""
     total: Any = None
     for a, b in zip(some, others):
         term = sum(a * b)
@@ -291,8 +292,9 @@ def jvp(f: Callable[..., Tensor], primals: Sequence[Any],
         tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """f(primals) and J·tangents, by transposing twice   (reverse.8).
 
-    u ↦ Jᵀu is linear, and its transpose is J. primals, tangents: tuples or lists of one for each
-    argument of f. ShapeError or DTypeError for a tangent that is not as its primal.
+    u ↦ Jᵀu is linear, and its transpose is J. primals, tangents: tuples or lists with one element
+    for each argument of f. ShapeError or DTypeError for a tangent whose shape or dtype differs from
+    its primal's.
     """
     directions = _like("jvp", primals, tangents)
     y, pull = vjp(f, *primals)
@@ -311,9 +313,9 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any],
         tangents: Sequence[Any]) -> tuple[Tensor, ...]:
     """H·tangents for a scalar f, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
 
-    H is f's Hessian in all primals together. primals, tangents: tuples or lists of one for each
-    argument of f, which may be trees (`value_and_grad`), as the result is then. ShapeError or
-    DTypeError for a tangent that is not as its primal.
+    H is f's Hessian with respect to all primals together. primals, tangents: tuples or lists with
+    one element for each argument of f; if these are trees (`value_and_grad`), so is the result.
+    ShapeError or DTypeError for a tangent whose shape or dtype differs from its primal's.
     """
     fixed = _like("hvp", primals, tangents)
     leaves, rebuilt = _flat(tuple(primals), True)
@@ -328,7 +330,7 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any],
 def jacobian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
     """x -> ∂f/∂x of shape (*f(x).shape, *x.shape), by reverse mode   (reverse.10).
 
-    It is made of one row Jᵀeᵢ after the other.
+    Row i of the Jacobian is Jᵀeᵢ, so each element of f(x) costs one backward pass.
     """
     _check_function("jacobian", f)
     (argnums,) = _positions(argnums)
@@ -357,9 +359,9 @@ def hessian(f: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]
 
 
 class Checkpoint:
-    """A function as one node, which keeps its inputs alone   (reverse.7).
+    """A function as one node, which saves only its inputs for backward   (reverse.7).
 
-    Its inside is forgotten, and computed again when the backward pass comes to it.
+    The values inside are not saved; the backward pass computes them again when it reaches the node.
     """
 
     variadic = view = False
@@ -371,7 +373,7 @@ class Checkpoint:
 
     def __call__(self, *args: Any) -> Tensor:
         drawn = random.get_state()
-        with no_grad(), touching() as leaves:           # what f captured is read again in a replay
+        with no_grad(), touching() as leaves:           # a replay reads captured leaves again
             out = self.f(*args)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.shown}: the function must return one Tensor; it returned a "
@@ -397,14 +399,14 @@ class Checkpoint:
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
-            walk.send(out.node, g)                      # the pass goes on through what was recorded
+            walk.send(out.node, g)                      # the pass goes on through the new nodes
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """f, which keeps only its inputs: what it computes inside is computed again in backward.
+    """f, but only its inputs are saved: the backward pass computes the values inside f again.
 
     This is gradient checkpointing (Chen et al. 2016). Parameters that f captured get their
-    gradients as well, and dropout draws the same masks again. f returns one Tensor. A leaf that was
-    changed between forward and backward, an argument or captured, is a GraphError.
+    gradients as well, and dropout draws the same masks again. f returns one Tensor. GraphError if a
+    leaf, an argument of f or captured, was changed between the forward and the backward pass.
     """
     return Checkpoint(f)

@@ -181,6 +181,6 @@ def test_who_names_a_file_of_tests_names_one_that_exists():
 def test_a_name_of_no_file_is_noticed(tmp_path):
     (tmp_path / "docs").mkdir()
     told = ["`tests/gpt2/test_shards.py`", "../tests/gpt2/data/test_shards.py", "test_moved.py",
-            "test_decode.py"]
+            "test_hooks.py"]                            # of the engine and of the model
     (tmp_path / "docs" / "page.md").write_text(", ".join(told))
     assert [is_one(said) for _, said in mentions(tmp_path)] == [False, True, False, False]

@@ -1,4 +1,4 @@
-"""Where arrays live: one Backend per array library, all with the same face (`backend.base`)."""
+"""The array libraries: one Backend for each, all with the same interface (`backend.base`)."""
 from __future__ import annotations
 
 import contextlib
@@ -29,9 +29,9 @@ register(cpu)
 
 
 def dtype(name: Any) -> Any:
-    """What `name` stands for as a dtype.
+    """`name` as a dtype.
 
-    "bfloat16" is none of NumPy's: DTypeError, with what to do, where ml_dtypes is missing.
+    "bfloat16" is not a dtype of NumPy: DTypeError, with a remedy, if ml_dtypes is missing.
     """
     if name == "bfloat16":
         try:
@@ -39,39 +39,39 @@ def dtype(name: Any) -> Any:
         except ImportError:
             raise DTypeError("dtype bfloat16 needs the package ml_dtypes; pip install ml_dtypes, "
                              "or use float16") from None
-        known[bfloat16] = cpu                           # NumPy's reductions hand out its scalars
+        known[bfloat16] = cpu                           # NumPy's reductions return its scalars
     return name
 
 
 def is_dtype(value: Any) -> bool:
-    """Whether a word, a type or a dtype names a kind of numbers, and not a device."""
+    """Whether a string, a type or a dtype names a dtype, and not a device."""
     if isinstance(value, str):
         return value in _DTYPES
     return isinstance(value, type) or hasattr(value, "itemsize")
 
 
 def of(array: Any) -> Backend:
-    """The backend that `array` belongs to; TypeError for what is no array of a loaded backend."""
+    """The backend of `array`; TypeError if it is not an array of a loaded backend."""
     backend = known.get(type(array))
     return backend if backend is not None else _of_subclass(array)
 
 
 def _of_subclass(array: Any) -> Backend:
-    """The same for an array of another class, such as numpy.memmap, which is known from then on."""
+    """`of` for an array of a subclass, such as numpy.memmap; its type joins `known`."""
     kind = type(array)
     backend = next((b for b in _named.values() if isinstance(array, b.array_types)), None)
     if backend is None:
-        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is no array of a loaded "
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not an array of a loaded "
                         f"backend ({', '.join(_named)})")
     known[kind] = backend
     return backend
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """Say how products of float32 are rounded: "highest", the default, or "high".
+    """Set the precision of products of float32: "highest", the default, or "high".
 
-    "highest": as float32 rounds. "high": a GPU may multiply in TF32, with 10 bits of mantissa.
-    The name and the words are PyTorch's. ValueError for another word.
+    "highest": they are computed in float32. "high": a GPU may multiply in TF32, with 10 bits of
+    mantissa. The names are PyTorch's. ValueError for another precision.
     """
     if precision not in ("highest", "high"):
         raise ValueError("set_float32_matmul_precision: choose \"highest\" or \"high\", "
@@ -80,7 +80,7 @@ def set_float32_matmul_precision(precision: str) -> None:
 
 
 def get_float32_matmul_precision() -> str:
-    """What was set."""
+    """The precision of products of float32: "highest" or "high"."""
     return "high" if Backend.tf32 else "highest"
 
 
@@ -88,7 +88,7 @@ def get(name: str) -> Device:
     """The device called `name`, which becomes the current one of this thread.
 
     name: "numpy", "cupy", "cupy:1", or "auto" (a usable GPU, else NumPy). BackendUnavailable says
-    what is missing and how to get it; "cupy" never falls back to NumPy.
+    what is missing and how to install it; "cupy" never falls back to NumPy.
     """
     library, _, number = name.partition(":")
     if number and not number.isdigit():
@@ -106,15 +106,15 @@ def get(name: str) -> Device:
 
 
 def loaded(name: str) -> Backend | None:
-    """The backend of this name if it has been made, else None.
+    """The backend of this name if it is loaded, else None.
 
-    NumPy's is made at once, CuPy's when it is first asked for.
+    NumPy's is always loaded, CuPy's when it is first used.
     """
     return _named.get(name)
 
 
 def _automatic() -> Device:
-    """The first GPU that can be used, else NumPy; what stands in the way of a GPU is not said."""
+    """The first GPU that can be used, else NumPy, without an error that says why."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -130,7 +130,7 @@ def _automatic() -> Device:
 
 
 def explained(error: BaseException, what: str = "") -> MinigradError | None:
-    """An error of one of the loaded libraries as one of ours, met by `what`; None for any other."""
+    """A loaded library's error, raised in `what`, as one of minigrad's; None for any other."""
     if isinstance(error, MinigradError):
         return None
     found = (b.explained(error, what) for b in _named.values())
@@ -138,14 +138,14 @@ def explained(error: BaseException, what: str = "") -> MinigradError | None:
 
 
 def translate(error: BaseException, what: str) -> None:
-    """Raise an error of one of the loaded libraries as one of ours; return for any other."""
+    """Raise minigrad's error for an error of a loaded library; return for any other error."""
     if (ours := explained(error, what)) is not None:
         raise ours from None
 
 
 @contextlib.contextmanager
 def explaining(what: str) -> Iterator[None]:
-    """Errors of the libraries come out of the block as ours."""
+    """The libraries' errors inside the block are raised as minigrad's errors."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Functions that an array library may lack, written with the ones that all have."""
+"""Functions that an array library may lack, written with functions that all libraries have."""
 from __future__ import annotations
 
 from typing import Any
@@ -62,7 +62,7 @@ def erf(xp: Any, x: Any) -> Any:
     x is of any float dtype and shape.
     """
     size = xp.abs(x)
-    # held where each formula holds: infinities come out right
+    # each formula gets only arguments for which it holds, so infinities come out right
     small = xp.minimum(size, 0.46875)
     near = small * _horner(_SMALL_P, small * small) / _horner(_SMALL_Q, small * small)
     # beyond 6 the complement is below 2⁻⁵⁵: 1 to the last bit of float64
@@ -80,13 +80,13 @@ def erf(xp: Any, x: Any) -> Any:
 def add_at_rows(xp: Any, rows: int, index: Any, values: Any) -> Any:
     """An array [rows, d] whose row r is the sum of values[k] over all k with index[k] = r.
 
-    There is nothing to wait for on a GPU.
+    On a GPU the host need not wait for any result.
     """
     if index.shape[0] == 0:
         return xp.zeros((rows, values.shape[1]), dtype=values.dtype)
     index, sums = running_sums(xp, index, values)
     wanted = xp.arange(rows, dtype=index.dtype)
-    # where each row's whole sum lies, if it has one
+    # the position of each row's complete sum, if the row has one
     last = xp.maximum(xp.searchsorted(index, wanted, side="right") - 1, 0)
     there = (xp.take(index, last, axis=0) == wanted)[:, None]
     return xp.where(there, xp.take(sums, last, axis=0), 0)
@@ -95,9 +95,9 @@ def add_at_rows(xp: Any, rows: int, index: Any, values: Any) -> Any:
 def running_sums(xp: Any, index: Any, values: Any) -> tuple[Any, Any]:
     """index [n] sorted, and values [n, d] in the same order as running sums.
 
-    Each value is replaced by the sum of itself and those before it of equal index. It is a
+    Each value becomes the sum of itself and of the values before it with the same index. This is a
     segmented scan (Hillis, Steele 1986): after the pass of stride s each value is the sum of the
-    last 2s of its kind up to it. log₂ n passes, in an order that the index fixes.
+    last 2s values with its index. It needs log₂ n passes; the index determines their order.
     """
     order, stride = xp.argsort(index, kind="stable"), 1
     index, sums = xp.take(index, order, axis=0), xp.take(values, order, axis=0)
@@ -109,9 +109,9 @@ def running_sums(xp: Any, index: Any, values: Any) -> tuple[Any, Any]:
 
 
 def flat_places(xp: Any, index: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
-    """Where the elements lie that `index` names: one array of integers for each axis.
+    """The flat positions, in C order, of the elements at `index` in an array of `shape`.
 
-    The places are counted along the rows of an array of `shape`.
+    index: one array of integers for each axis.
     """
     places, stride = 0, 1
     for i, n in zip(reversed(index), reversed(shape)):

@@ -1,6 +1,6 @@
-"""Random bits by counting: the generator of `minigrad.random`.
+"""The counter-based generator of random bits that `minigrad.random` uses.
 
-Element i of a key's stream is mix(key + (i + 1)·γ), so that any part of it can be drawn alone.
+Element i of a key's stream is mix(key + (i + 1)·γ), so any part of it can be computed alone.
 """
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def raw_bits(xp: Any, key: int, n: int, start: int = 0) -> Any:
 
 
 def keep_mask(xp: Any, key: int, shape: tuple[int, ...], p: float) -> Any:
-    """Booleans of `shape`, each false with probability p (to 2⁻³²)."""
+    """Booleans of `shape`; each is false with probability p, rounded to a multiple of 2⁻³²."""
     return xp.reshape(keep_mask_span(xp, key, 0, math.prod(shape), p), shape)
 
 
 def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
     """Elements start … stop − 1 of the flat mask.
 
-    They are drawn two from each 64 bits of the key's stream, the low half first.
+    Each 64 bits of the key's stream are used for two elements, the low half first.
     """
     first = start // 2
     halves = raw_bits(xp, key, (stop + 1) // 2 - first, first).view(xp.uint32)
@@ -44,5 +44,5 @@ def keep_mask_span(xp: Any, key: int, start: int, stop: int, p: float) -> Any:
 
 
 def least_kept(p: float) -> int:
-    """The least draw of 32 bits that keeps its element, which is dropped with probability p."""
+    """The smallest 32-bit number with which an element is not dropped (with probability 1 − p)."""
     return min(round(p * 2.0**32), 2**32 - 1)

@@ -1,12 +1,12 @@
-"""The engine, in the order in which a reader meets its ideas.
+"""The engine; this list of its files is a good order for reading them.
 
-`value`: an array and, perhaps, a node. `tensor`: a Value that can be a leaf, and that a backward
-pass starts from. `graph`: nodes, recording, the backward pass. `declaration`: what an op is. `op`:
-a call of an op, and its part of the backward pass. `saved`: what a call saves for it. `checks`:
-what an op may be given. `hooks`: who is told when a gradient is there.
+`value`: an array and, perhaps, a node. `tensor`: a Value that can be a leaf, and from which a
+backward pass can start. `graph`: nodes, recording, the backward pass. `declaration`: what an op is.
+`op`: a call of an op, and its part of the backward pass. `saved`: what a call saves for backward.
+`checks`: which arguments an op accepts. `hooks`: functions that are called with gradients.
 
-Beside these, where the case occurs: `several`: ops of several results. `live`: gradients of
-gradients. `touched`: what is not recorded. `refusals`: in which words something is refused.
-`copies`: copies, and what is changed in place. `making`: Tensors of numbers and arrays. `fast`: the
-same in fewer steps and less memory, with equal bits.
+These files are for special cases. `several`: ops with several results. `live`: gradients of
+gradients. `touched`: leaves that are used without recording. `refusals`: the error messages.
+`copies`: copies and in-place operators. `making`: Tensors made of numbers and arrays. `fast`: the
+same engine in fewer steps and less memory, with equal bits.
 """

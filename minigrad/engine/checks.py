@@ -1,4 +1,4 @@
-"""What an op is given: its settings by their names, and arrays of one device and one dtype."""
+"""Checks of an op's arguments: settings by their names, arrays on one device and of one dtype."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _INTEGER = frozenset((int, type(None)))
 
 
 def bound(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
-    """The arguments in their order, and all settings; axes, shapes and counts are Python ints."""
+    """The arguments in order, and all settings; axes, shapes and counts become Python ints."""
     if len(args) > op.most or not settings.keys() <= op.settings.keys():
         args, settings = _by_name(op, args, settings)
     every = {**op.settings, **settings}
@@ -28,7 +28,8 @@ def bound(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[str
 def placed(op: Any, arrays: Sequence[Any], nodes: Sequence[Any]) -> tuple[Backend, Any]:
     """The one backend of the arrays, and the one dtype of those that can have a gradient.
 
-    TypeError for what is no array, DeviceError and DTypeError where they are of two kinds.
+    TypeError for a value that is not an array; DeviceError for two devices, DTypeError for two
+    dtypes.
     """
     given = [(i, a) for i, a in enumerate(arrays) if type(a) not in SCALARS]
     try:
@@ -44,14 +45,13 @@ def placed(op: Any, arrays: Sequence[Any], nodes: Sequence[Any]) -> tuple[Backen
 
 # ── seldom ──
 def of_integers(op: Any, args: Any, settings: dict[str, Any], out: Any) -> None:
-    """DTypeError where floats were made of integers that could have had a gradient."""
+    """Raise DTypeError if a differentiable op computed floats from integers."""
     if out.dtype.kind in FLOATS and op.differentiable and "dtype" not in settings:
         raise refusals.float_of_integers(op, args, out.dtype)
 
 
 def _by_name(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
-    """Settings by their names, which were given by their places or by PyTorch's names, and
-    arguments by their places; TypeError for a name that the op has not."""
+    """Arguments and settings, also by position or PyTorch's name; TypeError for another name."""
     if len(args) > op.most:
         more = dict(zip(op.placed, args[op.most:]))
         if len(args) - op.most <= len(op.placed) and not more.keys() & settings.keys():
@@ -70,7 +70,7 @@ def _by_name(op: Any, args: Args, settings: dict[str, Any]) -> tuple[Args, dict[
 
 
 def _whole(op: Any, name: str, value: Any) -> Any:
-    """A setting of whole numbers, of any kind and in any sequence, as ints."""
+    """A setting that consists of whole numbers, of any type and in any sequence, as ints."""
     if type(value) is tuple and value and _INTEGER.issuperset(map(type, value)):
         return value
     return axes.whole(value, f"{op.shown}: {name}", some=name in op.some)

@@ -1,5 +1,7 @@
-"""How an op is declared: its name, arguments and settings, read from the kernel's signature, and
-the residuals that its rules name."""
+"""The declaration of an op, which is read from the signatures of its kernel and its rules.
+
+The kernel's signature has the arguments and settings; a rule's signature names its residuals.
+"""
 from __future__ import annotations
 
 import inspect
@@ -14,21 +16,22 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, Op] = {}
 
-# Annotations of settings that may be given by their places, as in x.sum(0).
+# Annotations of settings that may be passed by position, as in x.sum(0).
 Placed = Annotated[Any, "by its place"]
 Axis = Annotated[int | Sequence[int] | None, "by its place"]
 Sizes = Annotated[int | Sequence[int], "by its place"]
 Flag = Annotated[bool, "by its place"]
 BY_PLACE = (Placed, Axis, Sizes, Flag, "Placed", "Axis", "Sizes", "Flag")
-SCALARS = frozenset((float, int, bool, type(None)))     # what may stand in the place of an array
+SCALARS = frozenset((float, int, bool, type(None)))     # arguments that need not be arrays
 
 
 class Rule:
     """∂op/∂argument as a function of the cotangent g and of residuals, by their names.
 
-    key: what a backend calls its faster version; into: one that adds the gradient in place to a
-    sum that it is given first (of a joint rule, the first argument's gradient to its sum). wants:
-    whether it asks which gradients are wanted.
+    key: name of a backend's faster kernel for this rule. into: name of a kernel that accumulates:
+    its first argument is the gradient summed so far, and it adds this rule's share to it in place
+    (a joint rule's kernel does so for the op's first argument). wants: whether the rule has a
+    parameter `wants`, which says for each argument whether its gradient is wanted.
     """
 
     __slots__ = ("function", "key", "into", "needs", "wants")
@@ -41,11 +44,12 @@ class Rule:
 
 
 class Declaration:
-    """What an op is, before it is called.
+    """What is known of an op before it is called.
 
-    view: its result may share the memory of its first argument. narrow: floats of 16 bits need no
-    float32 on the way. check: called with the arguments before any kernel; it raises where they do
-    not fit. A kernel with a keyword `wants` is told which gradients will be asked for.
+    view: the result may share the memory of the first argument. narrow: floats of 16 bits are not
+    converted to float32 for the computation. check: is called with the arguments before any kernel;
+    it raises an error if they do not fit. A kernel with a keyword `wants` is called with a tuple
+    that says for each argument whether its gradient is wanted.
     """
 
     view = narrow = False
@@ -62,10 +66,10 @@ class Declaration:
                             f"array library of the device: def {kernel.__name__}({names})")
         self.name, self.kernel, self.elementwise = kernel.__name__, kernel, elementwise
         self.definition, self.check = definition, check
-        self.shown = self.name.removesuffix("_op")      # what people call it: matmul, not matmul_op
+        self.shown = self.name.removesuffix("_op")      # for messages: matmul, not matmul_op
         self.__doc__, self.__name__ = kernel.__doc__, kernel.__name__
         self.__module__ = kernel.__module__
-        self.__wrapped__ = kernel                       # whose text inspect.getsource shows
+        self.__wrapped__ = kernel                       # inspect.getsource shows the kernel's text
         self.asks = any(p.name == "wants" for p in every)
         parameters = [p for p in every[1:] if p.name != "wants"]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -88,7 +92,7 @@ class Declaration:
         self.differentiable = tuple(i for i, a in enumerate(self.args) if a in ruled)
         # the arguments that share one dtype
         self.typed = range(sys.maxsize) if self.variadic else self.differentiable
-        # what a rule may name, but for settings and by-products
+        # what a rule may name, besides settings and by-products
         self.named: dict[str, tuple[str, Any]] = {"out": ("out", None)}
         for i, a in enumerate(self.args):
             array, shape, at = ("args", "shapes", None) if self.variadic else ("arg", "shape", i)
@@ -96,10 +100,10 @@ class Declaration:
                            f"{a}_dtype": ("dtype", at)}
 
     def source(self, name: str) -> tuple[str, Any]:
-        """Where the residual `name` comes from, and its place there."""
+        """Where the residual `name` comes from, and its index or name there."""
         return self.named.get(name, ("extra", name))
 
-    def __reduce__(self) -> Any:                        # a module that is copied may hold an op
+    def __reduce__(self) -> Any:                        # a module with an op can be copied
         return _named, (self.name,)
 
     def __repr__(self) -> str:
@@ -107,5 +111,5 @@ class Declaration:
 
 
 def _named(name: str) -> Op:
-    """The op of this name, which is how an op is copied and pickled."""
+    """The op with this name: a copied or pickled op is only its name."""
     return REGISTRY[name]

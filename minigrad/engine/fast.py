@@ -1,13 +1,15 @@
-"""The same engine in fewer steps and less memory. Each method here means what the definition's
-means, to the bit; `MINIGRAD_EXPLICIT=1`, or `explicit()` around some code, runs everything on the
+"""The same engine in fewer steps and less memory.
+
+The other files are the definition. Each method here has the same result to the bit, with one
+exception below. `MINIGRAD_EXPLICIT=1`, or `explicit()` around some code, runs everything on the
 definition.
 
-* Arguments that are all alike, as nearly always, need no search for the one backend (`FastOp`).
-* Where residuals lie is worked out once (`Quick`).
-* A backend's kernel may add a gradient to the sum that has arrived already (`_share`). Where it
-  does so in 16 bits, on a GPU, it rounds once and the definition twice: the one difference.
-* A sum that nobody else holds is added to in place (`FastWalk`, `Shares`); a residual that only one
-  rule reads may be the gradient itself, without a copy (`Quick.donated`).
+* Arguments of one backend and dtype, the usual case, are checked in one loop (`FastOp`).
+* The positions of the residuals are computed once (`Quick`).
+* A backend's kernel may add a gradient to the sum so far (`_share`). If it does so in 16 bits, on a
+  GPU, it rounds once and the definition twice: this is the exception.
+* A sum whose memory nothing else uses is added to in place (`FastWalk`, `Shares`); a residual that
+  only one rule reads may be the gradient itself, without a copy (`Quick.donated`).
 """
 from __future__ import annotations
 
@@ -33,12 +35,12 @@ from .touched import constant
 
 
 class Quick:
-    """What is worked out once about a plan.
+    """What is computed once for a plan.
 
-    pick: gives the residuals of (*arguments, result), where all of them are among these, or None.
-    steps: each rule of an argument, with where what it is given lies among the residuals, or the
-    names of settings. donated: residuals that only one rule reads; it may return that array as the
-    gradient.
+    pick: takes the residuals from (*arguments, result); None if a residual comes from elsewhere.
+    steps: each rule of an argument, with the positions of its residuals, or the names of its
+    settings. donated: residuals that only one rule reads; it may return that array as the gradient
+    without a copy.
     """
 
     __slots__ = ("plan", "pick", "steps", "donated")
@@ -67,7 +69,7 @@ class Quick:
 
 
 def _picked(places: list[tuple[int, bool]]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """The function that gives the elements at these places, or their shapes."""
+    """A function that returns the elements of a tuple at these positions, or their shapes."""
     at = [k for k, shape in places if not shape]
     if len(at) == len(places) > 1:
         return itemgetter(*at)
@@ -80,17 +82,19 @@ def _picked(places: list[tuple[int, bool]]) -> Callable[[tuple[Any, ...]], tuple
 
 
 class FastOp(Op):
-    """An op that takes the short way where there is one."""
+    """An op that uses the fast path if it applies, and the definition if not."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.plans: dict[Any, Quick] = {}               # by a plan, or by who wants a gradient
-        # arguments without a rule, as bits: what they are needs no dtype, and wants no gradient
+        self.plans: dict[Any, Quick] = {}               # by a plan, or by the wanted gradients
+        # the arguments without a rule, as bits: they may have any dtype, and want no gradient
         self.constants = sum(1 << i for i in range(len(self.args)) if i not in self.typed)
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """Of arrays of one dtype of a library without devices, beside numbers; else it is the
-        definition that is called, which also says what is refused, and why."""
+        """The result if the arrays have one dtype and one backend, and that has a single device.
+
+        In any other case, and after any error, the definition is called; it also raises the errors.
+        """
         given: Any = self.settings
         arguments = args
         if settings or len(args) > self.most:
@@ -148,14 +152,14 @@ class FastOp(Op):
             if type(out) is Saved:
                 out, extra = out.out, out.extra
             if type(out) in known:
-                out = known[type(out)].adopt(out)       # a scalar where a 0-d array is meant
+                out = known[type(out)].adopt(out)       # a scalar becomes a 0-d array
         if type(out) not in here.array_types or out.dtype is not dtype:
             return self._wrapped(here, made, dtype, False, arguments, nodes, given)
         if not tensors:
             return out
         if not (wants and state.recording) or dtype.kind not in FLOATS:
             return constant(out, nodes) if wants else Tensor(out)
-        wants |= bit                                    # and how many arguments there are
+        wants |= bit                                    # the highest bit: the number of arguments
         quick = self.plans.get(wants) or self._prepared(wants, nodes)
         plan = quick.plan
         if quick.pick is None or bare:
@@ -168,17 +172,19 @@ class FastOp(Op):
         return Tensor(out, Node(self, plan, tuple(nodes), saved, given, out.shape, dtype, version))
 
     def _prepared(self, key: Any, nodes: Sequence[Node | None]) -> Quick:
-        """What is known of the plan of a call with these nodes. It is kept beside the plans, by
-        this key: a plan, or which arguments want gradients, as bits."""
+        """Compute the Quick of a call with these nodes, and store it under the key.
+
+        key: a plan, or the arguments that want gradients, as bits.
+        """
         quick = self.plans[key] = Quick(self, self.plan(tuple([n is not None for n in nodes])))
         return quick
 
     def pullback(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Any) -> None:
-        """Of one output whose rules are run on arrays as they are; else the definition's."""
+        """`Op.pullback`, in fewer steps for one output whose rules run on plain arrays."""
         plan, parents = node.plan, node.parents
         here: Any = known.get(type(g))
         if (here is None or self.joint or self.widens or node.dtype.itemsize == 2 or here.devices
-                or type(walk) is not FastWalk):         # a pass that began on the definition
+                or type(walk) is not FastWalk):         # the pass started on the definition
             if type(walk) is FastWalk and not walk.live:
                 walk = Shares(self, node, saved, g, walk)
             return super().pullback(node, saved, g, walk)
@@ -224,7 +230,7 @@ class FastOp(Op):
             made = into(total, widened(g), *widened(given)) if wide else into(total, g, *given)
             if made is not NotImplemented and i is not None:
                 return
-            if made is not NotImplemented:              # of a joint rule: the first is the new sum
+            if made is not NotImplemented:              # a joint rule: the first is the new sum
                 walk.of.replace(first, made[0])
                 for k, part in wanted_parts(node, made):
                     if k:
@@ -233,7 +239,7 @@ class FastOp(Op):
         super()._share(node, i, rule, given, g, here, walk)
 
     def _fresh(self, node: Node, saved: tuple[Any, ...], gp: Any) -> bool:
-        """Whether nobody else holds gp's memory: no view, and no residual that is read."""
+        """Whether nothing else uses gp's memory: gp is no view, and no residual read elsewhere."""
         quick = self.plans.get(node.plan) or self._prepared(node.plan, node.parents)
         held = [k for k, s in enumerate(saved)
                 if s is gp and (node.saved is not None or k not in quick.donated)]
@@ -241,7 +247,7 @@ class FastOp(Op):
 
 
 class FastWalk(Walk):
-    """ours: the nodes whose sum nobody else holds, so that it is added to in place."""
+    """A Walk that adds in place. ours: the nodes whose sum is in memory that nothing else uses."""
 
     __slots__ = ("ours",)
 
@@ -263,27 +269,29 @@ class FastWalk(Walk):
             a += b
             return a
         if not self.live:
-            self.ours.add(node)                         # of the sum that is made now
+            self.ours.add(node)                         # the next line makes a new sum
         return super().added(node, a, b)
 
     def so_far(self, node: Node) -> Any:
-        """node's sum so far, if there is one of the node's dtype, else None."""
+        """The node's sum so far if it has the node's dtype; None if there is no such sum."""
         total = self.sums.get(node)
         return total if total is not None and total.dtype == node.dtype else None
 
     def total(self, node: Node) -> Any:
-        """The same, if it may be written over."""
+        """The node's sum so far if a kernel may overwrite it; None if not."""
         return self.so_far(node) if node in self.ours else None
 
     def replace(self, node: Node, g: Any) -> None:
-        """g, which nobody else holds, in the place of node's sum."""
+        """Set the node's sum to g, whose memory nothing else uses."""
         self.sums[node] = g
         self.ours.add(node)
 
 
 class Shares:
-    """The FastWalk `of`, as the definition's pullback of one node sends its shares to it: whether
-    nobody else holds a share is found out on the way."""
+    """The FastWalk `of` for one node whose shares are computed by the definition's pullback.
+
+    It finds out for each share whether anything else uses the share's memory.
+    """
 
     __slots__ = ("op", "node", "saved", "g", "of", "live")
 
@@ -298,24 +306,26 @@ class Shares:
 
 # ── the switch ──
 _switching = threading.Lock()
-_blocks: list[bool] = []                                # whether each open one found the fast path
+_blocks: list[bool] = []                                # for each open block: was the fast path on
 _FAST = {name: vars(FastOp)[name] for name in ("__call__", "pullback", "_share")}
 
 
 def use(fast: bool) -> None:
-    """Run on the fast path from here on, or on the definition, in all threads."""
+    """From now on use the fast path, or the definition, in all threads."""
     for name, method in _FAST.items():
         if fast:
             setattr(FastOp, name, method)
         elif name in vars(FastOp):
-            delattr(FastOp, name)                       # and so the definition's is found
+            delattr(FastOp, name)                       # then the definition's method is found
     graph.walk_of = FastWalk if fast else Walk
 
 
 @contextlib.contextmanager
 def explicit() -> Iterator[None]:
-    """Inside the block everything runs on the engine's definition, in all threads: slower, and the
-    same numbers to the bit."""
+    """Inside the block everything runs on the engine's definition, in all threads.
+
+    That is slower; the numbers are the same to the bit.
+    """
     with _switching:
         _blocks.append(graph.walk_of is FastWalk)
         use(False)
@@ -323,7 +333,7 @@ def explicit() -> Iterator[None]:
         yield
     finally:
         with _switching:
-            was = _blocks[0]                            # before the first one of all threads
+            was = _blocks[0]                            # the state before the first open block
             _blocks.pop()
             if not _blocks:
                 use(was)

@@ -1,8 +1,8 @@
-"""The graph: nodes numbered at birth, recording contexts, and the backward pass.
+"""The graph: nodes numbered in the order of their creation, recording, and the backward pass.
 
-Creation order is a topological order, for a node's parents exist before it does   (reverse.5). So
-the backward pass needs no sort and no recursion: a heap hands out the newest node that has a
-cotangent, and nothing younger can still send to it.
+Creation order is a topological order, because a node's parents exist before it does   (reverse.5).
+So the backward pass needs no sort and no recursion: a heap returns the newest node that has a
+cotangent, and no newer node can still send to it.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _birth = itertools.count(1)
 
 
 class _State(threading.local):
-    """Each thread records for itself."""
+    """Whether this thread records; each thread has its own state."""
 
     recording = True
     depth = 0                                           # of functions that are being differentiated
@@ -32,8 +32,7 @@ state = _State()
 
 
 class Node:
-    """One call of an op: its arguments' nodes, and what is saved for its rules; numbered after its
-    parents   (reverse.5). It holds no Tensor."""
+    """One call of an op: the nodes of its arguments, and its residuals. It holds no Tensor."""
 
     __slots__ = ("id", "op", "plan", "parents", "saved", "static", "shape", "dtype", "version",
                  "leaf", "__weakref__")
@@ -55,10 +54,10 @@ class Node:
 
 
 class Leaf(Node):
-    """The start of a graph: a Tensor whose gradient is wanted. `version` counts the changes of its
-    value.
+    """The node at the start of a graph: it belongs to a Tensor whose gradient is wanted.
 
-    hooks: what is called, without arguments, once a backward pass has added to `grad`.
+    `version` counts the changes of the Tensor's value. hooks: functions without arguments, which
+    are called after a backward pass has added to `grad`.
     """
 
     __slots__ = ("grad", "hooks")
@@ -73,13 +72,13 @@ class Leaf(Node):
 
 
 def leaf_under(node: Node | None) -> Leaf | None:
-    """The leaf that a node is, or is a view of."""
+    """The node itself if it is a leaf; the leaf of which it is a view; None in any other case."""
     return node if node is None or type(node) is Leaf else node.leaf
 
 
 @contextlib.contextmanager
 def recording(on: bool) -> Iterator[None]:
-    """Record a graph, or not, inside the block, in this thread."""
+    """Switch recording on or off inside the block, in this thread."""
     was, state.recording = state.recording, on
     try:
         yield
@@ -88,7 +87,7 @@ def recording(on: bool) -> Iterator[None]:
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
-    """Inside the block nothing is recorded: results want no gradient."""
+    """Inside the block nothing is recorded: results require no gradient."""
     return recording(False)
 
 
@@ -98,11 +97,12 @@ def enable_grad() -> contextlib.AbstractContextManager[None]:
 
 
 class Walk:
-    """A backward pass: what has been sent to each node so far.
+    """A backward pass: the sum of the cotangents that were sent to each node so far.
 
-    live: cotangents are Tensors of a graph. oldest: the number of the oldest target; nothing older
-    can depend on one. turns: of leaves that are wanted as soon as their sums are complete, when
-    that is; all others come last. ours: nodes whose sum nobody else holds, as far as is known.
+    live: cotangents are Tensors of a graph. oldest: the number of the oldest target; an older node
+    cannot depend on a target. turns: for leaves that are wanted as soon as their sums are complete,
+    the position in the order of nodes; all other leaves come last. ours: nodes whose sum is in
+    memory that nothing else uses, as far as is known.
     """
 
     __slots__ = ("live", "oldest", "turns", "sums", "heap")
@@ -122,27 +122,27 @@ class Walk:
             heappush(self.heap, (self.turns.get(node, -node.id), node))
 
     def added(self, node: Node, a: Any, b: Any) -> Any:
-        """The sum of two cotangents of a node; of 16 bits in float32 until it is whole, for it
-        would stop growing."""
+        """The sum of two cotangents; in float32 for 16 bits, in which it would stop growing."""
         total = widened(a) + widened(b) if node.dtype.itemsize == 2 else a + b
         return total if self.live else backend.of(total).adopt(total)
 
 
-walk_of: type[Walk] = Walk                              # or the same in less memory
+walk_of: type[Walk] = Walk                              # or FastWalk, which needs less memory
 
 
 def backprop(root: Node, seed: Any, targets: Iterable[Node] | None = None, *,
              create_graph: bool = False, retain_graph: bool = False,
              early: Mapping[Node, float] = {}, arrived: Any = None) -> dict[Node, tuple[Any, bool]]:
-    """Cotangents J₁ᵀ (J₂ᵀ … (J_Kᵀ g))   (reverse.1–5) of `targets` (default: of every leaf that is
-    reached), each with whether its memory is nobody else's.
+    """The cotangents J₁ᵀ (J₂ᵀ … (J_Kᵀ g)) of `targets`   (reverse.1–5).
 
-    seed: the cotangent g of root, an array of its shape and dtype (a Tensor with create_graph,
-    which makes the results differentiable). Residuals die as they are used unless retain_graph or
-    create_graph. early, arrived: leaves with their turn (`hooks.turns`), and what is called with
-    each, its cotangent and whether that is nobody else's, as soon as it is complete; such a leaf is
-    not among the results.
-    GraphError on a second backward pass through a node whose residuals are gone.
+    targets: by default every leaf that is reached. Each result is a pair: the cotangent, and
+    whether it is fresh, which means that nothing else uses its memory. seed: the cotangent g of
+    root, an array of root's shape and dtype (a Tensor with create_graph, which makes the results
+    differentiable). Residuals are freed after use unless retain_graph or create_graph. early:
+    leaves with their turns (`hooks.turns`). arrived: a function that is called with such a leaf,
+    its cotangent and whether it is fresh, as soon as the cotangent is complete; such a leaf is not
+    among the results. GraphError for a second backward pass through a node whose residuals are
+    gone.
     """
     wanted = None if targets is None else frozenset(targets)
     walk = walk_of(create_graph, min([node.id for node in wanted or ()], default=0), early)
@@ -166,7 +166,7 @@ def backprop(root: Node, seed: Any, targets: Iterable[Node] | None = None, *,
             if (saved := node.saved) is None:
                 raise refusals.used_up(node)
             if not (retain_graph or create_graph):
-                node.saved = None                       # residuals die as they are used
+                node.saved = None                       # residuals are freed after use
             op.pullback(node, saved, g, walk)
     except Exception as error:
         backend.translate(error, f"backward of {node}")

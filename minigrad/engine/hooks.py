@@ -1,6 +1,8 @@
-"""What the graph needs for hooks: those of a result's cotangent, and those of a leaf, which are
-called as soon as its gradient is complete, so that data-parallel training sends it while the pass
-goes on."""
+"""Hooks: functions that are called in a backward pass.
+
+A hook of a result is called with the result's cotangent. A hook of a leaf is called as soon as the
+leaf's gradient is complete, so data-parallel training can send it while the pass goes on.
+"""
 from __future__ import annotations
 
 import weakref
@@ -13,8 +15,7 @@ hooked: weakref.WeakSet[Leaf] = weakref.WeakSet()       # the leaves that have h
 
 
 class Hooked:
-    """The op of a node with gradient hooks: each sees the node's whole cotangent, and may replace
-    it, before the op gets it."""
+    """The op of a node with hooks, which see the node's complete cotangent and may replace it."""
 
     def __init__(self, op: Any) -> None:
         self.op = op
@@ -25,7 +26,7 @@ class Hooked:
 
 
 def leaf_hook(leaf: Leaf, hook: Callable[[], None]) -> Callable[[], None]:
-    """Add a hook to a leaf; returns a function that takes it away."""
+    """Add a hook to a leaf; return a function that removes it."""
     leaf.hooks.append(hook)
     hooked.add(leaf)
 
@@ -39,19 +40,18 @@ def leaf_hook(leaf: Leaf, hook: Callable[[], None]) -> Callable[[], None]:
 
 
 def sources(node: Node) -> tuple[Node | None, ...]:
-    """What a node may send to: its parents, and the leaves that a checkpointed function read."""
+    """The nodes to which a node may send: its parents, and leaves that a checkpoint captured."""
     return node.parents if node.plan is not None else (*node.parents, *node.op.captured(node))
 
 
 def turns(roots: Iterable[Node]) -> dict[Node, float]:
-    """When a backward pass from these nodes has the whole gradient of each leaf with hooks: after
-    the oldest node that read it   (parallel.8)."""
+    """The turn of each leaf with hooks: right after the oldest node that read it   (parallel.8)."""
     oldest: dict[Leaf, int] = {}
     seen: set[Node] = set()
     queue = list(roots)
     while queue:
         node = queue.pop()
-        if node in seen or isinstance(node, Leaf):      # a root may be one
+        if node in seen or isinstance(node, Leaf):      # a root may be a leaf
             continue
         seen.add(node)
         for parent in sources(node):

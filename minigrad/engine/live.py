@@ -1,5 +1,7 @@
-"""The gradient of a gradient: in a backward pass with create_graph cotangents are Tensors of a
-graph, and rules are run on Tensors, so that what they compute is recorded."""
+"""The gradient of a gradient: a backward pass with create_graph.
+
+Its cotangents are Tensors of a graph, and the rules run on Tensors, so their results are recorded.
+"""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class differentiating:
-    """Inside a function that is being differentiated: everything is recorded.
+    """The context of a function that is being differentiated; everything in it is recorded.
 
-    The context, not the inputs, tells an inner `grad` that its result must be differentiable: the
-    outer variable may reach it through a closure.
+    An inner `grad` makes its result differentiable because of this context, not because of its
+    inputs: the outer variable may reach it through a closure.
     """
 
     def __enter__(self) -> None:
@@ -32,13 +34,16 @@ class differentiating:
 
 
 def pullback(op: Op, node: Node, saved: tuple[Any, ...], g: Tensor, walk: Walk) -> None:
-    """`Op.pullback` of a Tensor."""
+    """`Op.pullback` for a cotangent that is a Tensor."""
     shares(op, node, saved, g, backend.of(g.array).at(g.array), walk)
 
 
 def shares(op: Op, node: Node, saved: tuple[Any, ...], g: Any, here: Backend, walk: Walk) -> None:
-    """Send each share of g, a Tensor or one for each output: by the rules where residuals have a
-    place in the graph, and by a replay where one is a by-product, which has none."""
+    """Send each argument's share of g, which is a Tensor or a tuple with one for each output.
+
+    The op's rules compute the shares if all residuals are part of the graph. A by-product is not;
+    then the definition is replayed.
+    """
     if node.plan.replay:
         replay(op, node, saved, g, walk)
     else:
@@ -46,7 +51,7 @@ def shares(op: Op, node: Node, saved: tuple[Any, ...], g: Any, here: Backend, wa
 
 
 def alive(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The residuals for ∂(Jᵀ g): what has a place in the graph as its Tensors   (reverse.6)."""
+    """The residuals for ∂(Jᵀ g): those that are part of the graph become Tensors   (reverse.6)."""
     values = list(saved)
     for k, (kind, at) in enumerate(node.plan.sources):
         if kind == "arg" and at < len(node.parents) and node.parents[at] is not None:
@@ -62,8 +67,10 @@ def alive(node: Node, saved: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def replay(op: Op, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
-    """Run the definition again, recorded   (reverse.7); its nodes are the newest, so the backward
-    pass goes on through them."""
+    """Run the definition again, recorded   (reverse.7).
+
+    Its nodes are the newest, so the backward pass goes on through them.
+    """
     values = dict(zip(node.plan.names, saved))
     inputs = [Tensor(values[a], p) if hasattr(values[a], "dtype") else values[a]
               for a, p in zip(op.args, node.parents)]

@@ -1,4 +1,4 @@
-"""Tensors made of numbers, lists, arrays, and of what other libraries hold."""
+"""Functions that make Tensors of numbers, lists, arrays, and other libraries' arrays."""
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +13,7 @@ from .tensor import Tensor
 class Parameter(Tensor):
     """A leaf that a Module finds among its attributes and an optimiser changes.
 
-    value: a Tensor, whose memory it shares, or what `tensor` takes, which is copied.
+    value: a Tensor, whose memory is shared, or any value that `tensor` accepts, which is copied.
     """
 
     __slots__ = ()
@@ -25,12 +25,13 @@ class Parameter(Tensor):
 
 def tensor(value: Any, *, dtype: Any = None, device: str | None = None,
            requires_grad: bool = False) -> Tensor:
-    """A Tensor holding a copy of `value`: numbers, nested lists, an array, a Tensor, or anything
-    that speaks DLPack.
+    """A Tensor with a copy of `value`.
 
-    dtype: kept from arrays; Python floats become float32, Python ints int64. device: "numpy",
-    "cupy", "cupy:N"; kept from arrays, else "numpy". GraphError for a list that holds Tensors that
-    require gradients: it would cut their graph.
+    value: numbers, nested lists, an array, a Tensor, or any object that supports DLPack. dtype: an
+    array keeps its own by default; Python floats become float32, Python ints int64. device:
+    "numpy", "cupy" or "cupy:N"; an array stays on its own by default, anything else goes to
+    "numpy". GraphError for a list that holds Tensors which require gradients: the gradients would
+    be lost.
     """
     dtype = backend.dtype(dtype)
     if isinstance(value, list | tuple) and _holds_gradients(value):
@@ -51,19 +52,19 @@ def tensor(value: Any, *, dtype: Any = None, device: str | None = None,
         value, foreign = _from_dlpack(value), False
     if not isinstance(value, there.backend.array_types) and not foreign:
         value = backend.of(value).host(value)
-    if foreign:                                         # numbers become an array here first
+    if foreign:                                         # numbers first become an array on the CPU
         value = backend.cpu.array(value, dtype=dtype)
         if dtype is None and value.dtype == "float64":
             value = value.astype("float32")
     array = there.array(value, dtype=dtype)
     if array.dtype.kind not in "iub" + FLOATS:
-        raise DTypeError(f"tensor: numbers are needed, this is {array.dtype}")
+        raise DTypeError(f"tensor: numbers are needed, but the dtype is {array.dtype}")
     out = Tensor(array)
     return out.requires_grad_() if requires_grad else out
 
 
 def _holds_gradients(values: Any) -> bool:
-    """Whether there is a Tensor that requires a gradient in a list, at any depth."""
+    """Whether a list holds a Tensor that requires a gradient, at any depth."""
     if set(map(type, values)) <= {int, float, bool}:
         return False
     return any(v.node is not None if isinstance(v, Tensor)
@@ -77,12 +78,12 @@ def _from_dlpack(value: Any) -> Any:
 
 
 def from_dlpack(value: Any) -> Tensor:
-    """A constant Tensor that shares the memory of any object that speaks DLPack."""
+    """A constant Tensor that shares the memory of any object that supports DLPack."""
     return Tensor(_from_dlpack(value))
 
 
 def asarray(value: Any) -> Any:
-    """The array inside a Tensor; an array as it is; numbers and lists as `tensor` makes them."""
+    """The array of a Tensor; an array as it is; numbers and lists as `tensor` converts them."""
     if isinstance(value, Tensor):
         return value.array
     if hasattr(value, "dtype"):

@@ -2,13 +2,13 @@
 
 An op is a kernel, which computes its value, and a rule for the gradient of each argument. A rule is
 a function of the cotangent `g` and, by name, of what it needs of the forward pass: any argument of
-the op, the result `out`, the shape of an argument (`a_shape`, for which no data need be saved), a
-setting, or a by-product that the kernel returned in `Saved`. Its signature is the list of what is
-saved, and nothing else is. Rules are written with ops, so the same text runs on bare arrays in an
-ordinary backward pass and on Tensors when the gradient itself is differentiated.
+the op, the result `out`, the shape of an argument (`a_shape`, for which no data is saved), a
+setting, or a by-product that the kernel returned in `Saved`. Only what a rule's signature names is
+saved for backward. Rules are written with ops, so the same text runs on bare arrays in an ordinary
+backward pass and on Tensors when the gradient itself is differentiated.
 
-A backend may have a faster kernel for an op or for a rule (`Backend.kernels`). It returns
-NotImplemented in a case that it is not for, and then the op's own text is run.
+A backend may have a faster kernel for an op or for a rule (`Backend.kernels`). The faster kernel
+returns NotImplemented in a case that it does not support; then the op's own text runs.
 """
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Op(Declaration):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.plan = functools.cache(functools.partial(Plan, self))      # of who wants a gradient
+        self.plan = functools.cache(functools.partial(Plan, self))      # by the wanted gradients
 
     # ── forward ──
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """What the kernel makes of the arrays, as a Tensor that knows where it came from."""
+        """The kernel's result as a Tensor, with a node if an argument wants a gradient."""
         args, settings = checks.bound(self, args, settings)
         arrays = [a.array if isinstance(a, Tensor) else a for a in args]
         nodes = [a.node if isinstance(a, Tensor) and i in self.typed else None
@@ -47,7 +47,7 @@ class Op(Declaration):
 
     def _computed(self, here: Backend, arrays: Sequence[Any], nodes: Sequence[Any],
                   settings: dict[str, Any], wide: bool) -> Any:
-        """What the kernel makes of the arrays; its errors are told in our words."""
+        """The kernel's result for these arrays; its errors become minigrad's errors."""
         given = {**settings, "wants": self._wanted(nodes)} if self.asks else settings
         try:
             if self.check is not None:
@@ -63,35 +63,35 @@ class Op(Declaration):
 
     def _wrapped(self, here: Backend, out: Any, dtype: Any, wide: bool, args: Sequence[Any],
                  nodes: Sequence[Any], settings: dict[str, Any]) -> Any:
-        """A kernel's result as the call returns it: a Tensor with a node, where an argument wants a
-        gradient."""
+        """A kernel's result as the call returns it: a Tensor, unless all arguments are arrays."""
         out, extra = (out.out, out.extra) if type(out) is Saved else (out, None)
         if type(out) is tuple:
             return several.wrapped(self, out, dtype if wide else None, args, nodes, settings)
         if type(out) not in here.array_types and backend.known.get(type(out), here) is here:
-            out = here.adopt(out)                       # a scalar where a 0-d array is meant
-        y = widen.rounded(self, out, args) if wide else out     # the rules are given the exact one
+            out = here.adopt(out)                       # a scalar becomes a 0-d array
+        y = widen.rounded(self, out, args) if wide else out     # the rules get the unrounded `out`
         if y.dtype.kind not in FLOATS or not (state.recording and any(nodes)):
             return self._constant(y, dtype, args, nodes, settings)
         return Tensor(y, self._record(args, nodes, out, extra, settings, y.shape, y.dtype))
 
     def _constant(self, out: Any, dtype: Any, args: Sequence[Any], nodes: Sequence[Any],
                   settings: dict[str, Any]) -> Any:
-        """A result that wants no gradient: a Tensor where an argument is one, else an array."""
+        """A result that requires no gradient: a Tensor if an argument is one, else an array."""
         if dtype is not None and dtype.kind in "iu":
             checks.of_integers(self, args, settings, out)
         return constant(out, nodes) if any(isinstance(a, Tensor) for a in args) else out
 
     def recorded(self, out: Any, *args: Any, **settings: Any) -> Any:
-        """The Tensor of a call with these Tensors and all settings, whose result was computed
-        elsewhere: `out`, as the kernel gives it."""
+        """The Tensor of a call whose result was computed elsewhere.
+
+        args: Tensors. settings: all of them. out: the result, as the kernel would return it.
+        """
         here, nodes = backend.of(args[0].array), [a.node for a in args]
         return self._wrapped(here, out, None, False, args, nodes, settings)
 
     def _record(self, args: Sequence[Any], nodes: Sequence[Any], out: Any, extra: Any,
                 settings: Any, shape: Any, dtype: Any) -> Node:
-        """The node of a call, which holds the residuals that the rules of the wanted arguments
-        name, and nothing else."""
+        """The node of a call; it saves only the residuals that the rules for its gradients name."""
         plan = self.plan(tuple([n is not None for n in nodes]))
         saved = tuple([SOURCES[kind](self, at, args, out, extra) for kind, at in plan.sources])
         static = unshared_settings(settings, self.loose)
@@ -99,9 +99,10 @@ class Op(Declaration):
 
     # ── backward ──
     def pullback(self, node: Node, saved: tuple[Any, ...], g: Any, walk: Walk) -> None:
-        """Send each wanted argument's share Jᵢᵀ g to its parent   (reverse.3).
+        """Send the share Jᵢᵀ g of each argument that wants a gradient to its node   (reverse.3).
 
-        g: the cotangent of the node's output; of several outputs, those that arrived, by number.
+        g: the cotangent of the node's output; for several outputs a dict of the cotangents that
+        arrived, by the output's number.
         """
         if node.version != node.plan.version(node.parents):
             raise refusals.changed(node)
@@ -111,13 +112,13 @@ class Op(Declaration):
         self._shares(node, saved, g, backend.of(g).at(g), walk)
 
     def _shares(self, node: Node, saved: Any, g: Any, here: Backend, walk: Walk) -> None:
-        """Run the rule of each wanted argument, or the one for all of them."""
+        """Run the rule of each argument that wants a gradient, or the one rule for all of them."""
         for i, rule in node.plan.rules:
             self._share(node, i, rule, node.plan.given(rule, node, saved), g, here, walk)
 
     def _share(self, node: Node, i: int | None, rule: Rule, given: tuple[Any, ...], g: Any,
                here: Backend, walk: Walk) -> None:
-        """Send what a rule gives: the gradient of argument i, or those of all (None)."""
+        """Send the result of a rule: the gradient of argument i, or of all arguments (None)."""
         wide = (node.dtype.itemsize == 2 or self.widens) and widen.needed(self, here)
         key = rule.key if type(g) in backend.known else ""  # a backend's rules take bare arrays
         made = run(here, key, rule.function, (g, *given), wide)
@@ -127,15 +128,17 @@ class Op(Declaration):
             self._send(node, k, part, g, walk)
 
     def _send(self, node: Node, i: int, part: Any, g: Any, walk: Walk) -> None:
-        """Send the gradient of argument i, which has its shape and dtype, or is made to fit."""
+        """Send the gradient of argument i, in the shape and dtype of that argument."""
         parent: Any = node.parents[i]
         if type(part) is not type(g) or part.shape != parent.shape or part.dtype != parent.dtype:
             part = self._fitted(node, i, part, walk.live)
         walk.send(parent, part)
 
     def _fitted(self, node: Node, i: int, gp: Any, live: bool) -> Any:
-        """A rule's result for argument i as it is sent: of the argument's shape and dtype, a Tensor
-        in a live pass and else an array."""
+        """A rule's result for argument i, in the argument's shape and dtype.
+
+        It is a Tensor in a live pass, and an array in any other.
+        """
         parent: Any = node.parents[i]
         if self.elementwise and gp.shape != parent.shape:       # broadcasting is undone
             gp = REGISTRY["sum_to"](gp, shape=parent.shape)
@@ -154,8 +157,10 @@ class Op(Declaration):
 
 def run(here: Backend, key: str, plain: Callable[..., Any], given: tuple[Any, ...], wide: bool,
         xp: tuple[Backend, ...] = (), settings: Mapping[str, Any] = {}) -> Any:
-    """What `plain`, an op's kernel or rule, computes: by the backend's kernel where it has one for
-    this case. wide: of floats of 16 bits, in float32."""
+    """The result of `plain`, an op's kernel or rule, or of the backend's faster kernel for it.
+
+    wide: floats of 16 bits are converted to float32 first.
+    """
     ready = widen.widened(given) if wide and not here.takes_half else given
     kernel = here.kernels.get(key)
     out = NotImplemented if kernel is None else kernel(*xp, *ready, **settings)
@@ -165,6 +170,6 @@ def run(here: Backend, key: str, plain: Callable[..., Any], given: tuple[Any, ..
 
 
 def wanted_parts(node: Node, made: Sequence[Any]) -> list[tuple[int, Any]]:
-    """Of what a joint rule gives: the gradients of those arguments that want one."""
+    """From a joint rule's result: each argument that wants a gradient, and its gradient."""
     return [(k, part) for k, part in enumerate(made)
             if k < len(node.parents) and node.parents[k] is not None]

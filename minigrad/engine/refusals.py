@@ -1,4 +1,4 @@
-"""In which words the engine refuses: errors, each put together where a check has failed."""
+"""The engine's error messages; each function makes the error after a check has failed."""
 from __future__ import annotations
 
 import inspect
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 # ── arguments ──
 def no_name(op: Any, settings: dict[str, Any], error: TypeError) -> TypeError:
-    """A setting by a name that the op has not."""
+    """An error for a setting with a name that the op does not have."""
     theirs = hints.foreign(settings, op.signature.parameters)
     instead = [f"; for {name}= {hints.typed(name)}" for name in theirs]
     return TypeError(f"{op.shown}: {error}; it takes {op.signature}{''.join(instead)}")
 
 
 def no_array(op: Any, arrays: Sequence[Any]) -> TypeError:
-    """The first argument that is neither an array nor a number."""
+    """An error for the first argument that is neither an array nor a number."""
     for i, a in enumerate(arrays):
         if type(a) not in SCALARS:
             try:
                 backend.of(a)
             except TypeError:
                 return TypeError(f"{op.shown}: {arg(op, i)} is a {type(a).__name__}; "
-                                 "give a Tensor, an array or a number")
+                                 "pass a Tensor, an array or a number")
     raise AssertionError("all are arrays")
 
 
 def mixed(op: Any, arrays: Sequence[Any], nodes: Sequence[Node | None]) -> Exception:
-    """There is no array, or there are two devices, or two dtypes."""
+    """An error for arguments without an array, on two devices, or of two dtypes."""
     places = [(arg(op, i), backend.of(a).device(a))
               for i, a in enumerate(arrays) if type(a) not in SCALARS]
     if not places:
@@ -49,7 +49,7 @@ def mixed(op: Any, arrays: Sequence[Any], nodes: Sequence[Node | None]) -> Excep
 
 
 def _two_dtypes(op: Any, arrays: Sequence[Any], nodes: Sequence[Node | None]) -> DTypeError:
-    """What to cast: towards the float of the two; and data to what is trained, not the reverse."""
+    """An error that says what to cast: integers to floats, and data to the parameters' dtype."""
     first, *others = [(arg(op, i), a.dtype, nodes[i] is not None) for i, a in enumerate(arrays)
                       if i in op.typed and type(a) not in SCALARS and a.dtype.kind != "b"]
     (name, a, trained), (other, b, trained_too) = first, next(o for o in others if o[1] != first[1])
@@ -62,14 +62,14 @@ def _two_dtypes(op: Any, arrays: Sequence[Any], nodes: Sequence[Node | None]) ->
 
 # ── results ──
 def float_of_integers(op: Any, arrays: Sequence[Any], dtype: Any) -> DTypeError:
-    """Floats were made of integers that could have had a gradient."""
+    """An error for a differentiable op that computed floats from integers."""
     return DTypeError(f"{op.shown}: {described(op, arrays)} would become {dtype}; cast first, "
                       "as in x.astype(\"float32\")")
 
 
 def translate(op: Any, here: Backend, arrays: Sequence[Any], settings: dict[str, Any],
               error: Exception) -> None:
-    """Raise an error out of a kernel in our words; return for one that says it best itself."""
+    """Raise minigrad's error for a kernel's exception; return if the exception needs no change."""
     fits = op.variadic or op.required <= len(arrays) <= len(op.args)
     lacks = [name for name, value in settings.items() if value is inspect.Parameter.empty]
     if lacks and fits:
@@ -93,26 +93,26 @@ def translate(op: Any, here: Backend, arrays: Sequence[Any], settings: dict[str,
 
 # ── rules ──
 def no_residual(op: Any, name: str) -> TypeError:
-    """A rule names what nobody saves."""
+    """An error for a rule that names a residual which nothing saves."""
     return TypeError(f"{op.shown}: a rule names {name!r}, which is no argument of the kernel "
                      f"({', '.join(op.args)}), no setting, not out, and nothing that the kernel "
                      "saves")
 
 
 def changed(node: Node) -> GraphError:
-    """A saved value was written between the forward and the backward pass."""
+    """An error for a saved value that was changed between the forward and the backward pass."""
     return GraphError(f"{node}: a value that its gradient needs was changed after it was used; "
                       "run forward again")
 
 
 def used_up(node: Node) -> GraphError:
-    """A backward pass went through the node, and was not told to keep what it saved."""
+    """An error for a second backward pass through a node whose residuals are freed."""
     return GraphError(f"a backward pass has gone through {node} already, and its residuals are "
                       "gone; pass retain_graph=True to the first one")
 
 
 def no_scalar(y: Any) -> ShapeError:
-    """A backward pass was asked for without a cotangent."""
+    """An error for a backward pass from a non-scalar without a cotangent."""
     return ShapeError(f"backward of {y.dtype}{list(y.shape)} needs a gradient argument; or reduce "
                       "to a scalar first")
 
@@ -122,7 +122,7 @@ def no_result(op: Any, rule: Any) -> TypeError:
 
 
 def wrong_gradient(op: Any, i: int, gradient: Any, parent: Node) -> Exception:
-    """A rule's result is not of its argument's shape and dtype."""
+    """An error for a rule whose result does not have the argument's shape and dtype."""
     kind = ShapeError if gradient.shape != parent.shape else DTypeError
     return kind(f"{op.shown}: ∂{op.shown}/∂{arg(op, i)} is {gradient.dtype}{list(gradient.shape)} "
                 f"but {arg(op, i)} is {parent.dtype}{list(parent.shape)}; the rule is wrong")
@@ -130,7 +130,7 @@ def wrong_gradient(op: Any, i: int, gradient: Any, parent: Node) -> Exception:
 
 # ── words ──
 def arg(op: Any, i: int) -> str:
-    """What the argument number i is called."""
+    """The name of argument i."""
     if op.variadic:
         return f"{op.args[0]}[{i}]"
     return op.args[i] if i < len(op.args) else f"argument {i + 1}"

@@ -1,5 +1,4 @@
-"""What a call saves for the backward pass: which residuals its rules name, where each comes from,
-and how their values stay true until then."""
+"""What a call saves for backward: the residuals that its rules name, and their versions."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 IMMUTABLE = frozenset((int, float, bool, type(None), str, slice, type(...)))
 
-# The residual at a place, of an op's arguments as they were given, its result, and by-products.
+# How a residual is taken from the op, an index or name, the arguments, the result and by-products.
 SOURCES: dict[str, Callable[[Any, Any, Any, Any, Any], Any]] = {
     "arg": lambda op, i, args, out, extra: own(args[i]) if i < len(args) else None,
     "shape": lambda op, i, args, out, extra: getattr(args[i], "shape", ()),
@@ -29,12 +28,12 @@ SOURCES: dict[str, Callable[[Any, Any, Any, Any, Any], Any]] = {
 
 
 class Plan:
-    """What a call saves, given which of its arguments want gradients; worked out once for each op.
+    """What a call saves; it depends on the op and on which arguments want gradients.
 
-    rules: the rule of each argument that wants a gradient, or one for all of them, (None, joint).
-    names, sources: of the residuals, and where each comes from. watched: the arguments that are
-    saved, and that a later change would make wrong. replay: a second derivative runs the op's
-    definition again, for a by-product has no derivative of its own.
+    rules: the rule of each argument that wants a gradient, or one rule for all: (None, joint).
+    names: of the residuals. sources: where each residual comes from. watched: the arguments that
+    are saved; a later change of one makes the gradient wrong. replay: a second derivative runs the
+    op's definition again, because a by-product is not part of the graph.
     """
 
     def __init__(self, op: Op, wanted: tuple[bool, ...]) -> None:
@@ -49,27 +48,25 @@ class Plan:
                               (("arg", i) in self.sources or ("args", None) in self.sources)])
 
     def version(self, nodes: Any) -> int:
-        """The sum of the versions of the leaves that are saved, themselves or views of them.
+        """The sum of the versions of the leaves that are saved, or of which views are saved.
 
         Versions only grow, so equal sums mean equal versions.
         """
         return sum([leaf.version for i in self.watched if (leaf := leaf_under(nodes[i]))])
 
     def given(self, rule: Rule, node: Node, saved: Iterable[Any]) -> tuple[Any, ...]:
-        """What a rule is called with, after the cotangent: residuals and settings."""
+        """The arguments of a rule after the cotangent: residuals and settings."""
         named = {**node.static, **dict(zip(self.names, saved)), "wants": self.wanted}
         return tuple([named[n] for n in rule.needs + ("wants",) * rule.wants])
 
 
 def own(arg: Any) -> Any:
-    """An argument as it is saved: a Tensor's array as it is, one that was given bare as a copy, for
-    the caller may write it before the backward pass."""
+    """An argument as it is saved: a bare array is copied, because the caller may change it."""
     return arg.array if isinstance(arg, Tensor) else unshared(arg)
 
 
 def unshared(value: Any) -> Any:
-    """`value` without an array or a list that its owner can still write; these are copied, also
-    inside tuples and lists."""
+    """`value` with copies of its arrays and lists, also nested: the caller cannot change these."""
     kind = type(value)
     if kind is tuple:
         return value if IMMUTABLE.issuperset(map(type, value)) else tuple(map(unshared, value))
@@ -80,13 +77,13 @@ def unshared(value: Any) -> Any:
 
 
 def unshared_settings(settings: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """The settings; those of these names that hold arrays or lists of the caller are copied."""
+    """The settings; the arrays and lists in those with these names are copied."""
     loose = {n: unshared(settings[n]) for n in names if type(settings[n]) not in IMMUTABLE}
     return {**settings, **loose} if loose else settings
 
 
 def by_product(op: Op, name: str, extra: Mapping[str, Any] | None) -> Any:
-    """What the kernel saved under this name; TypeError where it saved no such thing."""
+    """The by-product that the kernel saved under this name; TypeError if there is none."""
     if extra is None or name not in extra:
         raise refusals.no_residual(op, name)
     return extra[name]

@@ -1,5 +1,8 @@
-"""Ops of several results, as `split` is: there is a node of the whole op, and one for each result,
-which hands its cotangent to the whole under its number."""
+"""Ops with several results, such as `split`.
+
+The whole op has one node, and each result has a node too, which sends its cotangent, with its
+number, to the node of the whole op.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Pick:
-    """The op of the node of one result: its cotangent is that part of the whole's."""
+    """The op of the node of one result: its cotangent is one part of the whole op's cotangent."""
 
     shown, variadic, view, hooks = "pick", False, True, ()
 
@@ -38,8 +41,11 @@ PICK = Pick()
 
 def wrapped(op: Op, outs: tuple[Any, ...], dtype: Any, args: Sequence[Any],
             nodes: Sequence[Node | None], settings: dict[str, Any]) -> tuple[Any, ...]:
-    """The results as the call returns them: Tensors where an argument is one, with a node each
-    where one wants a gradient. dtype: of 16 bits, where they were computed in float32."""
+    """The results as the call returns them.
+
+    They are Tensors if an argument is one, and have a node each if an argument wants a gradient.
+    dtype: a dtype of 16 bits if the results were computed in float32 and must be rounded.
+    """
     if dtype is not None:
         outs = tuple(narrowed(o, dtype) for o in outs)
     if not any(isinstance(a, Tensor) for a in args):
@@ -54,8 +60,11 @@ def wrapped(op: Op, outs: tuple[Any, ...], dtype: Any, args: Sequence[Any],
 
 def pullback(op: Op, node: Node, saved: tuple[Any, ...], parts: dict[int, Any],
              walk: Walk) -> None:
-    """`Op.pullback` of those cotangents that arrived, by their numbers; of the others, which
-    nothing was computed from, they are zeros."""
+    """`Op.pullback` for several outputs.
+
+    parts: the cotangents that arrived, by the output's number. An output from which nothing was
+    computed has a cotangent of zeros.
+    """
     some = next(iter(parts.values()))
     array = some.array if walk.live else some
     here = backend.of(array).at(array)

@@ -1,6 +1,6 @@
-"""Tensor: a Value with a place in the graph: leaves, their gradients, and the backward pass.
+"""Tensor: a Value that can be a leaf with a gradient, and from which a backward pass can start.
 
-It knows of no op; `minigrad.ops` attaches the operators and methods.
+This file uses no op; `minigrad.ops` attaches the operators and methods.
 """
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 else:
     Base = Copies
 
-_adding = threading.Lock()              # held while a gradient is added to .grad: read and written
+_adding = threading.Lock()              # held while a gradient is added to a .grad
 
 
 class Tensor(Base):
-    """An array with a place in a graph.
+    """An array and, unless it is a constant, its node in a graph.
 
-    array: the value, of some backend. node: None for a constant. `minigrad.tensor` makes one.
+    array: the value, an array of some backend. node: None for a constant. `minigrad.tensor` makes a
+    Tensor.
     """
 
     __slots__ = ()
@@ -47,7 +48,7 @@ class Tensor(Base):
     def requires_grad_(self, on: bool = True) -> Tensor:
         """Make this leaf want a gradient, or stop wanting one."""
         if not self.is_leaf:
-            raise GraphError(f"{self.node!r} is no leaf; detach() it first")
+            raise GraphError(f"{self.node!r} is not a leaf; detach() it first")
         if on and self.node is None:
             if self.array.dtype.kind not in FLOATS:
                 raise DTypeError("only floats have gradients; "
@@ -55,22 +56,22 @@ class Tensor(Base):
             self.node = Leaf(self.shape, self.dtype)
         elif not on:
             if self.grad is not None:
-                raise GraphError("requires_grad_(False) would forget .grad; set x.grad = None "
-                                 "first, or zero_grad()")
+                raise GraphError("requires_grad_(False) would drop .grad; set x.grad = None "
+                                 "first, or call zero_grad()")
             self.node = None
         return self
 
     def detach(self) -> Tensor:
         """A view of the same array as a constant.
 
-        It shares the memory, but not the version: write nothing in place that a graph needs.
+        It shares the memory, but not the version: do not write into it if a graph needs the value.
         """
         backend.of(self.array).at(self.array)
         return Tensor(self.array[...])
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient that `.backward()` has added up here; None before, and but for leaves."""
+        """The sum of the gradients of all `.backward()` calls; None before, and if not a leaf."""
         return self.node.grad if isinstance(self.node, Leaf) else None
 
     @grad.setter
@@ -84,11 +85,10 @@ class Tensor(Base):
         self.node.grad = value
 
     def assign(self, value: Any) -> Tensor:
-        """Give this leaf another value of the same shape and dtype (an array of its backend, or a
-        Tensor).
+        """Set another value of the same shape and dtype: an array of the backend, or a Tensor.
 
-        Bumps the version, so that a graph which saved the old value refuses its backward pass. A
-        plain array is copied; the memory of a Tensor is shared.
+        It also increases the version, so that the backward pass of a graph which saved the old
+        value raises an error. A plain array is copied; the memory of a Tensor is shared.
         """
         here, array = backend.of(self.array), value
         if isinstance(value, Tensor):
@@ -96,33 +96,32 @@ class Tensor(Base):
         elif isinstance(value, here.array_types):
             array = here.array(value)
         if not self.is_leaf:
-            raise GraphError(f"{self.node!r} is a result; only leaves are assigned to")
-        if type(array) in here.scalar_types:            # what NumPy gives for an array of no axes
+            raise GraphError(f"{self.node!r} is a result; assign works only on leaves")
+        if type(array) in here.scalar_types:            # NumPy's result for an array of no axes
             array = here.adopt(array)
         if array.shape != self.shape or array.dtype != self.dtype:
-            raise ShapeError(f"assign: the value is {array.dtype}{list(array.shape)}, the Tensor "
-                             f"{self.dtype}{list(self.shape)}")
+            raise ShapeError(f"assign: the value is {array.dtype}{list(array.shape)}, but the "
+                             f"Tensor is {self.dtype}{list(self.shape)}")
         self.array = array
         self.changed()
         return self
 
     def changed(self) -> None:
-        """Declare that this leaf's array was written in place."""
+        """Tell the engine that this leaf's array was changed in place."""
         if self.node is not None:
             self.node.version += 1
 
     # ── hooks ──
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
-        """Call hook(∂L/∂self) in each backward pass through self; a Tensor that it returns is used
-        as the gradient instead.
+        """Call hook(∂L/∂self) in each backward pass through self, as in PyTorch.
 
-        Hooks are called in the order in which they were registered, and go with the graph, so that
-        there is nothing to remove. GraphError for a leaf, whose gradient is `.grad`, and for a
-        constant. PyTorch's name.
+        If the hook returns a Tensor, it replaces the gradient. Hooks are called in the order in
+        which they were registered. They belong to the graph, so they need not be removed.
+        GraphError for a leaf, whose gradient is `.grad`, and for a constant.
         """
         node = self.node
         if node is None or isinstance(node, Leaf):
-            raise GraphError("only a result that a gradient goes through takes a hook; "
+            raise GraphError("register_hook is for a result that requires a gradient; "
                              "a leaf has .grad")
         if not isinstance(node.op, Hooked):
             node.op = Hooked(node.op)
@@ -133,7 +132,7 @@ class Tensor(Base):
             if made is None:
                 return g
             if made.shape != given.shape or made.dtype != given.dtype:
-                raise ShapeError(f"a hook of {self.dtype}{list(self.shape)} gave "
+                raise ShapeError(f"a hook of {self.dtype}{list(self.shape)} returned "
                                  f"{made.dtype}{list(made.shape)}")
             return made if isinstance(g, Tensor) else made.array
 
@@ -141,26 +140,25 @@ class Tensor(Base):
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]
                                            ) -> Callable[[], None]:
-        """Call hook(self) whenever a backward has added its whole share to `.grad` of this leaf,
-        while it goes on with what is older.
+        """Call hook(self) when a backward pass has added its whole gradient to this leaf's `.grad`.
 
-        Returns a function that takes the hook away. GraphError for what is no leaf that requires a
-        gradient. PyTorch's name.
+        The pass goes on to older nodes after that. Returns a function that removes the hook.
+        GraphError if self is not a leaf that requires a gradient. The name is PyTorch's.
         """
         leaf = self.node
         if not isinstance(leaf, Leaf):
-            raise GraphError("only a leaf that requires a gradient has .grad to wait for; make one "
-                             "with requires_grad_()")
+            raise GraphError("register_post_accumulate_grad_hook is for a leaf that requires a "
+                             "gradient; make one with requires_grad_()")
         return leaf_hook(leaf, lambda: hook(self))
 
     # ── backward ──
     def backward(self, gradient: Any = None, retain_graph: bool = False,
                  create_graph: bool = False) -> None:
-        """Add ∂self/∂leaf into `.grad` of every leaf that self depends on.
+        """Add ∂self/∂leaf to `.grad` of every leaf that self depends on.
 
         gradient: the cotangent, of self's shape and dtype; may be left out when self is a scalar.
-        GraphError when nothing here wants a gradient or the graph was walked already; ShapeError
-        for a non-scalar.
+        GraphError if nothing here requires a gradient, or if a backward pass has already used the
+        graph; ShapeError for a non-scalar without `gradient`.
         """
         if self.node is None:
             raise GraphError("backward: nothing that this was computed from requires a gradient")
@@ -176,8 +174,7 @@ class Tensor(Base):
             accumulate(leaf, g, fresh)                  # type: ignore[arg-type]
 
     def seed(self, gradient: Any = None) -> Tensor:
-        """The cotangent that a backward pass from self starts with: `gradient` checked, or 1 for a
-        scalar."""
+        """The cotangent for a backward pass from self: `gradient`, checked, or 1 for a scalar."""
         here = backend.of(self.array).at(self.array)
         if gradient is not None:
             return self._seeded(here, gradient)
@@ -186,31 +183,32 @@ class Tensor(Base):
         return Tensor(here.ones_like(self.array))
 
     def _seeded(self, here: Any, gradient: Any) -> Tensor:
-        """The gradient that was given, checked; as another Tensor, for .grad may be it."""
+        """`gradient`, checked; as a new Tensor, because it may become a leaf's .grad."""
         if isinstance(gradient, Tensor):
             g = Tensor(gradient.array, gradient.node)
-        else:                                           # a copy: the caller may write to theirs
+        else:                                           # a copy: the caller may change the array
             dtype = None if hasattr(gradient, "dtype") else self.dtype
             g = Tensor(here.array(gradient, dtype=dtype))
         if g.shape != self.shape or g.dtype != self.dtype:
             raise ShapeError(f"backward: the gradient is {g.dtype}{list(g.shape)} but the result "
-                             f"{self.dtype}{list(self.shape)}")
+                             f"is {self.dtype}{list(self.shape)}")
         if g.device != self.device:
             raise DeviceError(f"backward: the gradient is on {g.device} and the result on "
                               f"{self.device}; move one with .to()")
         return g
 
 
-for _base in (Copies, *Copies.__bases__):               # their methods are a Tensor's to everybody
+for _base in (Copies, *Copies.__bases__):               # messages show these methods as Tensor's
     for _name, _f in vars(_base).items():
         if isinstance(_f, FunctionType):
             _f.__qualname__ = f"Tensor.{_name}"
 
 
 def accumulate(leaf: Leaf, g: Any, fresh: bool) -> None:
-    """Add g to a leaf's .grad, and call its hooks. fresh: nobody else holds g's memory.
+    """Add g to a leaf's .grad, and call the leaf's hooks.
 
-    .grad stays the same Tensor while no graph is behind it, as in PyTorch.
+    fresh: nothing else uses g's memory. .grad stays the same Tensor unless it has a graph, as in
+    PyTorch.
     """
     with _adding:
         if leaf.grad is None and not isinstance(g, Tensor):
@@ -222,7 +220,7 @@ def accumulate(leaf: Leaf, g: Any, fresh: bool) -> None:
 
 
 def _added(grad: Tensor | None, g: Any) -> Tensor:
-    """A .grad and what a further, or a recorded, backward pass adds to it."""
+    """The sum of a .grad and of what a later, or a recorded, backward pass adds to it."""
     if isinstance(g, Tensor) or (grad is not None and grad.node is not None):
         g = g if isinstance(g, Tensor) else Tensor(g)
         return g if grad is None else grad + g

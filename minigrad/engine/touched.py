@@ -1,5 +1,4 @@
-"""Results that are not recorded, and the leaves that they are computed from, which `checkpoint`
-has to know."""
+"""Results that are not recorded; `checkpoint` must know from which leaves they are computed."""
 from __future__ import annotations
 
 import contextlib
@@ -12,9 +11,9 @@ from .tensor import Tensor
 
 
 class _Asked(threading.local):
-    """Each thread asks for itself."""
+    """The set that collects leaves; each thread has its own."""
 
-    leaves: set[Leaf] | None = None                     # None: nobody asks
+    leaves: set[Leaf] | None = None                     # None outside `touching()`
 
 
 asked = _Asked()
@@ -22,8 +21,7 @@ asked = _Asked()
 
 @contextlib.contextmanager
 def touching() -> Iterator[set[Leaf]]:
-    """The set that it gives holds, after the block, every leaf that an op used inside without
-    recording it."""
+    """Yield a set; after the block it holds every leaf that an op in the block used unrecorded."""
     was, asked.leaves = asked.leaves, set()
     mine = asked.leaves
     try:
@@ -35,8 +33,7 @@ def touching() -> Iterator[set[Leaf]]:
 
 
 def constant(out: Any, nodes: Iterable[Node | None]) -> Tensor:
-    """A result as a constant; whoever wants to know is told of the leaves among the arguments'
-    nodes."""
+    """A result as a constant; inside `touching()` the leaves among `nodes` join the set."""
     if asked.leaves is not None:
         asked.leaves.update(leaf for leaf in map(leaf_under, nodes) if leaf is not None)
     return Tensor(out)

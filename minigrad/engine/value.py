@@ -1,6 +1,6 @@
-"""Value: an array and, perhaps, the node of the graph that made it; and how its numbers leave it.
+"""Value: an array and, perhaps, its node in a graph; and its conversions to numbers and arrays.
 
-It knows of no op and of no backward pass. `Tensor` is a Value with both.
+This file uses no op and no backward pass. `Tensor` is a Value with both.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .graph import Node, state
 
 
 class Value:
-    """array: of some backend. node: None for a constant."""
+    """An array of some backend, and its node, which is None for a constant."""
 
     __slots__ = ("array", "node", "__weakref__")
 
@@ -47,7 +47,7 @@ class Value:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise ShapeError("len() of a Tensor of no axes")
+            raise ShapeError("len() of a Tensor without axes; it has no length")
         return self.shape[0]
 
     def __iter__(self) -> Any:
@@ -56,13 +56,13 @@ class Value:
     __hash__ = object.__hash__                          # by identity: == compares values
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError("'Tensor' object does not support item assignment; type "
+        raise TypeError("'Tensor' object does not support item assignment; write "
                         "x = mg.where(mask, value, x), or p.assign(value)")
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
-            if name.startswith("__"):                   # of a protocol that Tensors do not speak
+            if name.startswith("__"):                   # of a protocol that Tensors do not support
                 raise AttributeError(name)
             raise hints.unknown("Tensor", name, hints.TENSOR, dir(type(self)))
 
@@ -98,14 +98,14 @@ class Value:
         return self.item()
 
     def __format__(self, spec: str) -> str:
-        """The one number in this format, as in f"{loss:.3f}"; without one what is printed."""
+        """The one number in the format `spec`, as in f"{loss:.3f}"; str(self) without a spec."""
         return format(self.item(), spec) if spec else str(self)
 
     # ── all numbers ──
     def numpy(self) -> Any:
-        """The value as a numpy.ndarray: a read-only view of its memory; from a GPU a copy.
+        """The value as a numpy.ndarray: a read-only view of the memory, or a copy from a GPU.
 
-        Copy the view to write it (`x.numpy().copy()`): a graph may still need the value.
+        To change the numbers, copy the view (`x.numpy().copy()`): a graph may still need them.
         """
         host = backend.of(self.array).host(self.array)
         if host is self.array:
@@ -119,10 +119,10 @@ class Value:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if self.device != "numpy":
             raise DeviceError(f"np.asarray of a Tensor on {self.device} would copy it silently; "
-                              "say .numpy() or .to(\"numpy\")")
+                              "write .numpy() or .to(\"numpy\")")
         if self.node is not None and state.recording:
             raise GraphError("a NumPy function would lose the gradient of a Tensor that requires "
-                             "one; use minigrad's op, or give it x.detach().numpy()")
+                             "one; use minigrad's op, or pass x.detach().numpy()")
         import numpy
 
         return numpy.array(self.numpy(), dtype=dtype, copy=copy)
@@ -130,7 +130,7 @@ class Value:
     def __dlpack__(self, **options: Any) -> Any:
         if self.node is not None and state.recording:
             raise GraphError("another library would lose the gradient of a Tensor that requires "
-                             "one; give it x.detach()")
+                             "one; pass x.detach()")
         return self.array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:

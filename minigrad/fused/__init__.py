@@ -1,4 +1,4 @@
-"""Ops that exist twice: by parts, from the linear algebra, and fused, with a rule by hand."""
+"""Ops that exist twice: unfused, as their definition, and fused, with a rule derived by hand."""
 from __future__ import annotations
 
 from typing import Any
@@ -44,10 +44,10 @@ def cross_entropy(logits: Any, targets: Any, *, ignore_index: int = -100, reduct
 
     logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count.
     reduction: "mean", "sum" or "none". label_smoothing: this share of each target is spread evenly
-    over all V ids. weight [V]: how much a row with each target counts. As in PyTorch, whose classes
-    are not last. The mean of no row is NaN, and its gradient 0. The loss of logits of 16 bits is
-    float32. ShapeError when the shapes do not match or a target lies outside 0 … V−1; ValueError
-    for another reduction.
+    over all V ids. weight [V]: the weight of a row, by its target. All of this is as in PyTorch,
+    except that the classes are the last axis. If no row counts, the mean is NaN and its gradient 0.
+    The loss of logits of 16 bits is float32. ShapeError if the shapes do not match or a target lies
+    outside 0 … V−1; ValueError for another reduction.
     """
     if reduction == "mean" and not label_smoothing and weight is None:
         return _mean_cross_entropy(logits, targets, ignore_index=ignore_index)
@@ -55,10 +55,10 @@ def cross_entropy(logits: Any, targets: Any, *, ignore_index: int = -100, reduct
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True, key: int | None = None) -> Any:
-    """x with elements zeroed with probability p and the rest divided by 1 − p.
+    """x with each element set to zero with probability p, and the others divided by 1 − p.
 
-    It is x itself when not training or p = 0. key: of `minigrad.random`; the next of the default
-    stream when left out. The same key gives the same mask.
+    The result is x itself if training is False or p = 0. key: a key of `minigrad.random`; by
+    default the next key of the default stream. The same key has the same mask.
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout: p must lie in [0, 1), not {p}")

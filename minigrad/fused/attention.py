@@ -1,6 +1,6 @@
 """Scaled dot-product attention (Vaswani et al. 2017): definition, derivation, rule, kernel.
 
-Its mask may be causal, and may hide padding.
+The mask may be causal, and may hide padding.
 """
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .softmax import softmax_by_parts
 
 
 def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
-    """Which keys a query may look at; None when it is all of them.
+    """The keys that each query may see, as bool; None if every query may see all keys.
 
-    The result is of bool and broadcasts to [..., queries, keys]. causal: query i stands at position
-    keys − queries + i and sees the keys up to its own: a lower triangle of ones (causal.1, .6).
-    mask: a bool array broadcastable to [B, h, queries, keys], false at padding.
+    The result broadcasts to [..., queries, keys]. causal: query i is at position keys − queries + i
+    and sees the keys up to that position: a lower triangle of ones (causal.1, .6). mask: a bool
+    array broadcastable to [B, h, queries, keys], false at padding.
     """
     if causal and queries > 1:
         triangle = xp.tri(queries, keys, keys - queries, dtype=bool)
@@ -37,7 +37,7 @@ def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
 
 @in_float32
 def attention_scores(q: Any, k: Any, *, scale: float | None = None) -> Any:
-    """S = s Q Kᵀ   (attention.2): [..., queries, keys]. s is 1/√d by default."""
+    """S = s Q Kᵀ   (attention.2): [..., queries, keys]. By default s is 1/√d."""
     return matmul_op(q, transpose(k)) * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
@@ -45,17 +45,17 @@ def attention_scores(q: Any, k: Any, *, scale: float | None = None) -> Any:
 def weights_of_scores(scores: Any, mask: Any = None, *, causal: bool) -> Any:
     """P = softmax(S + M)   (attention.2): [..., queries, keys].
 
-    M is 0 where a key may be seen and −∞ where not: the logarithm of what `allowed` gives
-    (causal.2–3). A query that may see no key at all gets zeros (causal.5).
+    M is 0 where a key may be seen and −∞ where not: the logarithm of the result of `allowed`
+    (causal.2–3). For a query that may see no key at all, P is zeros (causal.5).
     """
     array = scores.array if isinstance(scores, Tensor) else scores
     xp = backend.of(array)
     mask = mask.array if isinstance(mask, Tensor) else mask
     seen = allowed(xp, scores.shape[-2], scores.shape[-1], causal, mask)
     if seen is not None:
-        # one mask, saved twice without a copy
+        # two ops save this mask; as a Tensor it is not copied
         seen = Tensor(seen) if isinstance(scores, Tensor) else seen
-        # the lowest finite number stands for −∞, whose row would be NaN
+        # the lowest finite number replaces −∞; a row of −∞ would be NaN
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
     weights = softmax_by_parts(scores)
     return weights if seen is None else where(seen, weights, 0.0)
@@ -103,10 +103,10 @@ def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any,
     """ShapeError unless q, k and v fit; DTypeError for a mask that is not bool.
 
     They are q [..., Tq, d], k [..., Tk, d] and v [..., Tk, e] with the same leading axes. TypeError
-    without causal.
+    if causal is missing.
     """
     if causal is None:
-        raise TypeError("write causal=True for a query that sees no key after its own, as GPT-2's, "
+        raise TypeError("write causal=True if a query must not see later keys, as in GPT-2, "
                         "or causal=False (PyTorch's default)")
     if (q.ndim < 2 or q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1]
             or q.shape[-1] != k.shape[-1]):
@@ -115,7 +115,7 @@ def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any,
     # PyTorch adds a mask of floats to the scores
     if mask is not None and mask.dtype.kind != "b":
         raise DTypeError("attention: the mask must be bool, true where a key may be seen, "
-                         f"not {mask.dtype}; of a mask of 0 and −inf that is mask == 0")
+                         f"not {mask.dtype}; for a mask of 0 and −inf write mask == 0")
 
 
 @fused(attention_by_parts, _attention_joint, check=_check_attention)
@@ -123,8 +123,8 @@ def attention(xp, q, k, v, mask: Constant = None, *, causal=None, scale=None, p=
     """softmax(Q Kᵀ/√d + M) V   (attention.1).
     q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].
 
-    mask: bool, broadcastable to [..., Tq, Tk], false at keys not to be seen. causal has to be said:
-    True for a query i that sees keys up to Tk − Tq + i, False for one that sees all keys.
+    mask: bool, broadcastable to [..., Tq, Tk], false where a key must not be seen. causal has no
+    default: with True query i sees the keys up to Tk − Tq + i, with False it sees all keys.
     """
     scores = xp.matmul(q, xp.swapaxes(k, -2, -1))
     scores *= 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -1,4 +1,4 @@
-"""The definitions by parts under the names of the fused ops, so that a model can run on either."""
+"""The unfused definitions under the names of the fused ops, so that a model can run on either."""
 from . import dropout
 from .attention import attention_by_parts as attention
 from .cross_entropy import cross_entropy_by_parts as cross_entropy

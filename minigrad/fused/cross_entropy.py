@@ -30,13 +30,13 @@ def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -10
 
 def cross_entropy_dlogits(g: Any, logits: Any, targets: Any, lse: Any, scale: Any) -> Any:
     """(softmax(logits) − onehot(target))/n, or 0 on rows that do not count   (cross_entropy.2–3)"""
-    # rows that do not count may have any place: their scale is 0
+    # a row that does not count may have any id: its scale is 0
     places = where(scale[..., 0] > 0.0, targets, 0)[..., None]
     return scatter_add(exp(logits - lse), places, scale * 0.0 - 1.0, axis=-1) * (scale * g)
 
 
 def check_targets(name: str, targets: Any) -> None:
-    """DTypeError, on behalf of the op `name`, unless targets are integers.
+    """DTypeError unless targets are integers; the message begins with the op's `name`.
 
     An empty array may have any dtype.
     """
@@ -46,7 +46,7 @@ def check_targets(name: str, targets: Any) -> None:
 
 
 def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> None:
-    """ShapeError unless targets are [...] for logits [..., V], DTypeError unless integers."""
+    """ShapeError unless targets are [...] for logits [..., V]; DTypeError unless integers."""
     check_targets("cross_entropy", targets)
     if logits.shape[:-1] != targets.shape:
         raise ShapeError(f"cross_entropy: logits are {logits.dtype}{list(logits.shape)}, so "
@@ -59,8 +59,8 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).
 
     logits [..., V] float, targets [...] integer; rows whose target is ignore_index do not count.
-    When none counts the loss is NaN and the gradient 0, as in PyTorch. The loss of logits of 16
-    bits is float32. ShapeError when the shapes do not match or a target lies outside 0 … V−1.
+    If no row counts, the loss is NaN and the gradient 0, as in PyTorch. The loss of logits of 16
+    bits is float32. ShapeError if the shapes do not match or a target lies outside 0 … V−1.
     """
     kept = targets != ignore_index
     ids = xp.where(kept, targets, 0)
@@ -70,18 +70,18 @@ def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     nll = (lse - xp.take_along_axis(logits, ids[..., None], -1))[..., 0]
     ones = kept.astype(logits.dtype)
     count = xp.sum(ones)
-    # 0 where no row counts, and with it the gradient
+    # if no row counts, the scale is 0, and so is the gradient
     scale = (ones / xp.where(count > 0.0, count, xp.ones_like(count)))[..., None]
-    with xp.errstate(invalid="ignore"):                 # 0/0 there: the loss is NaN
+    with xp.errstate(invalid="ignore"):                 # if no row counts: 0/0, the loss is NaN
         loss = xp.sum(xp.where(kept, nll, 0.0)) / count
     return Saved(loss, lse=lse, scale=scale)
 
 
 def weighted_cross_entropy(logits: Any, targets: Any, ignore_index: int, reduction: str,
                            label_smoothing: float, weight: Any) -> Any:
-    """Cross-entropy with PyTorch's options, made of ops.
+    """Cross-entropy with PyTorch's options, as a chain of ops.
 
-    Each row is (1 − ε) wₜ nllₜ + (ε/V) Σᵥ wᵥ nllᵥ, and the mean of them is by Σ wₜ.
+    Each row is (1 − ε) wₜ nllₜ + (ε/V) Σᵥ wᵥ nllᵥ, and for the mean their sum is divided by Σ wₜ.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction must be mean, sum or none, not {reduction!r}")

@@ -1,6 +1,6 @@
 """Dropout (Srivastava et al. 2014) from a counter-based generator.
 
-The mask is a function of the key, so nothing is kept.
+The mask is a function of the key, so nothing is saved for backward.
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..op import op
 
 @op(x=lambda g, p, key: dropout_op(g, p=p, key=key))
 def dropout_op(xp, x, *, p, key):
-    """x with each element zeroed with probability p and the rest divided by 1 − p   (dropout.1).
+    """x: each element is set to 0 with probability p, or divided by 1 − p   (dropout.1).
 
     It is linear in x with a symmetric matrix, so its derivative is the same op with the same key
     (dropout.2).

@@ -12,7 +12,7 @@ from ..widen import in_float32
 
 _C = math.sqrt(2.0 / math.pi)                           # GELU by tanh: ½x(1 + tanh(c(x + a x³)))
 _A = 0.044715
-# where x² is no number any more, the derivative has long been 0 or 1
+# where x² overflows, the derivative is 0 or 1
 _FAR = 1e4
 
 
@@ -20,7 +20,7 @@ _FAR = 1e4
 def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str) -> Any:
     """x Φ(x) with Φ the normal distribution   (gelu.1), or GPT-2's form of it   (gelu.2).
 
-    GPT-2 has ½x(1 + tanh(√(2/π)(x + 0.044715x³))). With a bias, x + bias takes the place of x.
+    GPT-2's form is ½x(1 + tanh(√(2/π)(x + 0.044715x³))). With a bias, x + bias replaces x.
     """
     _check_which(approximate)
     if bias is not None:
@@ -31,7 +31,7 @@ def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str) -> Any:
 
 
 def _gelu_joint(g: Any, x: Any, bias: Any, approximate: str) -> tuple[Any, Any]:
-    """g ⊙ gelu′(x + bias), and its sum over the rows that the bias was added to   (gelu.5)."""
+    """g ⊙ gelu′(x + bias), and its sum over the rows to which the bias was added   (gelu.5)."""
     dx = _gelu_dx(g, x if bias is None else x + bias, approximate)
     return dx, None if bias is None else sum_to(dx, shape=bias.shape)
 
@@ -49,12 +49,12 @@ def _gelu_dx(g: Any, x: Any, approximate: str) -> Any:
 
 def _check_which(approximate: Any) -> None:
     if approximate not in ("none", "tanh"):
-        raise ValueError("which GELU? write approximate=\"tanh\" for GPT-2's (JAX's default), or "
+        raise ValueError("gelu: write approximate=\"tanh\" for GPT-2's GELU (JAX's default), or "
                          "approximate=\"none\" for the exact one (PyTorch's default)")
 
 
 def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
-    """ShapeError unless the bias is [d] for x [..., d]; ValueError unless it is said which GELU."""
+    """ShapeError unless the bias is [d] for x [..., d]; ValueError for another `approximate`."""
     _check_which(approximate)
     if bias is not None and (x.ndim == 0 or bias.shape != x.shape[-1:]):
         raise ShapeError(f"gelu: x is {list(x.shape)}, so the bias must be {list(x.shape[-1:])}, "
@@ -65,8 +65,8 @@ def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
 def gelu(xp, x, bias=None, *, approximate=None):
     """GELU of each number of x [..., d], or of x + bias with bias [d].
 
-    approximate: "tanh" is GPT-2's (gelu.2), "none" the exact one (gelu.1). There is no default,
-    because PyTorch's is the exact one and JAX's the other.
+    approximate: "tanh" is GPT-2's form (gelu.2), "none" is the exact one (gelu.1). There is no
+    default, because PyTorch's default is the exact form and JAX's is the other.
     """
     if bias is not None:
         x = x + bias

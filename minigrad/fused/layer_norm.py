@@ -18,7 +18,7 @@ from ..widen import in_float32
 def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     """y = x̂ ⊙ weight + bias, x̂ = (x − μ)/√(σ² + ε)   (layer_norm.1).
 
-    μ and the population variance σ² are over the last axis.
+    μ and σ² are the mean and the population variance over the last axis.
     """
     centred = x - mean(x, axis=-1, keepdims=True)
     variance = mean(centred * centred, axis=-1, keepdims=True)
@@ -38,8 +38,8 @@ def _layer_norm_joint(g: Any, x: Any, weight: Any, mean_: Any, rstd: Any,
 
     ∂x = rstd (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)),  ∂weight = Σ g ⊙ x̂,  ∂bias = Σ g.
 
-    Reading ∂x: the part of ĝ along 1 and along x̂ is taken away (shifting or stretching x changes
-    nothing), then rescaled.
+    In ∂x the components of ĝ along 1 and along x̂ are subtracted, because a shift or a scaling of x
+    does not change the result; the rest is multiplied by rstd.
     """
     normal = (x - mean_) * rstd
     dx = None
@@ -76,12 +76,11 @@ def add_layer_norm_by_parts(x: Any, y: Any, weight: Any, bias: Any, *,
 
 
 def add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> tuple[Any, Any]:
-    """s = x + y and layer_norm(s)   (layer_norm.1), as a residual stream has them.
+    """s = x + y and layer_norm(s), as at each step of the residual stream   (layer_norm.1).
 
-    x, y [..., d], weight, bias [d] -> 2 × [..., d]. Where a backend computes both in one pass (a
-    GPU's kernel `layer_norm`), the graph is the same as that of one op after the other. On the way
-    back s gets the sum of what comes along the stream and of what comes through layer_norm
-    (block.5–6).
+    x, y [..., d], weight, bias [d] -> 2 × [..., d]. A backend may compute both in one pass (a GPU's
+    kernel `layer_norm`); the graph is the same as for one op after the other. In the backward pass
+    the gradient of s is the sum of the stream's gradient and that of layer_norm   (block.5–6).
     """
     if (all(isinstance(t, Tensor) for t in (x, y, weight, bias))
             and (kernel := (xp := backend.of(x.array)).kernels.get("add_layer_norm"))):

@@ -1,4 +1,4 @@
-"""The classifier and its loss as one: no array of logits outlives its turn."""
+"""The classifier and its loss as one op, which does not save the logits for backward."""
 from __future__ import annotations
 
 import math
@@ -40,9 +40,9 @@ def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_ind
 
 
 def _times(g: Any, found: Any, boost: float) -> Any:
-    """g times a gradient that was found before g was known   (linear_cross_entropy.2–3).
+    """g times a gradient that was computed before g was known   (linear_cross_entropy.2–3).
 
-    It has waited multiplied with `boost`.
+    `found` is that gradient times `boost`.
     """
     return g / boost * found
 
@@ -55,11 +55,11 @@ def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100,
     """The mean of −log softmax(x Wᵀ)[target] in nats   (linear_cross_entropy.1).
 
     x [..., d], weight [V, d], targets [...] integer; rows whose target is ignore_index do not count
-    (NaN when none counts). ShapeError when the shapes do not match or a target lies outside
-    0 … V−1. The loss is float32 where x is of 16 bits, and a scalar, so its gradients but for a
-    factor are known once the logits are: with G = (softmax(x Wᵀ) − onehot(target))/n they are
-    ∂x = G W and ∂W = Gᵀ x (linear_cross_entropy.2–3), made here where they are wanted. They are
-    what is kept, not [..., V] logits.
+    (the loss is NaN if no row counts). ShapeError if the shapes do not match or a target lies
+    outside 0 … V−1. If x has 16 bits, the loss is float32. The loss is a scalar, so its gradients
+    can be computed with the logits, up to the factor g: with G = (softmax(x Wᵀ) − onehot(target))/n
+    they are ∂x = G W and ∂W = Gᵀ x (linear_cross_entropy.2–3). The kernel computes those that are
+    wanted; these are saved for backward, and not the logits [..., V].
     """
     n = math.prod(targets.shape)
     rows, ids = xp.reshape(x, (n, x.shape[-1])), xp.reshape(targets, (n,))

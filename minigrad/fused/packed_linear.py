@@ -1,6 +1,6 @@
-"""A product of a few rows with a matrix cut into panels.
+"""A product of a few rows with a matrix that is stored as panels.
 
-The panels hold the matrix in the order in which such a product reads it.
+The panels store the matrix in the order in which such a product reads it.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..ops.linalg import matmul_op
 from ..ops.shape import matrix_transpose, permute, reshape, sum_to
 from ..widen import in_float32
 
-# rows; BLAS multiplies more of them with a matrix as fast as with its panels
+# rows; for more rows BLAS is as fast with the matrix as with its panels
 FEW = 32
 
 
@@ -39,7 +39,7 @@ def _rows(x: Any) -> Any:
 
 
 def _packed_dpanels(g: Any, x: Any, panels_shape: tuple[int, ...], size: int) -> Any:
-    """xᵀ g cut as W is; 0 where the last panel is only filled up   (packed_linear.3)"""
+    """xᵀ g, as panels; 0 where the last panel is only padded   (packed_linear.3)"""
     P, q, c, w = panels_shape
     dweight = matmul_op(matrix_transpose(_rows(x)), _rows(g))                 # [k, size]
     filled = unslice(dweight, shape=(q * c, P * w), index=(slice(None), slice(size)))
@@ -49,7 +49,7 @@ def _packed_dpanels(g: Any, x: Any, panels_shape: tuple[int, ...], size: int) ->
 def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) -> None:
     """ShapeError unless panels [P, q, c, w] hold a matrix [k, size] for x [..., k].
 
-    A bias has to be [size].
+    A bias must be [size].
     """
     if panels.ndim != 4 or x.ndim == 0 or x.shape[-1] != panels.shape[1] * panels.shape[2]:
         raise ShapeError(f"packed_linear: x {list(x.shape)} and panels {list(panels.shape)} do not "
@@ -66,10 +66,10 @@ def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) ->
        x=lambda g, panels, size: matmul_op(g, matrix_transpose(unpack(panels, size))),
        panels=_packed_dpanels, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
 def packed_linear(xp, x, panels, bias=None, *, size):
-    """x W + b with W [k, size] cut into panels by `Backend.pack`   (packed_linear.2).
+    """x W + b with W [k, size] stored as panels by `Backend.pack`   (packed_linear.2).
     x [..., k], bias [size] or None -> [..., size].
 
-    The k terms of a sum are added up in q parts   (packed_linear.4). ShapeError where the shapes do
+    The k terms of a sum are added up in q parts   (packed_linear.4). ShapeError if the shapes do
     not fit.
     """
     P, q, c, w = panels.shape

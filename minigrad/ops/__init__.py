@@ -1,4 +1,4 @@
-"""Tables of derivatives, and the operators they give to Tensor."""
+"""The ops with their derivatives, and Tensor's operators and methods."""
 from __future__ import annotations
 
 from ..engine.tensor import Tensor

@@ -1,7 +1,7 @@
 """Derivatives of the elementwise ops. The engine undoes broadcasting, so no rule mentions a shape.
 
-At kinks and ties: relu'(0) = 0, |x|'(0) = 0, clip passes the gradient at its bounds, maximum and
-minimum share it at ties.
+At kinks and ties: relu'(0) = 0, |x|'(0) = 0, clip passes the gradient at its bounds, and for two
+equal numbers maximum and minimum give one half of the gradient to each.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mul(xp, a, b):
 
 @elementwise(a=lambda g, b: g / b, b=lambda g, b, out: -g * out / b)
 def div(xp, a, b):
-    """a / b. ∂/∂b = −a/b² = −out/b, so a is not kept."""
+    """a / b. ∂/∂b = −a/b² = −out/b, so a is not saved for backward."""
     return a / b
 
 
@@ -45,16 +45,16 @@ def neg(xp, x):
 
 
 def _power_da(g: Any, a: Any, b: Any) -> Any:
-    """b a^(b−1); 0 where b = 0, also at a = 0."""
+    """b a^(b−1), which is 0 where b = 0, even at a = 0."""
     if isinstance(b, (int, float)):
         return g * (b * a ** (b - 1)) if b != 0 else g * 0.0
     return g * b * a ** where((a == 0.0) * (b == 0.0), 1.0, b - 1.0)
 
 
 def _power_db(g: Any, a: Any, b: Any, out: Any) -> Any:
-    """a^b ln a; where a = 0 it is 0 for b ≥ 0, also at 0⁰, and −∞ for b < 0.
+    """a^b ln a; where a = 0 it is 0 for b ≥ 0, even at 0⁰, and −∞ for b < 0.
 
-    For b < 0, a^b is ∞ there and ln a −∞.
+    For a = 0 and b < 0, a^b is ∞ and ln a is −∞.
     """
     if isinstance(a, (int, float)):
         log_a = (math.log(a) if a > 0 else
@@ -65,7 +65,7 @@ def _power_db(g: Any, a: Any, b: Any, out: Any) -> Any:
 
 @elementwise(a=_power_da, b=_power_db)
 def power(xp, a, b):
-    """a to the power b; where a = 0 and b ≥ 0 the derivative by b is taken as 0."""
+    """a to the power b; where a = 0 and b ≥ 0 the derivative with respect to b is defined as 0."""
     return a ** b
 
 
@@ -113,7 +113,7 @@ def sqrt(xp, x):
 
 @elementwise(x=lambda g, out: g * (1.0 - out * out))
 def tanh(xp, x):
-    """Hyperbolic tangent. d tanh(x)/dx = 1 − tanh²(x), so only the result is kept."""
+    """Hyperbolic tangent. d tanh(x)/dx = 1 − tanh²(x), so only the result is saved for backward."""
     return xp.tanh(x)
 
 
@@ -144,14 +144,14 @@ def abs(xp, x):
 
 @op()
 def sign(xp, x):
-    """−1, 0 or 1; a constant as far as derivatives go."""
+    """−1, 0 or 1; the result is a constant without a gradient."""
     return xp.sign(x)
 
 
 def _larger(g: Any, a: Any, b: Any) -> Any:
-    """g where a > b, half of it where they tie.
+    """g where a > b, and g/2 where a = b.
 
-    Where one of them is NaN, which is then the result, both get g, as PyTorch has it.
+    Where a or b is NaN, the result is NaN and both get g, as in PyTorch.
     """
     return where(a == b, 0.5 * g, where(a < b, 0.0, g))
 
@@ -171,13 +171,13 @@ def minimum(xp, a, b):
 @elementwise(a=lambda g, condition: where(condition, g, 0.0),
              b=lambda g, condition: where(condition, 0.0, g))
 def where(xp, condition: Constant, a, b):
-    """a where condition (bool) holds, else b.
+    """a where condition (bool) is true, else b.
 
-    Of two Python numbers it is float32, or int64, or bool, as `tensor` makes them.
+    For two Python numbers the dtype is that of `tensor`: float32, int64 or bool.
     """
     if type(condition) is not bool and condition.dtype.kind != "b":
-        raise DTypeError(f"where: the condition must be bool, not {condition.dtype}; write what is "
-                         "meant, as in x != 0")
+        raise DTypeError(f"where: the condition must be bool, not {condition.dtype}; write a "
+                         "comparison, as in x != 0")
     out, kinds = xp.where(condition, a, b), {type(a), type(b)}
     if kinds <= {bool, int, float}:
         out = out.astype("float32" if float in kinds else "int64" if int in kinds else "bool")
@@ -186,13 +186,13 @@ def where(xp, condition: Constant, a, b):
 
 @elementwise(x=lambda g, x, min, max: where(inside(x, min=min, max=max), g, 0.0))
 def clip(xp, x, min: Placed = None, max: Placed = None):
-    """x held within [min, max]; the gradient passes inside and at the bounds."""
+    """x limited to [min, max]; the gradient passes inside and at the bounds."""
     return xp.clip(x, min, max)
 
 
 @op()
 def inside(xp, x, *, min=None, max=None):
-    """Whether min ≤ x ≤ max (bool); a bound that is None holds always."""
+    """Whether min ≤ x ≤ max (bool); None means no bound."""
     low = xp.ones_like(x, dtype=bool) if min is None else x >= min
     return low if max is None else low & (x <= max)
 
@@ -238,7 +238,7 @@ def astype(xp, x, *, dtype):
     """x in another dtype; between floats the gradient is cast back   (cast.1–2)."""
     y = x.astype(backend.dtype(dtype))
     if y.dtype.kind not in "iub" + FLOATS:
-        raise DTypeError(f"astype: numbers are needed, this is {y.dtype}")
+        raise DTypeError(f"astype: a dtype of numbers is needed, not {y.dtype}")
     return y
 
 
@@ -247,5 +247,5 @@ for _op in (add, sub, neg, relu, astype):               # one rounding, or none
 
 
 def type_as(x: Any, other: Any) -> Any:
-    """x in the dtype of `other`; x itself where that is its own."""
+    """x in the dtype of `other`; x itself if it has this dtype already."""
     return x if x.dtype == other.dtype else astype(x, dtype=other.dtype)

@@ -1,6 +1,6 @@
-"""Derivatives of picking elements out.
+"""Derivatives of the ops that select elements.
 
-The transpose of a gather is a scatter-add, and the other way round.
+The transpose of a gather is a scatter-add, and the transpose of a scatter-add is a gather.
 """
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .shape import permute, place, reshape
 def plain(key: Any) -> Any:
     """An index with its Tensors replaced by their arrays.
 
-    IndexError where NumPy and PyTorch put the axes in different orders.
+    IndexError for an index with which NumPy and PyTorch order the axes differently.
     """
     if not isinstance(key, tuple):
         return getattr(key, "array", key)
     key = tuple(getattr(k, "array", k) for k in key)
     kinds = ["integer" if isinstance(k, Integral) else
              "slice" if k is None or k is ... or isinstance(k, slice) else "array" for k in key]
-    # arrays that a slice parts put their axes first; NumPy counts an integer among them, and
-    # PyTorch takes it away before
+    # if a slice stands between arrays, their axes come first; NumPy counts an integer as an array
+    # here, and PyTorch does not
     if ("array" in kinds and "slice" in kinds[:kinds.index("array")]
             and _parted(kinds, "array", "integer") and not _parted(kinds, "array")):
-        raise IndexError("x[i, :, k] with an integer and an array apart has its axes in another "
-                         "order in NumPy than in PyTorch; write x[i][:, k] for PyTorch's")
+        raise IndexError("x[i, :, k] with a slice between an integer and an array has another "
+                         "order of axes in NumPy than in PyTorch; write x[i][:, k] for PyTorch's")
     return key
 
 
@@ -45,7 +45,7 @@ def _parted(kinds: list[str], *some: str) -> bool:
 
 @op(x=lambda g, x_shape, index: unslice(g, shape=x_shape, index=index))
 def getitem(xp, x, *, index):
-    """x[index]: ints, slices, None, …, and integer or bool arrays, as NumPy has it."""
+    """x[index] with ints, slices, None, … (Ellipsis), and integer or bool arrays, as in NumPy."""
     return x[index]
 
 
@@ -56,7 +56,7 @@ getitem.view = getitem.narrow = True
 def unslice(xp, g, *, shape, index):
     """The transpose of getitem: zeros of `shape` with g added at `index`.
 
-    Elements picked twice get the sum.
+    An element that was selected twice gets the sum.
     """
     out = xp.zeros(shape, dtype=g.dtype)
     parts = index if isinstance(index, tuple) else (index,)
@@ -94,9 +94,9 @@ def embedding(ids: Any, weight: Any) -> Any:
 
 
 def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
-    """The slices of x at integer `indices` (any shape) along `axis`, whose place their axes take.
+    """The slices of x at integer `indices` along `axis`; the axes of `indices` replace that axis.
 
-    With axis=None, x stands for its elements in order.
+    With axis=None the elements of x, in order, are selected.
     """
     if axis is None:
         x, axis = reshape(x, shape=(-1,)), 0
@@ -112,15 +112,15 @@ def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
 
 @op(x=lambda g, index, x_shape, axis: scatter_add(_zeros(g, x_shape), index, g, axis=axis))
 def gather(xp, x, index: Constant, *, axis):
-    """out[i, j, …] = x[index[i, j, …], j, …] for axis 0, and so on, as PyTorch has it.
+    """out[i, j, …] = x[index[i, j, …], j, …] for axis 0, and so on, as in PyTorch.
 
-    index has as many axes as x and is nowhere longer but along `axis`.
+    index has as many axes as x, and only along `axis` may it be longer than x.
     """
     at = place(axis, x.ndim, "gather")
     longer = [n > m for i, (n, m) in enumerate(zip(index.shape, x.shape)) if i != at]
     if index.ndim != x.ndim or any(longer):
-        raise ShapeError(f"gather: index is {list(index.shape)} but x is {list(x.shape)}; it may "
-                         f"be longer along axis {axis} alone")
+        raise ShapeError(f"gather: index is {list(index.shape)} but x is {list(x.shape)}; index "
+                         f"may be longer only along axis {axis}")
     xp.check_index(index, x.shape[at], "gather: index")
     part = x[tuple(slice(None) if i == at else slice(n) for i, n in enumerate(index.shape))]
     return xp.take_along_axis(part, index, at)
@@ -137,12 +137,12 @@ def scatter_add(xp, x, index: Constant, source, *, axis):
     """
     if index.shape != source.shape:
         raise ShapeError(f"scatter_add: index is {list(index.shape)} but source is "
-                         f"{list(source.shape)}; they must be alike")
+                         f"{list(source.shape)}; the shapes must be equal")
     at = place(axis, x.ndim, "scatter_add")
     xp.check_index(index, x.shape[at], "scatter_add: index")
     out = xp.array(x)
 
-    def along(i, n):                                    # all places of axis i
+    def along(i, n):                                    # all indices of axis i
         return xp.reshape(xp.arange(n), tuple(n if j == i else 1 for j in range(x.ndim)))
 
     grid = tuple(index if i == at else along(i, n) for i, n in enumerate(index.shape))
@@ -163,14 +163,14 @@ def _backwards(ndim: int, axes: Sequence[int]) -> tuple[slice, ...]:
 
 @op(x=lambda g, x_shape, widths: getitem(g, index=_inner(x_shape, widths)))
 def pad_op(xp, x, *, widths, value):
-    """x amid the number `value`, so many places of it before and after along each axis."""
+    """x with (before, after) = widths[i] copies of `value` around it along each axis i."""
     out = xp.full(tuple(a + n + b for n, (a, b) in zip(x.shape, widths)), value, dtype=x.dtype)
     out[_inner(x.shape, widths)] = x
     return out
 
 
 def _inner(shape: Sequence[int], widths: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
-    """Where x lies in its padding."""
+    """The index of x inside the padded array."""
     return tuple(slice(a, a + n) for n, (a, _) in zip(shape, widths))
 
 
@@ -178,7 +178,7 @@ def pad(x: Any, widths: Sequence[Sequence[int]], value: float = 0.0) -> Any:
     """x with `value` around it.
 
     widths: a pair (before, after) for each axis of x, the first axis first, as in NumPy. ShapeError
-    for anything else: a flat list means the last axis first in PyTorch, and all axes alike in
+    for anything else: a flat list starts with the last axis in PyTorch, and is for every axis in
     NumPy.
     """
     try:
@@ -187,19 +187,19 @@ def pad(x: Any, widths: Sequence[Sequence[int]], value: float = 0.0) -> Any:
     except (TypeError, ValueError):
         pairs = ()
     if len(pairs) != x.ndim:
-        raise ShapeError(f"pad: x is {x.dtype}{list(x.shape)}; give a pair (before, after) for "
+        raise ShapeError(f"pad: x is {x.dtype}{list(x.shape)}; pass a pair (before, after) for "
                          f"each of its axes, not {widths}")
     if any(n < 0 for pair in pairs for n in pair):
-        raise ShapeError(f"pad: the widths {pairs} must not be negative; x[...] takes elements "
-                         "away")
+        raise ShapeError(f"pad: the widths {pairs} must not be negative; use slices of x to remove "
+                         "elements")
     return pad_op(x, widths=pairs, value=value)
 
 
 @op()
 def argsort(xp, x, axis: Axis = -1, descending: Flag = False):
-    """The places of x's elements along one axis, the smallest first, as int64.
+    """The indices that sort x along one axis, the smallest element first, as int64.
 
-    Equal elements stay in their order.
+    Equal elements keep their order.
     """
     if not descending:
         return xp.argsort(x, axis=axis, kind="stable")
@@ -211,16 +211,16 @@ pad_op.narrow = argsort.narrow = True
 
 
 class Sorted(NamedTuple):
-    """Elements in their order, and the places where they were."""
+    """Sorted elements, and the indices that they had before."""
 
     values: Any
     indices: Any
 
 
 def sort(x: Any, axis: int = -1, descending: bool = False) -> Sorted:
-    """(values, indices) of x along one axis, the smallest first, as in PyTorch.
+    """(values, indices) of x sorted along one axis, the smallest first, as in PyTorch.
 
-    Equal elements stay in their order.
+    Equal elements keep their order.
     """
     places = argsort(x, axis=place(axis, x.ndim, "sort"), descending=descending)
     return Sorted(gather(x, places, axis=axis), places)
@@ -237,7 +237,7 @@ def topk(x: Any, k: int, axis: int = -1) -> Sorted:
 
 
 def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
-    """A constant of zeros in like's dtype, where like lives."""
+    """A constant of zeros in like's dtype and on its device."""
     array = like.array if isinstance(like, Tensor) else like
     zeros = backend.of(array).zeros(shape, dtype=array.dtype)
     return Tensor(zeros) if isinstance(like, Tensor) else zeros

@@ -26,9 +26,9 @@ def _matmul_db(g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
 
 
 def _product_to(a: Any, b: Any, shape: tuple[int, ...]) -> Any:
-    """A B summed over the axes along which what it is the gradient of was repeated.
+    """A B, the gradient of an argument of this shape, summed over axes that were broadcast.
 
-    Where there are such axes, nothing is rounded before the sum.
+    If there are such axes, nothing is rounded before the sum.
     """
     if len(shape) < a.ndim or a.shape[:-2] != shape[:-2] or b.shape[:-2] != shape[:-2]:
         a, b = widened(a), widened(b)
@@ -41,9 +41,9 @@ def _rows(x: Any) -> Any:
 
 @op(a=_matmul_da, b=_matmul_db)
 def matmul_op(xp, a, b):
-    """A B over the last two axes, the others broadcast   (matmul.1).
+    """A B over the last two axes; the others broadcast   (matmul.1).
 
-    It takes 2·n·k·m operations for [n, k] @ [k, m]   (matmul.6).
+    [n, k] @ [k, m] needs 2·n·k·m operations   (matmul.6).
     """
     if a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul: inner sizes differ: a is {a.dtype}{list(a.shape)}, b is "
@@ -55,10 +55,10 @@ def matmul_op(xp, a, b):
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """a @ b as NumPy and PyTorch have it: of matrices in the last two axes, or of vectors.
+    """a @ b as in NumPy and PyTorch: the product of matrices in the last two axes, or of vectors.
 
-    Batch axes broadcast; 1-d arguments are vectors. a [..., n, k], b [..., k, m] -> [..., n, m],
-    dtype of both. ShapeError where the inner sizes differ or an argument is 0-d.
+    a [..., n, k], b [..., k, m] -> [..., n, m]. Batch axes broadcast; an argument with one axis is
+    a vector. Both have one dtype. ShapeError if the inner sizes differ or an argument has no axes.
     """
     if not hasattr(a, "ndim") or not hasattr(b, "ndim") or a.ndim == 0 or b.ndim == 0:
         raise ShapeError("matmul: both arguments need at least one axis; use * for a scalar")
@@ -96,7 +96,7 @@ def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
        x=lambda g, weight: matmul_op(g, matrix_transpose(weight)),
        weight=lambda g, x: matmul_op(matrix_transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
-    """x W + b with the bias added into the product's own memory   (linear.1, .3, .4).
+    """x W + b; the bias is added to the product in place   (linear.1, .3, .4).
 
     bias [m], x [..., k], weight [k, m] -> [..., m].
     """
@@ -126,10 +126,10 @@ def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
        weight=lambda g, x: matmul_op(matrix_transpose(_rows(g)), _rows(x)),
        bias=lambda g, bias_shape: sum_to(g, shape=bias_shape), check=_check_linear)
 def linear(xp, x, weight, bias=None):
-    """x Wᵀ + b with the weight stored [out, in], as torch.nn.functional.linear has it   (linear.2).
+    """x Wᵀ + b with the weight stored [out, in], as in torch.nn.functional.linear   (linear.2).
 
-    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight comes out
-    [m, k], not transposed   (linear.3, .5).
+    x [..., k], weight [m, k], bias [m] or None -> [..., m]. The gradient of the weight is computed
+    as [m, k], without a transpose   (linear.3, .5).
     """
     rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
     out = xp.matmul(rows, xp.swapaxes(weight, 0, 1))
@@ -141,7 +141,7 @@ def linear(xp, x, weight, bias=None):
 def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
     """Each operand's gradient is the einsum of g and the other operands   (einsum.2).
 
-    Indices that only this operand has are repeated.
+    Along an index that only this operand has, the gradient is repeated.
     """
     inputs, output = subscripts.split("->")
     terms = inputs.split(",")
@@ -162,7 +162,7 @@ def _einsum_rule(g: Any, xs: Any, subscripts: str, wants: Any) -> Any:
 @op(joint=_einsum_rule)
 def einsum_op(xp, *xs, subscripts):
     """Σ of products over the indices that `subscripts` names, "->" included   (einsum.1)."""
-    if any(x.size == 0 for x in xs):                    # NumPy's may return what stood in memory
+    if any(x.size == 0 for x in xs):                    # NumPy's einsum may return garbage
         inputs, output = subscripts.split("->")
         sizes = {c: n for term, x in zip(inputs.split(","), xs) for c, n in zip(term, x.shape)}
         return xp.zeros(tuple(sizes[c] for c in output), dtype=xs[0].dtype)
@@ -171,7 +171,7 @@ def einsum_op(xp, *xs, subscripts):
 
 
 def einsum(subscripts: str, *xs: Any) -> Any:
-    """Σ of products over the indices that are named, as in einsum("bij,bjk->bik", a, b).
+    """Sums of products over named indices, as in einsum("bij,bjk->bik", a, b).
 
     ShapeError for "..." and for an index twice in one operand, which are not supported.
     """
@@ -184,7 +184,7 @@ def einsum(subscripts: str, *xs: Any) -> Any:
     terms = inputs.split(",")
     if len(terms) != len(xs):
         raise ShapeError(f"einsum: {subscripts!r} names {len(terms)} operands; {len(xs)} were "
-                         "given")
+                         "passed")
     sizes: dict[str, int] = {}
     for term, x in zip(terms, xs):
         if len(set(term)) != len(term):

@@ -1,6 +1,6 @@
-"""The operators and methods of a Tensor: each is the op of its name, with its arguments by place.
+"""The operators and methods of a Tensor: each calls the op of its name, with positional arguments.
 
-`Tensor` itself knows of no op, so that ops can know Tensor; `ops` gives it these when imported.
+`Tensor` itself uses no op, so that ops can import Tensor; `ops` attaches these when it is imported.
 In the examples `x` is `mg.tensor([[1.0, 2.0], [3.0, 4.0]])`, of shape [2, 2].
 """
 from __future__ import annotations
@@ -27,18 +27,18 @@ class _Dims(TypedDict, total=False):
 
 
 def _over(names: Any, **settings: Any) -> dict[str, Any]:
-    """Settings of a reduction, also by PyTorch's names."""
+    """The settings of a reduction; PyTorch's names are accepted too."""
     return pytorchs(names, settings) if names else settings
 
 
 def _sizes(sizes: tuple[Any, ...]) -> Any:
-    """Sizes or axes given one by one or as one sequence."""
+    """Sizes or axes that were passed one by one or as one sequence."""
     one = len(sizes) == 1 and getattr(sizes[0], "__len__", None) and getattr(sizes[0], "ndim", 1)
     return sizes[0] if one else sizes
 
 
 def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
-    """The axis, given by name or before the others, and the others."""
+    """The axis, which was passed by name or as the first argument, and the other arguments."""
     others = [a for a in given if a is not None]
     at = axis if axis is not None else others.pop(0) if len(others) == len(given) else None
     if at is None or len(others) != len(given) - 1:
@@ -48,7 +48,7 @@ def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
 
 
 class Methods:
-    """What `Tensor` is given."""
+    """The operators and methods that `attach` gives to `Tensor`."""
 
     __slots__ = ()
 
@@ -95,9 +95,9 @@ class Methods:
     def __rmatmul__(self, other: Any) -> Tensor:
         return linalg.matmul(other, self)
 
-    # beside None a comparison is NotImplemented: Python compares identities, as for PyTorch
+    # a comparison with None is NotImplemented: then Python compares identities, as with PyTorch
     def __eq__(self, other: Any) -> Any:
-        """Whether each number equals the other's, in bool."""
+        """Whether each element equals the other's, as bool."""
         return NotImplemented if other is None else elementwise.equal(self, other)
 
     def __ne__(self, other: Any) -> Any:
@@ -179,7 +179,7 @@ class Methods:
         return elementwise.abs(self)
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
-        """x held within [min, max]; None is no bound.
+        """x limited to [min, max]; None means no bound.
 
         >>> x.clip(2.0, 3.0).tolist()
         [[2.0, 2.0], [3.0, 3.0]]
@@ -188,7 +188,7 @@ class Methods:
 
     # ── reductions ──
     def sum(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
-        """The sum over `axis`, one or several, or over all; keepdims keeps these axes, of length 1.
+        """The sum over one axis, several or all; with keepdims these axes stay, with length 1.
 
         >>> x.sum().item(), x.sum(0).tolist(), x.sum(-1, keepdims=True).shape
         (10.0, [4.0, 6.0], (2, 1))
@@ -196,7 +196,7 @@ class Methods:
         return reduce.sum(self, **_over(names, axis=axis, keepdims=keepdims))
 
     def mean(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
-        """The mean over `axis`, as `sum` has it.
+        """The mean over `axis`; the arguments are those of `sum`.
 
         >>> x.mean(0).tolist()
         [2.0, 3.0]
@@ -208,8 +208,8 @@ class Methods:
             **names: Unpack[_Dims]) -> Tensor:
         """The variance over `axis`, Σ (x − mean)² / (n − correction).
 
-        One of these has to be given: correction, ddof (NumPy's name for it), or unbiased, True for
-        a correction of 1.
+        One of these must be passed: correction, ddof (NumPy's name for it), or unbiased, which is
+        True for a correction of 1.
 
         >>> x.var(0, correction=0).tolist()
         [1.0, 1.0]
@@ -221,7 +221,7 @@ class Methods:
     def std(self, axis: Axis = None, *, keepdims: Flag = False, correction: int | None = None,
             ddof: int | None = None, unbiased: Flag | None = None,
             **names: Unpack[_Dims]) -> Tensor:
-        """The root of `var`, with its arguments.
+        """The standard deviation, the square root of `var`, with the same arguments.
 
         >>> x.std(0, correction=0).tolist()
         [1.0, 1.0]
@@ -234,7 +234,7 @@ class Methods:
              **names: Unpack[_Dims]) -> Tensor:
         """The Euclidean length √(Σ x²) over `axis`; its gradient at 0 is 0.
 
-        The axis is given by name, for what PyTorch's norm(p) takes first is the order.
+        The axis must be passed by name, because the first argument of PyTorch's norm is the order.
 
         >>> mg.tensor([3.0, 4.0]).norm().item()
         5.0
@@ -250,7 +250,7 @@ class Methods:
         return reduce.cumsum(self, dim if axis is None else axis)
 
     def argmax(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
-        """The first place of the largest element along an axis, or of all in order, as int64.
+        """The index of the largest element (the first one) along an axis or of all, as int64.
 
         >>> x.argmax(1).tolist(), x.argmax().item()
         ([1, 1], 3)
@@ -258,14 +258,14 @@ class Methods:
         return reduce.argmax(self, **_over(names, axis=axis, keepdims=keepdims))
 
     def argmin(self, axis: Axis = None, keepdims: Flag = False, **names: Unpack[_Dims]) -> Tensor:
-        """The place of the smallest element, as `argmax` has it."""
+        """The index of the smallest element; the arguments are those of `argmax`."""
         return reduce.argmin(self, **_over(names, axis=axis, keepdims=keepdims))
 
     def max(self, *place: NoReturn, axis: Axis = None, keepdims: Flag = False,
             **names: NoReturn) -> Tensor:
-        """The largest element over `axis`; ties share the gradient.
+        """The largest element over `axis`; equal ones share the gradient.
 
-        The axis is given by name, for PyTorch's max(axis) gives places too.
+        The axis must be passed by name, because PyTorch's max(axis) returns indices too.
 
         >>> x.max(axis=1).tolist()
         [2.0, 4.0]
@@ -274,7 +274,7 @@ class Methods:
 
     def min(self, *place: NoReturn, axis: Axis = None, keepdims: Flag = False,
             **names: NoReturn) -> Tensor:
-        """The smallest element over `axis`, by name as in `max`."""
+        """The smallest element over `axis`, which must be passed by name, as to `max`."""
         return reduce.min(self, *place, axis=axis, keepdims=keepdims, **names)
 
     def logsumexp(self, axis: Axis = None, keepdims: Flag = False,
@@ -283,12 +283,12 @@ class Methods:
         return reduce.logsumexp(self, **_over(names, axis=axis, keepdims=keepdims))
 
     def prod(self, axis: Axis = None, keepdims: Flag = False) -> Tensor:
-        """The product over `axis`; its derivatives are right where elements are 0, too."""
+        """The product over `axis`; its derivatives are right even where elements are 0."""
         return reduce.prod(self, axis, keepdims)
 
     # ── shapes ──
     def reshape(self, *sizes: Any, **shapes: Any) -> Tensor:
-        """The same elements in another shape, given as sizes or as one tuple; one size may be −1.
+        """The same elements in another shape, passed as sizes or as one tuple; one size may be −1.
 
         >>> x.reshape(4).shape, x.reshape((1, -1)).shape
         ((4,), (1, 4))
@@ -302,15 +302,15 @@ class Methods:
         return shape.reshape(self, shape=_sizes(sizes))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-        """The axes from start_dim to end_dim as one."""
+        """The Tensor with the axes from start_dim to end_dim merged into one."""
         return shape.flatten(self, start_dim, end_dim)
 
     def squeeze(self, dim: int | None = None) -> Tensor:
-        """Without the axes of length 1, or without this one if it has length 1."""
+        """The Tensor without its axes of length 1, or without this one if it has length 1."""
         return shape.squeeze(self, dim)
 
     def unsqueeze(self, dim: int) -> Tensor:
-        """With an axis of length 1 at this place.
+        """The Tensor with a new axis of length 1; dim is its number in the result.
 
         >>> x.unsqueeze(0).shape, x.unsqueeze(-1).shape
         ((1, 2, 2), (2, 2, 1))
@@ -318,20 +318,20 @@ class Methods:
         return shape.unsqueeze(self, dim)
 
     def transpose(self, *axes: Any, **named: int) -> Tensor:
-        """Two axes exchanged (a view); a matrix needs no axes.
+        """The Tensor with two axes exchanged (a view); for a matrix none is passed.
 
-        ShapeError without axes for more than two of them.
+        ShapeError for more than two axes if none is passed.
 
         >>> x.transpose(0, 1).tolist()
         [[1.0, 3.0], [2.0, 4.0]]
         """
         if len(axes) > 2:
-            raise TypeError(f"transpose: exchanges two axes, {len(axes)} were given; "
+            raise TypeError(f"transpose exchanges two axes, but {len(axes)} were passed; "
                             f"x.permute{axes} puts all in another order")
         return shape.transpose(self, *axes, **named)
 
     def permute(self, *axes: Any) -> Tensor:
-        """The axes in another order (a view), given one by one or as one tuple."""
+        """The axes in another order (a view), passed one by one or as one tuple."""
         return shape.permute(self, axes=_sizes(axes))
 
     @property
@@ -347,7 +347,7 @@ class Methods:
     @instead
     def split(self, ambiguous: Any = None, *, sections: int | None = None,
               sizes: Sequence[int] | None = None, axis: int = 0) -> tuple[Tensor, ...]:
-        """Views that x is cut into along `axis`: `sections` equal ones, or ones of these `sizes`.
+        """A tuple of views: x split along `axis` into `sections` equal parts or parts of `sizes`.
 
         >>> [part.tolist() for part in x.split(sections=2)]
         [[[1.0, 2.0]], [[3.0, 4.0]]]
@@ -368,9 +368,9 @@ class Methods:
 
     # ── by index ──
     def take(self, indices: Any, *, axis: int | None = None) -> Tensor:
-        """The slices at integer `indices` along `axis`, whose place their axes take.
+        """The slices at integer `indices` along `axis`; the axes of `indices` replace that axis.
 
-        Without an axis they are the elements of x in order.
+        Without an axis the elements of x, in order, are selected.
 
         >>> x.take(mg.tensor([1, 0]), axis=0).tolist()
         [[3.0, 4.0], [1.0, 2.0]]
@@ -380,7 +380,7 @@ class Methods:
     def gather(self, dim: Any = None, index: Any = None, *, axis: int | None = None) -> Tensor:
         """out[i, j] = x[index[i, j], j] for axis 0, and so on.
 
-        Type x.gather(0, index), as PyTorch has it, or x.gather(index, axis=0).
+        Write x.gather(0, index), as in PyTorch, or x.gather(index, axis=0).
 
         >>> x.gather(1, mg.tensor([[1], [0]])).tolist()
         [[2.0], [3.0]]
@@ -392,22 +392,22 @@ class Methods:
                     axis: int | None = None) -> Tensor:
         """x with source[i, j] added at [index[i, j], j] for axis 0, and so on.
 
-        Where an index repeats, the sum is added. The axis is given as to `gather`:
+        Where an index repeats, the sum is added. The axis is passed as to `gather`:
         x.scatter_add(0, index, source), or x.scatter_add(index, source, axis=0).
         """
         at, (index, source) = _placed("scatter_add", axis, dim, index, source)
         return _scatter_add(self, index, source, axis=at)
 
     def flip(self, *axes: Any) -> Tensor:
-        """The elements in reverse order along these axes, one by one or as one tuple (a view)."""
+        """The elements in reverse order (a view) along axes passed one by one or as one tuple."""
         return index.flip(self, _sizes(axes))
 
     def argsort(self, axis: int = -1, descending: Flag = False) -> Tensor:
-        """The places of the elements along an axis, the smallest first, as int64."""
+        """The indices that sort the elements along an axis, the smallest first, as int64."""
         return index.argsort(self, axis=axis, descending=descending)
 
     def topk(self, k: int, axis: int = -1) -> index.Sorted:
-        """(values, indices) of the k largest along an axis, the largest first, as in PyTorch.
+        """(values, indices) of the k largest elements along an axis, the largest first (PyTorch's).
 
         >>> x.topk(1).values.tolist()
         [[2.0], [4.0]]
@@ -416,7 +416,7 @@ class Methods:
 
     # ── dtypes and devices ──
     def astype(self, dtype: Any) -> Tensor:
-        """In another dtype; between floats the gradient is cast back.
+        """The Tensor in another dtype; between floats the gradient is cast back.
 
         >>> str(x.astype("float64").dtype)
         'float64'
@@ -424,11 +424,11 @@ class Methods:
         return elementwise.astype(self, dtype=dtype)
 
     def type_as(self, other: Any) -> Tensor:
-        """In the dtype of `other`; itself where that is its own."""
+        """The Tensor in the dtype of `other`; itself if it has this dtype already."""
         return elementwise.type_as(self, other)
 
     def to(self, other: Any) -> Tensor:
-        """On the device "numpy", "cupy" or "cupy:N", or in a dtype; itself if it is there.
+        """The Tensor on a device ("numpy", "cupy", "cupy:N") or in a dtype; itself if it is there.
 
         >>> x.to("numpy") is x, str(x.to("float64").dtype)
         (True, 'float64')
@@ -438,39 +438,39 @@ class Methods:
         return shape.to(self, other)
 
     def cpu(self) -> Tensor:
-        """In the memory of this machine; itself if it is there."""
+        """The Tensor in the memory of this machine; itself if it is there."""
         return shape.to(self, "numpy")
 
     def cuda(self, device: int | str = 0) -> Tensor:
-        """On the GPU of this number."""
+        """The Tensor on the GPU with this number."""
         return shape.to(self, device if isinstance(device, str) else f"cupy:{device}")
 
     def float(self) -> Tensor:
-        """In float32."""
+        """The Tensor in float32."""
         return elementwise.astype(self, dtype="float32")
 
     def double(self) -> Tensor:
-        """In float64."""
+        """The Tensor in float64."""
         return elementwise.astype(self, dtype="float64")
 
     def half(self) -> Tensor:
-        """In float16."""
+        """The Tensor in float16."""
         return elementwise.astype(self, dtype="float16")
 
     def bfloat16(self) -> Tensor:
-        """In bfloat16."""
+        """The Tensor in bfloat16."""
         return elementwise.astype(self, dtype="bfloat16")
 
     def long(self) -> Tensor:
-        """In int64."""
+        """The Tensor in int64."""
         return elementwise.astype(self, dtype="int64")
 
     def int(self) -> Tensor:
-        """In int32."""
+        """The Tensor in int32."""
         return elementwise.astype(self, dtype="int32")
 
     def bool(self) -> Tensor:
-        """In bool: whether each element is not 0."""
+        """The Tensor in bool: whether each element is not 0."""
         return elementwise.astype(self, dtype="bool")
 
 

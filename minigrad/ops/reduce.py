@@ -1,6 +1,6 @@
-"""Derivatives of the ops that sum up axes.
+"""Derivatives of the reductions over axes, such as sums and maxima.
 
-axis: None (all), an int or a tuple of ints; keepdims keeps them with size 1.
+axis: None (all axes), an int or a tuple of ints. keepdims: the reduced axes stay, with size 1.
 """
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .shape import broadcast_to, expand, permute, place, reshape, split
 
 
 def spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
-    """g, the result of a reduction, as something that broadcasts against what was reduced."""
+    """g, which has the shape of a reduction's result, in a shape that broadcasts to the input."""
     return g if keepdims or axis is None else expand(g, axis=axis, ndim=len(shape))
 
 
 def count(shape: tuple[int, ...], axis: Any) -> int:
-    """How many elements a reduction over `axis` takes together."""
+    """How many elements a reduction over `axis` combines into one."""
     axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
     return math.prod(shape[a] for a in axes)
 
@@ -45,19 +45,19 @@ def mean(xp, x, axis: Axis = None, keepdims: Flag = False):
 def _var_dx(g: Any, x: Any, axis: Any, keepdims: bool, correction: Any, ddof: Any) -> Any:
     """2 (x − mean) / (n − correction)"""
     n = count(x.shape, axis) - _correction(correction, ddof)
-    n = builtins.max(n, 0)                              # of too few elements: ∞, or 0/0
+    n = builtins.max(n, 0)                              # too few elements: the result is ∞ or NaN
     return spread(g, x.shape, axis, keepdims) * (x - mean(x, axis=axis, keepdims=True)) * 2.0 / n
 
 
 def _correction(correction: Any, ddof: Any) -> Any:
-    """What is taken from n: PyTorch calls it correction, NumPy ddof.
+    """The number that is subtracted from n: PyTorch calls it correction, NumPy ddof.
 
-    TypeError unless one of them was given.
+    TypeError unless exactly one of them was passed.
     """
     if (correction is None) == (ddof is None):
-        raise TypeError("say what is taken from n: correction=0 (or ddof=0) is the population's "
-                        "variance, NumPy's default; correction=1 (or ddof=1) the sample's, "
-                        "PyTorch's default")
+        raise TypeError("pass the number that is subtracted from n: correction=0 (or ddof=0) for "
+                        "the variance of a population, NumPy's default; correction=1 (or ddof=1) "
+                        "for that of a sample, PyTorch's default")
     return ddof if correction is None else correction
 
 
@@ -65,17 +65,17 @@ def _correction(correction: Any, ddof: Any) -> Any:
 def var(xp, x, *, axis=None, keepdims=False, correction=None, ddof=None):
     """Variance, Σ (x − mean)² / (n − correction).
 
-    correction (NumPy's name is ddof) has no default: 0 is the population's variance, which
-    LayerNorm needs and NumPy takes unless told otherwise; 1 is a sample's, as PyTorch takes.
+    correction (NumPy's name is ddof) has no default: 0 is for a population, which LayerNorm needs
+    and which is NumPy's default; 1 is for a sample, PyTorch's default.
     """
     return xp.var(x, axis=axis, keepdims=keepdims, ddof=_correction(correction, ddof))
 
 
 def std(x: Any, *, axis: Any = None, keepdims: bool = False, correction: Any = None,
         ddof: Any = None) -> Any:
-    """Standard deviation, the root of `var`, with its arguments.
+    """Standard deviation, the square root of `var`, with the same arguments.
 
-    Where all elements are equal its derivative is taken as 0.
+    Where all elements are equal, its derivative is defined as 0.
     """
     square = var(x, axis=axis, keepdims=keepdims, correction=correction, ddof=ddof)
     none = square == 0.0
@@ -83,14 +83,14 @@ def std(x: Any, *, axis: Any = None, keepdims: bool = False, correction: Any = N
 
 
 def _norm_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
-    """x / |x|, and 0 where x = 0, the least of the subgradients."""
+    """x / |x|, and 0 where x = 0, which is the smallest subgradient."""
     length = spread(out, x.shape, axis, keepdims)
     return spread(g, x.shape, axis, keepdims) * x / where(length == 0.0, 1.0, length)
 
 
 @op(x=_norm_dx)
 def norm(xp, x, *, axis=None, keepdims=False):
-    """Euclidean length, √(Σ x²); its derivative at 0 is taken as 0."""
+    """Euclidean length, √(Σ x²); its derivative at 0 is defined as 0."""
     return xp.sqrt(xp.sum(x * x, axis=axis, keepdims=keepdims))
 
 
@@ -106,13 +106,13 @@ def cumsum_op(xp, x, *, axis):
 def cumsum(x: Any, axis: int | None) -> Any:
     """Running sums along `axis`: out[i] = x[0] + … + x[i]."""
     if axis is None:
-        raise ShapeError("cumsum: say the axis, as in x.cumsum(0); of all elements in order it is "
-                         "x.reshape(-1).cumsum(0)")
+        raise ShapeError("cumsum: pass the axis, as in x.cumsum(0); for all elements in order "
+                         "write x.reshape(-1).cumsum(0)")
     return cumsum_op(x, axis=place(axis, x.ndim, "cumsum"))
 
 
 def _extreme_dx(g: Any, x: Any, out: Any, axis: Any, keepdims: bool) -> Any:
-    """The gradient goes to the extreme elements; ties share it evenly."""
+    """The gradient goes to the largest (or smallest) elements; equal ones get equal parts."""
     hit = astype(x == spread(out, x.shape, axis, keepdims), dtype=x.dtype)
     return hit * (spread(g, x.shape, axis, keepdims) / sum(hit, axis=axis, keepdims=True))
 
@@ -131,16 +131,16 @@ def min(xp, x, *, axis=None, keepdims=False):
 
 @op()
 def argmax(xp, x, axis: Axis = None, keepdims: Flag = False):
-    """The place of the largest element along one axis, the first of several, as int64.
+    """The index of the largest element along one axis, the first of several, as int64.
 
-    With axis=None it is that of all elements in order.
+    With axis=None it is the index among all elements in order.
     """
     return xp.argmax(x, axis=axis, keepdims=keepdims)
 
 
 @op()
 def argmin(xp, x, axis: Axis = None, keepdims: Flag = False):
-    """The place of the smallest element, as `argmax` has it."""
+    """The index of the smallest element; the arguments are those of `argmax`."""
     return xp.argmin(x, axis=axis, keepdims=keepdims)
 
 
@@ -155,7 +155,7 @@ def logsumexp(xp, x, axis: Axis = None, keepdims: Flag = False):
     Its derivative is softmax(x) = exp(x − out).
     """
     top = xp.max(x, axis=axis, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))   # of −inf alone: log 0
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))   # if all are −inf: log 0
     with xp.errstate(divide="ignore"):
         out = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True)) + top
     return out if keepdims else xp.reshape(out, xp.sum(x, axis=axis).shape)
@@ -163,9 +163,9 @@ def logsumexp(xp, x, axis: Axis = None, keepdims: Flag = False):
 
 @in_float32
 def prod(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-    """Π x, as a tree of products of halves.
+    """Π x, computed as a tree: the halves are multiplied until one element is left.
 
-    It is right in every derivative, zeros included (out/x would not be).
+    So every derivative is right, even where elements are 0 (with out/x it would not be).
     """
     ndim = x.ndim
     axis = whole(axis, "prod: axis", some=True)

@@ -1,6 +1,6 @@
 """Derivatives of the ops that move elements and compute nothing.
 
-Each transposes a selection of the identity.
+Such an op is a matrix of zeros and ones, and the derivative uses the transpose of that matrix.
 """
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..op import Op, Placed, Sizes, op
 
 
 def place(axis: int, ndim: int, what: str) -> int:
-    """`axis` of `ndim` counted from the first.
+    """The number of the axis `axis` among `ndim` axes, counted from the first.
 
-    ShapeError, on behalf of `what`, where there is no such axis.
+    ShapeError if there is no such axis; its message begins with `what`.
     """
     axis = index(axis, f"{what}: axis")
     if not -ndim <= axis < ndim:
-        raise ShapeError(f"{what}: there is no axis {axis} among {ndim}")
+        raise ShapeError(f"{what}: there is no axis {axis} among {ndim} axes")
     return axis % ndim
 
 
@@ -36,15 +36,15 @@ def identity(xp, x):
 
 @op(x=lambda g, device, source: to_op(g, device=source, source=device))
 def to_op(xp, x, *, device, source):
-    """A copy of x on another device; its gradient goes back to `source`, where x is."""
+    """A copy of x on another device; the gradient is copied back to `source`, the device of x."""
     there = backend.get(device)
     return there.array(x if there.backend is xp else xp.host(x))
 
 
 def to(x: Any, device: str) -> Any:
-    """x on `device` ("numpy", "cupy", "cupy:N"); x itself if it is there.
+    """x on `device` ("numpy", "cupy", "cupy:N"); x itself if it is already there.
 
-    BackendUnavailable where the device is not to be had.
+    BackendUnavailable if the device cannot be used.
     """
     return x if x.device == str(backend.get(device)) else to_op(x, device=device, source=x.device)
 
@@ -56,9 +56,9 @@ def reshape(xp, x, shape: Sizes):
 
 
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    """x with the axes from start_dim to end_dim as one, as in PyTorch.
+    """x with the axes from start_dim to end_dim merged into one, as in PyTorch.
 
-    A Tensor of no axes becomes one number in a row.
+    A Tensor without axes becomes a vector of one element.
     """
     if x.ndim == 0:
         return reshape(x, shape=(1,))
@@ -76,7 +76,7 @@ def squeeze(x: Any, dim: int | None = None) -> Any:
 
 
 def unsqueeze(x: Any, dim: int) -> Any:
-    """x with an axis of length 1 at this place, counted among the axes that there will be."""
+    """x with a new axis of length 1; dim is its number among the axes of the result."""
     at = place(dim, x.ndim + 1, "unsqueeze")
     return reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
 
@@ -93,18 +93,18 @@ def matrix_transpose(x: Any) -> Any:
 
 
 def transpose(x: Any, axis0: int | None = None, axis1: int | None = None) -> Any:
-    """x with two axes exchanged (a view), as in PyTorch; a matrix, or less, needs no axes.
+    """x with two axes exchanged (a view), as in PyTorch; with at most two axes, none is passed.
 
-    ShapeError without axes for more than two of them: NumPy reverses them all.
+    ShapeError for more than two axes if none is passed: NumPy would reverse them all.
     """
     if axis0 is None and axis1 is None:
         if x.ndim > 2:
-            raise ShapeError(f"transpose: x is {x.dtype}{list(x.shape)}; of more than two axes say "
-                             "which: x.mT exchanges the last two, x.transpose(i, j) any two, "
-                             f"x.permute{tuple(reversed(range(x.ndim)))} reverses them all")
+            raise ShapeError(f"transpose: x is {x.dtype}{list(x.shape)}; with more than two axes "
+                             "write x.mT to exchange the last two, x.transpose(i, j) for any two, "
+                             f"or x.permute{tuple(reversed(range(x.ndim)))} to reverse them all")
         return transpose_op(x) if x.ndim == 2 else x
     if axis0 is None or axis1 is None:
-        raise ShapeError("transpose: two axes are exchanged; give both axis0 and axis1, as in "
+        raise ShapeError("transpose: two axes are exchanged; pass both axis0 and axis1, as in "
                          "x.transpose(0, 1)")
     return transpose_op(x, axis0=axis0, axis1=axis1)
 
@@ -145,9 +145,9 @@ def sum_to(xp, x, *, shape):
 
 @op(x=lambda g, x_shape: reshape(g, shape=x_shape))
 def expand(xp, x, *, axis, ndim):
-    """x with the reduced axes put back with size 1, so that it broadcasts against what was reduced.
+    """x, the result of a reduction over `axis`, with the reduced axes inserted again, of size 1.
 
-    axis=None: all of them.
+    So x broadcasts to the input of the reduction. axis=None: all axes were reduced.
     """
     reduced = (axis,) if type(axis) is int else axis
     axes = range(ndim) if axis is None else [a % ndim for a in reduced]
@@ -161,15 +161,15 @@ def _concat_rule(g: Any, xs_shapes: Any, axis: int) -> Any:
 
 @op(joint=_concat_rule)
 def concat_op(xp, *xs, axis=0):
-    """The arrays one after the other along `axis`; the gradient is cut where they were joined."""
+    """The arrays joined along `axis`; the gradient is split where they were joined."""
     return xp.concatenate(xs, axis=axis)
 
 
 @instead
 def concat(xs: Sequence[Any], axis: int = 0) -> Any:
-    """The Tensors xs, alike but along `axis`, one after the other.
+    """The Tensors xs joined along `axis`; their other sizes must be equal.
 
-    ShapeError where they differ elsewhere.
+    ShapeError if these differ.
     """
     return concat_op(*xs, axis=axis)
 
@@ -185,28 +185,28 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Any:
 
 @op(x=lambda g, axis: concat(g, axis=axis))
 def split_op(xp, x, *, ends, axis):
-    """x cut along `axis` before each of `ends`, as a tuple of views."""
+    """x split along `axis` before each index in `ends`, as a tuple of views."""
     return tuple(xp.split(x, list(ends), axis=axis))
 
 
 @instead
 def split(x: Any, ambiguous: Any = None, *, sections: int | None = None,
           sizes: Sequence[int] | None = None, axis: int = 0) -> tuple[Any, ...]:
-    """x cut along `axis` into `sections` equal parts, or into parts of these `sizes`, all views.
+    """A tuple of views: x split along `axis` into `sections` equal parts, or into parts of `sizes`.
 
-    One of the two is named: `split(x, 2)` makes parts of size 2 in PyTorch and two parts in NumPy,
-    and `split(x, [1, 3])` parts of these sizes or cuts before these places. ShapeError where it is
-    not, or if the parts do not add up. The parts are in a tuple.
+    One of the two must be passed by name: `split(x, 2)` means parts of size 2 in PyTorch and two
+    parts in NumPy; `split(x, [1, 3])` means parts of these sizes in PyTorch and splits before these
+    indices in NumPy. ShapeError if neither or both are passed, or if the sizes do not add up.
     """
     size = x.shape[place(axis, x.ndim, "split")]
     if ambiguous is not None:
         if hasattr(ambiguous, "__len__"):
-            raise ShapeError(f"split: {ambiguous} are sizes in PyTorch and places to cut at in "
-                             f"NumPy; write sizes={ambiguous}, or call np.split(x, places), which "
-                             "cuts a Tensor too")
+            raise ShapeError(f"split: {ambiguous} are sizes in PyTorch and indices in NumPy; write "
+                             f"sizes={ambiguous}, or call np.split(x, indices), which splits a "
+                             "Tensor too")
         raise ShapeError(f"split: {ambiguous} is the size of each part in PyTorch and the number "
-                         f"of parts in NumPy; write sections={ambiguous} for so many equal parts, "
-                         f"or sizes=[{ambiguous}, …] with the size of each")
+                         f"of parts in NumPy; write sections={ambiguous} for {ambiguous} equal "
+                         f"parts, or sizes=[{ambiguous}, …] with the size of each")
     if (sections is None) == (sizes is None):
         raise ShapeError("split: write sections= for a number of equal parts, or sizes= for the "
                          "size of each part")
@@ -227,14 +227,14 @@ def split(x: Any, ambiguous: Any = None, *, sections: int | None = None,
 
 @op(x=lambda g: join_heads(*g))
 def split_heads(xp, x, *, heads, parts=1):
-    """x [..., T, parts·h·d] cut into parts of h heads: parts × [..., h, T, d]   (attention.8).
+    """x [..., T, parts·h·d] split into parts of h heads: parts × [..., h, T, d]   (attention.8).
 
-    They are views. With parts=3: Q, K and V.
+    The parts are views. With parts=3 they are Q, K and V.
     """
     *lead, T, width = x.shape
     if width % (parts * heads):
-        raise ShapeError(f"split_heads: {width} numbers cannot be cut into {parts} × {heads} heads "
-                         "of one size")
+        raise ShapeError(f"split_heads: {width} numbers cannot be split into {parts} × {heads} "
+                         "heads of equal size")
     cut = xp.reshape(x, (*lead, T, parts, heads, width // (parts * heads)))
     return tuple(xp.swapaxes(cut[..., i, :, :], -3, -2) for i in range(parts))
 
@@ -247,7 +247,7 @@ def _join_rule(g: Any, xs_shapes: Any) -> Any:
 def join_heads(xp, *xs):
     """The transpose of split_heads: arrays [..., h, T, d] -> [..., T, len(xs)·h·d]   (attention.9).
 
-    The heads lie side by side, one array after the other.
+    In the last axis all heads of the first array come first, then those of the second, and so on.
     """
     *lead, h, T, d = xs[0].shape
     side = [xp.swapaxes(x, -3, -2)[..., None, :, :] for x in xs]       # [..., T, 1, h, d]
@@ -257,25 +257,25 @@ def join_heads(xp, *xs):
 
 @op(x=lambda g, diagonal: tril(g, diagonal=diagonal))
 def tril(xp, x, diagonal: Placed = 0):
-    """The lower triangle of the last two axes, up to `diagonal` above the main one; else zero."""
+    """The lower triangle of the last two axes, up to `diagonal` above the main one; above it 0."""
     _matrix(x, "tril")
     return xp.tril(x, diagonal)
 
 
 @op(x=lambda g, diagonal: triu(g, diagonal=diagonal))
 def triu(xp, x, diagonal: Placed = 0):
-    """The upper triangle of the last two axes, from `diagonal` above the main one; else zero."""
+    """The upper triangle of the last two axes, from `diagonal` above the main one; below it 0."""
     _matrix(x, "triu")
     return xp.triu(x, diagonal)
 
 
 def _matrix(x: Any, what: str) -> None:
     if x.ndim < 2:
-        raise ShapeError(f"{what}: x is {x.dtype}{list(x.shape)}; a triangle has two axes at least")
+        raise ShapeError(f"{what}: x is {x.dtype}{list(x.shape)}; at least two axes are needed")
 
 
 def stop_gradient(x: Any) -> Any:
-    """x as a constant: no gradient passes."""
+    """x as a constant: no gradient passes through it."""
     return x.detach() if isinstance(x, Tensor) else x
 
 

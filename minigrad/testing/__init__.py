@@ -1,13 +1,13 @@
-"""The laws that differentiable array code obeys, put to every op here and to yours.
+"""The laws of differentiable array code, which are tested on every op here and on your own.
 
     from minigrad.testing import arrays, check
     check(my_op, arrays())          # LawsBroken, with the smallest example, if one breaks
     check(my_softmax, arrays((4, 8)), vjp=my_softmax_vjp)   # plain arrays in, plain arrays out
     check(mg.softmax, arrays((4, 8)), axis=-1)
 
-`python -m minigrad.testing` puts every op to every law and prints the table;
-`python -m minigrad.testing.mutate` breaks every rule on purpose and counts which law noticed.
-All but the double of a GPU needs hypothesis.
+`python -m minigrad.testing` tests every law on every op and prints a table;
+`python -m minigrad.testing.mutate` breaks every rule on purpose and counts the laws that fail.
+Everything except the fake GPU needs hypothesis.
 """
 import sys
 from typing import Any
@@ -25,7 +25,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "hypothesis":
         raise
-    if sys.argv[0] == "-m":                 # a command is about to be run: one line, no traceback
+    if sys.argv[0] == "-m":                 # it runs as a command: one line, no traceback
         sys.exit(_MISSING)
 
     def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """python -m minigrad.testing: every op × law × float32 and float64 × device, as a table.
 
-With --exec PROGRAM somebody else's program, in any language, is put to the laws instead.
+With --exec PROGRAM the laws are tested on another program instead, in any language.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKS = {"held": "✓", "broken": "✗", "not applicable": "·"}
 
 
 def judged(domain: Domain, dtype: str, device: str, examples: int) -> dict[str, Verdict]:
-    """What each law says of one line of the table of domains."""
+    """The verdict of each law on one line of the table of domains."""
     kinks = "these examples lie on kinks, for the laws that differentiate nothing"
     said = {law: Verdict(law, dtype, message=kinks) for law in LAWS}
     asked = [law for law in LAWS if domain.asks(law)]
@@ -31,7 +31,7 @@ def judged(domain: Domain, dtype: str, device: str, examples: int) -> dict[str, 
 
 
 def together(verdicts: list[Verdict]) -> str:
-    """The mark of a cell: broken if one line is; not applicable only if all are; otherwise held."""
+    """The mark of a cell: broken if one verdict is, not applicable if all are, otherwise held."""
     kinds = {v.status for v in verdicts}
     return MARKS["broken" if "broken" in kinds else "held" if "held" in kinds else "not applicable"]
 
@@ -41,7 +41,7 @@ Found = dict[tuple[str, str, str, str], list[Verdict]]
 
 def product(names: list[str], devices: list[str], examples: int,
             progress: Any = sys.stderr) -> Found:
-    """All verdicts by (op, law, dtype, device)."""
+    """All verdicts, by (op, law, dtype, device)."""
     found: Found = {}
     for i, name in enumerate(names):
         started = time.perf_counter()
@@ -58,11 +58,11 @@ def product(names: list[str], devices: list[str], examples: int,
 
 
 def table(found: Found, names: list[str], devices: list[str]) -> str:
-    """One row per op, one column per law, in each cell a mark per dtype and device."""
+    """A table of ops (rows) and laws (columns), with a mark for each dtype and device in a cell."""
     width = max(map(len, names))
     combos = [(dtype, device) for device in devices for dtype in DTYPES]
     each = ", ".join(f"{device} {dtype}" for dtype, device in combos)
-    lines = [f"in each cell: {each};  ✓ held  ✗ broken  · says nothing about this op", ""]
+    lines = [f"in each cell: {each};  ✓ held  ✗ broken  · does not apply to this op", ""]
     columns = {law: max(len(law[:14]), len(combos)) for law in LAWS}
     lines += [" " * width + "  " + " ".join(f"{law[:14]:<{n}}" for law, n in columns.items())]
     for name in names:
@@ -75,12 +75,12 @@ def table(found: Found, names: list[str], devices: list[str]) -> str:
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m minigrad.testing", description=__doc__)
     p.add_argument("--examples", type=int,
-                   help="for each op, law, dtype and device (default 10; 100 with --exec)")
+                   help="number for each op, law, dtype and device (default 10; 100 with --exec)")
     known = list(dict.fromkeys(d.subject.name for d in DOMAINS))
     p.add_argument("--op", action="append", choices=known, metavar="NAME",
-                   help="only this op (repeatable)")
+                   help="test only this op (repeatable)")
     p.add_argument("--device", action="append", metavar="NAME",
-                   help="numpy, cupy, or double (CuPy's manners on a CPU); "
+                   help="numpy, cupy, or double (a fake of CuPy on a CPU); "
                         "default numpy and double")
     foreign.flags(p)
     args = p.parse_args()
@@ -90,7 +90,7 @@ def main() -> int:
         return foreign.main(p, args)
     of_programs = ("definition", "array", "set", "dtype", "no_vjp", "timeout")
     if alone := [name for name in of_programs if getattr(args, name)]:
-        p.error(f"--{alone[0].replace('_', '-')} goes with --exec, a program to judge, "
+        p.error(f"--{alone[0].replace('_', '-')} needs --exec, with a program to test, "
                 "or --describe")
     devices = args.device or ["numpy", "double"]
     if "double" in devices:
@@ -99,7 +99,7 @@ def main() -> int:
         install()
     try:
         for device in devices:
-            backend.get(device)                     # what is missing is said before anything starts
+            backend.get(device)                     # an error for a missing device comes first
     except DeviceError as error:
         p.error(f"--device: {error}")
     names = args.op or known
@@ -119,7 +119,7 @@ def main() -> int:
           f"on {sum(v.examples for v in verdicts)} examples: {len(held)} held, {len(broken)} "
           f"broken; at most {max(held, default=0.0):.2g} of a bound was used")
     for reason, n in sorted(silent.items(), key=lambda item: -item[1]):
-        print(f"  not asked, {n} times: {reason}")
+        print(f"  not applicable, {n} times: {reason}")
     return 1 if broken else 0
 
 

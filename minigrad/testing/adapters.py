@@ -54,7 +54,7 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
             array = array.copy()                        # PyTorch has no negative strides
         bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
         with warnings.catch_warnings():
-            # an array that is read-only shares its memory too
+            # a read-only array is shared as well
             warnings.simplefilter("ignore", UserWarning)
             t = torch.from_numpy(bits)
         return (t if bits is array else t.view(torch.bfloat16)).to(device)
@@ -75,7 +75,7 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
     def pull(u: Any, *arrays: Any, **settings: Any) -> tuple[Any, ...]:
         leaves = [tensor(a).requires_grad_() for a in arrays]
         y = together(call(*leaves, **_converted(settings, tensor)))
-        if not y.requires_grad:                         # a constant as far as PyTorch knows
+        if not y.requires_grad:                         # PyTorch treats the result as a constant
             return tuple(np.zeros_like(a) for a in arrays)
         grads = torch.autograd.grad(y, leaves, tensor(np.asarray(u)), allow_unused=True)
         return tuple(np.zeros_like(a) if g is None else numbers(g) for a, g in zip(arrays, grads))
@@ -147,10 +147,11 @@ def _name(f: Any) -> str:
 
 
 def _wide(jax: Any) -> Any:
-    """A block in which JAX has float64."""
+    """A context in which JAX has float64."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # type: ignore[attr-defined,unused-ignore]  # before JAX 0.8
+    # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,unused-ignore]
 
     return enable_x64()
 

@@ -1,7 +1,7 @@
-"""python -m minigrad.testing --exec PROGRAM --op NAME: somebody else's program put to the laws.
+"""python -m minigrad.testing --exec PROGRAM --op NAME: tests the laws on another program.
 
-docs/any-language.md is the protocol. Ends with 0 if all laws hold, 1 if one is broken or nothing
-was judged, 2 for wrong flags, 3 if the program cannot be run.
+docs/any-language.md explains the protocol. The exit code is 0 if all laws hold, 1 if one is broken
+or nothing was tested, 2 for wrong flags, 3 if the program cannot be run.
 """
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # what it ends with; argparse ends with 2
 
 
 def flags(p: argparse.ArgumentParser) -> None:
-    """The flags that go with --exec and --describe."""
+    """Add the flags for --exec and --describe."""
     g = p.add_argument_group("a program in any language, by the protocol of docs/any-language.md")
     g.add_argument("--exec", metavar="COMMAND",
-                   help='put this program to the laws of --op or --definition, as "./softmax"')
+                   help='test the laws of --op or --definition on this program, as "./softmax"')
     g.add_argument("--describe", action="store_true",
-                   help="print what the inputs and settings are called, and a message")
+                   help="print the names of the inputs and settings, and an example of a message")
     g.add_argument("--definition", metavar="MODULE:FUNCTION",
                    help="a function of Tensors that the program must equal")
     g.add_argument("--array", action="append", metavar="SHAPE[:KIND]",
-                   help="an argument of --definition: 4,8 or any, and of which kind "
-                        f"({', '.join(KINDS)})")
+                   help="shape (4,8 or any) and kind of an argument of --definition; the kinds are "
+                        f"{', '.join(KINDS)}")
     g.add_argument("--set", action="append", metavar="NAME=JSON",
                    help="a setting that is the same in all examples")
     g.add_argument("--dtype", action="append",
                    choices=("float64", "float32", "float16", "bfloat16"),
-                   help="of the arrays (repeatable; default float64 and float32)")
+                   help="dtype of the arrays (repeatable; default float64 and float32)")
     g.add_argument("--no-vjp", action="store_true",
-                   help="the program has no gradient; its value alone is judged")
+                   help="the program has no gradient; only its value is tested")
     g.add_argument("--timeout", type=float, metavar="SECONDS",
-                   help="for each answer (default 10)")
+                   help="time limit for each answer (default 10)")
 
 
 def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    """The command, once its flags are known to name a program or ask for a description."""
+    """Run the command with --exec or --describe."""
     if len([*(args.op or ()), *([] if args.definition is None else [args.definition])]) != 1:
         p.error("--exec and --describe take one --op, "
                 "or --definition with an --array for each argument")
@@ -120,7 +120,7 @@ def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
 
 
 def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
-    """What --definition names, on the arrays that --array says."""
+    """A line of the table for the function of --definition and the arrays of --array."""
     module, colon, name = args.definition.partition(":")
     if not (module and colon and name):
         raise ValueError(f"--definition {args.definition}: MODULE:FUNCTION, as minigrad:softmax")
@@ -138,7 +138,7 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
     if not given:
         raise ValueError(f"--definition {args.definition}: "
                          "say with --array what each argument is, as --array 4,8")
-    settings = getattr(f, "settings", {})               # of an op of ours, which arrays are not
+    settings = getattr(f, "settings", {})               # an op's settings are not arrays
     try:
         parameters = [p.replace(kind=p.KEYWORD_ONLY) if p.name in settings else p
                       for p in inspect.signature(f).parameters.values()]
@@ -148,7 +148,7 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
                          f"(--array gives {len(given)}, --set {len(fixed)})") from None
 
     def value(*xs: Any, **more: Any) -> Any:
-        """An oracle of real numbers alone."""
+        """An oracle that accepts only real numbers."""
         return host(flat(f(*map(Tensor, xs), **more)))
 
     oracle = value if args.no_vjp else None
@@ -177,7 +177,7 @@ def drawn(given: Strategy, count: int) -> list[Example]:
 
 
 def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
-    """Raise where the definition fails, or where the laws or the protocol have no form for it."""
+    """ValueError if the definition fails, or if the laws or the protocol do not support it."""
     for example in examples:
         message("", example.settings, {})
     f, example = line.subject.function, examples[0]
@@ -200,7 +200,7 @@ def _line(error: Exception) -> str:
 
 
 def described(line: Domain, examples: list[Example], dtype: str) -> str:
-    """What inputs, constants and settings of a line are called; a message as a program gets it."""
+    """The names of a line's inputs, constants and settings, and a message that a program gets."""
     f = line.subject.function
     assert f is not None
     example = max(examples,
@@ -236,9 +236,9 @@ def _indented(text: str) -> list[str]:
 # ── what is found ──
 def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Example]],
           dtypes: list[str]) -> int:
-    """Every law on every line, until the program fails to give answers that can be judged.
+    """Test every law on every line, until the program fails to send valid answers.
 
-    Prints a report, and returns what the command ends with.
+    It prints a report and returns the exit code.
     """
     held = broken = 0
     for line, some in zip(lines, samples):
@@ -265,7 +265,7 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
 
 
 def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
-    """Why the program cannot be run; nothing if it answers, skips or refuses a first example."""
+    """Why the program cannot be run; "" if it answers, skips or refuses a first example."""
     said = ""
     for example in examples[:TRIES]:
         given = [np.asarray(a, np.dtype(backend.dtype(dtypes[0]))) for a in example.arrays]
@@ -287,7 +287,7 @@ def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str],
             examples: int) -> tuple[Report, bool]:
     """The verdicts, and whether the program has failed.
 
-    Then no more is asked, for each law would say the same.
+    After a failure no further law is tested, because each would have the same verdict.
     """
     report = Report(subject.name)
     for dtype in dtypes:

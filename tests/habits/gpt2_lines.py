@@ -70,7 +70,7 @@ ROWS = [
     ("model.half()(ids).dtype", "copy.deepcopy(model).half()(ids).logits.dtype",
      "error: no attribute 'half'"),
     ("model.to(mg.float16)", "copy.deepcopy(model).to(torch.float16) and None",
-     "error: to: float16 is a dtype, and parameters keep theirs"),
+     "error: to: float16 is a dtype, and the dtype of a parameter cannot be changed"),
     ("model.to('cpu') and None", "=",
      "error: there is no backend 'cpu'; choose auto, numpy, cupy or cupy:N"),
     ("model.num_parameters()", "=", "same"),

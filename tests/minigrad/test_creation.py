@@ -63,7 +63,7 @@ def test_one_number_in_a_format_and_as_an_index():
         [10, 20][mg.tensor(1.0)]
     with pytest.raises(mg.ShapeError, match="one element"):
         f"{mg.tensor([1.0, 2.0]):.3f}"
-    with pytest.raises(TypeError, match=r"does not support item assignment; type x = mg\.where"):
+    with pytest.raises(TypeError, match=r"does not support item assignment; write x = mg\.where"):
         mg.tensor([1.0])[0] = 2.0
 
 

@@ -201,7 +201,7 @@ def test_no_graph(make: Any, says: str):
 @pytest.mark.parametrize("wrong", [np.ones(3), 1.0, None])
 def test_only_a_tensor_has_a_graph(wrong: Any):
     """Anything else is a TypeError that says what to give."""
-    with pytest.raises(TypeError, match=f"^explain: this is a {type(wrong).__name__}; give the Tensor"):
+    with pytest.raises(TypeError, match=f"^explain: this is a {type(wrong).__name__}; pass the last Tensor"):
         explain(wrong)
 
 

@@ -405,7 +405,7 @@ def test_nccl_sums_beside_the_stream_that_computes(monkeypatch):
 
 def test_nccl_that_is_not_to_be_had(monkeypatch):
     """Each lack is one line: no GPUs, no NCCL, no GPU for this process."""
-    with pytest.raises(DeviceError, match="NCCL sums on GPUs, and numpy has none; choose mpi"):
+    with pytest.raises(DeviceError, match="NCCL works on GPUs, and numpy has none; choose mpi"):
         mg.backend.cpu.communicator()
     double = install()
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)

@@ -194,7 +194,7 @@ LEAF = lambda: mg.tensor([1.0, 2.0], requires_grad=True)  # noqa: E731
     "a dict in Sequential": (lambda: nn.Sequential(OrderedDict(a=nn.ReLU())), ["argument 0 is a OrderedDict"]),
     "a list in a state": (lambda: nn.Linear(1, 1, bias=False).load_state_dict({"weight": [[1.0]]}), ["weight is a list"]),
     "a mode in words": (lambda: nn.ReLU().train("False"), ["mode is 'False'"]),  # type: ignore[arg-type]
-    "a module as a state": (lambda: nn.Linear(1, 1).load_state_dict(nn.Linear(1, 1)), ["a Linear is given"]),
+    "a module as a state": (lambda: nn.Linear(1, 1).load_state_dict(nn.Linear(1, 1)), ["the argument is a Linear"]),
 }.values())
 def test_what_would_be_passed_over_is_refused(f: Callable[[], Any], words: list[str]):
     """What PyTorch refuses, or would silently leave out of training, is a TypeError of one line that says what to type."""

@@ -186,17 +186,17 @@ list(USED)
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
 @pytest.mark.parametrize("make, error, words", {
-    "one Tensor": (W, TypeError, "given as a Parameter; give a list of Tensors"),
-    "a model": (lambda: mg.nn.Linear(1, 1), TypeError, "a Linear; give a list of Tensors, such as list(model.parameters())"),
-    "a method": (lambda: mg.nn.Linear(1, 1).parameters, TypeError, "the parameters are given as a method"),
-    "a dict": (lambda: dict(mg.nn.Linear(1, 1).named_parameters()), TypeError, "the parameters are given as a dict"),
-    "a set": (lambda: {W()}, TypeError, "the parameters are given as a set"),
-    "a string": (lambda: "weight", TypeError, "the parameters are given as a str"),
-    "a number": (lambda: 3, TypeError, "the parameters are given as a int"),
+    "one Tensor": (W, TypeError, "the parameters are a Parameter; pass a list of Tensors"),
+    "a model": (lambda: mg.nn.Linear(1, 1), TypeError, "a Linear; pass a list of Tensors, such as list(model.parameters())"),
+    "a method": (lambda: mg.nn.Linear(1, 1).parameters, TypeError, "the parameters are a method"),
+    "a dict": (lambda: dict(mg.nn.Linear(1, 1).named_parameters()), TypeError, "the parameters are a dict"),
+    "a set": (lambda: {W()}, TypeError, "the parameters are a set"),
+    "a string": (lambda: "weight", TypeError, "the parameters are a str"),
+    "a number": (lambda: 3, TypeError, "the parameters are a int"),
     "an array": (lambda: np.ones((2, 2)), TypeError, "parameter 0 is a ndarray"),
     "arrays": (lambda: [W(), np.ones(2)], TypeError, "parameter 1 is a ndarray"),
     "nothing": (list, mg.GraphError, "there are no parameters to optimise"),
-    "a generator that was read": (lambda: USED, mg.GraphError, "which can be read once"),
+    "a generator that was read": (lambda: USED, mg.GraphError, "it can be read only once"),
     "a result": (lambda: [W(), W() * 2.0], mg.GraphError, "parameter 1, <mul #"),
     "a constant": (lambda: [mg.tensor([1.0])], mg.GraphError, "parameter 0, float32[1], requires no gradient"),
     "a group and a Tensor": (lambda: [{"params": [W()]}, W()], TypeError, "a group is a dict"),
@@ -205,8 +205,8 @@ list(USED)
     "a group of strings": (lambda: [{"params": ["w"]}], TypeError, "parameter 0 is a str"),
     "a pair of Tensors": (lambda: [(W(), W())], TypeError, "parameter 0 is a tuple"),
     "a name, a Tensor and more": (lambda: [("w", W(), 1)], TypeError, "parameter 0 is a tuple"),
-    "a group with an unknown setting": (lambda: [{"params": [W()], "rate": 0.1}], TypeError, "no setting rate; there are lr"),
-    "a group with a setting out of range": (lambda: [{"params": [W()], "lr": -1.0}], ValueError, "lr must be a finite number from 0 on"),
+    "a group with an unknown setting": (lambda: [{"params": [W()], "rate": 0.1}], TypeError, "no setting rate; the settings are lr"),
+    "a group with a setting out of range": (lambda: [{"params": [W()], "lr": -1.0}], ValueError, "lr must be a finite number, at least 0"),
 }.values())
 def test_what_is_no_parameter_is_refused(make: Any, error: Any, words: str, kind: str):
     """In one line that names the optimiser. PyTorch refuses these too, but for unknown settings and constants,
@@ -241,10 +241,10 @@ def test_settings_have_their_ranges(name: str, value: Any, error: type[Exception
 
 def test_settings_are_refused_in_whole_sentences():
     """With what was given, and with the range of this setting alone."""
-    for value, f in (("SGD: lr must be a finite number from 0 on, not -1.0", lambda: optim.SGD([W()], lr=-1.0)),
-                     ("AdamW: betas[1] must be a finite number from 0 on and below 1, not 1.0",
+    for value, f in (("SGD: lr must be a finite number, at least 0, not -1.0", lambda: optim.SGD([W()], lr=-1.0)),
+                     ("AdamW: betas[1] must be a finite number, at least 0 and below 1, not 1.0",
                       lambda: optim.AdamW([W()], betas=(0.9, 1.0))),
-                     ("AdamW: betas are 0.9; give two numbers, such as (0.9, 0.999)", lambda: optim.AdamW([W()], betas=0.9))):
+                     ("AdamW: betas is 0.9; pass two numbers, such as (0.9, 0.999)", lambda: optim.AdamW([W()], betas=0.9))):
         with pytest.raises((TypeError, ValueError)) as caught:
             f()
         assert str(caught.value) == value

@@ -96,16 +96,16 @@ def test_clipping_refuses_what_it_has_no_meaning_for():
     p = Parameter(np.ones(2))
     p.grad = mg.Tensor(np.array([3.0, np.inf]))
     for f, error, words in [
-        (lambda: optim.clip_grad_norm_([p], -1.0), ValueError, "max_norm must be a number from 0 on, not -1.0"),
+        (lambda: optim.clip_grad_norm_([p], -1.0), ValueError, "max_norm must be a number, at least 0, not -1.0"),
         (lambda: optim.clip_grad_norm_([p], math.nan), ValueError, "not nan"),
         (lambda: optim.clip_grad_norm_([p], "1"), TypeError, "max_norm is '1', a str"),
         (lambda: optim.clip_grad_norm_([p], 1.0, norm_type=1.0), ValueError, "norm_type 1.0 is not supported"),
         (lambda: optim.clip_grad_norm_([p], 1.0, "inf"), ValueError, "norm_type 'inf' is not supported"),
         (lambda: optim.clip_grad_norm_([p], 1.0, error_if_nonfinite=True), mg.GraphError, "the norm of the gradients is inf"),
-        (lambda: optim.clip_grad_norm_(mg.nn.Linear(1, 1), 1.0), TypeError, "the parameters are given as a Linear"),
+        (lambda: optim.clip_grad_norm_(mg.nn.Linear(1, 1), 1.0), TypeError, "the parameters are a Linear"),
         (lambda: optim.clip_grad_norm_([{"params": [p]}], 1.0), TypeError, "parameter 0 is a dict"),
-        (lambda: optim.clip_grad_norm_(iter([]), 1.0), mg.GraphError, "can be read once"),
-        (lambda: optim.decay_groups(p, 0.1), TypeError, "the parameters are given as a Parameter"),
+        (lambda: optim.clip_grad_norm_(iter([]), 1.0), mg.GraphError, "can be read only once"),
+        (lambda: optim.decay_groups(p, 0.1), TypeError, "the parameters are a Parameter"),
     ]:
         with pytest.raises(error) as caught:
             f()
@@ -138,7 +138,7 @@ def test_gradients_are_unscaled_once():
         scaler.scale((p * 0.25).sum()).backward()
         if explicit:
             scaler.unscale_(opt)
-            with pytest.raises(mg.GraphError, match="unscaled since its last step"):
+            with pytest.raises(mg.GraphError, match="are already unscaled"):
                 scaler.unscale_(opt)
         assert scaler.step(opt, 0.25) and p.grad.tolist() == [0.25]
     assert p.tolist() == [0.5]

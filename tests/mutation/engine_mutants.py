@@ -450,7 +450,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
     ("a replay moves the stream", R, "replaying", "        set_state(was)", "        pass"),
     ("a checkpoint records its inside", F, "Checkpoint.__call__", "with no_grad(), ", "with recording(state.recording), "),
     ("a checkpoint keeps its inside", F, "Checkpoint.__call__",
-     "with no_grad(), touching() as leaves:           # what f captured is read again in a replay\n            out = self.f(*args)",
+     "with no_grad(), touching() as leaves:           # a replay reads captured leaves again\n            out = self.f(*args)",
      "with touching() as leaves:\n            out = self.f(*args)\n        self.kept = out"),
     ("a replay of a checkpoint does not record", F, "Checkpoint.pullback", "with recording(True), ", "with recording(create_graph), "),
     ("a checkpoint is recorded under no_grad", F, "Checkpoint.__call__", "if not state.recording:", "if False:"),

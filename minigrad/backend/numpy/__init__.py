@@ -18,7 +18,7 @@ from .packed_linear import pack
 from .sizes import SIZES
 from .table import KERNELS
 
-# log₂ of cycles, 0.4 ms; of its own accord OpenBLAS spins for 2²⁸, 0.1 s
+# log₂ of the cycles that idle threads spin, 0.4 ms; OpenBLAS's default is 2²⁸, 0.1 s
 SPIN = 20
 
 
@@ -44,7 +44,7 @@ class NumpyBackend(Backend):
 
     def sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         total: Any = np.add.reduce
-        return total(x, axis=axis, keepdims=keepdims)   # np.sum without its way there
+        return total(x, axis=axis, keepdims=keepdims)   # np.sum without its overhead
 
     def matmul(self, a: Any, b: Any) -> Any:
         return blas.matmul(a, b)
@@ -58,8 +58,8 @@ class NumpyBackend(Backend):
         return array.base is None
 
     def free_memory(self) -> int:
-        # what Linux would give without swapping, and what a container may still take; elsewhere
-        # nobody says
+        # the memory that Linux has without swapping, and that a container may still use; other
+        # systems have no such number
         free = [sys.maxsize]
         with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
             lines = Path("/proc/meminfo").read_text().splitlines()
@@ -72,15 +72,15 @@ class NumpyBackend(Backend):
         return min(free)
 
     def settle(self, part: int = 0, parts: int = 1) -> None:
-        # glibc hands large arrays back to the system when they are freed, and every new one costs
-        # page faults again
+        # glibc returns large arrays to the system when they are freed, and each new one then costs
+        # page faults
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             # M_MMAP_MAX: no array is a mapping of its own, unmapped when it is freed
             libc.mallopt(-4, 0)
             libc.mallopt(-1, 2**31 - 1)                 # M_TRIM_THRESHOLD
         n = cores()
-        # where n is less, somebody has dealt out the cores already
+        # if n is smaller, the cores have been divided already
         if parts > 1 and n == os.cpu_count() and hasattr(os, "sched_setaffinity"):
             first = part * n // parts
             after = max(first + 1, (part + 1) * n // parts)
@@ -96,7 +96,7 @@ class NumpyBackend(Backend):
         if rows <= columns or matrix.flags.f_contiguous or not matrix.flags.c_contiguous:
             return matrix
         square = SIZES.square
-        # gemv reads memory in the longest runs when the longer axis is the inner one
+        # gemv reads the longest runs of memory if the longer axis is the inner one
         out = np.empty((columns, rows), matrix.dtype)
 
         def work(i: int, j: int) -> None:

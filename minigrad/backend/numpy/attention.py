@@ -1,6 +1,6 @@
 """Causal attention on a CPU in tiles.
 
-Queries are taken in blocks, with keys only up to the diagonal, and heads are dealt to threads.
+It is computed for blocks of queries, with keys only up to the diagonal; threads share the heads.
 """
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .sizes import SIZES
 
 
 def _tile(T: int) -> int:
-    """Queries per block of T."""
+    """The number of queries in a block if there are T queries."""
     return SIZES.near_tile if T <= SIZES.far else SIZES.far_tile
 
 
 def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None]) -> None:
-    """Call work(row, some of its heads) for all rows, dealt to threads.
+    """Call work(row, some of its heads) for all rows; the calls are divided among threads.
 
-    Each thread calls BLAS on small matrices by itself.
+    Each thread calls BLAS on small matrices, and BLAS then uses one thread.
     """
     n = min(cores(), rows * heads)
     size = min(max(1, SIZES.group // (_tile(T) * T)), -(-heads // n) if rows < n else heads)
@@ -44,31 +44,31 @@ def _over_heads(rows: int, heads: int, T: int, work: Callable[[int, slice], None
 
 
 def _plain(q: Any, k: Any, mask: Any) -> bool:
-    """Whether the tiles are for this case: float matrices, no mask, as many queries as keys."""
+    """Whether the tiles support this case: float matrices, no mask, as many queries as keys."""
     return (mask is None and q.shape[-2] == k.shape[-2] and q.shape[-2] > 1 and q.size > 0
             and q.dtype.kind == "f")
 
 
 def _four(x: Any) -> Any:
-    """x as [B, h, T, d], a view wherever it has three axes or four."""
+    """x as [B, h, T, d]; a view if x has at most four axes."""
     if x.ndim <= 4:
         return x[(None,) * (4 - x.ndim)]
     return x.reshape(-1, *x.shape[-3:])
 
 
 def _new(like: Any, size: int, fill: Callable[..., Any] = np.empty) -> Any:
-    """An array [B, h, T, size] that lies in memory as [B, T, h, size].
+    """An array [B, h, T, size] with the memory layout [B, T, h, size].
 
-    The heads stand side by side when the model puts them together.
+    So the model can join the heads without a copy.
     """
     B, h, T, _ = like.shape
     return fill((B, T, h, size), like.dtype).swapaxes(1, 2)
 
 
 def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
-    """The dropout mask of queries i … j − 1 of some heads, [heads, j − i, j].
+    """The dropout mask of queries i … j − 1 of some heads: [heads, j − i, j].
 
-    It is the slice of the mask of all scores.
+    It is a slice of the mask of all scores.
     """
     return np.stack([
         keep_mask_span(np, key, (n * T + i) * T, (n * T + j) * T, p).reshape(j - i, T)[:, :j]
@@ -76,9 +76,9 @@ def _keep(key: int, p: float, heads: range, i: int, j: int, T: int) -> Any:
 
 
 def _one_query(q: Any, k: Any, v: Any, s: Any) -> Saved:
-    """Attention of one query over all keys, as in a step of decoding.
+    """Attention of one query over all keys, without a mask, as in a step of decoding.
 
-    There is no mask, and there are as few calls as will do.
+    It needs few NumPy calls, which would cost most of the time.
     """
     scores = np.matmul(q * s, k.swapaxes(-1, -2))
     top = scores.max(axis=-1, keepdims=True)
@@ -161,7 +161,7 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
             weights[:, :, i:] += hidden[:j - i, :j - i]
             weights -= ls[:, i:j]
             np.exp(weights, out=weights)
-            # lse was rounded, for the whole row alike
+            # lse was rounded, which scales the whole row by one factor
             weights /= weights.sum(axis=2, keepdims=True)
             np.matmul(here, vs[:, :j].swapaxes(1, 2), out=ds)
             if p > 0.0:
@@ -171,7 +171,7 @@ def attention_joint(g, q, k, v, mask, out, lse, causal, scale, p, key):
                 dvs[:, :j] += np.matmul((weights * keep).swapaxes(1, 2), here)
             else:
                 dvs[:, :j] += np.matmul(weights.swapaxes(1, 2), here)
-            # all keys of a query are here, and the sum rounds as what it is taken from
+            # ds holds all keys of a query, so its sum has the rounding errors of ds itself
             ds -= np.vecdot(weights, ds)[:, :, None]
             ds *= weights
             np.multiply(np.matmul(ds, ks[:, :j]), s, out=dqs[:, i:j])

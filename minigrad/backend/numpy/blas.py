@@ -1,6 +1,6 @@
-"""The BLAS that NumPy brought along: its threads, and products that round less.
+"""NumPy's own BLAS: its threads, and products with smaller rounding errors.
 
-How many threads it uses is asked and set here, and it can be held to one.
+The functions here read and set the number of its threads, and can limit it to one.
 """
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def call(name: str, *args: Any, restype: Any = ctypes.c_int) -> Any:
 def sleep_after(power: int) -> bool:
     """Let OpenBLAS's threads spin for 2^power processor cycles when idle, and then sleep.
 
-    It returns whether that was possible. The threads read OPENBLAS_THREAD_TIMEOUT, which is not
-    touched where it is set, when they are started: so they are ended, and the next product starts
-    them again. No other thread may be inside BLAS meanwhile.
+    Returns whether that was possible; it is not if OPENBLAS_THREAD_TIMEOUT is set already. The
+    threads read this variable when they start: so they are ended here, and the next product starts
+    them again. No other thread may be inside BLAS during this call.
     """
     found, name = library(), "OPENBLAS_THREAD_TIMEOUT"
     needed = ("openblas_read_env", "blas_thread_shutdown_")
@@ -70,7 +70,7 @@ def sleep_after(power: int) -> bool:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside the block BLAS uses one thread, for several threads call it at once."""
+    """Inside the block BLAS uses one thread, because several threads call it at once."""
     was = call("get_num_threads")
     if was is None or was == 1:
         yield
@@ -84,7 +84,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _sgemm() -> Any:
-    """cblas_sgemm of the loaded library; None where there is none."""
+    """cblas_sgemm of the loaded library; None if it has none."""
     found = library()
     if found is None:
         return None
@@ -99,9 +99,9 @@ def _sgemm() -> Any:
 
 
 def _stored(x: Any) -> tuple[int, int] | None:
-    """cblas's word for how a matrix lies in memory, and the distance of its lines.
+    """cblas's number for the memory layout of a matrix, and the distance between its lines.
 
-    The word is 111 by rows, 112 by columns. None where the matrix lies in neither way.
+    The number is 111 for rows, 112 for columns. None for any other layout.
     """
     size = x.itemsize
     for word, inner, outer, length in ((111, 1, 0, x.shape[1]), (112, 0, 1, x.shape[0])):
@@ -112,12 +112,13 @@ def _stored(x: Any) -> tuple[int, int] | None:
 
 
 def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
-    """a @ b, into `out` or added to what stands there.
+    """a @ b; it is written into `out`, or added to it.
 
-    Large float32 matrices are multiplied SIZES.chunk terms at a time, each part added to what is
-    there. A sum of n terms one after the other is off by about u√(n/6) of its size (tolerance.13),
-    and in parts of c, by u√(c/6 + n/6c) (tolerance.14). With most of its kernels OpenBLAS takes 384
-    terms at a time, and so rounds √2 as much as with 192, which cost a few hundredths more time.
+    Large float32 matrices are multiplied SIZES.chunk terms at a time, and each part is added to the
+    sum so far. A sum of n terms one after the other has a relative error of about u√(n/6)
+    (tolerance.13), and a sum in parts of c terms u√(c/6 + n/6c) (tolerance.14). Most kernels of
+    OpenBLAS use 384 terms at a time, with √2 times the error of 192 terms, which need a few percent
+    more time.
     """
     if (a.ndim == b.ndim == 2 and a.dtype == b.dtype == np.float32 and a.shape[1] == b.shape[0]
             and (add or a.shape[1] > SIZES.chunk)):
@@ -138,7 +139,7 @@ def matmul(a: Any, b: Any, out: Any = None, add: bool = False) -> Any:
                 return out
     if out is None:
         if a.ndim == b.ndim == 2 and len(a) == 1:
-            # gemv in every layout; NumPy takes gemm for a single row of a matrix
+            # this calls gemv in every layout; for a single row of a matrix NumPy calls gemm
             return np.matmul(a[0], b)[None]
         return np.matmul(a, b)
     if not add:

@@ -1,8 +1,8 @@
 """Faster NumPy kernels for some ops.
 
-They take rows in blocks that stay in the cache, do all steps in place, and use several threads.
-Each means what the op of its name says (`KERNELS` maps "op", "op/argument" and "op/argument+" to
-it) and is tested against that.
+They process rows in blocks that stay in the cache, do all steps in place, and use several threads.
+Each computes the same as the op of its name (`KERNELS` maps "op", "op/argument" and "op/argument+"
+to it) and is tested against that op.
 """
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _pool: Any = None
 
 
 def cores() -> int:
-    """How many threads share the work: one for each processor that this process may use.
+    """The number of threads that share the work: one for each processor that this process may use.
 
-    SIZES may say otherwise.
+    SIZES.threads overrides it.
     """
     if SIZES.threads:
         return SIZES.threads
@@ -45,8 +45,7 @@ def pool() -> Any:
 def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[Any]:
     """Call work(start, stop) over blocks of rows, and return the results in order.
 
-    The blocks depend on the sizes alone, so sums over blocks come out the same whatever the number
-    of threads.
+    The blocks depend only on the sizes, so sums over blocks do not depend on the number of threads.
     """
     step = max(1, SIZES.block // max(1, width))
     if rows <= step:
@@ -62,21 +61,21 @@ def over_rows(rows: int, width: int, work: Callable[[int, int], Any]) -> list[An
 
 
 def spread(parts: list[Any], work: Callable[[Any], Any]) -> list[Any]:
-    """work(part) for each part, in threads of which this is one; the results in order."""
+    """The results of work(part) for each part, in order; this thread does a part too."""
     jobs = [pool().submit(work, part) for part in parts[1:]]
     return [work(parts[0]), *(job.result() for job in jobs)]
 
 
 def as_rows(x: Any) -> Any:
-    """x as a matrix of its last axis."""
+    """x as a matrix whose rows are x's last axis."""
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.shape[-1] else x.reshape(1, -1)
 
 
 def column_sums(x: Any) -> Any:
     """The sum over the rows of a matrix, as products with ones.
 
-    BLAS adds several rows at a time, which np.sum does not, so that it rounds less and takes less
-    time. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
+    BLAS adds several rows at a time, and np.sum does not; so BLAS is faster, and its rounding error
+    is smaller. In parts of 128 rows, the error is that of sums of 128/8 + n/128 terms.
     """
     n, part = len(x), SIZES.sums
     whole = n // part * part
@@ -107,9 +106,9 @@ def broadcast_to(xp, x, *, shape):
 
 
 def add_rows(out: Any, index: Any, values: Any) -> None:
-    """out[index[k]] += values[k] for all k, in place, in an order that the index fixes."""
+    """out[index[k]] += values[k] for all k, in place; only the index determines the order."""
     if len(index):
-        # equal rows stay in the order they came: a deterministic sum
+        # rows with equal indices keep their order, so the sum is deterministic
         order = np.argsort(index, kind="stable")
         sorted_index = index[order]
         starts = np.flatnonzero(np.concatenate([[True], sorted_index[1:] != sorted_index[:-1]]))
@@ -118,7 +117,7 @@ def add_rows(out: Any, index: Any, values: Any) -> None:
 
 
 def embedding_into(sum, g, ids, weight_shape):
-    """Into a gradient that is there, the head's where the table is tied to it   (tying.2)."""
+    """Add to the gradient so far, for a tied table that of the language-model head   (tying.2)."""
     add_rows(sum, ids.reshape(-1), g.reshape(-1, g.shape[-1]))
 
 
@@ -203,9 +202,9 @@ def gelu_joint(g, x, bias, approximate):
 
 
 def _one_layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Saved:
-    """The same of one row, as in a step of decoding.
+    """`layer_norm` of one row, as in a step of decoding.
 
-    Its statistics are numbers, and the calls as few as will do.
+    Its mean and variance are Python numbers, and it needs few NumPy calls.
     """
     n, small, number = x.shape[-1], (1,) * x.ndim, x.dtype.type
     mean = float(np.add.reduce(x, axis=None)) / n
@@ -273,9 +272,9 @@ def layer_norm_joint(g, x, weight, mean_, rstd, wants):
 
 def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any,
             what: str) -> tuple[Any, Any]:
-    """Targets as a row of ids, 0 where they do not count, and each one's share of the mean.
+    """The targets as ids [n], 0 where a target does not count, and each target's share of the mean.
 
-    The share is 1/n, or 0.
+    The share is 1 over the number of targets that count, or 0.
     """
     ids = targets.reshape(-1)
     kept = ids != ignore_index
@@ -285,7 +284,7 @@ def counted(xp: Any, targets: Any, ignore_index: int, classes: int, dtype: Any,
 
 
 def mean_of(nll: Any, scale: Any) -> Any:
-    """Σ nll ⊙ scale, whatever stands where scale is 0; NaN where nothing counts."""
+    """Σ nll ⊙ scale without the rows of scale 0, even if nll is NaN there; NaN if no row counts."""
     return (np.where(scale != 0.0, nll * scale, 0.0).sum(dtype=nll.dtype) if scale.any()
             else nll.dtype.type(np.nan))
 

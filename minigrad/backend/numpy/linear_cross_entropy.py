@@ -1,6 +1,6 @@
 """The classifier with its loss on a CPU.
 
-Rows of logits come in blocks, and are overwritten with their gradient while it is wanted.
+The logits are computed in blocks of rows, and their gradient overwrites them.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
         here = slice(i, min(i + step, n))
         logits = matmul(rows[here], weight.T, out=memory[:here.stop - i])
         _to_gradient(logits, ids[here], scale[here], nll[here])
-        # of so many terms the parts' rounding counts most, so there are few of them
+        # with so many terms each part adds a rounding error, so there are few parts
         if dx is not None:
             np.matmul(logits, weight, out=dx[here])
         if dweight is not None:
@@ -39,9 +39,9 @@ def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(Fa
 
 
 def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
-    """Logits [n, V] become (softmax − onehot(ids)) ⊙ scale (cross_entropy.3), and nll is filled.
+    """Replace logits [n, V] by (softmax − onehot(ids)) ⊙ scale (cross_entropy.3), and set nll [n].
 
-    nll is [n]; it is filled while the rows are in the cache.
+    nll is computed here because the rows are in the cache.
     """
     at = np.arange(len(ids))
 
@@ -61,8 +61,8 @@ def _to_gradient(logits: Any, ids: Any, scale: Any, nll: Any) -> None:
 
 
 def times(g, found, boost):
-    """g times a gradient that is ours; it waits as it is, for boost is 1.
+    """g times a gradient that this kernel saved, with boost = 1.
 
-    It is that gradient itself where g is 1, as for the loss that the backward pass starts from.
+    If g is 1, as for the loss from which the backward pass starts, it is that gradient itself.
     """
     return found if g == 1.0 else g * found

@@ -1,8 +1,8 @@
 """Products of a few rows on a CPU.
 
-BLAS copies a matrix into an order of its own before it multiplies more than one row with it, which
-takes three times as long as reading it. Panels lie in that order already, and each is small enough
-for the routines that copy nothing; so such a product is as fast as memory is.
+Before BLAS multiplies more than one row with a matrix, it copies the matrix into another order,
+which takes three times as long as reading it. Panels are stored in that order, and each is small
+enough for the routines that copy nothing; so such a product is as fast as memory.
 """
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .sizes import SIZES
 
 
 def terms(k: int) -> int:
-    """How many of a sum's k terms are added up at a time: a divisor of k.
+    """The number of terms of a sum of k that are added up at a time: a divisor of k.
 
-    It is at most SIZES.chunk, where there is such a divisor of some size.
+    It is at most SIZES.chunk if there is a divisor above SIZES.chunk/4, and k if not.
     """
     return next((c for c in range(min(k, SIZES.chunk), SIZES.chunk // 4, -1) if k % c == 0), k)
 
 
 def pack(matrix: Any) -> Any:
-    """Panels [P, q, c, w] of a matrix [k, m], the last of them filled up with zeros.
+    """Panels [P, q, c, w] of a matrix [k, m]; the last panel is padded with zeros.
 
-    A panel is w = SIZES.panel columns after one another.
+    A panel consists of w = SIZES.panel neighbouring columns.
     """
     k, m = matrix.shape
     c, w = terms(k), SIZES.panel
@@ -59,7 +59,7 @@ def packed_linear(xp, x, panels, bias=None, *, size):
     rows = np.ascontiguousarray(x).reshape(-1, q, c).swapaxes(0, 1)    # [q, n, c]
     n = rows.shape[1]
     if n == 1:
-        rows = np.repeat(rows, 2, axis=1)               # for one row BLAS takes a slower way
+        rows = np.repeat(rows, 2, axis=1)               # for a single row BLAS is slower
     out = np.empty((n, P, w), x.dtype)
     columns = out.swapaxes(0, 1)                        # [P, n, w]
 

@@ -1,4 +1,4 @@
-"""Which ops and rules have a faster NumPy kernel, and which function it is (`base.by_key`)."""
+"""The faster NumPy kernels, by op and rule (`base.by_key`)."""
 from __future__ import annotations
 
 from ..base import by_key

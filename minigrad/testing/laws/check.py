@@ -1,6 +1,6 @@
-"""check(f, *strategies): put a function, an op or somebody else's kernel to the laws.
+"""check(f, *strategies): test the laws on a function, an op or another library's kernel.
 
-The report says what broke, and on which example.
+The report says which law broke, and on which example.
 """
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .run import Run
 from .strategies import Example, Strategy, examples_of
 from .subject import Broken, NotApplicable, NotSettled, Subject, subject_of
 
-# beyond 10 examples Hypothesis mostly varies those it has; their sizes would be less mixed
+# after 10 examples Hypothesis mostly varies these; the sizes would be less mixed
 BATCH = 10
 
 
 @dataclass
 class Verdict:
-    """What one law said: held, broken or not applicable.
+    """The verdict of one law: held, broken or not applicable.
 
-    It has the worst error, in units of its bound, and the example on which it was found.
+    It has the worst error, in units of the law's bound, and the example of a broken law.
     """
 
     law: str
@@ -52,9 +52,9 @@ class Verdict:
 
 @dataclass
 class Report:
-    """All verdicts on one subject, which print as a table.
+    """All verdicts on one subject; str() of it is a table.
 
-    It is `ok` when nothing broke and something held.
+    It is `ok` if no law is broken and at least one held.
     """
 
     name: str
@@ -82,16 +82,16 @@ class Report:
                 lines.append(f"  {v}")
                 named, others = ", ".join(dict.fromkeys(w.law for w in same)), len(same) - 1
                 if others:
-                    lines.append(f"{'':16}and {others} verdicts more say the same: {named}")
+                    lines.append(f"{'':16}and {others} more verdicts have this message: {named}")
         many = f"{len(self.broken)} of {len(self.verdicts)}"
         said = "all laws hold" if self.ok else f"{many} verdicts are broken"
         return "\n".join([f"{self.name}: {said}", *lines,
-                          *(f"  not asked of it ({reason}): {', '.join(laws)}"
+                          *(f"  not applicable ({reason}): {', '.join(laws)}"
                             for reason, laws in silent.items())])
 
 
 class LawsBroken(AssertionError):
-    """What `check` raises; `report` has it all."""
+    """The error that `check` raises; `report` has all verdicts."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(f"\n{report}")
@@ -100,12 +100,12 @@ class LawsBroken(AssertionError):
 
 def apply(law: str, subject: Subject, example: Example, dtype: str,
           device: str = "numpy") -> float:
-    """One law on one example: the share of its bound that was used.
+    """The share of its bound that a law uses on one example.
 
-    Broken or NotApplicable otherwise.
+    Broken if the law does not hold; NotApplicable if it does not apply.
     """
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)     # means of nothing: NumPy warns of them
+        warnings.simplefilter("ignore", RuntimeWarning)     # NumPy warns of the mean of no number
         try:
             return LAWS[law](Run(subject, example, dtype, device))
         except (NotApplicable, Broken):
@@ -113,15 +113,15 @@ def apply(law: str, subject: Subject, example: Example, dtype: str,
         except (TypeError, ValueError, RuntimeError, AssertionError, BufferError):
             if subject.function is not None or not example.layouts:
                 raise
-            # it may refuse arrays that are not contiguous: an error is no wrong number
+            # another library's function may refuse arrays that are not contiguous
             return LAWS[law](Run(subject, replace(example, layouts=()), dtype, device))
 
 
 def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *,
             examples: int = 100, shrink: bool = True, seed: int = 0) -> Verdict:
-    """A law over many examples, the same each time for a seed.
+    """The verdict of a law on many examples; a seed always has the same examples.
 
-    A broken one is shrunk to the smallest example that still breaks it.
+    For a broken law the verdict has the smallest example that breaks it.
     """
     return examine_all([law], subject, given, dtype, device, examples=examples, shrink=shrink,
                        seed=seed)[0]
@@ -130,9 +130,9 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
 def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: str,
                 device: str = "numpy", *, examples: int = 100, shrink: bool = True,
                 seed: int = 0) -> list[Verdict]:
-    """Several laws over the same examples, which are drawn once.
+    """The verdicts of several laws on the same examples, which are drawn once.
 
-    What breaks is looked for again on its own, to be shrunk.
+    For a broken law a second search finds the smallest example.
     """
     found = [_Tally(law, subject, dtype, device) for law in laws]
     for first in range(0, examples, BATCH):
@@ -143,9 +143,9 @@ def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: s
 
 def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bool,
            seed: str) -> None:
-    """Put the laws that hold so far to a few examples.
+    """Test the laws that have held so far on a few examples.
 
-    What breaks is looked for again, to be shrunk.
+    For a broken law a second search finds the smallest example.
     """
     def attempt(example: Example) -> None:
         for tally in holding:
@@ -155,14 +155,14 @@ def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bo
     _run(attempt, given, examples, False, seed)
     for tally in holding:
         if shrink and tally.broken is not None:
-            # flaky: it does not break each time
+            # Flaky: the law does not break each time
             with contextlib.suppress(Broken, hypothesis.errors.Flaky):
                 _run(tally.insist, given, examples, True, seed)
 
 
 def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shrink: bool,
          seed: str) -> None:
-    """attempt on each of many examples; Hypothesis raises what the smallest of them raises."""
+    """Run attempt on many examples; Hypothesis raises the error of the smallest failing one."""
     phases = [hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])]
     settings = hypothesis.settings(
         max_examples=examples, deadline=None, database=None, report_multiple_bugs=False,
@@ -172,7 +172,7 @@ def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shr
 
 
 class _Tally:
-    """What a law said of one example after the other."""
+    """The results of one law on one example after the other."""
 
     def __init__(self, law: str, subject: Subject, dtype: str, device: str) -> None:
         self.law, self.subject, self.dtype, self.device = law, subject, dtype, device
@@ -182,7 +182,7 @@ class _Tally:
         self.broken: Verdict | None = None
 
     def put(self, example: Example) -> bool:
-        """Put the law to one example; whether it breaks."""
+        """Test the law on one example; return whether it breaks."""
         try:
             share = apply(self.law, self.subject, example, self.dtype, self.device)
             self.units = max(self.units, share)
@@ -206,7 +206,7 @@ class _Tally:
         return True
 
     def insist(self, example: Example) -> None:
-        """The same; Broken where it breaks."""
+        """`put`, but Broken if the law breaks."""
         if self.put(example):
             raise Broken(self.law)
 
@@ -228,22 +228,22 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
           torch: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
           dtypes: Sequence[str] = ("float64", "float32"), device: str | None = None,
           examples: int = 100, seed: int = 0, **settings: Any) -> Report:
-    """Put f to the laws; LawsBroken, with a report, if one breaks.
+    """Test the laws on f; LawsBroken, with a report, if one breaks.
 
     f: an op, a function of Tensors that returns a Tensor or a tuple of them, or, with `vjp`, a
     function of plain arrays.
-    strategies: one for each array argument (`arrays(...)`), or one that gives a tuple of them
+    strategies: one for each array argument (`arrays(...)`), or one for all of them
     (`broadcastable(2)`).
     settings: the other arguments, by name: values, or strategies of values.
-    vjp(cotangent, *arrays, **settings): somebody else's gradient of f, one array per argument (a
-    tuple, or the array itself).
-    oracle: an independent definition on NumPy arrays; it must take complex numbers, for the complex
-    step.
+    vjp(cotangent, *arrays, **settings): another library's gradient of f, one array for each
+    argument (a tuple, or the array itself).
+    oracle: an independent definition on NumPy arrays; it must accept complex numbers, for the
+    complex step.
     definition: a function of Tensors that f must equal, such as `mg.softmax` for your softmax.
-    device: where the laws are asked; without it on NumPy, and of an op also on the double of CuPy,
-    with a fifth of the examples.
+    device: the device for the tests; by default NumPy, and for an op also the fake GPU, with a
+    fifth of the examples.
     seed: another number chooses other examples.
-    torch: PyTorch's, as f(torch, *tensors, **settings).
+    torch: PyTorch's function, called as torch(torch_module, *tensors, **settings).
     """
     subject = subject_of(f)
     if vjp is not None:
@@ -253,7 +253,7 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
     if unknown := [name for name in laws or () if name not in LAWS]:
         raise ValueError(f"check: there is no law {unknown[0]!r}; the laws are {', '.join(LAWS)}")
     if not strategies:
-        raise ValueError("check: give one strategy for each array argument, "
+        raise ValueError("check: pass one strategy for each array argument, "
                          "as in check(mg.tanh, arrays())")
     given, report = examples_of(strategies, settings), Report(subject.name)
     devices = {device or "numpy": examples}

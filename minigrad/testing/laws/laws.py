@@ -1,8 +1,8 @@
 """The laws of differentiable array code, each a function of one Run.
 
-A Run is a subject with an example, a dtype and a device. A law returns how much of its bound was
-used (0 … 1; 0 for a law that holds or does not), raises Broken where it does not hold, and
-NotApplicable, with the reason, where it says nothing about the subject. `LAWS` lists them all.
+A Run is a subject with an example, a dtype and a device. A law returns the share of its bound that
+was used (0 … 1; 0 for a law without a bound). It raises Broken if it does not hold, and
+NotApplicable, with the reason, if it does not apply to the subject. `LAWS` lists all laws.
 """
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .subject import Broken, NotApplicable, NotSettled, Subject, host, pulled
 from .tolerance import WIDE, complex_step, eps
 
 LAWS: dict[str, Callable[[Run], float]] = {}
-# how many derivatives a law asks of the oracle or the function
+# the number of derivatives of the oracle or the function that a law needs
 DERIVATIVES = {"adjoint": 1, "second_adjoint": 2, "third_adjoint": 3}
 F = TypeVar("F", bound=Callable[..., float])
 
 
 def law(f: F) -> F:
-    """List f under its name."""
+    """Add f to LAWS under its name."""
     LAWS[f.__name__] = f
     return f
 

@@ -22,7 +22,7 @@ from .tolerance import WIDE, bound, eps, magnitude
 class Run:
     """One example of a subject, in a dtype, on a device.
 
-    What the laws ask again and again is worked out once.
+    Values that several laws need are computed once.
     """
 
     def __init__(self, subject: Subject, example: Example, dtype: Any,
@@ -40,7 +40,7 @@ class Run:
         self.forget()
 
     def forget(self) -> None:
-        """Make and compute everything anew when asked again."""
+        """Drop the computed values, so that they are computed again when they are needed."""
         self.inputs: list[Any] | None = None
         self.y: Any = None
         self.grads: Any = None
@@ -91,9 +91,9 @@ class Run:
         return [*inputs, *_arrays(self.settings)]
 
     def laid(self, how: str = "") -> list[Any]:
-        """The arguments for somebody else's function, in the example's layouts, or all in one.
+        """The arguments for another library's function, in the example's layouts, or all in one.
 
-        They are NumPy arrays of their own.
+        They are new NumPy arrays.
         """
         return [lay(backend.cpu, np.array(a, order="C"), how or lies)
                 for a, lies in zip(self.arrays, self.example.lies)]
@@ -156,9 +156,9 @@ class Run:
         return [host(value), *map(host, gradients(value, xs, Tensor(np.asarray(u, value.dtype))))]
 
     def widest(self, subject: Subject) -> np.dtype | None:
-        """The widest float beyond this run's own that a subject computes in.
+        """The widest float, wider than this run's own, in which a subject computes.
 
-        None where it takes none, or computes in less.
+        None if it accepts no wider float, or computes in a narrower one.
 
         A function of Tensors may hold constants of another float; then it is its own dtype.
         """
@@ -187,9 +187,9 @@ class Run:
         return None if foreign else self.dtype
 
     def _agrees(self, subject: Subject, arrays: Sequence[Any], dtype: np.dtype) -> bool:
-        """Whether somebody else's function means the same in another float.
+        """Whether another library's function computes the same in another float.
 
-        One in C may take its bytes for those of its own.
+        A function in C may read the other float's bytes as its own float.
         """
         u, found = None, []
         for kind in (self.dtype, dtype):
@@ -240,15 +240,14 @@ class Run:
         return lay(backend.cpu, u, LIES[self.example.seed % len(LIES)] if any_order else "C")
 
     def degree(self) -> int:
-        """How often an argument may be a factor on the way: more than once in a chain of ops."""
+        """How often an argument may be a factor of a value: more than once in a chain of ops."""
         return 2 if self.subject.function is not None and self.subject.op is None else 1
 
     def erratic(self, u: Any, moves: Sequence[Any]) -> float:
-        """What roundings do to ⟨Jᵀu, moves⟩ in this run's float.
+        """The effect of rounding on ⟨Jᵀu, moves⟩ in this run's float.
 
-        It is told from what they do in another one: a mistake is the same in all floats.
-
-        0 where the function computes in no other.
+        It is estimated from the result in another float: a mistake is the same in all floats. It is
+        0 if the function computes in no other float.
         """
         coarse, fine = (np.float32, np.float64) if self.dtype == np.float64 else (np.float64, WIDE)
         if half(self.dtype) or self.subject.function is None:
@@ -264,7 +263,7 @@ class Run:
         return far * eps(self.dtype) / eps(coarse)
 
     def margins(self) -> list[Any] | None:
-        """How far off each number of the value and gradients may be, or None if unknown."""
+        """The allowed error of each number of the value and the gradients; None if unknown."""
         found = self.reference()
         return found.allowed if found else None
 
@@ -349,10 +348,10 @@ class Run:
                 raise Broken(f"{what} is on {x.device}, not on {self.device}")
 
     def scale(self, *results: Any) -> float:
-        """The largest magnitude on the way.
+        """An estimate of the largest intermediate value.
 
-        A product of two numbers among the arguments, cotangents and results, or of one number of
-        each argument and the cotangent.
+        It is a product of two numbers among the arguments, cotangents and results, or of one number
+        of each argument and the cotangent.
         """
         each = float(np.prod([magnitude(a) for a in self.wide])) * magnitude(*self.cotangents)
         return max(magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2, each)

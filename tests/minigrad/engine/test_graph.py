@@ -342,7 +342,7 @@ def test_what_cannot_be_differentiated_is_refused():
         (lambda: mg.gradients(x.sum(), []), mg.GraphError, "no inputs"),
         (lambda: mg.gradients(x.sum(), {"x": x}), TypeError, "inputs[0] is a str"),
         (lambda: mg.gradients(x.sum(), np.ones(2)), TypeError, "inputs[0] is a float64"),
-        (lambda: mg.gradients(x.sum(), mg.nn.Linear(1, 1)), TypeError, "inputs are a Linear"),
+        (lambda: mg.gradients(x.sum(), mg.nn.Linear(1, 1)), TypeError, "inputs is a Linear"),
         (lambda: mg.gradients([x.sum()], x), TypeError, "output is a list"),
         (lambda: (x * x).requires_grad_(), mg.GraphError, "leaf"),
         (lambda: (x * x).assign(np.ones(2)), mg.GraphError, "leaves"),

@@ -77,7 +77,7 @@ def test_what_has_no_hooks():
     """A result and a constant have no .grad to wait for; mg.gradients touches no .grad, and calls no hook."""
     x, seen = mg.tensor([1.0], requires_grad=True), []
     for bad in (x * 2.0, mg.tensor([1.0])):
-        with pytest.raises(GraphError, match="only a leaf that requires a gradient"):
+        with pytest.raises(GraphError, match="for a leaf that requires a gradient"):
             bad.register_post_accumulate_grad_hook(print)
     x.register_post_accumulate_grad_hook(seen.append)
     mg.gradients((x * x).sum(), [x])
@@ -117,9 +117,9 @@ def test_a_hook_of_a_result():
     # it is 8 x z: 8 z, and 8 x through z, where the hook doubles once more
     np.testing.assert_array_equal(mg.gradients(first.sum(), [x])[0].numpy(), [40.0, 160.0])
     for bad in (x, mg.tensor(1.0)):
-        with pytest.raises(GraphError, match=r"only a result that a gradient goes through takes a hook"):
+        with pytest.raises(GraphError, match=r"register_hook is for a result that requires a gradient"):
             bad.register_hook(print)
     y = x * 1.0
     y.register_hook(lambda g: g[:1])
-    with pytest.raises(mg.ShapeError, match="gave"):
+    with pytest.raises(mg.ShapeError, match="returned"):
         y.sum().backward()

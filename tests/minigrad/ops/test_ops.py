@@ -220,5 +220,5 @@ def test_a_setting_that_is_needed_is_named(name: str):
 
 @pytest.mark.parametrize("dtype", [object, list, "U5", "datetime64[s]", complex])
 def test_what_is_no_number_is_no_dtype(dtype: Any):
-    with pytest.raises(mg.DTypeError, match="astype: numbers are needed, this is"):
+    with pytest.raises(mg.DTypeError, match="astype: a dtype of numbers is needed, not"):
         mg.tensor([1.0]).astype(dtype)

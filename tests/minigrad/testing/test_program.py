@@ -190,7 +190,7 @@ def test_a_script_and_all_that_it_started_ends(run, tmp_path):
     (["--exec", "x", "--definition", "minigrad:softmax", "--array", "4,8:odd"], 2, "the kinds are"),
     (["--exec", "x", "--definition", "minigrad:softmax", "--array", "4", "--array", "4"], 2, "(--array gives 2"),
     (["--exec", "x", "--definition", "minigrad:softmax", "--array", "4,8", "--set", "axis=5"], 2, "the definition fails"),
-    (["--op", "neg", "--timeout", "3"], 2, "--timeout goes with --exec"),
+    (["--op", "neg", "--timeout", "3"], 2, "--timeout needs --exec"),
 ])
 def test_wrong_flags(argv, code, said, run):
     """2 for what is wrong with the flags, 3 for a program that is none; one line each."""

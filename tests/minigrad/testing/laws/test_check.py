@@ -116,7 +116,7 @@ def test_a_wrong_rule_is_reported_with_its_smallest_example():
     worst = report.broken[0]
     assert worst.units > 1e6 and worst.example is not None and worst.example.arrays[0].size == 1
     text = str(caught.value)
-    for word in ("adjoint", "units of the bound", "⟨u, Jv⟩", "second_adjoint  float64  held", "not asked of it"):
+    for word in ("adjoint", "units of the bound", "⟨u, Jv⟩", "second_adjoint  float64  held", "not applicable ("):
         assert word in text, f"{word!r} is missing in {text}"
 
 
