@@ -154,13 +154,6 @@ def product_flop(row: Row, config: Any, whole: bool = False) -> float:
     return forward * (3.0 if row.kind == "train" else 1.0)
 
 
-def training_flop_per_token(config: Any, tokens: int) -> float:
-    """The customary count, 6 N + 12 L d T, with N the parameters without the position table   (Chowdhery et al. 2022, appendix B)."""
-    from gpt2.config import num_parameters
-
-    return 6.0 * (num_parameters(config) - config.n_positions * config.n_embd) + 12.0 * config.n_layer * config.n_embd * tokens
-
-
 def decode_bytes(row: Row, config: Any, itemsize: int = 4) -> float:
     """Bytes that generating `row.new` tokens must read: each pass all weights but the position table, and the keys and values before it."""
     from gpt2.config import num_parameters

@@ -270,3 +270,15 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 def num_parameters(config: GPT2Config) -> int:
     """How many numbers the parameters have together; a tied weight counts once   (size.1)."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def training_flop_per_token(config: GPT2Config, tokens: int) -> int:
+    """Floating-point operations of a training step for each token: 6 N + 12 L d T   (size.2).
+
+    tokens: T, of a row. N is the number of parameters without the tables in which rows are only
+    looked up: the position table, and the token table where the head is not tied to it. 6 N is
+    from Kaplan et al. 2020, the term for attention from Chowdhery et al. 2022.
+    """
+    d = config.n_embd
+    looked_up = config.n_positions + (0 if config.tie_word_embeddings else config.vocab_size)
+    return 6 * (num_parameters(config) - looked_up * d) + 12 * config.n_layer * d * tokens

@@ -13,6 +13,7 @@ from benchmarks.peers import FLOOR, PEERS, US
 from benchmarks.report import Measured, Result
 from benchmarks.rows import Row
 from gpt2 import GPT2Config
+from gpt2.config import training_flop_per_token
 
 
 # ── the floor's arithmetic ──
@@ -20,7 +21,7 @@ def test_the_products_of_a_training_step_are_counted():
     """Of 124M at T = 1024: 855,166,464 FLOP a token by the custom; less 6 for each bias and LayerNorm parameter, products alone."""
     config = GPT2Config.from_name("gpt2")
     row = rows.train(1, 1024)
-    assert rows.training_flop_per_token(config, 1024) == 855_166_464
+    assert training_flop_per_token(config, 1024) == 855_166_464
     assert rows.product_flop(row, config, whole=True) / 1024 == 855_166_464 - 6 * (38_400 + 102_144 - 19_200)
     # the 102,144 biases count those of LayerNorm (19,200), and so do its 38,400 parameters
 

@@ -9,7 +9,7 @@ from minigrad.debug import size_of
 
 from ..cli.command import at_least
 from ..cli.tables import number, table
-from ..config import GPT2Config, parameter_shapes
+from ..config import GPT2Config, parameter_shapes, training_flop_per_token
 from ..errors import UsageError
 from ..model_flags import add_weights, config_of
 from .result import Found
@@ -77,11 +77,10 @@ def arch(args: argparse.Namespace) -> Found:
     rows = stages(config, args.batch_size, tokens)
     parameters = sum(stage.parameters * stage.times for stage in rows)
     flop = sum(stage.flop * stage.times for stage in rows)
-    trained = parameters - config.n_positions * config.n_embd
     totals = {
         "parameters": parameters, "bytes": 4 * parameters, "forward_flop": flop,
         "forward_flop_per_token": flop // (args.batch_size * tokens),
-        "training_flop_per_token": 6 * trained + 12 * config.n_layer * config.n_embd * tokens,
+        "training_flop_per_token": training_flop_per_token(config, tokens),
         "kv_bytes_per_token": 2 * 4 * config.n_layer * config.n_embd,
         "untrained_loss": math.log(config.vocab_size),
     }

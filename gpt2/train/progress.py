@@ -10,7 +10,7 @@ from typing import Any
 
 import minigrad as mg
 
-from ..config import GPT2Config
+from ..config import training_flop_per_token
 from ..io.atomic import write_files
 from ..io.plots import write_figure
 from .trainer import Step, Trainer
@@ -18,18 +18,6 @@ from .trainer import Step, Trainer
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
 # size of the square matrices whose product measures the speed of the machine, and for how long
 SIZE, SECONDS = 1024, 0.2
-
-
-def flop_per_token(config: GPT2Config, block: int) -> float:
-    """Floating-point operations of a training step for each token: 6 N + 12 L d T   (size.2).
-
-    N is the number of parameters without the position table. 6 N is from Kaplan et al. 2020,
-    the term for attention from Chowdhery et al. 2022.
-    """
-    d, n = config.n_embd, config.n_inner or 4 * config.n_embd
-    block_parameters = 4 * d * d + 2 * d * n + 9 * d + n
-    parameters = config.vocab_size * d + config.n_layer * block_parameters + 2 * d
-    return 6.0 * parameters + 12.0 * config.n_layer * d * block
 
 
 def peak_flops(device: str, dtype: str) -> float:
@@ -125,7 +113,7 @@ class Report:
         losses, t = self.losses(), self.trainer
         mean = sum(losses) / len(losses)
         rate = self.steps * t.tokens / max(self.spent, 1e-9)
-        share = rate * flop_per_token(t.model.config, t.args.block_size) / self.peak
+        share = rate * training_flop_per_token(t.model.config, t.args.block_size) / self.peak
         val = "" if self.val is None else f"val loss {self.val:.4f}, "
         ms = 1e3 * self.spent / max(self.steps, 1)
         self.say(f"step {t.done}: train loss {mean:.4f}, {val}grad norm {step.norm:.2f}, "

@@ -6,9 +6,8 @@ from itertools import combinations, product
 import numpy as np
 
 import minigrad as mg
-from gpt2.config import GPT2Config, num_parameters
+from gpt2.config import GPT2Config, num_parameters, training_flop_per_token
 from gpt2.model import GPT2
-from gpt2.train.progress import flop_per_token
 
 from .by_numbers import array, is_so, pulled, same, slope
 
@@ -178,4 +177,4 @@ def size_2(normal):
     config = GPT2Config(vocab_size=50, n_positions=16, n_layer=3, n_head=2, n_embd=8, n_inner=20)
     T_max, d, L, T = 16, 8, 3, 12
     N = num_parameters(config)
-    same(flop_per_token(config, T), 6 * (N - T_max * d) + 12 * L * d * T)
+    same(training_flop_per_token(config, T), 6 * (N - T_max * d) + 12 * L * d * T)

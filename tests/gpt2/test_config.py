@@ -14,7 +14,14 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from gpt2.config import ACTIVATION_NAMES, PUBLISHED, GPT2Config, num_parameters, parameter_shapes
+from gpt2.config import (
+    ACTIVATION_NAMES,
+    PUBLISHED,
+    GPT2Config,
+    num_parameters,
+    parameter_shapes,
+    training_flop_per_token,
+)
 from gpt2.errors import MissingError, UsageError
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -271,3 +278,11 @@ def test_a_file_that_is_not_there_is_missing(tmp_path):
     with pytest.raises(MissingError, match=r"config\.json") as raised:
         GPT2Config.from_file(tmp_path)
     assert raised.value.exit_code == 3
+
+
+def test_the_flop_of_a_step_count_products_alone():
+    """6 N + 12 L d T, where N has each matrix of a product once: the head, tied or not, and no table of looked-up rows."""
+    tied = GPT2Config(vocab_size=70, n_positions=16, n_embd=24, n_layer=3, n_head=4)
+    untied = GPT2Config.from_dict({**tied.to_dict(), "tie_word_embeddings": False})
+    n = num_parameters(tied) - 16 * 24
+    assert training_flop_per_token(tied, 8) == 6 * n + 12 * 3 * 24 * 8 == training_flop_per_token(untied, 8)
