@@ -18,7 +18,7 @@ ROWS = [
      "error: tensor: a list of Tensors that require gradients would lose them"),
     ("mg.tensor(w)", "=", "same"),
     ("mg.tensor(np.float64(2.0))", "=", "same"),
-    ("mg.Tensor([1.0, 2.0])", "=", "error: builtins.list is no array of a loaded backend"),
+    ("mg.Tensor([1.0, 2.0])", "=", "error: builtins.list is not an array of a loaded backend"),
     ("mg.Tensor(2, 3).shape", "=", "error: no attribute 'shape'"),
     ("mg.as_tensor(a)", "=", "error: no attribute 'as_tensor'"),
     ("mg.from_numpy(a)", "=", "error: no attribute 'from_numpy'"),

@@ -203,7 +203,7 @@ def test_what_both_find_wrong_is_said_once(run, tmp_path):
     assert (code, out, err) == (2, "", "gpt2.train: 4 rows a step (--batch-size 4 × --gradient-accumulation-steps 1) cannot be divided "
                                        "evenly among 3 processes\n")
     code, out, err = run(2, tmp_path / "no", "--distributed", "nccl")
-    assert (code, out, err) == (1, "", "gpt2.train: NCCL sums on GPUs, and numpy has none; choose mpi\n")
+    assert (code, out, err) == (1, "", "gpt2.train: NCCL works on GPUs, and numpy has none; choose mpi\n")
     assert not (tmp_path / "no").exists()
 
 
