@@ -177,7 +177,7 @@ def test_gradients_that_do_not_come_by(model):
     with model.hooks({}, {"ln_f.out": lambda g, name: g[:1]}):
         np.testing.assert_array_equal(logits(model), plain)            # nothing is recorded
         loss = model.loss(IDS, TARGETS)
-    with pytest.raises(mg.ShapeError, match=r"a hook of float32\[2, 9, 32\] gave float32\[1, 9, 32\]"):
+    with pytest.raises(mg.ShapeError, match=r"a hook of float32\[2, 9, 32\] returned float32\[1, 9, 32\]"):
         loss.backward()
 
 

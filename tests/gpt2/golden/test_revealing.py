@@ -111,5 +111,5 @@ def test_statements_about_places_are_true(run, made):
         arrays["blocks.1.resid_mid"][:, [0, 2, 3, 4, 7]] += 1.0
 
     _, found = judged(run, made, ported(made, edit=edit))
-    assert found["causes"][0].startswith("only places 0, 2 … 4, 7 of 10 are wrong")
+    assert found["causes"][0].startswith("only positions 0, 2 … 4, 7 of 10 are wrong")
     assert runs([1, 2, 4]) == "1, 2, 4" and runs([5]) == "5" and runs([0, 1, 2, 3]) == "0 … 3"
