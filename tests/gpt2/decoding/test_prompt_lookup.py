@@ -58,6 +58,7 @@ how = st.builds(
 # ── what is proposed ──
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(0, 8))
 @example([1, 2, 3, 9, 7, 2, 3, 8, 1, 2, 3], 2)          # the run of three was followed by 9, that of two by 8 since
+@example([0, 1, 2, 3, 9, 7, 2, 3, 8, 1, 2, 3], 2)       # the same, and the run of three does not begin the text
 def test_a_proposal_is_what_followed_last_time(tokens, n):
     """It copies from behind the latest earlier place with the longest common run of up to three tokens, itself included."""
     wanted = []
