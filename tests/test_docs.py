@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -333,3 +334,12 @@ def test_a_result_that_changes_changes_its_page(monkeypatch):
     found["rows"][0]["std"] = 123.456
     monkeypatch.setattr(laboratory, "of_file", lambda name: found)
     assert "123.4560" in laboratory.page("layer-norm") and laboratory.page("layer-norm") != before
+
+
+def test_the_modules_of_the_reference_are_there():
+    """Each that docs/api.md lists can be imported, and has the names that it lists: the site's builder ends where one has not."""
+    listed = re.findall(r"^```\{api\} (.+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.M)
+    assert len(listed) > 30
+    for module, *names in map(str.split, listed):
+        found = importlib.import_module(module)
+        assert [name for name in names if not hasattr(found, name)] == [], module
