@@ -9,6 +9,7 @@ import multiprocessing
 import operator
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -296,6 +297,30 @@ def test_threads_lose_no_gradient():
     for t in threads:
         t.join()
     assert (x.grad.numpy() == 800.0).all()
+
+
+def test_gradients_are_added_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
+    """No thread begins to add to a .grad while another one does, however long that takes."""
+    from minigrad.engine import tensor
+
+    x, inside, most = _leaf(np.zeros(3)), [], []
+    (x * 1.0).sum().backward()
+    added = tensor._added
+
+    def slow(*given: Any) -> Any:
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return added(*given)
+
+    monkeypatch.setattr(tensor, "_added", slow)
+    threads = [threading.Thread(target=lambda: (x * 1.0).sum().backward()) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert max(most) == 1 and len(most) == 8 and (x.grad.numpy() == 9.0).all()
 
 
 def test_a_hook_sees_what_the_result_was_used_for_before_too():
