@@ -7,14 +7,35 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..io.atomic import read_toml
+from ..errors import MissingError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _UNSET = object()
+
+
+def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
+    """The contents of a TOML file.
+
+    flag: the flag that names the file, for errors. MissingError if the file cannot be read,
+    UsageError if it is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise MissingError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{flag} {path} is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{flag} {path} is not TOML: {error}") from None
 
 
 def flags_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:

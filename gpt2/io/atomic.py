@@ -1,4 +1,4 @@
-"""Files and folders that are written as a whole or not at all, and reading of TOML."""
+"""Files and folders that are written as a whole or not at all."""
 from __future__ import annotations
 
 import contextlib
@@ -6,35 +6,13 @@ import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import MissingError, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..errors import UsageError
 
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?:tmp|old)")
-
-
-def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
-    """The contents of a TOML file.
-
-    flag: the flag that names the file, for errors. MissingError if the file cannot be read,
-    UsageError if it is not TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise MissingError(f"{flag} {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{flag} {path} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{flag} {path} is not TOML: {error}") from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

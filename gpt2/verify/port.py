@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..cli.settings import read_toml
 from ..config import GPT2Config
 from ..errors import MissingError, UsageError
 from ..golden.__main__ import Golden
 from ..golden.truth import EPS32, Entry, judged, permitted
-from ..io.atomic import read_toml
 from ..io.safetensors import NAMES, Loader, Stored, read_header
 from ..weights.llmc import read_state
 
