@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data import ROOT
 
 import minigrad as mg
 from minigrad.ops.methods import Methods
@@ -34,7 +35,7 @@ def test_what_help_shows():
 
 def _checked(file: str) -> list[int]:
     """The lines of a file in which mypy finds something."""
-    root = HERE.parents[1]
+    root = ROOT
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--follow-imports", "silent", str(HERE / "typed" / file)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert run.returncode in (0, 1), run.stderr
