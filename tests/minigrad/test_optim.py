@@ -402,7 +402,7 @@ def test_an_optimiser_goes_on_from_its_state(kind: str, how: dict[str, Any]):
     assert kept.keys() == theirs.state_dict().keys() and [g["params"] for g in kept["param_groups"]] == [[0], [1]]
     others, fresh = made()
     for p, q in zip(ps, others):
-        q.assign(p)
+        q.assign(p.numpy().copy())                      # not its array, which both would change
     fresh.param_groups[0]["lr"] = 7.0
     fresh.load_state_dict(kept)
     assert fresh.param_groups[0]["lr"] == 0.1
