@@ -163,9 +163,8 @@ class Optimizer:
         made = {}
         for p, i in zip(self._parameters(), places):
             if i in kept["state"]:
-                here = backend.of(p.array)
-                here.at(p.array)
-                made[p] = {name: here.array(value) if hasattr(value, "shape") else value
+                there = backend.of(p.array).device(p.array)
+                made[p] = {name: there.array(value) if hasattr(value, "shape") else value
                            for name, value in kept["state"][i].items()}
         settings = [{name: value for name, value in group.items() if name != "params"}
                     for group in groups]

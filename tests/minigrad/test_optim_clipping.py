@@ -194,3 +194,23 @@ def test_gradients_that_were_scaled_elsewhere():
     p.grad = mg.tensor([4.0], dtype="float64")
     optim.GradScaler(8.0).unscale_(optim.SGD([p]))
     assert p.grad.tolist() == [0.5]
+
+
+def test_gradients_are_divided_by_the_factor_of_their_loss():
+    """Also where `update` has changed the factor since."""
+    p, scaler = Parameter(np.array([3.0])), optim.GradScaler(8.0, growth_interval=1)
+    optimizer = optim.SGD([p], lr=0.1)
+    scaler.scale((p * p).sum()).backward()
+    scaler.update()
+    assert scaler.factor == 16.0
+    scaler.unscale_(optimizer)
+    assert p.grad.tolist() == [6.0]
+
+
+def test_a_scaler_that_is_not_enabled_steps_without_a_norm(monkeypatch: pytest.MonkeyPatch):
+    """It asks for none, which would be a wait for the device, and steps whatever the gradients are."""
+    p, scaler = Parameter(np.array([3.0])), optim.GradScaler(enabled=False)
+    optimizer = optim.SGD([p], lr=0.1)
+    monkeypatch.setattr(optim, "clip_grad_norm_", None)
+    scaler.scale((p * math.inf).sum()).backward()
+    assert scaler.step(optimizer) is True and p.tolist() == [-math.inf]

@@ -36,6 +36,10 @@ EQUIVALENT: dict[str, str] = {
     "minigrad.backend.splitmix64.keep_mask_span: (stop + 1) // 2 + 1 for (stop + 1) // 2": MORE,
     "minigrad.backend.splitmix64.keep_mask_span: 2 for 1 in stop + 1": MORE,
     # what a step of decoding is made of
+    "minigrad.optim.GradScaler.step: times 1.0001: clip_grad_norm_(optimizer._parameters(), math.inf)":
+        "all that is read is whether the norm is finite",
+    "minigrad.optim.GradScaler.step: plus 1e-5: clip_grad_norm_(optimizer._parameters(), math.inf)":
+        "all that is read is whether the norm is finite",
     "gpt2.decoding.gpu_ops._embed: swapped: word, where = (wte[max(0, tokens[row]), :], wpe[place -…": "a sum of two, the other one first",
     "gpt2.decoding.gpu_ops.attention: soon ignored": "a hint at what is read next changes no number",
     "gpt2.decoding.gpu_ops._attention: times 1.0001: xp.exp(scores - xp.max(scores, axis=1, keepdims=True))":

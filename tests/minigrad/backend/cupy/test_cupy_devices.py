@@ -349,3 +349,23 @@ def test_every_complaint_has_its_line(error: Exception, kind: Any, words: list[s
     assert type(ours) is (kind or type(None))
     if kind:
         assert "\n" not in str(ours) and all(word in str(ours) for word in words), str(ours)
+
+
+@pytest.mark.parametrize("source", ["host", "double:0", "double:1"])
+def test_the_state_of_an_optimiser_comes_to_the_device_of_its_parameter(source: str):
+    """Wherever its arrays come from, and whichever device is the current one."""
+    here = fake_cupy.install()
+    p = mg.nn.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
+    optimizer = mg.optim.Adam([p], lr=0.1)
+    (p * p).sum().backward()
+    optimizer.step()
+    kept = optimizer.state_dict()
+    moved = (lambda a: here.host(a)) if source == "host" else mg.backend.get(source).array
+    kept["state"][0] = {name: moved(a) if hasattr(a, "shape") else a for name, a in kept["state"][0].items()}
+    for current in ("double:0", "double:1"):
+        fresh = mg.optim.Adam([p], lr=0.1)
+        mg.backend.get(current)
+        fresh.load_state_dict(kept)
+        arrays = [a for a in fresh.state[p].values() if hasattr(a, "shape")]
+        assert len(arrays) == 2 and {str(here.device(a)) for a in arrays} == {"double:1"}
+        fresh.step()
