@@ -4,13 +4,12 @@ The commands are `python -m gpt2.<command>`; `python -m gpt2` lists them.
 """
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from minigrad.moved import install
+from .moved import Finder
 
-from .moved import MOVED
-
-install(MOVED)
+sys.meta_path.append(Finder)  # type: ignore[arg-type]
 _HOMES = {"GPT2Config": "config", "GPT2": "model", "SamplingOptions": "decoding.sampling",
           "Tokenizer": "data.tokenizer", "load_tokenizer": "data.tokenizer",
           "GPT2Error": "errors", "UsageError": "errors", "MissingError": "errors"}

@@ -132,6 +132,6 @@ __all__ = [
     "vjp", "where", "zeros", "zeros_like",
 ]
 
-_moved.install(_moved.MOVED)
+_moved.install()
 if not _typing.TYPE_CHECKING:
     __getattr__ = _hints.missing("minigrad", _hints.MODULE, lambda: [*globals()])

@@ -5,7 +5,6 @@ They work for one version, and go with the next.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 import warnings
@@ -33,11 +32,13 @@ class Finder:
 
     def find_spec(self, name: str, path: Any = None,
                   target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        new = self.moved.get(name)
-        return None if new is None else importlib.machinery.ModuleSpec(name, Loader(new))
+        if name not in self.moved:
+            return None
+        loader: Any = Loader(self.moved[name])          # importlib.abc has the type, and is slow
+        return importlib.machinery.ModuleSpec(name, loader)
 
 
-class Loader(importlib.abc.Loader):
+class Loader:
     """Loads the module that has the contents now."""
 
     def __init__(self, new: str) -> None:
@@ -55,6 +56,6 @@ class Loader(importlib.abc.Loader):
         module.__spec__ = self.spec
 
 
-def install(moved: Mapping[str, str]) -> None:
-    """Let imports find modules by the old names of a table, where there are no such modules."""
-    sys.meta_path.append(Finder(moved))  # type: ignore[arg-type]
+def install() -> None:
+    """Let imports find modules of minigrad by their old names."""
+    sys.meta_path.append(Finder(MOVED))  # type: ignore[arg-type]

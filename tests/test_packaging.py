@@ -126,6 +126,12 @@ def test_importing_minigrad_pulls_nothing_heavy():
     assert HEAVY & set(brought) == set()
 
 
+def test_importing_gpt2_or_its_sizes_computes_nothing():
+    """`import gpt2`, and a configuration out of it, bring neither NumPy nor minigrad: those come with a model."""
+    brought = run("import sys, gpt2; gpt2.GPT2Config(); print(*{m.split('.')[0] for m in sys.modules})").stdout.split()
+    assert {"numpy", "minigrad"} & set(brought) == set()
+
+
 def test_importing_minigrad_is_quick(tmp_path):
     """`import minigrad` costs less than 50 ms over `import numpy`, once its bytecode is kept.
 
