@@ -195,9 +195,8 @@ def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]])
     old and new files. UsageError if the directory cannot be written, MissingError for a split
     without text.
     """
-    if out.is_dir():
-        clear(out)
     with staged(out, META) as stage:
+        clear(out)                                      # nothing of this run is there yet
         for name, content in coder.files().items():
             stage.write(name, [content])
         meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256},

@@ -54,6 +54,33 @@ def remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+# ── new files ──
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that does not exist yet; its contents are on the disk when the block ends."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_new(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a file that does not exist yet, piece after piece, and sync it to the disk."""
+    with new_file(path) as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+def sync(folder: Path) -> None:
+    """Sync the names in a folder to the disk, if the system can do that."""
+    with contextlib.suppress(OSError):                  # some systems cannot open a directory
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 # ── several files of one folder ──
 class Stage:
     """Files that are written under hidden names in their folder, and renamed together (`staged`).
@@ -68,20 +95,17 @@ class Stage:
         self.files: dict[str, Path] = {}                # hidden path of each, by its final name
         self.aside: Path | None = None                  # hidden path of the old `last`
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A new file to write to; its contents are on the disk when the block ends."""
-        self.files[name] = _beside(self.folder / name, self.token, "tmp")
-        with open(self.files[name], "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A new file to write to (`new_file`)."""
+        return new_file(self._hidden(name))
 
     def write(self, name: str, pieces: Iterable[Any]) -> None:
         """Write a new file with these contents, piece after piece."""
-        with self.open(name) as file:
-            for piece in pieces:
-                file.write(piece)
+        write_new(self._hidden(name), pieces)
+
+    def _hidden(self, name: str) -> Path:
+        self.files[name] = _beside(self.folder / name, self.token, "tmp")
+        return self.files[name]
 
     def rename(self, name: str, to: str) -> None:
         """Change the final name of a staged file."""
@@ -92,23 +116,23 @@ class Stage:
 
         If there is an old `last` with other contents, it is renamed before anything else.
         """
-        names = sorted(self.files, key=lambda name: name == self.last)      # False before True
-        if self.last is not None and len(names) > 1:
-            old = self.folder / self.last
-            if old.exists() and old.read_bytes() != self.files[self.last].read_bytes():
+        *others, end = sorted(self.files, key=lambda name: name == self.last)      # False, True
+        old = self.folder / end
+        try:
+            if (others and end == self.last and old.exists()
+                    and old.read_bytes() != self.files[end].read_bytes()):
                 old.replace(aside := _beside(old, self.token, "old"))
                 self.aside = aside
-        for name in names:
-            try:
-                if name == names[-1]:
-                    for stale in self.stale - self.files.keys():
-                        (self.folder / stale).unlink(missing_ok=True)
+            for name in others:
                 self.files[name].replace(self.folder / name)
-            except BaseException:
-                # no file was replaced yet: the old `last` describes the folder again
-                if self.aside is not None and name == names[0]:
-                    self.aside.replace(self.folder / str(self.last))
-                raise
+            for stale in self.stale - self.files.keys():
+                (self.folder / stale).unlink(missing_ok=True)
+            self.files[end].replace(old)
+        except BaseException:
+            # no file was replaced yet: the old `last` describes the folder again
+            if self.aside is not None and self.files[others[0]].exists():
+                self.aside.replace(old)
+            raise
         sync(self.folder)
 
 
@@ -193,22 +217,3 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[An
                 write_new(beside / name, pieces)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from None
-
-
-def write_new(path: Path, pieces: Iterable[Any]) -> None:
-    """Write a file that does not exist yet, piece after piece, and sync it to the disk."""
-    with open(path, "xb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Sync the names in a folder to the disk, if the system can do that."""
-    with contextlib.suppress(OSError):                  # some systems cannot open a directory
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
