@@ -1,4 +1,7 @@
-"""A package's commands as a list, and one of them run: what `python -m minigrad` does."""
+"""A package's commands as a list, and one of them run: what `python -m minigrad` does.
+
+`Parser` is the one of all commands of gpt2.
+"""
 from __future__ import annotations
 
 import argparse
@@ -6,16 +9,20 @@ import difflib
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a usage error."""
+    """An argparse parser without abbreviated flags; a usage error is one line and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
 def run(package: str, commands: Mapping[str, str], argv: Sequence[str]) -> int:
@@ -30,7 +37,7 @@ def run(package: str, commands: Mapping[str, str], argv: Sequence[str]) -> int:
         return 0
     p = Parser(
         prog=prog, usage=f"{prog} COMMAND ...    {prog} COMMAND --help lists its flags",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="\n".join(f"  {one:<{width}}  {what}" for one, what in commands.items()))
     p.add_argument("--version", action="version", version=f"{package} {__version__}")
     p.add_argument("command", nargs="?", help=argparse.SUPPRESS)

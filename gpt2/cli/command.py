@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from minigrad.commands import Parser as Parser
 from minigrad.errors import MinigradError
 
 from ..errors import GPT2Error, UsageError
@@ -62,17 +63,6 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
             _let_go(sys.stdout)
             _let_go(sys.stderr)
     sys.exit(code)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser without abbreviated flags; a usage error is one line and exit code 2."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_line(message)}; see --help\n")
 
 
 class Extend(argparse.Action):
