@@ -49,6 +49,7 @@ ELSEWHERE = {
     "minigrad/__init__.py": "its names: test_creation.py; what it imports: test_packaging.py",
     "minigrad/errors.py": "each error is raised where it is meant; its exit code: test_command.py",
     "minigrad/hints.py": "names of other libraries: test_creation.py",
+    "minigrad/moved.py": "every old name is imported: test_commands.py",
     "minigrad/op.py": "ops outside the package: test_extend.py",
     "minigrad/widen.py": "test_16_bits.py, test_every_16_bit_number.py",
     "minigrad/backend/base.py": "test_backend.py; what an op asks of a backend: test_op_kernels.py",

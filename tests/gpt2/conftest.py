@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
+from in_process import end_of
 from tiny_gpt2 import SAYS, scripted_model, tiny_model, tiny_tokenizer
 
-from gpt2.cli.command import run_command
 from gpt2.generate import main
 
 
@@ -25,9 +25,6 @@ def run(models, capsys):
 
     def ended(model, *flags):
         where = models / model if (models / model).exists() else model
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: main(["--model", str(where), "--backend", "numpy", *map(str, flags)]), "gpt2.generate")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: main(["--model", str(where), "--backend", "numpy", *map(str, flags)]), capsys, "gpt2.generate")
 
     return ended

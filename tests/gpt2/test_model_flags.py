@@ -6,11 +6,11 @@ import json
 import re
 
 import pytest
+from in_process import end_of
 from safetensors import safe_open
 from tiny_gpt2 import TEXT
 
 from gpt2 import generate
-from gpt2.cli.command import run_command
 from gpt2.evaluate import __main__ as evaluate
 from gpt2.golden import __main__ as golden
 from gpt2.inspect import __main__ as inspect
@@ -37,11 +37,9 @@ def run(tmp_path, monkeypatch, capsys):
 
     def ended(command, *flags):
         module, needs = COMMANDS[command]
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: module.main([*needs, *flags]), "gpt2")
-        printed = capsys.readouterr()
-        assert end.value.code == 0, printed.err
-        return printed.out
+        code, out, err = end_of(lambda: module.main([*needs, *flags]), capsys, "gpt2")
+        assert code == 0, err
+        return out
     return ended
 
 

@@ -12,20 +12,13 @@ import warnings
 
 import pytest
 from data import ROOT
+from in_process import end_of
 
 from gpt2.cli.command import Parser, at_least, emit_json, read_stdin, run_command, text
 from gpt2.errors import GPT2Error, MissingError, UsageError
 from minigrad.errors import BackendUnavailable, MinigradError, ShapeError
 
 HEAD = "import sys\nfrom gpt2.cli.command import run_command, emit_json, read_stdin, Parser\n"
-
-
-def end_of(main, capsys):
-    """The exit code of a command whose main() is `main`, and what it printed."""
-    with pytest.raises(SystemExit) as end:
-        run_command(main, "gpt2.test")
-    printed = capsys.readouterr()
-    return end.value.code, printed.out, printed.err
 
 
 def process(body, **kwargs):

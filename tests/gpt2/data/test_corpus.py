@@ -12,10 +12,10 @@ import tiktoken
 from data import test_data as data_file
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import end_of
 from tiny_gpt2 import TEXT, tiny_model, tiny_tokenizer
 
 from gpt2 import prepare
-from gpt2.cli.command import run_command
 from gpt2.data import corpus
 from gpt2.data.shards import load_data
 from gpt2.data.tokenizer import load_tokenizer
@@ -31,10 +31,7 @@ BOM = b"\xef\xbb\xbf"
 def command(tmp_path, capsys):
     """command(module, *flags): exit code, stdout, stderr."""
     def run(module, *flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: module.main([*map(str, flags)]), module.__name__)
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: module.main([*map(str, flags)]), capsys, module.__name__)
     return run
 
 

@@ -10,9 +10,9 @@ import torch
 from agreement import theirs
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import end_of
 from tiny_gpt2 import CONTEXT, TEXT, prepare_texts, scripted_model, tiny_model, tiny_tokenizer
 
-from gpt2.cli.command import run_command
 from gpt2.data.shards import load_data
 from gpt2.errors import UsageError
 from gpt2.evaluate import __main__ as evaluate
@@ -35,11 +35,8 @@ def directory(tmp_path_factory):
 def command(directory, capsys):
     """Run `gpt2.evaluate` on that model: exit code, stdout, stderr."""
     def run(task, data, *flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: evaluate.main(["--task", task, "--data", str(data), "--model", str(directory), *map(str, flags)]),
-                        "gpt2.evaluate")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        argv = ["--task", task, "--data", str(data), "--model", str(directory), *map(str, flags)]
+        return end_of(lambda: evaluate.main(argv), capsys, "gpt2.evaluate")
     return run
 
 

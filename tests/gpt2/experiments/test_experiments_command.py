@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from in_process import end_of
 from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model
 
 import minigrad as mg
-from gpt2.cli.command import run_command
 from gpt2.errors import MissingError
 from gpt2.experiments import (
     NAMES,
@@ -23,10 +23,7 @@ from gpt2.experiments.__main__ import main
 @pytest.fixture
 def run(capsys):
     def ended(*flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: main([*map(str, flags)]), "gpt2.experiments")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: main([*map(str, flags)]), capsys, "gpt2.experiments")
 
     return ended
 

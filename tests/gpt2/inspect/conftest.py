@@ -4,9 +4,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from in_process import end_of
 from tiny_gpt2 import tiny_model, tiny_tokenizer
 
-from gpt2.cli.command import run_command
 from gpt2.inspect.__main__ import main
 
 
@@ -15,10 +15,7 @@ def run(capsys):
     """run(*flags): exit code, stdout and stderr."""
 
     def ended(*flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: main([*map(str, flags)]), "gpt2.inspect")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: main([*map(str, flags)]), capsys, "gpt2.inspect")
 
     return ended
 

@@ -19,7 +19,6 @@ from tiny_gpt2 import TEXT, prepare_texts, tiny_model
 
 import gpt2.train.__main__ as training
 import minigrad as mg
-from gpt2.cli.command import run_command
 from gpt2.data.shards import load_data
 from gpt2.data.tokenizer import load_tokenizer
 from gpt2.model import GPT2
@@ -30,26 +29,6 @@ from tests.gpt2.train.test_train import SMALL, held
 FLAGS = ["--max-iters", "14", "--eval-interval", "5", "--log-interval", "3", "--save-every", "4", "--dropout", "0.1",
          "--attn-dropout", "0.1", "--save-dtype", "float32", "--gradient-accumulation-steps", "2"]
 TIMES = {"ms", "tokens_per_second", "share_of_peak"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "poem"
-    prepare_texts([TEXT * 8], folder, "train:300")
-    return folder
-
-
-@pytest.fixture
-def run(data, capsys):
-    """Run the command in this process: run(out, *flags) gives exit code, stdout and stderr."""
-
-    def call(out, *flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: training.main(["--out-dir", str(out), *map(str, flags)]), "gpt2.train")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return call
 
 
 def fresh(data, *flags):

@@ -29,17 +29,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    def call(out, *flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: training.main(["--out-dir", str(out), *map(str, flags)]), "gpt2.train")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def begun(data, tmp_path_factory):
     """A run over with 14 steps, validated on some of the text; and the same stopped after 12."""

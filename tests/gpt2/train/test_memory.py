@@ -13,7 +13,7 @@ from gpt2.train.__main__ import parser
 from gpt2.train.memory import check_fits, footprint
 from gpt2.train.trainer import Trainer
 from minigrad import backend
-from tests.gpt2.train.test_train import SMALL, data, held, run  # noqa: F401  the fixtures
+from tests.gpt2.train.test_train import SMALL, held, run  # noqa: F401  the fixture
 
 
 def _case(**sizes):

@@ -8,12 +8,12 @@ import os
 
 import numpy as np
 import pytest
+from in_process import end_of
 from safetensors.numpy import load_file
-from tiny_gpt2 import TEXT, prepare_texts, tiny_model
+from tiny_gpt2 import tiny_model
 
 import gpt2.train.__main__ as training
 import minigrad as mg
-from gpt2.cli.command import run_command
 from gpt2.data.shards import load_data
 from gpt2.data.tokenizer import load_tokenizer
 from gpt2.evaluate.likelihood import total_nll
@@ -36,24 +36,13 @@ def held(folder):
     return {name for name in names if not name.startswith("checkpoint-")}, steps
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A small text as gpt2.prepare writes it."""
-    folder = tmp_path_factory.mktemp("data") / "poem"
-    prepare_texts([TEXT * 8], folder, "train:300")
-    return folder
-
-
 @pytest.fixture
 def run(data, capsys):
     """Run the command in this process: run(out, *flags) gives exit code, stdout and stderr."""
 
     def call(out, *flags, data=data):
         argv = ["--data", str(data), "--out-dir", str(out), *SMALL, *map(str, flags)]
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: training.main(argv), "gpt2.train")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: training.main(argv), capsys, "gpt2.train")
 
     return call
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from data import test_data
+from in_process import end_of
 from safetensors.numpy import save_file
 from tiny_gpt2 import CONTEXT, TEXT, scripted_model, tiny_config, tiny_model, tiny_tokenizer
 from torch_port import Port
 from transformers import GPT2LMHeadModel
 
-from gpt2.cli.command import run_command
 from gpt2.data.tokenizer import load_tokenizer
 from gpt2.model import GPT2
 from gpt2.verify import __main__ as verify
@@ -25,10 +25,7 @@ from gpt2.weights.checkpoint import read_tensors
 @pytest.fixture
 def run(capsys):
     def ended(*flags):
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: verify.main([*map(str, flags)]), "gpt2.verify")
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err
+        return end_of(lambda: verify.main([*map(str, flags)]), capsys, "gpt2.verify")
 
     return ended
 
