@@ -114,6 +114,15 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(source)), "no docstring"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_every_statement_can_be_reached(path):
+    """None stands after a return, raise, continue or break of its block."""
+    ends = (ast.Return, ast.Raise, ast.Continue, ast.Break)
+    blocks = [block for node in ast.walk(ast.parse(path.read_text("utf-8"))) for field in ("body", "orelse", "finalbody")
+              if isinstance(block := getattr(node, field, None), list)]
+    assert [after.lineno for block in blocks for before, after in zip(block, block[1:]) if isinstance(before, ends)] == []
+
+
 def run(source, **environment):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | environment
     return subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=env, capture_output=True, text=True,

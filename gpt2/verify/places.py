@@ -71,7 +71,6 @@ def solved(judge: Judge, x: np.ndarray, part: str, layer: int, heads: int) -> Fo
         return None
     if np.abs(g.sum(0) - b).max() > allowed * (of_b.unit + math.sqrt(len(g)) * unit):
         return None
-        return None
     points, values = MATRICES[part][1], dict[str, np.ndarray]()
     for point, own in zip(points, np.split(g, len(points), axis=-1)):
         own = own.reshape(rows, tokens, -1)             # [B, T, out]
