@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_every_statement_can_be_reached(path):
     ends = (ast.Return, ast.Raise, ast.Continue, ast.Break)
     blocks = [block for node in ast.walk(ast.parse(path.read_text("utf-8"))) for field in ("body", "orelse", "finalbody")
               if isinstance(block := getattr(node, field, None), list)]
-    assert [after.lineno for block in blocks for before, after in zip(block, block[1:]) if isinstance(before, ends)] == []
+    assert [after.lineno for block in blocks for before, after in pairwise(block) if isinstance(before, ends)] == []
 
 
 def run(source, **environment):
