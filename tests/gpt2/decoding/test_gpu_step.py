@@ -379,3 +379,13 @@ def test_batches_keep_every_token(n: int):
     batches = list(step.tokens([0], n))
     assert [row[0] for batch in batches for row in batch] == list(range(1, n + 1)) and step.cache.length == n
     assert [len(b) for b in batches][:3] == [1, 2, 4][:len(batches)] or n < 7
+
+
+@needs_kernels
+def test_token_0_is_a_token():
+    """Logits that are not finite are told by −1 in the place of a token; 0 is the first one of the vocabulary."""
+    source = scripted_model([0, 3, 0, 0, 2])
+    parameters = {name: p.array for name, p in source.named_parameters()}
+    model = GPT2(source.config, backend="double", parameters=parameters).eval()
+    assert Stepper.fits(model, 1)
+    assert model.generate([[5]], max_new_tokens=5, greedy=True, eos_token_id=None) == [[5, 0, 3, 0, 0, 2]]
