@@ -115,7 +115,7 @@ def jax_pass(config: Any, weights: Mapping[str, Any]) -> Pass:
 
 # Who computes: a function from a configuration and weights by name to a Pass in the dtype of the weights.
 PARTIES: dict[str, Callable[[Any, Mapping[str, Any]], Pass]] = {
-    "minigrad": minigrad_pass, "by parts": partial(minigrad_pass, explicit=True),
+    "minigrad": minigrad_pass, "unfused": partial(minigrad_pass, explicit=True),
     "torch eager": torch_pass, "torch sdpa": partial(torch_pass, attention="sdpa"), "jax": jax_pass,
 }
 

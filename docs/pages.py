@@ -3,7 +3,7 @@
 A page is plain Markdown with four conventions, which this file reads and tests/test_docs.py checks:
 
 * `\\tag{softmax.1}` inside $$ … $$ labels an equation. Docstrings name it as (softmax.1), or several as (softmax.2–4).
-* A paragraph "Code: [`minigrad.fused.softmax.softmax_by_parts`](../minigrad/fused/softmax.py)" names live source, which the site shows
+* A paragraph "Code: [`minigrad.fused.softmax.softmax_unfused`](../minigrad/fused/softmax.py)" names live source, which the site shows
   beside the text before it.
 * Blocks marked python run in order, those of a page in one namespace; lines with >>> are compared with what they print.
 * Blocks marked bash are commands, each run in an empty folder of the page; `<!-- not run: REASON -->` before a block leaves it out. A block
@@ -105,7 +105,7 @@ def without_spacing(equation: str) -> str:
 def source_of(name: str, path: Path) -> tuple[str, int]:
     """The text of a definition, decorators and all, and the line where it begins.
 
-    name: "minigrad.fused.softmax.softmax_by_parts" in a file of Python, the function's own name in a .cu file. LookupError where there
+    name: "minigrad.fused.softmax.softmax_unfused" in a file of Python, the function's own name in a .cu file. LookupError where there
     is none.
     """
     lines = path.read_text("utf-8").splitlines()

@@ -16,7 +16,7 @@ from typing import Any
 from . import commands, facts, pages, shapes
 from .pages import ROOT, name_of
 
-ADDED = {"silu", "silu/x", "silu_by_parts", "_silu_dx", "silu.py"}     # what docs/adding-an-op.md adds
+ADDED = {"silu", "silu/x", "silu_unfused", "_silu_dx", "silu.py"}     # what docs/adding-an-op.md adds
 ENDINGS = {"py", "cu", "h", "json", "jsonl", "md", "npy", "npz", "png", "safetensors", "toml", "txt"}
 FOREIGN = {"TMPDIR"}                                    # names of others that nothing here spells
 SPAN = re.compile(r"``?([^`]+?)``?(?!`)")

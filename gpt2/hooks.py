@@ -18,10 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import minigrad as mg
+from minigrad import nn
 
-from .config import GPT2Config
 from .errors import UsageError
-from .weights.pretrained import Part
+from .functions import HookedFunctions, Tap
+from .weights.pretrained import PretrainedModel
 
 Hook = Callable[[mg.Tensor, str], Any]
 # the equation that a point's value comes from, by the end of the point's name
@@ -50,32 +51,33 @@ BESIDE = {"attn.scores": ("attn.v", "attn.pattern", "attn.z"), "attn.pattern": (
           "mlp.pre": ("mlp.act",)}
 
 
-class Tapped(Part):
-    """A module with points. taps: the function to call at a point, by its name in this module."""
-
-    taps: Mapping[str, Callable[[mg.Tensor], mg.Tensor]] = {}
-
-    def at(self, name: str, x: mg.Tensor) -> mg.Tensor:
-        """The value with which the pass continues after the point `name`: x, or a hook's result."""
-        tap = self.taps.get(name)
-        return x if tap is None else tap(x)
+# the module, and the name in it, of points that are not named after them
+ELSEWHERE = {"embed": "wte.out", "pos_embed": "wpe.out", "resid_pre": "in", "resid_mid": "ln_2.sum",
+             "resid_post": "out", "attn.out": "attn.c_proj.out", "mlp.out": "mlp.c_proj.out"}
 
 
-class Hooked(Tapped):
-    """A model of blocks `h` with hooks at its points."""
+class Hooked(PretrainedModel):
+    """A model of blocks `h` with hooks at its points. taps: what is called at a point, by name."""
+
+    taps: Mapping[str, Tap] = {}
 
     if TYPE_CHECKING:
         h: list[Any]
-        ln_f: Any
-        config: GPT2Config
-        F: Any
         recompute: bool
 
-        def integers(self, ids: Any, what: str = "ids") -> Any: ...
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "taps"}
 
-        def refuse_dropout(self, what: str) -> None: ...
+    def set_functions(self) -> None:
+        super().set_functions()
+        points = self.points()
+        for name, tap in self.taps.items():
+            module, inner = points[name]
+            if not isinstance(module.F, HookedFunctions):
+                module.F = HookedFunctions(module.F, {})
+            module.F.taps[inner] = tap
 
-    def points(self) -> dict[str, tuple[Tapped, str]]:
+    def points(self) -> dict[str, tuple[nn.Module, str]]:
         """Every point in the order of the pass: its module, and its name in that module.
 
         The names in a block begin with "blocks.0.", "blocks.1." and so on. The shapes are:
@@ -86,15 +88,18 @@ class Hooked(Tapped):
         mask, and attn.pattern, softmax's weights before dropout: [B, h, T, S]. mlp.pre and mlp.act:
         [B, T, n]. logits: [B, T, V].
         """
-        out: dict[str, tuple[Tapped, str]] = {name: (self, name) for name in ("embed", "pos_embed")}
+        out = {name: self._place(self, name) for name in ("embed", "pos_embed")}
         for i, block in enumerate(self.h):
-            for name in BLOCK:
-                part, _, inner = name.partition(".")
-                own = (block, name) if inner in ("", "out") else (getattr(block, part), inner)
-                out[f"blocks.{i}.{name}"] = own
-        for name in ENDS:
-            out[name] = (self.ln_f, name[-4:]) if name.endswith(STATISTICS) else (self, name)
-        return out
+            out |= {f"blocks.{i}.{name}": self._place(block, name) for name in BLOCK}
+        return out | {name: self._place(self, name) for name in ENDS}
+
+    @staticmethod
+    def _place(module: Any, name: str) -> tuple[nn.Module, str]:
+        """The module of a point, and its name in that module, from its name in the module above."""
+        *path, inner = ELSEWHERE.get(name, name).split(".")
+        for part in path:
+            module = getattr(module, part)
+        return module, inner
 
     def equations(self) -> dict[str, str]:
         """The label of the equation that defines each point's value, in the order of the pass."""
@@ -121,7 +126,7 @@ class Hooked(Tapped):
     @property
     def hooked(self) -> bool:
         """Whether the model has a hook at any point."""
-        return any(isinstance(module, Tapped) and module.taps for _, module in self.named_modules())
+        return bool(self.taps)
 
     @contextlib.contextmanager
     def hooks(self, hooks: Mapping[str, Hook],
@@ -141,26 +146,23 @@ class Hooked(Tapped):
         (attn.scores, attn.pattern, mlp.pre, mean, rstd), and in the pass for a result that has not
         the shape and dtype of x. On a GPU, hooks turn off the fast step of decoding (`gpu_step`).
         """
-        points, before = self.points(), dict[int, tuple[Tapped, Any]]()
+        points, before = self.points(), self.taps
         wanted = [(name, hook) for pattern, hook in hooks.items()
                   for name in self.chosen(pattern, points)]
         for pattern, hook in (gradients or {}).items():
             for name in self.chosen(pattern, points):
                 _check_gradient(name)
                 wanted.append((name, partial(_in_backward, hook)))
+        taps = dict(before)
+        for name, hook in wanted:
+            taps[name] = partial(_called, taps.get(name), hook, name)
         try:
-            for name, hook in wanted:
-                module, inner = points[name]
-                before.setdefault(id(module), (module, module.taps))
-                tap = partial(_called, module.taps.get(inner), hook, name)
-                module.taps = {**module.taps, inner: tap}
+            self.taps = taps
+            self.set_functions()
             yield
         finally:
-            for module, taps in before.values():
-                if taps:
-                    module.taps = taps
-                else:
-                    del module.taps                     # the empty table of the class is left
+            self.taps = before
+            self.set_functions()
 
     def trace(self, ids: Any, targets: Any = None, *, only: str = "*",
               gradients: bool = False) -> dict[str, Any]:
@@ -214,7 +216,7 @@ class Hooked(Tapped):
             mlp: Any = self.points()[name][0]
             pre = seen[name].detach().requires_grad_()                 # [B, T, n]
             no_bias = mlp.c_fc.bias.detach().type_as(pre) * 0.0        # [n]
-            return mg.gradients(mlp.act(mlp.F, pre, no_bias), [pre], g)[0]
+            return mg.gradients(mlp.act(self.functions(), pre, no_bias), [pre], g)[0]
         # z = P V, so ∂L/∂P = ∂L/∂z Vᵀ; ∂L/∂S follows by softmax's rule   (attention.5)
         g = mg.matmul(g, seen[others[0]].detach().mT)
         if kind == "attn.scores":

@@ -18,6 +18,7 @@ MOVED = {f"minigrad.{old}": f"minigrad.{new}" for old, new in {
     "backend.cupy_kernels": "backend.cupy.kernels",
     "backend.cupy_attention": "backend.cupy.attention",
     "backend.cupy_decode": "backend.cupy.decode",
+    "fused.by_parts": "nn.unfused",
     "testing.double": "testing.fake_cupy", "testing.cuda": "testing.fake_cupy.cuda",
     "testing.strict": "testing.array_api_strict",
     "testing.strategies": "testing.laws.strategies", "testing.tolerance": "testing.laws.tolerance",

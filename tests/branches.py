@@ -114,7 +114,7 @@ EXCUSED: dict[str, str] = {
     "cupy.attention.attended: v.size > 0: false": "values of no numbers: the op's own text is run",
     "cupy.kernels.fits: x.dtype.kind in FLOATS: false": "the laws give floats; sums of integers are CuPy's own",
     "cupy.kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; test_kernels.py",
-    "cupy.kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes by parts; test_kernels.py",
+    "cupy.kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes unfused; test_kernels.py",
     "cupy.kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; test_kernels.py",
     "cupy.kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; test_kernels.py",
     "cupy.kernels.add_layer_norm: any((a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight,…: true":

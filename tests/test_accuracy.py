@@ -106,7 +106,7 @@ def test_every_party_computes_the_same_model(name, fields):
 def test_what_is_printed(capsys, directory):
     """Context, truth, a line for each kind with a number for each party, a summary, and one JSON document at the end."""
     code, out, err = run(capsys, "--model", directory, "--peers", "torch", "--json")
-    parties = ["minigrad", "by parts", "torch eager", "torch sdpa"]
+    parties = ["minigrad", "unfused", "torch eager", "torch sdpa"]
     assert code == 0 and [line.startswith("batch ") for line in err] == [True, True]
     assert "B2 T6, 2 batches; numpy" in out[0] and out[1].startswith("truth: float64; PyTorch's is within ")
     assert all(name in out[2] for name in parties) and out[2].endswith("minigrad / torch eager")

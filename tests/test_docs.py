@@ -314,7 +314,7 @@ def test_source_is_found_by_name():
     """Decorators and all; of a class's method; of a .cu file."""
     text, line = pages.source_of("minigrad.fused.softmax.softmax", ROOT / "minigrad/fused/softmax.py")
     lines = (ROOT / "minigrad/fused/softmax.py").read_text("utf-8").splitlines()
-    assert text.splitlines()[0] == lines[line - 1] == "@fused(softmax_by_parts, x=_softmax_dx)" and text.endswith("return out")
+    assert text.splitlines()[0] == lines[line - 1] == "@fused(softmax_unfused, x=_softmax_dx)" and text.endswith("return out")
     text, _ = pages.source_of("gpt2.model.GPT2.forward", ROOT / "gpt2/model.py")
     assert text.startswith("def forward(")
 

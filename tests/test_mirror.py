@@ -24,7 +24,7 @@ MODULES = sorted(p.relative_to(ROOT).as_posix() for top in ("minigrad", "gpt2")
 # where their tests are, and why there.
 ELSEWHERE = {
     # every op, whatever file it stands in, is held to all laws
-    "minigrad/fused/": "beside definitions by parts: test_fused.py; the laws: test_laws.py",
+    "minigrad/fused/": "beside unfused definitions: test_fused.py; the laws: test_laws.py",
     "minigrad/ops/": "kinks and refusals: test_ops.py; the laws: test_laws.py",
     "minigrad/backend/numpy/": "the laws at small sizes: test_kernels_sizes.py; large arrays: "
                                "test_large.py; every kernel is broken by test_kernel_mutants.py",

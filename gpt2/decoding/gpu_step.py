@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import minigrad as mg
-from minigrad import fused
+from minigrad import nn
 
 from . import gpu_ops
 from .gpu_sampling import Chooser
@@ -52,7 +52,7 @@ class Stepper:
         return (all(name in here.kernels for name in gpu_ops.KERNELS)
                 and rows <= gpu_ops.ROWS
                 and not model.training
-                and getattr(model, "F", None) is fused
+                and getattr(model, "F", None) is nn.functional
                 and not model.hooked
                 and model.compute_dtype == model.where["dtype"]
                 and model.config.n_embd // model.config.n_head <= gpu_ops.HEAD)

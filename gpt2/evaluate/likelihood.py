@@ -94,7 +94,7 @@ def scores(model: Any, spans: Iterable[Span], batch_size: int = 16) -> Iterator[
 
 def _score(model: Any, x: Any, targets: np.ndarray) -> tuple[Any, Any]:             # [n, d], [n]
     """On the device: the mean of −log p, and whether every target is the most likely token."""
-    logits, ids = model.lm_head.scores(x), model.integers(targets, "targets")       # [n, V], [n]
+    logits, ids = model.lm_head(x), model.integers(targets, "targets")       # [n, V], [n]
     here = mg.backend.of(ids)
     return model.F.cross_entropy(logits, ids), here.all(here.argmax(logits.array, axis=-1) == ids)
 

@@ -161,7 +161,7 @@ def look(model: Any, x: np.ndarray, first: int = 0,
         stream = mg.Tensor(clean["before"][first])
         for block in model.h[first:]:
             stream = block(stream)
-        logits = model.lm_head.scores(model.ln_f(stream)).numpy()
+        logits = model.lm_head(model.ln_f(stream)).numpy()
     return {"logp": log_softmax(logits.astype(np.float64)),
             "pattern": np.concatenate([clean["pattern"][:first], np.stack(seen)])}
 

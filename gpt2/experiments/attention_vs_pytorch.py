@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 import minigrad as mg
-from minigrad.fused import by_parts
+from minigrad.nn import unfused
 
 from ..io.plots import COLOURS, legend_below, new_figure
 from .lab import Lab, Verdict, inside, slope, verdict
 from .timing import clock, quartiles, ratio, whiskers
 
 EQUATION = ("softmax(Q Kᵀ/√d + M) V   (attention.1); "
-            "unfused (by parts) it stores T² weights, fused (tiled) it does not")
+            "unfused it stores T² weights, fused (tiled) it does not")
 LENGTHS = (128, 256, 512, 1024)
 H, D = 4, 32
 REPEATS = 9
-tiled, explicit = (partial(f, causal=True) for f in (mg.attention, by_parts.attention))
+tiled, explicit = (partial(f, causal=True) for f in (mg.attention, unfused.attention))
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         given = [lab.tensor(a) for a in arrays]
         row: dict[str, Any] = {"T": t}
         with mg.no_grad():
-            for name, f in (("tiled", tiled), ("by parts", explicit)):
+            for name, f in (("tiled", tiled), ("unfused", explicit)):
                 call = partial(_called, f, given)
                 row |= timed(name, call) | {f"{name} MB": _peak(call) / 1e6}
         if torch is not None:
@@ -66,7 +66,7 @@ def measure(lab: Lab) -> dict[str, Any]:
             row |= timed("PyTorch", theirs_at_t)
         rows.append(row)
     growth = {name: slope(np.log(LENGTHS).tolist(), [math.log(row[f"{name} MB"]) for row in rows])
-              for name in ("tiled", "by parts")}
+              for name in ("tiled", "unfused")}
     threads = f"; PyTorch on {torch.get_num_threads()} threads" if torch is not None else ""
     found["notes"].append(f"forward: medians and quartiles of {REPEATS} runs after one to warm up"
                           f"{threads}")
@@ -116,11 +116,11 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
     last = found["rows"][-1]
     keys = ("ms", "25 %", "75 %")
     times, low, high = ratio(*({key: last[f"{name} {key}"] for key in keys}
-                               for name in ("by parts", "tiled")))
+                               for name in ("unfused", "tiled")))
     return [first,
-            verdict(growth["by parts"] > 1.5 and growth["tiled"] < 1.5,
+            verdict(growth["unfused"] > 1.5 and growth["tiled"] < 1.5,
                     "unfused attention needs memory that grows with T², fused attention does not",
-                    f"memory grows with T^{growth['by parts']:.2f} if attention is unfused, "
+                    f"memory grows with T^{growth['unfused']:.2f} if attention is unfused, "
                     f"with T^{growth['tiled']:.2f} if it is fused"),
             verdict(inside(low, high, 1.0),
                     f"at {last['T']:,} tokens fused attention is also faster than unfused",
@@ -131,7 +131,7 @@ def judge(found: dict[str, Any]) -> list[Verdict]:
 def draw(found: dict[str, Any]) -> Any:
     figure, axes = new_figure(8, 3.4, 1, 2)
     t = [row["T"] for row in found["rows"]]
-    for colour, name in zip(COLOURS, ("tiled", "by parts", "PyTorch")):
+    for colour, name in zip(COLOURS, ("tiled", "unfused", "PyTorch")):
         for panel, unit in ((axes[0, 0], "ms"), (axes[0, 1], "MB")):
             if f"{name} {unit}" in found["rows"][0]:
                 times = [[row[f"{name} {key}"] for key in ("ms", "25 %", "75 %")]
@@ -139,7 +139,7 @@ def draw(found: dict[str, Any]) -> Any:
                 bars = whiskers(times) if unit == "ms" else None
                 panel.errorbar(t, [row[f"{name} {unit}"] for row in found["rows"]], bars,
                                fmt="o-", capsize=3, color=colour, label=name)
-    reference = found["rows"][0]["by parts MB"]
+    reference = found["rows"][0]["unfused MB"]
     axes[0, 1].loglog(t, [reference * (x / t[0]) ** 2 for x in t], "--", color="black",
                       linewidth=1, label="T²")
     axes[0, 0].set(title=f"time, {H} heads of {D}", xlabel="tokens T", ylabel="ms (quartiles)")

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 import minigrad as mg
+from minigrad import nn
 
 from ..config import GPT2Config
 from ..io.plots import COLOURS, legend_below, new_figure
-from ..model import Attention, Block, Embedding, LayerNorm
+from ..model import Attention, Block
 from ..weights.pretrained import PretrainedModel
 from .lab import Lab, Verdict, held_out, inside, small_config, spread, train, verdict
 
@@ -21,11 +22,12 @@ RUNGS = ("embedding only", "position, LayerNorm, tying", "one head", "one block"
          "GPT-2, many heads")
 
 
-class Alone(mg.nn.Module):
+class Alone(nn.Module):
     """x + attention(LN(x)): a block without its MLP."""
 
-    def __init__(self, F: Any, config: GPT2Config, layer: int, **where: Any) -> None:
-        self.ln_1, self.attn = LayerNorm(F, config, **where), Attention(F, config, layer, **where)
+    def __init__(self, config: GPT2Config, layer: int, **where: Any) -> None:
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, **where)
+        self.attn = Attention(config, layer, **where)
 
     def forward(self, x):                                              # [B, T, d]
         return x + self.attn(self.ln_1(x))                             # [B, T, d]
@@ -37,16 +39,17 @@ class Rung(PretrainedModel):
     def __init__(self, config: GPT2Config, rung: int, *, backend: str, seed: int) -> None:
         self.config, self.where = config, self.place(backend, "float32")
         self.compute_dtype = "float32"
-        self.wte = Embedding(config.vocab_size, config.n_embd, **self.where)
+        where = self.where
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, init=False, **where)
         if rung:
-            self.wpe = Embedding(config.n_positions, config.n_embd, **self.where)
-            self.ln_f = LayerNorm(mg.fused, config, **self.where)
-        self.lm_head = self.wte
-        if rung == 0:                                                  # an untied head
-            self.lm_head = Embedding(config.vocab_size, config.n_embd, **self.where)
+            self.wpe = nn.Embedding(config.n_positions, config.n_embd, init=False, **where)
+            self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, **where)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, init=False, **where)
+        if rung:                                                       # a tied head
+            self.lm_head.weight = self.wte.weight
         of = Alone if rung == 2 else Block
         layers = range(config.n_layer if rung > 1 else 0)
-        self.h = [of(mg.fused, config, i, **self.where) for i in layers]
+        self.h = [of(config, i, **where) for i in layers]
         self.fill(seed, None)
 
     def matrices(self):
@@ -60,7 +63,7 @@ class Rung(PretrainedModel):
         for block in self.h:
             x = block(x)                                               # [B, T, d]
         x = self.ln_f(x) if hasattr(self, "ln_f") else x               # [B, T, d]
-        return self.lm_head.scores(x)                                  # [B, T, d] -> [B, T, V]
+        return self.lm_head(x)                                  # [B, T, d] -> [B, T, V]
 
     def loss(self, ids, targets):                                      # 2 × [B, T]
         return mg.cross_entropy(self(ids), self.integers(targets, "targets"))

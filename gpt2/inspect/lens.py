@@ -42,7 +42,7 @@ def lens(model: Any, ids: list[int]) -> dict[str, np.ndarray]:
             block, point = name.split(".")[1:]
             if point == "resid_post" or name == "blocks.0.resid_pre":
                 x = mg.Tensor(array)                                            # [1, T, d]
-                logits = model.lm_head.scores(model.ln_f(x))                    # [1, T, V]
+                logits = model.lm_head(model.ln_f(x))                    # [1, T, V]
                 logp = mg.log_softmax(mg.tensor(logits.numpy()[0].astype(np.float64)))
                 out["embeddings" if point == "resid_pre" else f"block {block}"] = logp.numpy()
     return out

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import minigrad as mg
 from minigrad import nn
-from minigrad.fused.packed_linear import FEW
 from minigrad.hints import instead
 
 from ..config import GPT2Config, as_int
 from ..errors import UsageError
+from ..functions import Packed, casting
 
 if TYPE_CHECKING:
     from ..decoding.kv_cache import KVCache
@@ -22,41 +22,22 @@ Model = TypeVar("Model", bound="PretrainedModel")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-class Part(nn.Module):
-    """A module of a model, which can be copied and pickled.
-
-    A copy has no hooks and no panels: they belong to the `with` block that set them.
-    """
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("taps", "panels")}
-
-
-class Matrix(Part):
-    """A module with one matrix, `weight`.
-
-    panels: inside `PretrainedModel.packed()` a copy of the matrix, as `packed_linear` reads it.
-    """
-
-    weight: nn.Parameter
-    panels: Any = None
-
-    def packs(self, x: mg.Tensor) -> bool:
-        """Whether the product with x [..., k] should use the panels."""
-        return self.panels is not None and x.numel() <= FEW * x.shape[-1]
-
-
-class PretrainedModel(Part):
+class PretrainedModel(nn.Module):
     """Base of GPT2: initialisation, loading, saving, checks of its input, and generation."""
 
     config: GPT2Config
     where: dict[str, Any]
+    explicit: bool = False
     compute_dtype: str
+    panels: dict[int, mg.Tensor] | None = None          # inside packed(), by the parameter's id
     path: Path | None = None                            # where the weights came from
 
     def __init__(self, config: GPT2Config, **options: Any) -> None:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes of a copy, which has no panels: they belong to the `with` block."""
+        return super().__getstate__() | {"panels": None}
 
     # ── loading ──
     @classmethod
@@ -187,7 +168,20 @@ class PretrainedModel(Part):
             return array, *cache.layout(*array.shape)
         return array, mg.backend.get(self.where["device"]).arange(array.shape[1]), None
 
-    # ── modes, and layouts of the weights ──
+    # ── modes, functions, and layouts of the weights ──
+    def functions(self) -> Any:
+        """The functions that the model's modules call: fused or not, with casts, with panels."""
+        F: Any = nn.unfused if self.explicit else nn.functional
+        if self.compute_dtype != self.where["dtype"]:
+            return casting(F.__name__)
+        return Packed(F, self.panels) if self.panels else F
+
+    def set_functions(self) -> None:
+        """Give every module the functions that it calls."""
+        F = self.functions()
+        for module in self.modules():
+            module.F = F
+
     def train(self: Model, mode: bool = True) -> Model:
         """Set training mode, or with mode=False evaluation mode, here and in all modules below.
 
@@ -213,15 +207,15 @@ class PretrainedModel(Part):
         """
         if on and self.training:
             return
-        for module, matrix in self.matrices():
-            here, p = mg.backend.of(matrix), module.weight
+        for p, matrix in self.matrices():
+            here = mg.backend.of(matrix)
             here.at(matrix)
             made = here.lay_out(matrix) if on else here.ascontiguousarray(p.array)
             if made is not matrix and made is not p.array:
                 p.assign(mg.Tensor(made.T if on and matrix is not p.array else made))
 
-    def matrices(self) -> Iterator[tuple[Matrix, Any]]:
-        """The modules that multiply rows with a matrix, and these matrices [in, out] as arrays."""
+    def matrices(self) -> Iterator[tuple[nn.Parameter, Any]]:
+        """The parameters that rows are multiplied with, and these matrices [in, out] as arrays."""
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -232,13 +226,13 @@ class PretrainedModel(Part):
         much memory again, and the weights must not change inside the block.
         """
         try:
-            for module, array in self.matrices():
-                panels = mg.backend.of(array).pack(array)
-                module.panels = None if panels is None else mg.Tensor(panels)
+            packed = {id(p): mg.backend.of(array).pack(array) for p, array in self.matrices()}
+            self.panels = {key: mg.Tensor(a) for key, a in packed.items() if a is not None}
+            self.set_functions()
             yield
         finally:
-            for module, _ in self.matrices():
-                module.panels = None
+            self.panels = None
+            self.set_functions()
 
     # ── generation ──
     @instead

@@ -1,40 +1,41 @@
 """Ops that exist twice: unfused, as their definition, and fused, with a rule derived by hand."""
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from .. import random
-from .attention import attention, attention_by_parts
+from .attention import attention, attention_unfused
 from .cross_entropy import cross_entropy as _mean_cross_entropy
-from .cross_entropy import cross_entropy_by_parts, weighted_cross_entropy
+from .cross_entropy import cross_entropy_unfused, weighted_cross_entropy
 from .dropout import dropout_op
-from .gelu import gelu, gelu_by_parts
-from .layer_norm import add_layer_norm, add_layer_norm_by_parts, layer_norm, layer_norm_by_parts
-from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_by_parts
-from .packed_linear import packed_linear, packed_linear_by_parts
-from .softmax import log_softmax, log_softmax_by_parts, softmax, softmax_by_parts
+from .gelu import gelu, gelu_unfused
+from .layer_norm import add_layer_norm, add_layer_norm_unfused, layer_norm, layer_norm_unfused
+from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_unfused
+from .packed_linear import packed_linear, packed_linear_unfused
+from .softmax import log_softmax, log_softmax_unfused, softmax, softmax_unfused
 
 __all__ = [
     "add_layer_norm",
-    "add_layer_norm_by_parts",
+    "add_layer_norm_unfused",
     "attention",
-    "attention_by_parts",
+    "attention_unfused",
     "cross_entropy",
-    "cross_entropy_by_parts",
+    "cross_entropy_unfused",
     "dropout",
     "dropout_op",
     "gelu",
-    "gelu_by_parts",
+    "gelu_unfused",
     "layer_norm",
-    "layer_norm_by_parts",
+    "layer_norm_unfused",
     "linear_cross_entropy",
-    "linear_cross_entropy_by_parts",
+    "linear_cross_entropy_unfused",
     "log_softmax",
-    "log_softmax_by_parts",
+    "log_softmax_unfused",
     "packed_linear",
-    "packed_linear_by_parts",
+    "packed_linear_unfused",
     "softmax",
-    "softmax_by_parts",
+    "softmax_unfused",
 ]
 
 
@@ -65,3 +66,14 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, key: int | None = Non
     if not training or p == 0.0:
         return x
     return dropout_op(x, p=p, key=random.next_key() if key is None else key)
+
+
+if not TYPE_CHECKING:
+    def __getattr__(name):
+        """`softmax_by_parts` and so on, the names of the definitions before version 0.2."""
+        new = name.replace("_by_parts", "_unfused")
+        if new == name or new not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        warnings.warn(f"minigrad.fused.{name} is {new} now, and its old name goes with the next "
+                      "version", DeprecationWarning, stacklevel=2)
+        return globals()[new]

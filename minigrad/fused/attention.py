@@ -19,7 +19,7 @@ from ..ops.reduce import sum
 from ..ops.shape import matrix_transpose as transpose
 from ..widen import in_float32
 from .dropout import dropout_op
-from .softmax import softmax_by_parts
+from .softmax import softmax_unfused
 
 
 def allowed(xp: Any, queries: int, keys: int, causal: bool, mask: Any) -> Any:
@@ -57,7 +57,7 @@ def weights_of_scores(scores: Any, mask: Any = None, *, causal: bool) -> Any:
         seen = Tensor(seen) if isinstance(scores, Tensor) else seen
         # the lowest finite number replaces −∞; a row of −∞ would be NaN
         scores = where(seen, scores, max(float(xp.finfo(array.dtype).min), -sys.float_info.max))
-    weights = softmax_by_parts(scores)
+    weights = softmax_unfused(scores)
     return weights if seen is None else where(seen, weights, 0.0)
 
 
@@ -69,7 +69,7 @@ def attention_weights(q: Any, k: Any, mask: Any = None, *, causal: bool,
 
 
 @in_float32
-def attention_by_parts(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool,
+def attention_unfused(q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool,
                        scale: float | None = None, p: float = 0.0, key: int = 0) -> Any:
     """softmax(s Q Kᵀ + M) V   (attention.1): `attention_weights` times V   (attention.3).
 
@@ -118,7 +118,7 @@ def _check_attention(q: Any, k: Any, v: Any, mask: Any = None, *, causal: Any,
                          f"not {mask.dtype}; for a mask of 0 and −inf write mask == 0")
 
 
-@fused(attention_by_parts, _attention_joint, check=_check_attention)
+@fused(attention_unfused, _attention_joint, check=_check_attention)
 def attention(xp, q, k, v, mask: Constant = None, *, causal=None, scale=None, p=0.0, key=0):
     """softmax(Q Kᵀ/√d + M) V   (attention.1).
     q [..., Tq, d], k [..., Tk, d], v [..., Tk, e] -> [..., Tq, e].

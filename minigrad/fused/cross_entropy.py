@@ -16,7 +16,7 @@ from ..widen import widened
 from .softmax import log_softmax
 
 
-def cross_entropy_by_parts(logits: Any, targets: Any, *, ignore_index: int = -100) -> Any:
+def cross_entropy_unfused(logits: Any, targets: Any, *, ignore_index: int = -100) -> Any:
     """−(1/n) Σ_i log softmax(logits_i)[target_i]   (cross_entropy.1).
 
     The sum and n are over the rows whose target is not ignore_index.
@@ -53,7 +53,7 @@ def _check_cross_entropy(logits: Any, targets: Any, *, ignore_index: int) -> Non
                          f"targets must be {list(logits.shape[:-1])}, not {list(targets.shape)}")
 
 
-@fused(cross_entropy_by_parts, check=_check_cross_entropy, widens=True,
+@fused(cross_entropy_unfused, check=_check_cross_entropy, widens=True,
        logits=cross_entropy_dlogits)
 def cross_entropy(xp, logits, targets: Constant, *, ignore_index=-100):
     """The mean of −log softmax(logits)[target] in nats   (cross_entropy.1).

@@ -17,7 +17,7 @@ _FAR = 1e4
 
 
 @in_float32
-def gelu_by_parts(x: Any, bias: Any = None, *, approximate: str) -> Any:
+def gelu_unfused(x: Any, bias: Any = None, *, approximate: str) -> Any:
     """x Φ(x) with Φ the normal distribution   (gelu.1), or GPT-2's form of it   (gelu.2).
 
     GPT-2's form is ½x(1 + tanh(√(2/π)(x + 0.044715x³))). With a bias, x + bias replaces x.
@@ -61,7 +61,7 @@ def _check_gelu(x: Any, bias: Any = None, *, approximate: str) -> None:
                          f"not {list(bias.shape)}")
 
 
-@fused(gelu_by_parts, _gelu_joint, check=_check_gelu)
+@fused(gelu_unfused, _gelu_joint, check=_check_gelu)
 def gelu(xp, x, bias=None, *, approximate=None):
     """GELU of each number of x [..., d], or of x + bias with bias [d].
 

@@ -15,7 +15,7 @@ from ..widen import in_float32
 
 
 @in_float32
-def layer_norm_by_parts(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+def layer_norm_unfused(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     """y = x̂ ⊙ weight + bias, x̂ = (x − μ)/√(σ² + ε)   (layer_norm.1).
 
     μ and σ² are the mean and the population variance over the last axis.
@@ -57,7 +57,7 @@ def _check_layer_norm(x: Any, weight: Any, bias: Any, *, eps: float) -> None:
                          f"{list(bias.shape)} do not fit; x is [..., d], weight [d], bias [d]")
 
 
-@fused(layer_norm_by_parts, _layer_norm_joint, check=_check_layer_norm)
+@fused(layer_norm_unfused, _layer_norm_joint, check=_check_layer_norm)
 def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     """Layer normalisation over the last axis   (layer_norm.1).
     x [..., d], weight [d], bias [d] -> [..., d].
@@ -68,11 +68,11 @@ def layer_norm(xp, x, weight, bias, *, eps=1e-5):
     return Saved(centred * rstd * weight + bias, mean_=mean_, rstd=rstd)
 
 
-def add_layer_norm_by_parts(x: Any, y: Any, weight: Any, bias: Any, *,
+def add_layer_norm_unfused(x: Any, y: Any, weight: Any, bias: Any, *,
                             eps: float = 1e-5) -> tuple[Any, Any]:
     """s = x + y, and its layer normalisation   (layer_norm.1)"""
     s = x + y
-    return s, layer_norm_by_parts(s, weight, bias, eps=eps)
+    return s, layer_norm_unfused(s, weight, bias, eps=eps)
 
 
 def add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> tuple[Any, Any]:

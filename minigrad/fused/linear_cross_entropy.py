@@ -12,16 +12,16 @@ from ..widen import widened
 from .cross_entropy import (
     check_targets,
     cross_entropy,
-    cross_entropy_by_parts,
     cross_entropy_dlogits,
+    cross_entropy_unfused,
 )
 
 
-def linear_cross_entropy_by_parts(x: Any, weight: Any, targets: Any, *,
+def linear_cross_entropy_unfused(x: Any, weight: Any, targets: Any, *,
                                   ignore_index: int = -100) -> Any:
     """cross_entropy(x Wᵀ, targets)   (linear_cross_entropy.1)"""
     logits = linear(widened(x), widened(weight))
-    return cross_entropy_by_parts(logits, targets, ignore_index=ignore_index)
+    return cross_entropy_unfused(logits, targets, ignore_index=ignore_index)
 
 
 def _check_linear_cross_entropy(x: Any, weight: Any, targets: Any, *, ignore_index: int) -> None:
@@ -47,7 +47,7 @@ def _times(g: Any, found: Any, boost: float) -> Any:
     return g / boost * found
 
 
-@fused(linear_cross_entropy_by_parts, check=_check_linear_cross_entropy, widens=True,
+@fused(linear_cross_entropy_unfused, check=_check_linear_cross_entropy, widens=True,
        x=lambda g, dx, boost: _times(g, dx, boost),
        weight=lambda g, dweight, boost: _times(g, dweight, boost))
 def linear_cross_entropy(xp, x, weight, targets: Constant, *, ignore_index=-100,

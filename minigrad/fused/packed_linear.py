@@ -28,7 +28,7 @@ def unpack(panels: Any, size: int) -> Any:
 
 
 @in_float32
-def packed_linear_by_parts(x: Any, panels: Any, bias: Any = None, *, size: int) -> Any:
+def packed_linear_unfused(x: Any, panels: Any, bias: Any = None, *, size: int) -> Any:
     """x W + b with W = unpack(panels)   (packed_linear.2)"""
     out = matmul_op(x, unpack(panels, size))
     return out if bias is None else out + bias
@@ -62,7 +62,7 @@ def _check_packed_linear(x: Any, panels: Any, bias: Any = None, *, size: int) ->
                          f"not {list(bias.shape)}")
 
 
-@fused(packed_linear_by_parts, check=_check_packed_linear,
+@fused(packed_linear_unfused, check=_check_packed_linear,
        x=lambda g, panels, size: matmul_op(g, matrix_transpose(unpack(panels, size))),
        panels=_packed_dpanels, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape))
 def packed_linear(xp, x, panels, bias=None, *, size):

@@ -11,7 +11,7 @@ from ..widen import in_float32
 
 
 @in_float32
-def softmax_by_parts(x: Any, axis: int = -1) -> Any:
+def softmax_unfused(x: Any, axis: int = -1) -> Any:
     """softmax(x)_i = exp(x_i − m) / Σ_j exp(x_j − m), m = max_j x_j   (softmax.1).
 
     The shift m cancels, so it is a constant of the derivative.
@@ -25,7 +25,7 @@ def _softmax_dx(g: Any, out: Any, axis: int) -> Any:
     return out * (g - sum(g * out, axis=axis, keepdims=True))
 
 
-@fused(softmax_by_parts, x=_softmax_dx)
+@fused(softmax_unfused, x=_softmax_dx)
 def softmax(xp, x, axis: Axis = -1):
     """exp(x) / Σ exp(x) along `axis`, x of any shape   (softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)
@@ -35,7 +35,7 @@ def softmax(xp, x, axis: Axis = -1):
 
 
 @in_float32
-def log_softmax_by_parts(x: Any, axis: int = -1) -> Any:
+def log_softmax_unfused(x: Any, axis: int = -1) -> Any:
     """log softmax(x)_i = x_i − m − log Σ_j exp(x_j − m)   (log_softmax.1)"""
     shifted = x - stop_gradient(max(stop_gradient(x), axis=axis, keepdims=True))
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
@@ -46,7 +46,7 @@ def _log_softmax_dx(g: Any, out: Any, axis: int) -> Any:
     return g - exp(out) * sum(g, axis=axis, keepdims=True)
 
 
-@fused(log_softmax_by_parts, x=_log_softmax_dx)
+@fused(log_softmax_unfused, x=_log_softmax_dx)
 def log_softmax(xp, x, axis: Axis = -1):
     """The logarithm of softmax along `axis`, exact where softmax underflows   (log_softmax.1)."""
     out = x - xp.max(x, axis=axis, keepdims=True)

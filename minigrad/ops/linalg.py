@@ -79,7 +79,7 @@ def _check_bias(name: str, bias: Any, size: int) -> None:
 
 
 @in_float32
-def _addmm_by_parts(bias: Any, x: Any, weight: Any) -> Any:
+def addmm_unfused(bias: Any, x: Any, weight: Any) -> Any:
     """x W + b   (linear.1)"""
     return matmul_op(x, weight) + bias
 
@@ -92,7 +92,7 @@ def _check_addmm(bias: Any, x: Any, weight: Any) -> None:
     _check_bias("addmm", bias, weight.shape[1])
 
 
-@fused(_addmm_by_parts, check=_check_addmm, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
+@fused(addmm_unfused, check=_check_addmm, bias=lambda g, bias_shape: sum_to(g, shape=bias_shape),
        x=lambda g, weight: matmul_op(g, matrix_transpose(weight)),
        weight=lambda g, x: matmul_op(matrix_transpose(_rows(x)), _rows(g)))
 def addmm(xp, bias, x, weight):
@@ -115,13 +115,13 @@ def _check_linear(x: Any, weight: Any, bias: Any = None) -> None:
 
 
 @in_float32
-def _linear_by_parts(x: Any, weight: Any, bias: Any = None) -> Any:
+def linear_unfused(x: Any, weight: Any, bias: Any = None) -> Any:
     """x Wᵀ + b   (linear.2)"""
     out = matmul_op(x, matrix_transpose(weight))
     return out if bias is None else out + bias
 
 
-@fused(_linear_by_parts,
+@fused(linear_unfused,
        x=lambda g, weight: matmul_op(g, weight),
        weight=lambda g, x: matmul_op(matrix_transpose(_rows(g)), _rows(x)),
        bias=lambda g, bias_shape: sum_to(g, shape=bias_shape), check=_check_linear)

@@ -142,8 +142,8 @@ def layer_norm_4(normal):
     x_i \hat x_k\Bigr) . \end{aligned}"""
     x = normal(5)
     mu, var, r, hat = row(x)
-    by_parts = r * (np.eye(5) - 1 / 5) - r**2 / 5 * np.outer(x - mu, hat)
-    same(slope(lambda x: row(x)[3], x), by_parts, r * (np.eye(5) - 1 / 5 - 1 / 5 * np.outer(hat, hat)))
+    unfused = r * (np.eye(5) - 1 / 5) - r**2 / 5 * np.outer(x - mu, hat)
+    same(slope(lambda x: row(x)[3], x), unfused, r * (np.eye(5) - 1 / 5 - 1 / 5 * np.outer(hat, hat)))
 
 
 def layer_norm_5(normal):

@@ -148,10 +148,10 @@ def test_rows_of_different_lengths_wait_for_their_tokens():
 def test_a_mask_costs_no_wait(explicit: bool):
     """Attention under a mask, with a row that sees nothing, and the Hessian-vector product of it: no wait, no upload, no float64."""
     from minigrad import fused
-    from minigrad.fused import by_parts
+    from minigrad.nn import unfused
 
     rng, found = np.random.default_rng(0), []
-    attend = functools.partial((by_parts if explicit else fused).attention, causal=True)
+    attend = functools.partial((unfused if explicit else fused).attention, causal=True)
     numbers = rng.standard_normal((4, 2, 3, 5, 4)).astype(np.float32)
     seen = np.arange(5) >= np.array([0, 2])[:, None, None, None]
     for place in (HERE, backend.cpu):

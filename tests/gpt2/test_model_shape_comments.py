@@ -1,8 +1,9 @@
-"""The shape comments of gpt2/model.py are claims: each is held to the shapes of a batch, of a cached pass, and under hooks."""
+"""The shape comments of the model are claims: each is held to the shapes of a batch, of a cached pass, and under hooks."""
 from __future__ import annotations
 
 import ast
 import re
+import sys
 import tokenize
 import types
 from collections.abc import Iterator
@@ -13,17 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gpt2.model
+import gpt2
 import minigrad as mg
 from gpt2.config import GPT2Config
 from gpt2.decoding.kv_cache import KVCache
 
-FILE = Path(gpt2.model.__file__)
+FILES = ("functions", "weights.pretrained", "hooks", "model")          # each imports those before it
 # no two are equal, nor products or multiples of others, so that none passes for another
 SIZES = {"B": 2, "T": 5, "h": 3, "d": 33, "n": 23, "V": 17}
 PAST = 7                                                # tokens of the cache before the pass
 SHAPE = re.compile(r"(?:(\d+) × )?\[([^\]]*)\]")
-Seen = list[tuple[int, dict[str, int], tuple[Any, ...]]]
+Seen = list[tuple[tuple[str, int], dict[str, int], tuple[Any, ...]]]
+
+
+def text_of(name: str) -> str:
+    return (Path(gpt2.__file__).parent / f"{name.replace('.', '/')}.py").read_text("utf-8")
 
 
 # ── what a comment says ──
@@ -57,7 +62,8 @@ def fits(shape: tuple[int, ...], claim: str, sizes: dict[str, int]) -> bool:
     if axes[:1] == ["..."]:
         axes = axes[1:]
         shape = shape[max(0, len(shape) - len(axes)):]
-    free = {"·", *({"in", "out"} - sizes.keys())}     # those of any matrix, where the module has no weight of its own
+    # sizes of any matrix, where the module has no weight of its own
+    free = {"·", "k", "m", *({"in", "out"} - sizes.keys())}
     return len(axes) == len(shape) and all(axis in free or size_of(axis, sizes) == n for axis, n in zip(axes, shape))
 
 
@@ -111,30 +117,32 @@ class Watch(ast.NodeTransformer):
         return ast.Expr(ast.Call(ast.Name("_saw", ast.Load()), [ast.Constant(line), own, *values], []))
 
 
-def watched(text: str) -> tuple[Any, Seen]:
-    """The model's module made from this text, and a list that fills with what its lines have."""
+def watched(texts: dict[str, str]) -> tuple[Any, Seen]:
+    """The model's module made from these texts of FILES, and a list that fills with what their lines have."""
     seen: Seen = []
-    module = types.ModuleType("gpt2.model_with_watched_shapes")
-    module.__package__ = "gpt2"
-
-    def saw(line: int, own: dict[str, int], *values: Any) -> None:
-        seen.append((line, own, values))
 
     def owner(of: Any) -> dict[str, int]:
         weight = vars(of).get("weight") if of is not None else None
         return {} if weight is None or weight.ndim != 2 else {"in": weight.shape[0], "out": weight.shape[1]}
 
-    module.__dict__.update(_saw=saw, _owner=owner, __file__=str(FILE))
-    tree = ast.fix_missing_locations(Watch(comments(text)).visit(ast.parse(text)))
-    exec(compile(tree, str(FILE), "exec"), module.__dict__)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in texts.items():
+            def saw(line: int, own: dict[str, int], *values: Any, name: str = name) -> None:
+                seen.append(((name, line), own, values))
+
+            module = types.ModuleType(f"gpt2.{name}")
+            module.__dict__.update(_saw=saw, _owner=owner, __package__=module.__name__.rpartition(".")[0], __file__=f"{name}.py")
+            patch.setitem(sys.modules, f"gpt2.{name}", module)
+            tree = ast.fix_missing_locations(Watch(comments(text)).visit(ast.parse(text)))
+            exec(compile(tree, f"{name}.py", "exec"), module.__dict__)
     return module, seen
 
 
-def wrong(text: str) -> Iterator[str]:
-    """Each shape comment of the text that a pass contradicts, or that no pass comes by."""
-    module, seen = watched(text)
-    lines, reached, s = comments(text), set(), SIZES
-    defs = {i for i, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("def ")}
+def wrong(texts: dict[str, str]) -> Iterator[str]:
+    """Each shape comment of the texts that a pass contradicts, or that no pass comes by."""
+    (module, seen), s, reached = watched(texts), SIZES, set()
+    lines = {(name, line): said for name, text in texts.items() for line, said in comments(text).items()}
+    defs = {(name, i) for name, text in texts.items() for i, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("def ")}
     for activation in module.ACTIVATIONS:
         config = GPT2Config(vocab_size=s["V"], n_positions=16, n_embd=s["d"], n_layer=2, n_head=s["h"], n_inner=s["n"],
                             activation_function=activation, tie_word_embeddings=activation != "relu")
@@ -146,12 +154,12 @@ def wrong(text: str) -> Iterator[str]:
                 for value, claim in zip(given, claims, strict=True):
                     if value is None:                   # an argument may be left out
                         if line not in defs and "None" not in lines[line]:
-                            yield f"line {line}: nothing, and not {lines[line]}, in {name}"
+                            yield f"{line}: nothing, and not {lines[line]}, in {name}"
                     elif not any(fits(np.shape(value), one, {**sizes, **own}) for one in claim):
-                        yield f"line {line}: {list(np.shape(value))}, and not {' or '.join(f'[{one}]' for one in claim)}, in {name}"
+                        yield f"{line}: {list(np.shape(value))}, and not {' or '.join(f'[{one}]' for one in claim)}, in {name}"
             seen.clear()
     for line in sorted(lines.keys() - reached):
-        yield f"line {line}: no pass comes by {lines[line]}"
+        yield f"{line}: no pass comes by {lines[line]}"
 
 
 def passes(model: Any, seen: Seen) -> Iterator[tuple[str, dict[str, int]]]:
@@ -173,6 +181,8 @@ def passes(model: Any, seen: Seen) -> Iterator[tuple[str, dict[str, int]]]:
     with model.hooks({"*.mean": lambda x, name: x * 1.0}):
         model(ids)
         yield "a batch with other means", batch
+    model.trace(ids, ids, gradients=True)
+    yield "gradients at all points", batch
     with mg.no_grad():
         cache = KVCache(model.config, s["B"], 16, pad=[0, 3])
         model(rng.integers(0, s["V"], (s["B"], PAST)), cache=cache)
@@ -189,23 +199,23 @@ def passes(model: Any, seen: Seen) -> Iterator[tuple[str, dict[str, int]]]:
 
 def test_each_comment_is_the_shape_of_a_real_pass():
     """All shape comments of the model, in batches, with a cache, under hooks, with panels, in mixed precision."""
-    text = FILE.read_text("utf-8")
-    assert len(comments(text)) > 50
-    assert list(wrong(text)) == []
+    texts = {name: text_of(name) for name in FILES}
+    assert sum(len(comments(text)) for text in texts.values()) > 80
+    assert list(wrong(texts)) == []
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ("# [B, T, in] @ [in, out] + [out] -> [B, T, out]", "# [B, T, in] @ [in, out] + [out] -> [B, T, in]"),
+    ("# [B, T, in] @ [in, out] -> [B, T, out]", "# [B, T, in] @ [in, out] -> [B, T, in]"),
     ("# 2 × [B, h, S, d/h]", "# 2 × [B, h, T, d/h]"),
     ("-> 3 × [B, h, T, d/h]", "-> 2 × [B, h, T, d/h]"),
     ("# [B, T, 1]", "# [B, T, d]"),
     ("# [..., n], [n]", "# [..., n], [d]"),
 ])
 def test_a_wrong_comment_is_noticed(old: str, new: str):
-    text = FILE.read_text("utf-8")
-    assert old in text
+    texts = {name: text_of(name) for name in FILES}
+    name = next(name for name, text in texts.items() if old in text)
     try:
-        found = list(wrong(text.replace(old, new)))
+        found = list(wrong(texts | {name: texts[name].replace(old, new)}))
     except ValueError as error:                         # another number of values
         found = [str(error)]
     assert found

@@ -154,7 +154,7 @@ def sum_to(x: Value, shape: Any) -> Value:
     return reshape(sum(x, axis=axes, keepdims=True), shape=shape)
 
 
-# ── by parts ──
+# ── unfused ──
 def softmax(x: Value) -> Value:
     e = exp(x - Value(x.array.max(axis=-1, keepdims=True)))
     return e / sum(e, axis=-1, keepdims=True)

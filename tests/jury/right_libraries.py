@@ -193,7 +193,7 @@ def tensors_swish(check):
 
 
 @right
-def tensors_softmax_by_parts(check):
+def tensors_softmax_unfused(check):
     """A softmax by ops with the maximum as a constant."""
     def softmax(x):
         e = mg.exp(x - mg.stop_gradient(mg.max(x, axis=-1, keepdims=True)))
@@ -229,11 +229,11 @@ def tensors_rms_norm(check):
 @right
 def tensors_attention_held_to_parts(check):
     """The fused attention against a product, a softmax and a product."""
-    def by_parts(q, k, v):
+    def unfused(q, k, v):
         return mg.softmax(q @ k.mT * q.shape[-1] ** -0.5) @ v
 
     check(lambda q, k, v: mg.attention(q, k, v, causal=False), *[arrays((2, 4, 3))] * 3,
-          definition=by_parts)
+          definition=unfused)
 
 
 @right

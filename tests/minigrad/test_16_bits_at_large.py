@@ -10,7 +10,7 @@ from device import DEVICE, HERE
 
 import minigrad as mg
 from minigrad import fused
-from minigrad.fused import by_parts
+from minigrad.nn import unfused
 
 mg.backend.dtype("bfloat16")
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -99,7 +99,7 @@ def test_sums_and_counts_over_a_long_axis(name: str, dtype: str, device: str):
         compared(f, arrays, dtype, device, g, roundings=4 if name in ("softmax", "norm") else 1)    # of several ops
 
 
-FORMS = {"fused": fused, "by parts": by_parts}
+FORMS = {"fused": fused, "unfused": unfused}
 
 
 @pytest.mark.device

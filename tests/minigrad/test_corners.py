@@ -128,7 +128,7 @@ def _loss(f: Any, dtype: str, device: str, targets: list[int]) -> Any:
     x = mg.tensor(np.array([[1.0, 2.0], [3.0, 1.0]]), dtype=dtype, device=device, requires_grad=True)
     w = mg.tensor(np.array([[1.0, 2.0], [3.0, 1.5], [0.5, -1.0]]), dtype=dtype, device=device, requires_grad=True)
     t = mg.tensor(targets, device=device).array
-    loss = f(x, t) if f in (mg.cross_entropy, mg.fused.cross_entropy_by_parts) else f(x, w, t)
+    loss = f(x, t) if f in (mg.cross_entropy, mg.fused.cross_entropy_unfused) else f(x, w, t)
     loss.backward()
     return loss.to("numpy").item(), x.grad.numpy(), None if w.grad is None else w.grad.numpy()
 
@@ -140,11 +140,11 @@ def _loss(f: Any, dtype: str, device: str, targets: list[int]) -> Any:
     "f",
     [
         mg.cross_entropy,
-        mg.fused.cross_entropy_by_parts,
+        mg.fused.cross_entropy_unfused,
         mg.linear_cross_entropy,
-        mg.fused.linear_cross_entropy_by_parts,
+        mg.fused.linear_cross_entropy_unfused,
     ],
-    ids=["fused", "by parts", "linear", "linear by parts"],
+    ids=["fused", "unfused", "linear", "linear unfused"],
 )
 def test_a_loss_of_nothing(f: Any, device: str, dtype: str):
     """Where every target is ignored the loss is NaN and its gradients are 0, as in PyTorch, in every form and on every backend."""
@@ -173,7 +173,7 @@ def test_a_loss_of_nothing(f: Any, device: str, dtype: str):
 def test_layer_norm_of_rows_without_a_variance(rows: Any, eps: float):
     """One row, or several: x̂ is PyTorch's, NaN where σ² + ε is 0 and x − μ too."""
     w, b = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.0, -0.5])
-    for f in (mg.layer_norm, mg.fused.layer_norm_by_parts):
+    for f in (mg.layer_norm, mg.fused.layer_norm_unfused):
         x, u = (
             mg.tensor(np.array(rows), requires_grad=True),
             torch.tensor(rows, dtype=torch.float64, requires_grad=True),

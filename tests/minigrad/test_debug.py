@@ -18,7 +18,7 @@ import minigrad as mg
 from minigrad import fused
 from minigrad.debug import detect_anomaly, explain, size_of
 from minigrad.errors import GraphError
-from minigrad.fused import by_parts
+from minigrad.nn import unfused
 from minigrad.testing import fake_cupy
 
 
@@ -53,7 +53,7 @@ def _checkpointed(x: Any, w: Any) -> Any:
     return mg.checkpoint(lambda y: mg.tanh(y @ w) * y)(x * 2.0).sum()
 
 
-GRAPHS = {"products": _products, "slices": _slices, "gathered": _gathered, "fused": _network(fused), "by parts": _network(by_parts),
+GRAPHS = {"products": _products, "slices": _slices, "gathered": _gathered, "fused": _network(fused), "unfused": _network(unfused),
           "checkpoint": _checkpointed}
 
 

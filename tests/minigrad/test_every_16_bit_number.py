@@ -17,7 +17,7 @@ import pytest
 from device import DEVICE
 
 import minigrad as mg
-from minigrad.fused import gelu_by_parts
+from minigrad.fused import gelu_unfused
 from minigrad.testing.laws.tolerance import ROUNDINGS
 
 DTYPES = ("float16", "bfloat16")
@@ -103,11 +103,11 @@ ONE: dict[str, tuple[Callable[..., Any], Truth, Truth, float, Truth]] = {
     "from far": (lambda x: 100000.0 - x, lambda x: 1e5 - x, lambda x: -1.0 + 0.0 * x, 1e5, np.isfinite),
     "larger": (lambda x: mg.maximum(x, 0.3), lambda x: np.maximum(x, 0.3), lambda x: (x > 0.3) * 1.0, 0.0, lambda x: x == x),
     "gelu": (partial(mg.gelu, approximate="tanh"), gelu_tanh, gelu_tanh_slope, 1.0, kept),
-    "gelu by parts": (partial(gelu_by_parts, approximate="tanh"), gelu_tanh, gelu_tanh_slope, 1.0,
+    "gelu unfused": (partial(gelu_unfused, approximate="tanh"), gelu_tanh, gelu_tanh_slope, 1.0,
                       lambda x: np.abs(x) < 1e12),      # x³, and then its square
     "exact gelu": (lambda x: mg.gelu(x, approximate="none"), lambda x: x * phi(x), lambda x: phi(x) + np.where(
         np.isfinite(x), x, 0.0) * density(x), 1.0, kept),
-    "exact gelu by parts": (lambda x: gelu_by_parts(x, approximate="none"), lambda x: x * phi(x), lambda x: phi(x) + np.where(
+    "exact gelu unfused": (lambda x: gelu_unfused(x, approximate="none"), lambda x: x * phi(x), lambda x: phi(x) + np.where(
         np.isfinite(x), x, 0.0) * density(x), 1.0, lambda x: np.abs(x) < 1e12),
 }
 

@@ -11,7 +11,7 @@ from compare import close
 
 import minigrad as mg
 from minigrad import fused
-from minigrad.fused import by_parts
+from minigrad.nn import unfused
 
 A = np.arange(24.0).reshape(2, 3, 4) / 7.0
 F = torch.nn.functional
@@ -39,7 +39,7 @@ AMBIGUOUS: dict[str, tuple[Any, list[str]]] = {
     # PyTorch's F.gelu is exact, JAX's jax.nn.gelu is by tanh
     "gelu": (lambda x: mg.gelu(x), ['approximate="tanh"', 'approximate="none"']),
     "gelu-bool": (lambda x: mg.gelu(x, approximate=True), ['approximate="tanh"', 'approximate="none"']),
-    "gelu-parts-bool": (lambda x: by_parts.gelu(x, approximate=True), ['approximate="tanh"', 'approximate="none"']),
+    "gelu-parts-bool": (lambda x: unfused.gelu(x, approximate=True), ['approximate="tanh"', 'approximate="none"']),
     # neither PyTorch's nor JAX's is causal unless told
     "attention": (lambda x: mg.attention(x, x, x), ["causal=True", "causal=False"]),
     # PyTorch: a sample's variance. NumPy and JAX: the population's
@@ -154,9 +154,9 @@ def test_variance_is_in_every_derivative_what_was_asked_for():
         np.testing.assert_allclose(found.numpy(), np.eye(3) - 1 / 3, rtol=1e-14, atol=1e-15)  # 2/(n − 1) (I − 11ᵀ/n)
 
 
-def test_by_parts_asks_as_well():
-    """The definitions by parts have no defaults for what the fused ops ask for."""
-    for f in (lambda x: fused.attention_by_parts(x, x, x), lambda x: fused.gelu_by_parts(x)):
+def test_unfused_asks_as_well():
+    """The unfused definitions have no defaults for what the fused ops ask for."""
+    for f in (lambda x: fused.attention_unfused(x, x, x), lambda x: fused.gelu_unfused(x)):
         with pytest.raises(TypeError, match=r"causal|approximate"):
             f(_x())
 

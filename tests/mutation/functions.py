@@ -50,7 +50,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
                                      "minigrad/backend/cupy/test_cupy_devices"),
     "minigrad.fused.dropout": ("minigrad/test_random", "minigrad/fused/test_fused"),
     "minigrad.fused:dropout": ("minigrad/test_random", "minigrad/fused/test_fused"),
-    "minigrad.nn:Dropout": ("minigrad/test_nn", "minigrad/test_random"),
+    "minigrad.nn.layers:Dropout": ("minigrad/nn/test_layers", "minigrad/test_random"),
     "gpt2.decoding.gpu_ops": ("gpt2/decoding/test_gpu_ops", "gpt2/decoding/test_gpu_step"),
     "gpt2.decoding.sampling": ("gpt2/decoding/test_sampling", "gpt2/test_numbers"),
     "gpt2.decoding.prompt_lookup": ("gpt2/decoding/test_prompt_lookup",),

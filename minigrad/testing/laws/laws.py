@@ -302,17 +302,17 @@ def parts(run: Run) -> float:
     """A fused op equals its unfused definition in value, VJP, Hessian-vector product and JVP."""
     definition = run.subject.definition
     if definition is None:
-        raise NotApplicable("it has no definition by parts")
-    by_parts = Subject(run.subject.name, definition)
+        raise NotApplicable("it has no unfused definition")
+    unfused = Subject(run.subject.name, definition)
     used = 0.0
     run.differentiable()
-    if (truth := run.reference(by_parts)) is None or not truth.fits:
+    if (truth := run.reference(unfused)) is None or not truth.fits:
         raise NotApplicable("the results do not fit into the dtype")
     for i, found in enumerate(_found(run, truth)):
         what = "the value" if i == 0 else f"VJP, argument {i - 1}"
         used = max(used, run.beside(truth, i, what, found))
     if run.subject.function and run.y.requires_grad and run.ordinary():
-        a, b = run.of_order(2), Run(by_parts, run.example, run.dtype, run.device)
+        a, b = run.of_order(2), Run(unfused, run.example, run.dtype, run.device)
         b.cotangents = list(run.cotangents)
         b = b.of_order(2)
         _, grads, u = a.walked()

@@ -41,7 +41,7 @@ class Subject:
     That is, where `function` is None, the pair value(*arrays) and pull(cotangent, *arrays).
     oracle: an independent definition on NumPy arrays of the widest dtype, real or complex.
     torch: PyTorch's, as f(torch, *tensors), and the number of derivatives in which it is right.
-    definition: by parts. op: whose rules are looked at. wider: whether somebody else's function may
+    definition: unfused. op: whose rules are looked at. wider: whether somebody else's function may
     be asked in a wider float than that of the example.
     """
 

@@ -16,6 +16,7 @@ from gpt2.decoding.decode import Timing, steps
 from gpt2.decoding.kv_cache import KVCache
 from gpt2.decoding.sampling import SamplingOptions, choose, log_softmax, top_logprobs
 from gpt2.errors import MissingError, UsageError
+from gpt2.functions import Packed
 from gpt2.model import GPT2
 from minigrad.fused.packed_linear import FEW
 
@@ -381,7 +382,7 @@ def test_a_run_over_a_few_rows_packs_its_weights(rows, passes, options, packed, 
     ids = [first.ids, *(step.ids for step in run)]
     monkeypatch.setattr(decode, "WORTH", 10**9)
     assert ids == [step.ids for step in steps(model, prompts, max_new_tokens=passes + 1, **options)]
-    assert bool(asked) == packed and all(module.panels is None for module, _ in model.matrices())
+    assert bool(asked) == packed and model.panels is None and model.h[0].attn.c_attn.F is mg.nn.functional
     if packed and not options:
         products = 4 * model.config.n_layer + 1
         assert asked == asked[:products] * passes and asked[0] == (rows, 1, model.config.n_embd)
@@ -391,15 +392,16 @@ def test_panels_go_when_a_run_is_given_up():
     """A run that its caller ends early leaves no panels behind; during it, a long row is multiplied with the weights themselves."""
     model = GPT2(tiny_config(), seed=1, dtype="float64").eval()
     module, ids = model.h[0].attn.c_attn, [prompt(6, seed=i) for i in range(6)]
+    plain = module.F
     before = model(ids).numpy()
     run = steps(model, ids, max_new_tokens=decode.WORTH + 1)
     next(run), next(run)
     few, more = (mg.Tensor(np.ones((n, 1, 32))) for n in (FEW, FEW + 1))
-    assert module.panels is not None and module.packs(few) and not module.packs(more)
+    assert isinstance(module.F, Packed) and module.F.of(few, module.weight) is not None and module.F.of(more, module.weight) is None
     assert (model(ids).numpy() == before).all()         # 36 rows
     run.close()
-    assert module.panels is None
+    assert model.panels is None and module.F is plain
     with pytest.raises(KeyError), model.packed():
-        assert model.lm_head.panels is not None
+        assert isinstance(model.F, Packed) and id(model.lm_head.weight) in model.F.panels
         raise KeyError
-    assert model.lm_head.panels is None
+    assert model.panels is None and model.F is plain

@@ -132,7 +132,7 @@ def test_tokens_are_drawn_by_the_draws_of_the_seed(monkeypatch: pytest.MonkeyPat
 
 @needs_kernels
 def test_more_rows_than_the_kernels_take():
-    """Go through the model's own pass, as does a model in training mode, and one on the definitions by parts."""
+    """Go through the model's own pass, as does a model in training mode, and one on the unfused definitions."""
     model, same = _models()
     prompts = [[i + 1, 2] for i in range(9)]
     with fake_cupy.counting() as counts:

@@ -16,8 +16,8 @@ import minigrad as mg
 from minigrad import backend, fused, random
 from minigrad.backend.numpy import packed_linear as panels_of
 from minigrad.backend.numpy.sizes import SIZES
-from minigrad.fused import by_parts
 from minigrad.fused.packed_linear import unpack
+from minigrad.nn import unfused
 from minigrad.op import REGISTRY
 from minigrad.testing.domains.fused import attention_in_torch
 
@@ -72,7 +72,7 @@ def _same(name: str, arrays: list[Any], static: dict[str, Any], constants: tuple
 
 
 def test_these_ops_are_fused():
-    """The ops that promise to equal a definition by parts; test_laws.py holds each to it on small inputs of every layout."""
+    """The ops that promise to equal a unfused definition; test_laws.py holds each to it on small inputs of every layout."""
     assert FUSED.keys() == {"addmm", "linear", "softmax", "log_softmax", "layer_norm", "gelu", "cross_entropy", "linear_cross_entropy",
                             "packed_linear", "attention"}
 
@@ -237,7 +237,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
 # Each sum is over at most T keys or d ≤ 16 numbers, a handful of times.
 @pytest.mark.parametrize("T", [1, 5, 63, 64, 65, 127, 128, 129, 300])
 @pytest.mark.parametrize("p, causal, masked", [(0.0, True, False), (0.25, True, False), (0.25, True, True), (0.0, False, True)])
-def test_attention_equals_by_parts(kernels: str, T: int, p: float, causal: bool, masked: bool):
+def test_attention_equals_unfused(kernels: str, T: int, p: float, causal: bool, masked: bool):
     """Attention in tiles and whole equals its definition: causal or not, padded or not, with the same dropout."""
     q, k, v = (_rng(2, 1, T, d, seed=s) for s, d in [(1, 4), (2, 4), (3, 6)])
     mask = None
@@ -248,7 +248,7 @@ def test_attention_equals_by_parts(kernels: str, T: int, p: float, causal: bool,
     _same("attention", [q, k, v], {"causal": causal, "p": p, "key": 77}, constants, terms=20 * max(T, 16))
 
 
-def test_attention_in_threads_equals_by_parts(threads: int):
+def test_attention_in_threads_equals_unfused(threads: int):
     """Heads dealt to several threads, strided q, k and v as a model makes them, give the definition's numbers."""
     qkv = _rng(2, 140, 3, 3, 4)                         # [B, T, 3, h, d] cut and transposed to [B, h, T, d]
     q, k, v = (np.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
@@ -268,7 +268,7 @@ def test_a_query_without_keys_gets_zeros(kernels: str, dtype: str):
     """Fully masked rows are zero in value and gradient, in every form and derivative, and nothing is NaN."""
     q, k, v = (mg.Tensor((30.0 * _rng(2, 3, 4, seed=s)).astype(dtype)).requires_grad_() for s in (1, 2, 3))
     mask = np.array([[[True, True, True]], [[False, False, False]]])
-    for f in (mg.attention, fused.attention_by_parts):
+    for f in (mg.attention, fused.attention_unfused):
         y = f(q, k, v, mask, causal=True)
         assert (y.numpy()[1] == 0.0).all() and np.isfinite(y.numpy()).all()
         grads = mg.gradients(y, [q, k, v], np.ones(y.shape, dtype), create_graph=True)
@@ -347,9 +347,9 @@ def test_cross_entropy_refuses_other_options():
 
 # ── cross-entropy's corners ──
 def test_cross_entropy_when_nothing_counts_is_nan(kernels: str):
-    """The mean over no rows is NaN, fused or by parts."""
+    """The mean over no rows is NaN, fused or unfused."""
     targets = np.array([-100, -100])
-    for f in (mg.cross_entropy, fused.cross_entropy_by_parts):
+    for f in (mg.cross_entropy, fused.cross_entropy_unfused):
         assert math.isnan(f(mg.Tensor(_rng(2, 3)), targets).item())
 
 
@@ -393,14 +393,6 @@ def test_dropout_that_drops_nothing_is_the_tensor_itself():
     """p = 0, or not training: the very Tensor, and no node."""
     x = mg.tensor([1.0], requires_grad=True)
     assert mg.dropout(x, p=0.0) is x and mg.dropout(x, p=0.9, training=False) is x
-
-
-def test_by_parts_offers_the_names_of_the_fused_functions():
-    """A model that imports fused or fused.by_parts finds the same functions."""
-    assert set(by_parts.__all__) <= set(fused.__all__)
-    x = mg.Tensor(_rng(2, 3))
-    for name, how in {"gelu": {"approximate": "tanh"}, "softmax": {}, "log_softmax": {}}.items():
-        close(getattr(by_parts, name)(x, **how), getattr(fused, name)(x, **how), terms=40)
 
 
 # ── float32 beside PyTorch's float32 ──

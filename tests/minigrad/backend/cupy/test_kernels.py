@@ -58,7 +58,7 @@ def test_layer_norm_of_a_sum(n: int, d: int, dtype: str, seed: int, share: float
     x *= 1.0 + np.abs(x).max()
     x = x.astype(dtype).astype(np.float64)
     y = share * x                                       # so that numbers of 16 bits hold the sum exactly
-    parts = mg.fused.add_layer_norm_by_parts
+    parts = mg.fused.add_layer_norm_unfused
     found, wanted, counts = both(lambda *xs: mg.concat(mg.add_layer_norm(*xs)), lambda *xs: mg.concat(parts(*xs)), dtype, x, y, w, b)
     close(found, wanted, dtype, max(n, d), magnitude(*wanted, x))
     assert counts.launches == {"layer_norm": 1, "layer_norm_dx": 1, "layer_norm_sums": 1}
