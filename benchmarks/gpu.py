@@ -153,7 +153,7 @@ def parser() -> Parser:
     p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="for all parts together (default: 10)")
     p.add_argument("--out", default=str(RESULTS), metavar="DIR", help="where DATE-DEVICE-gpu.json and .md go (default: benchmarks/results)")
     p.add_argument("--only", nargs="+", action=Extend, choices=list(PARTS), metavar="PART", help=f"only these, of {', '.join(PARTS)}")
-    p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or double: CuPy's manners on a CPU, to see whether it runs")
+    p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or fake: CuPy's manners on a CPU, to see whether it runs")
     p.add_argument("--device", type=int, metavar="N", help="the GPU of this number")
     p.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: a toy in seconds, whose times mean nothing")
     p.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)          # a process of one part
@@ -166,12 +166,12 @@ def main(argv: list[str] | None = None, do: Callable[..., str] = apart) -> int:
         return serve(args.part)
     if not 0.0 < args.minutes < 1e4:
         raise UsageError(f"--minutes must be above 0, not {args.minutes}")
-    if args.backend.partition(":")[0] == "double":
+    if args.backend.partition(":")[0] == "fake":
         from minigrad.testing import fake_cupy
 
         fake_cupy.install()
     elif args.backend.partition(":")[0] != "cupy":
-        raise UsageError(f"--backend must be cupy or double, not {args.backend}")
+        raise UsageError(f"--backend must be cupy or fake, not {args.backend}")
     backend = backend_of(args)                          # one line and exit code 4 where there is no GPU
     folder = Path(args.out)
     try:

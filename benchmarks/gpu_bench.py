@@ -42,7 +42,7 @@ class Bench:
     def __init__(self, setting: Setting, emit: Callable[[dict[str, Any]], Any]) -> None:
         import minigrad as mg
 
-        if setting.backend.startswith("double"):
+        if setting.backend.startswith("fake"):
             from minigrad.testing import fake_cupy
 
             fake_cupy.install()
@@ -73,7 +73,7 @@ class Bench:
     def clock(self) -> Callable[[Callable[[], Any], int], float]:
         """Seconds of a run as the mean of so many in a row: from one mark in the stream of work to another."""
         here, cuda = self.here, self.here.namespace.cuda
-        if not hasattr(cuda, "Event"):                  # the double has none
+        if not hasattr(cuda, "Event"):                  # the fake CuPy has none
             return lambda run, count: wall(run, count, here.synchronize)
 
         def by_events(run: Callable[[], Any], count: int) -> float:
@@ -191,7 +191,7 @@ def torch_device(bench: Bench) -> Any:
     """PyTorch and the name of its device that is ours; RuntimeError where it has none."""
     import torch
 
-    if bench.setting.backend.startswith("double"):
+    if bench.setting.backend.startswith("fake"):
         return torch, "cpu"
     if not torch.cuda.is_available():
         raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU; its wheels for CUDA are at pytorch.org")

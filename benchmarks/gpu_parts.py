@@ -289,7 +289,7 @@ START = """
 import sys
 from gpt2 import GPT2, GPT2Config
 import json
-if sys.argv[1].startswith("double"):
+if sys.argv[1].startswith("fake"):
     from minigrad.testing import fake_cupy
     fake_cupy.install()
 model = GPT2(GPT2Config(**json.loads(sys.argv[2])), backend=sys.argv[1]).eval()

@@ -6,7 +6,7 @@ function, that it was called. Then the laws run. Each outcome that none of them 
 not in EXCUSED, and an excuse for one that is reached, end the run with 1.
 
     python -m tests.branches                            # --examples N for each op, law, dtype and size (default 20)
-    python -m tests.branches --backend cupy             # what launches the CUDA kernels, on the double
+    python -m tests.branches --backend cupy             # what launches the CUDA kernels, on the fake CuPy
 """
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ EXCUSED: dict[str, str] = {
     "cupy.CupyBackend.captured": "a step of decoding as a graph; test_gpu_step.py",
     "cupy.CupyBackend.free_memory": "asks the device; test_memory.py",
     "cupy.CupyBackend.synchronize": "for who measures time; benchmarks",
-    "cupy.CupyBackend.erf": "CuPy's own function, in whose place the double has one",
+    "cupy.CupyBackend.erf": "CuPy's own function, in whose place the fake CuPy has one",
     "cupy.kernels.over_arrays": "no op, but the optimizer's; test_kernels.py",
     "cupy.kernels.sums_of_squares": "no op, but clipping's; test_kernels.py",
     "cupy.kernels.scale": "no op, but clipping's; test_kernels.py",
@@ -100,7 +100,7 @@ EXCUSED: dict[str, str] = {
     "cupy.CupyBackend.host: (ours := self.explained(error)) is None": "a device that has failed; test_cupy_devices.py",
     "cupy.CupyBackend.explained": "what went wrong on a device; test_cupy_devices.py",
     # ── CuPy: what is refused before, or is left to the op's own text ──
-    "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the double has no kernels",
+    "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the fake CuPy has no kernels",
     "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table of no rows has no row to add to",
     "cupy.CupyBackend.add_at: array.flags.c_contiguous: false": "an op adds into an array that it has made; test_fake.py",
     "cupy.cublas.multiply: kind is None: true": "integers, whose products CuPy makes itself; test_cublas.py",

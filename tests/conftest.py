@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as shells start what g
 
 
 def pytest_addoption(parser: Any) -> None:
-    parser.addoption("--backend", metavar="NAME", help="run the tests marked `device` on cupy, cupy:N or double, and no others")
+    parser.addoption("--backend", metavar="NAME", help="run the tests marked `device` on cupy, cupy:N or fake, and no others")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,7 +58,7 @@ def pytest_configure(config: Any) -> None:
         return
     import minigrad as mg
 
-    if name.startswith("double"):
+    if name.startswith("fake"):
         from minigrad.testing import fake_cupy
 
         fake_cupy.install()
@@ -88,7 +88,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """PyTorch, once a test module has imported it, keeps to two threads; it is not imported for that.
 
-    The first device of the double of CuPy, the current one at the start of a process, is so again.
+    The first device of the fake CuPy, the current one at the start of a process, is so again.
     """
     if (fake := sys.modules.get("minigrad.testing.fake_cupy.fake")) is not None:
         fake.Device(0).use()

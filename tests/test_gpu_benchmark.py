@@ -1,4 +1,4 @@
-"""benchmarks.gpu on the double of CuPy, at toy sizes: its times mean nothing, but all of it runs; what fails is told and stops nothing."""
+"""benchmarks.gpu on the fake CuPy, at toy sizes: its times mean nothing, but all of it runs; what fails is told and stops nothing."""
 from __future__ import annotations
 
 import json
@@ -21,14 +21,14 @@ FAST = ["device", "rates", "launch", "attention"]
 
 def _part(name: str, **fields: Any) -> tuple[str, list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
-    return gpu.here(name, Setting("double", True, **fields), rows.append), rows
+    return gpu.here(name, Setting("fake", True, **fields), rows.append), rows
 
 
 @pytest.mark.slow
 def test_all_that_is_quick(tmp_path, capsys):
     """The command: a JSON and a Markdown file named by date and device, a row for every measurement with its spread, exit code 0."""
-    assert gpu.main(["--backend", "double", "--size", "tiny", "--out", str(tmp_path), "--only", *FAST], gpu.here) == 0
-    (path,) = tmp_path.glob("*-double-gpu.json")
+    assert gpu.main(["--backend", "fake", "--size", "tiny", "--out", str(tmp_path), "--only", *FAST], gpu.here) == 0
+    (path,) = tmp_path.glob("*-fake-gpu.json")
     found = json.loads(path.read_text())
     assert list(found["parts"]) == FAST and {p["status"] for p in found["parts"].values()} == {"done"}
     for name, part in found["parts"].items():
@@ -103,7 +103,7 @@ def test_a_failing_row_and_a_failing_part_stop_nothing(tmp_path, monkeypatch):
         raise OSError("all is lost")
 
     monkeypatch.setitem(gpu.PARTS, "rates", (broken, 1))
-    assert gpu.main(["--backend", "double", "--size", "tiny", "--out", str(tmp_path), "--only", "device", "rates", "launch"], gpu.here) == 1
+    assert gpu.main(["--backend", "fake", "--size", "tiny", "--out", str(tmp_path), "--only", "device", "rates", "launch"], gpu.here) == 1
     found = json.loads(next(tmp_path.glob("*.json")).read_text())
     part = found["parts"]["rates"]
     assert (part["status"], part["error"]) == ("failed", "OSError: all is lost") and found["parts"]["launch"]["status"] == "done"
@@ -130,7 +130,7 @@ def test_a_process_that_dies_leaves_its_rows(body, status, error, monkeypatch):
     timer = gpu.threading.Timer
     monkeypatch.setattr(gpu.threading, "Timer", lambda seconds, f: timer(1.0, f))
     written: list[str] = []
-    found = gpu.measure(["rates", "launch"], Setting("double", True), 0.1, lambda found: written.append(json.dumps(found)))
+    found = gpu.measure(["rates", "launch"], Setting("fake", True), 0.1, lambda found: written.append(json.dumps(found)))
     for part in found["parts"].values():
         assert part["status"] == status and error in part["error"] and part["rows"] == [{"what": "a"}]
     assert len(written) == 2 and list(json.loads(written[0])["parts"]) == ["rates"]
@@ -142,22 +142,22 @@ def test_an_interrupted_run_is_written(tmp_path, monkeypatch):
         emit({"what": "a"})
         raise KeyboardInterrupt
 
-    assert gpu.main(["--backend", "double", "--size", "tiny", "--out", str(tmp_path)], stop) == 130
+    assert gpu.main(["--backend", "fake", "--size", "tiny", "--out", str(tmp_path)], stop) == 130
     found = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert found["interrupted"] and found["parts"]["device"]["rows"] == [{"what": "a"}] and found["parts"]["device"]["status"] == "cut"
 
 
 def test_a_part_in_a_process_of_its_own(tmp_path):
     """The command as it is run, with one part: rows arrive by its stdout."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--backend", "double", "--size", "tiny", "--out", str(tmp_path),
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--backend", "fake", "--size", "tiny", "--out", str(tmp_path),
                            "--only", "launch"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "one of our kernels" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("argv, code, words", [
-    (["--minutes", "0"], 2, "--minutes"), (["--backend", "numpy"], 2, "cupy or double"), (["--only", "nothing"], 2, "invalid choice"),
-    (["--backend", "double", "--device", "7"], 2, "double:7 does not exist"),
-    (["--backend", "double", "--out", "/proc/nowhere/x"], 2, "cannot be written")])
+    (["--minutes", "0"], 2, "--minutes"), (["--backend", "numpy"], 2, "cupy or fake"), (["--only", "nothing"], 2, "invalid choice"),
+    (["--backend", "fake", "--device", "7"], 2, "fake:7 does not exist"),
+    (["--backend", "fake", "--out", "/proc/nowhere/x"], 2, "cannot be written")])
 def test_a_wrong_flag_is_one_line(argv, code, words, capsys):
     """Exit code and one line on stderr."""
     with pytest.raises(SystemExit) as end:
@@ -178,9 +178,9 @@ def test_a_page_can_be_read():
 @pytest.mark.slow
 def test_the_tests_of_a_device(tmp_path):
     """The part that runs pytest, and the one that runs the laws where there is none."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--backend", "double", "--size", "tiny", "--out", str(tmp_path),
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--backend", "fake", "--size", "tiny", "--out", str(tmp_path),
                            "--only", "tests", "start", "decode"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and re.search(r"minigrad  [1-9]\d* passed, 0 failed", done.stdout), done.stdout + done.stderr
     rows: list[dict[str, Any]] = []
-    gpu_train._laws(gpu_bench.Bench(Setting("double", True), rows.append))
+    gpu_train._laws(gpu_bench.Bench(Setting("fake", True), rows.append))
     assert "held" in rows[-1]["note"] and "broken" not in rows[-1]["note"]

@@ -22,7 +22,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         from minigrad.testing import fake_cupy
 
         fake_cupy.install()
-    other = lab.device if real else "double"
+    other = lab.device if real else "fake"
     here = mg.tensor(np.ones((2, 3), np.float32))
     there = mg.tensor(np.ones((3, 4), np.float32), device=other)
     same = mg.tensor(np.ones((3, 4), np.float32))

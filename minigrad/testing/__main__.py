@@ -80,8 +80,8 @@ def main() -> int:
     p.add_argument("--op", action="append", choices=known, metavar="NAME",
                    help="test only this op (repeatable)")
     p.add_argument("--device", action="append", metavar="NAME",
-                   help="numpy, cupy, or double (a fake of CuPy on a CPU); "
-                        "default numpy and double")
+                   help="numpy, cupy, or fake (a fake CuPy on a CPU); "
+                        "default numpy and fake")
     foreign.flags(p)
     args = p.parse_args()
     if args.examples is not None and args.examples < 1:
@@ -92,8 +92,8 @@ def main() -> int:
     if alone := [name for name in of_programs if getattr(args, name)]:
         p.error(f"--{alone[0].replace('_', '-')} needs --exec, with a program to test, "
                 "or --describe")
-    devices = args.device or ["numpy", "double"]
-    if "double" in devices:
+    devices = args.device or ["numpy", "fake"]
+    if "fake" in devices:
         from .fake_cupy.fake import install
 
         install()

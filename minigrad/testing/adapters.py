@@ -117,7 +117,7 @@ def cupy_function(value: Callable[..., Any], vjp: Callable[..., Any], *, device:
     """Two functions of CuPy arrays as a subject, such as those that launch a RawKernel each.
 
     value(*arrays, **settings) -> array; vjp(cotangent, *arrays, **settings) -> array, or a tuple of
-    one for each argument. device: "cupy", "cupy:1", or "double", CuPy's manners on a CPU. The
+    one for each argument. device: "cupy", "cupy:1", or "fake", CuPy's manners on a CPU. The
     arrays lie in memory as those that the laws drew: a kernel that takes any memory for C order is
     found. BackendUnavailable without CuPy or a GPU.
     """

@@ -46,7 +46,8 @@ def test_products_of_a_few_rows_use_panels(rows: int, packed: bool):
         real = mg.packed_linear
         patch.setattr(mg, "packed_linear", lambda *a, **k: asked.append(1) or real(*a, **k))
         for made, wanted in ((F.addmm(bias, x, weight), x.numpy() @ weight.numpy() + bias.numpy()),
-                             (F.matmul(x, weight), x.numpy() @ weight.numpy()), (F.addmm(bias, x, other), x.numpy() @ other.numpy() + bias.numpy())):
+                             (F.matmul(x, weight), x.numpy() @ weight.numpy()),
+                             (F.addmm(bias, x, other), x.numpy() @ other.numpy() + bias.numpy())):
             np.testing.assert_allclose(made.numpy(), wanted, rtol=1e-12, atol=1e-12)
         head = mg.Parameter(weight.numpy().T.copy())
         made = Packed(nn.functional, {id(head): panels}).linear(x, head)
@@ -55,7 +56,8 @@ def test_products_of_a_few_rows_use_panels(rows: int, packed: bool):
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("how", [{}, {"explicit": True}, {"compute_dtype": "float16"}, {"explicit": True, "compute_dtype": "float16"}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"explicit": True}, {"compute_dtype": "float16"}, {"explicit": True, "compute_dtype": "float16"}],
+                         ids=str)
 def test_a_copy_of_a_module_has_what_is_under_panels_and_hooks(how, way):
     """A block that is copied alone, inside packed() and hooks(), computes as the block of a plain model."""
     model = GPT2(tiny_model().config, **how)

@@ -78,11 +78,11 @@ def test_a_device_is_a_flag(run):
     """--device N is NAME:N, and the text the same; a device that is not there ends with exit 2, and --device alone never falls back."""
     fake_cupy.install()
     flags = ["--max-new-tokens", "3", "--json"]
-    code, out, _ = run("random", *flags, "--backend", "double", "--device", "1")
-    assert code == 0 and json.loads(out)["backend"] == "double:1"
+    code, out, _ = run("random", *flags, "--backend", "fake", "--device", "1")
+    assert code == 0 and json.loads(out)["backend"] == "fake:1"
     assert json.loads(out)["samples"] == json.loads(run("random", *flags)[1])["samples"]
-    code, out, err = run("random", "--backend", "double", "--device", "2")
-    assert (code, out) == (2, "") and err == "gpt2.generate: --device: double:2 does not exist; this machine has 2 GPUs, numbered from 0\n"
+    code, out, err = run("random", "--backend", "fake", "--device", "2")
+    assert (code, out) == (2, "") and err == "gpt2.generate: --device: fake:2 does not exist; this machine has 2 GPUs, numbered from 0\n"
     try:
         backend.get("cupy")
     except BackendUnavailable:
@@ -94,8 +94,8 @@ def test_no_memory_is_one_line(run, n):
     """A device that is out of memory ends a run with exit 1 and one line that says what to lower, whenever it happens."""
     fake_cupy.install()
     with fake_cupy.short_of_memory(n):
-        code, _, err = run("random", "--backend", "double", "--max-new-tokens", "3", "--no-stream")
-    assert code == 1 and err.count("\n") == 1 and "out of memory on double:0" in err and "lower the batch" in err
+        code, _, err = run("random", "--backend", "fake", "--max-new-tokens", "3", "--no-stream")
+    assert code == 1 and err.count("\n") == 1 and "out of memory on fake:0" in err and "lower the batch" in err
 
 
 def change(folder, **changes):

@@ -221,11 +221,11 @@ def test_hooks_with_a_cache(model):
     assert [shape[2:] for shape in shapes] == [(5, 5), (1, 6), (1, 7)]
 
 
-@pytest.mark.skipif(cuda.compiler() is None, reason="the double of a GPU has no kernels without g++")
+@pytest.mark.skipif(cuda.compiler() is None, reason="the fake GPU has no kernels without g++")
 def test_hooks_take_decoding_the_long_way(model):
     """On a GPU a step of decoding is one function without points: while there are hooks it is not taken, and they are met."""
     install()
-    there = GPT2(model.config, backend="double", parameters=model.state_dict())
+    there = GPT2(model.config, backend="fake", parameters=model.state_dict())
     assert Stepper.fits(there, 1)
     met, wanted = [], there.generate(IDS[:1], max_new_tokens=3, greedy=True)
     with there.hooks({"ln_f.out": lambda x, name: met.append(name)}):

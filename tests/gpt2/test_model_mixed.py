@@ -1,4 +1,4 @@
-"""Mixed precision: weights of float32, a residual stream of 16 bits, float32 sums and losses; on NumPy, and on the double of CuPy."""
+"""Mixed precision: weights of float32, a residual stream of 16 bits, float32 sums and losses; on NumPy, and on the fake CuPy."""
 from __future__ import annotations
 
 import math

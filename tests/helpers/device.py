@@ -1,8 +1,8 @@
-"""Where the tests of the GPU's code run: on the double of CuPy, or, with `pytest --backend cupy`, on a GPU.
+"""Where the tests of the GPU's code run: on the fake CuPy, or, with `pytest --backend cupy`, on a GPU.
 
     from device import DEVICE, HERE, counting
 
-DEVICE is its name, HERE its backend. counting() gives the double's Counts; on a GPU nothing is counted, and what it gives equals anything.
+DEVICE is its name, HERE its backend. counting() gives the fake's Counts; on a GPU nothing is counted, and what it gives equals anything.
 Mark such a test `device`: with --backend only those run.
 """
 from __future__ import annotations
@@ -18,10 +18,10 @@ from minigrad import backend
 from minigrad.testing import fake_cupy
 from minigrad.testing.fake_cupy import cuda
 
-DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "double")
+DEVICE = os.environ.get("MINIGRAD_TEST_BACKEND", "fake")
 fake_cupy.install()
 HERE: Any = backend.get(DEVICE).backend
-needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "double",
+needs_compiler = pytest.mark.skipif(cuda.compiler() is None and DEVICE == "fake",
                                     reason="g++ is not installed: the kernels cannot be run on a CPU")
 
 
@@ -58,7 +58,7 @@ def kernel_test(f: Any) -> Any:
 @contextlib.contextmanager
 def counting() -> Iterator[Any]:
     """As `fake_cupy.counting`, where that can be had."""
-    if DEVICE.startswith("double"):
+    if DEVICE.startswith("fake"):
         with fake_cupy.counting() as counts:
             yield counts
     else:

@@ -279,18 +279,18 @@ class FakeMPI:
 
 def test_arrays_of_a_gpu_go_through_the_host():
     """The device's array is summed as a host's copy and comes back; an MPI that takes it as it is gets the array itself."""
-    double = install()
-    array = double.array(np.arange(4.0, dtype=np.float32))
+    fake = install()
+    array = fake.array(np.arange(4.0, dtype=np.float32))
     MPI = FakeMPI()
     wait = distributed.MPIGroup(MPI).all_reduce(array)
     assert type(MPI.given[0]) is np.ndarray
     wait()
-    np.testing.assert_array_equal(double.host(array), [0.0, 2.0, 4.0, 6.0])
-    waits, double.synchronize = [], lambda: waits.append(len(MPI.given))
+    np.testing.assert_array_equal(fake.host(array), [0.0, 2.0, 4.0, 6.0])
+    waits, fake.synchronize = [], lambda: waits.append(len(MPI.given))
     try:
         distributed.MPIGroup(MPI, direct=True).all_reduce(array)
     finally:
-        del double.synchronize
+        del fake.synchronize
     assert MPI.given[1] is array and waits == [1]       # the device is waited for before MPI reads its memory
     numbers = np.ones(3)
     group = distributed.MPIGroup(MPI)
@@ -389,11 +389,11 @@ def test_nccl_sums_beside_the_stream_that_computes(monkeypatch):
             told.append(given)
 
     nccl(monkeypatch, NcclCommunicator=Communicator)
-    double = install()
-    cuda = types.SimpleNamespace(**vars(double.namespace.cuda))
+    fake = install()
+    cuda = types.SimpleNamespace(**vars(fake.namespace.cuda))
     cuda.Event, cuda.Stream, cuda.get_current_stream = Event, lambda non_blocking: Stream("own"), lambda: Stream("current")
-    monkeypatch.setattr(double.namespace, "cuda", cuda)
-    between = double.communicator()
+    monkeypatch.setattr(fake.namespace, "cuda", cuda)
+    between = fake.communicator()
     between.connect(1, 2, between.unique_id())
     array = types.SimpleNamespace(data=types.SimpleNamespace(ptr=123), size=5, dtype=np.dtype("float64"))
     between.all_reduce(array)()
@@ -407,17 +407,17 @@ def test_nccl_that_is_not_to_be_had(monkeypatch):
     """Each lack is one line: no GPUs, no NCCL, no GPU for this process."""
     with pytest.raises(DeviceError, match="NCCL works on GPUs, and numpy has none; choose mpi"):
         mg.backend.cpu.communicator()
-    double = install()
+    fake = install()
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)
     with pytest.raises(BackendUnavailable, match=r"NCCL cannot be loaded \(.*\); pip install nvidia-nccl-cu12"):
-        double.communicator()
+        fake.communicator()
     nccl(monkeypatch, available=False)
     with pytest.raises(BackendUnavailable, match="NCCL is not installed; pip install nvidia-nccl-cu12"):
-        double.communicator()
+        fake.communicator()
 
     def refused(*rest):
         raise RuntimeError("NCCL_ERROR_INVALID_USAGE: invalid usage")
 
     nccl(monkeypatch, NcclCommunicator=refused)
     with pytest.raises(BackendUnavailable, match=r"NCCL: NCCL_ERROR_INVALID_USAGE.*; each process needs a GPU of its own"):
-        double.communicator().connect(0, 2, "unique")
+        fake.communicator().connect(0, 2, "unique")

@@ -1,4 +1,4 @@
-"""Every op and composed function under every law, on NumPy and on the CuPy double, in float64, float32, float16 and bfloat16."""
+"""Every op and composed function under every law, on NumPy and on the fake CuPy, in float64, float32, float16 and bfloat16."""
 from __future__ import annotations
 
 import itertools
@@ -26,12 +26,12 @@ try:
     NO_GPU = ""
 except mg.BackendUnavailable as error:
     NO_GPU = str(error)
-DEVICES = [DEVICE] if DEVICE != "double" else ["numpy", "double", *([] if NO_GPU else ["cupy"])]
+DEVICES = [DEVICE] if DEVICE != "fake" else ["numpy", "fake", *([] if NO_GPU else ["cupy"])]
 # what adds in an order that the processor's kernels choose
 SUMS = {"matmul", "matmul_op", "linear", "addmm", "packed_linear", "einsum", "einsum_op", "attention", "linear_cross_entropy",
         "cross_entropy", "layer_norm", "add_layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "gelu"}
-# on the double what a GPU computes in; float64 there is what NumPy has, through the same code
-PLACES = slow_unless(lambda place: place != ("double", "float64"), itertools.product(DEVICES, ["float64", "float32"]))
+# on the fake CuPy what a GPU computes in; float64 there is what NumPy has, through the same code
+PLACES = slow_unless(lambda place: place != ("fake", "float64"), itertools.product(DEVICES, ["float64", "float32"]))
 FEW = settings(max_examples=max(5, settings.default.max_examples // 10))
 
 

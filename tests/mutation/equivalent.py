@@ -99,7 +99,7 @@ EQUIVALENT: dict[str, str] = {
         "a hint at what is read next changes no number",
     "gpt2.decoding.gpu_step.Stepper.step: 3 for 2 in 1:2": "the state has two numbers, and its last one either way",
     "gpt2.decoding.gpu_step.Stepper.tokens: without self.there.use()":
-        "the double's graph runs where it was captured; a GPU's on the current device",
+        "the fake CuPy's graph runs where it was captured; a GPU's on the current device",
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: self.there.zeros(shape, dtype=dtype)": ZERO,
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, d)": ZERO,
     "gpt2.decoding.gpu_step.Stepper.__init__: times 1.0001: room(rows, d) (2)": ZERO,

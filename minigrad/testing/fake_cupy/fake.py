@@ -82,7 +82,7 @@ def _launched(name: str) -> None:
 class FakeCupyBackend(CupyBackend):
     """The CuPy backend over the fake's arrays."""
 
-    name = "double"
+    name = "fake"
 
     def __init__(self) -> None:
         super().__init__(_namespace())

@@ -198,7 +198,7 @@ class _Tally:
             message, units = str(error), error.units
         except Exception as error:
             message, units = f"{type(error).__name__}: {error}", float("inf")
-            if "__array_ufunc__=None" in message and self.device.startswith("double"):
+            if "__array_ufunc__=None" in message and self.device.startswith("fake"):
                 message = ("it calls functions of NumPy on arrays of another library; "
                            "a kernel calls those of xp, its first parameter")
         self.broken = Verdict(self.law, self.dtype, "broken", units=units, message=message,
@@ -259,7 +259,7 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
     devices = {device or "numpy": examples}
     if device is None and subject.op is not None:
         fake_cupy.install()
-        devices["double"] = max(1, examples // 5)
+        devices["fake"] = max(1, examples // 5)
     for where, many in devices.items():
         for dtype in dtypes:
             report.verdicts += examine_all([*(laws or LAWS)], subject, given, dtype, where,

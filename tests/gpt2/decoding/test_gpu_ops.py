@@ -54,7 +54,7 @@ def _stored(a: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _agree(f: Any, dtype: str, given: list[Any], written: list[int], length: int, size: float, seed: int, **settings: Any) -> None:
-    """What f writes into given[i], i of `written`, is by one launch on the double what its definition writes in float64.
+    """What f writes into given[i], i of `written`, is by one launch on the fake CuPy what its definition writes in float64.
 
     An array of `dtype` is a weight, or the cache; of the stream's dtype, something computed. One of 16 bits is rounded once. Bit i
     of the seed says whether array i begins at an odd place.

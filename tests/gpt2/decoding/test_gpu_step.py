@@ -1,4 +1,4 @@
-"""The decoding step: as a definition on NumPy, and as captured launches on the double of CuPy, it says what the model says."""
+"""The decoding step: as a definition on NumPy, and as captured launches on the fake CuPy, it says what the model says."""
 from __future__ import annotations
 
 import itertools
@@ -36,8 +36,8 @@ configs = st.fixed_dictionaries({}, optional={
     "layer_norm_epsilon": st.sampled_from([1e-5, 1e-2])})
 
 
-def _models(there: str = "double", **fields: Any) -> tuple[GPT2, GPT2]:
-    """The same weights on the double and on NumPy, with opinions strong enough that no rounding changes what they say, and with biases."""
+def _models(there: str = "fake", **fields: Any) -> tuple[GPT2, GPT2]:
+    """The same weights on the fake and on NumPy, with opinions strong enough that no rounding changes what they say, and with biases."""
     config, some = tiny_config(**{"initializer_range": 0.3, **fields}), np.random.default_rng(2)
     own = {name: p.array + (some.normal(0.0, 0.1, p.shape) if p.ndim == 1 else np.zeros(p.shape)).astype(np.float32)
            for name, p in GPT2(config, seed=1).named_parameters()}
@@ -139,7 +139,7 @@ def test_more_rows_than_the_kernels_take():
         said = model.generate(prompts, 3, greedy=True, eos_token_id=None)
     assert said == same.generate(prompts, 3, greedy=True, eos_token_id=None) and "step_qkv" not in counts.launches
     assert not Stepper.fits(model, 9) and Stepper.fits(model, 8) and not Stepper.fits(same, 1)
-    assert not Stepper.fits(GPT2(tiny_config(), backend="double", explicit=True).eval(), 1)
+    assert not Stepper.fits(GPT2(tiny_config(), backend="fake", explicit=True).eval(), 1)
     model.train()
     assert not Stepper.fits(model, 1)
 
@@ -149,10 +149,10 @@ def test_which_models_go_step_by_step(monkeypatch: pytest.MonkeyPatch):
     """Not one with hooks, nor one that computes in another dtype than it is kept in, nor of too wide heads, nor where a kernel lacks."""
     def fits(**how: Any) -> bool:
         compute = how.pop("compute_dtype", None)
-        return Stepper.fits(GPT2(tiny_config(n_layer=1, **how), backend="double", compute_dtype=compute).eval(), 1)
+        return Stepper.fits(GPT2(tiny_config(n_layer=1, **how), backend="fake", compute_dtype=compute).eval(), 1)
 
     assert fits() and fits(n_embd=256, n_head=1) and not fits(n_embd=257, n_head=1) and not fits(compute_dtype="float16")
-    model = GPT2(tiny_config(n_layer=1), backend="double").eval()
+    model = GPT2(tiny_config(n_layer=1), backend="fake").eval()
     with model.hooks({"embed": lambda x, name: None}):
         assert not Stepper.fits(model, 1)
     assert Stepper.fits(model, 1)
@@ -194,7 +194,7 @@ def test_the_same_draws_give_the_same_tokens(rows: list[list[int]], options: dic
 @needs_kernels
 def test_the_same_draws_in_float64():
     """What is chosen with has the logits' dtype."""
-    model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("double", "numpy"))
+    model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("fake", "numpy"))
     said = [m.generate([PROMPT], 6, seed=3, top_p=0.9, eos_token_id=None) for m in (model, same)]
     assert said[0] == said[1]
 
@@ -202,7 +202,7 @@ def test_the_same_draws_in_float64():
 @needs_kernels
 def test_the_host_may_choose():
     """Where it is to say how likely tokens are: it chooses as ever, and waits for each token."""
-    model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("double", "numpy"))
+    model, same = (GPT2(tiny_config(initializer_range=0.3), backend=place, dtype="float64", seed=1).eval() for place in ("fake", "numpy"))
     with fake_cupy.counting() as counts:
         top = [[step.top[0] for step in decoding.steps(m, [PROMPT], max_new_tokens=4, logprobs=2)] for m in (model, same)]
     assert [[i for i, _ in row] for row in top[0]] == [[i for i, _ in row] for row in top[1]]
@@ -221,14 +221,14 @@ def test_lookup_goes_through_the_model_s_own_pass():
     assert said[0] == said[1] and costs[0].proposed == costs[1].proposed > 0
 
 
-@pytest.mark.parametrize("place", [pytest.param("double", marks=needs_kernels), "numpy"])
+@pytest.mark.parametrize("place", [pytest.param("fake", marks=needs_kernels), "numpy"])
 def test_what_a_run_cost(place: str, monkeypatch: pytest.MonkeyPatch):
     """By a clock that is a second later at each look: one for the prompt, and one for each wait after it, be it of one token or more."""
     model, timing = GPT2(tiny_config(), backend=place).eval(), decoding.Timing()
     looks = itertools.count()
     monkeypatch.setattr(decoding, "time", types.SimpleNamespace(perf_counter=lambda: float(next(looks))))
     assert len(list(decoding.steps(model, [PROMPT], max_new_tokens=8, options=SamplingOptions(greedy=True), timing=timing))) == 8
-    waits = 3 if place == "double" else 7               # of batches of 1, 2 and 4
+    waits = 3 if place == "fake" else 7               # of batches of 1, 2 and 4
     assert (timing.prefill, timing.decode, timing.tokens, timing.passes) == (1.0, float(waits), 7, 7)
 
 
@@ -267,7 +267,7 @@ def test_ids_that_do_not_exist_are_not_chosen():
 @pytest.mark.parametrize("options", [{"greedy": True}, {"top_p": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
 def test_on_the_second_device(options: dict[str, Any]):
     """Whatever the current one becomes meanwhile."""
-    model, same = _models("double:1")
+    model, same = _models("fake:1")
     said = []
     for step in decoding.steps(model, [PROMPT], max_new_tokens=9, options=SamplingOptions(**options), seed=3):
         said.append(step.ids[0])
@@ -283,7 +283,7 @@ def test_a_broken_model_is_noticed():
     model = scripted_model(script, n_positions=len(script), eos_token_id=None)
     wpe = model.wpe.weight.array.copy()
     wpe[7] = np.nan
-    broken = GPT2(model.config, backend="double", parameters={n: p.array for n, p in model.named_parameters()} | {"wpe.weight": wpe})
+    broken = GPT2(model.config, backend="fake", parameters={n: p.array for n, p in model.named_parameters()} | {"wpe.weight": wpe})
     said = []
     with pytest.raises(MissingError, match="logits are NaN or infinite"):
         for step in decoding.steps(broken, [[1]], max_new_tokens=12, options=SamplingOptions(greedy=True)):
@@ -322,8 +322,8 @@ def test_16_bits(dtype: str):
     exact = GPT2(tiny_config(initializer_range=0.1), dtype="float64", seed=2)
     weights = {n: p.array.astype(dtype) for n, p in exact.named_parameters()}
     exact = GPT2(exact.config, dtype="float64", parameters={n: w.astype(np.float64) for n, w in weights.items()})
-    model, ids = GPT2(exact.config, backend="double", dtype=dtype, parameters=weights), [5, 9, 200, 31, 7]
-    step = Stepper(model, KVCache(model.config, 1, 8, device="double", dtype=dtype))
+    model, ids = GPT2(exact.config, backend="fake", dtype=dtype, parameters=weights), [5, 9, 200, 31, 7]
+    step = Stepper(model, KVCache(model.config, 1, 8, device="fake", dtype=dtype))
     for token in ids:
         found = step.read([token])
     with mg.no_grad():
@@ -386,6 +386,6 @@ def test_token_0_is_a_token():
     """Logits that are not finite are told by −1 in the place of a token; 0 is the first one of the vocabulary."""
     source = scripted_model([0, 3, 0, 0, 2])
     parameters = {name: p.array for name, p in source.named_parameters()}
-    model = GPT2(source.config, backend="double", parameters=parameters).eval()
+    model = GPT2(source.config, backend="fake", parameters=parameters).eval()
     assert Stepper.fits(model, 1)
     assert model.generate([[5]], max_new_tokens=5, greedy=True, eos_token_id=None) == [[5, 0, 3, 0, 0, 2]]

@@ -88,7 +88,7 @@ def test_arguments_are_checked_before_any_kernel(kernels: dict[str, Any]):
 def test_two_libraries_are_refused_before_any_kernel():
     """Whether or not the kernel would look at the second array."""
     fake_cupy.install()
-    here, there = mg.tensor([1.0]), mg.tensor([1.0], device="double")
+    here, there = mg.tensor([1.0]), mg.tensor([1.0], device="fake")
     probe = _op(lambda xp, a, b: a * 1.0, a=lambda g: g, b=lambda g: g)
     for a, b in ((here, there), (there, here)):
         with pytest.raises(mg.DeviceError, match="probe: a is on"):
@@ -213,7 +213,7 @@ def test_a_kernel_adds_into_a_sum_that_is_ours(kernels: dict[str, Any]):
         assert x.grad is not None and x.grad.tolist() == [slope] and called == calls
 
 
-@pytest.fixture(params=["numpy", "double"])
+@pytest.fixture(params=["numpy", "fake"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """NumPy's backend and one with devices, to whose kernels a test may add."""
     fake_cupy.install()

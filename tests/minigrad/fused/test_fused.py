@@ -17,7 +17,6 @@ from minigrad import backend, fused, random
 from minigrad.backend.numpy import packed_linear as panels_of
 from minigrad.backend.numpy.sizes import SIZES
 from minigrad.fused.packed_linear import unpack
-from minigrad.nn import unfused
 from minigrad.op import REGISTRY
 from minigrad.testing.domains.fused import attention_in_torch
 

@@ -61,8 +61,8 @@ def test_relu_with_a_bias_is_pytorchs():
 
 def test_a_module_calls_the_functions_that_it_is_given():
     """F of a module, set in all modules of a model, is what its forward passes call; another model keeps its own."""
-    net, other = (nn.Sequential(nn.Embedding(5, 8), nn.LayerNorm(8), nn.Linear(8, 3), nn.GELU("tanh"), nn.ReLU(), nn.Tanh(), nn.Dropout(0.5))
-                  for _ in range(2))
+    net, other = (nn.Sequential(nn.Embedding(5, 8), nn.LayerNorm(8), nn.Linear(8, 3), nn.GELU("tanh"), nn.ReLU(), nn.Tanh(),
+                                nn.Dropout(0.5)) for _ in range(2))
     asked: list[str] = []
 
     class Spy:

@@ -156,7 +156,7 @@ KERNEL tanh_backward(const Store* g, const Store* x, Store* dx, Count n) {
 
 
 def kernels(old: str = "", new: str = "") -> tuple[Any, Any]:
-    """The value and the VJP by the kernels above, on the double, with one line changed."""
+    """The value and the VJP by the kernels above, on the fake CuPy, with one line changed."""
     cupy = fake_cupy.install().namespace
     assert old in SOURCE
     module = cupy.RawModule(code=SOURCE.replace(old, new) if old else SOURCE, options=("-DSTORE=float", "-DREAL=float"))
@@ -175,20 +175,20 @@ def kernels(old: str = "", new: str = "") -> tuple[Any, Any]:
 def test_kernels_of_cuda():
     """CUDA kernels that are launched on arrays of CuPy's manners; a backward kernel without the square is found."""
     flags = {"definition": mg.tanh, "dtypes": ["float32"]}
-    assert broken(cupy_function(*kernels(), device="double", name="tanh"), arrays((5, 8)), **flags) == set()
-    wrong = cupy_function(*kernels("1 - tanh(x[i]) * tanh(x[i])", "1 - tanh(x[i])"), device="double", name="tanh")
+    assert broken(cupy_function(*kernels(), device="fake", name="tanh"), arrays((5, 8)), **flags) == set()
+    wrong = cupy_function(*kernels("1 - tanh(x[i]) * tanh(x[i])", "1 - tanh(x[i])"), device="fake", name="tanh")
     assert {"adjoint", "parts"} <= broken(wrong, arrays((5, 8)), **flags)
 
 
 def test_functions_of_cupy():
-    """Functions of the library's arrays, with an array among the settings; on the double, CuPy's manners on a CPU."""
+    """Functions of the library's arrays, with an array among the settings; on the fake CuPy, CuPy's manners on a CPU."""
     cupy = fake_cupy.install().namespace
 
     def scaled(x, weight):
         return cupy.tanh(x) * weight
 
-    right = cupy_function(scaled, lambda g, x, weight: g * (1 - cupy.tanh(x) ** 2) * weight, device="double")
-    wrong = cupy_function(scaled, lambda g, x, weight: g * (1 - cupy.tanh(x) ** 2), device="double")
+    right = cupy_function(scaled, lambda g, x, weight: g * (1 - cupy.tanh(x) ** 2) * weight, device="fake")
+    wrong = cupy_function(scaled, lambda g, x, weight: g * (1 - cupy.tanh(x) ** 2), device="fake")
     weight = np.float64(2.0) * np.ones(3)
     assert right.name == "scaled"
     assert broken(right, arrays((2, 3)), weight=weight, definition=lambda x, weight: mg.tanh(x) * weight) == set()
@@ -198,7 +198,7 @@ def test_functions_of_cupy():
 def test_cupy_gets_memory_as_it_was_drawn():
     """Fortran order, gaps and backwards on the device as well, with the same numbers."""
     seen: list[Any] = []
-    subject = cupy_function(lambda x: (seen.append(x), x.copy())[1], lambda g, x: g, device="double")
+    subject = cupy_function(lambda x: (seen.append(x), x.copy())[1], lambda g, x: g, device="fake")
     x = np.arange(24.0).reshape(2, 3, 4)
     for a in (x, x.T, x[::-1, ::-1, ::-1], x[..., ::2], x[0, 0, 0]):
         y = subject.value(np.asarray(a))

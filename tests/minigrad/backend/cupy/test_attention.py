@@ -37,7 +37,7 @@ layouts = st.sampled_from(["plain", "heads", "island", "shifted", "columns"])
 
 
 def laid(x: np.ndarray, how: str) -> Any:
-    """x [B, h, T, d] on the double: contiguous; a part of a product as split_heads cuts it; some of the numbers of a larger array; with
+    """x [B, h, T, d] on the fake CuPy: contiguous; a part of a product as split_heads cuts it; some of the numbers of a larger array; with
     its numbers not side by side. Whatever is around it is NaN."""
     B, h, T, d = x.shape
     if how == "heads":
@@ -83,7 +83,7 @@ def truth(g: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bo
 
 
 def forth_and_back(g: Any, q: Any, k: Any, v: Any, causal: bool, scale: float | None) -> list[Any]:
-    """What the kernels make of arrays of the double: out, lse, ∂q, ∂k, ∂v."""
+    """What the kernels make of arrays of the fake CuPy: out, lse, ∂q, ∂k, ∂v."""
     saved = HERE.kernels["attention"](HERE, q, k, v, causal=causal, scale=scale)
     out, lse = saved.out, saved.extra["lse"]
     grads = HERE.kernels["attention/joint"](g, q, k, v, None, out, lse, causal, scale, 0.0, 0)

@@ -1,4 +1,4 @@
-"""Products on CuPy: the calls of cuBLAS that `minigrad.backend.cupy.cublas` makes are right for every layout, on the double's memory."""
+"""Products on CuPy: the calls of cuBLAS that `minigrad.backend.cupy.cublas` makes are right for every layout, on the fake CuPy's memory."""
 from __future__ import annotations
 
 import numpy as np

@@ -39,7 +39,7 @@ def _other(device: str) -> None:
 def test_an_op_stays_on_its_device(name: str, data: Any):
     """Value, gradients and gradients of gradients are on the device of the arguments, whichever is current."""
     domain = data.draw(st.sampled_from([d for d in DOMAINS if d.subject.name == name]))
-    device = data.draw(st.sampled_from(["double:0", "double:1"]))
+    device = data.draw(st.sampled_from(["fake:0", "fake:1"]))
     run = Run(domain.subject, data.draw(domain.examples), "float32", device)
     xs = run.leaves()
     with np.errstate(all="ignore"):
@@ -58,7 +58,7 @@ def test_an_op_stays_on_its_device(name: str, data: Any):
                 assert {t.device for t in (g, *second)} <= {device}
 
 
-@pytest.mark.parametrize("device", ["double:0", "double:1"])
+@pytest.mark.parametrize("device", ["fake:0", "fake:1"])
 def test_a_device_makes_arrays_on_it(device: str):
     """Whichever is current, and it is the current one afterwards. An array of another device is brought to it, in pieces too."""
     there, elsewhere = backend.get(device), Device(HERE, 1 - int(device[-1]))
@@ -77,11 +77,11 @@ def test_a_device_makes_arrays_on_it(device: str):
         assert numbers is None or HERE.host(array).tolist() == numbers
 
 
-@pytest.mark.parametrize("device", ["double:0", "double:1"])
+@pytest.mark.parametrize("device", ["fake:0", "fake:1"])
 def test_what_several_ops_share_stays_on_its_device(device: str):
     """add_layer_norm as its ops, whichever device is current; arrays of two devices are refused as `add` and `layer_norm` refuse them."""
     x, w = (mg.tensor(np.arange(1.0, 9.0).reshape(shape), device=device, requires_grad=True) for shape in ((1, 8), (8,)))
-    elsewhere = [mg.tensor(t.numpy(), device=f"double:{1 - int(device[-1])}") for t in (x, w)]
+    elsewhere = [mg.tensor(t.numpy(), device=f"fake:{1 - int(device[-1])}") for t in (x, w)]
     _other(device)
     s, y = mg.add_layer_norm(x, x, w, w)
     (s + y).sum().backward()
@@ -122,8 +122,8 @@ def test_two_devices_in_turn(seed: int, kind: str):
 
     alone: list[Any] = []
     both: list[Any] = []
-    list(lines("double:0", alone))
-    for _ in zip(lines("double:0", both), lines("double:1", both), strict=True):
+    list(lines("fake:0", alone))
+    for _ in zip(lines("fake:0", both), lines("fake:1", both), strict=True):
         pass
     assert both == alone * 2
 
@@ -132,15 +132,15 @@ def test_gradients_are_scaled_where_they_are(monkeypatch: pytest.MonkeyPatch):
     """Where they lie is told by addresses, which mean something on their own device alone."""
     launch, places = HERE.launch, []
     monkeypatch.setattr(HERE, "launch", lambda name, *args, **how: (places.append(state.thread.devices[-1]), launch(name, *args, **how)))
-    p = mg.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
-    p.grad = mg.tensor([3.0, 4.0], device="double:1")
+    p = mg.Parameter(mg.tensor([1.0, 2.0], device="fake:1"))
+    p.grad = mg.tensor([3.0, 4.0], device="fake:1")
     for f in (lambda: mg.optim.clip_grad_norm_([p], 1.0), lambda: mg.optim.GradScaler(2.0).unscale_(mg.optim.SGD([p]))):
-        _other("double:1")
+        _other("fake:1")
         f()
     assert set(places) == ({1} if HERE.kernels else set())
 
 
-@pytest.mark.parametrize("device", ["double:0", "double:1"])
+@pytest.mark.parametrize("device", ["fake:0", "fake:1"])
 def test_random_numbers_are_drawn_where_they_are_wanted(device: str):
     """Whatever the current device is; they are NumPy's."""
     for draw in (mg.random.uniform, mg.random.normal, lambda key, n, **where: mg.random.randint(key, n, 0, 9, **where)):
@@ -151,12 +151,12 @@ def test_random_numbers_are_drawn_where_they_are_wanted(device: str):
 
 def test_transforms_find_their_device():
     """jvp, jacobian and hessian of a tensor that is not on the current device, and the zeros of what was not computed with."""
-    x, far = mg.tensor([0.5, -1.0, 2.0], device="double:1"), mg.tensor([1.0, 2.0], device="double:0")
+    x, far = mg.tensor([0.5, -1.0, 2.0], device="fake:1"), mg.tensor([1.0, 2.0], device="fake:0")
     for f in (lambda: mg.jvp(mg.tanh, [x], [x])[1], lambda: mg.jacobian(mg.tanh)(x), lambda: mg.hessian(lambda x: mg.tanh(x).sum())(x),
               lambda: mg.grad(lambda a, b: b.sum(), 0)(x, far), lambda: mg.jacobian(lambda x: (mg.tanh(x), far * far)[0])(x)):
         y = f()
-        _other("double:1")
-        assert f().numpy().tobytes() == y.numpy().tobytes() and y.device == "double:1"
+        _other("fake:1")
+        assert f().numpy().tobytes() == y.numpy().tobytes() and y.device == "fake:1"
 
 
 def test_one_graph_over_two_devices():
@@ -166,8 +166,8 @@ def test_one_graph_over_two_devices():
         twice = y * 2.0                                 # what the walk meets just before it makes them
         return (mg.tanh(mg.exp(x).to(there) * twice) + (x * x).to(there)).sum() + part.to(there).sum()
 
-    for shown in ("double:1", "numpy"):
-        x = mg.tensor([0.5, -1.0], device="double:0", requires_grad=True)
+    for shown in ("fake:1", "numpy"):
+        x = mg.tensor([0.5, -1.0], device="fake:0", requires_grad=True)
         y = mg.tensor([2.0, 3.0], device=shown, requires_grad=True)
         loss = f(x, y, shown)
         a, b = mg.tensor([0.5, -1.0], requires_grad=True), mg.tensor([2.0, 3.0], requires_grad=True)
@@ -176,25 +176,25 @@ def test_one_graph_over_two_devices():
             fake_cupy.Device(0).use()
             loss.backward(retain_graph=True)
             same.backward(retain_graph=True)
-        assert (x.grad.device, y.grad.device) == ("double:0", shown)
+        assert (x.grad.device, y.grad.device) == ("fake:0", shown)
         assert x.grad.numpy().tobytes() == a.grad.numpy().tobytes() and y.grad.numpy().tobytes() == b.grad.numpy().tobytes()
 
 
 def test_a_thread_has_a_device_of_its_own():
     """What one thread names or computes on is not the current device of another, and its ops find theirs all the same."""
-    x, found = mg.tensor([1.0, 2.0], device="double:1"), []
+    x, found = mg.tensor([1.0, 2.0], device="fake:1"), []
     thread = threading.Thread(target=lambda: found.extend([state.thread.devices[-1], (x * x).device, state.thread.devices[-1]]))
     thread.start()
     thread.join()
-    assert found == [0, "double:1", 1]
+    assert found == [0, "fake:1", 1]
 
 
 def test_mixed_devices_are_named():
     """Both arguments and both devices are in the message, and the way to put it right."""
-    a, b = mg.tensor([[1.0]], device="double:0"), mg.tensor([[1.0]], device="double:1")
-    for f, words in ((lambda: mg.matmul(a, b), "matmul: a is on double:0 and b is on double:1"),
-                     (lambda: mg.concat([a, b]), r"xs\[0\] is on double:0 and xs\[1\] is on double:1"),
-                     (lambda: mg.matmul(b, mg.tensor([[1.0]])), "a is on double:1 and b is on numpy")):
+    a, b = mg.tensor([[1.0]], device="fake:0"), mg.tensor([[1.0]], device="fake:1")
+    for f, words in ((lambda: mg.matmul(a, b), "matmul: a is on fake:0 and b is on fake:1"),
+                     (lambda: mg.concat([a, b]), r"xs\[0\] is on fake:0 and xs\[1\] is on fake:1"),
+                     (lambda: mg.matmul(b, mg.tensor([[1.0]])), "a is on fake:1 and b is on numpy")):
         with pytest.raises(mg.DeviceError, match=words):
             f()
 
@@ -203,8 +203,8 @@ def test_mixed_devices_are_named():
 def test_no_memory_is_said_wherever_it_runs_out():
     """At any allocation of a training step the error is ours, in one line, with what was asked for, what is free, and what to lower."""
     def step() -> None:
-        p = mg.Parameter(mg.random.normal(mg.random.key(0), (6, 5), device="double"))
-        x = mg.tensor(np.ones((2, 5), np.float32), device="double")
+        p = mg.Parameter(mg.random.normal(mg.random.key(0), (6, 5), device="fake"))
+        x = mg.tensor(np.ones((2, 5), np.float32), device="fake")
         optimizer = mg.optim.AdamW([p], lr=0.1)
         mg.softmax(mg.linear(x, p)).log().sum().backward()
         optimizer.step()
@@ -216,7 +216,7 @@ def test_no_memory_is_said_wherever_it_runs_out():
         with pytest.raises(mg.OutOfMemoryError) as caught, fake_cupy.short_of_memory(n):
             step()
         said = str(caught.value)
-        assert "out of memory on double:0: " in said and " asked for, 4.29 GB free of 8.59 GB" in said and "\n" not in said
+        assert "out of memory on fake:0: " in said and " asked for, 4.29 GB free of 8.59 GB" in said and "\n" not in said
         assert "batch" in said and "--recompute" in said and isinstance(caught.value, MemoryError)
         seen.add(said.partition(":")[0])
     assert {"linear", "softmax", "AdamW.step"} <= seen and any(s.startswith("backward of") for s in seen), seen
@@ -351,21 +351,21 @@ def test_every_complaint_has_its_line(error: Exception, kind: Any, words: list[s
         assert "\n" not in str(ours) and all(word in str(ours) for word in words), str(ours)
 
 
-@pytest.mark.parametrize("source", ["host", "double:0", "double:1"])
+@pytest.mark.parametrize("source", ["host", "fake:0", "fake:1"])
 def test_the_state_of_an_optimiser_comes_to_the_device_of_its_parameter(source: str):
     """Wherever its arrays come from, and whichever device is the current one."""
     here = fake_cupy.install()
-    p = mg.nn.Parameter(mg.tensor([1.0, 2.0], device="double:1"))
+    p = mg.nn.Parameter(mg.tensor([1.0, 2.0], device="fake:1"))
     optimizer = mg.optim.Adam([p], lr=0.1)
     (p * p).sum().backward()
     optimizer.step()
     kept = optimizer.state_dict()
     moved = (lambda a: here.host(a)) if source == "host" else mg.backend.get(source).array
     kept["state"][0] = {name: moved(a) if hasattr(a, "shape") else a for name, a in kept["state"][0].items()}
-    for current in ("double:0", "double:1"):
+    for current in ("fake:0", "fake:1"):
         fresh = mg.optim.Adam([p], lr=0.1)
         mg.backend.get(current)
         fresh.load_state_dict(kept)
         arrays = [a for a in fresh.state[p].values() if hasattr(a, "shape")]
-        assert len(arrays) == 2 and {str(here.device(a)) for a in arrays} == {"double:1"}
+        assert len(arrays) == 2 and {str(here.device(a)) for a in arrays} == {"fake:1"}
         fresh.step()

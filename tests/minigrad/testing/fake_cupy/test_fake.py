@@ -1,4 +1,4 @@
-"""The double of CuPy has CuPy's manners, and the engine keeps to them."""
+"""The fake CuPy has CuPy's manners, and the engine keeps to them."""
 from __future__ import annotations
 
 import importlib.util
@@ -24,7 +24,7 @@ cp = HERE.namespace
 
 
 def _t(x: Any, **options: Any) -> mg.Tensor:
-    return mg.tensor(np.asarray(x, np.float32), device="double", **options)
+    return mg.tensor(np.asarray(x, np.float32), device="fake", **options)
 
 
 # ── its manners ──
@@ -103,17 +103,17 @@ def test_allocations_and_uploads_are_counted():
 
 def test_devices_do_not_mix():
     """An array can be computed with on its own device alone; `.to` moves it, and a third device does not exist."""
-    a, b = mg.tensor([1.0], device="double:0"), mg.tensor([1.0], device="double:1")
-    assert (a.device, b.device) == ("double:0", "double:1")
-    with pytest.raises(mg.DeviceError, match=r'move one with \.to\("double:1"\)'):
+    a, b = mg.tensor([1.0], device="fake:0"), mg.tensor([1.0], device="fake:1")
+    assert (a.device, b.device) == ("fake:0", "fake:1")
+    with pytest.raises(mg.DeviceError, match=r'move one with \.to\("fake:1"\)'):
         a + b
     with cp.cuda.Device(1):
-        assert (b + a.to("double:1")).device == "double:1"
+        assert (b + a.to("fake:1")).device == "fake:1"
     with cp.cuda.Device(1):
-        strided = mg.tensor(np.arange(6.0).reshape(2, 3), device="double:1")[:, ::2]
-    assert strided.to("double:0").device == "double:0" and strided.to("double:0").numpy().tolist() == [[0.0, 2.0], [3.0, 5.0]]
-    with pytest.raises(mg.DeviceError, match="double:2 does not exist"):
-        mg.tensor([1.0], device="double:2")
+        strided = mg.tensor(np.arange(6.0).reshape(2, 3), device="fake:1")[:, ::2]
+    assert strided.to("fake:0").device == "fake:0" and strided.to("fake:0").numpy().tolist() == [[0.0, 2.0], [3.0, 5.0]]
+    with pytest.raises(mg.DeviceError, match="fake:2 does not exist"):
+        mg.tensor([1.0], device="fake:2")
 
 
 def test_an_index_out_of_range_wraps():
@@ -228,7 +228,7 @@ def test_no_op_waits(name: str, data: Any):
     """Value, gradients and gradients of gradients of an op: no wait, no upload, and no float64 unless a setting asks for it."""
     domain = data.draw(st.sampled_from([d for d in DOMAINS if d.subject.name == name]))
     example = data.draw(domain.examples)
-    run = Run(domain.subject, example, "float32", "double")
+    run = Run(domain.subject, example, "float32", "fake")
     xs = run.leaves()
     with np.errstate(all="ignore"), fake_cupy.counting() as counts:
         y = flat(domain.subject.function(*xs, **run.settings))
@@ -245,6 +245,6 @@ def test_random_numbers_are_numpys():
     """The same key gives the same mask, bit for bit, and the same numbers to a rounding."""
     key = mg.random.key(3)
     for draw in (mg.random.uniform, mg.random.normal):
-        np.testing.assert_array_equal(draw(key, (3, 5), device="double").numpy(), draw(key, (3, 5)).numpy())
+        np.testing.assert_array_equal(draw(key, (3, 5), device="fake").numpy(), draw(key, (3, 5)).numpy())
     mask = mg.random.keep_mask(HERE, key, (4, 7), 0.3)
     np.testing.assert_array_equal(HERE.host(mask), mg.random.keep_mask(backend.cpu, key, (4, 7), 0.3))

@@ -231,7 +231,7 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr("sys.argv", ["", "--op", "tanh", "--op", "mul", "--examples", "2"])
     assert __main__.main() == 0
     out = capsys.readouterr().out
-    assert "numpy float64, numpy float32, double float64, double float32" in out
+    assert "numpy float64, numpy float32, fake float64, fake float32" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("tanh", "mul"))}
     assert rows.keys() == {"tanh", "mul"} and "✗" not in out.split("\n\n", 1)[1].splitlines()[1] and "✓✓✓✓" in rows["tanh"]
     tanh = next(d for d in DOMAINS if d.label == "tanh")

@@ -1,4 +1,4 @@
-"""A small GPT-2 on the double of CuPy, or on a GPU (--backend cupy): NumPy's numbers, no wait but where it says so, and no float64."""
+"""A small GPT-2 on the fake CuPy, or on a GPU (--backend cupy): NumPy's numbers, no wait but where it says so, and no float64."""
 from __future__ import annotations
 
 import functools
@@ -21,7 +21,7 @@ FORMS = pytest.mark.parametrize("explicit", [False, True], ids=["fused", "by-par
 
 
 def _models(explicit: bool, **fields: Any) -> tuple[GPT2, GPT2]:
-    """The same weights on the double and on NumPy."""
+    """The same weights on the fake CuPy and on NumPy."""
     made = [GPT2(tiny_config(**fields), backend=place, explicit=explicit, seed=1).eval() for place in (DEVICE, "numpy")]
     for a, b in zip(made[0].parameters(), made[1].parameters()):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -168,7 +168,7 @@ def test_a_mask_costs_no_wait(explicit: bool):
 def test_a_device_is_named_once():
     """Models on both devices train and generate in turn, whichever device is current; to the bit alike, and each on its own."""
     config, said = tiny_config(initializer_range=0.3), []
-    models = [GPT2(config, backend=f"double:{n}", seed=1).eval() for n in (0, 1)]
+    models = [GPT2(config, backend=f"fake:{n}", seed=1).eval() for n in (0, 1)]
     optimizers = [mg.optim.AdamW(m.parameters(), lr=1e-3) for m in models]
     losses = [m.loss(IDS[:, :-1], IDS[:, 1:]) for m in models]
     for n in (1, 0):
@@ -179,18 +179,18 @@ def test_a_device_is_named_once():
     for n, m in enumerate(models):
         fake_cupy.Device(1 - n).use()
         said.append(m.generate([[5, 6], [7]], 3, greedy=True, eos_token_id=None))
-        assert {losses[n].device, *(t.device for p in m.parameters() for t in (p, p.grad))} == {f"double:{n}"}
+        assert {losses[n].device, *(t.device for p in m.parameters() for t in (p, p.grad))} == {f"fake:{n}"}
     assert said[0] == said[1]
     for a, b in zip(models[0].parameters(), models[1].parameters()):
         assert a.numpy().tobytes() == b.numpy().tobytes()
-    with pytest.raises(mg.DeviceError, match="weight is on double:0 and ids is on double:1"):
-        models[0](mg.tensor(IDS, device="double:1"))
+    with pytest.raises(mg.DeviceError, match="weight is on fake:0 and ids is on fake:1"):
+        models[0](mg.tensor(IDS, device="fake:1"))
 
 
 def test_a_cache_lies_on_its_device():
     """Keys, values and padding, whichever device is the current one."""
     fake_cupy.install()
-    mg.tensor(0.0, device="double:0")
-    cache = KVCache(GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=2), 2, 8, pad=[1, 0], device="double:1")
-    mg.tensor(0.0, device="double:0")
-    assert [str(mg.backend.of(a).device(a)) for a in (cache.keys, cache.values, cache.pad)] == ["double:1"] * 3
+    mg.tensor(0.0, device="fake:0")
+    cache = KVCache(GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=2), 2, 8, pad=[1, 0], device="fake:1")
+    mg.tensor(0.0, device="fake:0")
+    assert [str(mg.backend.of(a).device(a)) for a in (cache.keys, cache.values, cache.pad)] == ["fake:1"] * 3
