@@ -10,6 +10,7 @@ MEMORY = "memory that is written before it is read"
 ZERO = "0 times anything is 0"
 FINITE = "a finite number stays finite"
 OUT = "the same numbers in other memory"
+INT64 = "whole numbers of Python are int64 on this platform either way"
 MORE = "more bits are drawn than are used, and the same ones are used"
 
 EQUIVALENT: dict[str, str] = {
@@ -116,6 +117,11 @@ EQUIVALENT: dict[str, str] = {
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.lm_head.weight.array": SHIFT,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.wte.weight.array": MEAN,
     "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: model.wpe.weight.array": MEAN,
+    "gpt2.decoding.gpu_step.Stepper.__init__: plus 1e-5: self.there.zeros(shape, dtype=dtype)":
+        "memory that is written before it is read, or whole numbers, which 1e-5 does not change",
+    "gpt2.decoding.gpu_step.Stepper.__init__: no dtype in self.there.array([cache.length, 0], dtype='int64')": INT64,
+    "gpt2.decoding.gpu_step.Stepper.__init__: no dtype in self.there.array(cache.padded, dtype='int64')": INT64,
+    "gpt2.decoding.gpu_step.Stepper._start: no dtype in self.there.array(token, dtype='int64')": INT64,
     # the choice on a device
     "gpt2.decoding.gpu_sampling.Chooser.__init__: options.top_k or vocab for min(vocab, options.top_k or vocab)": "more than all are all",
     "gpt2.decoding.gpu_sampling.Chooser.__init__: no dtype in there.array(uniforms, dtype='float64')": "draws are float64 already",
