@@ -70,7 +70,7 @@ class Hooked(PretrainedModel):
 
     def set_functions(self) -> None:
         super().set_functions()
-        points = self.points()
+        points = self.points() if self.taps else {}
         for name, tap in self.taps.items():
             module, inner = points[name]
             if not isinstance(module.F, HookedFunctions):
