@@ -315,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     context = (f"{args.model or 'GPT-2 124M, random weights'}, B{args.rows} T{args.length}, {args.repeats} batches; "
                f"{', '.join(versions)}, {platform.machine()}")
     print(context)
-    names = [name for name in PARTIES if name.partition(" ")[0] in ("minigrad", "by", *peers)]
+    names = [name for name in PARTIES if name.partition(" ")[0] in ("minigrad", "unfused", *peers)]
     lines, checked = measure(config, weights, args.rows, args.length, args.repeats, names, lambda line: print(line, file=sys.stderr))
     if checked is None:
         print("truth: float64, not checked: PyTorch is not installed; get it with: pip install torch transformers")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +18,12 @@ from minigrad import nn
 from minigrad.fused.attention import attention_scores, attention_weights, weights_of_scores
 from minigrad.fused.layer_norm import reciprocal_deviation
 from minigrad.fused.packed_linear import FEW
+from minigrad.locks import lock, this_thread
 
-Tap = Callable[[mg.Tensor], mg.Tensor]
+changing = lock()                       # held while the functions of a model's modules are changed
+
+# a hook at a point, and the thread whose passes it belongs to
+Tap = tuple[object, Callable[[mg.Tensor], mg.Tensor]]
 
 
 class Over:
@@ -103,17 +107,25 @@ class Packed(Over):
 class HookedFunctions(Over):
     """The functions of a module with points: hooks get what they take and what they return.
 
-    taps: the function to call at a point, by the point's name in the module.
+    taps: what to call at a point, in this order, by the point's name in the module.
     """
 
-    def __init__(self, F: Any, taps: dict[str, Tap]) -> None:
+    def __init__(self, F: Any, taps: Mapping[str, Sequence[Tap]]) -> None:
         super().__init__(F)
         self.taps = taps
 
+    def has(self, *names: str) -> bool:
+        """Whether this thread has a hook at one of the points."""
+        me = this_thread()
+        return any(thread is me for name in names for thread, _ in self.taps.get(name, ()))
+
     def at(self, name: str, x: mg.Tensor) -> mg.Tensor:
         """The value with which the pass continues after the point: x, or a hook's result."""
-        tap = self.taps.get(name)
-        return x if tap is None else tap(x)
+        me = this_thread()
+        for thread, hook in self.taps.get(name, ()):
+            if thread is me:
+                x = hook(x)
+        return x
 
     def embedding(self, ids, weight):                                  # [..., T], [·, d]
         return self.at("out", self.F.embedding(ids, weight))           # [..., T, d]
@@ -126,7 +138,7 @@ class HookedFunctions(Over):
 
     def linear_cross_entropy(self, x, weight, targets, *, ignore_index):       # [B, T, d], [V, d]
         # the fused loss never has all logits at once, which a hook would read
-        if "logits" not in self.taps:
+        if not self.has("logits"):
             return self.F.linear_cross_entropy(x, weight, targets, ignore_index=ignore_index)
         logits = self.linear(x, weight)                                # [B, T, V]
         return self.F.cross_entropy(logits, targets, ignore_index=ignore_index)    # []
@@ -143,7 +155,7 @@ class HookedFunctions(Over):
 
     def normalized(self, x, y, weight, bias, eps):                     # 2 × [B, T, d], [d], [d]
         """y, which is x normalised, unless a hook gives another mean or another 1/√(σ² + ε)."""
-        if "mean" in self.taps or "rstd" in self.taps:
+        if self.has("mean", "rstd"):
             own = x.mean(axis=-1, keepdims=True)                       # [B, T, 1]
             mean = self.at("mean", own)                                # [B, T, 1]
             own_rstd = reciprocal_deviation(x, mean, eps=eps)          # [B, T, 1]
@@ -166,10 +178,10 @@ class HookedFunctions(Over):
     def replaced_weights(self, q, k, mask, causal, scale):             # 2 × [B, h, ·, d/h]
         """The attention weights where a hook replaces them or the scores, else None."""
         scores = given = None
-        if "scores" in self.taps:
+        if self.has("scores"):
             scores = attention_scores(q, k, scale=scale)               # [B, h, T, S]
             given = self.at("scores", scores)                          # [B, h, T, S]
-        if given is scores and "pattern" not in self.taps:
+        if given is scores and not self.has("pattern"):
             return None
         if given is scores:
             weights = attention_weights(q, k, mask, causal=causal, scale=scale)    # [B, h, T, S]
@@ -188,7 +200,7 @@ class HookedFunctions(Over):
 
     def before(self, x, bias):                                         # [B, T, n], [n]
         """x and the bias, or what a hook has in place of their sum, and zeros."""
-        if "pre" in self.taps:
+        if self.has("pre"):
             bias = bias.type_as(x)                                     # [n]
             pre = x + bias                                             # [B, T, n]
             if (chosen := self.at("pre", pre)) is not pre:

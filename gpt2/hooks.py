@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import minigrad as mg
 from minigrad import nn
+from minigrad.locks import this_thread
 
 from .errors import UsageError
-from .functions import HookedFunctions, Tap
+from .functions import HookedFunctions, Tap, changing
 from .weights.pretrained import PretrainedModel
 
 Hook = Callable[[mg.Tensor, str], Any]
@@ -57,25 +58,30 @@ ELSEWHERE = {"embed": "wte.out", "pos_embed": "wpe.out", "resid_pre": "in", "res
 
 
 class Hooked(PretrainedModel):
-    """A model of blocks `h` with hooks at its points. taps: what is called at a point, by name."""
+    """A model of blocks `h` with hooks at its points.
 
-    taps: Mapping[str, Tap] = {}
+    open_blocks: of each `hooks` block that is open, in whatever thread, what it calls at a point,
+    by the point's name; the oldest block first.
+    """
+
+    open_blocks: tuple[Mapping[str, Sequence[Tap]], ...] = ()
 
     if TYPE_CHECKING:
         h: list[Any]
         recompute: bool
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "taps"}
+        """The attributes of a copy, which has no hooks: they belong to the `with` block."""
+        return super().__getstate__() | {"open_blocks": ()}
 
-    def set_functions(self) -> None:
-        super().set_functions()
-        points = self.points() if self.taps else {}
-        for name, tap in self.taps.items():
-            module, inner = points[name]
-            if not isinstance(module.F, HookedFunctions):
-                module.F = HookedFunctions(module.F, {})
-            module.F.taps[inner] = tap
+    def own_functions(self, F: Any) -> dict[int, Any]:
+        taps: dict[int, dict[str, list[Tap]]] = {}
+        points = self.points() if self.open_blocks else {}
+        for block in self.open_blocks:
+            for name, some in block.items():
+                module, inner = points[name]
+                taps.setdefault(id(module), {}).setdefault(inner, []).extend(some)
+        return {key: HookedFunctions(F, own) for key, own in taps.items()}
 
     def points(self) -> dict[str, tuple[nn.Module, str]]:
         """Every point in the order of the pass: its module, and its name in that module.
@@ -126,12 +132,15 @@ class Hooked(PretrainedModel):
     @property
     def hooked(self) -> bool:
         """Whether the model has a hook at any point."""
-        return bool(self.taps)
+        return bool(self.open_blocks)
 
     @contextlib.contextmanager
     def hooks(self, hooks: Mapping[str, Hook],
               gradients: Mapping[str, Hook] | None = None) -> Iterator[None]:
         """Inside the block call hooks[name](x, name) whenever the pass arrives at a point with x.
+
+        The hooks belong to the thread that enters the block: passes of other threads do not meet
+        them. Blocks may end in any order; each takes away its own hooks and no others.
 
         If the hook returns a Tensor or an array, the pass continues with it instead of x. A name
         may be a pattern. Several hooks at one point are called one after the other, those of an
@@ -146,23 +155,25 @@ class Hooked(PretrainedModel):
         (attn.scores, attn.pattern, mlp.pre, mean, rstd), and in the pass for a result that has not
         the shape and dtype of x. On a GPU, hooks turn off the fast step of decoding (`gpu_step`).
         """
-        points, before = self.points(), self.taps
+        points, me = self.points(), this_thread()
         wanted = [(name, hook) for pattern, hook in hooks.items()
                   for name in self.chosen(pattern, points)]
         for pattern, hook in (gradients or {}).items():
             for name in self.chosen(pattern, points):
                 _check_gradient(name)
                 wanted.append((name, partial(_in_backward, hook)))
-        taps = dict(before)
+        block: dict[str, list[Tap]] = {}
         for name, hook in wanted:
-            taps[name] = partial(_called, taps.get(name), hook, name)
+            block.setdefault(name, []).append((me, partial(_called, hook, name)))
         try:
-            self.taps = taps
-            self.set_functions()
+            with changing:
+                self.open_blocks = (*self.open_blocks, block)
+                self.set_functions()
             yield
         finally:
-            self.taps = before
-            self.set_functions()
+            with changing:
+                self.open_blocks = tuple(one for one in self.open_blocks if one is not block)
+                self.set_functions()
 
     def trace(self, ids: Any, targets: Any = None, *, only: str = "*",
               gradients: bool = False) -> dict[str, Any]:
@@ -250,10 +261,8 @@ def _in_backward(hook: Hook, x: mg.Tensor, name: str) -> mg.Tensor | None:
     return x
 
 
-def _called(before: Callable[[mg.Tensor], mg.Tensor] | None, hook: Hook, name: str,
-            x: mg.Tensor) -> mg.Tensor:
-    """The result at a point: of the hooks that were there before, and then of this one."""
-    x = x if before is None else before(x)
+def _called(hook: Hook, name: str, x: mg.Tensor) -> mg.Tensor:
+    """What the pass continues with after the hook at a point."""
     made = hook(x, name)
     if made is None:
         return x

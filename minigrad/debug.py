@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from .engine.hooks import sources
 from .engine.op import Op
 from .engine.tensor import Tensor
 from .errors import GraphError
+from .locks import lock
 from .transforms import Checkpoint
 
 
@@ -165,35 +167,15 @@ def detect_anomaly() -> Iterator[None]:
     It is the first recorded op whose result holds NaN or +∞, or whose rule computes NaN. −∞ is no
     anomaly, because masks use it. The gradients of float16 are not checked, because loss scaling
     handles their overflow. Of a checkpointed function only the result is checked. It is slow: on a
-    GPU the host waits for every result. PyTorch has torch.autograd.detect_anomaly.
+    GPU the host waits for every result. Other threads are not checked. PyTorch has
+    torch.autograd.detect_anomaly.
     """
-    record, send = Op._record, Op._send
-
-    def checked_record(op: Op, args: Any, nodes: Any, out: Any, *rest: Any) -> Node:
-        if out is not None and (bad := _anomaly(out, infinity=True)):
-            arrays = [a.array if isinstance(a, Tensor) else a for a in args]
-            before = [f"{refusals.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
-                      if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
-            cause = f"for {' and '.join(before)}" if before else "of finite numbers"
-            raise GraphError(f"{op.shown}: {refusals.described(op, arrays)}: the result holds "
-                             f"{bad}, {cause}")
-        return record(op, args, nodes, out, *rest)
-
-    def checked_send(op: Op, node: Node, i: int, part: Any, g: Any, walk: Walk) -> None:
-        array = part.array if isinstance(part, Tensor) else part
-        parent = node.parents[i]
-        assert parent is not None
-        if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
-            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{refusals.arg(op, i)} holds {bad}")
-        send(op, node, i, part, g, walk)
-
-    Op._record = checked_record                         # type: ignore[method-assign,assignment]
-    Op._send = checked_send                             # type: ignore[method-assign,assignment]
+    _watching.anomalies += 1
     try:
-        with explicit():                                # the fast path has no such steps
+        with _replaced(*_ANOMALIES):
             yield
     finally:
-        Op._record, Op._send = record, send             # type: ignore[method-assign]
+        _watching.anomalies -= 1
 
 
 @contextlib.contextmanager
@@ -206,36 +188,110 @@ def detect_writes() -> Iterator[None]:
     does not see this; here a checksum of every saved array is computed and compared. It is slow:
     each array is read twice, and copied from the GPU first.
     """
-    made, pullbacks = Node.__init__, {kind: kind.pullback for kind in (Op, Checkpoint)}
-    sums: weakref.WeakKeyDictionary[Node, list[int]] = weakref.WeakKeyDictionary()
+    own: _Sums = weakref.WeakKeyDictionary()
+    _watching.sums = (*_watching.sums, own)
+    try:
+        with _replaced(*_WRITES):
+            yield
+    finally:
+        _watching.sums = tuple(sums for sums in _watching.sums if sums is not own)
 
-    def summed(node: Node, saved: Any) -> list[int]:
-        return [zlib.crc32(backend.of(x).host(x).tobytes()) for _, x, _ in _residuals(node, saved)]
 
-    def init(node: Node, *args: Any, **named: Any) -> None:
-        made(node, *args, **named)
-        sums[node] = summed(node, node.saved)
+_Sums = weakref.WeakKeyDictionary[Node, list[int]]
 
-    def pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
+
+class _Watching(threading.local):
+    """For the open blocks of this thread: how many look for anomalies, and checksums by node."""
+
+    anomalies = 0
+    sums: tuple[_Sums, ...] = ()
+
+
+_watching = _Watching()
+_patching = lock()
+_open = Counter[Any]()                                  # blocks that are open, in all threads
+_Method = tuple[type, str, Callable[..., Any], Callable[..., Any]]
+
+
+@contextlib.contextmanager
+def _replaced(*methods: _Method) -> Iterator[None]:
+    """Inside the block methods of the engine are replaced, in all threads.
+
+    methods: for each its class, its name, the method itself, and what replaces it.
+    """
+    with _patching:
+        _open[methods] += 1
+        for owner, name, _, ours in methods:
+            setattr(owner, name, ours)
+    try:
+        with explicit():                                # the fast path has no such steps
+            yield
+    finally:
+        with _patching:
+            _open[methods] -= 1
+            if not _open[methods]:
+                for owner, name, own, _ in methods:
+                    setattr(owner, name, own)
+
+
+_record, _send, _init, _pullback, _replay = (
+    Op._record, Op._send, Node.__init__, Op.pullback, Checkpoint.pullback)
+
+
+def _checked_record(op: Op, args: Any, nodes: Any, out: Any, *rest: Any) -> Node:
+    """`Op._record`; GraphError for a result that holds NaN or +∞."""
+    if _watching.anomalies and out is not None and (bad := _anomaly(out, infinity=True)):
+        arrays = [a.array if isinstance(a, Tensor) else a for a in args]
+        before = [f"{refusals.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
+                  if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
+        cause = f"for {' and '.join(before)}" if before else "of finite numbers"
+        raise GraphError(f"{op.shown}: {refusals.described(op, arrays)}: the result holds "
+                         f"{bad}, {cause}")
+    return _record(op, args, nodes, out, *rest)
+
+
+def _checked_send(op: Op, node: Node, i: int, part: Any, g: Any, walk: Walk) -> None:
+    """`Op._send`; GraphError for a gradient that holds NaN."""
+    if _watching.anomalies:
+        array = part.array if isinstance(part, Tensor) else part
+        parent = node.parents[i]
+        assert parent is not None
+        if str(parent.dtype) != "float16" and (bad := _anomaly(array, infinity=False)):
+            raise GraphError(f"backward of {node}: ∂{op.shown}/∂{refusals.arg(op, i)} holds {bad}")
+    _send(op, node, i, part, g, walk)
+
+
+_ANOMALIES: tuple[_Method, ...] = ((Op, "_record", _record, _checked_record),
+                                   (Op, "_send", _send, _checked_send))
+
+
+def _summed(node: Node, saved: Any) -> list[int]:
+    return [zlib.crc32(backend.of(x).host(x).tobytes()) for _, x, _ in _residuals(node, saved)]
+
+
+def _summed_init(node: Node, *args: Any, **named: Any) -> None:
+    """`Node.__init__`, and the checksums of what the node has saved."""
+    _init(node, *args, **named)
+    if _watching.sums:
+        _watching.sums[-1][node] = _summed(node, node.saved)
+
+
+def _compared_pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
+    """The op's `pullback`; GraphError if a saved array is not what it was."""
+    for sums in _watching.sums:
         if node in sums:                                # nodes from before the block are not
             residuals = _residuals(node, saved)
-            for (name, x, _), then, now in zip(residuals, sums[node], summed(node, saved)):
+            for (name, x, _), then, now in zip(residuals, sums[node], _summed(node, saved)):
                 if then != now:
                     raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was "
                                      "saved for backward and has been changed since; pass the op "
                                      "a copy, or change the array after backward()")
-        pullbacks[Checkpoint if isinstance(op, Checkpoint) else Op](op, node, saved, *rest)
+    (_replay if isinstance(op, Checkpoint) else _pullback)(op, node, saved, *rest)
 
-    Node.__init__ = init                                 # type: ignore[method-assign,assignment]
-    for kind in pullbacks:
-        kind.pullback = pullback                         # type: ignore[method-assign,assignment]
-    try:
-        with explicit():
-            yield
-    finally:
-        Node.__init__ = made                             # type: ignore[method-assign]
-        for kind, f in pullbacks.items():
-            kind.pullback = f                            # type: ignore[method-assign,assignment]
+
+_WRITES: tuple[_Method, ...] = ((Node, "__init__", _init, _summed_init),
+                                (Op, "pullback", _pullback, _compared_pullback),
+                                (Checkpoint, "pullback", _replay, _compared_pullback))
 
 
 def _anomaly(array: Any, infinity: bool) -> str:

@@ -21,6 +21,7 @@ from .backend.splitmix64 import keep_mask as keep_mask
 from .backend.splitmix64 import keep_mask_span as keep_mask_span
 from .engine.tensor import Tensor
 from .errors import ShapeError
+from .locks import lock
 
 _BLOCK = 1 << 16
 
@@ -113,45 +114,71 @@ def permutation(key: int, n: int) -> Any:
     return raw_bits(backend.cpu, _key(key), index(n, "permutation: n")).argsort(kind="stable")
 
 
-class _Stream(threading.local):
-    """The default stream of this thread, for modules such as Dropout.
+class _Stream:
+    """A stream of keys: the key that it starts from, and how many keys it has returned."""
 
-    It consists of a key and of the number of keys that it has returned.
-    """
+    def __init__(self, state: tuple[int, int]) -> None:
+        self.key, self.count = state
 
-    key, count = key(0), 0
+    def next(self) -> int:
+        with _drawing:                                  # two threads never get the same key
+            self.count += 1
+            return fold_in(self.key, self.count)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.key, self.count
+
+    @state.setter
+    def state(self, state: tuple[int, int]) -> None:
+        with _drawing:
+            self.key, self.count = state
 
 
-_stream = _Stream()
+class _Replayed(threading.local):
+    """The stream that this thread draws from inside `replaying`, else None."""
+
+    stream: _Stream | None = None
+
+
+_drawing = lock()
+_default = _Stream((key(0), 0))                         # of all threads: for modules like Dropout
+_replayed = _Replayed()
+
+
+def _stream() -> _Stream:
+    return _replayed.stream or _default
 
 
 def manual_seed(seed: int) -> None:
-    """Start this thread's default stream again, from this seed."""
-    _stream.key, _stream.count = key(seed), 0
+    """Start the default stream again, from this seed, for all threads, as in PyTorch.
+
+    Threads that draw at the same time get keys in an order that depends on the system; a thread
+    that needs keys of its own passes them: `dropout(x, key=…)`, or draws inside `replaying`.
+    """
+    _stream().state = key(seed), 0
 
 
 def next_key() -> int:
-    """The next key of this thread's default stream."""
-    _stream.count += 1
-    return fold_in(_stream.key, _stream.count)
+    """The next key of the default stream."""
+    return _stream().next()
 
 
 def get_state() -> tuple[int, int]:
     """The state of the default stream, for `set_state`."""
-    return _stream.key, _stream.count
+    return _stream().state
 
 
 def set_state(state: tuple[int, int]) -> None:
     """Continue from a state that `get_state` returned."""
-    _stream.key, _stream.count = int(state[0]), int(state[1])
+    _stream().state = int(state[0]), int(state[1])
 
 
 @contextlib.contextmanager
 def replaying(state: tuple[int, int]) -> Iterator[None]:
-    """Inside the block the default stream starts from `state`; after it the old state returns."""
-    was = get_state()
-    set_state(state)
+    """Inside the block this thread draws from a stream of its own, which starts from `state`."""
+    was, _replayed.stream = _replayed.stream, _Stream((int(state[0]), int(state[1])))
     try:
         yield
     finally:
-        set_state(was)
+        _replayed.stream = was

@@ -13,7 +13,7 @@ from minigrad.hints import instead
 
 from ..config import GPT2Config, as_int
 from ..errors import UsageError
-from ..functions import Packed, casting
+from ..functions import Packed, casting, changing
 
 if TYPE_CHECKING:
     from ..decoding.kv_cache import KVCache
@@ -29,7 +29,9 @@ class PretrainedModel(nn.Module):
     where: dict[str, Any]
     explicit: bool = False
     compute_dtype: str
-    panels: dict[int, mg.Tensor] | None = None          # inside packed(), by the parameter's id
+    # inside packed(): copies of the weights by the parameter's id, and how many blocks use them
+    panels: dict[int, mg.Tensor] | None = None
+    packings = 0
     path: Path | None = None                            # where the weights came from
 
     def __init__(self, config: GPT2Config, **options: Any) -> None:
@@ -37,7 +39,7 @@ class PretrainedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes of a copy, which has no panels: they belong to the `with` block."""
-        return super().__getstate__() | {"panels": None}
+        return super().__getstate__() | {"panels": None, "packings": 0}
 
     # ── loading ──
     @classmethod
@@ -170,17 +172,22 @@ class PretrainedModel(nn.Module):
 
     # ── modes, functions, and layouts of the weights ──
     def functions(self) -> Any:
-        """The functions that the model's modules call: fused or not, with casts, with panels."""
+        """The functions that modules without hooks call: fused or not, with casts or panels."""
         F: Any = nn.unfused if self.explicit else nn.functional
         if self.compute_dtype != self.where["dtype"]:
             return casting(F.__name__)
         return Packed(F, self.panels) if self.panels else F
 
+    def own_functions(self, F: Any) -> dict[int, Any]:
+        """The functions of modules that call others than F, by the module's id."""
+        return {}
+
     def set_functions(self) -> None:
         """Give every module the functions that it calls."""
         F = self.functions()
+        own = self.own_functions(F)
         for module in self.modules():
-            module.F = F
+            module.F = own.get(id(module), F)
 
     def train(self: Model, mode: bool = True) -> Model:
         """Set training mode, or with mode=False evaluation mode, here and in all modules below.
@@ -223,16 +230,23 @@ class PretrainedModel(nn.Module):
         """Inside the block a pass over 2 … FEW rows multiplies with panels, without gradients.
 
         This is up to three times as fast. The panels are copies of the weights, so they take as
-        much memory again, and the weights must not change inside the block.
+        much memory again, and the weights must not change inside the block. Blocks of several
+        threads share the panels, which go with the last of these blocks.
         """
+        with changing:
+            if self.panels is None:
+                packed = {id(p): mg.backend.of(array).pack(array) for p, array in self.matrices()}
+                self.panels = {key: mg.Tensor(a) for key, a in packed.items() if a is not None}
+                self.set_functions()
+            self.packings += 1
         try:
-            packed = {id(p): mg.backend.of(array).pack(array) for p, array in self.matrices()}
-            self.panels = {key: mg.Tensor(a) for key, a in packed.items() if a is not None}
-            self.set_functions()
             yield
         finally:
-            self.panels = None
-            self.set_functions()
+            with changing:
+                self.packings -= 1
+                if not self.packings:
+                    self.panels = None
+                    self.set_functions()
 
     # ── generation ──
     @instead

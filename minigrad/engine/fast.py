@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappush
 from operator import itemgetter
@@ -24,6 +23,7 @@ from typing import Any
 from .. import backend
 from ..backend import known
 from ..backend.base import FLOATS, Backend, Saved
+from ..locks import lock
 from ..widen import needed, widened
 from . import checks, graph, refusals
 from .declaration import SCALARS, Rule
@@ -305,7 +305,7 @@ class Shares:
 
 
 # ── the switch ──
-_switching = threading.Lock()
+_switching = lock()
 _blocks: list[bool] = []                                # for each open block: was the fast path on
 _FAST = {name: vars(FastOp)[name] for name in ("__call__", "pullback", "_share")}
 

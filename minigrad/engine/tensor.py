@@ -4,7 +4,6 @@ This file uses no op; `minigrad.ops` attaches the operators and methods.
 """
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backend
 from ..backend.base import FLOATS
 from ..errors import DeviceError, DTypeError, GraphError, ShapeError
+from ..locks import lock
 from . import refusals
 from .copies import Copies
 from .graph import Leaf, backprop
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Base = Copies
 
-_adding = threading.Lock()              # held while a gradient is added to a .grad
+_adding = lock()                        # held while a gradient is added to a .grad
 
 
 class Tensor(Base):

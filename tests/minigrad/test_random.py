@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_keys_and_bounds_out_of_range_are_refused():
 
 
 def test_the_default_stream():
-    """manual_seed starts it anew; each next_key is another; state saves, restores and replays it; threads have their own."""
+    """manual_seed starts it anew; each next_key is another; state saves, restores and replays it."""
     random.manual_seed(4)
     first = [random.next_key() for _ in range(5)]
     saved = random.get_state()
@@ -265,12 +266,54 @@ def test_the_default_stream():
     random.manual_seed(4)
     assert [random.next_key() for _ in range(5)] == first and after != saved
 
-    seen: list[Any] = []
-    thread = threading.Thread(target=lambda: (random.manual_seed(4), seen.extend(random.next_key() for _ in range(5))))
-    here = random.get_state()
+
+
+class Slow(random._Stream):
+    """A stream in which it is another thread's turn whenever the count is read."""
+
+    @property
+    def count(self) -> int:
+        time.sleep(0)
+        return self.read
+
+    @count.setter
+    def count(self, n: int) -> None:
+        self.read = n
+
+
+def test_threads_share_the_default_stream(monkeypatch: pytest.MonkeyPatch):
+    """A thread goes on where another stopped, sees its seed, and no key is drawn twice; inside `replaying` it draws by itself."""
+    random.manual_seed(4)
+    alone = [random.next_key() for _ in range(8 * 200)]
+    random.manual_seed(4)
+    seen: list[int] = []
+    meet = threading.Barrier(8)
+
+    def work() -> None:
+        meet.wait()
+        seen.extend([random.next_key() for _ in range(200)])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    monkeypatch.setattr(random, "_default", Slow((random.key(4), 0)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == sorted(alone) and random.get_state() == (random.key(4), 8 * 200)
+
+    own: list[int] = []
+
+    def replay() -> None:
+        with random.replaying((random.key(4), 0)):
+            own.extend(random.next_key() for _ in range(3))
+            random.manual_seed(9)
+            own.append(random.next_key())
+
+    before = random.get_state()
+    thread = threading.Thread(target=replay)
     thread.start()
     thread.join()
-    assert seen == first and random.get_state() == here
+    assert own == [*alone[:3], random.fold_in(random.key(9), 1)] and random.get_state() == before
 
 
 def test_dropout_without_a_key_draws_from_the_default_stream():

@@ -21,6 +21,16 @@ from .sizes import SIZES
 _pool: Any = None
 
 
+def _forget_pool() -> None:
+    """In a forked child: it has none of the threads of the pool."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):                     # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
 def cores() -> int:
     """The number of threads that share the work: one for each processor that this process may use.
 
