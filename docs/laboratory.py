@@ -8,8 +8,10 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,13 +109,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--run", nargs="*", action=Extend, metavar="NAME", help="measure these experiments anew, or all where none is named")
     args = p.parse_args(argv)
     if args.run is not None:
-        command = [sys.executable, "-m", "gpt2.experiments", *(args.run or ["all"]), "--out", str(FOLDER)]
         # as a user's machine has it: no BLAS kernels forced
         environment = {k: v for k, v in os.environ.items() if k not in UNSET}
-        if (code := subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment).returncode):
-            return code
-        for made in (*FOLDER.glob("*.csv"), *FOLDER.glob("*.html")):
-            made.unlink()                               # the table is in the JSON, and the page of a pass is large
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-m", "gpt2.experiments", *(args.run or ["all"]), "--out", out]
+            if (code := subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment).returncode):
+                return code
+            # the table is in the JSON, and the page of a pass is large
+            for made in (*Path(out).glob("*.json"), *Path(out).glob("*.png")):
+                shutil.copy(made, FOLDER)
     for path, text in files().items():
         path.write_text(text, "utf-8")
     return 0

@@ -9,9 +9,10 @@ from typing import Any
 
 from .cli.command import Parser, run_command
 from .config import PUBLISHED, GPT2Config
-from .errors import MissingError, UsageError
+from .errors import MissingError
+from .io.outputs import claim, open_folder
 
-WEIGHTS = "model.safetensors"
+BY, WEIGHTS = "gpt2.download", "model.safetensors"
 FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "generation_config.json",
          WEIGHTS)
 OPTIONAL = ("tokenizer.json", "generation_config.json")
@@ -41,16 +42,18 @@ def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> P
     """Download a published size, and return the directory: `out`, or one in the hub's cache.
 
     Files that are there already are not fetched again, unless `force`. The hash of each file is
-    checked, and a file with another hash is removed. UsageError for an unknown name, or an `out`
-    that cannot be written; MissingError if the hub cannot be reached, or if a file is missing or
-    wrong.
+    checked, and a file with another hash is removed. UsageError for an unknown name, for an `out`
+    that cannot be written, and for a file in it that is not the hub's and that no download wrote;
+    MissingError if the hub cannot be reached, or if a file is missing or wrong.
     """
     GPT2Config.from_name(name)                          # an error for an unknown name
-    if out is not None:
-        try:
-            Path(out).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {out}: {error.strerror}") from None
+    if out is None:
+        return _fetch(name, None, force)
+    with open_folder(Path(out), BY):
+        return _fetch(name, Path(out), force)
+
+
+def _fetch(name: str, out: Path | None, force: bool) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     repository = f"openai-community/{name}"
@@ -66,13 +69,17 @@ def fetch(name: str, *, out: str | Path | None = None, force: bool = False) -> P
     if name in PINNED and (weights is None or weights.sha256 != PINNED[name]):
         raise MissingError(f"{repository} offers a {WEIGHTS} that is not OpenAI's: "
                            "its sha256 differs")
+    wanted = [file for file in FILES if file in offered]
+    if out is not None:
+        # a file that is as the hub has it may be there already
+        claim(out, BY, [file for file in wanted if not _is(out / file, offered[file])])
     path = Path()
-    for file in filter(offered.__contains__, FILES):
+    for file in wanted:
         try:
             path = Path(hf_hub_download(repository, file, local_dir=out, force_download=force))
         except Exception as error:
             raise _failed(name, error) from None
-        _check(path, offered[file])
+        _check(path, offered[file], cached=out is None)
     return path.parent
 
 
@@ -83,11 +90,13 @@ def _failed(name: str, error: Exception) -> MissingError:
     return MissingError(f"cannot download {name} ({lines[0]}); {advice}")
 
 
-def _check(path: Path, offered: Any) -> None:
-    """Remove a file whose hash is not the one that the hub lists, and raise MissingError.
+def _is(path: Path, offered: Any) -> bool:
+    """Whether a file has the hash that the hub lists.
 
     The hash is the sha256 of a large file, and git's hash of a small one.
     """
+    if not path.is_file():
+        return False
     if offered.lfs is not None:
         print(f"checking {path.name}", file=sys.stderr)
         digest, promised = hashlib.sha256(), offered.lfs.sha256
@@ -96,9 +105,16 @@ def _check(path: Path, offered: Any) -> None:
     with open(path, "rb") as f:
         while piece := f.read(1 << 20):
             digest.update(piece)
-    if digest.hexdigest() != promised:
-        path.resolve().unlink()                         # in the cache, `path` is a link to it
+    return digest.hexdigest() == promised
+
+
+def _check(path: Path, offered: Any, cached: bool) -> None:
+    """Remove a file whose hash is not the one that the hub lists, and raise MissingError."""
+    if not _is(path, offered):
+        if cached:
+            path.resolve().unlink(missing_ok=True)      # in the cache, `path` is a link to it
         path.unlink(missing_ok=True)
+        promised = offered.lfs.sha256 if offered.lfs is not None else offered.blob_id
         raise MissingError(f"{path.name} does not have the hash {promised} that the hub lists, "
                            "and was removed; try again")
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from .cli.command import Parser, at_least, emit_json, run_command
 from .data.corpus import Piece, encode, in_parallel, measure, pieces, processors, split_at, words
-from .data.shards import SPLITS, check_out, write_data
+from .data.shards import SPLITS, write_data
 from .data.tokenizer import Tokenizer, load_tokenizer
 from .data.train_bpe import train_bpe
 from .errors import MissingError, UsageError
+from .io.outputs import whole_folder
 
 
 def prepare(inputs: Sequence[str | Path], out: str | Path, tokenizer: str = "gpt2",
@@ -37,27 +38,25 @@ def prepare(inputs: Sequence[str | Path], out: str | Path, tokenizer: str = "gpt
     if not 0.0 < val_fraction < 1.0:
         raise UsageError("--val-fraction must be between 0 and 1, both excluded, "
                          f"not {val_fraction}")
-    out = Path(out)
-    check_out(out)
     coder = None if tokenizer.startswith("train:") else load_tokenizer(tokenizer, download=download)
     size = _size(tokenizer) if coder is None else 0
     some = pieces([Path(path) for path in inputs], allow_special)
     if some[0].documents and coder is not None and coder.eot is None:
-        raise UsageError(f"--tokenizer {tokenizer} has no <|endoftext|>, "
-                         "which separates documents")
-    measured = list(in_parallel(measure, some, workers, "measuring"))
-    characters = [counts[0] for counts in measured]
-    total = sum(characters)
-    parts = dict(zip(SPLITS, split_at(some, characters, int(total * (1.0 - val_fraction)))))
-    if not all(parts.values()):
-        documents = sum(counts[3] for counts in measured)
-        what = "1 document is" if documents == 1 else f"{total} characters are"
-        raise MissingError(f"{what} too few to use {val_fraction:g} of them for validation")
-    if coder is None:
-        coder = _learned(parts["train"], size, workers)
-    return write_data(out, coder, {
-        split: in_parallel(encode, part, workers, f"encoding {split}", coder)
-        for split, part in parts.items()})
+        raise UsageError(f"--tokenizer {tokenizer} has no <|endoftext|>, which separates documents")
+    with whole_folder(Path(out), "gpt2.prepare") as made:
+        measured = list(in_parallel(measure, some, workers, "measuring"))
+        characters = [counts[0] for counts in measured]
+        total = sum(characters)
+        parts = dict(zip(SPLITS, split_at(some, characters, int(total * (1.0 - val_fraction)))))
+        if not all(parts.values()):
+            documents = sum(counts[3] for counts in measured)
+            what = "1 document is" if documents == 1 else f"{total} characters are"
+            raise MissingError(f"{what} too few to use {val_fraction:g} of them for validation")
+        if coder is None:
+            coder = _learned(parts["train"], size, workers)
+        return write_data(made, coder, {
+            split: in_parallel(encode, part, workers, f"encoding {split}", coder)
+            for split, part in parts.items()})
 
 
 def _size(tokenizer: str) -> int:

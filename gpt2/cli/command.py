@@ -25,6 +25,7 @@ from minigrad.commands import Parser as Parser
 from minigrad.errors import MinigradError
 
 from ..errors import GPT2Error, UsageError
+from .tables import visible
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")      # the values of --dtype
 
@@ -202,7 +203,7 @@ def _ended(error: Exception, prog: str) -> int:
 
 
 def _line(message: object) -> str:
-    return " ".join(str(message).split())
+    return visible(" ".join(str(message).split()))
 
 
 def _os_line(error: OSError) -> str:

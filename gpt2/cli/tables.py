@@ -10,11 +10,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -
     """The lines of a table; the first `left` columns are aligned left, the others right."""
     text = [list(header)]
     for row in rows:
-        text.append([cell if isinstance(cell, str) else number(cell) for cell in row])
+        text.append([visible(cell) if isinstance(cell, str) else number(cell) for cell in row])
     widths = [max(len(row[i]) for row in text) for i in range(len(header))]
     for row in text:
         yield "  ".join(cell.ljust(width) if i < left else cell.rjust(width)
                         for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+
+
+def visible(text: str) -> str:
+    """Text in one line, with everything that would steer a terminal written as \\x1b, \\n and so on.
+
+    Names and errors may hold what a foreign file holds.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import MissingError, UsageError
-from ..io.atomic import Stage, clear, left_of, staged
+from ..errors import MissingError
+from ..io.atomic import new_file, write_new
+from ..io.outputs import fill
 from ..io.safetensors import read_header
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -33,8 +33,6 @@ CHECKED = 1 << 28
 # bytes before the ids; the header is written last, so its length is fixed beforehand
 _HEADER = 4096
 META = "meta.json"
-_OURS = re.compile(r"(vocab|added_tokens|meta)\.json|merges\.txt|"
-                   r"(train|val)-\d{5}(-of-\d{5})?\.safetensors")
 _CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 
 
@@ -176,58 +174,36 @@ def _shard(path: Path, sha256: str) -> np.ndarray:
 
 
 # ── writing ──
-def check_out(out: Path) -> None:
-    """UsageError if a directory holds anything except prepared data, complete or not."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file, not a directory")
-    held = {path.name: left_of(path) for path in out.iterdir()} if out.exists() else {}
-    foreign = {name for name, was in held.items() if not _OURS.fullmatch(was or name)}
-    unfinished = any(was is not None for was in held.values())
-    if held and (foreign or not (unfinished or META in held)):
-        raise UsageError(f"--out {out} holds a file that is not prepared data "
-                         f"({min(foreign or held)}); choose another directory")
-
-
 def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]]) -> dict[str, Any]:
     """Write the parts of each split, one after the other, and return the contents of meta.json.
 
-    meta.json gets its name last: a directory without it is incomplete, and one with it never mixes
-    old and new files. UsageError if the directory cannot be written, MissingError for a split
-    without text.
+    out: a folder that is empty. MissingError for a split without text, OSError if the folder cannot
+    be written.
     """
-    with staged(out, META) as stage:
-        clear(out)                                      # nothing of this run is there yet
-        for name, content in coder.files().items():
-            stage.write(name, [content])
-        meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256},
-                                "vocab_size": coder.n_vocab}
-        for split in SPLITS:
-            names, meta[split] = _write_split(stage, split, coder, parts[split])
-            if not meta[split]["tokens"]:
-                raise MissingError(f"there is no text for {split}; give more text, or another "
-                                   "--val-fraction")
-            for k, name in enumerate(names):
-                stage.rename(name, _name(split, k, len(names)))
-        stage.write(META, [(json.dumps(meta, indent=1) + "\n").encode()])
-        stage.stale = {path.name for path in out.glob("*.safetensors")} | {"added_tokens.json"}
+    fill(out, {name: [content] for name, content in coder.files().items()})
+    meta: dict[str, Any] = {"tokenizer": {"name": coder.name, "sha256": coder.sha256},
+                            "vocab_size": coder.n_vocab}
+    for split in SPLITS:
+        meta[split] = _write_split(out, split, coder, parts[split])
+        if not meta[split]["tokens"]:
+            raise MissingError(f"there is no text for {split}; give more text, or another "
+                               "--val-fraction")
+    write_new(out / META, [(json.dumps(meta, indent=1) + "\n").encode()])
     return meta
 
 
-def _write_split(stage: Stage, split: str, coder: Tokenizer,
-                 parts: Iterable[Part]) -> tuple[list[str], dict[str, Any]]:
-    """Stage the shards of a split; returns their staged names and the entry of meta.json.
-
-    A shard ends where a part ends.
+def _write_split(out: Path, split: str, coder: Tokenizer, parts: Iterable[Part]) -> dict[str, Any]:
+    """Write the shards of a split; returns the entry of meta.json. A shard ends where a part does.
     """
     kind = "U16" if coder.n_vocab <= 1 << 16 else "U32"
     whole, tokens, digest = [0] * len(COUNTS), 0, hashlib.sha256()
-    names: list[str] = []
+    shards: list[Path] = []
     rest = iter(parts)
     part = next(rest, None)
-    while part is not None or not names:
-        names.append(f"{split}-{len(names):05d}.safetensors")
+    while part is not None or not shards:
+        shards.append(out / f"{split}-{len(shards)}.tmp")
         counts, size = [0] * len(COUNTS), 0
-        with stage.open(names[-1]) as file:
+        with new_file(shards[-1]) as file:
             file.write(b" " * _HEADER)
             while part is not None and (size == 0 or size + len(part.ids) <= SHARD):
                 numbers = np.ascontiguousarray(part.ids, _CODES[kind])
@@ -240,8 +216,10 @@ def _write_split(stage: Stage, split: str, coder: Tokenizer,
             file.seek(0)
             file.write(_header(kind, size, metadata))
         whole, tokens = [a + b for a, b in zip(whole, counts)], tokens + size
-    return names, {"tokens": tokens, "shards": len(names), **dict(zip(COUNTS, whole)),
-                   "sha256": digest.hexdigest()}
+    for k, path in enumerate(shards):                   # now it is known how many there are
+        path.rename(out / _name(split, k, len(shards)))
+    return {"tokens": tokens, "shards": len(shards), **dict(zip(COUNTS, whole)),
+            "sha256": digest.hexdigest()}
 
 
 def _header(kind: str, size: int, metadata: Mapping[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from ..cli.tables import columns, plain, table
 from ..errors import GPT2Error, UsageError
 from ..inspect.weights import WHICH
 from ..io.atomic import check_writable, write_files
+from ..io.outputs import open_folder
 from ..io.plots import image
 from . import NAMES, experiment
 from .lab import Lab
@@ -89,8 +90,10 @@ def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found,
     }
     picture = image(module.draw(found))
-    write_files(out, {**lab.files, f"{name}.png": picture, f"{name}.csv": csv_of(found["rows"]),
-                      f"{name}.json": json.dumps(document, indent=1).encode() + b"\n"})
+    files = {**lab.files, f"{name}.png": picture, f"{name}.csv": csv_of(found["rows"]),
+             f"{name}.json": json.dumps(document, indent=1).encode() + b"\n"}
+    with open_folder(out, "gpt2.experiments", files):
+        write_files(out, files)
     return document
 
 

@@ -6,7 +6,6 @@ safetensors with a manifest.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -28,7 +27,7 @@ from ..cli.tables import number, plain, table
 from ..config import GPT2Config
 from ..errors import MissingError, UsageError
 from ..hooks import BLOCK, ENDS, STATISTICS
-from ..io.atomic import write_folder
+from ..io.outputs import fill, whole_folder
 from ..io.safetensors import (
     CODES,
     NAMES,
@@ -178,7 +177,10 @@ def main(argv: list[str] | None = None) -> int:
     config, device = model.config, model.where["device"]
     del model                           # `own` holds the weights until the next model takes them
     entries, losses = list[Entry](), list[float]()
-    with np.errstate(all="ignore"), scratch(args.out) as folder:        # check_finite reports them
+    # check_finite reports what NumPy would warn of
+    with (np.errstate(all="ignore"), whole_folder(args.out, "gpt2.golden") as out,
+          tempfile.TemporaryDirectory(dir=out) as scratch):
+        folder = Path(scratch)
         spool = Spool(folder / "float32")
         narrow = GPT2(config, backend=device, dtype="float32",
                       parameters={name: a.copy() for name, a in own.items()})
@@ -206,11 +208,8 @@ def main(argv: list[str] | None = None) -> int:
         codes = dict.fromkeys(shapes, CODES[given])
         header, _ = safetensors_header(shapes, codes, {"format": "np"})
         # the weights first: tensors() takes them out of `own`
-        files = {**model_files(config, own, args.random_weights),
-                 TENSORS: itertools.chain([header], tensors()), MANIFEST: written()}
-        with contextlib.suppress(OSError):              # an empty folder may be replaced
-            args.out.rmdir()
-        write_folder(args.out, files, MANIFEST)
+        fill(out, {**model_files(config, own, args.random_weights),
+                   TENSORS: itertools.chain([header], tensors()), MANIFEST: written()})
     if args.json:
         emit_json(plain(manifest))
     else:
@@ -233,19 +232,6 @@ def announce(memory: int, more: str) -> None:
     """Print how much memory a large computation needs, before it starts."""
     if memory >= 1 << 28:
         print(f"gpt2.golden: this needs about {size_of(memory)} of memory{more}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`. UsageError if it cannot be made."""
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.",
-                                           dir=out.absolute().parent)
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror}") from None
-    with made as folder:
-        yield Path(folder)
 
 
 def check_finite(args: argparse.Namespace, name: str, a: np.ndarray) -> None:
@@ -320,9 +306,8 @@ def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, 
     if tokenizer is not None:
         files["gpt2_tokenizer.bin"] = llmc.tokenizer(tokenizer)
     files[llmc.LOSSES] = summary()
-    with contextlib.suppress(OSError):
-        args.out.rmdir()
-    write_folder(args.out, files, llmc.LOSSES)
+    with whole_folder(args.out, "gpt2.golden") as out:
+        fill(out, files)
     print(f"float expected_losses[{len(losses)}] = {{{', '.join(f'{x:.9g}f' for x in losses)}}};")
     print(f"gpt2.golden: wrote {', '.join(files)} in {args.out}; paste the line above into a test "
           "whose expected losses are compiled in", file=sys.stderr)

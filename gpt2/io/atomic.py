@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
@@ -37,12 +38,19 @@ def left_of(path: Path) -> str | None:
     return found and found["name"]
 
 
-def clear(folder: str | os.PathLike[str]) -> None:
-    """Remove the incomplete files and folders that killed processes left in a folder."""
-    for path in Path(folder).iterdir():
-        if not left_of(path):
+def clear(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove the incomplete files and folders that killed processes left in a folder.
+
+    name: only those of this final name. A folder that was killed while it was replaced gets its
+    name back.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        final = left_of(path)
+        if final is None or name not in (None, final):
             continue
-        if path.is_dir():
+        if path.is_dir() and path.suffix == ".old" and not path.with_name(final).exists():
+            path.rename(path.with_name(final))
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -79,6 +87,19 @@ def sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def folders(path: Path) -> Iterator[None]:
+    """A folder that exists inside the block; folders that were made for it go if they are empty."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.rmdir()                             # fails unless it is empty
 
 
 # ── several files of one folder ──
@@ -146,21 +167,19 @@ def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[
     folder cannot be written.
     """
     out = Path(folder)
-    made = [path for path in (out, *out.parents) if not path.exists()]
     stage = Stage(out, last)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield stage
-        stage.take_places()
+        with folders(out):
+            try:
+                yield stage
+                stage.take_places()
+            finally:                                    # also after Ctrl-C
+                for path in (*stage.files.values(), *([stage.aside] if stage.aside else [])):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:                                            # also after Ctrl-C
-        for path in (*stage.files.values(), *([stage.aside] if stage.aside else [])):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()                            # fails unless it is empty
+        where = out / list(stage.files)[-1] if stage.files else out
+        raise UsageError(f"cannot write {where}: {error.strerror or error}") from None
 
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
@@ -175,25 +194,34 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
 
 
 # ── whole folders ──
+def exchange(a: Path, b: Path) -> bool:
+    """Exchange the names of two folders at once; False if the system cannot do that."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2         # Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2                                # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), swap) == 0
+
+
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike[str], mark: str | None = None) -> Iterator[Path]:
+def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill inside the block, under a hidden name; it gets its final name at the end.
 
-    mark: an earlier folder of this name is replaced if it has a file of the name `mark`. UsageError
-    if the folder exists and has no such file, OSError if it cannot be written.
+    It replaces a folder of this name: the caller has made sure that nothing in it is lost. There is
+    one under this name at every moment, if the system can exchange two names. OSError if it cannot
+    be written.
     """
     out, token = Path(folder), secrets.token_hex(4)
-    if out.exists() and (mark is None or not (out / mark).is_file()):
-        raise UsageError(f"{out} exists, and is not from an earlier run"
-                         + (f" (it has no {mark})" if mark else "") + "; choose another folder")
     beside, aside = _beside(out, token, "tmp"), _beside(out, token, "old")
     try:
         beside.mkdir(parents=True)
         yield beside
         sync(beside)
-        if out.exists():
+        if out.exists() and not exchange(beside, out):
             out.rename(aside)
-        beside.rename(out)
+        if not out.exists():
+            beside.rename(out)
         sync(out.absolute().parent)
     except OSError:
         if aside.exists() and not out.exists():
@@ -202,18 +230,3 @@ def new_folder(folder: str | os.PathLike[str], mark: str | None = None) -> Itera
     finally:
         for left in (beside, aside):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def write_folder(folder: str | os.PathLike[str], files: Mapping[str, Iterable[Any]],
-                 mark: str) -> None:
-    """Write a folder of these files, given in pieces; replaces an earlier folder that has `mark`.
-
-    UsageError if the folder cannot be written, or exists without a file of the name `mark`.
-    """
-    try:
-        with new_folder(folder, mark) as beside:
-            for name, pieces in files.items():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                write_new(beside / name, pieces)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from None

@@ -107,6 +107,10 @@ def safetensors_header(shapes: Mapping[str, tuple[int, ...]], codes: Mapping[str
     return struct.pack("<Q", len(text)) + text, order
 
 
+class TooLarge(UsageError):
+    """A number that the dtype in which it should be stored does not have."""
+
+
 def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str],
                        metadata: Mapping[str, str]) -> Iterator[Any]:
     """The pieces of a safetensors file with these arrays, each stored in the dtype of its code.
@@ -122,8 +126,8 @@ def safetensors_pieces(arrays: Mapping[str, np.ndarray], codes: Mapping[str, str
             array = as_stored(arrays[name], codes[name])
         except FloatingPointError:
             own = name.removeprefix("transformer.")
-            raise UsageError(f"'{own}' has values too large for {NAMES[codes[name]]}; "
-                             "choose another dtype") from None
+            raise TooLarge(f"'{own}' has values too large for {NAMES[codes[name]]}; "
+                           "choose another dtype") from None
         yield array
 
 

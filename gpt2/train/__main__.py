@@ -22,7 +22,7 @@ from typing import Any
 import minigrad as mg
 from minigrad.debug import detect_anomaly
 from minigrad.distributed import ProcessGroup, init_process_group
-from minigrad.errors import DistributedError
+from minigrad.errors import DistributedError, GraphError
 
 from ..cli.command import PRECISIONS, Extend, Parser, add_backend, at_least, backend_of, run_command
 from ..cli.settings import as_toml, flags_given, merged, read_settings
@@ -30,12 +30,14 @@ from ..data.shards import Data, load_data
 from ..data.tokenizer import BESIDE
 from ..errors import UsageError
 from ..evaluate.likelihood import total_nll
-from ..io.atomic import clear, write_files
+from ..io import outputs
+from ..io.atomic import folders, write_files
+from ..io.safetensors import TooLarge
 from ..model import GPT2
 from . import checkpoints as snapshot
 from .init_from import newest, origin, other_settings, start
 from .memory import check_fits, footprint, table
-from .progress import Report
+from .progress import METRICS, PICTURE, Report
 from .trainer import Trainer, rows_of, validated
 
 BEST = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "training.json", *BESIDE)
@@ -167,16 +169,12 @@ def check_out(out: Path) -> None:
     if held:
         raise UsageError(f"--out-dir {out} holds {held[0]} already; choose another directory, "
                          "or continue the run with --init-from resume")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    outputs.check(out, snapshot.BY, (METRICS, PICTURE))
     try:                                # tried now: otherwise it would fail after hours of training
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
+        with folders(out):
+            tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UsageError(f"--out-dir {out} cannot be written: {error.strerror}") from None
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 # ── the run ──
@@ -259,7 +257,10 @@ def save_best(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any]
     out = Path(args.out_dir)
     # removed before the weights are written: it never describes other weights than those beside it
     (out / snapshot.RECORD).unlink(missing_ok=True)
-    trainer.model.save_pretrained(out, dtype=args.save_dtype, tokenizer=data.tokenizer)
+    try:
+        trainer.model.save_pretrained(out, dtype=args.save_dtype, tokenizer=data.tokenizer)
+    except TooLarge as error:
+        raise TooLarge(f"{error}: continue with --init-from resume --save-dtype float32") from None
     rest = {name: value for name, value in record.items() if name not in ("best", "state")}
     text = json.dumps(rest | record["best"], indent=1) + "\n"
     write_files(out, {snapshot.RECORD: text.encode()})
@@ -269,8 +270,17 @@ def save(args: argparse.Namespace, trainer: Trainer, record: dict[str, Any], dat
          report: Report) -> None:
     """Save checkpoint-N, from which --init-from resume continues; process 0 writes it.
 
-    DistributedError if the processes have different weights.
+    DistributedError if the processes have different weights. UsageError if a weight is NaN or
+    infinite: then the checkpoints before are the ones to continue from.
     """
+    for name, p in trainer.trained.items():
+        here = mg.backend.of(p.array).at(p.array)
+        if not here.isfinite(p.array).all():
+            kept = snapshot.snapshots(args.out_dir)
+            last = f"; {kept[-1].name} is the last checkpoint without it" if kept else ""
+            raise trainer.group.met_by_all(UsageError(
+                f"{name} holds NaN or infinity after step {trainer.done}{last}; {ADVICE}, "
+                "or find the op with --debug-nan"))
     state = {**trainer.state(), "pending": report.losses(), "seconds": report.seconds}
     agree(trainer)
     if trainer.group.rank == 0:
@@ -395,9 +405,26 @@ def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, train
             record: dict[str, Any]) -> int:
     """Train, and return the exit code of the command."""
     out, group = Path(args.out_dir), trainer.group
+
+    def take() -> None:
+        """Hold the folder, of which another process may have made a run since it was checked."""
+        if group.rank == 0:
+            resumed = args.init_from == "resume"
+            names = [*BEST, METRICS, PICTURE, *snapshot.own(out)]
+            held.enter_context(outputs.open_folder(out, snapshot.BY, names, resumed))
+            if not resumed:
+                check_out(out)
+
+    with contextlib.ExitStack() as held:
+        group.together(take)
+        return in_folder(args, sources, data, trainer, record)
+
+
+def in_folder(args: argparse.Namespace, sources: dict[str, str], data: Data, trainer: Trainer,
+              record: dict[str, Any]) -> int:
+    """Train, in a folder that this process holds, and return the exit code of the command."""
+    out, group = Path(args.out_dir), trainer.group
     if group.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        clear(out)
         used = {name: value for name, value in vars(args).items() if name != "config"}
         print(as_toml(used, sources), file=sys.stderr)
     state = record.get("state", {})
@@ -411,6 +438,8 @@ def trained(args: argparse.Namespace, sources: dict[str, str], data: Data, train
         try:
             with detect_anomaly() if args.debug_nan else contextlib.nullcontext():
                 run(args, data, trainer, record, report, stop)
+        except GraphError as error:                     # of detect_anomaly
+            raise GraphError(f"step {trainer.done + 1}: {error}") from None
         except KeyboardInterrupt:
             if group.world_size > 1:                    # the other processes wait for this one
                 raise

@@ -19,10 +19,12 @@ import numpy as np
 from ..config import GPT2Config
 from ..errors import GPT2Error, MissingError, UsageError
 from ..io.atomic import new_folder, remove, write_new
+from ..io.outputs import claim, unclaim, written
 from ..io.safetensors import safetensors_pieces
 from ..weights.checkpoint import read_checkpoint
 from ..weights.pretrained import PretrainedModel
 
+BY = "gpt2.train"                                       # whose checkpoints are removed again
 RECORD, MOMENTS = "training.json", "optimizer.safetensors"
 FIELDS = {"step", "state", "settings", "data", "history", "best"}      # of training.json
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,6 +43,11 @@ def snapshots(out: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def own(out: Path) -> list[str]:
+    """The names of the checkpoints in a directory that training wrote, and not another program."""
+    return [path.name for path in snapshots(out) if (path / RECORD).is_file()]
+
+
 def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarray],
          record: Mapping[str, Any], tokenizer: Any, keep: int) -> Path:
     """Write checkpoint-N, where N is record["step"], and remove all but the newest `keep`.
@@ -52,13 +59,17 @@ def save(out: str | Path, model: PretrainedModel, moments: Mapping[str, np.ndarr
         return path
     codes = {name: "F64" if a.dtype.itemsize == 8 else "F32" for name, a in moments.items()}
     try:
+        claim(path.parent, BY, [path.name])
         with new_folder(path) as folder:
             model.save_pretrained(folder, tokenizer=tokenizer)
             write_new(folder / MOMENTS, safetensors_pieces(moments, codes, {"format": "np"}))
             text = json.dumps(record, indent=1, allow_nan=False) + "\n"
             write_new(folder / RECORD, [text.encode()])
-        for old in snapshots(out)[:-keep]:
-            remove(old)
+        own = written(path.parent)
+        old = [one for one in snapshots(out)[:-keep] if own.get(one.name) == BY]
+        for one in old:
+            remove(one)
+        unclaim(path.parent, [one.name for one in old])
     except (OSError, UsageError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         why = cause.strerror if isinstance(cause, OSError) else error

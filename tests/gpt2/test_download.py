@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from gpt2 import download
 from gpt2.download import fetch, find_downloaded, main
 from gpt2.errors import MissingError, UsageError
+from gpt2.io.outputs import MARK
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
@@ -96,8 +97,27 @@ def test_files_go_where_they_are_asked_to(hub, tmp_path, capsys):
     out = tmp_path / "new" / "place"
     assert main(["gpt2", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert sorted(p.name for p in out.iterdir()) == sorted(download.FILES)
+    assert sorted(p.name for p in out.iterdir()) == sorted([MARK, *download.FILES])
     assert not hub.cache.exists()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_that_is_somebody_elses_stays(hub, tmp_path, linked):
+    """A config.json, or a link to one, that is not the hub's is neither replaced nor removed; one that is the hub's is no obstacle."""
+    (tmp_path / "mine.json").write_text("mine")
+    (tmp_path / "out").mkdir()
+    if linked:
+        (tmp_path / "out" / "config.json").symlink_to(tmp_path / "mine.json")
+    else:
+        (tmp_path / "out" / "config.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"out holds config\.json, which gpt2\.download did not write"):
+        fetch("gpt2", out=tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "config.json").read_text() == "mine" == (tmp_path / "mine.json").read_text() and not hub.calls
+    (tmp_path / "mine.json").write_bytes(hub.files["config.json"])
+    (tmp_path / "out" / "config.json").unlink()
+    (tmp_path / "out" / "config.json").symlink_to(tmp_path / "mine.json")
+    fetch("gpt2", out=tmp_path / "out")
+    assert (tmp_path / "mine.json").read_bytes() == hub.files["config.json"]
 
 
 def test_a_file_is_fetched_again_only_by_force(hub):

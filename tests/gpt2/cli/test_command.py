@@ -15,6 +15,7 @@ from data import ROOT
 from in_process import end_of
 
 from gpt2.cli.command import Parser, at_least, emit_json, read_stdin, run_command, text
+from gpt2.cli.tables import table
 from gpt2.errors import GPT2Error, MissingError, UsageError
 from minigrad.errors import BackendUnavailable, MinigradError, ShapeError
 
@@ -196,3 +197,12 @@ def test_json_is_strict_and_one_line(capsys):
     with pytest.raises(ValueError):
         emit_json({"loss": float("nan")})
     assert capsys.readouterr().out == ""
+
+
+def test_what_would_steer_a_terminal_is_written_out(capsys):
+    """An error, and a cell of a table, with what a foreign file may hold: escape sequences, a bell, half a character."""
+    def main():
+        raise MissingError("tensor 'a\x1b]0;title\x07\x1b[2J\ud800\u202e' is not there")
+
+    assert end_of(main, capsys) == (3, "", "gpt2.test: tensor 'a\\x1b]0;title\\x07\\x1b[2J\\ud800\\u202e' is not there\n")
+    assert list(table(("name",), [("a\x1b[31mb\n",), ("naïve · ⏎",)])) == ["name", "a\\x1b[31mb\\n", "naïve · ⏎"]

@@ -123,7 +123,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     code, _, err = run(golden, *flags, "--out", tmp_path / "mine")
-    assert code == 2 and "not from an earlier run (it has no manifest.json)" in err and list((tmp_path / "mine").iterdir())
+    assert code == 2 and "mine holds thesis.txt, which gpt2.golden did not write" in err and list((tmp_path / "mine").iterdir())
     assert run(golden, *flags, "--out", tmp_path / "g")[0] == 0
     before = (tmp_path / "g" / golden.TENSORS).read_bytes()
 
@@ -131,7 +131,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2.io.atomic.write_new", full)
+        patch.setattr("gpt2.io.outputs.write_new", full)
         code, _, err = run(golden, *flags, "--grad", "--out", tmp_path / "g")
     assert code == 2 and "No space left" in err and (tmp_path / "g" / golden.TENSORS).read_bytes() == before
     rename = Path.rename
@@ -142,6 +142,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(run, made, tmp_path, monkeypat
         return rename(self, target)
 
     with monkeypatch.context() as patch:                # when the old one has stepped aside already
+        patch.setattr("gpt2.io.atomic.exchange", lambda a, b: False)
         patch.setattr(Path, "rename", stuck)
         assert run(golden, *flags, "--grad", "--out", tmp_path / "g")[0] == 2
     assert (tmp_path / "g" / golden.TENSORS).read_bytes() == before

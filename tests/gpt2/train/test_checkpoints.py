@@ -21,6 +21,7 @@ import gpt2.train.__main__ as training
 import minigrad as mg
 from gpt2.data.shards import load_data
 from gpt2.data.tokenizer import load_tokenizer
+from gpt2.io.outputs import MARK
 from gpt2.model import GPT2
 from gpt2.train import checkpoints as snapshot
 from gpt2.train import trainer
@@ -155,7 +156,7 @@ def test_killed_at_any_moment(kills, data, tmp_path):
     assert done.returncode == 0 or "the checkpoint is of step" in done.stderr, done.stderr
     assert seen >= 0.75 * kills
     same(tmp_path / "whole", out)
-    assert not [path.name for path in out.rglob(".*")]
+    assert [path.name for path in out.rglob(".*")] == [MARK]
 
 
 # ── no room ──
@@ -174,7 +175,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == (f"gpt2.train: {out / 'checkpoint-4'} cannot be written: File too large; "
                                             "checkpoint-0 is complete; continue from it with --init-from resume")
-    assert held(out)[1] == [0] and not [path.name for path in out.rglob(".*")]
+    assert held(out)[1] == [0] and [path.name for path in out.rglob(".*")] == [MARK]
     assert subprocess.run([*base, str(out), "--init-from", "resume"], cwd=ROOT, capture_output=True).returncode == 0
     same(whole, out)
 
