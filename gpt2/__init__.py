@@ -9,6 +9,13 @@ from typing import Any
 
 from .moved import Finder
 
+if sys.argv[:1] == ["-m"]:              # python -m gpt2.NAME is importing its command
+    import signal
+
+    # until `run_command`, Ctrl-C ends the process as the system does, without a traceback
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 sys.meta_path.append(Finder)  # type: ignore[arg-type]
 _HOMES = {"GPT2Config": "config", "GPT2": "model", "SamplingOptions": "decoding.sampling",
           "Tokenizer": "data.tokenizer", "load_tokenizer": "data.tokenizer",

@@ -38,6 +38,10 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
     the reader of stdout has ended, as with `| head`. Any other exception is a bug, and its
     traceback is printed.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:               # by gpt2/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:                              # closed, as with >&-: nobody reads
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if hasattr(sys.stdout, "reconfigure"):
         # a terminal without UTF-8 must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -54,6 +58,7 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
             _say(f"{prog}: {_line(error)}")
             code = error.exit_code
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)        # a second Ctrl-C changes nothing
             _say(f"{_fresh_line()}{prog}: interrupted")
             code = 128 + signal.SIGINT
         except BrokenPipeError:

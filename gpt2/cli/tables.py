@@ -10,7 +10,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -
     """The lines of a table; the first `left` columns are aligned left, the others right."""
     text = [list(header)]
     for row in rows:
-        text.append([visible(cell) if isinstance(cell, str) else number(cell) for cell in row])
+        text.append([visible(x) if isinstance(x, str) else number(x) for x in row])
     widths = [max(len(row[i]) for row in text) for i in range(len(header))]
     for row in text:
         yield "  ".join(cell.ljust(width) if i < left else cell.rjust(width)
@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -
 
 
 def visible(text: str) -> str:
-    """Text in one line, with everything that would steer a terminal written as \\x1b, \\n and so on.
+    """Text in one line, with all that would steer a terminal written as \\x1b, \\n and so on.
 
     Names and errors may hold what a foreign file holds.
     """

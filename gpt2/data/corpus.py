@@ -318,6 +318,7 @@ def _results(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int,
         _begin(tokenizer)
         yield from map(work, some)
         return
+    others, done = set(multiprocessing.active_children()), False
     # new processes, not forks: this process may have threads
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_alone,
                                (tokenizer,))
@@ -325,11 +326,16 @@ def _results(work: Callable[[Piece], Any], some: Sequence[Piece], workers: int,
         with _without_interrupts():
             results = pool.map(work, some)
         yield from results
+        done = True
     except BrokenProcessPool:
         raise GPT2Error("a process that read the text was ended from outside (out of memory?); "
                         "try fewer --workers") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _ignoring_interrupts():                    # a second Ctrl-C would end it half way
+            for process in [] if done else multiprocessing.active_children():
+                if process not in others:
+                    process.kill()                      # else it would finish its piece first
+            pool.shutdown(cancel_futures=True)
 
 
 def _begin(tokenizer: Tokenizer | None) -> None:
@@ -365,6 +371,19 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C inside the block, in the main thread, which alone can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def processors() -> int:

@@ -77,6 +77,11 @@ def csv_of(rows: list[dict[str, Any]]) -> bytes:
     return out.getvalue().encode()
 
 
+def question(module: Any) -> str:
+    """The first line of the experiment's docstring, which `python -OO` removes."""
+    return (module.__doc__ or "").strip().partition("\n")[0]
+
+
 def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
     """Run an experiment, write its three files, and return its document."""
     module, started = experiment(name), time.perf_counter()
@@ -84,7 +89,7 @@ def perform(name: str, lab: Lab, out: Path) -> dict[str, Any]:
     found = plain(module.measure(lab))
     verdicts = [v._asdict() for v in module.judge(found)]
     document = {
-        "experiment": name, "about": module.__doc__.strip().splitlines()[0],
+        "experiment": name, "about": question(module),
         "equation": module.EQUATION, "model": lab.model_name, "backend": lab.device,
         "seed": lab.seed, "date": datetime.date.today().isoformat(), "machine": machine(),
         "seconds": round(time.perf_counter() - started, 2), "verdicts": verdicts, **found,
@@ -117,7 +122,7 @@ def lines_of(document: dict[str, Any]) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.list:
-        about = [(name, experiment(name).__doc__.strip().splitlines()[0]) for name in NAMES]
+        about = [(name, question(experiment(name))) for name in NAMES]
         for line in table(("experiment", "question"), about, left=2):
             print(line)
         return 0

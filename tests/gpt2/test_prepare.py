@@ -309,3 +309,22 @@ def test_processes_end_together(tmp_path: Path, whom: str, number: int, code: in
     out, err = running.communicate(timeout=60)          # which waits for the children too: they hold the pipe
     assert (out, running.returncode) == ("", code) and said in err
     assert whom == "parent" or (err.count("\n") == 1 and not (tmp_path / "out").exists())
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are POSIX's")
+def test_ctrl_c_twice(tmp_path: Path) -> None:
+    """While other processes read, the second one does not leave the first half done: it ends soon, in one line, with 130."""
+    (tmp_path / "a.txt").write_text(TEXT * 20_000)
+    argv = [sys.executable, "-m", "gpt2.prepare", "a.txt", "--out", "out", "--tokenizer", "train:300", "--workers", "2"]
+    running = subprocess.Popen(argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    for _ in range(600):                                # until both processes are there
+        if not children.exists() or len(children.read_text().split()) > 2:
+            break
+        time.sleep(0.05)
+    for _ in range(2):
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130 and said.splitlines()[-1] == "gpt2.prepare: interrupted" and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

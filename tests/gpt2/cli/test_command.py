@@ -206,3 +206,26 @@ def test_what_would_steer_a_terminal_is_written_out(capsys):
 
     assert end_of(main, capsys) == (3, "", "gpt2.test: tensor 'a\\x1b]0;title\\x07\\x1b[2J\\ud800\\u202e' is not there\n")
     assert list(table(("name",), [("a\x1b[31mb\n",), ("naïve · ⏎",)])) == ["name", "a\\x1b[31mb\\n", "naïve · ⏎"]
+
+
+def test_a_closed_stdout():
+    """With >&- nobody reads: nothing is printed, and nothing fails."""
+    command = f"exec {sys.executable} -m gpt2.generate --max-new-tokens 2 >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "") and "Traceback" not in done.stderr
+
+
+def test_without_docstrings():
+    """python -OO removes them; the commands that show them still run."""
+    done = subprocess.run([sys.executable, "-OO", "-m", "gpt2.experiments", "--list"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "nano-sort" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize("argv, ours", [(["-m"], True), (["a.py"], False)])
+def test_ctrl_c_while_a_command_is_imported(argv: list[str], ours: bool):
+    """python -m gpt2.NAME ends without a traceback; a program that imports gpt2 keeps its own handler, and run_command sets Python's."""
+    code = ("import signal, sys; sys.argv = {argv}; import gpt2; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL); "
+            "from gpt2.cli.command import run_command; "
+            "run_command(lambda: print(signal.getsignal(signal.SIGINT) is signal.default_int_handler), 'x')")
+    done = subprocess.run([sys.executable, "-c", code.format(argv=argv)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == [str(ours), "True"]
