@@ -130,10 +130,11 @@ def attention_of_one_query(scale: float | None) -> Lines:
 
 
 @case("attention", "attention/joint", near=(200, None, 0.0, 0.0, (1, 2, 1)), far=(300, 0.1, 0.0),
-      farther=(600, None, 0.0), dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0))
+      farther=(600, None, 0.0), dropped=(600, 0.1, 0.25), shifted=(200, None, 0.0, 100.0),
+      heads=(200, None, 0.0, 0.0, (2, 7)))
 def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
                      lead: tuple[int, ...] = (2,)) -> Lines:
-    """Several tiles of keys and queries, the last of them not full.
+    """Several tiles of keys and queries, and for `heads` groups of heads, the last of them not full.
 
     Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift
     for each of their 64 terms, and the weights as much.
