@@ -134,10 +134,11 @@ def attention_of_one_query(scale: float | None) -> Lines:
       heads=(200, None, 0.0, 0.0, (2, 7)))
 def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
                      lead: tuple[int, ...] = (2,)) -> Lines:
-    """Several tiles of keys and queries, and for `heads` groups of heads, the last of them not full.
+    """Several tiles of keys and queries, and with `heads` several groups, the last one not full.
 
     Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift
-    for each of their 64 terms, and the weights as much.
+    for each of their 64 terms, and the weights as much. The logarithm of their sum rounds as they
+    do, weighted, though it may be near 0.
     """
     q, k, v, g = _normal(3, (*lead, T, 64), (*lead, T, 64), (*lead, T, 32), (*lead, T, 32))
     if shift:
@@ -157,7 +158,9 @@ def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
     yield "∂q", dq, ds @ k, n, np.sqrt(terms @ k**2)
     yield "∂k", dk, ds.swapaxes(-1, -2) @ q, n, np.sqrt(terms.swapaxes(-1, -2) @ q**2)
     yield "∂v", dv, (weights * keep).swapaxes(-1, -2) @ g, n
-    yield "lse", lse, np.log(np.exp(scores - shift).sum(-1, keepdims=True)) + shift, n
+    log = np.log(np.exp(scores - shift).sum(-1, keepdims=True)) + shift
+    terms = (weights * (q**2 @ k.swapaxes(-1, -2)**2)).sum(-1, keepdims=True) * s**2
+    yield "lse", lse, log, n, np.abs(log) + np.sqrt(terms)
 
 
 # ── losses ──
