@@ -6,6 +6,7 @@ captures the launches of a step as one graph, and a token costs one call.
 """
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,10 @@ class Stepper:
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
         self.wte, self.wpe = model.wte.weight.array, model.wpe.weight.array
-        self.next = self.there.backend.captured(self.step)
+        # whoever runs the step must not hold the stepper, which holds it: such a cycle, and the KV
+        # cache with it, would stay until Python's garbage collector finds it
+        this = weakref.ref(self)
+        self.next = self.there.backend.captured(lambda: _step_of(this))
 
     def _layer(self, block: Any) -> Any:
         at, mlp = block.attn, block.mlp
@@ -141,6 +145,13 @@ class Stepper:
                 self.next()
             yield batch
             self.there.use()                            # the caller may have used another device
+
+
+def _step_of(this: weakref.ref[Stepper]) -> None:
+    """Run the step of a stepper that is there, as it is while somebody can call its `next`."""
+    stepper = this()
+    assert stepper is not None
+    stepper.step()
 
 
 def norm_of(layer_norm: Any) -> tuple[Any, Any]:

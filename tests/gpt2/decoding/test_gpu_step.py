@@ -1,8 +1,10 @@
 """The decoding step: as a definition on NumPy, and as captured launches on the fake CuPy, it says what the model says."""
 from __future__ import annotations
 
+import gc
 import itertools
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from gpt2.decoding.kv_cache import KVCache
 from gpt2.decoding.sampling import SamplingOptions
 from gpt2.errors import MissingError
 from gpt2.model import GPT2
+from minigrad.backend.cupy import Captured
 from minigrad.testing import fake_cupy
 from minigrad.testing.fake_cupy import cuda
 from minigrad.testing.laws.tolerance import bound, magnitude
@@ -252,6 +255,27 @@ def test_one_who_stops_early_gets_what_was_said_until_then():
     first = [next(steps).ids[0] for _ in range(5)]
     steps.close()
     assert first == said[len(PROMPT):][:5]
+
+
+@pytest.mark.parametrize("place", [pytest.param("fake", marks=needs_kernels), "numpy"])
+@pytest.mark.parametrize("how", [{"greedy": True}, {"seed": 3, "top_p": 0.9}, {"greedy": True, "overflow": "slide"}], ids=str)
+def test_a_finished_generation_leaves_nothing(place: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """The KV cache, the stepper and its graph are freed at once, without Python's garbage collector."""
+    model, kept = GPT2(tiny_config(n_positions=16), backend=place, seed=1).eval(), weakref.WeakSet[Any]()
+    for kind in (KVCache, Stepper, Captured):
+        def noted(self: Any, *args: Any, init: Any = kind.__init__, **options: Any) -> None:
+            kept.add(self)
+            init(self, *args, **options)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        model.generate([PROMPT], 24 if "overflow" in how else 12, eos_token_id=None, **how)
+        left = [type(x).__name__ for x in kept]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 @needs_kernels
