@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DeviceError, MinigradError
+from ..errors import DeviceError, MinigradError, ShapeError
 
 # dtype.kind of floats; NumPy has no letter for ml_dtypes' bfloat16 and says V
 FLOATS = "fV"
@@ -210,10 +210,12 @@ class Backend:
         raise NotImplementedError
 
     def check_index(self, index: Any, size: int, what: str) -> None:
-        """ShapeError unless 0 ≤ index < size everywhere.
+        """ShapeError unless `index` holds integers, and 0 ≤ index < size everywhere.
 
-        A GPU's backend does not check this, because the host would have to wait for the result.
+        A GPU's backend does not look at them, because the host would have to wait for the result.
         """
+        if index.size and index.dtype.kind not in "iu":
+            raise ShapeError(f"{what} must be integers; these are {index.dtype}")
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

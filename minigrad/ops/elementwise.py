@@ -65,8 +65,19 @@ def _power_db(g: Any, a: Any, b: Any, out: Any) -> Any:
 
 @elementwise(a=_power_da, b=_power_db)
 def power(xp, a, b):
-    """a to the power b; where a = 0 and b ≥ 0 the derivative with respect to b is defined as 0."""
+    """a to the power b; where a = 0 and b ≥ 0 the derivative with respect to b is defined as 0.
+
+    DTypeError for an integer to a negative integer power, which is no integer.
+    """
+    if _integer(a) and _integer(b) and bool(xp.any(b < 0) if hasattr(b, "dtype") else b < 0):
+        raise DTypeError("power: an integer to a negative integer power is no integer; cast a "
+                         "first, as in a.astype(\"float32\")")
     return a ** b
+
+
+def _integer(x: Any) -> bool:
+    """Whether x is an int, or an array of signed or unsigned integers."""
+    return x.dtype.kind in "iu" if hasattr(x, "dtype") else type(x) is int
 
 
 @elementwise(x=lambda g, out: g * out)
@@ -145,6 +156,8 @@ def abs(xp, x):
 @op()
 def sign(xp, x):
     """−1, 0 or 1; the result is a constant without a gradient."""
+    if x.dtype.kind == "b":                             # CuPy would make integers of them
+        raise DTypeError("sign: bools have no sign; cast x first, as in x.astype(\"int64\")")
     return xp.sign(x)
 
 

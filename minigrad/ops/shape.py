@@ -112,7 +112,13 @@ def transpose(x: Any, axis0: int | None = None, axis1: int | None = None) -> Any
 @op(x=lambda g, axes: permute(g, axes=_inverse(axes)))
 def permute(xp, x, axes: Sizes):
     """x with its axes in the order `axes` (a view)."""
+    if len(_several(axes)) != x.ndim:                   # CuPy takes () for all axes in reverse
+        raise ShapeError(f"permute: axes must name each of the {x.ndim} axes once, not {axes}")
     return xp.transpose(x, axes)
+
+
+def _several(sizes: int | Sequence[int]) -> Sequence[int]:
+    return (sizes,) if isinstance(sizes, int) else sizes
 
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
@@ -126,6 +132,8 @@ def broadcast_to(xp, x, shape: Sizes):
 
     Its transpose is sum_to   (sum_to.3).
     """
+    if any(n < 0 for n in _several(shape)):             # CuPy would make an array of such a size
+        raise ShapeError(f"broadcast_to: a size is negative: {shape}; write every size")
     return xp.broadcast_to(x, shape)
 
 

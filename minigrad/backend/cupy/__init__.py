@@ -256,6 +256,26 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.namespace.cuda.get_current_stream().synchronize()
 
+    def shares_memory(self, a: Any, b: Any) -> bool:
+        # of arrays without axes CuPy compares the addresses of copies: they always share memory
+        a, b = (x if x.ndim else x.reshape(1) for x in (a, b))
+        return bool(self.namespace.shares_memory(a, b))
+
+    # CuPy chooses from bfloat16 as float32, and does not sort it
+    def tril(self, x: Any, k: int = 0) -> Any:
+        return self._in_float32(self.namespace.tril, x, k).astype(x.dtype, copy=False)
+
+    def triu(self, x: Any, k: int = 0) -> Any:
+        return self._in_float32(self.namespace.triu, x, k).astype(x.dtype, copy=False)
+
+    def argsort(self, x: Any, **how: Any) -> Any:
+        return self._in_float32(self.namespace.argsort, x, **how)
+
+    @staticmethod
+    def _in_float32(f: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Any:
+        """f(x, …); where x is of bfloat16, f of the same numbers in float32."""
+        return f(x.astype("float32") if x.dtype.kind == "V" else x, *args, **options)
+
     def erf(self, x: Any) -> Any:
         from cupyx.scipy.special import erf
 

@@ -118,8 +118,7 @@ class NumpyBackend(Backend):
         np.add.at(array, index, values)
 
     def check_index(self, index: Any, size: int, what: str) -> None:
-        if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= size):
-            if index.dtype.kind not in "iu":
-                raise ShapeError(f"{what} must be integers; these are {index.dtype}")
+        super().check_index(index, size, what)
+        if index.size and (index.min() < 0 or index.max() >= size):
             bad = index[(index < 0) | (index >= size)].flat[0]
             raise ShapeError(f"{what} must lie in 0 … {size - 1}; {bad} does not")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .device import MEMORY, Device, OutOfMemoryError, count, refuse, state
+from .manners import MANNERS
 from .names import LACKED, NDARRAY, UFUNC
 
 _WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress",
@@ -20,7 +21,7 @@ _WAITING_FUNCTIONS = {          # CuPy's source says where it waits, for some ar
     "unique_inverse", "unique_values", "extract", "compress", "choose", "put", "bincount",
     "histogram", "histogram2d", "histogramdd", "digitize", "delete", "trim_zeros", "median", "cov",
     "intersect1d", "setdiff1d", "setxor1d", "union1d", "ravel_multi_index", "average", "quantile",
-    "percentile", "shares_memory"}
+    "percentile"}
 
 
 def _in(x: Any) -> Any:
@@ -103,6 +104,8 @@ class ndarray:
         if name == "data":
             return types.SimpleNamespace(ptr=self._numbers.ctypes.data, device_id=self.device.id)
         value = getattr(self._numbers, name)
+        if name in MANNERS and name != "sort":          # the method sorts in place
+            value = functools.partial(MANNERS[name], self._numbers)
         if not callable(value):
             return _out(value, [self]) if isinstance(value, np.ndarray) else value
         if name in _WAITING:
@@ -154,7 +157,7 @@ def _index(index: Any, shape: tuple[int, ...]) -> Any:
     for i, p in enumerate(parts):
         if isinstance(p, np.ndarray | list):
             count("uploads")
-            p = np.asarray(p)
+            p = np.asarray(p) if np.size(p) else np.zeros(np.shape(p), dtype=int)
         elif isinstance(p, ndarray):
             p = _in(p)
         if isinstance(p, np.ndarray) and p.dtype == bool:
@@ -176,7 +179,7 @@ def _operators() -> None:
 
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_",
                  "xor", "lshift", "rshift"):
-        f = getattr(operator, name)
+        f = MANNERS.get(name, getattr(operator, name))
         dunder = name.rstrip("_")
         setattr(ndarray, f"__{dunder}__", binary(f))
         setattr(ndarray, f"__r{dunder}__", binary(lambda a, b, f=f: f(b, a)))
@@ -208,7 +211,7 @@ class Function:
     """A function of the namespace; ufuncs also have `at` and the like."""
 
     def __init__(self, name: str, f: Any) -> None:
-        self.__name__, self._f = name, f
+        self.__name__, self._f, self._called = name, f, MANNERS.get(name, f)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if self.__name__ in _WAITING_FUNCTIONS or (self.__name__ == "where" and len(args) == 1):
@@ -221,7 +224,7 @@ class Function:
         elif self.__name__ == "take_along_axis" and isinstance(args[1], ndarray):
             axis = args[2] if len(args) > 2 else options["axis"]
             args = (args[0], _out(_wrapped(_in(args[1]), args[0].shape[axis])), *args[2:])
-        return _call(self._f, args, options)
+        return _call(self._called, args, options)
 
     def at(self, array: Any, index: Any, values: Any) -> None:
         numbers = _in(array)
@@ -247,6 +250,16 @@ def _array(value: Any, dtype: Any = None, copy: bool = True) -> Any:
 def _asnumpy(array: Any) -> Any:
     count("syncs")
     return array._numbers.copy()
+
+
+def _shares_memory(a: Any, b: Any) -> bool:
+    """CuPy compares the addresses of numbers; of an array without axes, that of a copy of it."""
+    count("syncs")
+    if a is b:
+        return bool(a.size)
+    if a.ndim == 0 or b.ndim == 0:
+        return bool(a.ndim == b.ndim)
+    return bool(np.shares_memory(_in(a), _in(b)))
 
 
 def _erf(x: Any) -> Any:

@@ -2,8 +2,9 @@
 
 They refuse implicit conversion to NumPy and mixing with NumPy's arrays. Reductions give arrays of
 no axes. There are two devices, which do not mix, and one of them is current in a thread. Only names
-and arguments that CuPy has can be used. An index out of range wraps around without an error. A
-ufunc's `at` adds in another order each time. Memory can run out.
+and arguments that CuPy has can be used, and some functions have another answer than NumPy's
+(`manners`). An index out of range wraps around without an error. A ufunc's `at` adds in another
+order each time. Memory can run out.
 
 Every wait for the device, upload, allocation and launch of a kernel is counted. The kernels of
 kernels.cu run, compiled by g++ (`cuda`, beside this file); where there is no g++ the fake has none,
@@ -21,7 +22,7 @@ import numpy as np
 from ... import backend
 from ...backend.cupy import CupyBackend
 from . import cublas, cuda
-from .arrays import Function, _array, _asnumpy, _erf, _in, ndarray
+from .arrays import Function, _array, _asnumpy, _erf, _in, _shares_memory, ndarray
 from .device import (
     DEVICES,
     MEMORY,
@@ -63,6 +64,7 @@ def _namespace() -> Namespace:
                                       MemoryPool=lambda: types.SimpleNamespace(malloc=None))
     made.get_default_memory_pool = lambda: pool
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
+    made.shares_memory = _shares_memory
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
     made.RawModule = lambda code, options=(): cuda.Module(
         code, options, _in, _launched, lambda: state.captured)
