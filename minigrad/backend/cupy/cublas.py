@@ -1,11 +1,17 @@
 """Matrix products by cuBLAS, as CuPy wraps it, on the tensor cores that a dtype has.
 
 Sums of 16 bits are float32's, and nothing is copied whose rows or columns lie one after the other.
+
+What is asked of cuBLAS leaves it no choice of precision. Algorithm 99 lets it multiply float32 as
+float16 before compute capability 8.0, and the default math mode lets it round parts of a sum to 16
+bits where the result has 16 bits.
 """
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +19,9 @@ import numpy as np
 # cudaDataType, cublasComputeType_t and cublasGemmAlgo_t: the numbers are of CUDA's binary interface
 _KINDS = {"f": 0, "d": 1, "e": 2, "E": 14}              # letters of dtypes; E: ml_dtypes' bfloat16
 _FLOAT32, _FLOAT32_BY_TF32, _FLOAT64 = 68, 77, 70
-_ALGORITHM = 99                                         # the library's choice, tensor cores too
+_ALGORITHM = -1                                         # the library's choice
+# a math mode (cublasMath_t): no part of a sum is rounded to a smaller dtype than it is computed in
+_WHOLE_SUMS = 16
 _ZERO, _ONE = ({kind: np.array(value, kind) for kind in ("float32", "float64")}
                for value in (0.0, 1.0))
 
@@ -43,16 +51,29 @@ def multiply(cupy: Any, a: Any, b: Any, *, tf32: bool = False, out: Any = None, 
     # cuBLAS has columns where we have rows: it is asked for Cᵀ = Bᵀ Aᵀ
     blas, handle, made = cupy.cuda.cublas, cupy.cuda.get_cublas_handle(), _KINDS[out.dtype.char]
     batch, step = math.prod(a.shape[:-2]), out.strides[-2] // out.dtype.itemsize if n > 1 else m
-    if batch == 1:
-        blas.gemmEx(handle, turn_b, turn_a, m, n, k, one, b.data.ptr, kind, step_b,
-                    a.data.ptr, kind, step_a, beta, out.data.ptr, made, step, compute, _ALGORITHM)
-    else:
-        blas.gemmStridedBatchedEx(handle, turn_b, turn_a, m, n, k, one,
-                                  b.data.ptr, kind, step_b, next_b,
-                                  a.data.ptr, kind, step_a, next_a,
-                                  beta, out.data.ptr, made, step, n * step, batch,
-                                  compute, _ALGORITHM)
+    with _whole_sums(blas, handle):
+        if batch == 1:
+            blas.gemmEx(handle, turn_b, turn_a, m, n, k, one, b.data.ptr, kind, step_b, a.data.ptr,
+                        kind, step_a, beta, out.data.ptr, made, step, compute, _ALGORITHM)
+        else:
+            blas.gemmStridedBatchedEx(handle, turn_b, turn_a, m, n, k, one,
+                                      b.data.ptr, kind, step_b, next_b,
+                                      a.data.ptr, kind, step_a, next_a,
+                                      beta, out.data.ptr, made, step, n * step, batch,
+                                      compute, _ALGORITHM)
     return out
+
+
+@contextlib.contextmanager
+def _whole_sums(blas: Any, handle: int) -> Iterator[None]:
+    """Inside the block sums are whole. The handle is CuPy's, which changes its mode now and then;
+    afterwards it has the mode that it had."""
+    before = blas.getMathMode(handle)
+    blas.setMathMode(handle, _WHOLE_SUMS)
+    try:
+        yield
+    finally:
+        blas.setMathMode(handle, before)
 
 
 def _layout(cupy: Any, x: Any) -> tuple[Any, int, int, int]:

@@ -73,7 +73,7 @@ def _namespace() -> Namespace:
 
 def _handle() -> int:
     refuse("cuBLAS")
-    return 0
+    return cublas.handle()
 
 
 def _launched(name: str) -> None:

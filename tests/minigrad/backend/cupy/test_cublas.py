@@ -1,6 +1,8 @@
 """Products on CuPy: the calls of cuBLAS that `minigrad.backend.cupy.cublas` makes are right for every layout, on the fake CuPy's memory."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from device import HERE, counting, kernel_test
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad.backend.cupy import cublas
+from minigrad.testing import fake_cupy
+from minigrad.testing.fake_cupy import cublas as blas
 from minigrad.testing.laws.tolerance import bound, magnitude
 
 CUPY = HERE.namespace
@@ -84,3 +88,84 @@ def test_what_is_no_one_call(a: tuple[int, ...], b: tuple[int, ...]):
     ints = HERE.array(np.ones((2, 2), "int64"))
     assert cublas.multiply(CUPY, ints, ints) is NotImplemented
     assert cublas.multiply(CUPY, HERE.array(np.ones((2, 2), "float32")), HERE.array(np.ones((2, 2)))) is NotImplemented
+
+
+# ── what cuBLAS may do ──
+def _factors(dtype: str, n: int = 6) -> tuple[Any, Any]:
+    return HERE.array(_numbers(0, (n, n), dtype)), HERE.array(_numbers(1, (n, n), dtype))
+
+
+@pytest.mark.parametrize("capability", ["70", "75", "80", "90"])
+def test_float32_is_multiplied_in_float32(capability: str, monkeypatch: pytest.MonkeyPatch):
+    """On every GPU; algorithm 99 multiplies in float16 on the older ones, and the compute type FAST_16F everywhere."""
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", capability)
+    a, b = _factors("float32")
+    wanted = HERE.host(a) @ HERE.host(b)
+
+    def off(name: str, value: int) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(cublas, name, value)
+            return bool(np.abs(HERE.host(HERE.matmul(a, b)) - wanted).max() > 1e-4)
+
+    assert not off("_ALGORITHM", -1) and off("_ALGORITHM", 99) == (capability < "80")
+    assert off("_FLOAT32", 74) and off("_FLOAT32", 75) and off("_FLOAT32", 77) and not off("_FLOAT32", 69)
+
+
+@pytest.mark.parametrize("dtype", sorted(UNIT))
+def test_sums_of_16_bits_are_whole(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """The mode forbids parts rounded to 16 bits, of which two make a sum of 0 here; the handle's own mode is set again, also after an
+    error."""
+    one = {"float16": 2049.0, "bfloat16": 257.0}[dtype]    # which is rounded to an even number
+    row = np.array([[one - 1.0, 1.0, 1.0 - one, -1.0]]).astype(dtype)
+    a, b = HERE.array(row), HERE.array(np.ones((4, 1), dtype))
+    for mode in (0, 3):
+        blas.setMathMode(blas.handle(), mode)
+        assert HERE.host(HERE.matmul(a, HERE.array(np.array([[1.0], [1.0], [1.0], [0.0]]).astype(dtype)))).item() == 1.0
+        assert blas.getMathMode(blas.handle()) == mode
+        with pytest.raises(blas.CUBLASError), monkeypatch.context() as patch:
+            patch.setattr(cublas, "_FLOAT32", 70)
+            HERE.matmul(a, b)
+        assert blas.getMathMode(blas.handle()) == mode
+    blas.setMathMode(blas.handle(), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(cublas, "_WHOLE_SUMS", 0)
+        assert HERE.host(HERE.matmul(a, HERE.array(np.array([[1.0], [1.0], [1.0], [0.0]]).astype(dtype)))).item() == 0.0
+
+
+def test_tf32_is_only_where_it_is_asked_for():
+    """Whatever mode somebody else has left in CuPy's handle."""
+    a, b = _factors("float32")
+    plain = HERE.host(HERE.matmul(a, b))
+    blas.setMathMode(blas.handle(), 3)
+    assert np.array_equal(HERE.host(HERE.matmul(a, b)), plain)
+    blas.setMathMode(blas.handle(), 0)
+    mg.set_float32_matmul_precision("high")
+    try:
+        assert not np.array_equal(HERE.host(HERE.matmul(a, b)), plain)
+    finally:
+        mg.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("compute", "algorithm", "kinds", "words"), [
+    (68, 42, (0, 0, 0), "algorithm 42"), (68, 116, (0, 0, 0), "algorithm"), (66, -1, (0, 0, 0), "compute type 66"),
+    (0, -1, (0, 0, 0), "compute type 0"),
+    (68, -1, (1, 1, 1), "compute type 68"), (70, -1, (0, 0, 0), "compute type 70"), (68, -1, (2, 14, 2), "factors of 2 and 14"),
+    (68, -1, (0, 0, 2), "a result of 2"), (77, -1, (2, 2, 2), "compute type 77"), (64, -1, (2, 2, 0), "compute type 64")])
+def test_cublas_refuses_what_it_does_not_have(compute: int, algorithm: int, kinds: tuple[int, int, int], words: str):
+    """Compute types, algorithms, and dtypes that do not go with them; modes that there are not."""
+    with pytest.raises(blas.CUBLASError, match=words):
+        blas.gemmEx(blas.handle(), 0, 0, 1, 1, 1, 0, 0, kinds[0], 1, 0, kinds[1], 1, 0, 0, kinds[2], 1, compute, algorithm)
+    for mode in (4, 32, -1):
+        with pytest.raises(blas.CUBLASError, match="math mode"):
+            blas.setMathMode(blas.handle(), mode)
+
+
+def test_each_device_has_its_handle():
+    """A handle of another device is refused, and one of its own has its own mode."""
+    first = blas.handle()
+    with fake_cupy.Device(1):
+        assert blas.handle() != first
+        with pytest.raises(blas.CUBLASError, match="another device"):
+            blas.gemmEx(first, 0, 0, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 68, -1)
+        x = mg.tensor(_numbers(0, (3, 3), "float32"), device="fake:1")
+    np.testing.assert_allclose((x @ x).numpy(), x.numpy() @ x.numpy(), rtol=1e-5)
