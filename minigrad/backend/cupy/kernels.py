@@ -258,33 +258,39 @@ def cross_entropy_dlogits(xp, g, logits, targets, lse, scale):
 def linear_cross_entropy(xp, x, weight, targets, *, ignore_index=-100, wants=(False, False, False)):
     if not fits(x):
         return NotImplemented
-    V, d = weight.shape
+    (V, d), table = weight.shape, weight
     rows, lifted = xp.reshape(xp.ascontiguousarray(x), (-1, d)), boost(x.dtype, targets.size)
     factor = xp.full((), lifted, dtype=real(x.dtype))
     ids, scale = counted(xp, targets, ignore_index, x.dtype)
     # rows of logits start on whole lines of memory: tensor cores want them there
     n, width = len(rows), -(-V // LINE) * LINE
+    if V % wide(x.dtype):                               # and sides of whole pieces of 16 bytes
+        table = xp.zeros((width, d), dtype=x.dtype)     # so the logits of rows beyond V are 0
+        table[:V] = weight
+    size = len(table)
     # blocks of one size
     step = -(-n // -(-n // max(1, LOGITS // (width * x.dtype.itemsize))))
     memory = xp.empty((step, width), dtype=x.dtype)
     dx = xp.empty_like(rows) if wants[0] else None
-    dweight = xp.empty((V, d), dtype=real(x.dtype) if step < n else x.dtype) if wants[1] else None
+    dweight = None
+    if wants[1]:
+        dweight = xp.empty((size, d), dtype=real(x.dtype) if step < n else x.dtype)
     nll = []
     for i in range(0, n, step):
         here = slice(i, min(i + step, n))
         whole = memory[:here.stop - i]
-        logits = xp.product(rows[here], weight.T, out=whole[:, :V])
+        logits = xp.product(rows[here], table.T, out=whole[:, :size])
         lse, some = lse_and_nll(xp, whole, ids[here], V)
         nll.append(some)
         if dx is not None or dweight is not None:
             to_gradient(xp, factor, whole, ids[here], lse, scale[here], whole, V)
         if dx is not None:
-            xp.product(logits, weight, out=dx[here])
+            xp.product(logits, table, out=dx[here])
         if dweight is not None:
             xp.product(logits.T, rows[here], out=dweight, add=i > 0)
     return Saved(mean_of(xp, xp.concatenate(nll), scale),
                  dx=None if dx is None else xp.reshape(dx, x.shape),
-                 dweight=None if dweight is None else dweight.astype(x.dtype, copy=False),
+                 dweight=None if dweight is None else dweight[:V].astype(x.dtype, copy=False),
                  boost=lifted)
 
 
