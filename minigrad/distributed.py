@@ -25,7 +25,7 @@ from typing import Any
 
 from . import backend
 from .engine.tensor import Tensor
-from .errors import BackendUnavailable, DistributedError, GraphError
+from .errors import BackendUnavailable, DistributedError, DTypeError, GraphError
 
 BUCKET = 25 << 20                       # bytes
 GRACE = 2.0                             # seconds in which the others may meet the same error too
@@ -163,6 +163,9 @@ class MPIGroup(ProcessGroup):
     def all_reduce(self, array: Any) -> Callable[[], None]:
         here = backend.of(array)
         here.at(array)
+        if array.dtype.kind == "V":                     # ml_dtypes' bfloat16
+            raise DTypeError(f"all_reduce: MPI cannot sum {array.dtype}; keep parameters in "
+                             "float32 and compute in 16 bits, or choose nccl")
         if self.direct:
             here.synchronize()                          # MPI would not wait for the device
         buffer = array if self.direct else here.host(array)            # NumPy's is the array itself

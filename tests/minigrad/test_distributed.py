@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from mpi import mpiexec
 
 import minigrad as mg
-from minigrad import distributed
-from minigrad.distributed import DataParallel, ProcessGroup, init_process_group
-from minigrad.errors import BackendUnavailable, DeviceError, DistributedError, GraphError
+from minigrad import backend, distributed
+from minigrad.distributed import DataParallel, MPIGroup, ProcessGroup, init_process_group
+from minigrad.errors import BackendUnavailable, DeviceError, DistributedError, DTypeError, GraphError
 from minigrad.testing.fake_cupy.fake import install
 
 
@@ -353,11 +353,18 @@ def test_two_processes():
     assert done.stdout.splitlines() == ["DistributedError rank 1: integer division or modulo by zero", "SystemExit 1"]
 
 
+def test_mpi_cannot_sum_bfloat16():
+    """It has no such type: one line, with what to do."""
+    group = object.__new__(MPIGroup)
+    with pytest.raises(DTypeError, match="MPI cannot sum bfloat16; keep parameters in float32"):
+        group.all_reduce(np.ones(3, backend.dtype("bfloat16")))
+
+
 def nccl(monkeypatch, **attributes):
     """A cupy.cuda.nccl that is not one."""
     module = types.ModuleType("cupy.cuda.nccl")
     vars(module).update({"available": True, "NcclError": RuntimeError, "NCCL_SUM": 0, "NCCL_FLOAT16": 6, "NCCL_FLOAT32": 7,
-                         "NCCL_FLOAT64": 8, "get_unique_id": lambda: "unique", **attributes})
+                         "NCCL_FLOAT64": 8, "NCCL_BFLOAT16": 9, "get_unique_id": lambda: "unique", **attributes})
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", module)
 
 
@@ -396,6 +403,14 @@ def test_nccl_sums_beside_the_stream_that_computes(monkeypatch):
     between = fake.communicator()
     between.connect(1, 2, between.unique_id())
     array = types.SimpleNamespace(data=types.SimpleNamespace(ptr=123), size=5, dtype=np.dtype("float64"))
+    backend.dtype("bfloat16")
+    for dtype, kind in (("float16", 6), ("float32", 7), ("bfloat16", 9)):
+        between.all_reduce(types.SimpleNamespace(**{**vars(array), "dtype": np.dtype(dtype)}))
+        assert told[-2][3] == kind
+    for dtype in ("int64", "bool"):
+        with pytest.raises(DTypeError, match=f"cannot sum {dtype}; cast to float32"):
+            between.all_reduce(types.SimpleNamespace(**{**vars(array), "dtype": np.dtype(dtype)}))
+    del told[1:]
     between.all_reduce(array)()
     world, ready, after, given, done, wait = told
     assert world == (2, "unique", 1) and given == (123, 123, 5, 8, 0, 77)

@@ -176,18 +176,19 @@ def test_each_device_has_its_handle():
 @pytest.mark.parametrize("dtype", ["float32", "float64", *sorted(UNIT)])
 @pytest.mark.parametrize("vocab", [1003, 1000, 64])
 def test_the_classifier_s_products_are_whole_pieces(dtype: str, vocab: int, monkeypatch: pytest.MonkeyPatch):
-    """cuBLAS's conditions for tensor cores at their best: sides, steps and addresses are multiples of 16 bytes, whatever the vocabulary is."""
+    """What cuBLAS asks for tensor cores at their best: sides, steps and addresses are multiples of 16 bytes, whatever the vocabulary is."""
     calls, size, rows = [], np.dtype(dtype).itemsize, 40
     real = blas.gemmEx
 
     def noted(handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda: int, b: int, b_kind: int,
               ldb: int, beta: int, c: int, c_kind: int, ldc: int, *how: int) -> None:
         wide = 2 if c_kind in (2, 14) else 8 if c_kind == 1 else 4
-        calls.append((k if turn_a else m) * size | (n if turn_b else k) * size | m * wide | lda * size | ldb * size | ldc * wide | a | b | c)
+        sides = [(k if turn_a else m) * size, (n if turn_b else k) * size, m * wide, lda * size, ldb * size, ldc * wide]
+        calls.append([*sides, a, b, c])
         real(handle, turn_a, turn_b, m, n, k, alpha, a, a_kind, lda, b, b_kind, ldb, beta, c, c_kind, ldc, *how)
 
     monkeypatch.setattr(blas, "gemmEx", noted)
     monkeypatch.setattr(wrappers, "LOGITS", rows // 2 * -(-vocab // 64) * 64 * size)       # in two blocks
-    x, w = (mg.tensor(_numbers(i, shape, dtype), device="fake", requires_grad=True) for i, shape in enumerate([(rows, 16), (vocab, 16)]))
+    x, w = (mg.tensor(_numbers(0, (n, 16), dtype), device="fake", requires_grad=True) for n in (rows, vocab))
     mg.linear_cross_entropy(x, w, mg.tensor(np.arange(rows), device="fake")).backward()
-    assert len(calls) == 6 and all(sides % 16 == 0 for sides in calls)
+    assert len(calls) == 6 and all(n % 16 == 0 for call in calls for n in call)
