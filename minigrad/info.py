@@ -12,29 +12,33 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 
 from . import backend
+from .backend.cupy import errors as cupy_errors
 from .backend.numpy import blas
 from .errors import MinigradError
 
 _REQUIRED = ("numpy", "tiktoken", "matplotlib", "safetensors", "huggingface_hub", "tqdm")
 _OPTIONAL = {"mpi4py": "mpi", "torch": "test", "transformers": "test", "hypothesis": "test",
              "pytest": "test"}
-_CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 _FORCING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_CUDA = ("CUDA_VISIBLE_DEVICES", "CUPY_CACHE_DIR", "CUPY_CACHE_IN_MEMORY", "CUDA_PATH",
+         "LD_LIBRARY_PATH")
 
 
 def collect() -> dict[str, Any]:
     """All that is printed, as plain data; sizes are in bytes, and None means unknown.
 
     It never raises. python, platform: str. packages: {name: version | None}.
-    blas: {name, version, architecture, threads}. environment: variables that steer BLAS.
+    blas: {name, version, architecture, threads}. environment: variables that steer BLAS and CUDA.
     cpu: {model, cores, usable}. memory: {total, available}.
-    gpu: {driver, cuda, devices, reason}. missing: [{what, why, command}]. warnings: [str].
+    gpu: {driver, cuda, nvrtc, cache, devices, reason}. missing: [{what, why, command}].
+    warnings: [str].
     """
     info: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for section in (_packages, _blas, _environment, _cpu, _memory, _gpu):
@@ -48,7 +52,7 @@ def collect() -> dict[str, Any]:
         f"{name}={info['environment'][name]} overrides OpenBLAS's own choice for this CPU; "
         "unset it"
         for name in _FORCING if name in info["environment"]
-    ]
+    ] + _about_cupy()
     return info
 
 
@@ -76,8 +80,21 @@ def _packages() -> dict[str, str | None]:
 
     versions: dict[str, str | None] = {"minigrad": __version__}
     versions.update((name, _version(name)) for name in (*_REQUIRED, *_OPTIONAL))
-    versions["cupy"] = next((v for v in map(_version, _CUPY) if v), None)
+    found = cupy_errors.packages()
+    versions["cupy"] = ", ".join(f"{v} ({name})" for name, v in found.items()) or None
     return versions
+
+
+def _about_cupy() -> list[str]:
+    """What is wrong with CuPy's packages and the folder of its cache, if it is installed."""
+    found = cupy_errors.packages()
+    wrong = [cupy_errors.several(found)] if len(found) > 1 else []
+    there = cupy_errors.cache_folder()
+    while not os.path.exists(there):                    # CuPy makes the folder
+        there = os.path.dirname(there) or os.curdir
+    if found and not (os.path.isdir(there) and os.access(there, os.W_OK)):
+        wrong.append(cupy_errors.unwritable(PermissionError(13, f"no writing in {there}")))
+    return wrong
 
 
 def _blas() -> dict[str, Any]:
@@ -99,7 +116,8 @@ def _blas() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in (*_FORCING, *_THREADS) if name in os.environ}
+    return {name: os.environ[name] for name in (*_FORCING, *_THREADS, *_CUDA)
+            if name in os.environ}
 
 
 def _cpu() -> dict[str, Any]:
@@ -124,27 +142,44 @@ def _memory() -> dict[str, int | None]:
 def _gpu() -> dict[str, Any]:
     """The GPUs, and the versions of their software.
 
-    driver: the driver's version, from nvidia-smi. cuda: the version of CuPy's CUDA runtime. reason:
-    why there are no devices.
+    driver: the driver's version, from nvidia-smi. cuda, nvrtc: the versions of CuPy's CUDA runtime
+    and of the compiler. cache: the folder of compiled kernels. reason: why there are no devices, or
+    why the first cannot be used. A device has a name, its compute capability, memory, and `runs`:
+    "yes" if a kernel was compiled and ran on it, otherwise what is wrong.
     """
-    found: dict[str, Any] = {"driver": _driver(), "cuda": None, "devices": [], "reason": None}
+    found: dict[str, Any] = {"driver": _driver(), "cuda": None, "nvrtc": None, "cache": None,
+                             "devices": [], "reason": None}
     try:
-        cupy = backend.get("cupy").backend.namespace
+        with warnings.catch_warnings():                 # `_about_cupy` has what CuPy warns of
+            warnings.simplefilter("ignore")
+            gpus = backend.get("cupy").backend
     except MinigradError as error:
         found["reason"] = _line(error)
-        return found
-    runtime = cupy.cuda.runtime
-    version = runtime.runtimeGetVersion()
+        if (loaded := backend.loaded("cupy")) is None:
+            return found
+        gpus = loaded
+    cuda = gpus.namespace.cuda
+    version = cuda.runtime.runtimeGetVersion()
     found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
-    for number in range(runtime.getDeviceCount()):
-        device = runtime.getDeviceProperties(number)
-        with cupy.cuda.Device(number):
-            free, total = runtime.memGetInfo()
-        found["devices"].append({
-            "name": device["name"].decode(), "capability": f"{device['major']}.{device['minor']}",
-            "total": total, "available": free,
-        })
+    found["nvrtc"] = ".".join(map(str, cuda.nvrtc.getVersion()))
+    found["cache"] = cupy_errors.cache_folder()
+    for number in range(cuda.runtime.getDeviceCount()):
+        device = cuda.runtime.getDeviceProperties(number)
+        capability = f"{device['major']}.{device['minor']}"
+        found["devices"].append({"name": device["name"].decode(), "capability": capability,
+                                 **_state(number, cuda)})
     return found
+
+
+def _state(number: int, cuda: Any) -> dict[str, Any]:
+    """The memory of a GPU, and whether a kernel runs on it, or what is wrong."""
+    try:
+        there = backend.get(f"cupy:{number}")
+        free, total = cuda.runtime.memGetInfo()
+        there.backend.host(there.arange(3))             # which CuPy computes by a kernel
+    except Exception as error:
+        return {"runs": _line(backend.explained(error) or error)}
+    return {"total": total, "available": free, "runs": "yes"}
 
 
 def _driver() -> str | None:

@@ -74,7 +74,7 @@ EXCUSED: dict[str, str] = {
     "numpy.kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
     "numpy.kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
     # ── CuPy: called where no op is ──
-    "cupy.load": "looks for CuPy and a GPU; test_cupy_devices.py plays each that is missing",
+    "cupy.load": "looks for CuPy and a GPU; cupy/test_errors.py plays each that is missing",
     "cupy.Captured": "a step of decoding as a graph; test_gpu_step.py",
     "cupy.CupyBackend.__init__": "called once, when the backend is first asked for",
     "cupy.CupyBackend.processors": "how a step of decoding is cut up; gpt2/decoding/test_gpu_ops.py",
@@ -89,16 +89,16 @@ EXCUSED: dict[str, str] = {
     "cupy.kernels.adamw_update": "no op, but the optimizer's; test_kernels.py",
     "cupy.sample": "no ops, but the choice of a token; test_gpu_sampling.py",
     "cupy.decode": "no ops, but a step of decoding; gpt2/decoding/test_gpu_ops.py holds each to its definition",
-    "cupy.errors": "what went wrong on a device; test_cupy_devices.py has each complaint",
+    "cupy.errors": "what went wrong on a device; cupy/test_errors.py has each complaint",
     # ── CuPy: another device, and what goes wrong ──
     "cupy.CupyBackend._look_at: device.id >= count: true": "a device that there is not; test_cupy_devices.py",
-    "cupy.CupyBackend._look_at: (int(capability[:-1]), int(capability[-1])) < OLDEST: true": "an old GPU; test_cupy_devices.py",
+    "cupy.CupyBackend._look_at: has < wants: true": "an old GPU; cupy/test_errors.py",
     "cupy.CupyBackend.at: number != self.namespace.cuda.runtime.getDevice(): true": "laws stay on one device; test_cupy_devices.py",
     "cupy.CupyBackend._made: number not in (None, here): true": "laws stay on one device; test_cupy_devices.py",
     "cupy.CupyBackend._made: number: true": "laws stay on one device; test_cupy_devices.py",
     "cupy.CupyBackend._made: (ours := self.explained(error, 'an array')) is None": "no memory; test_cupy_devices.py",
     "cupy.CupyBackend.host: (ours := self.explained(error)) is None": "a device that has failed; test_cupy_devices.py",
-    "cupy.CupyBackend.explained": "what went wrong on a device; test_cupy_devices.py",
+    "cupy.CupyBackend.explained": "what went wrong on a device; cupy/test_errors.py",
     # ── CuPy: what is refused before, or is left to the op's own text ──
     "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the fake CuPy has no kernels",
     "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table of no rows has no row to add to",

@@ -55,7 +55,6 @@ ELSEWHERE = {
     "minigrad/backend/base.py": "test_backend.py; what an op asks of a backend: test_op_kernels.py",
     "minigrad/backend/fallbacks.py": "what a library lacks: test_backend.py",
     "minigrad/backend/cupy/decode.py": "each kernel beside its definition: test_gpu_ops.py",
-    "minigrad/backend/cupy/errors.py": "each complaint has its line: test_cupy_devices.py",
     # gpt2
     "gpt2/decoding/kv_cache.py": "with it and without: decoding/test_decode.py, gpt2/test_model.py",
     "gpt2/evaluate/likelihood.py": "with its command: test_evaluate.py",

@@ -1,7 +1,6 @@
 """`python -m minigrad.info`: what it reports is true, and no machine makes it fail."""
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -74,6 +73,7 @@ def test_what_is_missing_comes_with_its_command(driver, extra, monkeypatch):
     monkeypatch.setattr(backend, "get", unavailable)
     monkeypatch.setattr(info, "_driver", lambda: driver)
     monkeypatch.setattr(info, "_version", lambda name: None)
+    monkeypatch.setattr(info.cupy_errors, "packages", dict)
     document = info.collect()
     missing = {m["what"]: m for m in document["missing"]}
     assert missing["cupy"]["command"] == f"pip install '.[{extra}]'"
@@ -85,19 +85,39 @@ def test_what_is_missing_comes_with_its_command(driver, extra, monkeypatch):
 
 
 def test_a_gpu_is_described(monkeypatch):
-    """A device's name, capability and memory come from CuPy's runtime. (Against a stand-in for CuPy.)"""
+    """A device's name, capability and memory come from CuPy's runtime, and a kernel is run on each. (Against a stand-in for CuPy.)"""
     runtime = SimpleNamespace(
         runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 2, memGetInfo=lambda: (3 * 2**30, 4 * 2**30),
         getDeviceProperties=lambda n: {"name": f"GPU {n}".encode(), "major": 9, "minor": n})
-    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda n: contextlib.nullcontext()))
-    monkeypatch.setattr(backend, "get", lambda name: backend.Device(SimpleNamespace(namespace=cupy)))
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: (12, 9))))
+
+    def arange(n):
+        if number[-1] == 1:
+            raise OSError("no space")
+
+    number = []
+    here = SimpleNamespace(namespace=cupy, arange=arange, host=lambda array: array, use=number.append)
+    monkeypatch.setattr(backend, "get", lambda name: backend.Device(here, int(name.partition(":")[2] or 0)))
+    monkeypatch.setattr(info.cupy_errors, "packages", lambda: {"cupy-cuda12x": "14.2.0"})
     document = info.collect()
-    assert document["gpu"]["cuda"] == "12.9" and document["gpu"]["reason"] is None
-    devices = [(d["name"], d["capability"]) for d in document["gpu"]["devices"]]
-    assert devices == [("GPU 0", "9.0"), ("GPU 1", "9.1")]
+    assert document["gpu"]["cuda"] == document["gpu"]["nvrtc"] == "12.9" and document["gpu"]["reason"] is None
+    assert document["packages"]["cupy"] == "14.2.0 (cupy-cuda12x)"
+    devices = [(d["name"], d["capability"], d["runs"]) for d in document["gpu"]["devices"]]
+    assert devices == [("GPU 0", "9.0", "yes"), ("GPU 1", "9.1", "no space")]
     assert not [m for m in document["missing"] if m["what"] in ("cupy", "NVIDIA driver")]
-    assert "name GPU 1, capability 9.1, total 4.0 GiB, available 3.0 GiB" in info.report(document)
+    assert "name GPU 0, capability 9.0, total 4.0 GiB, available 3.0 GiB, runs yes; name GPU 1, " in info.report(document)
     json.dumps(document, allow_nan=False)
+
+
+@pytest.mark.parametrize(("folder", "wrong"), [("new/cache", False), (".", False), ("file", True), ("file/cache", True)])
+def test_a_cache_that_cannot_be_written_is_a_warning(folder, wrong, tmp_path, monkeypatch):
+    """The folder of CuPy's kernels, or the one in which it will be made; without CuPy nobody asks."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / folder))
+    for installed in ({"cupy-cuda12x": "14.2.0"}, {}):
+        monkeypatch.setattr(info.cupy_errors, "packages", lambda installed=installed: installed)
+        found = info.collect()["warnings"]
+        assert bool(found) == (wrong and bool(installed)) and all("set CUPY_CACHE_DIR" in line for line in found)
 
 
 @pytest.mark.parametrize("section", ["_packages", "_blas", "_environment", "_cpu", "_memory", "_gpu"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from . import cublas
 from .errors import (
     ELSE,
     INSTALL,
-    OLDEST,
     explained,
-    first_line,
     free_and_total,
     no_gpu,
+    not_imported,
+    oldest,
+    packages,
+    several,
+    too_old,
+    unfit,
     unusable,
 )
 from .kernels import LOGITS, add_rows, fits
@@ -51,11 +56,15 @@ def load() -> Backend:
         raise BackendUnavailable("backend cupy: the package cupy is not installed; "
                                  f"{INSTALL}, {ELSE}")
     try:
-        import cupy
+        with warnings.catch_warnings(record=True) as met:
+            import cupy
     except Exception as error:                          # a package in pieces raises whatever comes
-        ours = explained(None, error)
-        raise ours or BackendUnavailable("backend cupy: cupy cannot be imported "
-                                         f"({first_line(error)}); {INSTALL}, {ELSE}") from None
+        raise not_imported(error) from None
+    for one in met:                                     # CuPy's own on this fills a page
+        twice = "multiple CuPy packages" in str(one.message)
+        warnings.warn(several(packages()) if twice else one.message, one.category, stacklevel=2)
+    if trouble := unfit(cupy):
+        raise BackendUnavailable(f"backend cupy: {trouble}")
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
             raise BackendUnavailable(f"backend cupy: {no_gpu()}")
@@ -165,12 +174,9 @@ class CupyBackend(Backend):
             raise DeviceError(f"{place} does not exist; this machine has {count} "
                               f"GPU{'s' * (count > 1)}, numbered from 0")
         try:
-            capability = str(device.compute_capability)
-            if (int(capability[:-1]), int(capability[-1])) < OLDEST:
-                raise BackendUnavailable(f"{place} has compute capability "
-                                         f"{capability[:-1]}.{capability[-1]}, and the kernels "
-                                         f"need {OLDEST[0]}.{OLDEST[1]}; choose another GPU "
-                                         f"with --device, {ELSE}")
+            has, wants = divmod(int(device.compute_capability), 10), oldest(self.namespace)
+            if has < wants:
+                raise BackendUnavailable(too_old(place, has, wants))
             with device:
                 # this makes CUDA's context, where that can be had
                 self.namespace.cuda.runtime.memGetInfo()
