@@ -1,7 +1,7 @@
-"""What NumPy's functions are for Tensors: our ops under NumPy's names.
+"""NumPy's functions for Tensors, written with our ops.
 
-Each has the signature of NumPy's function, and NumPy's meaning of its arguments; NotImplemented
-says that these arguments mean something that no op does.
+Each has the signature of NumPy's function, and its arguments mean what they mean in NumPy. It
+returns NotImplemented if no op can do what the arguments ask for.
 """
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from . import reduce as r
 from . import shape as s
 
 FUNCTIONS: dict[Any, tuple[Callable[..., Any], inspect.Signature]] = {}
-NONE: Any = np._NoValue                                 # in NumPy's signatures: "not given"
+NONE: Any = np._NoValue                                 # NumPy's default for "no argument given"
 
 
 def means(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare what the functions of these names in NumPy are for Tensors.
+    """Declare that a function replaces NumPy's functions of these names for Tensors.
 
-    NumPy 2.0 lacks some of the names.
+    A name that the installed NumPy does not have is skipped: NumPy 2.0 lacks some of them.
     """
 
     def keep(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def means(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def bare(x: Any) -> Any:
-    """Arguments with the arrays of their Tensors in the Tensors' places."""
+    """The arguments, in which each Tensor is replaced by its array."""
     if isinstance(x, Tensor):
         return x.array
     if isinstance(x, dict):
@@ -57,7 +57,7 @@ def _flat(x: Any) -> Any:
 
 
 def _array(x: Any) -> Any:
-    """x, or what a number or a list among Tensors is as an array."""
+    """x if it is a Tensor or an array; a number or a list becomes an array."""
     return x if hasattr(x, "ndim") else asarray(x)
 
 
@@ -102,7 +102,7 @@ def _spread(f: Any) -> Any:
            keepdims: bool = False, *, where: Any = True, mean: Any = None,
            correction: Any = NONE) -> Any:
         if correction is not NONE and ddof != 0:
-            return NotImplemented                       # NumPy refuses both
+            return NotImplemented                       # NumPy does not take both at once
         correction = ddof if correction is NONE else correction
         return f(a, axis=axis, keepdims=keepdims, correction=correction)
 
@@ -116,7 +116,7 @@ means("std")(_spread(r.std))
 @means("linalg.norm")
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     axes = tuple(range(x.ndim)) if axis is None else _several(axis)
-    all_of_it = (None,) if axis is None else ()         # whatever the number of axes
+    all_of_it = (None,) if axis is None else ()         # the norm of all numbers has any ndim
     if ord not in {1: (None, 2), 2: (None, "fro")}.get(len(axes), all_of_it):
         return NotImplemented
     return r.norm(x, axis=axes if axes else None, keepdims=keepdims)
@@ -137,7 +137,7 @@ def _cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any
     return r.cumsum(_flat(a), 0) if axis is None else r.cumsum(a, axis)
 
 
-# orders
+# order
 @means("flip")
 def _flip(m: Any, axis: Any = None) -> Any:
     return index.flip(m, range(m.ndim) if axis is None else _several(axis))
@@ -152,9 +152,9 @@ def _sort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *,
 # products
 @means("dot")
 def _dot(a: Any, b: Any, out: Any = None) -> Any:
-    """Σ over the last axis of a and the last but one of b.
+    """The products summed over the last axis of a and the last but one of b.
 
-    Every other axis of a comes before those of b.
+    In the result the other axes of a come first, and then the other axes of b.
     """
     a, b = _array(a), _array(b)
     if a.ndim == 0 or b.ndim == 0:
@@ -312,7 +312,7 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
             raise ShapeError(f"np.split: axis {axis} of {ary.dtype}{list(ary.shape)} cannot be cut "
                              f"into {cuts} equal parts")
         cuts = range(n // cuts, n, n // cuts) if n else [0] * (cuts - 1)
-    ends = [0, *map(int, cuts), n]      # of slices: they may run backwards, and overlap
+    ends = [0, *map(int, cuts), n]      # as in NumPy, the slices may be empty or overlap
     return [ary[(*[slice(None)] * at, slice(i, j))] for i, j in pairwise(ends)]
 
 
@@ -328,7 +328,7 @@ def _take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "
 def _take_along_axis(arr: Any, indices: Any, axis: Any = -1) -> Any:
     sizes = enumerate(zip(arr.shape, indices.shape))
     if axis is None or any(n != m for i, (n, m) in sizes if i != axis % arr.ndim):
-        return NotImplemented                           # NumPy repeats what is of size 1
+        return NotImplemented                           # NumPy broadcasts here, gather does not
     return index.gather(arr, indices, axis=axis)
 
 
@@ -337,11 +337,11 @@ def _clip(a: Any, a_min: Any = NONE, a_max: Any = NONE, out: Any = None, *, min:
           max: Any = NONE, dtype: Any = None, where: Any = True, casting: Any = None,
           order: Any = None, subok: Any = None) -> Any:
     if (a_min is not NONE or a_max is not NONE) and (min is not NONE or max is not NONE):
-        return NotImplemented                           # NumPy refuses both
+        return NotImplemented                           # NumPy does not take both at once
     low, high = (a_min, a_max) if a_min is not NONE or a_max is not NONE else (min, max)
     low, high = (None if v is NONE else v for v in (low, high))
     if any(isinstance(v, Tensor) or getattr(v, "dtype", a.dtype) != a.dtype for v in (low, high)):
-        return NotImplemented                           # bounds that may want gradients, or a cast
+        return NotImplemented   # the op's bounds get no gradients and do not change the dtype
     return e.clip(a, min=low, max=high)
 
 
@@ -351,5 +351,5 @@ def _where(condition: Any, x: Any = NONE, y: Any = NONE) -> Any:
     if x is NONE and y is NONE:
         return np.where(bare(condition)) if of_numpy else NotImplemented
     if not isinstance(x, Tensor) and not isinstance(y, Tensor) and of_numpy:
-        return np.where(bare(condition), x, y)          # no gradient, and NumPy's dtypes
+        return np.where(bare(condition), x, y)          # nothing to record; NumPy chooses the dtype
     return e.where(_array(condition), x, y)

@@ -1,14 +1,16 @@
 """NumPy's functions on Tensors: np.exp(x), np.concatenate([x, y]) and np.linalg.norm(x).
 
-Each is recorded, or refused by name. NumPy asks an argument that is no array of its own what its
-functions mean (NEP 13 for ufuncs, NEP 18 for all others). Left alone, it would compute on the
-Tensor's array and hand back an array without a graph: a gradient lost without a word. So
+Each is recorded, or refused with an error that names it. When a Tensor is passed to a function of
+NumPy, NumPy calls a method of the Tensor instead (NEP 13 for ufuncs, NEP 18 for all others).
+Without these methods it would compute on the Tensor's array and return an array without a graph, so
+the gradient would be lost silently. Here
 
-* a function that we have an op for is that op, with NumPy's arguments (`OPERATORS`, `UFUNCS`,
+* a function for which there is an op calls the op, with NumPy's arguments (`OPERATORS`, `UFUNCS`,
   `numpy_functions`);
-* one that gives integers or bools, or has a derivative of zero everywhere, is computed on the
-  arrays (`CONSTANT`);
-* every other one is computed on the arrays if no gradient is wanted, and refused if one is.
+* a function that returns integers or bools, or whose derivative is zero everywhere, is computed on
+  the arrays (`CONSTANT`);
+* every other function is computed on the arrays if no argument requires a gradient, and raises
+  GraphError if one does.
 """
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from . import elementwise as e
 from .numpy_functions import FUNCTIONS, NONE, bare
 from .shape import identity
 
-# An operator with an array on its left is a ufunc too: the Tensor's own methods decide, as they do
-# everywhere else.
+# NumPy computes an operator whose left operand is an array by a ufunc. This table calls the
+# Tensor's own method instead, so array + x is computed as x + array is.
 OPERATORS: dict[Any, tuple[str, str]] = {
     np.add: ("__add__", "__radd__"), np.subtract: ("__sub__", "__rsub__"),
     np.multiply: ("__mul__", "__rmul__"), np.divide: ("__truediv__", "__rtruediv__"),
@@ -51,12 +53,12 @@ CONSTANT = frozenset("""
     may_share_memory min_scalar_type nanargmax nanargmin ndim nonzero ones_like result_type save
     savetxt savez savez_compressed searchsorted shape shares_memory signbit size tril_indices_from
     triu_indices_from zeros_like""".split())
-# arguments that no op has
+# NumPy's arguments that no op has
 REFUSED = ("dtype", "out", "initial", "where", "order", "copy", "subok", "casting", "mode", "mean")
 INSTEAD = {                                             # what to write for a refused function
-    "append": "np.concatenate", "array_split": "np.split with the places to cut at",
+    "append": "np.concatenate", "array_split": "np.split with the indices to cut at",
     "average": "x.mean(axis=…), or (w * x).sum() / w.sum()",
-    "copy": "x itself, which nothing changes",
+    "copy": "x itself, because no op changes it",
     "cosh": "(mg.exp(x) + mg.exp(-x)) / 2", "cov": "mg.einsum",
     "diagonal": "x[range(n), range(n)]", "diff": "x[1:] - x[:-1]",
     "exp2": "mg.exp(x * math.log(2))",
@@ -77,12 +79,12 @@ INSTEAD = {                                             # what to write for a re
 
 
 def name_of(f: Any) -> str:
-    """What people call it: np.linalg.norm."""
+    """The function's name as people write it, such as np.linalg.norm."""
     return f"{getattr(f, '__module__', 'numpy').replace('numpy', 'np')}.{f.__name__}"
 
 
 def tensors(x: Any) -> list[Tensor]:
-    """The Tensors among arguments, in lists, tuples and dicts too."""
+    """The Tensors among the arguments, including those in lists, tuples and dicts."""
     if isinstance(x, Tensor):
         return [x]
     parts = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else ()
@@ -90,30 +92,32 @@ def tensors(x: Any) -> list[Tensor]:
 
 
 def on_arrays(f: Any, args: Any, options: Any, how: str = "", method: str = "__call__") -> Any:
-    """f, or a method of it, on the arrays.
+    """Compute f, or a method of the ufunc f, on the arrays of the Tensors.
 
-    GraphError if a gradient would be lost. how: the way in which f was called, if that is why.
+    GraphError if a gradient would be lost. how: what in the call prevents the use of an op, for the
+    message; "" if there is no op at all.
     """
     given = tensors([args, options])
     if f.__name__ not in CONSTANT and any(t.node is not None for t in given):
         instead = ("" if how else f"; use {INSTEAD[f.__name__]}" if f.__name__ in INSTEAD else
                    "; there is no op for it")
-        raise GraphError(f"{name_of(f)}{how} would lose the gradient of a Tensor{instead}; where "
-                         "no gradient is wanted, x.detach().numpy() is the array")
+        raise GraphError(f"{name_of(f)}{how} would lose the gradient of a Tensor{instead}; if you "
+                         "need no gradient, pass x.detach().numpy()")
     if away := [t.device for t in given if t.device != "numpy"]:
-        raise DeviceError(f"{name_of(f)} of a Tensor on {away[0]}: there is no op for it; NumPy "
-                          "computes it of x.numpy()")
+        raise DeviceError(f"{name_of(f)} of a Tensor on {away[0]}: there is no op for it; pass "
+                          "x.numpy(), which copies it to the host")
     return getattr(f, method)(*bare(args), **bare(options))
 
 
 def array_ufunc(self: Tensor, ufunc: Any, method: str, *args: Any, **options: Any) -> Any:
-    """What NumPy's ufuncs are for Tensors.
+    """Compute a ufunc of NumPy whose arguments hold a Tensor.
 
-    GraphError for one that would lose a gradient; TypeError for out=.
+    GraphError if a gradient would be lost; TypeError for out=, and for an operator that Tensors do
+    not have.
     """
     if "out" in options:
-        raise TypeError(f"{name_of(ufunc)}: no array takes a Tensor in place (out=, a += x); write "
-                        "a = a + x, or use x.detach().numpy()")
+        raise TypeError(f"{name_of(ufunc)}: a Tensor cannot be written into an array in place "
+                        "(out=, a += x); write a = a + x, or use x.detach().numpy()")
     if ufunc in NO_OPERATORS:
         raise TypeError(f"{name_of(ufunc)}: Tensors have no operator {NO_OPERATORS[ufunc]}; "
                         "x.detach().numpy() has it, without a gradient")
@@ -129,16 +133,16 @@ def array_ufunc(self: Tensor, ufunc: Any, method: str, *args: Any, **options: An
 
 
 def array_function(self: Tensor, f: Any, types: Any, args: Any, options: Any) -> Any:
-    """What NumPy's other functions are for Tensors.
+    """Compute another function of NumPy whose arguments hold a Tensor.
 
-    GraphError for one, or for arguments, that would lose a gradient.
+    GraphError if the function, or one of its arguments, would lose a gradient.
     """
     if f not in FUNCTIONS:
         return on_arrays(f, args, options)
     ours, signature = FUNCTIONS[f]
     try:
         bound = signature.bind(*args, **{k: v for k, v in options.items() if v is not NONE})
-    except TypeError:                                   # NumPy's alone, or wrong: it says so itself
+    except TypeError:       # NumPy alone has these arguments, or they are wrong and it says so
         return on_arrays(f, args, options, ": these arguments")
     for name, value in bound.arguments.items():
         default = signature.parameters[name].default
@@ -151,6 +155,6 @@ def array_function(self: Tensor, f: Any, types: Any, args: Any, options: Any) ->
 
 
 def attach() -> None:
-    """Tell NumPy: from here on it asks Tensors what its functions mean."""
+    """Give Tensor the methods that NumPy calls when a Tensor is passed to one of its functions."""
     Tensor.__array_ufunc__ = array_ufunc                # type: ignore[attr-defined]
     Tensor.__array_function__ = array_function          # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ AMBIGUOUS: dict[str, tuple[Any, list[str]]] = {
     "transpose": (lambda x: x.transpose(), ["x.mT", "x.permute(2, 1, 0)"]),
     "mg.transpose": (lambda x: mg.transpose(x), ["x.mT"]),
     "transpose-one": (lambda x: x.transpose(1), ["both"]),
-    # PyTorch: the size of each part, or the sizes. NumPy and JAX: the number of parts, or the places to cut at
+    # PyTorch: the size of each part, or the sizes. NumPy and JAX: the number of parts, or the indices to cut at
     "split-int": (lambda x: mg.split(x, 2), ["sections=2", "sizes=[2, …]"]),
     "x.split-int": (lambda x: x.split(2), ["sections=2", "sizes=[2, …]"]),
     "split-np-int": (lambda x: x.split(np.int64(2)), ["sections=2"]),
