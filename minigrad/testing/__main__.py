@@ -1,6 +1,7 @@
-"""python -m minigrad.testing: every op × law × float32 and float64 × device, as a table.
+"""python -m minigrad.testing: test every law on every op, and print a table of the verdicts.
 
-With --exec PROGRAM the laws are tested on another program instead, in any language.
+Each op is tested in float32 and float64, on each device. With --exec PROGRAM the laws are tested on
+another program instead, which may be written in any language.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ MARKS = {"held": "✓", "broken": "✗", "not applicable": "·"}
 
 def judged(domain: Domain, dtype: str, device: str, examples: int) -> dict[str, Verdict]:
     """The verdict of each law on one line of the table of domains."""
-    kinks = "these examples lie on kinks, for the laws that differentiate nothing"
+    kinks = "these examples lie on kinks; they are for laws that take no derivative"
     said = {law: Verdict(law, dtype, message=kinks) for law in LAWS}
     asked = [law for law in LAWS if domain.asks(law)]
     verdicts = examine_all(asked, domain.subject, domain.examples, dtype, device, examples=examples)

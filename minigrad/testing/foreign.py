@@ -30,26 +30,26 @@ from .laws.subject import NotApplicable, Subject, flat, host
 from .program import CannotRun, Failure, Hung, Program, Unsayable, inputs_of, message, said
 
 KINDS = ("any", "positive", "nonzero", "spread")
-# a program has copies of the arrays; PyTorch is no part of what is compared here
+# Laws that are not tested: a program gets copies of the arrays, and is not compared with PyTorch.
 NOT_ASKED = ("pure", "torch")
-TRIES = 10                          # examples of which the program must answer one
-HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # what it ends with; argparse ends with 2
+TRIES = 10                          # the program must answer one of this many examples
+HELD, BROKEN, CANNOT_RUN = 0, 1, 3  # exit codes; argparse exits with 2 for wrong flags
 
 
 def flags(p: argparse.ArgumentParser) -> None:
     """Add the flags for --exec and --describe."""
-    g = p.add_argument_group("a program in any language, by the protocol of docs/any-language.md")
+    g = p.add_argument_group("a program in any language (docs/any-language.md has the protocol)")
     g.add_argument("--exec", metavar="COMMAND",
-                   help='test the laws of --op or --definition on this program, as "./softmax"')
+                   help="test the laws of --op or --definition on a program, such as ./softmax")
     g.add_argument("--describe", action="store_true",
                    help="print the names of the inputs and settings, and an example of a message")
     g.add_argument("--definition", metavar="MODULE:FUNCTION",
                    help="a function of Tensors that the program must equal")
     g.add_argument("--array", action="append", metavar="SHAPE[:KIND]",
-                   help="shape (4,8 or any) and kind of an argument of --definition; the kinds are "
-                        f"{', '.join(KINDS)}")
+                   help="shape and kind of one argument of --definition, such as 4,8 or "
+                        f"any:positive; the kinds are {', '.join(KINDS)}")
     g.add_argument("--set", action="append", metavar="NAME=JSON",
-                   help="a setting that is the same in all examples")
+                   help="give a setting the same value in all examples, such as axis=-1")
     g.add_argument("--dtype", action="append",
                    choices=("float64", "float32", "float16", "bfloat16"),
                    help="dtype of the arrays (repeatable; default float64 and float32)")
@@ -63,14 +63,14 @@ def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Run the command with --exec or --describe."""
     if len([*(args.op or ()), *([] if args.definition is None else [args.definition])]) != 1:
         p.error("--exec and --describe take one --op, "
-                "or --definition with an --array for each argument")
+                "or one --definition with an --array for each argument")
     if args.array and args.definition is None:
-        p.error("--array goes with --definition; the examples of an --op are its own")
+        p.error("--array goes with --definition; an --op has its own examples")
     if args.device:
-        p.error("--device is where ops of minigrad are judged; "
+        p.error("--device chooses where ops of minigrad are tested; "
                 "a program decides for itself where it computes")
     if args.timeout is not None and not 0.0 < args.timeout < 1e6:
-        p.error(f"--timeout {args.timeout:g}: a number of seconds above 0")
+        p.error(f"--timeout {args.timeout:g}: write a number of seconds above 0")
     try:
         fixed = dict(map(_setting, args.set or ()))
         lines = [_defined(args, fixed)] if args.definition else _of_op(args.op[0], fixed)
@@ -89,21 +89,24 @@ def main(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return judge(args, lines, samples, dtypes)
 
 
-# ── what is asked ──
+# ── what is tested ──
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     try:
         found = json.loads(value)
     except ValueError:
         if not equals:
-            raise ValueError(f"--set {text}: NAME=JSON, as axis=-1") from None
-        raise ValueError(f"--set {text}: {value!r} is no JSON; "
-                         f"a text has quotes, as '{name}=\"{value}\"'") from None
+            raise ValueError(f"--set {text}: write NAME=JSON, such as axis=-1") from None
+        raise ValueError(f"--set {text}: {value!r} is not JSON; "
+                         f"put a text in quotes, as in '{name}=\"{value}\"'") from None
     return name, tuple(found) if isinstance(found, list) else found
 
 
 def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
-    """The lines of the table of domains where the op has derivatives, with the settings fixed."""
+    """The op's lines in the table of domains on which it has derivatives.
+
+    fixed: values that replace the settings of the examples.
+    """
     lines = [line for line in lines_of(name) if line.smooth]
     if not lines:
         raise ValueError(f"--op {name}: it has no derivatives to judge")
@@ -120,10 +123,11 @@ def _of_op(name: str, fixed: dict[str, Any]) -> list[Domain]:
 
 
 def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
-    """A line of the table for the function of --definition and the arrays of --array."""
+    """A new line of the table, for the function of --definition and the arrays of --array."""
     module, colon, name = args.definition.partition(":")
     if not (module and colon and name):
-        raise ValueError(f"--definition {args.definition}: MODULE:FUNCTION, as minigrad:softmax")
+        raise ValueError(f"--definition {args.definition}: "
+                         "write MODULE:FUNCTION, such as minigrad:softmax")
     sys.path[:0] = [os.getcwd()]
     try:
         f = importlib.import_module(module)
@@ -133,11 +137,11 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
         raise ValueError(f"--definition {args.definition}: "
                          f"{type(error).__name__}: {_line(error)}") from None
     if not callable(f):
-        raise ValueError(f"--definition {args.definition}: it is no function")
+        raise ValueError(f"--definition {args.definition}: it is not a function")
     given = [_array(text) for text in args.array or ()]
     if not given:
         raise ValueError(f"--definition {args.definition}: "
-                         "say with --array what each argument is, as --array 4,8")
+                         "give the shape of each argument with --array, such as --array 4,8")
     settings = getattr(f, "settings", {})               # an op's settings are not arrays
     try:
         parameters = [p.replace(kind=p.KEYWORD_ONLY) if p.name in settings else p
@@ -148,7 +152,7 @@ def _defined(args: argparse.Namespace, fixed: dict[str, Any]) -> Domain:
                          f"(--array gives {len(given)}, --set {len(fixed)})") from None
 
     def value(*xs: Any, **more: Any) -> Any:
-        """An oracle that accepts only real numbers."""
+        """f as an oracle; unlike other oracles it accepts only real numbers."""
         return host(flat(f(*map(Tensor, xs), **more)))
 
     oracle = value if args.no_vjp else None
@@ -161,12 +165,12 @@ def _array(text: str) -> Strategy:
         raise ValueError(f"--array {text}: the kinds are {', '.join(KINDS)}")
     sizes = [s for s in shape.split(",") if s]
     if shape != "any" and not all(s.isdecimal() for s in sizes):
-        raise ValueError(f"--array {text}: a shape is 4,8 or any")
+        raise ValueError(f"--array {text}: write a shape such as 4,8, or the word any")
     return arrays(None if shape == "any" else tuple(map(int, sizes)), kind or "any")
 
 
 def drawn(given: Strategy, count: int) -> list[Example]:
-    """The first examples of a strategy, the same each time."""
+    """The first `count` examples of a strategy; they are the same each time."""
     found: list[Example] = []
     settings = hypothesis.settings(
         max_examples=count, derandomize=True, deadline=None, database=None,
@@ -177,7 +181,10 @@ def drawn(given: Strategy, count: int) -> list[Example]:
 
 
 def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
-    """ValueError if the definition fails, or if the laws or the protocol do not support it."""
+    """Raise ValueError if the definition fails, or if its results cannot be tested.
+
+    Unsayable if the protocol cannot express one of the settings.
+    """
     for example in examples:
         message("", example.settings, {})
     f, example = line.subject.function, examples[0]
@@ -191,8 +198,8 @@ def _fits(line: Domain, examples: list[Example], dtypes: list[str]) -> None:
             raise ValueError(f"{line.label}: the definition fails on {example!r}: "
                              f"{_line(error)}") from None
         if half(np.dtype(backend.dtype(dtype))) and y.dtype != dtype:
-            raise ValueError(f"--dtype {dtype}: the value of {line.label} is then {y.dtype}, "
-                             "which the laws of programs do not judge")
+            raise ValueError(f"--dtype {dtype}: the value of {line.label} is then {y.dtype}; "
+                             "a program is tested in 16 bits only if its value has the same dtype")
 
 
 def _line(error: Exception) -> str:
@@ -220,12 +227,12 @@ def described(line: Domain, examples: list[Example], dtype: str) -> str:
     inputs = {name: np.asarray(a, kind) for name, a in zip(names, example.arrays)}
     with no_grad():
         y = flat(f(*map(Tensor, inputs.values()), **example.settings)).array
-    for title, call, more in [("asked for the value", "value", {}),
-                              ("for the gradients", "vjp", {"cotangent": y})]:
+    for asks_for, call, more in [("the value", "value", {}),
+                                 ("the gradients", "vjp", {"cotangent": y})]:
         question = message(call, example.settings, {**inputs, **more}, numbers=False).decode()
         answer = message("", {}, inputs if more else {"value": y}, numbers=False).decode()
-        told += [f"\n{title} a program reads", *_indented(question),
-                 "and answers", *_indented(answer)]
+        told += [f"\na question that asks for {asks_for}:", *_indented(question),
+                 "the answer:", *_indented(answer)]
     return "\n".join(told)
 
 
@@ -233,12 +240,12 @@ def _indented(text: str) -> list[str]:
     return [f"    {line}" for line in text.splitlines()]
 
 
-# ── what is found ──
+# ── the tests ──
 def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Example]],
           dtypes: list[str]) -> int:
-    """Test every law on every line, until the program fails to send valid answers.
+    """Test every law on every line until the program fails; print a report.
 
-    It prints a report and returns the exit code.
+    It returns the exit code.
     """
     held = broken = 0
     for line, some in zip(lines, samples):
@@ -254,18 +261,21 @@ def judge(args: argparse.Namespace, lines: list[Domain], samples: list[list[Exam
             report, stopped = _report(program, subject, line, dtypes, args.examples or 100)
         print(report if report.verdicts else f"{line.label}: the program skipped every example")
         for reason, n in program.skipped.most_common():
-            print(f"  skipped by the program, {n} questions: {reason}")
+            print(f"  the program skipped {n} questions: {reason}")
         held += sum(v.status == "held" for v in report.verdicts)
         broken += len(report.broken)
         if stopped:
             break
     if not held and not broken:
-        print("minigrad.testing: nothing was judged", file=sys.stderr)
+        print("minigrad.testing: no law was tested", file=sys.stderr)
     return BROKEN if broken or not held else HELD
 
 
 def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
-    """Why the program cannot be run; "" if it answers, skips or refuses a first example."""
+    """Why the program cannot be run; "" if it answers or skips one of the first examples.
+
+    An answer with `error` counts as well: the program then follows the protocol.
+    """
     said = ""
     for example in examples[:TRIES]:
         given = [np.asarray(a, np.dtype(backend.dtype(dtypes[0]))) for a in example.arrays]
@@ -285,7 +295,7 @@ def _runs(program: Program, examples: list[Example], dtypes: list[str]) -> str:
 
 def _report(program: Program, subject: Subject, line: Domain, dtypes: list[str],
             examples: int) -> tuple[Report, bool]:
-    """The verdicts, and whether the program has failed.
+    """The verdicts on one line of the table, and whether the program has failed.
 
     After a failure no further law is tested, because each would have the same verdict.
     """

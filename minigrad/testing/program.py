@@ -1,8 +1,9 @@
 """A kernel that is a program of its own, in any language.
 
-It is asked over its standard input and answers on its standard output. A message is lines of text,
-the last of which is `end`. A line `array NAME DTYPE AXES LENGTH ...` is followed by the numbers of
-that array, in C order and in this machine's byte order. docs/any-language.md is the whole protocol.
+It reads questions from its standard input and writes answers to its standard output. A message
+consists of lines of text, the last of which is `end`. A line `array NAME DTYPE AXES LENGTH ...` is
+followed by the numbers of that array, in C order and in this machine's byte order.
+docs/any-language.md describes the whole protocol.
 """
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ LINE = 4096                                             # bytes; no line of a me
 
 
 class Failure(Broken):
-    """The program gave no answer, or none of the form that the protocol has."""
+    """The program gave no answer, or an answer that does not follow the protocol."""
 
 
 class CannotRun(Exception):
@@ -42,7 +43,8 @@ class CannotRun(Exception):
 class Hung(BaseException):
     """The program did not answer in time.
 
-    This is no Exception: every smaller example would be waited for as well.
+    This is not an Exception, so that the search for a smaller example ends here: it would wait for
+    a timeout on each of the smaller examples.
     """
 
     def __init__(self, text: str, example: Example) -> None:
@@ -51,7 +53,7 @@ class Hung(BaseException):
 
 
 class Unsayable(Exception):
-    """A setting that the protocol has no form for, such as a slice."""
+    """The protocol cannot express a setting, such as a slice."""
 
 
 def inputs_of(f: Callable[..., Any], count: int) -> list[str]:
@@ -67,7 +69,7 @@ def inputs_of(f: Callable[..., Any], count: int) -> list[str]:
 
 def message(call: str, settings: dict[str, Any], arrays: dict[str, Any],
             numbers: bool = True) -> bytes:
-    """A message; without `numbers` an array's are told by their size alone, for people to read."""
+    """A message as bytes; numbers=False writes the size of each array instead of its numbers."""
     parts = [f"{call}\n".encode()] if call else []
     constants = {name: v for name, v in settings.items() if isinstance(v, np.ndarray)}
     for name, v in settings.items():
@@ -81,28 +83,30 @@ def message(call: str, settings: dict[str, Any], arrays: dict[str, Any],
 
 
 def said(name: str, value: Any) -> str:
-    """A setting as JSON; Unsayable if it has no such form."""
+    """A setting as JSON; Unsayable if JSON cannot express it."""
     try:
         return json.dumps(value.item() if isinstance(value, np.generic) else value)
     except TypeError:
-        raise Unsayable(f"the setting {name}={value!r} is no number, text, list or array") from None
+        raise Unsayable(f"the setting {name}={value!r} cannot be sent to a program: it is not a "
+                        "number, a text, a list or an array") from None
 
 
 class Program:
-    """A program that is started when it is first asked, and again after it has ended.
+    """A program that is started for the first question, and again after it has ended.
 
-    `close` ends it. command: as it would be typed in a shell. definition: the function of Tensors
-    that it must equal, whose arguments give the names of the inputs, and which says what shape a
-    value has. timeout: seconds for each answer.
+    `close` ends it. command: the command line, written as in a shell. definition: the function of
+    Tensors that the program must equal; its arguments give the names of the inputs, and its value
+    gives the shape and the dtype of the answer. timeout: the time limit for each answer, in
+    seconds.
     """
 
     def __init__(self, command: str, definition: Callable[..., Any], timeout: float = 10.0) -> None:
         self.command, self.definition, self.timeout = command, definition, timeout
-        self.skipped: Counter[str] = Counter()      # reasons of the program, and how often given
-        self.failures: set[str] = set()             # what was said of answers that were not judged
-        self.spoke = False                          # has any answer had the form of the protocol?
-        self.answered = False                       # and one of the process that runs now?
-        self.late = False
+        self.skipped: Counter[str] = Counter()      # the program's reasons, and how often each came
+        self.failures: set[str] = set()             # the messages about answers that are not valid
+        self.spoke = False                          # has any answer followed the protocol?
+        self.answered = False                       # has the process that runs now given one?
+        self.late = False                           # has the time limit ended the process?
         self.process: Any = None
         self.errors: Any = None
 
@@ -113,7 +117,7 @@ class Program:
         self.close()
 
     def subject(self, name: str, *, vjp: bool = True, **more: Any) -> Subject:
-        """What `check` and the laws take."""
+        """The program as a subject of `check` and of the laws."""
         return Subject(name, None, value=self.value, pull=self.vjp if vjp else None,
                        definition=self.definition, wider=False, **more)
 
@@ -137,7 +141,7 @@ class Program:
     def _ask(self, call: str, settings: dict[str, Any], arrays: dict[str, Any],
              wanted: dict[str, Any]) -> dict[str, Any]:
         request = message(call, settings, arrays)
-        if self.late:                               # the clock ran out just as the last answer came
+        if self.late:                               # the last answer came just as the time ran out
             self.close(wait=0.0)
         while True:
             process, served = self._running(), self.answered
@@ -145,7 +149,7 @@ class Program:
             clock.daemon = True
             clock.start()
             try:
-                with contextlib.suppress(OSError):      # it has ended, which the answer shows
+                with contextlib.suppress(OSError):      # it has ended: reading the answer shows it
                     process.stdin.write(request)
                     process.stdin.flush()
                 return self._answer(process, wanted)
@@ -159,16 +163,16 @@ class Program:
                     self.close(wait=0.0)
                     inputs = tuple(a for name, a in arrays.items() if name != "cotangent")
                     raise Hung(f"{call}: no answer within {self.timeout:g} s (--timeout); "
-                               "an answer has to be flushed, as by fflush(stdout) in C",
+                               "the program must flush each answer, as with fflush(stdout) in C",
                                Example(inputs, settings)) from None
                 ended = self._end_of(process) if isinstance(error, _Ended) else ""
                 midway = isinstance(error, _Ended) and error.begun
                 if served and ended == "ended with exit code 0" and not midway:
-                    continue            # it answers once, and is started for each question
+                    continue            # it answers one question and ends; start it again
                 words = str(error)
                 if ended:
                     words = f"the program {ended} before the end of its answer{self._last_words()}"
-                # what it still writes would be no answer to the next question
+                # otherwise its further output would be read as the answer to the next question
                 self.close(wait=0.0)
                 raise self._failure(f"{call}: {words}") from None
             finally:
@@ -194,8 +198,8 @@ class Program:
                     raise NotApplicable(rest or "the program gave no reason")
                 raise _Refused(rest or "no message")
             if word != "array":
-                raise Failure(f"it wrote {_cut(line)} "
-                              "where a line array, end, error or skip has to stand")
+                raise Failure(f"it wrote {_cut(line)}; "
+                              "a line must begin with array, end, error or skip")
             name, array = self._array(process, rest.split(), wanted)
             if name in found:
                 raise Failure(f"it answered with the array {name} twice")
@@ -206,16 +210,20 @@ class Program:
         return found
 
     def _array(self, process: Any, words: list[str], wanted: dict[str, Any]) -> tuple[str, Any]:
-        """An array of an answer, whose name and shape must be those that are wanted."""
+        """Read an array of an answer; `wanted` has the arrays that the question asked for, by name.
+
+        Failure if its name, dtype or shape is not that of a wanted array.
+        """
         line = " ".join(["array", *words])
         numbers = words[2:]
         if len(words) < 3 or not all(w.isdecimal() for w in numbers) \
                 or int(words[2]) != len(words) - 3:
             raise Failure(f"it wrote {_cut(line)}; "
-                          "a line of an array is: array NAME DTYPE AXES LENGTH ...")
+                          "the line of an array is: array NAME DTYPE AXES LENGTH ...")
         name, dtype, shape = words[0], words[1], tuple(map(int, words[3:]))
         if name not in wanted:
-            raise Failure(f"it answered with an array {_cut(name)}; wanted is {', '.join(wanted)}")
+            raise Failure(f"it answered with an array {_cut(name)}; "
+                          f"the question asks for {', '.join(wanted)}")
         if dtype not in DTYPES:
             raise Failure(f"the dtype of {name} is {_cut(dtype)}; dtypes are {', '.join(DTYPES)}")
         self.spoke, kind = True, np.dtype(wanted[name].dtype)
@@ -253,7 +261,7 @@ class Program:
             code = process.wait(0.5)
         except subprocess.TimeoutExpired:
             code = None
-        if code is None or self.late:                   # it lives, or lived until the clock ran out
+        if code is None or self.late:                   # it still runs, or ran until its time limit
             return "closed its output"
         if code >= 0:
             return f"ended with exit code {code}"
@@ -268,9 +276,9 @@ class Program:
         return f"; the last line of its stderr: {_cut(said[-1])}" if said else ""
 
     def close(self, wait: float = 0.5) -> None:
-        """End the process, with all that it started.
+        """End the process and every process that it started.
 
-        It has `wait` seconds to end by itself, at the end of its input.
+        Its input is closed first, and it has `wait` seconds to end by itself.
         """
         process, self.process = self.process, None
         if process is not None:
@@ -285,14 +293,14 @@ class Program:
 
 
 class _Ended(Exception):
-    """The output of the program has ended; begun: in the middle of an answer."""
+    """The output of the program has ended. begun: the program had begun an answer."""
 
     def __init__(self, begun: bool) -> None:
         self.begun = begun
 
 
 class _Refused(Failure):
-    """The program said `error`, and goes on."""
+    """The program answered with `error`; it still runs."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"the program says: {text}")
@@ -301,7 +309,7 @@ class _Refused(Failure):
 def _end(process: Any) -> None:
     with contextlib.suppress(OSError):
         if os.name == "posix":
-            # and what a script has started, which holds the same pipes
+            # a script may have started other processes, which hold the same pipes
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
@@ -318,7 +326,7 @@ def _why(command: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no program {shlex.split(command)[0]}"
     if isinstance(error, PermissionError):
-        return f"{shlex.split(command)[0]} is no program that can be run; chmod +x makes a file one"
+        return f"{shlex.split(command)[0]} is not executable; make it so with chmod +x"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}; a script begins with a line such as #!/usr/bin/env python3"
     return str(error)
