@@ -1,9 +1,9 @@
-"""What each op is tried on: its domain, an independent definition, and PyTorch's name for it.
+"""The table of domains: for each op the examples, an independent definition and PyTorch's function.
 
-A line is domain(op, examples, oracle, torch). The oracle is the definition, in NumPy. It is
-computed in the widest float, and on complex numbers for the complex step, so it chooses by the real
-part where it must choose. Domains keep away from kinks and ties; the lines with smooth=0 lie on
-them, for the laws that need no derivative of the oracle.
+A line is domain(op, examples, oracle, torch). The oracle is an independent definition in NumPy. It
+is computed in the widest float, and on complex numbers for the complex step; where it compares
+numbers, it compares their real parts. The examples keep away from kinks and ties. Only the lines
+with smooth=0 lie on them; these are for the laws that need no derivative of the oracle.
 """
 from . import composed, elementwise, fused, index, linalg, reduce, shape, uses
 from .table import DOMAINS, Domain, domain, lines_of

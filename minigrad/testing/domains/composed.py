@@ -22,7 +22,7 @@ def _matmul(a: Any, b: Any) -> Any:
 
 
 def _spelled(*xs: Any, subscripts: str) -> Any:
-    """einsum of subscripts with spaces; without "->" those letters come out that come once."""
+    """einsum with spaces in the subscripts; without "->" the letters that occur once are kept."""
     inputs, arrow, output = subscripts.replace(" ", "").partition("->")
     once = "".join(sorted(c for c in set(inputs) if inputs.count(c) == 1 and c != ","))
     return linalg._einsum(*xs, subscripts=f"{inputs}->{output if arrow else once}")

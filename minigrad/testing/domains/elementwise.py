@@ -13,7 +13,7 @@ from ...op import REGISTRY
 from ..laws.strategies import together
 from .table import ANY, constant, domain, one_of
 
-assert ops                                      # the registry is full only once they are imported
+assert ops                                      # importing the ops fills the registry
 
 
 def _pick(a: Any, b: Any, first: Callable[[Any, Any], Any]) -> Any:
@@ -34,7 +34,7 @@ def erf(z: Any) -> Any:
     return 2.0 / np.sqrt(pi) * np.exp(-z * z) * total
 
 
-# where erf goes over from one formula to another, by a rounding
+# At these points erf changes from one formula to another, whose values differ by a rounding.
 SEAMS = (-4.0, -0.46875, 0.46875, 4.0)
 PAIRS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "add": (lambda a, b: a + b, "any", "add"),
@@ -61,16 +61,16 @@ for _label, _kind, _exponents, _smooth in [("whole", "nonzero", [0, 1, 2, 3, -1,
     domain("power", (ANY, _kind, one_of(c=_exponents)),
            lambda x, c: x ** c if c != 0 else x * 0.0 + 1.0, lambda _, x, c: x ** c,
            label=_label, call=lambda x, c: REGISTRY["power"](x, c), smooth=3 if _smooth else 0)
-# PyTorch takes b a^(b−1) for 0 where b = 0, and with it its derivative by b, which is 1/a;
-# where a = 0 its second derivative is NaN
+# PyTorch replaces b a^(b−1) by 0 where b = 0, so its derivative with respect to b, which is 1/a, is
+# lost; and where a = 0 PyTorch's second derivative is NaN.
 domain("power", (together(2), ["positive", "counts"]), lambda a, b: a ** b, "pow",
        label="whole-array", torch_orders=1)
-domain("power", (together(2), "counts"), lambda a, b: a ** b, "pow",        # 0⁰ among them
+domain("power", (together(2), "counts"), lambda a, b: a ** b, "pow",        # includes 0⁰
        label="corner", smooth=0, torch_orders=1)
 domain("power", (ANY, "positive", one_of(c=[0, 0.0])),
        lambda x, c: x * 0.0, lambda _, x, c: c ** x,
        label="zero-base", call=lambda x, c: REGISTRY["power"](c, x), torch_orders=1)
-domain("power", (ANY, "counts", one_of(c=[0, 0.0])),                        # 0⁰ among them
+domain("power", (ANY, "counts", one_of(c=[0, 0.0])),                        # includes 0⁰
        lambda x, c: np.where(x == 0, x + 1.0, x * 0.0), lambda _, x, c: c ** x,
        label="zero-base-corner", call=lambda x, c: REGISTRY["power"](c, x),
        smooth=0, torch_orders=1)
@@ -103,7 +103,7 @@ def _condition(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"condition": np.asarray(rng.random(sizes[-1]) < 0.5)}
 
 
-# the third array lends its shape to the condition, and is no part of the result
+# the third array only gives the condition its shape; the result does not depend on it
 domain("where", (together(3), "any", _condition),
        lambda a, b, _, condition: np.where(condition, a, b),
        lambda t, a, b, _, condition: t.where(constant(t, condition), a, b),

@@ -67,7 +67,10 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
 
 
 def _eps(draw: Any, sizes: Any, rng: Any) -> Any:
-    """Over one number the variance is 0, and 1/√ε multiplies roundings: there ε is not small."""
+    """ε for LayerNorm; it is large for rows of one number.
+
+    Their variance is 0, so the gradient has the factor 1/√ε, which would also multiply roundings.
+    """
     return {"eps": draw(st.sampled_from([1e-5, 0.1]))} if sizes[0][-1] > 1 else {"eps": 0.1}
 
 
@@ -81,7 +84,7 @@ def _add_layer_norm(x: Any, y: Any, weight: Any, bias: Any, eps: float) -> Any:
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
-# the numbers of a sum may lie close together, as one number does
+# x + y may have nearly equal numbers in a row, so ε is large here as well
 domain("add_layer_norm", (_normed().map(lambda s: [s[0], *s]), "any", one_of(eps=[0.1, 1.0])),
        _add_layer_norm,
        lambda t, x, y, w, b, eps: (x + y, t.nn.functional.layer_norm(x + y, w.shape, w, b, eps)),
@@ -92,8 +95,8 @@ def _targets(draw: Any, sizes: Any, rng: Any) -> Any:
     targets = np.asarray(rng.integers(0, sizes[0][-1], sizes[0][:-1]))
     if targets.size > 1 and draw(st.booleans()):
         targets[rng.random(targets.shape) < 0.4] = -100
-        targets.flat[-1] = -100                         # one at least does not count
-        targets.flat[0] = 0                             # and one does
+        targets.flat[-1] = -100                         # at least one target is ignored
+        targets.flat[0] = 0                             # and at least one is not
     return {"targets": targets}
 
 

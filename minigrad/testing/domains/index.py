@@ -33,7 +33,7 @@ for _name in ("pad", "pad_op"):
 
 
 def _sorted(x: Any, axis: int) -> Any:
-    """By the real parts."""
+    """x sorted by the real parts of its numbers."""
     return np.take_along_axis(x, np.argsort(np.real(x), axis=axis), axis)
 
 
@@ -60,8 +60,6 @@ domain("topk", (AXES, "spread", _how_many), _largest,
        call=lambda x, axis, k: ops.index.topk(x, k, axis).values)
 
 
-
-
 @st.composite
 def _index(draw: Any, shape: Any) -> Any:
     how = draw(st.sampled_from(["basic", "integers", "mask", "mixed"]))
@@ -77,7 +75,7 @@ def _index(draw: Any, shape: Any) -> Any:
 
 
 def _flat(shape: Any, index: Any) -> Any:
-    """Where in the flattened array each picked element lies."""
+    """The index of each selected element in the flattened array."""
     return np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape)[index])
 
 
@@ -131,7 +129,7 @@ domain("scatter_rows",
            0, constant(t, ids).reshape(-1), x.reshape(ids.size, x.shape[-1])))
 
 
-def _places(draw: Any, sizes: Any, rng: Any) -> Any:
+def _indices(draw: Any, sizes: Any, rng: Any) -> Any:
     axis = axis_of(draw, len(sizes[0]))
     at = axis % len(sizes[0])
     n = sizes[0]
@@ -149,7 +147,7 @@ def _scattered(draw: Any) -> Example:
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     shape = draw(shapes(least=1, side=1))
-    where = _places(draw, [shape], rng)
+    where = _indices(draw, [shape], rng)
     arrays = values(rng, shape), values(rng, where["index"].shape)
     return Example(arrays, where, (draw(LAYOUTS), draw(LAYOUTS)), seed)
 
@@ -160,7 +158,7 @@ def _scatter(x: Any, source: Any, index: Any, axis: int) -> Any:
     return out
 
 
-domain("gather", (AXES, "any", _places), _gathered,
+domain("gather", (AXES, "any", _indices), _gathered,
        lambda t, x, index, axis: t.gather(x, axis, constant(t, index)))
 domain("scatter_add", _scattered(), _scatter,
        lambda t, x, source, index, axis: x.scatter_add(axis, constant(t, index), source),

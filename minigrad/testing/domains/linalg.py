@@ -14,7 +14,10 @@ from .table import domain
 
 @st.composite
 def matrices(draw: Any, vectors: bool = False) -> Any:
-    """Shapes that @ takes: batches that broadcast, and 1-d arguments if asked."""
+    """The shapes of two arguments of @, whose batch axes broadcast.
+
+    vectors: an argument may also have only one axis.
+    """
     n, k, m = draw(SIDE), draw(SIDE), draw(SIDE)
     batches = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3)
     batch = draw(batches).input_shapes
@@ -31,7 +34,7 @@ def _affine(draw: Any, order: str) -> Any:
 
 
 def product(a: Any, b: Any) -> Any:
-    """A B without a matrix product: Σ_k a_ik b_kj."""
+    """The matrix product of a and b, computed as the sum Σ_k a_ik b_kj."""
     return np.sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
 
 
@@ -53,8 +56,11 @@ def einsums(draw: Any, patterns: Any) -> Example:
 
 
 def _einsum(*xs: Any, subscripts: str) -> Any:
-    """Every operand with one axis for each letter, multiplied, and summed over the letters that do
-    not come out."""
+    """einsum from its definition.
+
+    Each operand gets one axis for each letter. They are multiplied, and summed over the letters
+    that are not in the output.
+    """
     inputs, output = subscripts.split("->")
     letters = sorted(set(inputs) - {","})
     total: Any = 1.0
@@ -81,20 +87,23 @@ domain("einsum_op", einsums(PRODUCTS), _einsum,
 
 @st.composite
 def _paneled(draw: Any, bias: bool) -> Any:
-    """x [..., q·c], panels [P, q, c, w], and a bias that leaves out some of the last panel."""
+    """Shapes of x [..., q·c], of panels [P, q, c, w] and of a bias.
+
+    The bias may be shorter than P·w: then part of the last panel is not used.
+    """
     P, q, c, w = (draw(st.integers(1, 3)) for _ in range(4))
     columns = P * w - draw(st.integers(0, w - 1))
     return [(*draw(shapes(most=2)), q * c), (P, q, c, w), *([(columns,)] if bias else [])]
 
 
 def _size(draw: Any, sizes: Any, rng: Any) -> Any:
-    """That of the bias; without one any that the panels hold."""
+    """The size of the result: that of the bias, or without a bias any up to P·w."""
     columns = sizes[1][0] * sizes[1][3]
     return {"size": sizes[2][0] if len(sizes) > 2 else draw(st.integers(0, columns))}
 
 
 def _packed(x: Any, panels: Any, bias: Any = 0.0, *, size: int) -> Any:
-    """y_j = Σ_st x_(s·c+t) panels_(⌊j/w⌋, s, t, j mod w) + b_j, a column at a time."""
+    """y_j = Σ_st x_(s·c+t) panels_(⌊j/w⌋, s, t, j mod w) + b_j, one column after the other."""
     _, q, c, w = panels.shape
     cut = x.reshape(*x.shape[:-1], q, c)
     columns = [np.sum(cut * panels[j // w, :, :, j % w], axis=(-2, -1)) for j in range(size)]

@@ -11,7 +11,7 @@ from ... import ops
 from ..laws.strategies import small_shapes as shapes
 from .table import ANY, AXES, FULL, LINES, domain, one_axis
 
-assert ops                                      # the registry is full only once they are imported
+assert ops                                      # importing the ops fills the registry
 
 
 def reduced(draw: Any, sizes: Any, rng: Any) -> Any:

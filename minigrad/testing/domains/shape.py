@@ -16,7 +16,7 @@ from ..laws.strategies import SIDE, Example, examples
 from ..laws.strategies import small_shapes as shapes
 from .table import ANY, LINES, axis_of, domain
 
-assert ops                                      # the registry is full only once they are imported
+assert ops                                      # importing the ops fills the registry
 
 
 def _reshaped(draw: Any, sizes: Any, rng: Any) -> Any:
@@ -41,7 +41,10 @@ def _order(draw: Any, sizes: Any, rng: Any) -> Any:
 
 
 def _moved(x: Any) -> Any:
-    """There, squared, and back: each gradient must come to the device of its value."""
+    """x moved to another device, squared there, and moved back.
+
+    Each gradient must be on the device of its value.
+    """
     here = Tensor(asarray(x)).device
     there = "numpy" if here != "numpy" else f"{fake_cupy.install().name}:0"
     y = REGISTRY["to_op"](x, device=there, source=here)
@@ -49,6 +52,8 @@ def _moved(x: Any) -> Any:
 
 
 domain("identity", (ANY,), lambda x: x, "clone")
+
+
 def _stays(x: Any) -> Any:
     here = Tensor(asarray(x)).device
     return REGISTRY["to_op"](x, device=here, source=here)
@@ -135,7 +140,7 @@ for _name in ("tril", "triu"):
 
 @st.composite
 def alike(draw: Any) -> Any:
-    """Shapes that differ along the last axis alone."""
+    """Shapes that differ only in the last axis."""
     start, n = draw(shapes(most=2)), draw(st.integers(1, 3))
     return [(*start, draw(SIDE)) for _ in range(n)]
 

@@ -1,4 +1,4 @@
-"""The table of domains, and what its lines are made of."""
+"""The table of domains, and the common parts of its lines."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from ..laws.subject import Subject
 
 @dataclass(frozen=True)
 class Domain:
-    """A line of the table: a subject, and where its examples come from.
+    """A line of the table: a subject, and the strategy that draws its examples.
 
-    smooth: how often it can be differentiated there; 0 on kinks.
+    smooth: the number of derivatives that the subject has at these examples; 0 on kinks.
     """
 
     label: str
@@ -28,7 +28,7 @@ class Domain:
     smooth: int
 
     def asks(self, law: str) -> bool:
-        """Whether the examples allow as many derivatives as the law takes."""
+        """Whether the law can be tested here: it takes at most `smooth` derivatives."""
         return DERIVATIVES.get(law, 0) <= self.smooth
 
 
@@ -43,13 +43,14 @@ def lines_of(name: str) -> list[Domain]:
 def domain(name: str, given: Strategy | Sequence[Any], oracle: Callable[..., Any] | None,
            torch: Callable[..., Any] | str | None = None, *, label: str = "",
            call: Callable[..., Any] | None = None, smooth: int = 3, torch_orders: int = 2) -> None:
-    """Add a line.
+    """Add a line to the table.
 
-    given: a strategy of Examples, or the arguments of `examples`. call: the op among other ops, or
-    its arguments in another order. torch: f(torch, *tensors, **settings), or the name of torch's
-    function.
+    given: a strategy of Examples, or the arguments of `examples`. call: the function to test, if it
+    is not the op itself: a composed function, or the op with other ops or with its arguments in
+    another order. torch: f(torch, *tensors, **settings), or the name of a function of torch. label:
+    tells several lines about one op apart. smooth, torch_orders: see Domain and Subject.
     """
-    op = REGISTRY.get(name)                     # a composed function is none, and comes as `call`
+    op = REGISTRY.get(name)                     # None for a composed function
     if isinstance(torch, str):
         path = torch
 

@@ -1,8 +1,7 @@
 """Ops as a model uses them.
 
-A table that is a matrix too, matrices laid out anew, causal attention, many rows.
-
-The NumPy backend's kernels are for these cases; among all examples of an op they are few.
+They are tied weights, matrices in a new memory layout, causal attention, and arrays of many rows.
+The NumPy backend has special kernels for these cases, which are rare among the other examples.
 """
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from .linalg import product
 from .table import constant, domain
 
 
-# ── the table of a model is its head: the rows come to the gradient of the product   (tying.2) ──
+# ── tied weights: the gradient of the embedding's rows is added to that of the head   (tying.2) ──
 def _ids(draw: Any, sizes: Any, rng: Any) -> Any:
     return {"ids": rng.integers(0, sizes[0][0], draw(shapes(most=2)))}
 
@@ -35,7 +34,7 @@ domain("embedding_op", (_PAIR, "any", _ids), _tied,
        call=lambda weight, ids: REGISTRY["linear"](REGISTRY["embedding_op"](weight, ids), weight))
 
 
-# ── matrices that are laid out once, for products of a few rows ──
+# ── matrices that get another memory layout once, for products with a few rows ──
 @st.composite
 def _rows(draw: Any) -> Any:
     return [(*draw(shapes(most=2, side=1)), draw(st.sampled_from([3, 1, 4, 5])))]
@@ -48,7 +47,7 @@ def _matrix(draw: Any, sizes: Any, rng: Any) -> Any:
 
 
 def _columns(x: Any, w: Any, step: int) -> Any:
-    """The library of w, and all its columns or every second, in x's dtype and on its own device."""
+    """The backend of w, and every `step`-th column of w in the dtype of x, on w's device."""
     library = backend.of(w)
     if library.devices:
         library.at(w)
@@ -56,7 +55,7 @@ def _columns(x: Any, w: Any, step: int) -> Any:
 
 
 def _packed(x: Any, w: Any, step: int) -> Any:
-    """x @ w by the panels of the backend, where it makes any, of every column or every second."""
+    """x @ w[:, ::step], computed with the packed panels of the backend if it has them."""
     library, matrix = _columns(x, w, step)
     panels = library.pack(matrix)
     if panels is None:
@@ -76,10 +75,10 @@ for _name, _call in {"packed_linear": _packed, "matmul_op": _laid_out}.items():
            label="laid-out", call=_call)
 
 
-# ── causal attention of as many queries as keys, of one query, and of the last queries ──
+# ── causal attention: as many queries as keys, one query, and only the last queries ──
 @st.composite
 def _causal(draw: Any, more: int | None) -> Any:
-    """As many keys as queries and `more`; None: one query."""
+    """Shapes of q, k and v with `more` keys than queries; None: one query."""
     lead, n = draw(shapes(most=3, side=1)), draw(st.integers(1 if more is None else 2, 7))
     d, e = draw(st.sampled_from([2, 3, 1])), draw(st.integers(1, 2))
     keys = n + (more or 0)
@@ -98,7 +97,7 @@ for _label, _more in {"causal": 0, "one-query": None, "cache": 2}.items():
            label=_label)
 
 
-# ── a vector for many rows: its gradient is a sum over them ──
+# ── a vector that is used in many rows: its gradient is a sum over them ──
 @st.composite
 def _many(draw: Any, vectors: int) -> Any:
     d = draw(st.integers(1, 4))

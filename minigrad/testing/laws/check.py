@@ -1,6 +1,6 @@
 """check(f, *strategies): test the laws on a function, an op or another library's kernel.
 
-The report says which law broke, and on which example.
+The report says which law is broken, and on which example.
 """
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from .run import Run
 from .strategies import Example, Strategy, examples_of
 from .subject import Broken, NotApplicable, NotSettled, Subject, subject_of
 
-# after 10 examples Hypothesis mostly varies these; the sizes would be less mixed
+# After 10 examples Hypothesis mostly varies earlier ones, so there are fewer different sizes.
+# Therefore each batch is a new search.
 BATCH = 10
 
 
 @dataclass
 class Verdict:
-    """The verdict of one law: held, broken or not applicable.
+    """The verdict on one law: held, broken or not applicable.
 
-    It has the worst error, in units of the law's bound, and the example of a broken law.
+    examples: the number of examples on which the law held. units: the worst error, in units of the
+    law's bound. example: the example on which a broken law fails.
     """
 
     law: str
@@ -54,7 +56,7 @@ class Verdict:
 class Report:
     """All verdicts on one subject; str() of it is a table.
 
-    It is `ok` if no law is broken and at least one held.
+    ok: no law is broken, and at least one held.
     """
 
     name: str
@@ -100,12 +102,12 @@ class LawsBroken(AssertionError):
 
 def apply(law: str, subject: Subject, example: Example, dtype: str,
           device: str = "numpy") -> float:
-    """The share of its bound that a law uses on one example.
+    """Test a law on one example; return the share of its bound that the error uses.
 
     Broken if the law does not hold; NotApplicable if it does not apply.
     """
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)     # NumPy warns of the mean of no number
+        warnings.simplefilter("ignore", RuntimeWarning)     # as for the mean of an empty array
         try:
             return LAWS[law](Run(subject, example, dtype, device))
         except (NotApplicable, Broken):
@@ -119,9 +121,9 @@ def apply(law: str, subject: Subject, example: Example, dtype: str,
 
 def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str = "numpy", *,
             examples: int = 100, shrink: bool = True, seed: int = 0) -> Verdict:
-    """The verdict of a law on many examples; a seed always has the same examples.
+    """The verdict on a law after many examples; the same seed draws the same examples.
 
-    For a broken law the verdict has the smallest example that breaks it.
+    shrink: if the law is broken, search for the smallest example that breaks it.
     """
     return examine_all([law], subject, given, dtype, device, examples=examples, shrink=shrink,
                        seed=seed)[0]
@@ -130,9 +132,9 @@ def examine(law: str, subject: Subject, given: Strategy, dtype: str, device: str
 def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: str,
                 device: str = "numpy", *, examples: int = 100, shrink: bool = True,
                 seed: int = 0) -> list[Verdict]:
-    """The verdicts of several laws on the same examples, which are drawn once.
+    """The verdicts on several laws, on the same examples, which are drawn once.
 
-    For a broken law a second search finds the smallest example.
+    shrink: for each broken law a second search finds the smallest example that breaks it.
     """
     found = [_Tally(law, subject, dtype, device) for law in laws]
     for first in range(0, examples, BATCH):
@@ -143,9 +145,9 @@ def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: s
 
 def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bool,
            seed: str) -> None:
-    """Test the laws that have held so far on a few examples.
+    """Test the laws that have held so far on a few more examples.
 
-    For a broken law a second search finds the smallest example.
+    shrink: for each broken law a second search finds the smallest example that breaks it.
     """
     def attempt(example: Example) -> None:
         for tally in holding:
@@ -155,7 +157,7 @@ def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bo
     _run(attempt, given, examples, False, seed)
     for tally in holding:
         if shrink and tally.broken is not None:
-            # Flaky: the law does not break each time
+            # Flaky: the law is not broken each time; the last example that broke it is kept
             with contextlib.suppress(Broken, hypothesis.errors.Flaky):
                 _run(tally.insist, given, examples, True, seed)
 
@@ -172,7 +174,7 @@ def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shr
 
 
 class _Tally:
-    """The results of one law on one example after the other."""
+    """Counts the results of one law, example by example."""
 
     def __init__(self, law: str, subject: Subject, dtype: str, device: str) -> None:
         self.law, self.subject, self.dtype, self.device = law, subject, dtype, device
@@ -182,7 +184,7 @@ class _Tally:
         self.broken: Verdict | None = None
 
     def put(self, example: Example) -> bool:
-        """Test the law on one example; return whether it breaks."""
+        """Test the law on one example; return whether it is broken."""
         try:
             share = apply(self.law, self.subject, example, self.dtype, self.device)
             self.units = max(self.units, share)
@@ -199,14 +201,14 @@ class _Tally:
         except Exception as error:
             message, units = f"{type(error).__name__}: {error}", float("inf")
             if "__array_ufunc__=None" in message and self.device.startswith("fake"):
-                message = ("it calls functions of NumPy on arrays of another library; "
-                           "a kernel calls those of xp, its first parameter")
+                message = ("it calls a function of NumPy on an array of another library; "
+                           "a kernel must call the functions of xp, its first parameter")
         self.broken = Verdict(self.law, self.dtype, "broken", units=units, message=message,
                               example=example, device=self.device)
         return True
 
     def insist(self, example: Example) -> None:
-        """`put`, but Broken if the law breaks."""
+        """Test the law on one example; raise Broken if it is broken."""
         if self.put(example):
             raise Broken(self.law)
 
@@ -228,7 +230,7 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
           torch: Callable[..., Any] | None = None, laws: Sequence[str] | None = None,
           dtypes: Sequence[str] = ("float64", "float32"), device: str | None = None,
           examples: int = 100, seed: int = 0, **settings: Any) -> Report:
-    """Test the laws on f; LawsBroken, with a report, if one breaks.
+    """Test the laws on f; raise LawsBroken, with a report, if one is broken.
 
     f: an op, a function of Tensors that returns a Tensor or a tuple of them, or, with `vjp`, a
     function of plain arrays.
@@ -237,12 +239,12 @@ def check(f: Any, *strategies: Strategy, vjp: Callable[..., Any] | None = None,
     settings: the other arguments, by name: values, or strategies of values.
     vjp(cotangent, *arrays, **settings): another library's gradient of f, one array for each
     argument (a tuple, or the array itself).
-    oracle: an independent definition on NumPy arrays; it must accept complex numbers, for the
-    complex step.
+    oracle: an independent definition on NumPy arrays; it must accept complex numbers, because its
+    derivative is computed by complex step.
     definition: a function of Tensors that f must equal, such as `mg.softmax` for your softmax.
-    device: the device for the tests; by default NumPy, and for an op also the fake GPU, with a
-    fifth of the examples.
-    seed: another number chooses other examples.
+    device: the device for the tests; by default NumPy, and for an op also the fake GPU, on which it
+    is tested with a fifth of the examples.
+    seed: another seed draws other examples.
     torch: PyTorch's function, called as torch(torch_module, *tensors, **settings).
     """
     subject = subject_of(f)

@@ -1,7 +1,7 @@
 """The laws of differentiable array code, each a function of one Run.
 
 A Run is a subject with an example, a dtype and a device. A law returns the share of its bound that
-was used (0 … 1; 0 for a law without a bound). It raises Broken if it does not hold, and
+the error uses (0 … 1; 0 for a law without a bound). It raises Broken if it does not hold, and
 NotApplicable, with the reason, if it does not apply to the subject. `LAWS` lists all laws.
 """
 from __future__ import annotations
@@ -59,7 +59,7 @@ def rounded(run: Run) -> float:
     run.differentiable()
     reference = run.reference() if run.widest(run.subject) != run.dtype else None
     if reference is None:
-        raise NotApplicable("it takes no float wider than its own")
+        raise NotApplicable("it does not compute in a wider float")
     if not reference.fits:
         raise NotApplicable("the results do not fit into the dtype")
     used = 0.0
@@ -68,13 +68,14 @@ def rounded(run: Run) -> float:
         numbers = host(r).astype(WIDE)
         if reference.elementwise[i] and np.isinf(numbers).any() and not np.isnan(numbers).any() \
                 and run.subject.definition is None:
-            raise NotApplicable("it overflows on its way, and no definition says that it must not")
+            raise NotApplicable("an intermediate value overflows, and without a definition it is "
+                                "unknown whether it may")
         used = max(used, run.beside(reference, i, f"{what} in {run.dtype}", r))
     return used
 
 
 def _found(run: Run, reference: Reference) -> list[Any]:
-    """The value, and where there is a VJP each gradient that the reference has one for."""
+    """The value, and the gradients if both the run and the reference have them."""
     found = [run.y]
     if len(reference.results) > 1 and run.finite:
         run.walked()
@@ -86,8 +87,8 @@ def _found(run: Run, reference: Reference) -> list[Any]:
 def adjoint(run: Run, order: int = 1) -> float:
     """⟨u, J v⟩ = ⟨Jᵀ u, v⟩: the VJP is the transpose of the derivative.
 
-    J v comes from the oracle by complex step, or without an oracle from the function itself by a
-    difference of order 6, in the widest float there is.
+    J v is computed in the widest float: from the oracle by complex step, or without an oracle from
+    the function itself by a difference of order 6.
     """
     run = run.of_order(order)
     y, grads, u = run.walked()
@@ -105,11 +106,11 @@ def adjoint(run: Run, order: int = 1) -> float:
     else:
         along, error, unclear = quotient(run, moves)
         if 2 * np.count_nonzero(unclear) > along.size:
-            # a function of 16 bits may well compute in float32, whatever it is given
+            # a function of 16 bits may compute in float32 even if its arguments are wider
             raise (NotApplicable if half(run.dtype) else NotSettled)(
                 "a difference quotient does not settle: a kink is near, or the value rounds more "
                 "coarsely than its dtype")
-        if unclear.any():                           # results left out: their cotangents are 0
+        if unclear.any():                           # a cotangent of 0 leaves these results out
             u = np.where(unclear, 0, u).astype(u.dtype)
             along, error = np.where(unclear, 0.0, along), np.where(unclear, 0.0, error)
             grads = run.pull(u)
@@ -121,11 +122,11 @@ def adjoint(run: Run, order: int = 1) -> float:
         allowed = float(np.sum(np.abs(w * along))) * eps(run.coarse)
         allowed += sum(float(np.sum(np.abs(v) * m)) for v, m in zip(moves, margins[1:]))
         return run.compare(what, right, left, allowed=allowed + np.finfo(WIDE).tiny, noise=noise)
-    # the inner product adds up all errors
+    # an inner product adds up the errors of all its terms
     scale = max([1, *(v.size for v in moves)]) * run.scale(y, along, *grads)
     try:
         return run.compare(what, right, left, scale=scale, noise=noise)
-    except Broken:                                  # or much cancels, where roundings do more
+    except Broken:                  # perhaps the terms cancel, which makes rounding errors larger
         noise += 8.0 * run.erratic(u, moves)
         return run.compare(what, right, left, scale=scale, noise=noise)
 
@@ -147,7 +148,7 @@ def linear(run: Run, order: int = 1) -> float:
         expected = a * host(g).astype(WIDE) + b * host(h).astype(WIDE)
         noise: Any = 0.0
         if margins is not None:
-            # each of the three is rounded, and where u's margin is small w's need not be
+            # all three gradients are rounded, and the bound of w's may be larger than that of u's
             noise = 6.0 * np.maximum(margins[i + 1], rms(margins[i + 1]))
         share = run.compare(f"Jᵀ(αu + βw), argument {i}", s, expected, scale=run.scale(y, g, h),
                             noise=noise)
@@ -157,7 +158,8 @@ def linear(run: Run, order: int = 1) -> float:
 
 @law
 def second_adjoint(run: Run) -> float:
-    """The VJP, in the arguments and the cotangent, has as VJP the transpose of its derivative."""
+    """The VJP is a function of the arguments and the cotangent; its own VJP is the transpose of its
+    derivative."""
     return adjoint(run, 2)
 
 
@@ -177,8 +179,8 @@ def third_adjoint(run: Run) -> float:
 @law
 def kind(run: Run) -> float:
     """The value has the dtype of the arguments, and each gradient has the shape, dtype, device and
-    array type of its argument. A gradient that will be differentiated has these too, and equals the
-    other."""
+    array type of its argument. So has a gradient computed with `create_graph=True`, and it equals
+    the one computed without."""
     y, grads, _ = run.walked()
     run.kind(y, run.result_dtype(), "the value")
     live = run.pull(create_graph=True) if run.subject.function else ()
@@ -187,14 +189,14 @@ def kind(run: Run) -> float:
             run.kind(g, run.dtype, f"gradient {i}", run.arrays[i].shape)
     used = 0.0
     for i, (g, h) in enumerate(zip(grads, live)):
-        share = run.compare(f"gradient {i}, to be differentiated,", h, g, scale=run.scale(*grads))
+        share = run.compare(f"gradient {i} with create_graph=True", h, g, scale=run.scale(*grads))
         used = max(used, share)
     return used
 
 
 @law
 def wanted(run: Run) -> float:
-    """A gradient does not depend on which others are wanted."""
+    """A gradient does not depend on which other gradients are computed."""
     run.needs_function()
     _, grads, u = run.walked()
     if len(grads) < 2:
@@ -204,16 +206,16 @@ def wanted(run: Run) -> float:
         xs = run.leaves(only=i)
         y = run.call(xs)
         if y.node is None:
-            continue                                # this argument is a constant of the function
+            continue                                # the function has no gradient in this argument
         (alone,) = gradients(y, [xs[i]], run.on_device(u))
-        share = run.compare(f"gradient {i}, wanted alone,", alone, g, scale=run.scale(*grads))
+        share = run.compare(f"gradient {i}, computed alone,", alone, g, scale=run.scale(*grads))
         used = max(used, share)
     return used
 
 
 @law
 def pure(run: Run) -> float:
-    """Neither inputs nor constants nor cotangents are written to, forward or backward."""
+    """The forward pass and the backward pass write to no input, constant or cotangent."""
     given = run.given()
     before = [host(a).copy() for a in given]
     _, _, u = run.walked()
@@ -229,11 +231,11 @@ def pure(run: Run) -> float:
 
 @law
 def alias(run: Run) -> float:
-    """An op's value shares memory with no input, unless the op says that it is a view.
-    No gradient shares memory with anything."""
+    """An op's value shares memory with no input, unless the op is declared as a view.
+    No gradient shares memory with another array."""
     subject = run.subject
     if subject.function is None:
-        raise NotApplicable("the arrays are not ours")
+        raise NotApplicable("its arguments are plain arrays")
     xs = run.leaves()
     y = subject.function(*xs, **run.settings)
     outs = list(y) if isinstance(y, tuple) else [y]
@@ -242,7 +244,7 @@ def alias(run: Run) -> float:
 
     def apart(what: str, array: Any, others: Sequence[Any]) -> None:
         if any(here.shares_memory(array, other) for other in others):
-            raise Broken(f"{what} shares memory with something else")
+            raise Broken(f"{what} shares memory with another array")
 
     for i, out in enumerate(outs):
         if own:
@@ -262,15 +264,15 @@ def alias(run: Run) -> float:
 
 @law
 def residuals(run: Run) -> float:
-    """A node saves no arrays but the arguments, outputs and by-products that its wanted rules
-    name."""
+    """A node saves only those arguments, outputs and by-products that the rules of the wanted
+    gradients name."""
     op = run.needs_op()
     run.needs_gradient()
     xs = run.leaves()
     y = op(*xs, **run.settings) if run.subject.function is op else run.call(xs)
     y = y[0] if isinstance(y, tuple) else y
     nodes, queue = [], [y.node]
-    while queue:                                        # a case may wrap the op in others
+    while queue:                                        # a case may call other ops as well
         node = queue.pop()
         if node is None or node.op is None:
             continue
@@ -278,7 +280,7 @@ def residuals(run: Run) -> float:
             nodes.append(node)
         queue += node.parents
     if not nodes:
-        raise NotApplicable("the example records none")
+        raise NotApplicable("the example records no node of this op")
     for node in nodes:
         asked = [i for i, p in enumerate(node.parents) if p is not None and not op.variadic]
         rules = [op.joint] if op.joint else [op.rules[op.args[i]] for i in asked]
@@ -287,12 +289,12 @@ def residuals(run: Run) -> float:
             named |= set(op.args)                   # the op is run again for a second derivative
         held = {n for n, a in zip(node.plan.names, node.saved) if a is not None}
         if not held <= named or len(node.plan.names) != len(node.saved):
-            raise Broken(f"{op.name} keeps {sorted(held)}; its rules name {sorted(named)}")
+            raise Broken(f"{op.name} saves {sorted(held)}; its rules name {sorted(named)}")
         for name, saved in zip(node.plan.names, node.saved):
             if name.endswith(("_shape", "_shapes", "_dtype")) and hasattr(saved, "nbytes"):
-                raise Broken(f"{op.name} keeps an array as {name}")
+                raise Broken(f"{op.name} saves an array as {name}")
         if stray := [k for k in node.static if k not in op.settings]:
-            raise Broken(f"{op.name} keeps settings that it does not have: {stray}")
+            raise Broken(f"{op.name} saves settings that it does not have: {stray}")
     return 0.0
 
 
@@ -320,7 +322,7 @@ def parts(run: Run) -> float:
         _, wants, _ = b.walked()
         for i, (g, h) in enumerate(zip(grads, wants)):
             used = max(used, a.compare(f"HVP, argument {i}", g, h, scale=a.scale(*wants)))
-    if run.subject.function is None:                    # plain arrays: there is no more to compare
+    if run.subject.function is None:                    # plain arrays have no JVP
         return used
     xs = [run.on_device(a) for a in run.arrays]
     moves = [run.draw.uniform(-1.0, 1.0, a.shape).astype(run.dtype) for a in run.arrays]
@@ -331,9 +333,9 @@ def parts(run: Run) -> float:
 
 
 def _elsewhere(run: Run, how: str, u: Any) -> None:
-    """Broken where somebody else's function gives other numbers in another order of memory.
+    """Broken if a function of plain arrays gives other numbers for arrays in another memory layout.
 
-    The arrays are the same, and lie in memory in another way; the function may refuse them.
+    The function may refuse such arrays with an error.
     """
     if not any(sum(n > 1 for n in a.shape) >= (2 if how == "F" else 1) for a in run.arrays):
         return
@@ -344,16 +346,15 @@ def _elsewhere(run: Run, how: str, u: Any) -> None:
         return
     margins = run.margins()
     for i, (a, b) in enumerate(zip(found, [run.y, *run.grads])):
-        what = f"{'the value' if i == 0 else f'gradient {i - 1}'} of arrays that lie in memory"
-        run.compare(f"{what} in another way ({how})", a, b, scale=run.scale(b),
+        what = f"{'the value' if i == 0 else f'gradient {i - 1}'} of arrays with another memory"
+        run.compare(f"{what} layout ({how})", a, b, scale=run.scale(b),
                     allowed=2.0 * margins[i] if margins else None)
 
 
 @law
 def repeat(run: Run) -> float:
-    """Two runs give the same bits, and arrays with another layout in memory give the same numbers.
-    This holds whatever was computed between the runs, in any memory, and for the engine's
-    definition too."""
+    """Two runs give the same bits, whatever is computed between them. Arrays with another memory
+    layout give the same numbers. The engine's definition gives the same bits as its fast path."""
     def bits() -> list[bytes]:
         run.forget()
         y, grads, _ = run.walked()
@@ -366,17 +367,17 @@ def repeat(run: Run) -> float:
         other = [np.array(a.reshape(-1)[::-1].reshape(a.shape)) for a in run.arrays]
         try:
             run.subject.value(*[a.copy() for a in other], **run.settings)
-        except Exception:                           # it may not take the reversed numbers
+        except Exception:                           # it may refuse the reversed numbers
             other = run.arrays
         if first[1:] != [host(g).tobytes() for g in run.pull(u)]:
-            raise Broken("the VJP depends on what was computed last")
-        buffers = [a.copy() for a in other]             # the same memory with other numbers
+            raise Broken("the VJP depends on what was computed before it")
+        buffers = [a.copy() for a in other]         # next: other numbers in the same memory
         run.subject.value(*buffers, **run.settings)
         run.subject.pull(u.copy(), *buffers, **run.settings)
         for buffer, a in zip(buffers, run.arrays):
             buffer[...] = a
         margins = run.margins()
-        run.compare("the value of numbers that were written into the memory of the last call",
+        run.compare("the value of new numbers in the arrays of the last call",
                     run.call(buffers), run.y, scale=run.scale(run.y),
                     allowed=margins[0] if margins else None)
         for how in ("F", ("reversed", "strided")[run.example.seed % 2]):
@@ -384,7 +385,7 @@ def repeat(run: Run) -> float:
     if first != bits():
         raise Broken("a second run gave other bits")
     if run.subject.function is not None and not (half(run.dtype) and run.there.backend.takes_half):
-        # a GPU's kernel that adds to a sum of 16 bits rounds once, the definition twice
+        # a GPU kernel that accumulates in 16 bits rounds once; the definition rounds twice
         with explicit():
             if first != bits():
                 raise Broken("the engine's definition gives other bits than its fast path")
@@ -393,7 +394,7 @@ def repeat(run: Run) -> float:
 
 @law
 def bare(run: Run) -> float:
-    """On bare arrays an op computes the same bits, and returns bare arrays."""
+    """Called with plain arrays, an op computes the same bits and returns plain arrays."""
     run.needs_op()
     f, xs = run.subject.function, run.leaves()
     assert f is not None
@@ -401,7 +402,7 @@ def bare(run: Run) -> float:
     outs, sames = (y if isinstance(y, tuple) else [y] for y in (out, same))
     for a, b in zip(outs, sames):
         if type(a) is not type(b.array) or host(a).tobytes() != host(b).tobytes():
-            raise Broken(f"bare arrays gave {a!r}, Tensors {b!r}")
+            raise Broken(f"plain arrays gave {a!r}, but Tensors gave {b!r}")
     return 0.0
 
 
@@ -410,7 +411,7 @@ def torch(run: Run) -> float:
     """PyTorch has the same value, gradients, double gradients and dtypes for the same arrays."""
     theirs = run.subject.torch
     if theirs is None:
-        raise NotApplicable("PyTorch has no such function")
+        raise NotApplicable("no function of PyTorch was given")
     try:
         import torch as library
     except ImportError:
@@ -421,7 +422,7 @@ def torch(run: Run) -> float:
 def _torch(run: Run, torch: Any, theirs: Any) -> float:
     op = run.subject.op
     if half(run.dtype) and op is not None and op.widens and "dtype" not in run.example.settings:
-        raise NotApplicable("PyTorch's loss of 16 bits has 16 bits")
+        raise NotApplicable("the loss of 16-bit numbers is float32 here, and 16 bits in PyTorch")
 
     def given(a: Any) -> Any:
         if half(a.dtype):                               # PyTorch does not know ml_dtypes' bfloat16
@@ -436,11 +437,11 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
     y = run.call(run.leaves())
     t = torch.cat([s.reshape(-1) for s in t]) if isinstance(t, tuple) else t
     if str(t.dtype).removeprefix("torch.") != str(y.dtype):
-        raise Broken(f"the dtype is {y.dtype}, PyTorch's {t.dtype}")
+        raise Broken(f"the dtype is {y.dtype}, and PyTorch's is {t.dtype}")
     found = numbers(t)
     used = run.compare("the value against PyTorch's", y, found, scale=run.scale(found))
     if y.requires_grad != t.requires_grad:
-        raise Broken(f"requires_grad is {y.requires_grad}, PyTorch's {t.requires_grad}")
+        raise Broken(f"requires_grad is {y.requires_grad}, and PyTorch's is {t.requires_grad}")
     if not t.requires_grad:
         return used
 
@@ -465,7 +466,7 @@ def _torch(run: Run, torch: Any, theirs: Any) -> float:
 
 @law
 def refusal(run: Run) -> float:
-    """Wrong input is refused, in one line, with the same type of error on every device."""
+    """Wrong input is refused with an error of one line, whose type is the same on every device."""
     op = run.needs_op()
     xs = run.leaves()
     if not op.variadic:
@@ -484,7 +485,7 @@ def refusal(run: Run) -> float:
         apart = [Tensor(a.astype(run.dtype)) if i else x
                  for i, (a, x) in enumerate(zip(run.arrays, xs))]
         run.expect(DeviceError, lambda: op(*apart, **run.settings), "arguments on two devices")
-    for i in range(len(xs)):                        # an axis too many, of a length nothing else has
+    for i in range(len(xs)):                        # one axis too many, whose length 7 is unique
         shape = (*run.arrays[i].shape, 7)
         ours = run.outcome(partial(op, *run.grown(i, shape, run.device), **run.settings))
         if run.device != "numpy":

@@ -1,4 +1,4 @@
-"""The derivative of a run's function along a direction by differences, where there is no oracle."""
+"""The directional derivative of a run's function by differences, for a run without an oracle."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from .tolerance import WIDE, difference, eps, magnitude
 def quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
     """The derivative along `moves`, in the widest float that the function computes in.
 
-    With it come how far off each of its numbers may be, and whether that is too far to tell
-    anything. Of a function that knows its own float alone, the derivative of its definition is
-    taken, where it has one.
+    It returns three arrays: the derivative, a bound of the error of each of its numbers, and
+    whether that bound is too large for a test. If the function supports only the dtype of the run
+    and has a definition, the definition is differentiated instead.
     """
     subject, base = run.subject, [x.astype(WIDE) for x in run.arrays]
     rng = numbers_of(run.example, "directions")
@@ -30,9 +30,9 @@ def quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
         widest = run.widest(subject)
 
     def spread(at: Any, by: float) -> Any:
-        """What changes of the arguments by the share `by` do to each number, divided by it."""
+        """How much each number changes when the arguments are multiplied by 1 ± `by`, over `by`."""
         here, total = at(base).astype(WIDE), 0.0
-        for i in range(len(base)):              # one after the other: together they might cancel
+        for i in range(len(base)):              # one argument at a time: two changes might cancel
             changes, shape = [], base[i].shape
             for signs in (alternating(shape), *(rng.choice([-1.0, 1.0], shape) for _ in range(2))):
                 far = [x * (1.0 + by * signs) if k == i else x for k, x in enumerate(base)]
@@ -43,7 +43,7 @@ def quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
     def along(dtype: Any) -> tuple[Any, Any, Any]:
         if half(np.dtype(dtype)):
             raise NotApplicable("16 bits are too few for a difference quotient: "
-                                "name an oracle or a definition")
+                                "pass an oracle or a definition")
         at = partial(run.evaluate, dtype=dtype, subject=subject)
         found, error = difference(lambda h: at([x + h * v for x, v in zip(base, moves)]), dtype,
                                   spread(at, 64.0 * eps(dtype)), magnitude(*base))
@@ -56,10 +56,11 @@ def quotient(run: Run, moves: Sequence[Any]) -> tuple[Any, Any, Any]:
     for dtype in (widest, np.dtype(np.float64)):
         if not eps(widest) <= eps(dtype) < eps(run.dtype):
             continue
-        # is it wider by name alone? then a fine change does not do what a coarse one does
+        # A function may accept this dtype and still compute in a narrower one. Then a change of a
+        # few roundings has another effect, in proportion, than a larger change.
         at, rng = partial(run.evaluate, dtype=dtype, subject=subject), np.random.default_rng(1)
         fine = spread(at, 512.0 * eps(dtype))
-        for by in (2.0**-16, 2.0**-20):         # the second for who is not linear over the first
+        for by in (2.0**-16, 2.0**-20):         # 2⁻¹⁶ may be too large for f to be linear there
             rng = np.random.default_rng(1)      # the same directions
             plain = spread(at, by)
             unlike = ~(np.abs(fine - plain) <= 0.1 * (plain + np.abs(at(base))))

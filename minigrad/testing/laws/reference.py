@@ -1,10 +1,11 @@
-"""What a function computes in a wider float, and how far off a right program may be there.
+"""The results of a function in a wider float, and how far off a correct program may be.
 
-The numbers are those of an example. The sensitivity of a result is not derived by hand: all
-arguments are changed by a few roundings, up or down at random, and what that does to each number of
-the result in the wide float is measured (Parker 1997, Monte Carlo arithmetic). The length of the
-sums is not declared either. One number of an argument is changed, and the results that it changes
-are counted: N arguments that go into m results each, of M in all, make N·m/M terms a result.
+The sensitivity of a result is not derived by hand. It is measured on the numbers of the example:
+all arguments are changed by a few roundings, up or down at random, and the change of each number of
+the result in the wide float is recorded (Parker 1997, Monte Carlo arithmetic). The length of the
+sums is not declared either. One number of an argument is changed, and the numbers of the result
+that change are counted. If each of N numbers changes m of the M numbers of the result, each result
+is a sum of about N·m/M terms.
 """
 from __future__ import annotations
 
@@ -18,20 +19,21 @@ from ...backend.base import half
 from .tolerance import ROUNDED, VALUE_ROUNDED, WIDE, allowed, eps
 
 PROBES = 4
-MORE = 12                               # where these say that a result is wrong
-STEP = 4.0                              # how many roundings a probe changes each number by
+MORE = 12                               # further probes, for a result that seems to be wrong
+STEP = 4.0                              # a probe changes each number by about this many roundings
 # (arguments, cotangent or None) ↦ [value, *gradients], in the arguments' dtype
 Evaluate = Callable[[Sequence[Any], Any], list[Any]]
 
 
 class Reference:
-    """The results in the wide float, and how far off those of a right program may be.
+    """The results in the wide float, and how far off those of a correct program may be.
 
-    results: [value, *gradients]. allowed: beside each, how far off each of its numbers may be.
-    elementwise: beside each, whether no number of an argument was seen to change more than one of
-    its numbers. fits: whether all of them are finite and can be told in the narrow dtype.
-    roundings: beside each, what its error varies by from probe to probe. again(): the same by more
-    probes, once; False where that is done, or in 16 bits.
+    results: [value, *gradients]. The next three are lists with one entry for each result. allowed:
+    the bound of the error of each number. elementwise: True if changing one number of an argument
+    was never seen to change more than one number of the result. roundings: how the error varies
+    from probe to probe. fits: all results are finite and within the range of the narrow dtype.
+    again(): measure once more with more probes; it returns False, and does nothing, if that has
+    been done already or if the dtype has 16 bits.
     """
 
     allowed: list[Any]
@@ -41,11 +43,12 @@ class Reference:
     def __init__(self, wide: Evaluate, narrow: Evaluate | None, arrays: Sequence[Any], u: Any,
                  dtype: np.dtype, coarse: np.dtype, rng: np.random.Generator, above: np.dtype,
                  degree: int = 1) -> None:
-        """Evaluate, and measure what changes of the arguments do.
+        """Compute the results, and measure how changes of the arguments change them.
 
-        wide, narrow: what is evaluated in the dtype `above` and in `dtype`, in which arrays and
-        cotangent are; narrow may be None. degree: how often one argument may be a factor of what is
-        computed on the way, 2 for a function that is made of ops.
+        dtype: that of the arrays and of the cotangent u. wide: the function to evaluate in the
+        wider dtype `above`. narrow: the function to evaluate in `dtype`, or None. coarse: the dtype
+        that rounds most in the computation. degree: how often one argument may be a factor of an
+        intermediate value: 2 for a function that is composed of ops.
         """
         self.rng = rng
         given = [*arrays] if u is None else [*arrays, u]
@@ -58,7 +61,7 @@ class Reference:
         self.results = at(wide, given, above)
         largest = np.finfo(np.float32 if dtype.kind == "V" else dtype).max
         with np.errstate(all="ignore"):
-            # where they are not, results may be infinite too
+            # if the arguments are not finite, the results need not be finite either
             finite = all(bool(np.isfinite(a.astype(WIDE)).all()) for a in given)
             self.fits = all(
                 bool(((np.abs(r) < 0.25 * largest) | (not finite and ~np.isfinite(r))).all())
@@ -80,14 +83,14 @@ class Reference:
             terms, self.elementwise = self._terms(lambda args: at(wide, args, above), given)
 
         def judge() -> None:
-            # products of numbers of each
+            # the size of a product with one factor from each argument
             unit = float(np.prod([max(1.0, rms(a)) for a in arrays])) ** degree
             self.allowed, self.roundings = [], []
             for i, truth in enumerate(self.results):
                 sensitivity = _rms_of([m[i] for m in moved])
                 erratic: Any = np.inf
                 varies: list[Any] = []
-                if errors:          # what changes from probe to probe, not what is the same in all
+                if errors:          # rounding varies from probe to probe, and a mistake does not
                     mean = sum(e[i] for e in errors) / len(errors)
                     varies = [e[i] - mean for e in errors]
                     erratic = _rms_of(varies)
@@ -100,7 +103,8 @@ class Reference:
                                             stored, saved=i > 0))
 
         def again() -> bool:
-            # one that computes in 16 bits varies from probe to probe by what is wrong with it
+            # a function that computes in 16 bits by mistake varies from probe to probe because of
+            # this mistake
             if half(dtype) or not errors or len(errors) > PROBES:
                 return False
             with np.errstate(all="ignore"):
@@ -113,27 +117,27 @@ class Reference:
         self.again = again
 
     def _moved(self, a: Any, signs: Any) -> Any:
-        """a with each number changed by about STEP roundings of its dtype.
+        """a, with each number changed by about STEP roundings of its dtype.
 
-        Not all by as many, for parity matters.
+        The amounts differ at random, because rounding depends on whether the last bit is even.
         """
         by = signs * self.rng.uniform(0.5, 1.5, a.shape)
         return (a.astype(WIDE) * (1.0 + STEP * 0.5 * eps(a.dtype) * by)).astype(a.dtype)
 
     def _terms(self, f: Callable[[Sequence[Any]], list[Any]],
                given: Sequence[Any]) -> tuple[list[float], list[bool]]:
-        """The number of terms of each result, and whether each is computed elementwise.
+        """The number of terms of each result, and whether each result is elementwise.
 
-        That is as far as three changes for each argument tell.
+        Both are estimated from at most three changes for each argument.
         """
         terms, most = [0.0] * len(self.results), [0] * len(self.results)
         for i, a in enumerate(given):
             changed = [0] * len(self.results)
-            # a running sum has all of them at an end
-            for place in {0, a.size - 1, self.rng.integers(a.size)} if a.size else ():
+            # in a running sum the first or the last number changes all results
+            for index in {0, a.size - 1, self.rng.integers(a.size)} if a.size else ():
                 other = np.array(a, order="C")
                 flat = other.reshape(-1)
-                flat[place] = flat[place].astype(WIDE) * WIDE(1.0 + 2.0**-6)
+                flat[index] = flat[index].astype(WIDE) * WIDE(1.0 + 2.0**-6)
                 found = f([*given[:i], other, *given[i + 1:]])
                 for k, (r, old) in enumerate(zip(found, self.results)):
                     count = int(np.count_nonzero(r != old)) if r.shape == old.shape else 0
@@ -147,26 +151,31 @@ class Reference:
 def alternating(shape: tuple[int, ...]) -> Any:
     """1 and −1 in turn along every axis.
 
-    A norm does not notice a change of all numbers of a row by the same.
+    With these signs neighbours change in opposite directions. A normalised row would not change at
+    all if its numbers were all multiplied by the same factor.
     """
     return 1.0 - 2.0 * (np.indices(shape).sum(0) % 2)
 
 
 def aligned(error: Any, truth: Any, dtype: Any, bounds: Any,
             roundings: Sequence[Any] = ()) -> float:
-    """|⟨error, truth⟩| as a share of what it may be   (tolerance.18).
+    """|⟨error, truth⟩| as a share of its bound   (tolerance.18).
 
-    A factor that all numbers share stands out among many roundings. Roundings of different numbers
-    are mostly independent, so their sum grows like the root of their squares, of which three times
-    as much is allowed; in 16 bits, where each number is rounded by itself when it is stored, √3
-    times, three standard deviations of errors that are uniform within their bounds. What numbers
-    share is a factor, and a rounding or two of numbers of order 1 that go to the same side; and a
-    twelfth of the bound, for a constant such as ε is rounded alike in all rows of one size, and
-    where much cancels that is much. Numbers that share sums share roundings too, as those of a
-    running sum do: `roundings` are what the errors vary by from probe to probe, and 4 times the
-    root mean square of their projections is allowed beside the rest, and more where there are many
-    rows. The share is the largest of that of all numbers and that of each row, because kernels work
-    row by row.
+    This finds a wrong factor that all numbers share, even if each number is within its own bound.
+    The roundings of different numbers are mostly independent, so their sum grows like the root of
+    the sum of the squared bounds. Three times this root is allowed. In 16 bits it is √3 times: each
+    number is rounded by itself when it is stored, and this is three standard deviations of errors
+    that are uniform within their bounds.
+
+    Some rounding errors are the same in all numbers. For these it allows in addition a relative
+    error of 12 eps, an absolute error of 1.5 eps, and a twelfth of the bound. (A constant such as ε
+    is rounded alike in all rows of one size; if the numbers then cancel, this error is large.)
+    Numbers that share partial sums, as in a running sum, share roundings too: `roundings` has the
+    variation of the errors from probe to probe, and 4 times the root mean square of their
+    projections is added; more if there are many rows.
+
+    The result is the largest share among those of all numbers together and of each row, because
+    kernels work row by row.
     """
     stored, way = (0.5 * eps(dtype), np.float32) if half(np.dtype(dtype)) else (0.0, dtype)
     alike = (12.0 * eps(way) + stored) * np.abs(truth) + 1.5 * eps(way) + bounds / 12.0
@@ -175,13 +184,13 @@ def aligned(error: Any, truth: Any, dtype: Any, bounds: Any,
 
     def share(axis: int | None) -> Any:
         largest = np.max(np.abs(truth), axis=axis, keepdims=True, initial=0.0)
-        # squares of numbers that are nearly 0 would be 0
+        # divided by the largest, because squares of very small numbers would be 0
         w = truth / np.where(largest > 0.0, largest, 1.0)
         apart = np.sqrt(times * np.sum((w * bounds) ** 2, axis=axis))
         may = np.sum(np.abs(w) * shared, axis=axis) + apart
         if roundings:
             rows = 1 if axis is None else max(1, truth.size // max(1, truth.shape[-1]))
-            # the largest of many is further from the middle
+            # the largest of many values is further from the mean
             many = max(4.0, 2.0 + math.sqrt(2.0 * math.log(rows)))
             along = [np.sum(w * np.where(np.isfinite(r), r, 0.0), axis=axis) for r in roundings]
             may = may + many * _rms_of(along)

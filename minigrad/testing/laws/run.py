@@ -1,4 +1,4 @@
-"""One Run of a Subject: its value, its gradients, and how far off they may be."""
+"""One Run of a Subject: its value, its gradients, and the bounds of their errors."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ class Run:
         self.subject, self.example, self.device, self.order = subject, example, device, 1
         self.dtype = np.dtype(backend.dtype(dtype))
         self.arrays = [np.asarray(a, self.dtype) for a in example.arrays]
-        self.wide = [a.astype(WIDE) for a in self.arrays]   # these numbers, not the example's
+        self.wide = [a.astype(WIDE) for a in self.arrays]   # as rounded to dtype, in the wide float
         self.finite = all(bool(np.isfinite(a).all()) for a in self.wide)
         self.draw = numbers_of(example, "cotangents")
         self.there = backend.get(device)
         self.settings = _settled(example.settings, self.there)
         self.cotangents: list[Any] = []
-        self.coarse = self.dtype                # of the dtypes on the way the one that rounds most
+        self.coarse = self.dtype                # the dtype that rounds most in the computation
         self.forget()
 
     def forget(self) -> None:
@@ -46,7 +46,10 @@ class Run:
         self.grads: Any = None
 
     def of_order(self, order: int) -> Run:
-        """The run of the VJP of the VJP … : `order` − 1 cotangents become arguments."""
+        """The run of a higher derivative: the VJP is taken `order` − 1 times.
+
+        Each time the cotangent becomes an argument.
+        """
         run = self
         while run.order < order:
             run = run._derivative()
@@ -56,50 +59,56 @@ class Run:
         if self.subject.function is None:
             raise NotApplicable("plain arrays have no second derivative")
         if not self.ordinary():
-            raise NotApplicable("higher derivatives are asked at numbers of ordinary size")
+            raise NotApplicable("higher derivatives are tested only at numbers of ordinary size")
         self.needs_gradient()
         _, _, u = self.walked()
         lies = (*self.example.layouts, "C") if self.example.layouts else ()
         example = Example((*self.arrays, u), self.example.settings, lies, self.example.seed)
         subject = Subject(self.subject.name, derivative(self.subject.function))
         more = Run(subject, example, self.dtype, self.device)
-        # a cotangent's dtype is the value's, which a cast may have made another
+        # the cotangent has the dtype of the value; after a cast this is not the arguments' dtype
         more.arrays = [*self.arrays, u]
         more.settings, more.order = self.settings, self.order + 1
         more.draw, more.coarse = self.draw, self.coarse
         return more
 
     def ordinary(self) -> bool:
-        """Whether the arguments have a size where higher derivatives neither vanish nor cancel."""
+        """Whether the arguments are of a size at which higher derivatives can be tested.
+
+        At larger or smaller numbers they vanish or cancel.
+        """
         return all(0.5 <= magnitude(a, least=0.0) <= 64.0 for a in self.arrays if a.size)
 
     # ── inputs ──
     def on_device(self, array: Any, how: str = "C") -> Tensor:
-        """A constant with these numbers on the device."""
+        """A Tensor on the device with these numbers, in memory layout `how`; it has no graph."""
         return Tensor(lay(self.there.backend, self.there.array(array), how))
 
     def leaves(self, only: int | None = None) -> list[Tensor]:
-        """The arguments on the device, in the example's layouts; all want gradients, or one."""
+        """The arguments on the device, in the example's layouts, as leaves.
+
+        All require gradients, or only argument number `only`.
+        """
         xs = [self.on_device(a, how) for a, how in zip(self.arrays, self.example.lies)]
         return [x.requires_grad_() if only in (None, i) else x for i, x in enumerate(xs)]
 
     def given(self) -> list[Any]:
-        """Every array that the next call will see: arguments, and constants among the settings."""
+        """Every array that the next call will get: the arguments, and arrays among the settings."""
         self.forget()
         self.inputs = self.leaves() if self.subject.function else self.laid()
         inputs = [x.array if isinstance(x, Tensor) else x for x in self.inputs]
         return [*inputs, *_arrays(self.settings)]
 
     def laid(self, how: str = "") -> list[Any]:
-        """The arguments for another library's function, in the example's layouts, or all in one.
+        """The arguments for another library's function, as new NumPy arrays.
 
-        They are new NumPy arrays.
+        how: the memory layout of all arrays; by default they have those of the example.
         """
         return [lay(backend.cpu, np.array(a, order="C"), how or lies)
                 for a, lies in zip(self.arrays, self.example.lies)]
 
     def grown(self, i: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
-        """The arguments as constants on `device`, argument i of another shape."""
+        """The arguments as constants on `device`, of which argument i has another shape."""
         here = device == self.device
         other = self if here else Run(self.subject, self.example, self.dtype, device)
         return [other.on_device(np.ones(shape, self.dtype) if j == i else a)
@@ -109,14 +118,14 @@ class Run:
         """A random cotangent of y, as a NumPy array."""
         u = np.asarray(self.draw.standard_normal(y.shape), y.dtype)
         if self.subject.function is None and self.example.seed % 8 == 7 and not half(u.dtype):
-            # some kernels clip, or know cotangents of order 1 alone
+            # some kernels clip, or support only cotangents of order 1
             u = np.asarray(u * 1024.0, u.dtype)
         self.cotangents.append(u)
         return u
 
     # ── calls ──
     def call(self, xs: Sequence[Any]) -> Tensor:
-        """The subject's value, all outputs in one Tensor."""
+        """The subject's value; several outputs are flattened into one Tensor."""
         if self.subject.function is None:
             assert self.subject.value is not None
             y = self.subject.value(*xs, **self.settings)
@@ -125,9 +134,9 @@ class Run:
 
     def evaluate(self, wide: Sequence[Any], dtype: Any = WIDE,
                  subject: Subject | None = None) -> Any:
-        """The value at other points, on the host, in another float.
+        """The value at other points, computed on the host in another float.
 
-        It is that of the subject itself or of another one.
+        subject: by default the run's own.
         """
         with no_grad():
             arrays = [np.asarray(a, dtype) for a in wide]
@@ -136,9 +145,9 @@ class Run:
     def results(self, subject: Subject, arrays: Sequence[Any], u: Any) -> list[Any]:
         """[value, *gradients] of a subject on the host, in the dtype of these arrays.
 
-        The value alone without a cotangent.
+        u: the cotangent; if it is None, only the value is computed.
         """
-        # settings of its own: what writes to them is found by a law
+        # a copy of the settings, because the subject might write to them; `pure` finds that
         settings = _settled(self.example.settings, backend.get("numpy"))
         if subject.function is None:
             assert subject.value is not None
@@ -156,11 +165,10 @@ class Run:
         return [host(value), *map(host, gradients(value, xs, Tensor(np.asarray(u, value.dtype))))]
 
     def widest(self, subject: Subject) -> np.dtype | None:
-        """The widest float, wider than this run's own, in which a subject computes.
+        """The widest float in which a subject computes, if it is wider than the run's own.
 
-        None if it accepts no wider float, or computes in a narrower one.
-
-        A function of Tensors may hold constants of another float; then it is its own dtype.
+        If there is no such float, the result is None for a function of plain arrays, and the run's
+        own dtype for a function of Tensors, which may contain constants of this dtype.
         """
         key = ("widest", subject, self.dtype)
         if key not in self.example.known:
@@ -172,7 +180,7 @@ class Run:
         if foreign and not subject.wider:
             return None
         rng = numbers_of(self.example, "tame arguments")
-        # numbers that all functions of this kind take
+        # numbers that lie in the domain of almost every function
         tame = [rng.uniform(0.5, 1.5, a.shape) for a in self.arrays]
         for dtype in map(np.dtype, (WIDE, np.float64)):
             if eps(dtype) < eps(self.dtype):
@@ -187,9 +195,9 @@ class Run:
         return None if foreign else self.dtype
 
     def _agrees(self, subject: Subject, arrays: Sequence[Any], dtype: np.dtype) -> bool:
-        """Whether another library's function computes the same in another float.
+        """Whether a function of plain arrays gives about the same results in another float.
 
-        A function in C may read the other float's bytes as its own float.
+        A function in C may misread the bytes of the other float as numbers of its own float.
         """
         u, found = None, []
         for kind in (self.dtype, dtype):
@@ -206,9 +214,9 @@ class Run:
         return all(b.dtype == dtype and a.shape == b.shape and close(a, b) for a, b in zip(*found))
 
     def reference(self, subject: Subject | None = None) -> Reference | None:
-        """What this run computes, in a wider float; None where there is no wider float.
+        """The results of this run in a wider float; None if there is no wider float.
 
-        It is computed by the subject itself or by another one.
+        subject: the subject that computes them, such as a definition; by default the run's own.
         """
         subject = subject or self.subject
         has_vjp = self.subject.function or self.subject.pull
@@ -226,28 +234,31 @@ class Run:
         return known[0]
 
     def _narrow(self, arrays: Sequence[Any], u: Any) -> list[Any]:
-        """`results` of the subject, with arrays that lie in memory as the example's do.
+        """`results` of the subject for arrays in the example's memory layouts.
 
-        Sums round in the order of the memory.
+        The layout may change the order in which a sum adds, and so its rounding.
         """
         laid = [lay(backend.cpu, np.array(a, order="C"), how)
                 for a, how in zip(arrays, self.example.lies)]
         return self.results(self.subject, laid, u if u is None else self._laid_cotangent(u))
 
     def _laid_cotangent(self, u: Any) -> Any:
-        """A cotangent in C order; in any order for somebody else's function, if its arrays are."""
+        """A cotangent in C order.
+
+        For a function of plain arrays it is in another layout, if the example has layouts.
+        """
         any_order = self.example.layouts and self.subject.function is None
         return lay(backend.cpu, u, LIES[self.example.seed % len(LIES)] if any_order else "C")
 
     def degree(self) -> int:
-        """How often an argument may be a factor of a value: more than once in a chain of ops."""
+        """How often an argument may be a factor of an intermediate value: twice in composed ops."""
         return 2 if self.subject.function is not None and self.subject.op is None else 1
 
     def erratic(self, u: Any, moves: Sequence[Any]) -> float:
-        """The effect of rounding on ⟨Jᵀu, moves⟩ in this run's float.
+        """An estimate of the effect of rounding on ⟨Jᵀu, moves⟩ in this run's float.
 
-        It is estimated from the result in another float: a mistake is the same in all floats. It is
-        0 if the function computes in no other float.
+        It is scaled from the difference between two other floats; a mistake is the same in both and
+        does not count. It is 0 if the function does not compute in these floats.
         """
         coarse, fine = (np.float32, np.float64) if self.dtype == np.float64 else (np.float64, WIDE)
         if half(self.dtype) or self.subject.function is None:
@@ -256,7 +267,7 @@ class Run:
         try:
             found, exact = (self.results(self.subject, [x.astype(kind) for x in xs],
                                          u.astype(kind))[1:] for kind in (coarse, fine))
-        except Exception:                               # it holds constants of its own float
+        except Exception:                               # e.g. it contains constants of one dtype
             return 0.0
         far = sum(float(np.sum(np.abs(v) * np.abs(g.astype(WIDE) - h)))
                   for g, h, v in zip(found, exact, moves))
@@ -289,7 +300,7 @@ class Run:
                          create_graph=create_graph)
 
     def differentiable(self) -> bool:
-        """Whether the value, computed now if need be, depends on its arguments differentiably."""
+        """Whether the value requires a gradient; it is computed first if necessary."""
         if self.y is None:
             if self.inputs is None:
                 self.inputs = self.leaves() if self.subject.function else self.laid()
@@ -301,7 +312,7 @@ class Run:
     # ── what a law needs ──
     def needs_gradient(self) -> None:
         if not self.differentiable():
-            raise NotApplicable("its value is a constant as far as derivatives go")
+            raise NotApplicable("its value requires no gradient")
 
     def needs_finite(self) -> None:
         if not np.isfinite(host(self.y).astype(WIDE)).all():
@@ -320,7 +331,8 @@ class Run:
     def result_dtype(self) -> np.dtype:
         """The dtype that the value must have.
 
-        That of the arguments, or what a setting asks for, or bool; float32 for a loss of 16 bits.
+        It is that of the arguments, or of a setting `dtype`, or that of the oracle if this is not a
+        float, such as bool. A loss of 16-bit numbers is float32.
         """
         asked = self.example.settings.get("dtype")
         if asked is not None:
@@ -339,19 +351,20 @@ class Run:
         if x.dtype != dtype:
             raise Broken(f"{what} is {x.dtype}, not {np.dtype(dtype)}")
         if shape is not None and tuple(x.shape) != tuple(shape):
-            raise Broken(f"{what} is of shape {list(x.shape)}, not {list(shape)}")
+            raise Broken(f"{what} has shape {list(x.shape)}, not {list(shape)}")
         if self.subject.function is not None:
             array, library = x.array, self.there.backend
             if not isinstance(array, library.array_types) or type(array) in library.scalar_types:
-                raise Broken(f"{what} holds a {type(x.array).__name__}, no array of {self.device}")
+                raise Broken(f"{what} holds a {type(x.array).__name__}, which is not an array of "
+                             f"{self.device}")
             if x.device != self.on_device(np.zeros((), self.dtype)).device:
                 raise Broken(f"{what} is on {x.device}, not on {self.device}")
 
     def scale(self, *results: Any) -> float:
         """An estimate of the largest intermediate value.
 
-        It is a product of two numbers among the arguments, cotangents and results, or of one number
-        of each argument and the cotangent.
+        It is the largest product of two numbers among the arguments, cotangents and results, or of
+        one number of each argument and of the cotangent.
         """
         each = float(np.prod([magnitude(a) for a in self.wide])) * magnitude(*self.cotangents)
         return max(magnitude(*self.wide, *self.cotangents, *map(host, results)) ** 2, each)
@@ -360,13 +373,14 @@ class Run:
                 allowed: Any = None, roundings: Sequence[Any] = ()) -> float:
         """|found − truth| in units of its bound   (tolerance.6).
 
-        Broken above 1, and where shapes or the places of inf and NaN differ. allowed: the bound of
-        each number, and then of all together as well (tolerance.18); without it, that of `bound` by
-        `scale`.
+        Broken above 1, and if the shapes or the positions of inf and NaN differ. allowed: the bound
+        of each number; the numbers are then also judged together (tolerance.18). Without it the
+        bound is (tolerance.5) for the size `scale`. noise: is added to the bound. roundings: see
+        `aligned`.
         """
         a, b = host(found), host(truth)
         if a.shape != b.shape:
-            raise Broken(f"{what} is of shape {list(a.shape)}, not {list(b.shape)}")
+            raise Broken(f"{what} has shape {list(a.shape)}, not {list(b.shape)}")
         if a.dtype.kind not in FLOATS + "c":
             if not np.array_equal(a, b):
                 raise Broken(f"{what} is {a.tolist()}, not {b.tolist()}")
@@ -399,16 +413,16 @@ class Run:
             size, factor = float(np.sum(truth * truth)), ""
             if size > 0.0:
                 times = 1.0 + float(np.sum(error * truth)) / size
-                factor = f", which are {times:.9g} times as much,"
-            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all"
-                         f"{factor} add up to more than those of roundings", together)
+                factor = f"; all numbers together are {times:.9g} times the right ones"
+            raise Broken(f"{what} is {_short(a)}, not {_short(b)}: the errors of a row, or of all "
+                         f"numbers, add up to more than rounding explains{factor}", together)
         return max(float(shares[worst]), together)
 
     def beside(self, reference: Reference, i: int, what: str, found: Any) -> float:
-        """|found − the reference's result i| in units of its bound. Broken above 1.
+        """|found − the reference's result i| in units of its bound; Broken above 1.
 
-        The roundings of a few numbers take few values, and a few probes may all meet the same one.
-        So a result that is wrong by these is judged once more, by more of them.
+        The bound is measured by a few probes. If an array has only a few numbers, these probes may
+        all meet the same roundings. So a result that seems wrong is judged again with more probes.
         """
         def judged() -> float:
             return self.compare(what, found, reference.results[i], allowed=reference.allowed[i],
@@ -434,7 +448,7 @@ class Run:
             raise Broken(f"{what} is accepted")
 
     def outcome(self, f: Callable[[], Any]) -> type:
-        """The type of the error that f raises, or of what it returns."""
+        """The type of the error that f raises, or the type of its result."""
         try:
             return type(f())
         except Exception as error:

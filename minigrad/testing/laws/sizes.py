@@ -1,6 +1,6 @@
 """Small sizes for the NumPy kernels: their blocks, tiles and chunks hold a few numbers.
 
-So small examples go through all of them.
+Then even small examples need several blocks, tiles and chunks.
 """
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from ...backend.numpy.sizes import SIZES
 
-# With axes of 0 … 3, and 0 … 9 rows, each loop has one round and several, and a last one that is
-# full and one that is not.
+# On examples with axes of 0 … 3 and with 0 … 9 rows, each loop of a kernel is tested with one round
+# and with several, and with a last round that is full and one that is not.
 SMALL: dict[str, dict[str, Any]] = {
     "ones": {"threads": 1, "block": 1, "sums": 1, "copy": 1, "square": 1, "logits": 1,
              "near_tile": 1, "far_tile": 1, "far": 1, "group": 1,
@@ -27,10 +27,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def small_sizes(name: str = "twos", **sizes: Any) -> Iterator[None]:
-    """Inside the block the NumPy kernels work at the sizes SMALL[name], or at `sizes`.
+    """Inside the block the NumPy kernels work with the sizes SMALL[name], or with `sizes`.
 
-    `sizes` are given by their names in `backend.numpy.sizes.Sizes`. It changes them for the whole
-    process. AttributeError for a size that there is not.
+    sizes: values by their names in `backend.numpy.sizes.Sizes`. They change for the whole process,
+    in all threads. AttributeError for an unknown name.
     """
     given = sizes or SMALL[name]
     before = {size: getattr(SIZES, size) for size in given}

@@ -1,4 +1,4 @@
-"""What the laws are tried on: shapes, values away from kinks and ties, and memory layouts.
+"""The inputs for the laws: shapes, values away from kinks and ties, and memory layouts.
 
 Hypothesis draws them.
 """
@@ -19,9 +19,9 @@ Settings = Callable[[Any, list[Shape], np.random.Generator], dict[str, Any]]
 SIDE = st.integers(0, 3)                                # the length of an axis
 LIES = ("C", "F", "reversed", "strided", "readonly")    # how an array may lie in memory
 LAYOUTS = st.sampled_from(["C", *LIES])
-APART = 0.05                                            # values keep this far from points avoided
-# Kernels work in blocks of 8, 32, 64, 128, 256, 1024 numbers: one below, at and past each, and past
-# several.
+APART = 0.05                                            # the distance to the points of `avoid`
+# Kernels work in blocks of 8, 32, 64, 128, 256 or 1024 numbers. These lengths are just below, at
+# and just above such sizes, and some need several blocks.
 LONG = st.sampled_from([5, 8, 9, 17, 31, 33, 64, 65, 100, 127, 129, 250, 257, 511, 1000, 1025,
                         2049])
 ROWS = st.sampled_from([1, 2, 3, 7, 9, 17])
@@ -31,16 +31,18 @@ MAGNITUDES = st.sampled_from([""] * 5 + ["large"] * 2
 
 @dataclass
 class Example:
-    """What one call is made of: arrays that want gradients, the rest by name, and how arrays lie.
+    """The inputs of one call.
 
-    The arrays are float64 and dense.
+    arrays: the arguments that require gradients, float64 and in C order. settings: the other
+    arguments, by name. layouts: the memory layout that each array gets for the call (see LIES).
+    seed: for the random cotangents and directions.
     """
 
     arrays: tuple[Any, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     layouts: tuple[str, ...] = ()
-    seed: int = 0                                       # of cotangents and directions
-    # what laws have worked out about it
+    seed: int = 0
+    # results that several laws use, so that they are computed once
     known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -62,7 +64,7 @@ def small_shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
 def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
     """Shapes of `least` to `most` axes, mostly of length `side` to 3.
 
-    In one of four examples an axis has 5 to 2049.
+    In one of four examples one axis has a length from 5 to 2049.
     """
     small = small_shapes(least, most, side)
     if most == 0:
@@ -71,9 +73,9 @@ def shapes(least: int = 0, most: int = 3, side: int = 0) -> Strategy:
 
 
 def _long_shape(axes: int) -> Strategy:
-    """One axis of a length from LONG, one of ROWS; the others of 1 or 2.
+    """Shapes with one axis of a length from LONG and one from ROWS; the others have 1 or 2.
 
-    The long one is the last twice as often as each other.
+    The long axis is the last one twice as often as each of the others.
     """
     def build(at: int, long: int, rows: int, rest: int) -> Shape:
         sizes = [rest] * axes
@@ -87,7 +89,7 @@ def _long_shape(axes: int) -> Strategy:
 def together(n: int, side: int = 0) -> Strategy:
     """n shapes that broadcast against each other.
 
-    0-d and axes of size 1 are among them, and of size 0 too unless `side` is 1.
+    They include shapes without axes, axes of size 1, and axes of size 0 unless `side` is 1.
     """
     alike = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=3, min_side=side, max_side=3)
     return alike.map(lambda b: list(b.input_shapes))
@@ -95,16 +97,19 @@ def together(n: int, side: int = 0) -> Strategy:
 
 def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Sequence[float] = (),
            magnitude: str = "") -> Any:
-    """Random float64 of a kind, none within APART of a point of `avoid`.
+    """Random float64 numbers of a kind; none of them is within APART of a point of `avoid`.
 
-    any: normal; with a magnitude: "large" 8 times as wide, "small" 8 times as narrow, "far" and
-    "farther" around ±150 and ±6000, where an exponential of what is not shifted overflows and a
-    difference of squares cancels, "apart" with each row around another of these, "outlier" with one
-    number in each row 1000 above the others, beside which their exponentials are 0. positive and
-    nonzero: the same, then moved to ½ or more, or ½ or more away from 0. ties: few values, often
-    equal. counts: 0, 1, 2. spread: all at least 0.6 apart, and half of the rows climb, so that
-    their extremes are at the ends. halves: spread, and at least 0.1 from all that "spread" can
-    give.
+    The kinds are:
+    any: normally distributed. positive, nonzero: the same, then moved to at least ½, or at least ½
+    away from 0. ties: few different values, so that many are equal. counts: 0, 1 and 2. spread: any
+    two numbers are at least 0.6 apart, and half of the rows are sorted, so that their extremes are
+    at the ends. halves: as spread, but at least 0.1 away from every number that "spread" can draw.
+
+    magnitude changes the size of the first three kinds:
+    large, small: 8 times as large or 8 times smaller. far, farther: all around ±150 or ±6000, where
+    an exponential overflows if its argument is not shifted, and a difference of squares cancels.
+    apart: each row is around 0, 150 or −1500. outlier: one number of each row is 1000 above the
+    others, so that the exponentials of the others are 0 beside it.
     """
     x: Any = rng.standard_normal(shape)
     x = np.asarray(x)
@@ -130,7 +135,7 @@ def values(rng: np.random.Generator, shape: Shape, kind: str = "any", avoid: Seq
 
 
 def _sized(rng: np.random.Generator, x: Any, magnitude: str) -> Any:
-    """Normal numbers made as large, as narrow or as far away as `values` says of the magnitude."""
+    """Change the size of normal numbers to a magnitude, which `values` describes."""
     if magnitude == "apart":
         rows = (*x.shape[:1], *[1] * (x.ndim - 1))
         return x + rng.choice([-1500.0, 0.0, 150.0], rows) if x.ndim > 1 else x
@@ -145,9 +150,9 @@ def _sized(rng: np.random.Generator, x: Any, magnitude: str) -> Any:
 
 
 def _climbing(rng: np.random.Generator, x: Any) -> Any:
-    """x with half of its rows, or of what lies along another axis, in increasing order.
+    """x with half of its rows sorted in increasing order; a row may lie along any axis.
 
-    A tail that is dropped may then hold the maximum.
+    The maximum is then at the end of a row, so a kernel that drops the end gives a wrong result.
     """
     if x.ndim == 0:
         return x
@@ -157,10 +162,10 @@ def _climbing(rng: np.random.Generator, x: Any) -> Any:
 
 
 def _part(x: Any) -> None:
-    """Move neighbours along axes of 2 and 3 at least 1 apart, and a lone number from 0.
+    """Move neighbours along axes of 2 and 3 at least 1 apart, and a row's only number from 0.
 
-    A number that is alone in its row goes at least ½ away. The variance of two equal numbers is 0,
-    and so is the norm of 0: near there a right program rounds as badly as a wrong one.
+    The only number of a row is moved at least ½ away from 0. The variance of two equal numbers is
+    0, and so is the norm of a 0; near such inputs even a correct program has large errors.
     """
     if x.ndim == 0 or x.shape[-1] == 1:
         x[...] = np.where(np.abs(x) < 0.5, np.where(x < 0.0, -0.5, 0.5), x)
@@ -175,7 +180,11 @@ def _part(x: Any) -> None:
 @st.composite
 def examples(draw: Any, shapes: Strategy, kinds: str | Sequence[str] = "any",
              settings: Settings | None = None, avoid: Sequence[float] = ()) -> Example:
-    """Examples from a strategy of lists of shapes, kinds of arrays, settings(draw, shapes, rng)."""
+    """Examples with arrays of drawn shapes.
+
+    shapes: a strategy of lists of shapes, one for each array. kinds: the kind of all arrays, or one
+    for each (see `values`). settings(draw, shapes, rng): draws the other arguments, by name.
+    """
     sizes = draw(shapes)
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
@@ -187,7 +196,11 @@ def examples(draw: Any, shapes: Strategy, kinds: str | Sequence[str] = "any",
 
 @st.composite
 def examples_of(draw: Any, given: Sequence[Strategy], settings: dict[str, Any]) -> Example:
-    """Examples from one strategy per argument; one may also give a tuple of several arguments."""
+    """Examples from one strategy for each argument.
+
+    A single strategy may also draw a tuple of all arguments. settings: the other arguments, by
+    name: values, or strategies of values.
+    """
     drawn = [draw(s) for s in given]
     if len(drawn) == 1 and isinstance(drawn[0], tuple | list):
         drawn = list(drawn[0])
@@ -199,7 +212,10 @@ def examples_of(draw: Any, given: Sequence[Strategy], settings: dict[str, Any]) 
 
 def arrays(shape: Strategy | Shape | None = None, kind: str = "any",
            avoid: Sequence[float] = ()) -> Strategy:
-    """One float64 array of a kind (see `values`), for `check`; without a shape of 0 to 3 axes."""
+    """A strategy for `check`: one float64 array of a kind (see `values`).
+
+    shape: a shape or a strategy of shapes; by default shapes of 0 to 3 axes.
+    """
     shape = shapes() if shape is None else st.just(shape) if isinstance(shape, tuple) else shape
     return st.builds(
         lambda s, seed, size: values(np.random.default_rng(seed), s, kind, avoid, size),
@@ -208,7 +224,10 @@ def arrays(shape: Strategy | Shape | None = None, kind: str = "any",
 
 def broadcastable(n: int, kinds: str | Sequence[str] = "any",
                   avoid: Sequence[float] = ()) -> Strategy:
-    """A tuple of n arrays that broadcast together, of one kind or one each, for `check`."""
+    """A strategy for `check`: a tuple of n arrays that broadcast against each other.
+
+    kinds: the kind of all arrays, or one for each (see `values`).
+    """
     each = [kinds] * n if isinstance(kinds, str) else kinds
 
     def lengthened(sizes: list[Shape], at: int, long: int) -> list[Shape]:
@@ -226,17 +245,18 @@ def broadcastable(n: int, kinds: str | Sequence[str] = "any",
 
 
 def numbers_of(example: Example, what: str) -> np.random.Generator:
-    """Random numbers of an example, for one purpose.
+    """A random generator of an example, for the purpose that `what` names.
 
-    Each purpose has its own: a cotangent that equals the argument is no random one.
+    Different purposes get different numbers: for a cotangent that equals the argument, a rule that
+    confuses the two would be right.
     """
     return np.random.default_rng([example.seed, *what.encode()])
 
 
 def lay(xp: Any, array: Any, how: str) -> Any:
-    """`array`, an array of backend xp, with the same values and other strides.
+    """An array of backend xp with the values of `array`, in the memory layout `how`.
 
-    It is "readonly" where the library knows that.
+    "readonly" protects the array if the library supports this.
     """
     if how == "readonly":
         array = xp.array(array)

@@ -1,4 +1,4 @@
-"""What is put to the laws: a Subject is an op, a function, or somebody else's value and VJP."""
+"""What the laws are tested on: a Subject is an op, a function, or another library's kernel."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from ...widen import widened
 
 
 class Broken(AssertionError):
-    """A law does not hold. units: the error in units of its bound, where there is one."""
+    """A law does not hold. units: the error in units of its bound; infinite if it has no bound."""
 
     def __init__(self, message: str, units: float = float("inf")) -> None:
         super().__init__(message)
@@ -24,11 +24,11 @@ class Broken(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law says nothing about this subject, or about this example; the message is the reason."""
+    """A law does not apply to this subject or to this example; the message is the reason."""
 
 
 class NotSettled(NotApplicable):
-    """A difference quotient tells nothing here.
+    """A difference quotient is too inaccurate for a test.
 
     There is a kink nearby, or the function rounds more coarsely than its dtype.
     """
@@ -36,13 +36,14 @@ class NotSettled(NotApplicable):
 
 @dataclass(frozen=True)
 class Subject:
-    """A function of Tensors, or what somebody else has in its place.
+    """A function of Tensors, or two functions of plain arrays: a value and its VJP.
 
-    That is, where `function` is None, the pair value(*arrays) and pull(cotangent, *arrays).
-    oracle: an independent definition on NumPy arrays of the widest dtype, real or complex.
-    torch: PyTorch's, as f(torch, *tensors), and the number of derivatives in which it is right.
-    definition: unfused. op: whose rules are looked at. wider: whether somebody else's function may
-    be asked in a wider float than that of the example.
+    function: the function of Tensors; None if the subject is the pair value(*arrays) and
+    pull(cotangent, *arrays), functions of plain arrays. oracle: an independent definition on NumPy
+    arrays of the widest dtype, real or complex. torch: PyTorch's function, called as
+    torch(torch_module, *tensors). torch_orders: the number of derivatives that are right in
+    PyTorch. definition: the unfused definition. op: the op whose rules are inspected. wider:
+    whether a function of plain arrays may be called with a wider float than that of the example.
     """
 
     name: str
@@ -66,9 +67,9 @@ def host(x: Any) -> np.ndarray:
 
 
 def flat(y: Any) -> Tensor:
-    """The outputs of a function as one Tensor: as it is, or one after the other in one axis.
+    """The output of a function as one Tensor; several outputs are flattened and concatenated.
 
-    They are in float32 where only some have 16 bits.
+    If the outputs have different dtypes, those of 16 bits become float32.
     """
     if isinstance(y, Tensor):
         return y
@@ -78,7 +79,7 @@ def flat(y: Any) -> Tensor:
 
 
 def derivative(f: Callable[..., Any]) -> Callable[..., Tensor]:
-    """(x…, u) ↦ Jᵀu of f at x, all gradients in one axis: a function to put to the laws again."""
+    """(x…, u) ↦ Jᵀu of f at x, all gradients in one axis: a function to test the laws on again."""
     def pulled(*args: Any, **settings: Any) -> Tensor:
         return flat(vjp(lambda *xs: flat(f(*xs, **settings)), *args[:-1])[1](args[-1]))
 
@@ -86,22 +87,26 @@ def derivative(f: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def plain(y: Any, dtype: Any, who: str) -> Any:
-    """What somebody else's function returned, as a NumPy array; Broken where it is none."""
+    """The result of a function of plain arrays as a NumPy array; Broken if it is not an array.
+
+    Several results are flattened and concatenated. who: the function's name in the message.
+    """
     if y is None:
-        raise Broken(f"{who} returned None; is a return missing?")
-    if type(y) in (int, float):                         # a number of Python has no dtype of its own
+        raise Broken(f"{who} returned None; is a return statement missing?")
+    if type(y) in (int, float):                         # a Python number has no dtype of its own
         return np.asarray(y, dtype)
     if isinstance(y, tuple | list):
         parts = [plain(part, dtype, who).reshape(-1) for part in y]
         return np.concatenate(parts) if parts else np.zeros(0, dtype)
     array = np.asarray(y)
     if array.dtype == object:
-        raise Broken(f"{who} returned a {type(y).__name__}, no array")
+        raise Broken(f"{who} returned a {type(y).__name__}, not an array")
     return array
 
 
 def pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any],
            settings: dict[str, Any]) -> list[Any]:
+    """The gradients that another library's VJP returns; Broken if their number is wrong."""
     grads = pull(u, *arrays, **settings)
     many = grads if isinstance(grads, tuple | list) else [grads]
     if len(many) != len(arrays):
@@ -110,7 +115,7 @@ def pulled(pull: Callable[..., Any], u: Any, arrays: Sequence[Any],
 
 
 def subject_of(f: Any) -> Subject:
-    """The Subject of an op, its name, or a function of Tensors; a Subject is its own."""
+    """The Subject of an op, of an op's name or of a function; a Subject is returned as it is."""
     if isinstance(f, Subject):
         return f
     op = REGISTRY[f] if isinstance(f, str) else f

@@ -1,28 +1,28 @@
-"""How far apart two right answers may lie: the one place where every bound of the laws comes from.
+"""How far apart two correct results may lie: every bound of the laws is computed here.
 
-Each operation of floating point rounds once, with a relative error of at most u = eps/2
+Each floating-point operation rounds once, with a relative error of at most u = eps/2
 (tolerance.1; Higham 2002, §2.2). A number that is a sum of n terms, each the result of at most k
 operations, is therefore off by at most (n + k) u Σ|terms| to first order (tolerance.2–4; Higham,
-§3.1), and Σ|terms| ≤ n·S with S the largest magnitude met on the way. Hence
+§3.1), and Σ|terms| ≤ n·S, where S is the largest magnitude among the intermediate values. Hence
 
     |computed − exact| ≤ (n + k) · n · u · S   (tolerance.5).
 
-n  the length of the longest sum: no op that is tried sums over more elements than its largest array
-   has.
-k  ROUNDINGS for each derivative taken: the longest chain of operations that leads from an argument
-   to a result without a sum. LayerNorm's derivative, with √, two means and six products, has 20; 40
-   leaves room for exp and tanh, whose libraries promise a few units in the last place and no more.
-S  at least 1, so that numbers much below the others are judged by the size of what they were
-   cancelled from.
+n  the length of the longest sum: no op that is tested sums over more elements than its largest
+   array has.
+k  ROUNDINGS for each derivative: the longest chain of operations without a sum that leads from an
+   argument to a result. LayerNorm's derivative, with √, two means and six products, has 20; 40
+   leaves room for exp and tanh, whose libraries guarantee an error of a few units in the last
+   place.
+S  at least 1, so that a small difference of larger numbers is judged by the size of these numbers.
 
-Floats of 16 bits are computed with in float32, and rounded when they are stored: a cotangent, a
-value, a gradient, and once more for each derivative taken. With u₁₆ their own half eps and t the
-least number there is, that adds
+Numbers of 16 bits are converted to float32 for the computation, and rounded when they are stored: a
+cotangent, a value, a gradient, and once more for each further derivative. If u₁₆ is half their eps
+and t their smallest positive number, this adds
 
     ROUNDED (u₁₆ S + t/2)   for each derivative (tolerance.15).
 
-Truth is computed in the widest float that NumPy has, where rounding is at most 2⁻¹¹ of float64's,
-but for platforms without one.
+The reference is computed in NumPy's widest float, whose roundings are at most 2⁻¹¹ of those of
+float64; some platforms have no float wider than float64.
 """
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from ...backend.base import half
 WIDE = np.longdouble            # 64 bits of mantissa on x86, 113 elsewhere; float64 on Windows
 ROUNDINGS = 40
 EACH, PER_ROOT = 12.0, 0.75     # K and C of `allowed`
-ROUNDED = 4                     # numbers of 16 bits that an argument goes through to a result
-VALUE_ROUNDED = 2               # and to the value of one kernel, where there is no cotangent
+ROUNDED = 4                     # the roundings to 16 bits between an argument and a result
+VALUE_ROUNDED = 2               # the same for the value of one kernel, which has no cotangent
 
 
 def bound(dtype: Any, length: int = 1, scale: float = 1.0, order: int = 1) -> float:
-    """(n + k)·n·u·S   (tolerance.5).
+    """The bound (n + k)·n·u·S of an error   (tolerance.5).
 
-    For sums of `length` terms, numbers up to `scale` and derivatives up to `order`.
+    length: n, the terms of the longest sum. scale: S. order: the number of derivatives in k.
     """
     dtype = np.dtype(backend.dtype(dtype))
     if half(dtype):
@@ -71,19 +71,20 @@ def magnitude(*arrays: Any, least: float = 1.0) -> float:
 
 def allowed(dtype: Any, truth: Any, sensitivity: Any, erratic: Any, terms: float, unit: float,
             stored: int = ROUNDED, saved: bool = True) -> Any:
-    """How far a right value or gradient may be off, for each of its numbers   (tolerance.16, .17).
+    """How far each number of a correct value or gradient may be off   (tolerance.16, .17).
 
-    With u half the dtype's eps, y the truth, σ its sensitivity and n the number of terms that a
-    result is made of,
+    With u for half the dtype's eps, y for the reference, σ for its sensitivity and n for the number
+    of terms that a result is the sum of, the bound is
 
         u (K + C √n) (|y| + σ) + 24 u F + min(8s, 512 u F)   (tolerance.16).
 
-    sensitivity: σ, the root mean square of what relative changes of ±1 of all arguments do to it,
-    to first order: an error in an argument, or in what is computed from it, cannot cost less.
-    erratic: s, how much the error itself changes when the arguments change by a few roundings (0
-    where it is not known): rounding errors do, mistakes do not. unit: F, the size of what it is
-    computed from. Numbers of 16 bits add the roundings of what is `stored`, and 2 of what was
-    `saved` for a gradient   (tolerance.17).
+    truth: y. sensitivity: σ, the root mean square change of y for relative changes of ±1 of all
+    arguments, to first order; an error in an argument, or in what is computed from it, has at least
+    this effect. erratic: s, how much the error itself varies when the arguments change by a few
+    roundings (0 if this is unknown); rounding errors vary, and mistakes do not. terms: n. unit: F,
+    the size of the numbers that y is computed from. In 16 bits `stored` roundings of the result are
+    added, and for a gradient (saved=True) 2 roundings of what was saved for backward
+    (tolerance.17).
     """
     short = half(np.dtype(backend.dtype(dtype)))
     u = WIDE(0.5) * WIDE(np.finfo(np.float32 if short else dtype).eps)
@@ -103,21 +104,22 @@ def _least(dtype: Any) -> float:
 def step(dtype: Any) -> float:
     """The step of a central difference: eps^(1/5).
 
-    There the h⁴ of `difference`'s D and the rounding eps/h are about equally small.
+    With this step the error h⁴ of D in `difference` and the rounding error eps/h are about equal.
     """
     return float(np.finfo(dtype).eps) ** 0.2
 
 
 def difference(f: Any, dtype: Any, sensitivity: Any = 0.0, largest: float = 1.0) -> tuple[Any, Any]:
-    """f'(0) of an array-valued f of one number, and how far off each of its numbers may be.
+    """f'(0) of an array-valued f of one number, and a bound of the error of each of its numbers.
 
-    dtype: what f computes in. With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h, exact to h⁴
-    (tolerance.10; Abramowitz, Stegun 25.3.6), the result is (16 D(h) − D(2h))/15, exact to h⁶
-    (tolerance.11). Its truncation is less than its distance to D(h), which is what is returned,
-    with the rounding of D: 1.5·eps·(|f| + σ + |f'| X + X)/h, twice   (tolerance.12), σ the
-    sensitivity of f to relative changes of its arguments, X the largest of them: the points at
-    which f is computed are rounded too. Three steps are tried, and each number is taken from the
-    best: a shorter one where there is a kink nearby.
+    dtype: the dtype in which f computes. With D(h) = (8(f(h) − f(−h)) − (f(2h) − f(−2h)))/12h,
+    exact to h⁴ (tolerance.10; Abramowitz, Stegun 25.3.6), the result is (16 D(h) − D(2h))/15, exact
+    to h⁶ (tolerance.11). The bound is the sum of two parts   (tolerance.12). One is the distance of
+    the result to D(h), which is larger than the truncation error of the result. The other is twice
+    the rounding error of D, 1.5·eps·(|f| + σ + |f'| X + X)/h, because the points at which f is
+    computed are rounded too; σ is the sensitivity of f to relative changes of its arguments, and X
+    is the largest argument. Three steps are tried, and each number is taken from the step with the
+    smallest bound; near a kink this is a short step.
     """
     best: Any = None
     for shorter in (1, 8, 64):
@@ -140,7 +142,7 @@ def difference(f: Any, dtype: Any, sensitivity: Any = 0.0, largest: float = 1.0)
 def complex_step(f: Any) -> Any:
     """f'(0) of an analytic f of one number: Im f(ih)/h   (tolerance.9; Squire, Trapp 1998).
 
-    There is no cancellation, and so no error.
+    Nothing cancels, so the result is exact to a few units in the last place.
     """
     h = WIDE(1e-100)
     return np.imag(f(1j * h)) / h
