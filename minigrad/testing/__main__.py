@@ -86,7 +86,7 @@ def main() -> int:
     foreign.flags(p)
     args = p.parse_args()
     if args.examples is not None and args.examples < 1:
-        p.error(f"--examples {args.examples}: at least 1")
+        p.error(f"--examples must be at least 1, not {args.examples}")
     if args.exec is not None or args.describe:
         return foreign.main(p, args)
     of_programs = ("definition", "array", "set", "dtype", "no_vjp", "timeout")

@@ -1,19 +1,24 @@
-"""The NumPy kernels at the sizes that they are made for: float32 beside definitions in float64.
+"""The NumPy kernels at real sizes, in float32, compared with definitions in float64.
 
-A case goes through several blocks, tiles and chunks. It yields (what, found, truth, n): an array of
-float32, the same from a definition in float64, and the length of the longest sum in it; of a mean,
-a second number: of how many. Rounding of a sum is statistical: added one after the other, n terms
-are off by about u√(n/6) of the sum's size (tolerance.13), and k roundings on the way by u√(k/3),
-each being anything up to u. No element of a row may be further off than six such deviations,
+The arrays of a case are so large that a kernel needs several blocks, tiles and chunks. A case
+yields tuples (what, found, truth, n): a name, an array of float32, the same array computed by a
+definition in float64, and n, the length of the longest sum in it.
 
-    |found − truth| ≤ 6 √(n/6 + k/3) u · max |row|,     k = 60,
+Rounding errors behave statistically. If n terms are added one after the other, the error is about
+u√(n/6) of the size of the sum (tolerance.13). k roundings of intermediate values, each at most u,
+add about u√(k/3). No number of a row may be off by more than six times the two together:
 
-73 u or 4e-6 of a row for sums of 768. k is 40 as in `tolerance`, and 20 more for scores, whose
-error exp multiplies by their size. The errors of m numbers average out in their mean: k/3m stands
-for k/3, and NumPy adds m numbers in pairs of 8 lanes of at most 16, as exactly as sums of 32. Where
-a row is a difference of larger numbers, a fifth array has the size √Σt² of a sum of those: its
-terms t before the difference is taken. n = 0 says that nothing is summed: each element is judged by
-its own size, or that in a fifth array, and k is 20.
+    |found − truth| ≤ 6 √(n/6 + k/3) u · max |row|,     k = 60.
+
+For sums of 768 terms this is 73 u, or 4e-6 of the row's largest number. k is 40 as in `tolerance`,
+plus 20 for attention's scores, whose error exp multiplies by their size. There are three variants:
+
+* n may be a pair (n, m), for a mean of m numbers. Their errors average out, so k/3m replaces k/3.
+  NumPy adds them pairwise in blocks, which is as accurate as a plain sum of 32 terms.
+* A row may be a difference of larger numbers. Then a fifth entry of the tuple has the size √Σt² of
+  the terms t before they are subtracted, and replaces the row if it is larger.
+* n = 0 means that nothing is summed. Each number is then judged by its own size, or by that in the
+  fifth entry, and k is 20.
 """
 from __future__ import annotations
 
@@ -34,11 +39,14 @@ from .laws.sizes import small_sizes
 ROUNDINGS = 60
 Lines = Iterator[tuple[Any, ...]]
 Case = Callable[..., Lines]
-CASES: dict[str, tuple[tuple[str, ...], Case]] = {}     # by name: the kernels in it, and the case
+CASES: dict[str, tuple[tuple[str, ...], Case]] = {}     # by name: the tested kernels, and the case
 
 
 def case(*kernels: str, **variants: tuple[Any, ...]) -> Callable[[Case], Case]:
-    """List a case for each variant, label=arguments; one without arguments where there are none."""
+    """List a function as a case for these kernels, once for each variant label=arguments.
+
+    Without variants it is listed once and called without arguments.
+    """
     def keep(f: Case) -> Case:
         for label, arguments in (variants or {"": ()}).items():
             CASES[f"{f.__name__}{'-' if label else ''}{label}"] = kernels, partial(f, *arguments)
@@ -53,7 +61,10 @@ def judge(name: str) -> float:
 
 
 def shares(name: str) -> Iterator[tuple[str, float]]:
-    """What is compared in a case, and the share of its bound it uses. AssertionError above 1."""
+    """The name of each array of a case, and the share of its bound that its error uses.
+
+    AssertionError above 1, and for a wrong dtype or shape.
+    """
     for what, found, truth, n, *sizes in CASES[name][1]():
         a, b = (np.atleast_1d(x.numpy() if isinstance(x, mg.Tensor) else x) for x in (found, truth))
         dtype = "float64" if name.endswith("float64") else "float32"
@@ -77,7 +88,7 @@ def _normal(seed: int, *shapes: tuple[int, ...]) -> list[Any]:
 
 
 def _walk(f: Callable[..., Any], g: Any, *arrays: Any) -> tuple[Any, ...]:
-    """The value of f and its gradients in all arrays for the cotangent g."""
+    """The value of f, and its gradients with respect to all arrays for the cotangent g."""
     xs = [mg.Tensor(a).requires_grad_() for a in arrays]
     y = f(*xs)
     grads = mg.gradients(y, xs, g)
@@ -92,11 +103,14 @@ def _wide(*arrays: Any) -> list[Any]:
 @case("layer_norm", "layer_norm/joint", one_768=((1,), 768), one_1600=((1, 1), 1600),
       many_768=((3, 133), 768), many_1600=((190,), 1600))
 def layer_norm(lead: tuple[int, ...], d: int) -> Lines:
-    """Rows from far larger than √ε to smaller: ε is not small in the last, and in a single one."""
+    """Rows whose size falls from far above √ε to below it, so that ε matters in the last rows.
+
+    If there is only one row, ε matters in it too.
+    """
     x, w, b, g = _normal(1, (*lead, d), (d,), (d,), (*lead, d))
     rows = math.prod(lead)
     sizes = np.geomspace(3.0, 3e-3, rows) if rows > 1 else np.full(1, 6e-3)
-    g += 3 * np.sign(w) * x                         # along the row, so that each part of ∂x counts
+    g += 3 * np.sign(w) * x                         # so that every term of ∂x is large enough
     x = ((x + 0.5) * sizes.reshape(*lead, 1)).astype(np.float32)
     y, dx, dw, db = _walk(lambda *t: mg.layer_norm(*t, eps=2e-5), g, x, w, b)
     x, w, b, g = _wide(x, w, b, g)
@@ -119,7 +133,7 @@ def _softmax(scores: Any) -> Any:
 
 @case("attention", default=(None,), scale=(0.2,))
 def attention_of_one_query(scale: float | None) -> Lines:
-    """A step of decoding: one query, 700 keys."""
+    """A step of decoding: one query and 700 keys."""
     q, k, v = _normal(2, (2, 3, 1, 64), (2, 3, 700, 64), (2, 3, 700, 48))
     y = mg.attention(q, k, v, causal=True, scale=scale)
     lse = cpu.kernels["attention"](cpu, q, k, v, scale=scale).extra["lse"]
@@ -134,11 +148,11 @@ def attention_of_one_query(scale: float | None) -> Lines:
       heads=(200, None, 0.0, 0.0, (2, 7)))
 def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
                      lead: tuple[int, ...] = (2,)) -> Lines:
-    """Several tiles of keys and queries, and with `heads` several groups, the last one not full.
+    """Several tiles of keys and queries; `heads` needs several groups. The last ones are not full.
 
-    Scores that are all larger by `shift`, whose exponential float32 may not hold, round by u·shift
-    for each of their 64 terms, and the weights as much. The logarithm of their sum rounds as they
-    do, weighted, though it may be near 0.
+    shift: is added to all scores, so that their exponentials may overflow in float32. Each of the
+    64 terms of a score is then rounded by up to u·shift, and the weights have the same relative
+    error. The logarithm of their sum has the weighted error of the scores, even if it is near 0.
     """
     q, k, v, g = _normal(3, (*lead, T, 64), (*lead, T, 64), (*lead, T, 32), (*lead, T, 32))
     if shift:
@@ -154,7 +168,8 @@ def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
     ds = weights * (dw - (weights * dw).sum(-1, keepdims=True)) * s
     n = T + 6 * shift**2 * 64 / 3
     yield "value", y, (weights * keep) @ v, n
-    terms = (weights * dw * s) ** 2                     # ds is 0 where one key has all the weight
+    # squares of the terms of ds, which cancel if one key has all the weight
+    terms = (weights * dw * s) ** 2
     yield "∂q", dq, ds @ k, n, np.sqrt(terms @ k**2)
     yield "∂k", dk, ds.swapaxes(-1, -2) @ q, n, np.sqrt(terms.swapaxes(-1, -2) @ q**2)
     yield "∂v", dv, (weights * keep).swapaxes(-1, -2) @ g, n
@@ -165,7 +180,7 @@ def causal_attention(T: int, scale: float | None, p: float, shift: float = 0.0,
 
 # ── losses ──
 def _counted(seed: int, n: int, V: int) -> tuple[Any, Any, Any]:
-    """Targets, some of which do not count; which do; and which columns they are."""
+    """Random targets, some of which are ignored; the weight of each in the mean; and its column."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, V, n)
     targets[rng.random(n) < 0.2] = -7
@@ -177,19 +192,19 @@ def _counted(seed: int, n: int, V: int) -> tuple[Any, Any, Any]:
 @case("linear_cross_entropy", "linear_cross_entropy/x", "linear_cross_entropy/weight",
       plain=(0.0,), shifted=(100.0,))
 def linear_cross_entropy(shift: float) -> Lines:
-    """The classifier over four blocks of rows, the last not full, each in several parts.
+    """The classifier on four blocks of rows, of which the last is not full, each in several parts.
 
-    All logits are larger by `shift`.
+    shift: is added to all logits.
     """
     n, V, d = 350, 2000, 64
     x, w = _normal(4, (n, d), (V, d))
     targets, share, ids = _counted(4, n, V)
     w *= np.float32(0.1)
-    x += 8 * w[ids]                                     # a loss of 3, and not of log V
+    x += 8 * w[ids]                                     # a loss of about 3 instead of log V
     if shift:
         x[:, 0], w[:, 0] = shift, 1.0
-    more = 6 * shift**2 * d / 3                         # as in attention
-    with small_sizes(logits=100 * V * 4):               # GPT-2's take 667 rows at a time
+    more = 6 * shift**2 * d / 3                         # as in causal_attention
+    with small_sizes(logits=100 * V * 4):               # 100 rows at a time; for GPT-2 it is 667
         loss, dx, dw = _walk(lambda x, w: mg.linear_cross_entropy(x, w, targets, ignore_index=-7),
                              np.float32(1.5), x, w)
     x, w = _wide(x, w)
@@ -201,7 +216,7 @@ def linear_cross_entropy(shift: float) -> Lines:
     p *= 1.5 * share[:, None]
     counts = share > 0
     yield "∂x", dx[counts], (p @ w)[counts], V + more, np.sqrt(whole**2 @ w**2)[counts]
-    yield "∂x where nothing counts", dx[~counts], np.zeros(dx[~counts].shape), V
+    yield "∂x of ignored targets", dx[~counts], np.zeros(dx[~counts].shape), V
     yield "∂weight", dw, p.T @ x, n + more, np.sqrt((whole**2).T @ x**2)
 
 
@@ -230,13 +245,13 @@ def _gelu(x: Any) -> tuple[Any, Any]:
 
 @case("gelu", "gelu/joint", bias=(True,), no_bias=(False,))
 def gelu(biased: bool) -> Lines:
-    """100 rows of GPT-2's inner width, in blocks of 42; a bias that changes every number."""
+    """100 rows of GPT-2's inner width, in blocks of 42; the bias changes every number."""
     x, b, g = _normal(6, (100, 3072), (3072,), (100, 3072))
     x[0, :6] = -1e12, -200.0, -12.0, 12.0, 200.0, 1e12
     y, dx, *db = _walk(lambda *t: mg.gelu(*t, approximate="tanh"), g, x, *[b] * biased)
     x, b, g = _wide(x, b, g)
     value, slope = _gelu(x + b if biased else x)
-    # for x < 0 the value is x times what is left of a difference
+    # for x < 0 the value is x times a small difference of larger numbers
     yield "value", y, value, 0, x + b if biased else x
     yield "∂x", dx, g * slope, 0, g
     for found in db:
@@ -245,7 +260,7 @@ def gelu(biased: bool) -> Lines:
 
 @case("dropout_op")
 def dropout() -> Lines:
-    """Three blocks, the last not full; one more number than a whole draw of 64 bits."""
+    """Three blocks, the last not full; the last draw of 64 bits gives only one number."""
     x, g = _normal(7, (299, 1001), (299, 1001))
     y, dx = _walk(lambda x: dropout_op(x, p=0.3, key=11), g, x)
     factor = random.keep_mask(cpu, 11, x.shape, 0.3) / 0.7
@@ -256,9 +271,9 @@ def dropout() -> Lines:
 # ── products ──
 @case("addmm", one=(1, 1536), two=(2, 1536), many=(70, 1536), small=(5, 100))
 def addmm(n: int, m: int) -> Lines:
-    """A step of decoding has one row; more are multiplied in chunks, but for small products."""
+    """A product of one row, as in decoding, and of more rows, in chunks if it is large."""
     bias, x, w, g = _normal(8, (m,), (n, 768), (768, m), (n, m))
-    bias *= 30                                      # an error of the bias is none beside a product
+    bias *= 30                                      # as large as the product, so that errors show
     y, db, dx, dw = _walk(mg.addmm, g, bias, x, w)
     bias, x, w, g = _wide(bias, x, w, g)
     yield "value", y, x @ w + bias, 768
@@ -269,7 +284,7 @@ def addmm(n: int, m: int) -> Lines:
 
 @case("packed_linear", one=(1, True), few=(5, True), no_bias=(5, False))
 def packed_linear(n: int, biased: bool) -> Lines:
-    """Panels, the last of them not full, of four chunks."""
+    """Panels of four chunks, of which the last panel is not full."""
     bias, x, w = _normal(9, (1500,), (n, 768), (768, 1500))
     bias *= 30
     y = mg.packed_linear(x, cpu.pack(w), bias if biased else None, size=1500)
@@ -279,19 +294,22 @@ def packed_linear(n: int, biased: bool) -> Lines:
 
 @case("sum_to", "broadcast_to")
 def bias_of_many_rows() -> Lines:
-    """A vector added to 3003 rows, whose gradients are added up in parts of 128; and a copy."""
+    """A vector broadcast to 3003 rows, whose gradients are added in parts of 128, and to 20 rows.
+
+    The kernel copies a result as small as 20 rows, and returns a view of a larger one.
+    """
     b, g, h = _normal(10, (200,), (3003, 200), (20, 200))
     y, db = _walk(lambda b: mg.broadcast_to(b, shape=(3003, 200)), g, b)
     z, dc = _walk(lambda b: mg.broadcast_to(b, shape=(20, 200)), h, b)
     yield "value", y, np.tile(b, (3003, 1)), 0
     yield "∂b", db, g.astype(np.float64).sum(0), 3003
-    yield "copy", z, np.tile(b, (20, 1)), 0
-    yield "∂b of the copy", dc, h.astype(np.float64).sum(0), 20
+    yield "value in 20 rows", z, np.tile(b, (20, 1)), 0
+    yield "∂b of 20 rows", dc, h.astype(np.float64).sum(0), 20
 
 
 @case("embedding_op/weight+")
 def tied_table() -> Lines:
-    """A table that is the head too: rows are added into the gradient of a product."""
+    """Tied weights: the rows' gradients are added into the gradient of a product."""
     w, g = _normal(11, (300, 64), (1000, 300))
     ids = np.random.default_rng(11).integers(0, 250, 1000)
     y, dw = _walk(lambda w: mg.linear(mg.embedding(ids, w), w), g, w)
@@ -305,11 +323,10 @@ def tied_table() -> Lines:
 # ── the optimizer ──
 @case("adamw_update", decay=(0.1, "float32"), no_decay=(0.0, "float32"), float64=(0.1, "float64"))
 def adamw(weight_decay: float, dtype: str) -> Lines:
-    """Two parameters, one of three blocks, the last not full.
+    """Two parameters, one of which has three blocks, the last of them not full.
 
-    ε is not small beside the smaller gradients.
-
-    No law has this kernel, so it is judged in float64 too, beside the widest float.
+    ε is not small compared with the smaller gradients. The laws do not test this kernel, so it is
+    tested here in float64 too, against the widest float.
     """
     sizes = np.geomspace(1e-3, 1.0, 300_001)
     arrays = [[a.astype(dtype) for a in (p, g * s, m * s, (v * s) ** 2)] for n in (5, 300_001)

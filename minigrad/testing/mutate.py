@@ -1,11 +1,11 @@
-"""python -m minigrad.testing.mutate: break every rule on purpose, and demand that a law notices.
+"""python -m minigrad.testing.mutate: break every rule on purpose, and check that a law notices it.
 
-Each is broken one way at a time. A mutant of a rule is its text with one thing changed: a term or
-factor dropped, a sign, an axis, a constant, a comparison, another residual in the place of the
-right one, a function left out (sum_to among them, which undoes broadcasting); or its result times
-1.01, negated, or without its broadcasting undone by the engine. The same is done to the results of
-kernels and of a backend's faster rules. A mutant that no law notices fails the run, unless
-EQUIVALENT says why it is no mistake.
+A mutant is one rule broken in one way. Its source may have one change: a term, a factor or a
+function is left out (also sum_to, which undoes broadcasting), a sign, an axis, a constant or a
+comparison is changed, or another residual is used. Or its result is multiplied by 1.01 or negated,
+or the engine does not undo its broadcasting. The results of kernels and of a backend's faster rules
+are changed in the same way. If no law notices a mutant, the run fails, unless EQUIVALENT says why
+the change is not a mistake.
 """
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from .laws.check import examine
 from .laws.laws import LAWS
 from .mutate_text import alternatives, compiled, replaced
 
-# The laws that are likely to notice come first, and the slowest last.
+# The laws that are most likely to notice a mutant come first, and the slowest come last.
 FIRST = {"adjoint": 0, "torch": 1, "value": 2, "third_adjoint": 4}
 ORDER = sorted(LAWS, key=lambda law: FIRST.get(law, 3))
-INFINITE = ("differs where the gradient is infinite alone, "
-            "which tests/minigrad/test_corners.py asks for")
+INFINITE = ("the result differs only where the gradient is infinite, "
+            "which tests/minigrad/test_corners.py tests")
 EQUIVALENT: dict[str, str] = {
     "power: ∂a: 1.01 for 1.0": "at a = b = 0 every positive exponent gives 0",
     "power: ∂b: sign(b) for sign(b) * math.inf": "out is ∞ where b < 0, and ∞ · −1 = ∞ · −∞",
     "power: ∂b: sign(b) / math.inf for sign(b) * math.inf": INFINITE,
     "power: ∂b: a == 0.0 for (a == 0.0) * (b >= 0.0)": INFINITE,
-    "norm: ∂x: 1.01 for 1.0": "where the length is 0, so is x",
+    "norm: ∂x: 1.01 for 1.0": "the number replaces a norm of 0, and there x is 0 as well",
     "attention: all ∂: p >= 0.0 for p > 0.0": "dropout with p = 0 drops nothing",
     "relu: ∂x: x kept for out":
-        "x > 0 where out > 0; that out is what is kept is in the table of residuals of the tests",
+        "x > 0 where out > 0; the tests' table of residuals says that out is saved",
 }
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One way to break one op: `install` is a context in which it is broken."""
+    """One way to break one op; inside the context install() the op is broken."""
 
     op: str
     what: str
@@ -61,9 +61,9 @@ class Mutant:
         return f"{self.op}: {self.what}"
 
 
-# ── texts ──
+# ── source texts ──
 def source_of(f: Callable[..., Any]) -> ast.Lambda | ast.FunctionDef:
-    """The syntax tree of a function or lambda, found in its file."""
+    """The syntax tree of a function or lambda, which is found in its file."""
     code, tree = f.__code__, ast.parse(Path(f.__code__.co_filename).read_text("utf-8"))
     names = code.co_varnames[:code.co_argcount]
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef)
@@ -74,7 +74,7 @@ def source_of(f: Callable[..., Any]) -> ast.Lambda | ast.FunctionDef:
 
 
 def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Every function that the rule's text with one change makes."""
+    """Every function whose source is the rule's with one change, and what was changed."""
     def pieces(tree: ast.Lambda | ast.FunctionDef) -> list[ast.AST]:
         parts = tree.body if isinstance(tree.body, list) else [tree.body]
         return [n for part in parts for n in ast.walk(part)]
@@ -100,7 +100,10 @@ def texts(rule: Rule, op: Op) -> Iterator[tuple[str, Callable[..., Any]]]:
 # ── mutants ──
 @contextlib.contextmanager
 def _ruled(op: Op, arg: str | None, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block one rule of op is `function`, on its own: no faster one stands before it."""
+    """Inside the block `function` is a rule of op, and the backend's faster rule is switched off.
+
+    arg: the argument that the rule is for, or None for the joint rule.
+    """
     new = Rule(function, f"{op.name}/{arg or 'joint'}")
     rules = _set(op, "rules", {**op.rules, arg: new}) if arg else _set(op, "joint", new)
     fresh = _set(op, "plan", cache(partial(Plan, op)))
@@ -120,24 +123,24 @@ def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _computed(op: Op, kernel: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block op's own kernel is `kernel`, and no faster one stands before it."""
+    """Inside the block `kernel` is op's kernel, and the backend's faster kernel is switched off."""
     with _set(op, "kernel", kernel), _set(backend.cpu, "kernels", _without(op.name)):
         yield
 
 
 def _without(key: str) -> dict[str, Callable[..., Any]]:
-    """The NumPy backend's kernels but for one."""
+    """The NumPy backend's kernels except one."""
     return {k: f for k, f in backend.cpu.kernels.items() if k != key}
 
 
 def _faster(key: str, f: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Inside the block f is the NumPy backend's kernel of that name."""
+    """Inside the block f replaces the NumPy backend's kernel of that name."""
     return _set(backend.cpu, "kernels", {**backend.cpu.kernels, key: f})
 
 
 def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any],
              which: int | None = None) -> Callable[..., Any]:
-    """f with its result (of several: one) spoiled."""
+    """f with a spoiled result. which: the number of the result to spoil, if f returns several."""
     def made(*args: Any, **settings: Any) -> Any:
         out = f(*args, **settings)
         if type(out) is Saved:
@@ -147,7 +150,7 @@ def _spoiled(f: Callable[..., Any], spoil: Callable[[Any], Any],
             return tuple(spoil(o) if i == which and o is not None else o for i, o in enumerate(out))
         return tuple(map(spoil, out)) if isinstance(out, tuple) else spoil(out)
 
-    # it names the residuals
+    # the parameters of the signature name the residuals
     made.__signature__ = inspect.signature(f)  # type: ignore[attr-defined]
     return made
 
@@ -157,7 +160,7 @@ SPOILS: dict[str, Callable[[Any], Any]] = {"times 1.01": lambda x: x * 1.01,
 
 
 def mutants(op: Op) -> Iterator[Mutant]:
-    """Every way to break op that this file knows, each with a name of its own."""
+    """All mutants of op; no two have the same name."""
     seen = Counter[str]()
     for mutant in _mutants(op):
         seen[mutant.what] += 1
@@ -218,10 +221,10 @@ def main() -> int:
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth mutant")
     args = p.parse_args()
     if args.every < 1:
-        p.error(f"--every {args.every}: at least 1")
+        p.error(f"--every must be at least 1, not {args.every}")
     if importlib.util.find_spec("torch") is None:
-        print("minigrad.testing.mutate needs PyTorch, whose law is one of those that notice: "
-              "pip install torch", file=sys.stderr)
+        print("minigrad.testing.mutate needs PyTorch, because some mutants are noticed only by the "
+              "law `torch`: pip install torch", file=sys.stderr)
         return 3
     survivors, wrong, total, kills = [], [], 0, Counter[str]()
     for name in args.op or REGISTRY:
@@ -229,7 +232,7 @@ def main() -> int:
         chosen = list(mutants(REGISTRY[name]))[::args.every]
         for mutant in chosen:
             law = killer(mutant)
-            by[law or "nobody"] += 1
+            by[law or "no law"] += 1
             if law is None and str(mutant) not in EQUIVALENT:
                 survivors.append(mutant)
             elif law is not None and str(mutant) in EQUIVALENT:
@@ -240,13 +243,13 @@ def main() -> int:
             killers = ", ".join(f"{law} {n}" for law, n in by.most_common())
             print(f"{name:<14} {len(chosen):>4} mutants, killed by {killers}"
                   f"   ({time.perf_counter() - started:.1f} s)", flush=True)
-    alive = kills["nobody"]
+    alive = kills["no law"]
     print(f"\n{total} mutants: {total - alive} killed, {alive - len(survivors)} equivalent, "
           f"{len(survivors)} survived")
     for mutant in survivors:
         print(f"survived: {mutant}")
     for mutant in wrong:
-        print(f"was said to be equivalent, and is not: {mutant}")
+        print(f"EQUIVALENT lists it, but a law notices it: {mutant}")
     return 1 if survivors or wrong else 0
 
 

@@ -1,12 +1,12 @@
 """python -m minigrad.testing.mutate_kernels: break every NumPy kernel on purpose, in each dtype.
 
-It demands that each is noticed. A mutant of a kernel, or of a function that kernels share, is its
-text with one thing changed: what a statement computes times 1.0001, or off by 1e-5 of its largest
-number; a statement left out; a term, a factor, a sign or a comparison; ε outside the root; a
-setting ignored; the first block left out, or a last one that is not full. Float64 is judged by the
-laws at small sizes, float32 by the definitions at real sizes (`minigrad.testing.large`) and by the
-laws. A mutant that survives in one of them fails the run, unless EQUIVALENT says why it is no
-mistake.
+It checks that each mutant is noticed. A mutant of a kernel, or of a function that kernels share,
+has one change in its source: the result of a statement is multiplied by 1.0001 or changed by 1e-5
+of its largest number; a statement is left out; a term, a factor, a sign or a comparison is changed;
+ε is outside the root; a setting is ignored; the first block is left out, or a last block that is
+not full. In float64 the laws are tested with small block sizes; in float32 the laws are tested, and
+the kernels are compared with definitions at real sizes (`minigrad.testing.large`). If a mutant
+survives in one dtype, the run fails, unless EQUIVALENT says why the change is not a mistake.
 """
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from .mutate import _set
 from .mutate_text import alternatives, blocks, call, changed, compiled, replaced, statements
 
 MODULES = (kernels, attention, linear_cross_entropy, packed_linear, blas)
-# no arithmetic of theirs is in a result: who shares the work, and what BLAS is asked for
+# These functions do no arithmetic on results: they divide work among threads and call BLAS.
 APART = {"cores", "pool", "library", "call", "sleep_after", "one_thread",
          "_sgemm", "_stored", "spread", "over_panels"}
 JUDGES = {"float64": (("twos", "float64"), ("fours", "float64")),
           "float32": (("fours", "float32"), ("ones", "float32"))}
-# names of whole numbers, by which the work is cut
+# names of integers that say how the work is divided
 WHOLE = {"i", "j", "k", "T", "tile", "row", "h", "some", "lead", "whole", "rows", "d", "c", "w",
          "P", "len", "part", "step", "shape", "heads", "size", "share", "spans", "min", "max",
          "range", "cores", "group", "_tile", "width", "columns", "m"}
 LAWS = ("value", "adjoint", "wanted", "parts", "pure")
-NOTHING = "nothing: it is not run in this dtype, or changes no number"
-SHIFT = "a number that is added to all scores of a row, or taken from them, cancels in the softmax"
+NOTHING = "the changed code is not run in this dtype, or changes no number"
+SHIFT = "a number that is added to all scores of a row cancels in the softmax"
 NORMAL = "the weights are divided by their sum afterwards"
-OVERFLOW = "numbers that only float32 cannot hold; there the cases are judged that need it"
-LSE = ("the backward pass divides by the sum of the weights that it finds, so a factor in lse "
-       "cancels; float32's is judged by itself")
-CUT = "the same sum, cut elsewhere"
-TEXT = "the kernel declines, and the op's own text is run"
+OVERFLOW = "this prevents an overflow that occurs only in float32, where it is tested"
+LSE = ("the backward pass divides by the sum of the weights, so a factor in lse cancels; lse is "
+       "tested in float32")
+CUT = "the same sum, divided at another index"
+TEXT = "the kernel declines, and the op's own definition is run"
 EQUIVALENT: dict[str, str] = {
     "sum_to: x.ndim for x.ndim - len(shape)": TEXT,
     "sum_to: len(shape) for x.ndim - len(shape)": TEXT,
@@ -64,9 +64,9 @@ EQUIVALENT: dict[str, str] = {
     "linear_cross_entropy: plus 1e-5 in "
     "logits = matmul(rows[here], weight.T, out=memory[:here.stop…": SHIFT,
     "linear_cross_entropy: 1.01 for 1.0":
-        "boost is 1 in the residuals, and read by the rule of 16 bits alone",
+        "this is the residual boost, which only the rule of 16 bits reads",
     "attention: plus 1e-5 after np.matmul(qs[:, i:j] * s, ks[:, :, :j], out=scores) [float64]":
-        SHIFT + "; lse is off, and " + LSE,
+        SHIFT + "; lse is wrong, but " + LSE,
     "attention: times 1.0001 in top = scores.max(axis=2, keepdims=True)": SHIFT,
     "attention: plus 1e-5 in top = scores.max(axis=2, keepdims=True)": SHIFT,
     "attention: without scores -= top [float64]": OVERFLOW,
@@ -83,56 +83,56 @@ EQUIVALENT: dict[str, str] = {
     "attention_joint: times 1.0001 after np.exp(weights, out=weights)": NORMAL,
     "attention_joint: without weights -= ls[:, i:j] [float64]": OVERFLOW,
     "attention_joint: without weights /= weights.sum(axis=2, keepdims=True)":
-        "they add up to 1 but for the rounding of lse, which bounds allow; "
-        "without it gradients round more",
+        "the sum is 1 except for the rounding of lse, which is within the bounds; "
+        "without the division gradients round more",
     "attention_joint: plus 1e-5 after ds *= keep":
-        "a number added to a whole row is taken away again with its weighted mean",
+        "a number that is added to a whole row is subtracted again with its weighted mean",
     "_plain: q.shape[-2] >= 1 for q.shape[-2] > 1":
-        "one query of one key: the tiles are right for it too",
+        "the tiles also give the right result for one query of one key",
     "as_rows: x.ndim >= 1 for x.ndim > 1": "a vector is one row either way",
     "counted: without xp.check_index(ids, classes, f'{what}: targets')":
-        "it changes no number, but refuses; tests/gpt2/test_model.py",
+        "it only raises an error, which tests/gpt2/test_model.py tests",
     "counted: no max: max(kept.sum(), 1)":
-        "no target counts, and the loss is NaN; tests/minigrad/test_corners.py",
-    "times: 1.01 for 1.0": "a product with 1 is the same number",
+        "it matters only if all targets are ignored; tests/minigrad/test_corners.py tests this",
+    "times: 1.01 for 1.0": "it only skips a product with 1, which does not change the number",
     "column_sums: part for n // part * part": CUT,
-    "column_sums: whole <= n for whole < n": "a sum of no rows more",
+    "column_sums: whole <= n for whole < n": "it adds a sum of zero rows",
     "_one_layer_norm: (1,) for (1,) * x.ndim":
         "the rule reads mean and rstd as a column, whatever their shape",
     "_one_layer_norm: square >= 0.0 for square > 0.0":
-        "a constant row with ε = 0; tests/minigrad/test_corners.py",
-    "_over_heads: rows <= n for rows < n": "which thread takes which heads",
-    "_over_heads: n <= 2 for n < 2": "which thread takes which heads",
+        "it matters only for a constant row with ε = 0; tests/minigrad/test_corners.py tests this",
+    "_over_heads: rows <= n for rows < n": "it only changes which thread computes which heads",
+    "_over_heads: n <= 2 for n < 2": "it only changes which thread computes which heads",
     "_one_query: times 1.0001 in top = scores.max(axis=-1, keepdims=True)": SHIFT,
     "_one_query: plus 1e-5 in top = scores.max(axis=-1, keepdims=True)": SHIFT,
     "_new: times 1.0001 in return fill((B, T, h, size), like.dtype).swapaxes(1, 2)":
-        "zeros, or memory that is written afterwards",
+        "the array holds zeros, or is overwritten afterwards",
     "_new: plus 1e-5 in return fill((B, T, h, size), like.dtype).swapaxes(1, 2)":
-        "zeros, or memory that is written afterwards",
+        "the array holds zeros, or is overwritten afterwards",
     "_to_gradient: times 1.0001 in top = e.max(axis=1, keepdims=True)": SHIFT,
     "_to_gradient: plus 1e-5 in top = e.max(axis=1, keepdims=True)": SHIFT,
     "_to_gradient: plus 1e-5 after e -= top": SHIFT,
     "_to_gradient: without e -= top [float64]": OVERFLOW,
     "pack: without panel[:, columns.shape[1]:] = 0.0":
-        "columns that are cut off again; tests/minigrad/fused/test_fused.py asks for the zeros",
-    "matmul: plus 1e-5 in return np.matmul(a, b, out=out)": "logits alone come here: " + SHIFT,
+        "these columns are cut off again; tests/minigrad/fused/test_fused.py tests the zeros",
+    "matmul: plus 1e-5 in return np.matmul(a, b, out=out)": "these are logits; " + SHIFT,
     "matmul: without step += -step % SIZES.lanes": CUT,
     "_plain: q.dtype.kind != 'f' for q.dtype.kind == 'f' [float64]": TEXT,
     "terms: the first block left out of range(min(k, SIZES.chunk), SIZES.chunk // 4, -1)": CUT,
     "terms: a last block that is not full left out of "
     "range(min(k, SIZES.chunk), SIZES.chunk // 4, -1)": CUT,
-    "_plain: q.size >= 0 for q.size > 0": "no numbers in, none out",
+    "_plain: q.size >= 0 for q.size > 0": "the result has no numbers either way",
     "gelu_joint: without np.minimum(u, 80.0, out=u) [float64]": OVERFLOW,
     "gelu_joint: 80.8 for 80.0":
-        "every float holds e^80.8 too, and 1 − s is 0 to rounding from there on",
+        "e^80.8 does not overflow either, and 1 − s is already 0 to rounding",
     "layer_norm_joint: plus 1e-5 after np.multiply(gs[i:j], weight, out=dx)":
-        "a number added to a whole row is taken away with its mean",
+        "a number that is added to a whole row is subtracted again with its mean",
 }
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A function of the backend; made() is its text with one thing changed."""
+    """A function of the backend; made() is its syntax tree with one change."""
 
     function: types.FunctionType
     what: str
@@ -143,7 +143,7 @@ class Mutant:
 
     @contextlib.contextmanager
     def install(self) -> Iterator[None]:
-        """Inside the block the backend has the mutant wherever it had the function."""
+        """Inside the block the mutant replaces the function everywhere in the backend."""
         made = compiled(self.made(), self.function)
         changed.clear()
         made.__globals__.update(_times=mutate_text.times, _plus=mutate_text.plus,
@@ -158,9 +158,9 @@ class Mutant:
             yield
 
 
-# ── which functions, and who calls them ──
+# ── which functions, and which kernels call them ──
 def functions() -> list[types.FunctionType]:
-    """The kernels, and what they share."""
+    """The kernels, and the functions that they share."""
     found = {f: None for f in backend.cpu.kernels.values() if isinstance(f, types.FunctionType)}
     for module in MODULES:
         for name, f in vars(module).items():
@@ -176,9 +176,9 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def kernels_with(function: types.FunctionType) -> list[str]:
-    """The names of the kernels that are `function`, or call it, or call what calls it.
+    """The names of the kernels that are `function`, or call it directly or through other functions.
 
-    Products and packing have none.
+    For the functions of matrix products and of packing the list is empty.
     """
     callers = {function.__name__}
     for _ in range(4):
@@ -186,26 +186,26 @@ def kernels_with(function: types.FunctionType) -> list[str]:
     return [key for key, f in backend.cpu.kernels.items() if f is function or f.__name__ in callers]
 
 
-# ── texts ──
+# ── source texts ──
 def _ways(node: ast.AST) -> bool:
-    """Whether this is an `if` that ends the function another way, such as the op's own text.
+    """Whether this is an `if` that only returns, for example the result of the op's own definition.
 
-    Either way must be right.
+    Both ways must give the right result, so changing the condition is not a mistake.
     """
     return isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Return)
 
 
 def _about_sizes(node: ast.AST) -> bool:
-    """Whether a piece of text is about how the work is cut, where every way is right."""
+    """Whether this code only decides how the work is divided; every division is right."""
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     return "SIZES" in names or "itemsize" in ast.unparse(node) or (bool(names) and names <= WHOLE)
 
 
-Text = tuple[str, Callable[[], ast.FunctionDef]]         # what is changed, and what makes the text
+Text = tuple[str, Callable[[], ast.FunctionDef]]        # what was changed, and the changed function
 
 
 def _settings(function: Callable[..., Any], tree: ast.FunctionDef) -> Iterator[Text]:
-    """The text with a setting ignored: its default in its place."""
+    """The function with one setting ignored: the setting always has its default value."""
     key = next((k for k, f in backend.cpu.kernels.items() if f is function), "")
     op = REGISTRY.get(key.partition("/")[0])
     parameters = inspect.signature(op.kernel).parameters if op else {}
@@ -219,7 +219,7 @@ def _settings(function: Callable[..., Any], tree: ast.FunctionDef) -> Iterator[T
 
 
 def mutants(function: types.FunctionType) -> Iterator[Mutant]:
-    """Every way to break a function that this file knows, each with a name of its own."""
+    """All mutants of a function; no two have the same name."""
     seen = Counter[str]()
     for what, made in _texts(function):
         seen[what] += 1
@@ -233,15 +233,15 @@ def _texts(function: types.FunctionType) -> Iterator[Text]:
     every = [n for statement in tree.body for n in ast.walk(statement)]
 
     def inside(names: set[str]) -> set[int]:
-        """Which pieces are arguments of a call to one of these."""
+        """The indices of the pieces that are arguments of calls to one of these functions."""
         calls = [n for n in every if isinstance(n, ast.Call)
                  and ast.unparse(n.func).rpartition(".")[2] in names]
         given = [a for call in calls for a in (*call.args, *call.keywords)]
         within = {id(n) for a in given for n in ast.walk(a)}
         return {i for i, n in enumerate(every) if id(n) in within}
 
-    # another size is no number; another pointer, no mistake of arithmetic; a way that is left is
-    # judged as a whole
+    # Not mutated are sizes of new arrays and pointers, because these are not arithmetic, and the
+    # conditions of `_ways` and `_about_sizes`.
     apart = inside({"empty", "reshape", "gemm"})
     ways_out = [n for n in every if isinstance(n, ast.If) and _ways(n)]
     tests = {id(n) for node in ways_out for n in ast.walk(node.test)}
@@ -250,23 +250,26 @@ def _texts(function: types.FunctionType) -> Iterator[Text]:
     apart |= {i for i, n in enumerate(every) if id(n) in tests}
 
     yield from _settings(function, tree)
-    for place, node in enumerate(every):
+    for i, node in enumerate(every):
         ways = [*statements(node), *blocks(node)]
         # blas.matmul gives pointers to BLAS
-        if not _about_sizes(node) and place not in apart and function is not blas.matmul:
+        if not _about_sizes(node) and i not in apart and function is not blas.matmul:
             ways += alternatives(node)
         for what, new in ways:
             if isinstance(new, ast.expr):
                 new = call("_ran", new)
-            elif "1.0001" not in what and "1e-5" not in what:       # those note their own changes
+            elif "1.0001" not in what and "1e-5" not in what:   # these record their own changes
                 assert isinstance(new, ast.stmt)
                 new = ast.If(call("_ran", ast.Constant(True)), [new], [])
             yield what, partial(replaced, tree, node, new)
 
 
-# ── judging ──
+# ── tests ──
 def killer(mutant: Mutant, dtype: str, examples: int = 10) -> str | None:
-    """The first case or law that notices the mutant in a dtype, or None."""
+    """The first case or law that notices the mutant in this dtype, or None.
+
+    NOTHING if no law notices it because the change had no effect.
+    """
     keys = kernels_with(mutant.function)
     names = {"matmul_op", "linear", "packed_linear"}
     if keys:
@@ -294,9 +297,9 @@ def killer(mutant: Mutant, dtype: str, examples: int = 10) -> str | None:
 
 @contextlib.contextmanager
 def unwritten_is_nan() -> Iterator[None]:
-    """Inside the block new memory holds NaN, and not what lay there before.
+    """Inside the block np.empty returns arrays of NaN.
 
-    That may be the right numbers.
+    Otherwise an array that a mutant does not write might hold the right numbers by chance.
     """
     made = {name: getattr(np, name) for name in ("empty", "empty_like")}
 
@@ -325,7 +328,7 @@ def main() -> int:
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth mutant")
     args = p.parse_args()
     if args.every < 1:
-        p.error(f"--every {args.every}: at least 1")
+        p.error(f"--every must be at least 1, not {args.every}")
     survivors, wrong, counts = [], [], Counter[str]()
     for name in args.function or known:
         for dtype in [args.dtype] if args.dtype else JUDGES:
@@ -342,17 +345,17 @@ def main() -> int:
                 print(f"{name:<24} {dtype} {len(chosen):>4} mutants, {killed} killed"
                       f"   ({time.perf_counter() - started:.1f} s)", flush=True)
     print(f"\n{counts.total() + len(survivors)} mutants: {counts['killed']} killed, "
-          f"{counts['idle']} not run or changing no number, "
+          f"{counts['idle']} had no effect in their dtype, "
           f"{counts['equivalent']} equivalent, {len(survivors)} survived")
     for line in survivors:
         print(f"survived: {line}")
     for line in wrong:
-        print(f"was said to be equivalent, and is not: {line}")
+        print(f"EQUIVALENT lists it, but it was noticed: {line}")
     return 1 if survivors or wrong else 0
 
 
 def excuse(mutant: str) -> str | None:
-    """Why a mutant, with its dtype, is no mistake: by its name in that dtype, or in any."""
+    """Why a mutant is not a mistake in its dtype; None if EQUIVALENT does not list it."""
     return EQUIVALENT.get(mutant) or EQUIVALENT.get(mutant.rpartition(" [")[0])
 
 

@@ -1,9 +1,9 @@
-"""Mutants of a function's text: what could stand in the place of one piece, and would be wrong.
+"""Mutants of a function: replacements for one piece of its source that are probably wrong.
 
-`mutate` asks for `alternatives` of rules, `mutate_kernels` for those and `statements` and `blocks`
-of kernels, and `spoiled` and `decisions` are for all other code: optimizers, random numbers,
-decoding. Each gives pairs of what is changed, in words, and the piece that stands there instead;
-`replaced` puts it there.
+A piece is a node of the syntax tree. `mutate` takes the `alternatives` of rules; `mutate_kernels`
+takes the `alternatives`, `statements` and `blocks` of kernels; `spoiled` and `decisions` are for
+other code, such as optimizers, random numbers and decoding. Each of these functions yields pairs: a
+description of the change, and the new piece. `replaced` inserts the new piece into the tree.
 """
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
 FACTORS = (("_times", "times 1.0001"), ("_plus", "plus 1e-5"))
 
 
-# ── pieces ──
+# ── pieces of source ──
 def say(node: ast.AST) -> str:
-    """A piece as it is written, cut short."""
+    """The source of a piece, shortened."""
     return textwrap.shorten(ast.unparse(node), 60, placeholder="…")
 
 
@@ -37,7 +37,7 @@ def call(name: str, node: ast.expr) -> ast.Call:
 
 
 class Replace(ast.NodeTransformer):
-    """Puts `new` in the place of the one piece `old`."""
+    """Replaces the piece `old` by `new`."""
 
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self.old, self.new = old, new
@@ -47,7 +47,7 @@ class Replace(ast.NodeTransformer):
 
 
 def replaced(tree: Tree, old: ast.AST, new: ast.AST) -> Tree:
-    """A copy of the tree with `new` in the place of its piece `old`."""
+    """A copy of the tree, in which `new` replaces its piece `old`."""
     copies: dict[int, Any] = {}
     copied = copy.deepcopy(tree, copies)
     made: Tree = Replace(copies[id(old)], copy.deepcopy(new)).visit(copied)
@@ -55,7 +55,7 @@ def replaced(tree: Tree, old: ast.AST, new: ast.AST) -> Tree:
 
 
 def compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that a syntax tree says, among the names that `like` sees."""
+    """The function of a syntax tree, with the globals and the closure of `like`."""
     scope: dict[str, Any] = {}
     if isinstance(node, ast.Lambda):
         made = ast.Name("made", ast.Store())
@@ -69,28 +69,28 @@ def compiled(node: ast.Lambda | ast.FunctionDef, like: Callable[..., Any]) -> Ca
     return scope["made"]
 
 
-# ── what a mutant calls ──
-# whether a mutant's own text was run since this was cleared, and changed a number
+# ── functions that a mutant calls ──
+# not empty if, since it was cleared, a mutant's changed code was run and had an effect
 changed: list[bool] = []
 
 
 def is_float(x: Any) -> bool:
-    """Whether x is a float of Python's, or an array of floats."""
+    """Whether x is a Python float or an array of floats."""
     return isinstance(x, float) or getattr(x, "dtype", np.dtype(bool)).kind == "f"
 
 
 def times(x: Any) -> Any:
-    """`_times` in a mutant's text."""
+    """x times 1.0001; mutants call it as `_times`."""
     return _noted(x, x * 1.0001) if is_float(x) else x
 
 
 def plus(x: Any) -> Any:
-    """`_plus` in a mutant's text: x, off by 1e-5 of its largest number."""
+    """x plus 1e-5 of its largest number; mutants call it as `_plus`."""
     return _noted(x, x + 1e-5 * np.abs(x).max(initial=0.0)) if is_float(x) else x
 
 
 def ran(x: Any) -> Any:
-    """`_ran` in a mutant's text."""
+    """x itself; it records that the mutant's changed code was run. Mutants call it as `_ran`."""
     changed.append(True)
     return x
 
@@ -101,9 +101,13 @@ def _noted(old: Any, new: Any) -> Any:
     return new
 
 
-# ── arithmetic: of rules, and of kernels ──
+# ── arithmetic: for rules and kernels ──
 def alternatives(node: ast.AST) -> Iterator[Change]:
-    """What could stand in the place of one piece of a rule's text."""
+    """Wrong replacements for one piece of a rule.
+
+    An operator, a constant, an axis or a comparison is changed, or a term, a factor or a function
+    is left out.
+    """
     if isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Add | ast.Sub):
             yield _instead(node, node.left)
@@ -147,7 +151,7 @@ def _instead(node: ast.AST, new: ast.AST) -> Change:
 
 
 def _with(node: ast.AST, **fields: Any) -> ast.AST:
-    """The piece with other fields."""
+    """A copy of the piece in which these fields have other values."""
     new = copy.copy(node)
     for name, value in fields.items():
         setattr(new, name, value)
@@ -155,14 +159,14 @@ def _with(node: ast.AST, **fields: Any) -> ast.AST:
 
 
 def _other(node: ast.BinOp) -> ast.BinOp:
-    """The same with + for −, − for +, × for ÷ or ÷ for ×."""
+    """The same piece with + for −, − for +, × for ÷, or ÷ for ×."""
     other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
     return ast.BinOp(node.left, other[type(node.op)](), node.right)  # type: ignore[index]
 
 
-# ── statements and blocks: of kernels, which write in place ──
+# ── statements and blocks: for kernels, which write in place ──
 def written(node: ast.stmt) -> ast.expr | None:
-    """What a statement writes in place: the target of x += y, or the `out` of a call."""
+    """The array that a statement writes in place, as in x += y, x[i] = y or f(y, out=x)."""
     if isinstance(node, ast.AugAssign):
         return node.target
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -181,14 +185,14 @@ def _loaded(node: ast.expr) -> ast.expr:
 
 
 def statements(node: ast.AST) -> Iterator[Change]:
-    """What could stand in the place of a statement."""
+    """Wrong replacements for a statement: it is left out, or its result is a little off."""
     if isinstance(node, ast.stmt) and (target := written(node)) is not None:
         yield f"without {say(node)}", ast.Pass()
         for how, what in FACTORS:
-            place = copy.deepcopy(target) if isinstance(target, ast.Subscript) \
+            stored = copy.deepcopy(target) if isinstance(target, ast.Subscript) \
                 else ast.Subscript(_loaded(target), ast.Constant(...))
-            place.ctx = ast.Store()
-            spoil = ast.Assign([place], call(how, _loaded(target)))
+            stored.ctx = ast.Store()
+            spoil = ast.Assign([stored], call(how, _loaded(target)))
             both = [copy.deepcopy(node), spoil]
             yield f"{what} after {say(node)}", ast.If(ast.Constant(True), both, [])
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -206,7 +210,7 @@ def statements(node: ast.AST) -> Iterator[Change]:
 
 
 def blocks(node: ast.AST) -> Iterator[Change]:
-    """ε outside the root, and blocks that are left out."""
+    """Wrong replacements for a root or a loop: ε outside the root, or a block left out."""
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sqrt") \
             and isinstance(node.args[0], ast.BinOp) and isinstance(node.args[0].op, ast.Add):
         root = ast.Call(node.func, [node.args[0].left], [])
@@ -220,11 +224,11 @@ def blocks(node: ast.AST) -> Iterator[Change]:
         yield f"a last block that is not full left out of {say(node)}", shorter
 
 
-# ── decisions and settings: of all other code ──
+# ── decisions and settings: for all other code ──
 def own_pieces(tree: ast.AST) -> Iterator[ast.AST]:
-    """The pieces of a function that say what it does.
+    """The pieces of a function that determine what it does.
 
-    No docstring, annotation or default, and no text of a message.
+    Docstrings, annotations, defaults and the texts of messages are left out.
     """
     if isinstance(tree, ast.FunctionDef | ast.Lambda):
         inside: Any = tree.body if isinstance(tree.body, list) else [tree.body]
@@ -241,7 +245,7 @@ def own_pieces(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def spots(tree: ast.FunctionDef) -> list[ast.expr]:
-    """What a function computes: the values of its assignments, and what it returns."""
+    """The expressions that a function assigns or returns and that may be numbers."""
     kinds = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Return | ast.NamedExpr
     found = [n.value for n in own_pieces(tree) if isinstance(n, kinds) and n.value is not None]
     each = [v for value in found for v in (value.elts if isinstance(value, ast.Tuple) else [value])]
@@ -250,15 +254,15 @@ def spots(tree: ast.FunctionDef) -> list[ast.expr]:
 
 
 def spoiled(value: ast.expr) -> Iterator[Change]:
-    """What is computed there, a little off."""
+    """Wrong replacements for an expression: its value times 1.0001, and plus 1e-5."""
     for how, what in FACTORS:
         yield f"{what}: {say(value)}", call(how, value)
 
 
 def settings(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
-    """A setting ignored, or its default moved.
+    """Mutants in which a setting is ignored or has another default.
 
-    Each is told by what is changed, the function's first statement, and what stands there instead.
+    Each is a description of the change, the function's first statement, and its replacement.
     """
     first = tree.body[ast.get_docstring(tree) is not None]
     plain, named = tree.args.posonlyargs + tree.args.args, tree.args.kwonlyargs
@@ -278,9 +282,9 @@ def settings(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
 
 
 def decisions(node: ast.AST) -> Iterator[Change]:
-    """What could stand in the place of one piece of a program.
+    """Wrong replacements for one piece of a program.
 
-    Another border, condition, count, place, number or step.
+    A limit, a condition, a count, an index, a number or a step is changed or left out.
     """
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
@@ -334,7 +338,7 @@ def decisions(node: ast.AST) -> Iterator[Change]:
 
 
 def _calls(node: ast.Call) -> Iterator[Change]:
-    """A call without one of its settings, or of another count or extreme."""
+    """Wrong replacements for a call: a setting is left out, or a count or extreme is changed."""
     name = ast.unparse(node.func).rpartition(".")[2]
     for k in node.keywords:
         switch = isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
