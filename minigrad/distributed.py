@@ -3,7 +3,7 @@
     from minigrad.distributed import DataParallel, init_process_group
     group = init_process_group("mpi")   # under: mpiexec -n 2 python …
     parallel = DataParallel(model.parameters(), group)
-    loss.backward()                     # buckets of gradients are sent before it ends
+    loss.backward()                     # it already starts to send buckets of gradients
     parallel.finish()                   # now each parameter's .grad is the mean over the processes
 
 The names are PyTorch's (torch.distributed; Li et al., "PyTorch Distributed: Experiences on
@@ -28,20 +28,20 @@ from .engine.tensor import Tensor
 from .errors import BackendUnavailable, DistributedError, DTypeError, GraphError
 
 BUCKET = 25 << 20                       # bytes
-GRACE = 2.0                             # seconds in which the others may meet the same error too
-PASSING_ON = 0.3                        # seconds for mpiexec to print what it has read
-READ = 10.0                             # seconds at most for mpiexec to read what was written last
+GRACE = 2.0                             # seconds in which other processes may meet the same error
+PASSING_ON = 0.3                        # seconds in which mpiexec prints what it has read
+READ = 10.0                             # the most seconds to wait until mpiexec has read all output
 
 
 class ProcessGroup:
-    """The processes that work together; in this class, a single one.
+    """The processes that train together; an instance of this class itself is a single process.
 
     rank: the number of this process, from 0. world_size: the number of processes. local_rank: the
     number of this process among those on its machine.
     """
 
     rank, world_size, local_rank = 0, 1, 0
-    known: BaseException | None = None                  # all processes have this error, and end
+    known: BaseException | None = None                  # an error that all processes have met
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all processes, by rank. Every process must call it."""
@@ -50,18 +50,18 @@ class ProcessGroup:
     def all_reduce(self, array: Any) -> Callable[[], None]:
         """Start to sum an array over the processes, in place; return a function that waits for it.
 
-        Do not use the array before that function was called. In a ring of n, each process sends
-        2 (n − 1)/n of the bytes in 2 (n − 1) messages   (parallel.5–6).
+        Do not use the array before you have called that function. In a ring of n processes, each
+        sends 2 (n − 1)/n of the array's bytes in 2 (n − 1) messages   (parallel.5–6).
         """
         return lambda: None
 
     def progress(self) -> None:
-        """Let the sums that were started proceed, if the library does not do so by itself."""
+        """Continue the sums that were started, if the library does not do so by itself."""
 
     def abort(self, code: int) -> None:
-        """End every process, as far as they can be reached."""
+        """End every process of the group that can be reached."""
 
-    # ── made of these ──
+    # ── methods that call those above ──
     def mean(self, numbers: list[float]) -> list[float]:
         """Each number's mean over the processes, the same on all."""
         rows = self.all_gather_object(numbers)
@@ -86,10 +86,10 @@ class ProcessGroup:
         raise self.met_by_all(error if self.rank == 0 and error else told)
 
     def met_by_all(self, error: Exception) -> BaseException:
-        """The exception to raise for an error that every process has at the same place.
+        """The exception to raise for an error that every process meets at the same point.
 
-        Process 0 prints its message, and all others end without one. No process waits for another,
-        so the message is printed once, however late process 0 is.
+        Process 0 prints the message, and all others end without one. So it is printed exactly once,
+        and no process has to wait for another.
         """
         if self.rank:
             return SystemExit(_code(error))
@@ -110,8 +110,8 @@ class ProcessGroup:
                 raise
             code = _code(error)
             if self.rank:
-                time.sleep(GRACE)                       # if all have it, process 0 ends them
-            atexit.register(self.abort, code)           # before MPI waits for the others to end
+                time.sleep(GRACE)                       # if all have the error, process 0 ends them
+            atexit.register(self.abort, code)           # it runs before MPI waits for the others
             if self.rank and (hasattr(error, "exit_code")
                               or isinstance(error, (OSError, MemoryError))):
                 raise DistributedError(f"rank {self.rank}: {error}", code) from None
@@ -136,10 +136,7 @@ class ProcessGroup:
         return str(backend.Device(library, self.local_rank % library.count()))
 
     def sharing(self, device: str) -> tuple[int, int]:
-        """(i, n): n processes of this machine use this device, and this process is number i.
-
-        They are counted from 0.
-        """
+        """(i, n): n processes of this machine use this device, and this one is number i, from 0."""
         everybody = self.all_gather_object((socket.gethostname(), device))
         mine = everybody[self.rank]
         return everybody[:self.rank].count(mine), everybody.count(mine)
@@ -168,7 +165,7 @@ class MPIGroup(ProcessGroup):
                              "float32 and compute in 16 bits, or choose nccl")
         if self.direct:
             here.synchronize()                          # MPI would not wait for the device
-        buffer = array if self.direct else here.host(array)            # NumPy's is the array itself
+        buffer = array if self.direct else here.host(array)         # for NumPy the array itself
         request = self.comm.Iallreduce(self.MPI.IN_PLACE, buffer, op=self.MPI.SUM)
         self.under_way.append(request)
 
@@ -181,17 +178,17 @@ class MPIGroup(ProcessGroup):
         return wait
 
     def progress(self) -> None:
-        for request in self.under_way:                  # an MPI without a thread of its own works
-            request.Test()                              # only during calls
+        for request in self.under_way:                  # without a thread of its own, MPI works
+            request.Test()                              # only while one of its functions runs
 
     def abort(self, code: int) -> None:
-        until_read(1, 2)                                # mpiexec drops what it has not read
-        time.sleep(PASSING_ON)                          # and printed by then
+        until_read(1, 2)                                # output that mpiexec has not read and
+        time.sleep(PASSING_ON)                          # printed by then would be lost
         self.comm.Abort(code)
 
 
 class NCCLGroup(MPIGroup):
-    """The processes that mpiexec started, whose GPUs compute the sums (NCCL).
+    """The processes that mpiexec started; their GPUs compute the sums (NCCL).
 
     name: a backend or a device.
     """
@@ -209,10 +206,11 @@ class NCCLGroup(MPIGroup):
 
 
 def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
-    """The group of this process: "none" (it alone), "mpi", or "nccl" for GPUs.
+    """The group of this process.
 
-    name: the backend, or a device of it. BackendUnavailable if mpi4py, an MPI or NCCL is missing;
-    DeviceError for NCCL without GPUs; ValueError for another kind.
+    kind: "none" (this process alone), "mpi", or "nccl" for GPUs. name: the backend, or a device of
+    it. BackendUnavailable if mpi4py, an MPI or NCCL is missing; DeviceError for NCCL without GPUs;
+    ValueError for another kind.
     """
     if kind == "none":
         return ProcessGroup()
@@ -220,7 +218,7 @@ def init_process_group(kind: str = "none", name: str = "numpy") -> ProcessGroup:
         raise ValueError(f"init_process_group: choose none, mpi or nccl, not {kind!r}")
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:        # RuntimeError: mpi4py is there, and no MPI
+    except (ImportError, RuntimeError) as error:        # RuntimeError: mpi4py finds no MPI
         raise BackendUnavailable(f"{kind} needs mpi4py and an MPI ({error}); "
                                  "pip install mpi4py mpich") from None
     return MPIGroup(MPI, aware()) if kind == "mpi" else NCCLGroup(MPI, name)
@@ -236,10 +234,10 @@ def aware() -> bool:
 
 
 def until_read(*pipes: int, seconds: float = READ) -> None:
-    """Wait until everything written into these pipes was read, or for at most so many seconds.
+    """Wait until everything written into these pipes has been read, for at most `seconds`.
 
-    The pipes are passed as descriptors. It does not wait for a descriptor that is not a pipe, or on
-    a system that cannot report how much is unread.
+    pipes: file descriptors. It does not wait for a descriptor that is not a pipe, or on a system
+    that cannot report how much is unread.
     """
     try:
         import fcntl
@@ -256,21 +254,22 @@ def until_read(*pipes: int, seconds: float = READ) -> None:
 
 
 def _code(error: BaseException) -> int:
-    """The exit code of a process that ends with this."""
+    """The exit code of a process that ends with this error."""
     return 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
 
 
 class DataParallel:
-    """Makes the gradients of parameters their mean over the processes of a group, as backward goes.
+    """Replaces the gradients of parameters by their mean over the processes of a group.
 
-    They go through one flat buffer, bucket by bucket. Their mean is the gradient of the mean over
-    all rows where each process has as many (parallel.1–2); else each must weigh its loss by its
-    share first (parallel.3).
+    The gradients are copied into one flat buffer, which is divided into buckets. Backward reaches
+    the last parameters first, so the buckets begin with them. As soon as all gradients of a bucket
+    have been computed, the group starts to sum it, while backward goes on. If each process has the
+    same number of rows, the mean of the gradients is the gradient of the mean loss over all rows
+    (parallel.1–2). Otherwise each process must first multiply its loss by its share (parallel.3).
 
-    parameters: the same on every process, with the same values; of one dtype and device. The last
-    ones come first, as in backward. A bucket is on its way once each of its gradients is there;
-    backward goes on meanwhile. A group of one does nothing. GraphError out of a second backward
-    that is neither in `no_sync` nor after `finish`.
+    parameters: the same on every process, with the same values, and all of one dtype and device.
+    bucket: the size of a bucket in bytes. In a group of one process nothing is done. GraphError if
+    backward runs a second time before `finish`, unless it is inside `no_sync`.
     """
 
     def __init__(self, parameters: Iterable[Tensor], group: ProcessGroup,
@@ -283,11 +282,11 @@ class DataParallel:
         here = backend.of(first)
         here.at(first)
         self.flat = here.empty_like(first, shape=(sum(p.numel() for p in self.parameters),))
-        self.places: list[Any] = []                     # its parts, in the parameters' shapes
-        self.buckets: list[list[int]] = [[]]            # numbers of parameters
+        self.views: list[Any] = []                      # of the buffer, in the parameters' shapes
+        self.buckets: list[list[int]] = [[]]            # the indices of the parameters in each
         start = size = 0
         for i, p in enumerate(self.parameters):
-            self.places.append(here.reshape(self.flat[start:start + p.numel()], p.shape))
+            self.views.append(here.reshape(self.flat[start:start + p.numel()], p.shape))
             if size and size + p.array.nbytes > bucket:
                 self.buckets.append([])
                 size = 0
@@ -303,14 +302,14 @@ class DataParallel:
         self._begin()
 
     def _begin(self) -> None:
-        self.missing = [set(some) for some in self.buckets]     # gradients that each one waits for
-        self.waiting = []                               # for each bucket that is on its way
+        self.missing = [set(some) for some in self.buckets]     # gradients not yet computed
+        self.waiting = []                               # a function for each bucket that was sent
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside the block gradients only add up   (parallel.4).
+        """Inside the block gradients are only accumulated, not sent   (parallel.4).
 
-        It is for the batches before the last of a step.
+        Use it for all batches of a step except the last.
         """
         was, self.on = self.on, False
         try:
@@ -322,36 +321,37 @@ class DataParallel:
         if not self.on:
             return
         if self.bucket_of[i] < len(self.waiting):
-            raise GraphError("DataParallel: a second backward before finish(), when gradients are "
-                             "on their way; put all but the last of a step into no_sync()")
+            raise GraphError("DataParallel: backward ran a second time before finish(), and its "
+                             "gradients have already been sent; call all backward passes of a "
+                             "step but the last inside no_sync()")
         grad = self.parameters[i].grad
         assert grad is not None
-        self.places[i][...] = grad.array
+        self.views[i][...] = grad.array
         self.missing[self.bucket_of[i]].discard(i)
         self._send()
 
     def _send(self) -> None:
-        """Buckets go in order, which is then the same on every process   (parallel.7)."""
+        """Start to sum complete buckets, in the same order on every process   (parallel.7)."""
         while len(self.waiting) < len(self.buckets) and not self.missing[len(self.waiting)]:
             self.waiting.append(self.group.all_reduce(self.spans[len(self.waiting)]))
         self.group.progress()
 
     def finish(self) -> None:
-        """Wait; then .grad of each parameter is the mean, in the buffer.
+        """Wait for the sums; then .grad of each parameter is the mean, a view of the buffer.
 
-        Where there is no gradient of a parameter, it counts as 0.
+        A parameter without a gradient counts as one whose gradient is 0.
         """
         if not self.parameters:
             return
         for some in self.missing:
             for i in some:
                 grad = self.parameters[i].grad
-                self.places[i][...] = 0.0 if grad is None else grad.array
+                self.views[i][...] = 0.0 if grad is None else grad.array
             some.clear()
         self._send()
         for wait, span in zip(self.waiting, self.spans):
             wait()
             span *= 1.0 / self.group.world_size
-        for p, place in zip(self.parameters, self.places):
-            p.grad = Tensor(place)
+        for p, view in zip(self.parameters, self.views):
+            p.grad = Tensor(view)
         self._begin()

@@ -2,10 +2,10 @@
 
     check(torch_function(MyGelu), arrays((4, 8)), definition=mg.gelu, approximate="tanh")
 
-The laws give each function NumPy arrays and take NumPy arrays back; the VJP is that of the library,
-so a custom backward pass is what is judged. A setting that is a NumPy array (ids, a mask) becomes
-an array of the library as well. Several results become one array, all of them flattened, one after
-the other.
+The laws pass NumPy arrays to each function and get NumPy arrays back. The library computes the VJP,
+so a backward pass written by hand in that library is tested. A setting that is a NumPy array (ids,
+a mask) becomes an array of the library as well. Several results become one array, in which all of
+them are flattened, one after the other.
 """
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
     """A `torch.autograd.Function`, or any function of torch tensors, as a subject.
 
     Its VJP is torch.autograd.grad. f: the class of the Function, whose `apply` gets the settings in
-    the order of `forward`, or a callable that takes them by name. device: where the tensors lie.
-    bfloat16 is taken bit by bit. ModuleNotFoundError without PyTorch.
+    the order of `forward`, or a callable that gets them by name. device: the device of the tensors.
+    bfloat16 arrays are converted bit by bit. ModuleNotFoundError if PyTorch is not installed;
+    DeviceError for a device that PyTorch does not have.
     """
     import torch
 
@@ -39,7 +40,7 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
     call = f
     if isinstance(f, type) and issubclass(f, torch.autograd.Function):
         parameters = list(inspect.signature(f.forward).parameters.values())
-        # with a setup_context of its own, `forward` gets no ctx
+        # if the class defines setup_context, `forward` gets no ctx
         apart = f.setup_context is not torch.autograd.Function.setup_context
         signature = inspect.Signature(parameters if apart else parameters[1:])
 
@@ -54,7 +55,7 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
             array = array.copy()                        # PyTorch has no negative strides
         bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
         with warnings.catch_warnings():
-            # a read-only array is shared as well
+            # PyTorch warns about read-only arrays, which are shared as well
             warnings.simplefilter("ignore", UserWarning)
             t = torch.from_numpy(bits)
         return (t if bits is array else t.view(torch.bfloat16)).to(device)
@@ -84,10 +85,11 @@ def torch_function(f: Any, *, device: str = "cpu", name: str | None = None) -> S
 
 
 def jax_function(f: Callable[..., Any], *, device: Any = None, name: str | None = None) -> Subject:
-    """A function of JAX arrays, jitted or a `jax.custom_vjp` among others, as a subject.
+    """A function of JAX arrays as a subject; it may be jitted, or a `jax.custom_vjp`.
 
-    Its VJP is jax.vjp, and it gets its settings by name. float64 is computed in float64, whatever
-    `jax_enable_x64` says. device: one of jax.devices(). ModuleNotFoundError without JAX.
+    Its VJP is jax.vjp, and it gets its settings by name. float64 is computed in float64, even if
+    `jax_enable_x64` is off. device: one of jax.devices(). ModuleNotFoundError if JAX is not
+    installed.
     """
     import jax
     import jax.numpy as jnp
@@ -114,12 +116,12 @@ def jax_function(f: Callable[..., Any], *, device: Any = None, name: str | None 
 
 def cupy_function(value: Callable[..., Any], vjp: Callable[..., Any], *, device: str = "cupy",
                   name: str | None = None) -> Subject:
-    """Two functions of CuPy arrays as a subject, such as those that launch a RawKernel each.
+    """Two functions of CuPy arrays as a subject; for example, each may launch a RawKernel.
 
-    value(*arrays, **settings) -> array; vjp(cotangent, *arrays, **settings) -> array, or a tuple of
-    one for each argument. device: "cupy", "cupy:1", or "fake", CuPy's manners on a CPU. The
-    arrays lie in memory as those that the laws drew: a kernel that takes any memory for C order is
-    found. BackendUnavailable without CuPy or a GPU.
+    value(*arrays, **settings) -> array; vjp(cotangent, *arrays, **settings) -> array, or a tuple
+    with one array for each argument. device: "cupy", "cupy:1", or "fake", which behaves like CuPy
+    on a CPU. The arrays have the memory layouts that the laws draw, so a kernel that assumes C
+    order breaks a law. BackendUnavailable without CuPy or a GPU.
     """
     there = backend.get(device)
 
@@ -147,10 +149,10 @@ def _name(f: Any) -> str:
 
 
 def _wide(jax: Any) -> Any:
-    """A context in which JAX has float64."""
+    """A context in which JAX computes in float64."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    # before JAX 0.8
+    # JAX before 0.8 has no jax.enable_x64
     from jax.experimental import enable_x64  # type: ignore[attr-defined,unused-ignore]
 
     return enable_x64()
