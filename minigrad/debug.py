@@ -35,9 +35,9 @@ from .transforms import Checkpoint
 class Row(NamedTuple):
     """One row of the table: all nodes of an op, or one node.
 
-    nodes: the number of nodes. shape: of a node's output; None for an op. keeps: the names of the
-    residuals whose memory is counted in this row. shares: the names of the residuals whose memory
-    is counted elsewhere (as a leaf's, or in the row of an older node). kept: bytes.
+    nodes: the number of nodes. shape: the shape of the node's output; None for an op. keeps: the
+    names of the residuals whose memory is counted in this row. shares: the names of the residuals
+    whose memory is counted elsewhere (as a leaf's, or in the row of an older node). kept: bytes.
     """
 
     op: str
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 class Residual(NamedTuple):
     """An array that a node saves for backward.
 
-    nbytes: the bytes that cannot be freed because of it; for a view those of the whole array.
+    nbytes: the bytes that it keeps from being freed; for a view these are those of the whole array.
     """
 
     op: str
@@ -67,8 +67,9 @@ class Explanation:
 
     ops: the number of nodes of each op. kept: the bytes that only the backward pass needs; shared
     memory counts once. leaves: the bytes of all leaves. shared: the bytes of leaves that are
-    residuals too; `kept` does not contain these. largest: the largest residuals. gone: the number
-    of nodes whose residuals a backward pass has freed. str() of it is a table.
+    residuals too; `kept` does not contain these. leaf_count: the number of leaves. largest: the
+    largest residuals. gone: the number of nodes whose residuals a backward pass has freed. str() of
+    it is a table.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -99,26 +100,26 @@ class Explanation:
         a, b, c = (max(len(line[i]) for line in lines) for i in range(3))
         text = [f"{w:{a}}  {x:>{b}}  {y:>{c}}  {z}".rstrip() for w, x, y, z in lines]
         if any(row.shares for row in self.rows):
-            text.append("(…): the memory of a leaf, or of what an older node keeps; "
-                        "not counted again")
+            text.append("(…): memory of a leaf, or memory that an older node keeps; "
+                        "it is not counted again")
         text.append(f"{self.nodes} nodes keep {size_of(self.kept)}; {self.leaf_count} leaves hold "
                     f"{size_of(self.leaves)}, and {size_of(self.shared)} of that is kept as well")
         text += [f"{'largest:' if i == 0 else '':8} {size_of(r.nbytes):>8}  {r.op}, {r.name} "
                  f"{r.dtype}{list(r.shape)}" for i, r in enumerate(self.largest)]
         if self.gone:
-            text.append(f"{self.gone} nodes have had their backward pass already: "
-                        "what they saved is gone")
+            text.append(f"{self.gone} nodes have had their backward pass already, "
+                        "and their residuals were freed")
         return "\n".join(text)
 
 
 def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
     """The graph of `tensor`: its ops, and how many bytes they save for backward.
 
-    nodes: the table has a row for each node, in the order of their creation, and not for each op.
-    An array counts once, at the oldest node that saves it, with all the memory that cannot be freed
-    because of it. The memory of a leaf does not count, but that of a constant does. (A view of a
-    copy of a leaf, such as w.T.reshape(-1), may be taken for the leaf's.) TypeError for a value
-    that is not a Tensor.
+    nodes=True: the table has a row for each node, in the order of their creation; otherwise it has
+    a row for each op. An array counts once, at the oldest node that saves it, with all the memory
+    that it keeps from being freed. The memory of a leaf does not count, but that of a constant
+    does. (A view of a copy of a leaf, such as w.T.reshape(-1), may wrongly be counted as the
+    leaf's.) TypeError for a value that is not a Tensor.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"explain: this is a {type(tensor).__name__}; pass the last Tensor of the "
@@ -126,7 +127,7 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
     out = Explanation()
     order, leaves = _graph(tensor.node)
     held = [(node, list(_residuals(node, node.saved))) for node in order]
-    owned, shared = set(), set()                        # leaves' memory; leaves that are residuals
+    owned, shared = set(), set()            # memory of leaves, and the leaves that are residuals
     for _, residuals in held:
         for _, array, leaf in residuals:
             if leaf is not None:
@@ -164,10 +165,10 @@ def explain(tensor: Tensor, *, nodes: bool = False) -> Explanation:
 def detect_anomaly() -> Iterator[None]:
     """Inside the block a GraphError names the op that produced NaN or +∞, and its module.
 
-    It is the first recorded op whose result holds NaN or +∞, or whose rule computes NaN. −∞ is no
-    anomaly, because masks use it. The gradients of float16 are not checked, because loss scaling
-    handles their overflow. Of a checkpointed function only the result is checked. It is slow: on a
-    GPU the host waits for every result. Other threads are not checked. PyTorch has
+    It is the first recorded op whose result holds NaN or +∞, or whose rule computes NaN. −∞ is
+    allowed, because masks use it. Gradients in float16 are not checked, because loss scaling
+    handles their overflow. For a checkpointed function only the result is checked. Other threads
+    are not checked. This is slow: on a GPU the host waits for every result. PyTorch has
     torch.autograd.detect_anomaly.
     """
     _watching.anomalies += 1
@@ -224,7 +225,7 @@ def _replaced(*methods: _Method) -> Iterator[None]:
         for owner, name, _, ours in methods:
             setattr(owner, name, ours)
     try:
-        with explicit():                                # the fast path has no such steps
+        with explicit():                                # the fast path does not call these methods
             yield
     finally:
         with _patching:
@@ -244,7 +245,7 @@ def _checked_record(op: Op, args: Any, nodes: Any, out: Any, *rest: Any) -> Node
         arrays = [a.array if isinstance(a, Tensor) else a for a in args]
         before = [f"{refusals.arg(op, i)} holds {b}" for i, a in enumerate(arrays)
                   if hasattr(a, "dtype") and (b := _anomaly(a, infinity=True))]
-        cause = f"for {' and '.join(before)}" if before else "of finite numbers"
+        cause = f"because {' and '.join(before)}" if before else "but no input does"
         raise GraphError(f"{op.shown}: {refusals.described(op, arrays)}: the result holds "
                          f"{bad}, {cause}")
     return _record(op, args, nodes, out, *rest)
@@ -279,13 +280,13 @@ def _summed_init(node: Node, *args: Any, **named: Any) -> None:
 def _compared_pullback(op: Any, node: Node, saved: Any, *rest: Any) -> None:
     """The op's `pullback`; GraphError if a saved array is not what it was."""
     for sums in _watching.sums:
-        if node in sums:                                # nodes from before the block are not
+        if node in sums:                                # nodes made before the block have no sums
             residuals = _residuals(node, saved)
             for (name, x, _), then, now in zip(residuals, sums[node], _summed(node, saved)):
                 if then != now:
                     raise GraphError(f"backward of {node}: {name}, {x.dtype}{list(x.shape)}, was "
-                                     "saved for backward and has been changed since; pass the op "
-                                     "a copy, or change the array after backward()")
+                                     "saved for backward and has been changed since then; pass a "
+                                     "copy to the op, or change the array after backward()")
     (_replay if isinstance(op, Checkpoint) else _pullback)(op, node, saved, *rest)
 
 

@@ -1,9 +1,9 @@
-"""Functions of functions, which have JAX's names and meaning.
+"""Functions that transform functions; their names and meaning are those of JAX.
 
-They are grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian and checkpoint. Arguments are
-Tensors, arrays or numbers; results are Tensors. Inside a function that is being differentiated
-every result is differentiable, also with respect to values that the function captured; so calls can
-be nested.
+They are grad, value_and_grad, vjp, jvp, hvp, jacobian, hessian and checkpoint; `gradients` is
+PyTorch's torch.autograd.grad. Arguments are Tensors, arrays or numbers; results are Tensors. Calls
+can be nested: inside a function that is being differentiated every result is differentiable, also
+with respect to values that the function captured.
 """
 from __future__ import annotations
 
@@ -46,9 +46,11 @@ def gradients(output: Tensor, inputs: Tensor | Iterable[Tensor], cotangent: Any 
     """The gradients of `output` with respect to `inputs`, leaves or results; no `.grad` changes.
 
     This is torch.autograd.grad. inputs: one Tensor or several; the result is a tuple in either
-    case, with zeros for inputs that output does not depend on. cotangent: has output's shape; may
-    be left out for a scalar. GraphError if output or an input requires no gradient, or if there are
-    no inputs; TypeError for an argument that is not a Tensor.
+    case, with zeros for inputs that output does not depend on. cotangent: has output's shape; it
+    may be left out for a scalar. create_graph: the gradients can be differentiated again.
+    retain_graph: the graph is kept, so that it can be used for another backward pass. GraphError if
+    output or an input requires no gradient, or if there are no inputs; TypeError for an argument
+    that is not a Tensor.
     """
     if not isinstance(output, Tensor):
         raise TypeError(f"gradients: output is a {type(output).__name__}; one Tensor is needed")
@@ -87,16 +89,16 @@ def _result(found: dict[Node, Any], x: Tensor, live: bool) -> Tensor:
     if x.node not in found:
         return _zeros(x)
     g, fresh = found[x.node]
-    found[x.node] = (g, False)                          # if x is in inputs twice: a copy next time
+    found[x.node] = (g, False)                          # if x occurs twice, copy it the next time
     return g if live else Tensor(g if fresh else backend.of(g).array(g))
 
 
 def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """f(*primals) and its pullback: cotangent of the value -> cotangents of the primals.
 
-    The pullback may be called many times. If a primal is a tree of Tensors (`value_and_grad`), so
-    is its cotangent. has_aux: f returns (value, anything), and the result is (value, pullback,
-    anything).
+    The pullback may be called many times. If a primal is a tree of Tensors (see `value_and_grad`),
+    its cotangent is such a tree too. has_aux: f returns (value, anything), and the result is
+    (value, pullback, anything).
     """
     leaves, rebuilt = _flat(primals, True)
     aux: list[Any] = []
@@ -176,14 +178,15 @@ def _partial(f: Callable[..., Tensor], args: Sequence[Any],
 
 
 def _is_array(x: Any) -> bool:
-    """Whether a list or tuple, nested or not, holds only numbers: it is one array then."""
+    """Whether a list or tuple holds only numbers, nested or not; it is then one array."""
     return isinstance(x, list | tuple) and all(isinstance(y, Real) or _is_array(y) for y in x)
 
 
 def _flat(tree: Any, arguments: bool = False) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
-    """The leaves of nested dicts, lists and tuples; and a function from leaves to such a tree.
+    """The leaves of nested dicts, lists and tuples, and a function from leaves to such a tree.
 
-    arguments: the outermost tuple is never an array, even if it holds only numbers.
+    arguments: the tree is a tuple of arguments, which is never one array, even if it holds only
+    numbers.
     """
     if not arguments and (not isinstance(tree, dict | list | tuple) or _is_array(tree)):
         return [tree], lambda leaves: next(iter(leaves))
@@ -200,7 +203,7 @@ def _flat(tree: Any, arguments: bool = False) -> tuple[list[Any], Callable[[Iter
 
 
 def _detached(tree: Any) -> Any:
-    """The same tree with its Tensors as constants."""
+    """The same tree, in which each Tensor is detached."""
     leaves, rebuilt = _flat(tree)
     return rebuilt(x.detach() if isinstance(x, Tensor) else x for x in leaves)
 
@@ -225,7 +228,7 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, *,
             raise ShapeError(f"grad needs a function that returns a scalar; this one returned "
                              f"{y.dtype}{list(y.shape)}: use vjp or jacobian, or sum()")
         grads = rebuilt(pull(None, False))
-        if has_aux and y.node is None:                  # and not being differentiated further
+        if has_aux and y.node is None:                  # nothing differentiates this call
             aux = [_detached(x) for x in aux]
         return (y, *aux) if has_aux else y, grads[0] if alone else grads
 
@@ -314,8 +317,9 @@ def hvp(f: Callable[..., Tensor], primals: Sequence[Any],
     """H·tangents for a scalar f, without building H: ∇⟨∇f, tangents⟩   (reverse.9).
 
     H is f's Hessian with respect to all primals together. primals, tangents: tuples or lists with
-    one element for each argument of f; if these are trees (`value_and_grad`), so is the result.
-    ShapeError or DTypeError for a tangent whose shape or dtype differs from its primal's.
+    one element for each argument of f; if an argument is a tree (see `value_and_grad`), so is its
+    part of the result. ShapeError or DTypeError for a tangent whose shape or dtype differs from its
+    primal's.
     """
     fixed = _like("hvp", primals, tangents)
     leaves, rebuilt = _flat(tuple(primals), True)
@@ -373,7 +377,7 @@ class Checkpoint:
 
     def __call__(self, *args: Any) -> Tensor:
         drawn = random.get_state()
-        with no_grad(), touching() as leaves:           # a replay reads captured leaves again
+        with no_grad(), touching() as leaves:           # which leaves f reads, for `pullback`
             out = self.f(*args)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.shown}: the function must return one Tensor; it returned a "
@@ -399,7 +403,7 @@ class Checkpoint:
         with recording(True), random.replaying(drawn):
             out = self.f(*args)
         if out.node is not None:
-            walk.send(out.node, g)                      # the pass goes on through the new nodes
+            walk.send(out.node, g)                      # backward goes on through the new nodes
 
 
 def checkpoint(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -176,7 +176,7 @@ def test_after_the_walk_back_nothing_is_kept():
     before = explain(loss)
     loss.backward(retain_graph=True)
     again = explain(loss)
-    assert again == before and again.gone == 0 and "gone" not in str(again)
+    assert again == before and again.gone == 0 and "freed" not in str(again)
     loss.backward()
     told = explain(loss)
     assert (told.kept, told.gone, told.nodes, told.largest, told.shared) == (0, before.nodes, before.nodes, [], 0)
@@ -241,7 +241,7 @@ def test_the_table():
     text = str(explain(mg.tanh(x @ w).sum())).splitlines()
     assert [line.split() for line in text[:4]] == [["op", "nodes", "kept", "keeps"], ["tanh", "1", "800", "B", "out"],
                                                    ["matmul", "1", "0", "B", "(b),", "(a)"], ["sum", "1", "0", "B"]]
-    assert text[4].startswith("(…): the memory of a leaf")
+    assert text[4].startswith("(…): memory of a leaf")
     assert text[5:] == ["3 nodes keep 800 B; 2 leaves hold 1.6 kB, and 1.6 kB of that is kept as well",
                         "largest:    800 B  tanh, out float64[10, 10]"]
     parts = str(explain(mg.split(x, sizes=[3, 7], axis=1)[0].sum(), nodes=True))
@@ -273,9 +273,9 @@ def _numbers(*numbers: float) -> mg.Tensor:
 
 
 @pytest.mark.parametrize(("f", "message"), [
-    (lambda: mg.log(_numbers(1.0, -1.0)), r"log: x is float64\[2\]: the result holds NaN, of finite numbers"),
-    (lambda: mg.exp(_numbers(1.0, 1e4)), r"exp: .*: the result holds \+∞, of finite numbers"),
-    (lambda: _numbers(1.0, np.nan) * 2.0, r"mul: .*: the result holds NaN, for a holds NaN"),
+    (lambda: mg.log(_numbers(1.0, -1.0)), r"log: x is float64\[2\]: the result holds NaN, but no input does"),
+    (lambda: mg.exp(_numbers(1.0, 1e4)), r"exp: .*: the result holds \+∞, but no input does"),
+    (lambda: _numbers(1.0, np.nan) * 2.0, r"mul: .*: the result holds NaN, because a holds NaN"),
 ])
 def test_the_op_that_makes_nan(f: Any, message: str):
     """The first op whose result is not finite is named, whatever stands in what it was given; outside the block nobody looks."""

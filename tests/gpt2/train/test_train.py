@@ -285,7 +285,7 @@ def test_the_op_that_made_nan_is_named(run, tmp_path, diverging):
     code, out, err = run(tmp_path / "out", "--max-iters", 10, "--debug-nan")
     last = err.splitlines()[-1]
     assert (code, out) == (1, "") and last.startswith("gpt2.train: step 4: embedding: ") and "in wte" in last
-    assert "the result holds NaN, for weight holds NaN" in last
+    assert "NaN, because weight holds NaN" in last
 
 
 # ── what a user can get wrong ──
