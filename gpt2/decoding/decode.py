@@ -275,8 +275,8 @@ def steps(
                 timing.proposed += len(proposal)
             logits = reader.read(proposal)[:, :, :vocab]
             timing.passes += made > 0
-            for place, guess in enumerate([*proposal, None]):
-                here = logits[:, place]
+            for index, guess in enumerate([*proposal, None]):
+                here = logits[:, index]
                 top = _likeliest(here, logprobs) if logprobs else []
                 ids = choose(here, options, seen, draw.random(len(prompts))).tolist()
                 for row, token in zip(seen, ids):

@@ -1,14 +1,15 @@
-"""What one step of decoding a transformer is made of, for a few rows of one token each.
+"""The five functions of one decoding step of a transformer, for a few rows of one token each.
 
-These are five functions on bare arrays. Each writes into arrays that were allocated before, and
-reads where the step is from `state`, an array: so the same calls are right for every step, and a
-GPU can be handed them once and repeat them (`Backend.captured`). Each has its definition here,
-which any backend can run; where a backend has a kernel of that name, the kernel is run instead.
-Nothing is recorded, and there are no gradients.
+They work on plain arrays. Each writes its results into arrays that were allocated before, and reads
+the progress of the decoding from an array, `state`. So the same calls are right for every step, and
+a GPU can capture them once and then replay them (`Backend.captured`). The definitions in this file
+run on every backend; if a backend has a kernel of the same name, the kernel is run instead. Nothing
+is recorded, and there are no gradients.
 
-B rows, d width, h heads of e numbers, S places of the cache. What travels from one function to the
-next is kept in the dtype of `x`: float32 where weights have 16 bits (`stream_dtype`). Weights are
-[out, in] with each row in one piece.
+In the shapes B is the number of rows, d the width, h the number of heads, e the size of a head, and
+S the number of slots in the KV cache: each slot holds the key and the value of one token. What one
+function passes to the next has the dtype of `x`, which is float32 if the weights have 16 bits
+(`stream_dtype`). Weights are [out, in], and the numbers of a row are contiguous.
 """
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from typing import Any
 
 from minigrad.backend import of
 
-ROWS = 8                                                # at most, for the kernels
-HEAD = 256                                              # numbers of a head at most, for the kernels
-PARTS = 32                                              # that a row's keys are cut into at most
+ROWS = 8                                                # the most rows that the kernels support
+HEAD = 256                                              # the largest head that they support
+PARTS = 32                                              # the most parts of a row's keys
 KERNELS = ("step_embed", "step_linear", "step_qkv", "step_attention", "step_greedy")
 ACTIVATIONS = {
     None: lambda xp, v: v,
@@ -31,35 +32,36 @@ ACTIVATIONS = {
 
 
 def stream_dtype(dtype: str) -> str:
-    """What is computed with, where weights are of `dtype`."""
+    """The dtype of the computation if the weights have `dtype`: at least float32."""
     return dtype if dtype in ("float32", "float64") else "float32"
 
 
 def embed(ids: Any, state: Any, pad: Any, wte: Any, wpe: Any, x: Any) -> None:
-    """x [B, d] ← wte[token] + wpe[place − pad], and one more place is taken.
+    """Start a step: x [B, d] ← wte[token] + wpe[slot − pad]; the step uses the next slot.
 
-    ids [1 + R, B]: its first row are the tokens to be read, and is kept in row 1 + made mod R of
-    it. state [2]: places taken, and tokens made; both are one more afterwards. pad [B]: places at
-    the left of a row that hold nothing. A negative token is read as 0.
+    ids [1 + R, B]: row 0 has the tokens to read; it is copied to row 1 + (step mod R). state [2]:
+    the number of used slots, which is this step's slot, and the number of the step; both are
+    increased by 1. pad [B]: the number of slots at the left of each row that hold no token. A
+    negative token is read as 0.
     """
     of(x).run("step_embed", _embed, ids, state, pad, wte, wpe, x)
 
 
 def _embed(xp: Any, ids: Any, state: Any, pad: Any, wte: Any, wpe: Any, x: Any) -> None:
-    (place, made), tokens, pads = (xp.host(a).tolist() for a in (state, ids[0, :], pad))
+    (slot, made), tokens, pads = (xp.host(a).tolist() for a in (state, ids[0, :], pad))
     for row in range(x.shape[0]):
-        word, where = wte[max(0, tokens[row]), :], wpe[place - pads[row], :]
+        word, where = wte[max(0, tokens[row]), :], wpe[slot - pads[row], :]
         x[row, :] = word.astype(x.dtype) + where.astype(x.dtype)
     ids[1 + made % (ids.shape[0] - 1), :] = ids[0, :]
-    state[0], state[1] = place + 1, made + 1
+    state[0], state[1] = slot + 1, made + 1
 
 
 def linear(x: Any, weight: Any, bias: Any, out: Any, *, norm: tuple[Any, Any] | None = None,
            eps: float = 1e-5, act: str | None = None, add: bool = False) -> None:
-    """out [B, m] ← act(LN(x) Wᵀ + bias), or that added to what is there.
+    """out [B, m] ← act(LN(x) Wᵀ + bias); with add=True it is added to out.
 
-    x [B, k], weight [m, k], bias [m] or None; norm: weight and bias [k] of the LayerNorm, None for
-    x itself. act: a name of ACTIVATIONS.
+    x [B, k], weight [m, k], bias [m] or None. norm: weight and bias [k] of the LayerNorm; None
+    leaves the LayerNorm out. eps: that of the LayerNorm. act: a name of ACTIVATIONS.
     """
     of(x).run("step_linear", _linear, x, weight, bias, out, norm=norm, eps=eps, act=act, add=add)
 
@@ -84,9 +86,9 @@ def _linear(xp: Any, x: Any, weight: Any, bias: Any, out: Any, *, norm: Any, eps
 
 def qkv(x: Any, norm: tuple[Any, Any], weight: Any, bias: Any, q: Any, keys: Any, values: Any,
         state: Any, *, eps: float = 1e-5) -> None:
-    """q, k, v ← LN(x) Wᵀ + bias for W [3 d, d]; q is [B, d], and k and v go into the cache.
+    """q, k, v ← LN(x) Wᵀ + bias for W [3 d, d]; q is [B, d], and k and v are put into the cache.
 
-    They are written at the last place taken of keys and values [B, h, S, e].
+    They are written to the last used slot, state[0] − 1, of keys and values [B, h, S, e].
     """
     of(x).run("step_qkv", _qkv, x, norm, weight, bias, q, keys, values, state, eps=eps)
 
@@ -96,19 +98,20 @@ def _qkv(xp: Any, x: Any, norm: Any, weight: Any, bias: Any, q: Any, keys: Any, 
     y = xp.matmul(_normed(xp, x, norm, eps), xp.swapaxes(weight.astype(x.dtype), 0, 1))
     y = y + bias.astype(x.dtype)
     rows, heads, _, e = keys.shape
-    place, y = int(xp.host(state)[0]) - 1, y.reshape(rows, 3, heads, e)
+    slot, y = int(xp.host(state)[0]) - 1, y.reshape(rows, 3, heads, e)
     q[:, :] = y[:, 0, :, :].reshape(rows, heads * e)
-    keys[:, :, place, :] = y[:, 1, :, :].astype(keys.dtype)
-    values[:, :, place, :] = y[:, 2, :, :].astype(values.dtype)
+    keys[:, :, slot, :] = y[:, 1, :, :].astype(keys.dtype)
+    values[:, :, slot, :] = y[:, 2, :, :].astype(values.dtype)
 
 
 def attention(q: Any, keys: Any, values: Any, state: Any, pad: Any, out: Any, parts: Any,
               arrived: Any, *, scale: float, soon: tuple[Any, ...] = ()) -> None:
-    """out [B, d] ← softmax(scale q Kᵀ) V in each head, over the places pad … state[0] − 1.
+    """out [B, d] ← softmax(scale q Kᵀ) V in each head, over the slots pad … state[0] − 1.
 
-    keys and values are [B, h, S, e]. parts [B, h, PARTS, e + 2] and arrived [B, h], int64 and 0:
-    room for kernels that cut the keys into parts. soon: up to two matrices that are read after
-    this, which a kernel may ask memory for, as it has little else to ask for.
+    keys and values are [B, h, S, e]. parts [B, h, PARTS, e + 2] and arrived [B, h] (int64, all 0)
+    are memory for kernels that divide the keys into parts. soon: up to two matrices that the next
+    functions read; a kernel may prefetch them, because it needs little of the memory's bandwidth
+    itself.
     """
     of(q).run("step_attention", _attention, q, keys, values, state, pad, out, parts, arrived,
               scale=scale, soon=soon)
@@ -127,14 +130,14 @@ def _attention(xp: Any, q: Any, keys: Any, values: Any, state: Any, pad: Any, ou
 
 
 def greedy(logits: Any, ids: Any, *, vocab: int) -> None:
-    """ids [B] ← the place of the highest of the first `vocab` of logits [B, V].
+    """ids [B] ← the index of the largest of the first `vocab` logits in each row of logits [B, V].
 
-    Among equals it is the lowest place; it is −1 where the highest is not finite.
+    Among equal logits it is the lowest index. It is −1 if the largest logit is not finite.
     """
     of(logits).run("step_greedy", _greedy, logits, ids, vocab=vocab)
 
 
 def _greedy(xp: Any, logits: Any, ids: Any, *, vocab: int) -> None:
     logits = logits[:, :vocab]
-    top = xp.max(logits, axis=1)                        # NaN where there is one
+    top = xp.max(logits, axis=1)                        # NaN if the row has one
     ids[:] = xp.where(xp.isfinite(top), xp.argmax(logits, axis=1), -1)

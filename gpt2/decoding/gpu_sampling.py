@@ -1,6 +1,7 @@
-"""The next token, chosen on the device that has the logits.
+"""Choose the next token on the device that has the logits.
 
-The result is that of `sampling.choose`. A backend with a kernel for it does not wait for the host.
+The result is that of `sampling.choose`. If the backend has a kernel for it, nothing waits for the
+host.
 """
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from .sampling import SamplingOptions, choose
 class Chooser:
     """Chooses a token for each of `rows` rows, step after step.
 
-    there: the device of the logits. dtype: the dtype of the logits. vocab: ids from this number on
-    are never chosen. uniforms: random numbers [steps, rows] in [0, 1), float64. seen: the ids of
-    each row so far, for the repetition penalty. A call needs nothing that is not on the device.
+    there: the device of the logits. dtype: the dtype of the logits. vocab: only ids below this
+    number are chosen. uniforms: random numbers [steps, rows] in [0, 1), float64. seen: the ids of
+    each row so far, for the repetition penalty. All that a call reads is on the device.
     """
 
     def __init__(self, there: Device, options: SamplingOptions, rows: int, vocab: int,
@@ -44,9 +45,9 @@ class Chooser:
             self.seen = there.array(mask)
 
     def __call__(self, logits: Any, ids: Any, step: Any) -> None:
-        """Write to ids [rows] int64 the token that each row of logits [rows, V] chooses.
+        """Choose a token for each row of logits [rows, V], and write it to ids [rows], int64.
 
-        step [1]: which row of `uniforms` is used. The id is −1 where logits are not finite.
+        step [1]: the row of `uniforms` to use. The id is −1 if logits are NaN or infinite.
         """
         self.xp.run("step_choose", _choose, logits, self.uniforms, step, self.seen, self.weights,
                     ids, vocab=self.vocab, **self.settings)

@@ -1,8 +1,8 @@
 """One step of decoding over arrays: the forward pass for the next token of a few rows.
 
-It computes what `GPT2.forward` computes with a KV cache, and tests compare the two. All results go
-to memory that is allocated once. Only numbers in arrays depend on which step it is, so a GPU
-captures the launches of a step as one graph, and a token costs one call.
+It computes what `GPT2.forward` computes with a KV cache, and tests compare the two. All results are
+written to memory that is allocated once. What differs from step to step is stored in arrays, so a
+GPU can capture the kernel launches of a step as one graph, and each token costs one launch.
 """
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from .sampling import SamplingOptions
 
 AHEAD = 32                              # the most tokens that one copy brings back to the host
 
-# choose(logits [B, V], ids [B], step [1]) writes the chosen ids; step: which random numbers to use
+# choose(logits [B, V], ids [B], step [1]) writes the chosen ids to `ids`; `step` is the number of
+# the step, which says which random numbers to use
 Choose = Callable[[Any, Any, Any], None]
 
 
@@ -30,8 +31,8 @@ def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarr
             seen: Sequence[Sequence[int]]) -> Choose:
     """A function that chooses tokens on the model's device.
 
-    vocab: ids from this number on are never chosen. uniforms [n, B]: random numbers, row i for
-    step i. seen: the ids of each row so far.
+    vocab: only ids below this number are chosen. uniforms [n, B]: random numbers in [0, 1), of
+    which step i uses row i. seen: the ids of each row so far.
     """
     if options.is_greedy and options.repetition_penalty == 1.0:
         return lambda logits, ids, step: gpu_ops.greedy(logits, ids, vocab=vocab)
@@ -41,9 +42,9 @@ def chooser(model: Any, options: SamplingOptions, vocab: int, uniforms: np.ndarr
 
 
 class Stepper:
-    """Decodes the rows of a KV cache step by step, and fills the cache further.
+    """Decodes the rows of a KV cache step by step, and stores their new tokens in the cache.
 
-    choose: chooses the tokens on the device; without it, `read` returns logits to the host.
+    choose: chooses the tokens on the device (`tokens`); without it, `read` returns logits.
     """
 
     @staticmethod
@@ -69,9 +70,9 @@ class Stepper:
         def room(*shape: int, dtype: str = stream) -> Any:
             return self.there.zeros(shape, dtype=dtype)
 
-        # row 0: the tokens to be read; rows 1 … AHEAD: the tokens read before
+        # row 0: the tokens to read next; rows 1 … AHEAD: the tokens read before
         self.ids = room(1 + AHEAD, rows, dtype="int64")
-        # how many places of the cache are filled, and how many tokens the stepper has read
+        # the number of used slots of the cache, and the number of steps so far
         self.state = self.there.array([cache.length, 0], dtype="int64")
         self.pad = self.there.array(cache.padded, dtype="int64")                    # [B]
         self.x, self.q, self.y = room(rows, d), room(rows, d), room(rows, d)        # 3 × [B, d]
@@ -119,7 +120,7 @@ class Stepper:
         self.next()
 
     def read(self, token: Sequence[int]) -> np.ndarray:
-        """Logits [B, V], on the host, of the token after `token` [B]: one upload and one wait."""
+        """Logits [B, V] on the host, for the token after `token` [B]: one upload and one wait."""
         self._start(token)
         self.cache.advance(1)
         self.read_so_far += 1
@@ -144,7 +145,7 @@ class Stepper:
             for _ in range(started):
                 self.next()
             yield batch
-            self.there.use()                            # the caller may have used another device
+            self.there.use()                            # the caller may have switched the device
 
 
 def _step_of(this: weakref.ref[Stepper]) -> None:
@@ -155,4 +156,5 @@ def _step_of(this: weakref.ref[Stepper]) -> None:
 
 
 def norm_of(layer_norm: Any) -> tuple[Any, Any]:
+    """Weight and bias of a LayerNorm, as arrays."""
     return layer_norm.weight.array, layer_norm.bias.array

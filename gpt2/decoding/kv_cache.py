@@ -17,8 +17,9 @@ class KVCache:
     That is 2·L·d numbers for each token and row. The key and the value of a token depend on the
     tokens before it and on no later one   (cache.1), so they are computed once.
 
-    pad: how many places at the left of each row hold no token. Such places are masked, and
-    positions count from the first token on, so a padded row computes what it would compute alone.
+    A slot is the memory for one token of a row. pad: the number of slots at the left of each row
+    that hold no token. These slots are masked, and positions are counted from the first token, so
+    a padded row gives the same result as it would alone.
     """
 
     def __init__(self, config: GPT2Config, batch: int, size: int, *, device: str = "numpy",
@@ -29,7 +30,7 @@ class KVCache:
         self.keys = there.zeros(shape, dtype=dtype)
         self.values = there.zeros(shape, dtype=dtype)
         self.size, self.length = size, 0
-        # the same numbers twice: on the host, which need not wait for the device, and [B, 1] there
+        # the same numbers twice: on the host, to read without a wait, and [B, 1] on the device
         self.padded = list(pad or [0] * batch)
         self.pad = there.array(list(pad), dtype="int64")[:, None] if pad and any(pad) else None
 
@@ -46,8 +47,9 @@ class KVCache:
     def layout(self, rows: int, tokens: int) -> tuple[Any, Any]:
         """Positions [T] or [B, T] of the next tokens, and the mask [B, 1, 1, S] or None.
 
-        The mask is True at places that hold a token; None: all of them do. At place j of a row
-        with c places of padding, the position is max(j − c, 0) and the mask is j ≥ c   (cache.4–5).
+        The mask is True for slots that hold a token; it is None if all of them do. In slot j of a
+        row with c slots of padding, the position is max(j − c, 0) and the mask is j ≥ c
+        (cache.4–5).
         """
         end = self.length + tokens
         if rows != self.keys.shape[1]:
@@ -55,11 +57,11 @@ class KVCache:
         if end > self.size:
             raise UsageError(f"the KV cache has room for {self.size} tokens; "
                              f"{self.length} + {tokens} do not fit")
-        places = self.xp.arange(end)
+        slots = self.xp.arange(end)
         if self.pad is None:
-            return places[self.length:], None
-        positions = self.xp.maximum(places[None, self.length:] - self.pad, 0)       # [B, T]
-        return positions, (places[None] >= self.pad)[:, None, None]                 # [B, 1, 1, S]
+            return slots[self.length:], None
+        positions = self.xp.maximum(slots[None, self.length:] - self.pad, 0)        # [B, T]
+        return positions, (slots[None] >= self.pad)[:, None, None]                  # [B, 1, 1, S]
 
     def extend(self, layer: int, k: mg.Tensor, v: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
         """Store k and v [B, h, T, d/h] of the next tokens, and return all keys and values stored.
@@ -79,7 +81,7 @@ class KVCache:
         self.length += tokens
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens; the next ones are stored in their place."""
+        """Forget all but the first `length` tokens; the next tokens overwrite the others."""
         self.length = min(self.length, length)
 
     def rows(self, first: int, last: int) -> KVCache:

@@ -10,7 +10,7 @@ LONGEST = 3
 class Lookup:
     """The tokens of one row so far, and an index of their runs.
 
-    after: for each run of one to LONGEST tokens, the place of the token that followed it last.
+    after: for each run of one to LONGEST tokens, the index of the token that followed it last.
     """
 
     def __init__(self, tokens: Iterable[int]) -> None:

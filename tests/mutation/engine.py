@@ -1,7 +1,8 @@
-"""python tests/mutation/engine.py [-k REGEX]: undo each of the engine's decisions and demand that its tests notice.
+"""python tests/mutation/engine.py [-k REGEX]: undo each of the engine's decisions, and check that a test notices it.
 
-A mutant is a module of minigrad imported from another text, in a process of its own, in which the tests of the engine run until one
-fails, and again with MINIGRAD_EXPLICIT=1, on the engine's definition. A mutant that none notices fails the run.
+A mutant is a module of minigrad with one change in its source. It is imported in a process of its own, in which the tests of the engine
+run until one fails; if none fails, they run again with MINIGRAD_EXPLICIT=1, on the engine's definition. If still none fails, the run
+fails.
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from engine_mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-# from quick to slow
+# the files of tests, from fast to slow
 GROUPS = [["engine/test_copies"], ["engine/test_fast"],
           ["engine/test_op_kernels", "engine/test_engine", "test_16_bits", "test_16_bits_at_large", "test_every_16_bit_number"],
           ["engine/test_saved", "engine/test_engine_memory", "backend/cupy/test_cupy_devices", "test_transforms",
@@ -30,7 +31,7 @@ GROUPS = [["engine/test_copies"], ["engine/test_fast"],
 
 
 def mutated(path: Path, qualname: str, old: str, new: str) -> str:
-    """The module's text with `old`, which stands once in `qualname`, replaced. ValueError where it does not stand once."""
+    """The module's source, in which `old` is replaced by `new` inside `qualname`. ValueError unless `old` occurs exactly once there."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     node: Any = ast.parse(text)
@@ -40,7 +41,7 @@ def mutated(path: Path, qualname: str, old: str, new: str) -> str:
         start, stop = node.lineno - 1, node.end_lineno
     segment = "".join(lines[start:stop])
     if segment.count(old) != 1:
-        raise ValueError(f"{path.name}: {qualname}: {segment.count(old)} places hold {old!r}; one is needed")
+        raise ValueError(f"{path.name}: {qualname}: {old!r} occurs {segment.count(old)} times; it must occur once")
     return "".join(lines[:start]) + segment.replace(old, new) + "".join(lines[stop:])
 
 
@@ -53,7 +54,7 @@ def files_of(names: list[str]) -> list[str]:
 
 
 class Mutate(importlib.abc.MetaPathFinder):
-    """Imports one module from another text."""
+    """An import hook that imports one module from another source text."""
 
     def __init__(self, module: str, text: str) -> None:
         self.module, self.text = module, text
@@ -71,7 +72,7 @@ class Mutate(importlib.abc.MetaPathFinder):
 
 
 class Unshrunk:
-    """A plugin for pytest: Hypothesis asks the same examples each time, and a failure is one without being made small."""
+    """A plugin for pytest: Hypothesis draws the same examples each time, and does not shrink a failing one."""
 
     def pytest_sessionstart(self, session: Any) -> None:
         from hypothesis import Phase, settings
@@ -82,7 +83,7 @@ class Unshrunk:
 
 
 def run_one(number: int, files: list[str]) -> int:
-    """pytest over `files` with mutant `number` in the place of its module, to the first failure, without shrinking it."""
+    """Run pytest on `files` with mutant `number`, until the first failure; return its exit code."""
     import pytest
 
     _, module, qualname, old, new = MUTANTS[number]
@@ -93,15 +94,15 @@ def run_one(number: int, files: list[str]) -> int:
 
 
 def killer(number: int, groups: list[list[str]] = GROUPS, timeout: float = 300.0) -> str | None:
-    """The first test that notices the mutant, "a time limit" where it never ends, or None."""
+    """The first test that notices the mutant, "a time limit" if it never ends, or None."""
     found = _killer(number, groups, timeout, {})
-    if found is None:                                   # part of the engine's definition runs there alone
+    if found is None:                                   # some code runs only with the engine's definition
         found = _killer(number, [g for g in groups if "engine/test_fast" not in g], timeout, {"MINIGRAD_EXPLICIT": "1"})
     return found
 
 
 def _killer(number: int, groups: list[list[str]], timeout: float, variables: dict[str, str]) -> str | None:
-    """The same with these environment variables."""
+    """`killer` with these environment variables."""
     for names in groups:
         try:
             command = [sys.executable, __file__, "--one", str(number), *files_of(names)]
@@ -112,7 +113,7 @@ def _killer(number: int, groups: list[list[str]], timeout: float, variables: dic
         if done.returncode == 1:
             failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             return failed[0].split("::", 1)[-1].split(" - ")[0] if failed else "a test"
-        if done.returncode:                             # it could not even be imported or collected
+        if done.returncode:                             # the import or the collection of tests failed
             return f"pytest, which ended with {done.returncode}"
     return None
 

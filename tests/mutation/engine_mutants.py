@@ -1,6 +1,7 @@
-"""What the engine decides, each decision undone: name, module, function or class in it, text that stands there once, another text.
+"""The mutants of the engine, each of which undoes one decision.
 
-A decision that is made twice, in the definition and on the fast path, is undone in each.
+Each line has a name, a module, a function or class in it, a text that occurs once there, and the text that replaces it. A decision
+that is made twice, in the definition and on the fast path, is undone in each of them.
 """
 from __future__ import annotations
 
@@ -450,7 +451,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
     ("a replay moves the stream", R, "replaying", "        set_state(was)", "        pass"),
     ("a checkpoint records its inside", F, "Checkpoint.__call__", "with no_grad(), ", "with recording(state.recording), "),
     ("a checkpoint keeps its inside", F, "Checkpoint.__call__",
-     "with no_grad(), touching() as leaves:           # a replay reads captured leaves again\n            out = self.f(*args)",
+     "with no_grad(), touching() as leaves:           # which leaves f reads, for `pullback`\n            out = self.f(*args)",
      "with touching() as leaves:\n            out = self.f(*args)\n        self.kept = out"),
     ("a replay of a checkpoint does not record", F, "Checkpoint.pullback", "with recording(True), ", "with recording(create_graph), "),
     ("a checkpoint is recorded under no_grad", F, "Checkpoint.__call__", "if not state.recording:", "if False:"),

@@ -1,10 +1,11 @@
 """python tests/mutation/functions.py [-k REGEX] [--every N]: break optimizers, random numbers, dropout and decoding on purpose.
 
-A mutant is one function with one piece of its text changed: a number moved, a border, a sign, a term, a condition, a count or a
-statement left out, a setting ignored, what is computed times 1.0001 or off by 1e-5. The tests of its module judge it: those that call
-the function at all, the quick ones first. A mutant that none of them notices fails the run, unless EQUIVALENT says why it is no mistake.
+A mutant is one function with one change in its source: a number, a limit or a sign is changed; a term, a condition, a count or a
+statement is left out; a setting is ignored; or a result is multiplied by 1.0001 or increased by 1e-5. The tests of its module are run
+on it, but only those that call the function, the fastest first. If none of them fails, the run fails, unless EQUIVALENT says why the
+change is not a mistake.
 
-All modules and tests are imported once; each mutant is put in the place of its function in a fork of the process, which ends with it.
+All modules and tests are imported once. Each mutant replaces its function in a fork of this process, which then ends.
 """
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from minigrad.testing.mutate_text import decisions, own_pieces, replaced, say, s
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-# What is mutated -> what judges it: modules, or functions of them, and files of tests.
+# The modules, or functions of modules, that are mutated, and the files of tests that must notice it.
 _STEPS = ("gpt2/decoding/test_prompt_lookup", "gpt2/decoding/test_gpu_step")
 JUDGES: dict[str, tuple[str, ...]] = {
     "minigrad.optim": ("minigrad/test_optim", "minigrad/test_optim_clipping", "minigrad/test_16_bits",
@@ -64,18 +65,18 @@ Function = tuple[str, str]                              # the module, and the na
 
 @dataclass(frozen=True)
 class Mutant:
-    """A function of a module; made() is the module's text with one piece of the function changed."""
+    """A function of a module; made() is the module's syntax tree with one change in this function."""
 
     function: Function
     what: str
     made: Callable[[], ast.Module]
-    spot: tuple[int, str] | None = None                 # which of the function's values is spoiled, and how
+    spot: tuple[int, str] | None = None                 # the number of the spoiled value, and how it is spoiled
 
     def __str__(self) -> str:
         return f"{'.'.join(self.function)}: {self.what}"
 
 
-# ── texts ──
+# ── source texts ──
 def functions(target: str) -> dict[str, ast.FunctionDef]:
     """The functions of a target by their names in its module."""
     module, _, part = target.partition(":")
@@ -97,7 +98,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def mutants(target: str) -> Iterator[Mutant]:
-    """Every way to break the functions of a target that is known here, each with a name of its own."""
+    """All mutants of the functions of a target; no two have the same name."""
     module = target.partition(":")[0]
     for name, tree in functions(target).items():
         seen = Counter[str]()
@@ -117,9 +118,9 @@ def _changes(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.AST, ast.AST, tup
         yield from ((what, value, new, (i, new.func.id)) for what, new in spoiled(value))  # type: ignore[attr-defined]
 
 
-# ── in the place of the function ──
+# ── how a mutant replaces its function ──
 def function_of(function: Function) -> types.FunctionType:
-    """The function itself, without what decorates it."""
+    """The function itself, without its decorators."""
     found: Any = importlib.import_module(function[0])
     for part in function[1].split("."):
         found = inspect.getattr_static(found, part)
@@ -130,7 +131,10 @@ def function_of(function: Function) -> types.FunctionType:
 
 
 def install(function: Function, tree: ast.Module, **names: Any) -> None:
-    """From here on the function does what it does in the module's text `tree`. names: what that text calls besides."""
+    """Replace the code of a function by its code in another version of its module.
+
+    tree: the syntax tree of that version. names: further globals that it uses.
+    """
     code: types.CodeType = compile(ast.fix_missing_locations(tree), "<mutant>", "exec")
     for part in function[1].split("."):
         code = next(c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == part)
@@ -150,27 +154,27 @@ SPOILS: dict[str, Callable[[Any], Any]] = {
 
 
 def spoils(how: str, x: Any) -> bool:
-    """Whether x is another number, or array of numbers, when it is spoiled so."""
+    """Whether spoiling changes x, which may be a number or an array. how: a key of SPOILS."""
     if isinstance(x, float | np.ndarray | np.generic) and is_float(x):
         return not np.array_equal(SPOILS[how](x), x, equal_nan=True)
     return is_float(x)
 
 
 class _Probes(ast.NodeTransformer):
-    """Puts a note around each value of a function, and one at its start."""
+    """Wraps each value of a function in a call of `_seen`."""
 
     def __init__(self, name: str, values: list[ast.expr]) -> None:
-        self.name, self.places = name, {id(v): i for i, v in enumerate(values)}
+        self.name, self.numbers = name, {id(v): i for i, v in enumerate(values)}
 
     def visit(self, node: ast.AST) -> Any:
         new = self.generic_visit(node)
-        if id(node) in self.places:
-            return ast.Call(ast.Name("_seen", ast.Load()), [ast.Constant(self.name), ast.Constant(self.places[id(node)]), new], [])
+        if id(node) in self.numbers:
+            return ast.Call(ast.Name("_seen", ast.Load()), [ast.Constant(self.name), ast.Constant(self.numbers[id(node)]), new], [])
         return new
 
 
 def install_probes(target: str, reached: Callable[[str], Any], seen: Callable[[str, int, Any], Any]) -> None:
-    """From here on each function of the target calls reached(its name), and gives seen(its name, the spot, value) what it computes."""
+    """Make each function of the target call reached(its name) first, and seen(its name, number, value) for each value it computes."""
     module = target.partition(":")[0]
     for name, tree in functions(target).items():
         copies: dict[int, Any] = {}
@@ -183,19 +187,23 @@ def install_probes(target: str, reached: Callable[[str], Any], seen: Callable[[s
         install((module, name), whole, _reached=reached, _seen=seen)
 
 
-# ── judging ──
+# ── running the tests ──
 @dataclass
 class Reach:
-    """Of a target's functions: the tests that call each, with their seconds, and its values: spoiled, or still the same."""
+    """What the tests of a target reach.
+
+    tests: for each function the tests that call it, with their seconds. spoiled, same: the values, by function and `spot`, that
+    spoiling changed in some call, and those that it did not change in some call. imported: the modules imported by the tests.
+    """
 
     tests: dict[str, dict[str, float]]
     spoiled: set[tuple[str, tuple[int, str]]]
     same: set[tuple[str, tuple[int, str]]]
-    imported: list[str]                                 # while the tests ran
+    imported: list[str]
 
 
 class Chosen(Unshrunk):
-    """Runs the tests that it is given, in that order, and notes the first that fails."""
+    """A plugin for pytest: it runs only the given tests, in the given order, and records the first that fails."""
 
     def __init__(self, tests: list[str]) -> None:
         self.order, self.failed = {test: i for i, test in enumerate(tests)}, ""
@@ -208,7 +216,7 @@ class Chosen(Unshrunk):
 
 
 class Noting(Unshrunk):
-    """Notes which functions each test calls, and how long it takes."""
+    """A plugin for pytest: it records which functions each test calls, and how long the test takes."""
 
     def __init__(self) -> None:
         self.now, self.reach, self.failed = "", Reach(defaultdict(dict), set(), set(), []), ""
@@ -232,9 +240,9 @@ class Noting(Unshrunk):
 
 
 def forked(f: Callable[..., Any], *args: Any, seconds: float) -> Any:
-    """f(*args), from a fork of this process, whose output is thrown away.
+    """The result of f(*args) in a fork of this process, whose output is discarded.
 
-    TimeoutError after so many seconds of its CPU; EOFError where it ends without an answer.
+    TimeoutError after `seconds` of CPU time; EOFError if the process ends without a result.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -250,7 +258,7 @@ def forked(f: Callable[..., Any], *args: Any, seconds: float) -> Any:
     process.start()
     theirs.close()
     try:
-        if not ours.poll(3600.0):                       # it waits for something
+        if not ours.poll(3600.0):                       # it waits for something, which uses no CPU time
             raise TimeoutError
         return ours.recv()
     except EOFError:
@@ -278,7 +286,7 @@ def _noted(target: str) -> Reach | str:
 
 
 def reach_of(target: str) -> Reach:
-    """What the tests of a target call. RuntimeError where one fails, with no mutant there."""
+    """What the tests of a target reach. RuntimeError if a test fails without a mutant."""
     import pytest
 
     sys.argv = sys.argv[:1]
@@ -287,11 +295,11 @@ def reach_of(target: str) -> Reach:
     found = forked(_noted, target, seconds=600.0)
     if isinstance(found, str):
         raise RuntimeError(f"{target}: a test fails without a mutant: {found}")
-    for name in found.imported:                         # so that no fork has to
+    for name in found.imported:                         # so that the forks need not import them
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()                                         # forks share it
+    gc.freeze()                                         # forks share this memory
     return found
 
 
@@ -306,7 +314,7 @@ def _judged(mutant: Mutant, tests: list[str]) -> str:
 
 
 def killer(mutant: Mutant, reach: Reach) -> str | None:
-    """The first test that notices the mutant, "a time limit" where it never ends, or None."""
+    """The first test that notices the mutant, "a time limit" if it never ends, or None."""
     tests = reach.tests.get(mutant.function[1], {})
     if not tests:
         return None
@@ -319,19 +327,19 @@ def killer(mutant: Mutant, reach: Reach) -> str | None:
 
 
 def changes_nothing(mutant: Mutant, reach: Reach) -> bool:
-    """Whether the value that is spoiled is no float, or the same float, wherever tests come by it."""
-    place = (mutant.function[1], mutant.spot)
-    return mutant.spot is not None and place in reach.same and place not in reach.spoiled
+    """Whether the spoiled value never changed in the tests, as it is not a float, or rounds to the same float."""
+    spot = (mutant.function[1], mutant.spot)
+    return mutant.spot is not None and spot in reach.same and spot not in reach.spoiled
 
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python tests/mutation/functions.py", description=__doc__.partition(":")[2].strip())
     p.add_argument("--target", action="append", choices=JUDGES, metavar="NAME", help="only this module, or part of one (repeatable)")
     p.add_argument("-k", default="", metavar="REGEX", help="only mutants whose name matches, such as 'optim.SGD'")
-    p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth of them")
+    p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth of these mutants")
     args = p.parse_args()
     if args.every < 1:
-        p.error(f"--every {args.every}: at least 1")
+        p.error(f"--every must be at least 1, not {args.every}")
     counts, survivors, wrong = Counter[str](), [], []
     for target in args.target or JUDGES:
         chosen = [m for m in mutants(target) if re.search(args.k, str(m))][::args.every]
@@ -351,7 +359,7 @@ def main() -> int:
                 print(f"    {'equivalent' if m in EQUIVALENT else 'SURVIVED'}: {m}", flush=True)
     print(f"\n{counts.total() + len(survivors)} mutants: {counts['killed']} killed, {counts['equivalent']} equivalent, "
           f"{len(survivors)} survived")
-    for title, lines in (("survived", survivors), ("was said to be equivalent, and is not", wrong)):
+    for title, lines in (("survived", survivors), ("EQUIVALENT lists it, but a test notices it", wrong)):
         for line in lines:
             print(f"{title}: {line}")
     return 1 if survivors or wrong else 0

@@ -1,4 +1,4 @@
-"""Every decision of the engine is undone, and a test of the engine notices. One by default; all of them with -m slow."""
+"""Each decision of the engine is undone, and a test of the engine must notice it. By default one mutant runs; with -m slow all do."""
 from __future__ import annotations
 
 import sys
@@ -17,15 +17,15 @@ def _mutants(slow: bool) -> list[object]:
     return [pytest.param(i, id=name) for i, (name, *_) in enumerate(MUTANTS) if (name in QUICK) != slow]
 
 
-def test_every_mutant_is_a_change_of_the_text_that_is():
-    """Each old text stands once where the table says, the new one compiles, and names are not used twice."""
+def test_every_mutant_fits_the_source():
+    """Each old text occurs once where the table says, the new one compiles, and no name is used twice."""
     for _, module, qualname, old, new in MUTANTS:
         compile(mutated(file_of(module), qualname, old, new), module, "exec")
     assert len({name for name, *_ in MUTANTS}) == len(MUTANTS) and QUICK <= {name for name, *_ in MUTANTS}
 
 
-def test_the_tests_that_judge_exist():
-    """pytest ends with an error where a file is missing, which would pass for a mutant that was noticed."""
+def test_the_files_of_tests_exist():
+    """If a file were missing, pytest would end with an error, which would count as a mutant that was noticed."""
     assert [path for names in GROUPS for path in files_of(names) if not Path(path).is_file()] == []
 
 

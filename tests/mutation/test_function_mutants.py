@@ -1,4 +1,4 @@
-"""Optimizers, random numbers, dropout and decoding are broken on purpose, and their tests notice. A sample by default; all with -m slow."""
+"""Optimizers, random numbers, dropout and decoding are broken on purpose, and a test must notice it. -m slow runs all mutants."""
 from __future__ import annotations
 
 import ast
@@ -25,25 +25,25 @@ def _run(*flags: str) -> str:
 
 
 def test_a_mutant_of_a_function_is_killed():
-    """Three of the bits that random numbers and dropout masks are made of; a fork of one process runs the tests with each."""
+    """Three mutants of the generator of random bits; the tests run with each of them in a fork of one process."""
     assert _run("--target", "minigrad.backend.splitmix64", "-k", "|".join(QUICK)) == "3 mutants: 3 killed, 0 equivalent, 0 survived"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", JUDGES)
 def test_every_mutant_is_killed(target: str):
-    """No mutant survives the tests of its module but those that are no mistake, and these do."""
+    """Only the mutants that are not mistakes survive the tests of their module, and all of these survive."""
     assert _run("--target", target).endswith(", 0 survived")
 
 
 def test_what_is_called_equivalent_exists():
-    """Each excuse has a reason, and is for a mutant that there is; no two have one name."""
+    """Each entry of EQUIVALENT has a reason and names a mutant that exists; no two mutants have the same name."""
     names = [str(m) for target in JUDGES for m in mutants(target)]
     assert len(set(names)) == len(names) and EQUIVALENT.keys() <= set(names) and all(EQUIVALENT.values())
 
 
 def test_every_function_is_found():
-    """What a text is put in the place of is the function of that name, whatever decorates it."""
+    """function_of finds the function of each name, with or without decorators."""
     for target in JUDGES:
         for name, tree in functions(target).items():
             f = function_of((target.partition(":")[0], name))
@@ -63,7 +63,7 @@ def f(a, b=0.5, *, n: int = 3):
 
 
 def test_changes_are_of_each_kind():
-    """Borders, conditions, counts, signs, numbers, statements, settings and values of a text with each; nothing of its messages."""
+    """On a text with all of them: limits, conditions, counts, signs, numbers, statements, settings and values change; messages do not."""
     (tree,) = ast.parse(TEXT).body
     assert isinstance(tree, ast.FunctionDef)
     found = [what for piece in own_pieces(tree) for what, _ in decisions(piece)]

@@ -1,4 +1,4 @@
-"""Every NumPy kernel is broken on purpose, and a law or a definition notices. A sample by default; all of them with -m slow."""
+"""Each NumPy kernel is broken on purpose, and a law or a definition must notice it. By default a sample runs; with -m slow all do."""
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +19,7 @@ def _survivors(function: Any, dtype: str, every: int) -> list[str]:
 
 @pytest.mark.parametrize("function", [p for p in FUNCTIONS if p.values[0] in backend.cpu.kernels.values()])
 def test_one_mutant_is_killed(function: Any):
-    """Of each kernel a mutant in its middle, in float32: one that multiplies by 1.0001, where it has one."""
+    """One mutant of each kernel is noticed in float32; if possible, it is one that multiplies by 1.0001."""
     known = [m for m in mutants(function) if not excuse(f"{m} [float32]")]
     chosen = [m for m in known if "times 1.0001" in m.what] or known
     assert killer(chosen[len(chosen) // 2], "float32") is not None
@@ -28,7 +28,7 @@ def test_one_mutant_is_killed(function: Any):
 @pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_sample_of_the_mutants_is_killed(function: Any):
-    """Of each function every fortieth mutant, in float32, and every sixtieth in float64."""
+    """Every 40th mutant of each function is noticed in float32, and every 60th in float64."""
     assert _survivors(function, "float32", 40) == [] and _survivors(function, "float64", 60) == []
 
 
@@ -36,13 +36,13 @@ def test_a_sample_of_the_mutants_is_killed(function: Any):
 @pytest.mark.parametrize("dtype", JUDGES)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_every_mutant_is_killed(function: Any, dtype: str):
-    """No mutant survives, in either dtype, but those that are no mistake."""
+    """In each dtype only the mutants that are not mistakes survive."""
     assert _survivors(function, dtype, 1) == []
 
 
 @pytest.mark.slow
 def test_what_is_called_equivalent_survives():
-    """Each mutant that is excused survives in a dtype that its excuse is for."""
+    """Each mutant in EQUIVALENT survives in a dtype that its entry is for."""
     known = {f"{m} [{dtype}]": (m, dtype) for p in FUNCTIONS for m in mutants(p.values[0]) for dtype in JUDGES}
     for name in EQUIVALENT:
         meant = [(m, dtype) for whole, (m, dtype) in known.items() if excuse(whole) and name in (whole, str(m))]
@@ -50,13 +50,13 @@ def test_what_is_called_equivalent_survives():
 
 
 def test_what_is_called_equivalent_exists():
-    """Each excuse is for a mutant that there is, in one dtype or in both."""
+    """Each entry of EQUIVALENT names a mutant that exists, for one dtype or for both."""
     known = {str(m) for p in FUNCTIONS for m in mutants(p.values[0])}
     assert {name.partition(" [float")[0] for name in EQUIVALENT} <= known
 
 
 def test_every_kernel_has_mutants():
-    """All kernels are among the functions, and shared functions are judged by the kernels that call them."""
+    """All kernels are mutated, and shared functions are tested through the kernels that call them."""
     assert {key for p in FUNCTIONS for key in kernels_with(p.values[0])} == backend.cpu.kernels.keys()
     assert kernels_with(numpy_kernels.column_sums) == ["sum_to", "gelu/joint", "layer_norm/joint"]
 

@@ -1,4 +1,4 @@
-"""Every rule is broken on purpose, and a law notices. A sample by default; all of them with -m slow."""
+"""Each rule is broken on purpose, and a law must notice it. By default a sample runs; with -m slow all do."""
 from __future__ import annotations
 
 import pytest
@@ -15,7 +15,7 @@ def _survivors(name: str, every: int) -> list[str]:
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_sample_of_the_mutants_is_killed(name: str):
-    """Of each op the first mutant and every tenth after it."""
+    """The first mutant of each op, and every tenth after it, is noticed."""
     assert _survivors(name, 10) == []
 
 
@@ -28,7 +28,7 @@ def test_every_mutant_is_killed(name: str):
 
 @pytest.mark.slow
 def test_what_is_called_equivalent_exists_and_survives():
-    """Each mutant that is excused is one, and no law notices it."""
+    """Each entry of EQUIVALENT names a mutant that exists, and no law notices it."""
     known = {str(m): m for name in DIFFERENTIABLE for m in mutants(REGISTRY[name])}
     assert EQUIVALENT.keys() <= known.keys()
     for name in EQUIVALENT:
