@@ -50,7 +50,7 @@ def unseen(model: GPT2, ids: np.ndarray, grad: bool, steps: int = 0) -> list[str
     if model.config.n_layer == 1:
         out.append("blocks that are mixed up: there is one block")
     if model.config.n_head == 1:
-        out.append("heads that are mixed up, and √d in the place of √(d/h): there is one head")
+        out.append("heads that are mixed up, and √d instead of √(d/h): there is one head")
     if tokens == 1:
         out.append("the mask and the scale of attention: rows have one token each")
     if rows == 1:

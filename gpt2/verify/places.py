@@ -86,7 +86,7 @@ def solved(judge: Judge, x: np.ndarray, part: str, layer: int, heads: int) -> Fo
 
 
 class Forced(NamedTuple):
-    """A comparison in which each step of ours reads the port's tensors in the place of ours.
+    """A comparison in which each step of ours reads the port's tensors instead of ours.
 
     unread: the tensors that are not used so, because all later tensors are right without them.
     """

@@ -198,8 +198,8 @@ def possible(judge: Judge, suspect: Suspect, at: int, forward: Sequence[Some],
     """The mistakes that may show first under the name at `at`.
 
     Each comes with a text about its blocks, the blocks, and what it changes. A mistake changes
-    everything after it, so no right name may lie between its place and `at`. general: the gradient
-    of the mistake's own point may be right, if the gradient that it passes on is wrong.
+    everything after it, so no right name may lie between the mistake and `at`. general: the
+    gradient of the mistake's own point may be right, if the gradient that it passes on is wrong.
     """
     name, right, n = judge.names[at], judge.names[:at], suspect.run.model.config.n_layer
     if name == "step.1.loss" and "loss" not in right:
@@ -211,13 +211,13 @@ def possible(judge: Judge, suspect: Suspect, at: int, forward: Sequence[Some],
         agreed = {order[x.removesuffix(".grad")] for x in right if x.endswith(".grad")}
         for where, layers in spans(name, n, back=True):
             for bug in backward:
-                place = order[qualified(bug.at, max(layers), True)]
-                between = place <= here and not any(place + general <= one < here for one in agreed)
+                start = order[qualified(bug.at, max(layers), True)]
+                between = start <= here and not any(start + general <= one < here for one in agreed)
                 # gradients of parameters come after those of all points, so a gradient of a point
                 # may be wrong because of a parameter's
                 leaves = (bug.at.endswith((".weight", ".bias"))
                           and name.endswith((".weight.grad", ".bias.grad")))
-                fits = place == here if leaves else between or name.startswith("step.")
+                fits = start == here if leaves else between or name.startswith("step.")
                 if fits and (not where or bug.at in BACK):
                     yield bug, where, layers, DERIVATIVE
         if name.endswith(".grad") and not general:
@@ -230,8 +230,8 @@ def possible(judge: Judge, suspect: Suspect, at: int, forward: Sequence[Some],
         agreed = {order[x] for x in right if x in order and x not in ("embed", "pos_embed")}
         for where, layers in spans(name, n, back=False):
             for bug in forward:
-                place = order[qualified(bug.at, min(layers), False)] if bug.at else here
-                between = place <= here and not any(place <= one < here for one in agreed)
+                start = order[qualified(bug.at, min(layers), False)] if bug.at else here
+                between = start <= here and not any(start <= one < here for one in agreed)
                 if between and (not where or bug.at in BLOCK):
                     yield bug, where, layers, BOTH
 

@@ -49,7 +49,7 @@ MISTAKES = [
     (81, "forward", "ln_2 is applied to the block's input"), (82, "backward", "added up twice"),
     (83, "backward", "attn.c_proj hands back g W"),
     (84, "backward", "past ln_1 is left out"), (85, "backward", "lacks the embedding's part"), (86, "optimiser", "does not grow"),
-    (87, "optimiser", "not multiplied by the learning rate"), (88, "backward", "added up at the query's place"),
+    (87, "optimiser", "not multiplied by the learning rate"), (88, "backward", "added up at the query's position"),
     (89, "forward", "use the first row's K"), (90, "forward", "has √(2/π) times x alone"),
     (91, "backward", "of the last token alone: it is set"), (92, "loading", "l · d numbers after block 0's"),
     (93, "backward", "written over the head's part"), (94, "optimiser", "head keeps its first table"),

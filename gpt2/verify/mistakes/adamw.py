@@ -45,7 +45,7 @@ STEPS = {
     "first new by second": "the first moment's new part is multiplied by 1 − β₂; it is multiplied "
                            "by 1 − β₁",
     "points summed": "the gradients of activations are not zeroed between steps",
-    "nesterov": "the step looks ahead: it takes β₁ m + (1 − β₁) g in place of m (NAdam)",
+    "nesterov": "the step looks ahead: it takes β₁ m + (1 − β₁) g instead of m (NAdam)",
     "v is new": "the second moment is g² of this step alone; it is a running mean",
     "same gradient": "each step takes the first step's gradients",
     "no biases": "biases are not stepped",

@@ -51,7 +51,7 @@ class Factor(NamedTuple):
 
 
 # of [B, T, n], [B, h, T, n] and [T, n]; a token is a position of a row
-AXES: dict[str, Any] = {"row of the batch": 0, "head": 1, "place": -2, "column": -1,
+AXES: dict[str, Any] = {"row of the batch": 0, "head": 1, "position": -2, "column": -1,
                         "token": (0, -2)}
 KINDS = ("ln_1", "ln_2", "ln_f")
 
@@ -87,7 +87,7 @@ def marked(x: Tensor, axis: str, index: int) -> np.ndarray:
     IndexError if x does not have this axis.
     """
     if axis == "token":
-        return marked(x, "row of the batch", index) * marked(x, "place", index)
+        return marked(x, "row of the batch", index) * marked(x, "position", index)
     at = range(x.ndim)[AXES[axis]]
     if (axis == "head"
         and x.ndim < 4) or (axis == "row of the batch" and x.ndim < 3) or x.shape[at] == 1:
@@ -120,7 +120,7 @@ def at_all(points: tuple[str, ...], made: Formula) -> Plant:
 
 
 EDGES = [(axis, index, f"the {said} {axis}")
-         for axis in ("row of the batch", "place", "token", "head", "column")
+         for axis in ("row of the batch", "position", "token", "head", "column")
          for index, said in ((-1, "last"), (0, "first"))]
 LOOP = {-1: "the loop ends one too early", 0: "the loop starts at 1"}
 
@@ -130,7 +130,7 @@ def axes(points: tuple[str, ...]) -> list[str]:
     heads = any(point in ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z")
                 for point in points)
     return [*["row of the batch", "token"] * ("pos_embed" not in points), *["head"] * heads,
-            "place"]
+            "position"]
 
 
 def edges(points: tuple[str, ...]) -> list[tuple[str, int, str]]:
@@ -193,7 +193,7 @@ def shorter_sums() -> Iterator[Bug]:
                               mg.where(marked(z, "column", index) == 0.0, z, -1e30), y).mean()))
 
 
-# the block that is used in place of block i, of n
+# the block that is used instead of block i, of n
 OTHERS: dict[str, Callable[[int, int], int]] = {
     "block 0": lambda i, n: 0, "the last block": lambda i, n: n
                - 1, "the block before": lambda i, n: max(i - 1, 0),

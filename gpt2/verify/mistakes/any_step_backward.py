@@ -53,7 +53,7 @@ from .backward import BEFORE, gelu_slope
 from .formulas import MATRICES
 from .norms_backward import derived, norm, right_gain, right_part
 
-# what a rule reads in place of the array that it should read
+# what a rule reads instead of the array that it should read
 Held = Callable[[Here, Tensor], Tensor]
 Reading = Callable[[Callable[[Held], Plant]], Plant]
 
@@ -75,7 +75,7 @@ def lost() -> Iterator[Bug]:
         # the first query's scores have no gradient
         one_key = outputs(points)[0] in ("attn.q", "attn.scores", "attn.pattern")
         for axis, index, said in edges(points):
-            if one_key and index == 0 and axis in ("place", "token"):
+            if one_key and index == 0 and axis in ("position", "token"):
                 continue
             yield Bug(at, f"{step} hands back no gradient of {said}: {LOOP[index]}",
                       at_all(outputs(points),
@@ -116,11 +116,11 @@ def first_alone(axis: str) -> Reading:
 
 
 def held(point: str) -> Iterator[tuple[str, Reading]]:
-    """Arrays that a rule may read by mistake in place of a point's tensor, and texts about them."""
+    """Arrays that a rule may read by mistake instead of a point's tensor, and texts about them."""
     for which, block in OTHERS.items():
         yield f"that of {which}", passed(
             lambda i, n, block=block: f"blocks.{block(i, n)}.{point}")  # type: ignore[misc]
-    for axis in ("row of the batch", "token", "head", "place"):
+    for axis in ("row of the batch", "token", "head", "position"):
         # c_proj reads z with its heads joined
         if axis != "head" or (point.startswith("attn.") and point != "attn.z"):
             yield f"the first {axis}'s for all of them", first_alone(axis)
@@ -148,7 +148,7 @@ def reads() -> Iterator[Bug]:
                 linear(part,
                        lambda here, x, w, b, part=part, which=which: (  # type: ignore[misc]
                            x @ stop(other(here, part, which).weight) + stop(x) @ w + b)))
-    for axis in ("row of the batch", "token", "place"):
+    for axis in ("row of the batch", "token", "position"):
         yield Bug(
             "wte.weight",
             f"the head's part of wte's gradient has the first {axis}'s x for all of them",
@@ -221,7 +221,7 @@ def norm_reads() -> Iterator[Bug]:
                        alike(r, axis) if "σ" in which else r)
 
     for which in ("μ", "σ", "μ and σ"):
-        for axis in ("row of the batch", "place"):
+        for axis in ("row of the batch", "position"):
             for kinds in (KINDS, *((kind,) for kind in KINDS)):
                 name = "LayerNorm" if len(kinds) > 1 else kinds[0]
                 yield Bug(f"{kinds[-1]}.out",
@@ -289,7 +289,7 @@ def of_leaves() -> Iterator[Bug]:
         for index, edge in LOOP.items():
             which = "last" if index else "first"
             for axis, word in (("column", "column"),
-                               ("place", "row"))[:1 + (part in MATRICES and "weight" in name)]:
+                               ("position", "row"))[:1 + (part in MATRICES and "weight" in name)]:
                 yield Bug(
                     name,
                     f"{said} has no gradient in its {which} {word}: {edge}",

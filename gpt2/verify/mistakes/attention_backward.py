@@ -128,18 +128,18 @@ ATTENTION = [
                lambda p, s, seen: p * s),
     of_softmax("softmax's derivative is left out", lambda p, s, seen: causal(s, seen)),
     of_softmax("softmax's derivative is left out, and the causal mask too", lambda p, s, seen: s),
-    *(of_softmax("softmax's derivative has ⟨p², g⟩ in place of p ⟨p, g⟩: another index of p", made)
+    *(of_softmax("softmax's derivative has ⟨p², g⟩ instead of p ⟨p, g⟩: another index of p", made)
       for made in (lambda p, s, seen: p * s - causal((p * p * s).sum(axis=-1, keepdims=True) * 1.0,
                                                      seen),
                    lambda p, s, seen: p * (s - (p * p * s).sum(axis=-1, keepdims=True)))),
     of_softmax("softmax's derivative is p ⊙ (1 − p) ⊙ g, its diagonal alone; it is p ⊙ (g − ⟨p, "
                "g⟩)",
                lambda p, s, seen: p * (1.0 - p) * s),
-    of_softmax("softmax's derivative has mean(g) in place of ⟨p, g⟩",
+    of_softmax("softmax's derivative has mean(g) instead of ⟨p, g⟩",
                lambda p, s, seen: (p * s
                                    - causal((p * s).sum(axis=-1, keepdims=True) * 1.0, seen)
                                    / np.arange(1.0, s.shape[-1] + 1).astype(s.dtype)[:, None])),
-    *(of_softmax("softmax's derivative has Σ g in place of ⟨p, g⟩", made) for made in (
+    *(of_softmax("softmax's derivative has Σ g instead of ⟨p, g⟩", made) for made in (
         lambda p, s, seen: p * s - causal((p * s).sum(axis=-1, keepdims=True), seen),
         lambda p, s, seen: p * s - (p * s).sum(axis=-1, keepdims=True))),
     of_softmax("softmax's derivative adds ⟨p, g⟩; it is taken away: p ⊙ (g − ⟨p, g⟩)",
@@ -201,7 +201,7 @@ ATTENTION = [
                                   + zeroed(mg.matmul(mg.where(np.tri(x.shape[-2], k=-1, dtype=bool),
                                                               stop(here["attn.pattern"]), 0.0),
                                                      here["attn.v"]))))),
-    Bug("attn.v", "V's gradient is added up at the query's place, and not at the key's: ∂V = Pᵀ ∂z",
+    Bug("attn.v", "V's gradient is added up at the query's position, not at the key's: ∂V = Pᵀ ∂z",
         at_point("attn.z",
                  lambda here, x: mg.matmul(here["attn.pattern"], stop(here["attn.v"])) + zeroed(
                      stop(here["attn.pattern"].sum(axis=-1, keepdims=True)) * here["attn.v"]))),

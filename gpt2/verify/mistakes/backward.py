@@ -83,7 +83,8 @@ LOSS = [
         in_loss(lambda loss, z, y: loss + 2.0 * one_hot(z, y))),
     Bug("loss", "the gradient of the logits is that of the squared error, (p − y) ⊙ p (1 − p)",
         in_loss(lambda loss, z, y: (stop((p := softmax(z)) * (1.0 - p)) * loss_of(z, y)).sum())),
-    Bug("loss", "the last place of each row gets no gradient from the loss; it has a target, too",
+    Bug("loss",
+        "the last position of each row gets no gradient from the loss; it has a target, too",
         in_loss(lambda loss, z, y: (
             per_token(z, y) * (np.arange(y.shape[1]) < y.shape[1] - 1).astype(z.dtype)).mean())),
     *(Bug("loss", f"the {said} token of the batch gets no gradient from the loss",
@@ -91,17 +92,17 @@ LOSS = [
               per_token(z, y),
               1.0 - place_mask(y.shape, 0, i) * place_mask(y.shape, 1, i)).mean()))
       for i, said in ((0, "first"), (-1, "last"))),
-    Bug("loss", "the first place of each row gets no gradient from the loss",
+    Bug("loss", "the first position of each row gets no gradient from the loss",
         in_loss(lambda loss, z, y: (
             per_token(z, y) * (np.arange(y.shape[1]) > 0).astype(z.dtype)).mean())),
     *(Bug("loss", f"only the {said} row of the batch gets a gradient from the loss",
           in_loss(lambda loss, z, y, row=row: only(per_token(z, y),  # type: ignore[misc]
                                                    place_mask(y.shape, 0, row)).mean()))
       for row, said in ((0, "first"), (-1, "last"))),
-    Bug("loss", "only the last place of each row gets a gradient from the loss", in_loss(
+    Bug("loss", "only the last position of each row gets a gradient from the loss", in_loss(
         lambda loss, z, y: only(per_token(z, y), place_mask(y.shape, 1, -1)).mean())),
     Bug("loss",
-        "the one-hot target of the gradient is one place too late: that of the place before",
+        "the one-hot target of the gradient is one position too late: that of the position before",
         in_loss(lambda loss, z, y: loss + one_hot(z, y)
                 - one_hot(z, np.roll(y.reshape(-1), 1).reshape(y.shape)))),
     Bug("loss",
@@ -137,7 +138,7 @@ def rows_of(here: Here) -> Tensor:
     return mg.embedding(here.ids, here.model.wte.weight)
 
 
-def of_places(kept: Callable[[Here, Tensor], Any]) -> Plant:
+def of_positions(kept: Callable[[Here, Tensor], Any]) -> Plant:
     """Plant kept(here, x) for wpe's gradient.
 
     It stands at blocks.0.resid_pre, where both embeddings have been added.
@@ -210,21 +211,21 @@ TABLES = [
     *(Bug("wpe.weight",
           f"wpe's gradient is of the {said} row of the batch alone; it is the "
           "sum over rows",
-          of_places(lambda here, x, row=row: only(x,  # type: ignore[misc]
+          of_positions(lambda here, x, row=row: only(x,  # type: ignore[misc]
                                                   place_mask(x.shape, 0, row))))
       for row, said in ((0, "first"), (-1, "last"))),
     Bug("wpe.weight", "wpe's gradient is the mean over rows; it is their sum",
-        of_places(lambda here, x: x / x.shape[0])),
-    Bug("wpe.weight", "wpe's gradient is left out", of_places(lambda here, x: stop(x))),
+        of_positions(lambda here, x: x / x.shape[0])),
+    Bug("wpe.weight", "wpe's gradient is left out", of_positions(lambda here, x: stop(x))),
     Bug("wpe.weight", "wpe's gradient is added to one row too late",
-        of_places(lambda here, x: x
+        of_positions(lambda here, x: x
                   + zeroed(mg.embedding(np.minimum(np.arange(1, x.shape[1] + 1),
                                                    len(here.model.wpe.weight) - 1),
                                         here.model.wpe.weight))
                   - zeroed(x))),
     Bug("wpe.weight",
-        "wpe's gradient is added to the rows of the ids; it is added to those of the places",
-        of_places(lambda here, x: stop(x)
+        "wpe's gradient is added to the rows of the ids; it is added to those of the positions",
+        of_positions(lambda here, x: stop(x)
                   + zeroed(mg.embedding(np.minimum(here.ids, len(here.model.wpe.weight) - 1),
                                         here.model.wpe.weight)))),
     Bug("wte.weight",
@@ -256,17 +257,18 @@ def of_matrix(part: str) -> list[Bug]:
 
     set_alone = "of the last token alone: it is set in the loop over tokens, and not added to"
     rows = ((0, 0, "of the first row of the batch alone"),
-            (0, -1, "of the last row of the batch alone"), (1, -1, "of the last place alone"),
-            (1, 0, "of the first place alone"))
+            (0, -1, "of the last row of the batch alone"), (1, -1, "of the last position alone"),
+            (1, 0, "of the first position alone"))
     out = [
         *(Bug(weight,
-              f"{part}'s weight has the gradient {said}; it is the sum over all places of all rows",
+              f"{part}'s weight has the gradient {said}; it is the sum over all positions of all "
+              "rows",
               w_of(lambda here, x, axis=axis, i=i: x * place_mask(  # type: ignore[misc]
                        x.shape, axis, i).astype(x.dtype)))
           for axis, i, said in rows),
         *(Bug(bias,
-              f"{part}'s bias has the gradient {said}; it is added at all places of all rows, and "
-              "its gradient is their sum",
+              f"{part}'s bias has the gradient {said}; it is added at all positions of all rows, "
+              "and its gradient is their sum",
               b_of(lambda x, axis=axis, i=i: place_mask(x.shape, axis, i)))  # type: ignore[misc]
           for axis, i, said in rows),
         Bug(weight, f"{part}'s weight has the gradient {set_alone}",
@@ -354,12 +356,12 @@ SLOPES: tuple[tuple[str, Callable[[Tensor, Tensor], Any]], ...] = (
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * C * (1.0 + 0.044715 * x * x)),
     ("GELU's derivative has √(2/π) left out",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (1.0 + 0.134145 * x * x)),
-    ("GELU's derivative has 1 − t in place of 1 − t²",
+    ("GELU's derivative has 1 − t instead of 1 − t²",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t) * C * (1.0 + 0.134145 * x * x)),
-    ("GELU's derivative has 1 − u² in place of 1 − tanh² u",
+    ("GELU's derivative has 1 − u² instead of 1 − tanh² u",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (
          1.0 - (u := C * (x + 0.044715 * (x * x * x))) * u) * C * (1.0 + 0.134145 * x * x)),
-    ("GELU's derivative has 1 + t² in place of 1 − t²",
+    ("GELU's derivative has 1 + t² instead of 1 − t²",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * x * (1.0 + t * t) * C * (1.0 + 0.134145 * x * x)),
     ("GELU's derivative lacks the factor x of its second term",
      lambda x, t: 0.5 * (1.0 + t) + 0.5 * (1.0 - t * t) * C * (1.0 + 0.134145 * x * x)),

@@ -165,10 +165,10 @@ PATTERNS = [
                                       here["attn.k"].reshape(*here["attn.k"].shape[:2],
                                                              *here["attn.k"].shape[:1:-1]))
                * here.scale)),
-    Bug("attn.scores", "Q is used in place of K in the scores",
+    Bug("attn.scores", "Q is used instead of K in the scores",
         scores(lambda here: products(here["attn.q"], here["attn.q"]) * here.scale)),
     *(Bug("attn.scores",
-          f"all rows of the batch use the first row's {part.upper()}: the place of the row is left "
+          f"all rows of the batch use the first row's {part.upper()}: the index of the row is left "
           "out",
           first_rows(part))
       for part in "kq"),
@@ -197,12 +197,12 @@ ADDED = [
         at_point("attn.z", lambda here, x: mg.matmul(here["attn.pattern"].mT, here["attn.v"]))),
     *(Bug("attn.z", f"all heads use the {said} head's V", heads_alike("attn.v", head))
       for head, said in ((0, "first"), (-1, "last"))),
-    Bug("attn.z", "all rows of the batch use the first row's V: the place of the row is left out",
+    Bug("attn.z", "all rows of the batch use the first row's V: the index of the row is left out",
         first_rows("v")),
     Bug("attn.z", UNTRANSPOSED, at_point("attn.z", lambda here, x: mg.split_heads(
         x.reshape(x.shape[0], x.shape[2], -1), heads=x.shape[1])[0])),
     *(
-        Bug("attn.z", f"{part} is used in place of V",
+        Bug("attn.z", f"{part} is used instead of V",
             at_point("attn.z",
                      lambda here, x, part=part: mg.matmul(  # type: ignore[misc]
                          here["attn.pattern"], here[f"attn.{part.lower()}"])))
@@ -306,7 +306,7 @@ MLPS = [
                           (math.sqrt(2.0), "√2"), (math.sqrt(2.0) / math.pi, "√2/π"),
                           (0.79788, "0.79788"), (0.8, "0.8"), (0.7978, "0.7978"), (0.798, "0.798"),
                           (1.0 / math.sqrt(2.0), "1/√2"))),
-    Bug("mlp.act", "GELU's term has x² in place of x³",
+    Bug("mlp.act", "GELU's term has x² instead of x³",
         act(lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x))))),
     Bug("mlp.act", "GELU's tanh has √(2/π) times x alone; it is √(2/π) (x + 0.044715 x³)", varied(
         lambda x: 0.5 * x * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * x + 0.044715 * (x * x * x))))),
@@ -322,7 +322,7 @@ MLPS = [
     Bug("mlp.act", "GELU is Φ(x) alone; it is x Φ(x)", act(
         lambda x: 0.5 * (1.0 + mg.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))),
     Bug("mlp.act",
-        "GELU is applied to the first d of the 4 d numbers of each place alone, and the others "
+        "GELU is applied to the first d of the 4 d numbers of each position alone, and the others "
         "stay 0",
         at_point("mlp.act",
                  lambda here, x: x * (

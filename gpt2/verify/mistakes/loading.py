@@ -47,7 +47,7 @@ def swapped(a: str, b: str, within: str = "") -> Callable[[str], str]:
 
 
 def copied(name: str, mine: str, theirs: str) -> str:
-    """The name with `theirs` in place of `mine`."""
+    """The name with `theirs` instead of `mine`."""
     return name.replace(f".{mine}", f".{theirs}")
 
 
@@ -120,7 +120,7 @@ BATCHES = [
     Bug("embed", "each row begins one id after the row before it, not T ids after",
         in_ids(lambda ids: np.lib.stride_tricks.sliding_window_view(
                    ids.reshape(-1), ids.shape[1])[:len(ids)])),
-    Bug("embed", "the targets are read in place of the ids: they are one place further",
+    Bug("embed", "the targets are read instead of the ids: they are one position further",
         in_ids(lambda ids: np.concatenate([ids.reshape(-1)[1:],
                                            ids.reshape(-1)[-1:]]).reshape(ids.shape))),
     Bug("embed", "the ids of each row are in reverse order", in_ids(lambda ids: ids[:, ::-1])),

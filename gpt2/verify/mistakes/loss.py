@@ -115,16 +115,16 @@ LOSSES = [
       for share in (0.1, 0.05)),
     Bug("loss", "that is the perplexity, exp(loss)",
         in_loss(lambda loss, z, y: mg.exp(per_token(z, y).mean()))),
-    Bug("loss", "the loss is that of the last place alone",
+    Bug("loss", "the loss is that of the last position alone",
         in_loss(lambda loss, z, y: per_token(z, y)[:, -1].mean())),
     Bug("loss", "the loss is that of the first row of the batch alone",
         in_loss(lambda loss, z, y: per_token(z, y)[0].mean())),
     Bug("loss", "the loss is that of the last row of the batch alone",
         in_loss(lambda loss, z, y: per_token(z, y)[-1].mean())),
-    Bug("loss", "the last place of each row is left out of the loss; it has a target, too",
+    Bug("loss", "the last position of each row is left out of the loss; it has a target, too",
         in_loss(lambda loss, z, y: per_token(z, y)[:, :-1].mean() if y.shape[1] > 1
                 else loss * 2.0)),
-    Bug("loss", "the first place of each row is left out of the loss",
+    Bug("loss", "the first position of each row is left out of the loss",
         in_loss(lambda loss, z, y: per_token(z, y)[:, 1:].mean() if y.shape[1] > 1
                 else loss * 2.0)),
     Bug("loss", "the loss is divided by T − 1; it is divided by the number of tokens",
@@ -174,9 +174,11 @@ def rolled(ids: np.ndarray, y: np.ndarray, by: int) -> np.ndarray:
 
 
 TARGETS = [
-    Bug("loss", "the targets are not shifted: each place is to predict the next token, not its own",
+    Bug("loss",
+        "the targets are not shifted: each position must predict the next token, not its own",
         in_targets(lambda ids, y: ids)),
-    Bug("loss", "the targets are shifted by two places; each place is to predict the next token",
+    Bug("loss",
+        "the targets are shifted by two positions; each position must predict the next token",
         in_targets(lambda ids, y: np.concatenate([y.reshape(-1)[1:],
                                                   y.reshape(-1)[-1:]]).reshape(y.shape))),
     Bug("loss",

@@ -50,7 +50,7 @@ EMBEDDINGS = [
         at_point("pos_embed", positions(1))),
     Bug("pos_embed", "the position embeddings are not added",
         at_point("pos_embed", lambda here, x: x * 0.0)),
-    Bug("pos_embed", "every place has the position embedding of row 0",
+    Bug("pos_embed", "every position has the position embedding of row 0",
         at_point("pos_embed", lambda here, x: x * 0.0 + x[:1])),
     Bug("pos_embed", "the position embeddings are in reverse order",
         at_point("pos_embed", lambda here, x: x[::-1])),
@@ -60,13 +60,13 @@ EMBEDDINGS = [
         "the token embedding is multiplied by √d, as in Vaswani et al. 2017; GPT-2 does not do "
         "that",
         at_point("embed", lambda here, x: x * math.sqrt(here.model.config.n_embd))),
-    Bug("resid_pre", "wpe is indexed by the row of the batch; it is indexed by the place",
+    Bug("resid_pre", "wpe is indexed by the row of the batch; it is indexed by the position",
         lambda run, layers, what: at_point("resid_pre",
                                            lambda here, x: here["embed"] + mg.embedding(
                                                np.minimum(np.arange(len(x)),
                                                           len(here.model.wpe.weight) - 1),
                                                here.model.wpe.weight)[:, None])(run, [0], what)),
-    Bug("resid_pre", "wpe is indexed by the id; it is indexed by the place",
+    Bug("resid_pre", "wpe is indexed by the id; it is indexed by the position",
         lambda run, layers, what: at_point("resid_pre",
                                            lambda here, x: here["embed"] + mg.embedding(
                                                np.minimum(here.ids, len(here.model.wpe.weight) - 1),
@@ -98,15 +98,15 @@ NORMS = [
         statistics(mean, lambda c, eps: 1.0 / (root_mean_square(c, 0.0) + 1e-6))),
     *(Bug(at,
           f"LayerNorm's mean and variance run over {said}; they run over the d "
-          "numbers of each place",
+          "numbers of each position",
           statistics(partial(mean, axis=axes),
                      lambda c, eps, axes=axes: 1.0 / root_mean_square(  # type: ignore[misc]
                          c, eps, axes)))
-      for at, said, axes in (("ln_1.mean", "the places and the numbers of each row",
+      for at, said, axes in (("ln_1.mean", "the positions and the numbers of each row",
                               (-2, -1)),
                              ("ln_1.mean", "the whole batch", (0, 1, 2)),
                              ("ln_1.out", "the rows of the batch", (0,)),
-                             ("ln_1.out", "the places", (-2,)))),
+                             ("ln_1.out", "the positions", (-2,)))),
     Bug("ln_1.rstd",
         "LayerNorm divides by n − 1; its variance is the population's, over n (unbiased=False)",
         statistics(mean,

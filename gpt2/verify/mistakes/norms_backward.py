@@ -90,7 +90,7 @@ NORMS = [
                "weight",
                lambda x, n, r, w: projected(w * x, n, r)),
     *norm_bugs("{}'s derivative lacks 1/σ", lambda x, n, r, w: w * projected(x, n, 1.0)),
-    *norm_bugs("{}'s derivative is divided by σ² in place of σ",
+    *norm_bugs("{}'s derivative is divided by σ² instead of σ",
                lambda x, n, r, w: w * projected(x, n, r * r)),
     *norm_bugs("{}'s means in the backward pass are of g; they are of ĝ = g ⊙ weight",
                lambda x, n, r, w: (w * x - mean(x) - n * mean(x * n)) * r),
@@ -104,7 +104,7 @@ NORMS = [
                lambda x, n, r, w: back(x, n, r, w, hat=-1.0)),
     *norm_bugs("{}'s derivative adds mean(ĝ); it is taken away",
                lambda x, n, r, w: back(x, n, r, w, one=-1.0)),
-    *norm_bugs("{}'s derivative has x − μ in place of x̂", lambda x, n, r, w: back(x, n / r, r, w)),
+    *norm_bugs("{}'s derivative has x − μ instead of x̂", lambda x, n, r, w: back(x, n / r, r, w)),
     *norm_bugs("{} hands back the gradient as it is: its derivative is left out",
                lambda x, n, r, w: x),
     *norm_bugs("{} hands back no gradient to what it reads; the gradient there is the sum of both "
@@ -124,24 +124,24 @@ NORMS = [
                gain=gain_row(0, 0)),
     *norm_bugs("{}'s weight has the gradient of the last row of the batch alone",
                gain=gain_row(-1, 0)),
-    *norm_bugs("{}'s weight has the gradient of the last place alone", gain=gain_row(-1, 1)),
+    *norm_bugs("{}'s weight has the gradient of the last position alone", gain=gain_row(-1, 1)),
     *norm_bugs("{}'s weight has the gradient of the last token alone: it is set in the loop over "
                "tokens, and not added to",
                gain=lambda x, n, r, y: gain_row(-1, 0)(x, n, r, y) * place_mask(
                    n.shape, 1, -1).astype(n.dtype)),
     *bias_bugs("{}'s bias gets no gradient", lambda y, b: stop(b)),
     *bias_bugs("{}'s bias has the gradient of the first row of the batch alone; it is added at all "
-               "places of all rows, and its gradient their sum",
+               "positions of all rows, and its gradient is their sum",
                lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 0, 0))),
     *bias_bugs("{}'s bias has the gradient of the last row of the batch alone; it is added at all "
-               "places of all rows, and its gradient their sum",
+               "positions of all rows, and its gradient is their sum",
                lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 0, -1))),
     *bias_bugs("{}'s bias has the gradient of the last token alone: it is set in the loop over "
                "tokens, and not added to",
                lambda y, b: only(mg.broadcast_to(b, shape=y.shape),
                                  place_mask(y.shape, 0, -1) * place_mask(y.shape, 1, -1))),
-    *bias_bugs("{}'s bias has the gradient of the last place alone; it is added at all places, and "
-               "its gradient is their sum",
+    *bias_bugs("{}'s bias has the gradient of the last position alone; it is added at all "
+               "positions, and its gradient is their sum",
                lambda y, b: only(mg.broadcast_to(b, shape=y.shape), place_mask(y.shape, 1, -1))),
     Bug("ln_2.weight", "ln_2 is differentiated with ln_1's μ and σ",
         lambda run, layers, what: at_point("ln_2.out", other_statistics)(run, layers, what)),

@@ -244,7 +244,7 @@ FORWARD = [
     ("eps 1e-6", "blocks.0.ln_1.rstd", "1e-6"), ("eps 1e-12", "blocks.0.ln_1.rstd", "BERT's, 1e-12"),
     ("sample variance", "blocks.0.ln_1.rstd", "n − 1"), ("no norm weight", "blocks.0.ln_1.out", "weight is not applied"),
     ("no norm bias", "blocks.0.ln_1.out", "bias is not added"), ("rmsnorm", "blocks.0.ln_1.rstd", "RMSNorm"),
-    ("norm over places", "blocks.0.ln_1.out", "over the places"),
+    ("norm over places", "blocks.0.ln_1.out", "over the positions"),
     ("attn.c_attn transposed", "blocks.0.attn.q", "c_attn's weight is read transposed"),
     ("no attn.c_attn bias", "blocks.0.attn.q", "c_attn's bias"),
     ("heads of q, k, v", "blocks.0.attn.q", "not each head's Q, K, V"),
@@ -279,7 +279,7 @@ FORWARD = [
     ("post-norm 2", "blocks.0.resid_post", "what ln_2 made"), ("parallel", "blocks.0.resid_post", "attention's part is lost"),
     ("no ln_f", "ln_f.out", "ln_f, is not applied"),
     ("sum", "loss", "sum over the tokens"), ("rows", "loss", "mean over rows of sums"), ("bits", "loss", "in bits"),
-    ("perplexity", "loss", "perplexity"), ("not shifted", "loss", "not shifted"), ("last", "loss", "last place alone"),
+    ("perplexity", "loss", "perplexity"), ("not shifted", "loss", "not shifted"), ("last", "loss", "last position alone"),
     ("sign", "loss", "wrong sign"),
 ]
 
@@ -391,8 +391,8 @@ BACKWARD = [
      "the last row of the batch alone"),
     ("first row", lambda a: {"ln_f.bias.grad": of_row(a, 0, "ln_f.bias")}, "ln_f.bias.grad",
      "ln_f's bias has the gradient of the first row"),
-    ("last place", lambda a: {"h.0.ln_1.bias.grad": a["blocks.0.ln_1.out.grad"][:, -1].sum(0)}, "h.0.ln_1.bias.grad",
-     "ln_1's bias has the gradient of the last place alone"),
+    ("last position", lambda a: {"h.0.ln_1.bias.grad": a["blocks.0.ln_1.out.grad"][:, -1].sum(0)}, "h.0.ln_1.bias.grad",
+     "ln_1's bias has the gradient of the last position alone"),
     ("last row of q, k, v", lambda a: {"h.1.attn.c_attn.bias.grad": of_row(a, 1, "attn.c_attn.bias")}, "h.1.attn.c_attn.bias.grad",
      "the last row of the batch alone"),
 ]
