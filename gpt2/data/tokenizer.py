@@ -115,8 +115,8 @@ class Tokenizer:
         except (KeyError, OverflowError):
             known = {*self.encoding._mergeable_ranks.values(),
                      *self.encoding._special_tokens.values()}
-            place, token = next((i, token) for i, token in enumerate(plain) if token not in known)
-            raise UsageError(f"token id {token} at place {place} is not in the vocabulary of "
+            index, token = next((i, token) for i, token in enumerate(plain) if token not in known)
+            raise UsageError(f"token id {token} at position {index} is not in the vocabulary of "
                              f"{self.name!r} (ids 0 to {self.n_vocab - 1})") from None
 
     def label(self, token: int) -> str:

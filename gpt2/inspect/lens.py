@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> Found:
     losses = [float(np.mean(row["nll"][:-1])) if len(ids) > 1 else math.nan for row in rows]
     divergences = [float(np.mean(row["kl"])) for row in rows]
     lines = [*table(("token", *depths), cells), "",
-             *table(("mean over the places", *depths),
+             *table(("mean over the positions", *depths),
                     [("loss in nats", *losses), ("KL from the model's own", *divergences)]), "",
              "each cell: the likeliest next token after the token on the left, and its "
              "probability, if ln_f and the head are applied to the residual stream there"]

@@ -188,7 +188,7 @@ def test_streaming_does_not_wait_for_what_cannot_come(small: Tokenizer) -> None:
 @pytest.mark.parametrize("bad", [340, -1, 2**40])
 def test_unknown_ids_are_named(small: Tokenizer, bad: int) -> None:
     """An id outside the vocabulary is a UsageError with the id and its place, in decode and in a stream."""
-    with pytest.raises(UsageError, match=f"id {bad} at place 2 "):
+    with pytest.raises(UsageError, match=f"id {bad} at position 2 "):
         small.decode([65, 66, bad])
     with pytest.raises(UsageError, match=f"id {bad} "):
         small.stream().push(bad)
