@@ -1,12 +1,13 @@
-"""python -m tests.branches: which branches of a backend the laws go through, at its own sizes and at small ones.
+"""python -m tests.branches: which branches of a backend the laws take, at real sizes and at small ones.
 
-The modules of the backend are imported from a text in which each decision notes its outcome: a condition,
-and each part of one, true and false; a loop, of one round and of several; min and max, by which of two; a
-function, that it was called. Then the laws run. Each outcome that none of them reaches is printed; one that is
-not in EXCUSED, and an excuse for one that is reached, end the run with 1.
+The modules of the backend are imported with changed source, in which each decision records its outcome:
+each condition, and each part of a condition, whether it was true or false; each loop, whether it had one
+round or several; each min and max, which of two numbers it chose; and each function, that it was called. Then
+the laws run, and each outcome that they never reach is printed. The exit code is 1 if such an outcome is not
+in EXCUSED, if EXCUSED has an entry for an outcome that they reach, or if a law is broken.
 
     python -m tests.branches                            # --examples N for each op, law, dtype and size (default 20)
-    python -m tests.branches --backend cupy             # what launches the CUDA kernels, on the fake CuPy
+    python -m tests.branches --backend cupy             # the code that launches the CUDA kernels, on the fake CuPy
 """
 from __future__ import annotations
 
@@ -30,115 +31,115 @@ MODULES = {
     "numpy": ("numpy", "numpy.kernels", "numpy.attention", "numpy.linear_cross_entropy", "numpy.packed_linear", "numpy.blas"),
     "cupy": ("cupy", "cupy.kernels", "cupy.attention", "cupy.sample", "cupy.decode", "cupy.cublas", "cupy.errors", "cupy.nccl"),
 }
-QUICK = ("value", "adjoint", "wanted", "refusal")       # a kernel is called by each of these
-wanted: dict[str, None] = {}                            # the outcomes that there are, in the order of the text
-seen: set[str] = set()
+QUICK = ("value", "adjoint", "wanted", "refusal")       # these laws call every kernel
+wanted: dict[str, None] = {}                            # all possible outcomes, in the order of the source
+seen: set[str] = set()                                  # the outcomes that were reached
 
 
-# What no law reaches, and why: a whole function, or one outcome.
+# The functions and outcomes that no law reaches, each with the reason.
 EXCUSED: dict[str, str] = {
-    # called where no op is
+    # code that no op calls
     "numpy.NumpyBackend.__init__": "called once, when minigrad is imported",
-    "numpy.NumpyBackend.free_memory": "asks the operating system; test_memory.py",
-    "numpy.NumpyBackend.settle": "sets up the process for training; test_backend.py",
-    "numpy.blas.sleep_after": "sets up the process for training; test_backend.py",
-    "numpy.kernels.adamw_update": "no op, but the optimizer's; test_optim.py holds it to the formula, over several blocks and threads",
-    # what this machine has, or has not
-    "numpy.blas.library": "looks for OpenBLAS once in a process; test_blas_not_openblas.py hides it",
-    "numpy.blas.call: found is None: true": "without OpenBLAS; test_blas_not_openblas.py",
-    "numpy.blas._sgemm": "looks for a function of OpenBLAS once in a process; test_blas_not_openblas.py hides it",
-    "numpy.blas.matmul: gemm: false": "without OpenBLAS; test_blas_not_openblas.py",
-    "numpy.blas.one_thread: was is None: true": "without OpenBLAS; test_blas_not_openblas.py",
-    "numpy.blas.one_thread: was == 1": "how many threads BLAS has: one beside other processes, several in a process alone",
-    "numpy.kernels.cores: hasattr(os, 'sched_getaffinity'): false": "not on Linux",
-    "numpy.kernels.cores: os.cpu_count()": "not on Linux",
-    # what is refused before, or is left to the op's own text
-    "numpy.NumpyBackend.check_index": "the laws give indices that are in range; test_backend.py gives others",
-    "numpy.packed_linear.packed_linear: panels.size == 0: true": "no numbers: the op's own text is run",
+    "numpy.NumpyBackend.free_memory": "asks the operating system; tested in test_memory.py",
+    "numpy.NumpyBackend.settle": "prepares the process for training; tested in test_backend.py",
+    "numpy.blas.sleep_after": "prepares the process for training; tested in test_backend.py",
+    "numpy.kernels.adamw_update": "belongs to the optimizer; test_optim.py compares it with the formula, over several blocks and threads",
+    # code that depends on the machine
+    "numpy.blas.library": "looks for OpenBLAS once in a process; test_blas_not_openblas.py hides OpenBLAS",
+    "numpy.blas.call: found is None: true": "only without OpenBLAS; tested in test_blas_not_openblas.py",
+    "numpy.blas._sgemm": "looks for a function of OpenBLAS once in a process; test_blas_not_openblas.py hides OpenBLAS",
+    "numpy.blas.matmul: gemm: false": "only without OpenBLAS; tested in test_blas_not_openblas.py",
+    "numpy.blas.one_thread: was is None: true": "only without OpenBLAS; tested in test_blas_not_openblas.py",
+    "numpy.blas.one_thread: was == 1": "depends on how many threads BLAS has: one if other processes run beside it, several if not",
+    "numpy.kernels.cores: hasattr(os, 'sched_getaffinity'): false": "not reached on Linux",
+    "numpy.kernels.cores: os.cpu_count()": "not reached on Linux",
+    # inputs that are refused before, or for which the kernel declines
+    "numpy.NumpyBackend.check_index": "the laws use only indices in range; test_backend.py uses others",
+    "numpy.packed_linear.packed_linear: panels.size == 0: true": "empty arrays: the op's own definition is run",
     "numpy.linear_cross_entropy.linear_cross_entropy: x.dtype.kind != 'f': true": "the op refuses integers before",
-    "numpy.linear_cross_entropy.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, of which laws say nothing",
-    "numpy.kernels.over_rows: max(1, width): the first": "rows of no numbers; the op's own text is run, or nothing",
-    "numpy.kernels.as_rows: x.shape[-1]: false": "rows of no numbers, over which there is no mean and no loss",
-    "numpy.attention.attention: v.size: false": "values of no numbers: the op's own text is run",
+    "numpy.linear_cross_entropy.linear_cross_entropy: x.size == 0: true": "the mean over no rows is NaN, which no law tests",
+    "numpy.kernels.over_rows: max(1, width): the first": "rows without numbers: the op's own definition is run, or nothing",
+    "numpy.kernels.as_rows: x.shape[-1]: false": "rows without numbers have no mean and no loss",
+    "numpy.attention.attention: v.size: false": "empty values: the op's own definition is run",
     "numpy.blas.matmul: a.shape[1] == b.shape[0]: false": "the op refuses such shapes before",
-    "numpy.blas.matmul: out.dtype == np.float32: false": "kernels give products of float32 an `out` of float32",
-    "numpy.blas.matmul: how_out: false": "kernels give an `out` in C order; test_blas_rounding.py gives others",
-    "numpy.blas.matmul: how_out[0] == 111: false": "kernels give an `out` in C order; test_blas_rounding.py gives others",
-    "numpy.blas._stored: x.strides[outer] % size == 0: false": "a field of a structured array lies so; test_blas_rounding.py",
-    "numpy.NumpyBackend.take: axis == 0: false": "ops take rows; the face of a backend knows other axes, for ops of one's own",
-    "numpy.kernels.column_sums: x.dtype.kind != 'f': true": "sums of integers; test_blas_rounding.py",
+    "numpy.blas.matmul: out.dtype == np.float32: false": "kernels pass an `out` of float32 for products of float32",
+    "numpy.blas.matmul: how_out: false": "kernels pass an `out` in C order; test_blas_rounding.py passes others",
+    "numpy.blas.matmul: how_out[0] == 111: false": "kernels pass an `out` in C order; test_blas_rounding.py passes others",
+    "numpy.blas._stored: x.strides[outer] % size == 0: false": "only a field of a structured array has such strides; test_blas_rounding.py",
+    "numpy.NumpyBackend.take: axis == 0: false": "our ops take rows; the backend's interface allows other axes, for other ops",
+    "numpy.kernels.column_sums: x.dtype.kind != 'f': true": "sums of integers; tested in test_blas_rounding.py",
     "numpy.linear_cross_entropy.times: g == 1.0: true": "a law's cotangent is random; it is 1 in every training test",
-    # on the border of where there is a derivative, or a number
-    "numpy.kernels._one_layer_norm: square > 0.0: false": "a constant row with ε = 0; test_corners.py",
-    "numpy.kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; test_corners.py",
-    "numpy.kernels.counted: max(kept.sum(), 1): the second": "no target counts: the loss is NaN; test_corners.py",
-    "numpy.kernels.mean_of: scale.any(): false": "no target counts: the loss is NaN; test_corners.py",
-    # ── CuPy: called where no op is ──
-    "cupy.load": "looks for CuPy and a GPU; cupy/test_errors.py plays each that is missing",
-    "cupy.Captured": "a step of decoding as a graph; test_gpu_step.py",
-    "cupy.CupyBackend.__init__": "called once, when the backend is first asked for",
-    "cupy.CupyBackend.processors": "how a step of decoding is cut up; gpt2/decoding/test_gpu_ops.py",
-    "cupy.CupyBackend.communicator": "several processes; test_distributed.py",
-    "cupy.CupyBackend.captured": "a step of decoding as a graph; test_gpu_step.py",
-    "cupy.CupyBackend.free_memory": "asks the device; test_memory.py",
-    "cupy.CupyBackend.synchronize": "for who measures time; benchmarks",
-    "cupy.CupyBackend.erf": "CuPy's own function, in whose place the fake CuPy has one",
-    "cupy.kernels.over_arrays": "no op, but the optimizer's; test_kernels.py",
-    "cupy.kernels.sums_of_squares": "no op, but clipping's; test_kernels.py",
-    "cupy.kernels.scale": "no op, but clipping's; test_kernels.py",
-    "cupy.kernels.adamw_update": "no op, but the optimizer's; test_kernels.py",
-    "cupy.sample": "no ops, but the choice of a token; test_gpu_sampling.py",
-    "cupy.decode": "no ops, but a step of decoding; gpt2/decoding/test_gpu_ops.py holds each to its definition",
-    "cupy.errors": "what went wrong on a device; cupy/test_errors.py has each complaint",
-    # ── CuPy: another device, and what goes wrong ──
-    "cupy.CupyBackend._look_at: device.id >= count: true": "a device that there is not; test_cupy_devices.py",
-    "cupy.CupyBackend._look_at: has < wants: true": "an old GPU; cupy/test_errors.py",
-    "cupy.CupyBackend.at: number != self.namespace.cuda.runtime.getDevice(): true": "laws stay on one device; test_cupy_devices.py",
-    "cupy.CupyBackend._made: number not in (None, here): true": "laws stay on one device; test_cupy_devices.py",
-    "cupy.CupyBackend._made: number: true": "laws stay on one device; test_cupy_devices.py",
-    "cupy.CupyBackend._made: (ours := self.explained(error, 'an array')) is None": "no memory; test_cupy_devices.py",
-    "cupy.CupyBackend.host: (ours := self.explained(error)) is None": "a device that has failed; test_cupy_devices.py",
-    "cupy.CupyBackend.explained": "what went wrong on a device; cupy/test_errors.py",
-    # ── CuPy: what is refused before, or is left to the op's own text ──
+    # inputs where there is no derivative, or no number
+    "numpy.kernels._one_layer_norm: square > 0.0: false": "a constant row with ε = 0; tested in test_corners.py",
+    "numpy.kernels._one_layer_norm: square == 0.0": "a constant row with ε = 0, or NaN; tested in test_corners.py",
+    "numpy.kernels.counted: max(kept.sum(), 1): the second": "all targets are ignored, and the loss is NaN; tested in test_corners.py",
+    "numpy.kernels.mean_of: scale.any(): false": "all targets are ignored, and the loss is NaN; tested in test_corners.py",
+    # ── CuPy: code that no op calls ──
+    "cupy.load": "looks for CuPy and a GPU; cupy/test_errors.py simulates each case in which something is missing",
+    "cupy.Captured": "a decoding step as a graph; tested in test_gpu_step.py",
+    "cupy.CupyBackend.__init__": "called once, when the backend is used for the first time",
+    "cupy.CupyBackend.processors": "used to divide a decoding step; tested in gpt2/decoding/test_gpu_ops.py",
+    "cupy.CupyBackend.communicator": "used with several processes; tested in test_distributed.py",
+    "cupy.CupyBackend.captured": "a decoding step as a graph; tested in test_gpu_step.py",
+    "cupy.CupyBackend.free_memory": "asks the device; tested in test_memory.py",
+    "cupy.CupyBackend.synchronize": "used to measure times, in the benchmarks",
+    "cupy.CupyBackend.erf": "CuPy's own function, which the fake CuPy replaces",
+    "cupy.kernels.over_arrays": "belongs to the optimizer; tested in test_kernels.py",
+    "cupy.kernels.sums_of_squares": "belongs to gradient clipping; tested in test_kernels.py",
+    "cupy.kernels.scale": "belongs to gradient clipping; tested in test_kernels.py",
+    "cupy.kernels.adamw_update": "belongs to the optimizer; tested in test_kernels.py",
+    "cupy.sample": "chooses tokens and is not an op; tested in test_gpu_sampling.py",
+    "cupy.decode": "a decoding step and not an op; gpt2/decoding/test_gpu_ops.py compares each function with its definition",
+    "cupy.errors": "explains a device's errors; cupy/test_errors.py tests each of them",
+    # ── CuPy: another device, and errors ──
+    "cupy.CupyBackend._look_at: has < wants: true": "an old GPU; tested in cupy/test_errors.py",
+    "cupy.CupyBackend._look_at: (int(capability[:-1]), int(capability[-1])) < OLDEST: true": "an old GPU; tested in test_cupy_devices.py",
+    "cupy.CupyBackend.at: number != self.namespace.cuda.runtime.getDevice(): true": "laws use one device; tested in test_cupy_devices.py",
+    "cupy.CupyBackend._made: number not in (None, here): true": "laws use one device; tested in test_cupy_devices.py",
+    "cupy.CupyBackend._made: number: true": "laws use one device; tested in test_cupy_devices.py",
+    "cupy.CupyBackend._made: (ours := self.explained(error, 'an array')) is None": "out of memory; tested in test_cupy_devices.py",
+    "cupy.CupyBackend.host: (ours := self.explained(error)) is None": "a device that has failed; tested in test_cupy_devices.py",
+    "cupy.CupyBackend.explained": "explains a device's errors; tested in cupy/test_errors.py",
+    # ── CuPy: inputs that are refused before, or for which the kernel declines ──
     "cupy.CupyBackend.add_at_rows: self.kernels: false": "without g++ the fake CuPy has no kernels",
-    "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table of no rows has no row to add to",
-    "cupy.CupyBackend.add_at: array.flags.c_contiguous: false": "an op adds into an array that it has made; test_fake.py",
-    "cupy.cublas.multiply: kind is None: true": "integers, whose products CuPy makes itself; test_cublas.py",
+    "cupy.CupyBackend.add_at_rows: rows == 0: true": "a table without rows has no row to add to",
+    "cupy.CupyBackend.add_at: array.flags.c_contiguous: false": "an op adds into an array that it has made itself; tested in test_fake.py",
+    "cupy.cublas.multiply: kind is None: true": "products of integers, which CuPy computes; tested in test_cublas.py",
     "cupy.cublas.multiply: a.dtype != b.dtype: true": "the op refuses two dtypes before",
-    "cupy.cublas.multiply: a.ndim < 2: true": "the op makes a matrix of a vector before",
-    "cupy.cublas.multiply: max(n, k, m, math.prod(a.shape[:-2])) > 2 ** 31 - 1: true": "more numbers than a test has memory for",
-    "cupy.cublas.multiply: dtype: true": "a result of float32 from 16 bits, which no op asks for; test_cublas.py",
-    "cupy.cublas.multiply: tf32: true": "a choice of the user's; test_16_bits.py",
-    "cupy.cublas.multiply: kind == 0": "a choice of the user's; test_16_bits.py",
-    "cupy.attention.attended: k.size > 0: false": "no keys: the op's own text is run, and refuses",
-    "cupy.attention.attended: v.size > 0: false": "values of no numbers: the op's own text is run",
-    "cupy.kernels.fits: x.dtype.kind in FLOATS: false": "the laws give floats; sums of integers are CuPy's own",
-    "cupy.kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; test_kernels.py",
-    "cupy.kernels.add_layer_norm: x.shape != y.shape: true": "the laws refuse two shapes unfused; test_kernels.py",
-    "cupy.kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; test_kernels.py",
-    "cupy.kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; test_kernels.py",
+    "cupy.cublas.multiply: a.ndim < 2: true": "the op turns a vector into a matrix before",
+    "cupy.cublas.multiply: max(n, k, m, math.prod(a.shape[:-2])) > 2 ** 31 - 1: true": "needs more memory than a test has",
+    "cupy.cublas.multiply: dtype: true": "a float32 result from 16 bits, which no op asks for; tested in test_cublas.py",
+    "cupy.cublas.multiply: tf32: true": "only if the user switches TF32 on; tested in test_16_bits.py",
+    "cupy.cublas.multiply: kind == 0": "only if the user switches TF32 on; tested in test_16_bits.py",
+    "cupy.attention.attended: k.size > 0: false": "no keys: the op's own definition is run, and refuses them",
+    "cupy.attention.attended: v.size > 0: false": "empty values: the op's own definition is run",
+    "cupy.kernels.fits: x.dtype.kind in FLOATS: false": "the laws use floats; CuPy computes sums of integers",
+    "cupy.kernels.add_layer_norm: x.ndim == 0: true": "the op refuses it; tested in test_kernels.py",
+    "cupy.kernels.add_layer_norm: x.shape != y.shape: true": "the laws' examples have one shape; tested in test_kernels.py",
+    "cupy.kernels.add_layer_norm: weight.shape != x.shape[-1:]: true": "the op refuses it; tested in test_kernels.py",
+    "cupy.kernels.add_layer_norm: bias.shape != weight.shape: true": "the op refuses it; tested in test_kernels.py",
     "cupy.kernels.add_layer_norm: any((a.dtype != x.dtype or xp.device(a) != xp.device(x) for a in (y, weight,…: true":
-        "the op refuses it; test_kernels.py, test_cupy_devices.py",
-    "cupy.kernels.add_layer_norm: a.dtype != x.dtype: true": "the op refuses it; test_kernels.py",
+        "the op refuses it; tested in test_kernels.py and test_cupy_devices.py",
+    "cupy.kernels.add_layer_norm: a.dtype != x.dtype: true": "the op refuses it; tested in test_kernels.py",
     "cupy.kernels.add: a.dtype != b.dtype: true": "the op refuses two dtypes before",
-    "cupy.kernels.astype: stored.kind not in FLOATS: true": "a cast to integers of 16 bits has no gradient, and no law",
-    "cupy.kernels.cross_entropy: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy.kernels.cross_entropy_dlogits: fits(logits): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy.kernels.linear_cross_entropy: fits(x): false": "the mean over no rows is NaN, of which laws say nothing",
-    "cupy.kernels.linear_cross_entropy: dweight is not None: false": "a loss that nobody differentiates; test_kernels.py",
-    "cupy.kernels.embedding_into: sum.flags.c_contiguous: false": "a gradient that is there was made in C order",
+    "cupy.kernels.astype: stored.kind not in FLOATS: true": "a cast to 16-bit integers has no gradient, and no law tests it",
+    "cupy.kernels.cross_entropy: fits(logits): false": "the mean over no rows is NaN, which no law tests",
+    "cupy.kernels.cross_entropy_dlogits: fits(logits): false": "the mean over no rows is NaN, which no law tests",
+    "cupy.kernels.linear_cross_entropy: fits(x): false": "the mean over no rows is NaN, which no law tests",
+    "cupy.kernels.linear_cross_entropy: dweight is not None: false": "a loss without a backward pass; tested in test_kernels.py",
+    "cupy.kernels.embedding_into: sum.flags.c_contiguous: false": "a gradient that exists already was made in C order",
 }
 
 
 class Notes(ast.NodeTransformer):
-    """Puts the notes into the text of a module. Code where a module is imported, outside its functions, notes nothing."""
+    """Adds the notes to the source of a module: calls that record outcomes. Code outside functions gets no notes."""
 
     def __init__(self, module: str) -> None:
         self.where = [module]
         self.names = Counter[str]()
 
     def name(self, node: ast.AST, *outcomes: str) -> ast.Constant:
-        """The decision's name, its outcomes being wanted from here on."""
+        """A name for the decision; its possible outcomes are added to `wanted`."""
         name = f"{'.'.join(self.where)}: {textwrap.shorten(ast.unparse(node), 80, placeholder='…')}"
         self.names[name] += 1
         name += f" ({self.names[name]})" if self.names[name] > 1 else ""
@@ -149,7 +150,7 @@ class Notes(ast.NodeTransformer):
         return ast.Call(ast.Name(helper, ast.Load()), list(args), [])
 
     def test(self, node: ast.expr) -> Any:
-        """A condition, each part of it noted by itself."""
+        """A condition, in which each part records its own outcome."""
         if isinstance(node, ast.BoolOp):
             node.values = [self.test(v) for v in node.values]
             return node
@@ -228,13 +229,13 @@ def _note_pick(name: str, pick: Any, a: Any, b: Any) -> Any:
 
 
 def file_of(module: str) -> Path:
-    """Where a module of minigrad.backend is, by its name there."""
+    """The file of a module of minigrad.backend."""
     path = ROOT.joinpath("minigrad", "backend", *module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 class Noted(importlib.abc.MetaPathFinder):
-    """Imports the modules of a backend with the notes in their text."""
+    """An import hook that adds the notes to the modules of a backend."""
 
     def __init__(self, backend: str) -> None:
         self.modules = MODULES[backend]
@@ -259,7 +260,10 @@ class Noted(importlib.abc.MetaPathFinder):
 
 
 def run_laws(backend: str, examples: int) -> list[str]:
-    """The laws on every line of the table: ops that have a kernel, or multiply, at small sizes too. What breaks."""
+    """Test the laws on every line of the table, and return the verdicts on broken ones.
+
+    Ops that have a kernel, and products, are also tested with small block sizes.
+    """
     from minigrad.backend import cpu
     from minigrad.testing import fake_cupy
     from minigrad.testing.domains import DOMAINS
@@ -269,7 +273,7 @@ def run_laws(backend: str, examples: int) -> list[str]:
     here = cpu if backend == "numpy" else fake_cupy.install()
     small = {name: small_sizes(name) for name in SMALL} if backend == "numpy" else {f"{n} bytes of logits": logits(n) for n in (1, 600)}
     lines = [*DOMAINS, *(wide_lines() if backend == "cupy" else [])]
-    seen.clear()                                        # what importing and making the backend called
+    seen.clear()                                        # outcomes of the import do not count
     kernels = {name.partition("/")[0] for name in here.kernels} | {"linear", "matmul_op", "einsum_op", "getitem"}
     broken, seeds = [], count()                         # other examples at each size and dtype
     for sizes in (None, *small):
@@ -286,7 +290,10 @@ def run_laws(backend: str, examples: int) -> list[str]:
 
 @contextlib.contextmanager
 def logits(size: int) -> Iterator[None]:
-    """Inside the block the CuPy backend has so many bytes of logits at a time: of 600, a row of float64, and two of float32."""
+    """Inside the block the CuPy backend computes at most `size` bytes of logits at a time.
+
+    600 bytes are one row of float64, or two of float32.
+    """
     from minigrad.backend.cupy import kernels
 
     was, kernels.LOGITS = kernels.LOGITS, size
@@ -297,7 +304,7 @@ def logits(size: int) -> Iterator[None]:
 
 
 def wide_lines() -> list[Any]:
-    """Lines of the table at the sizes from which a GPU's kernels are others: wide heads, and rows longer or more than a block is for."""
+    """Lines of the table with sizes that need other GPU kernels: wide heads, and long or many rows."""
     from hypothesis import strategies as st
 
     from minigrad.testing.domains import lines_of
@@ -315,18 +322,18 @@ def wide_lines() -> list[Any]:
 
 
 def excuse(outcome: str) -> str | None:
-    """The line of EXCUSED that an outcome falls under."""
+    """The entry of EXCUSED for an outcome, or None."""
     return next((name for name in EXCUSED if outcome == name or outcome.startswith((f"{name}: ", f"{name}."))), None)
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m tests.branches", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--backend", choices=MODULES, default="numpy", help="whose modules (default: numpy)")
-    p.add_argument("--examples", type=int, metavar="N", help="for each op, law, dtype and size (default: 20)")
+    p.add_argument("--backend", choices=MODULES, default="numpy", help="the backend to examine (default: numpy)")
+    p.add_argument("--examples", type=int, metavar="N", help="examples for each op, law, dtype and size (default: 20)")
     args = p.parse_args(argv)
     if args.examples is not None and args.examples < 1:
-        p.error(f"--examples {args.examples}: at least 1")
+        p.error(f"--examples must be at least 1, not {args.examples}")
     if "minigrad" in sys.modules:
         p.error("minigrad is imported already; run this in a process of its own")
     sys.meta_path.insert(0, Noted(args.backend))
@@ -342,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\nexcused:")
     for name, reason in excused.items():
         print(f"  {name}\n      {reason}")
-    for title, lines in (("missed", bad), ("excused, and reached", idle), ("broken", broken)):
+    for title, lines in (("missed", bad), ("reached, though EXCUSED lists it", idle), ("broken", broken)):
         for line in lines:
             print(f"{title}: {line}")
     return 1 if bad or idle or broken else 0

@@ -1,9 +1,9 @@
 """python -m tests.cuda_branches: which branches of the CUDA kernels their tests take.
 
 The kernels are compiled for a CPU (`minigrad.testing.fake_cupy.cuda`) with g++'s --coverage and without optimization, for each dtype
-that a test asks for; then tests run that hold them to NumPy, and gcov says which way each condition went. A branch
-counts as taken where it is in one of the dtypes. Each line that has one which is not taken is printed; one that is not in EXCUSED, and
-an excuse for a line whose branches are all taken, end the run with 1.
+that a test needs. Then the tests run that compare them with NumPy, and gcov reports which branches were taken. A branch counts as taken
+if it was taken in at least one dtype. Each line with a branch that was never taken is printed. The exit code is 1 if such a line is not
+in EXCUSED, or if all branches of a line in EXCUSED were taken.
 """
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FOLDER = ROOT / "minigrad" / "backend" / "cupy" / "cuda"
 SOURCES = ("kernels.cu", "attention.cu", "decode.cu", "choose.cu")
 TESTS = ("minigrad/backend/cupy/test_kernels.py", "minigrad/backend/cupy/test_attention.py",
          "gpt2/decoding/test_gpu_ops.py", "gpt2/decoding/test_gpu_sampling.py")
-OWN = "what is written is memory of the wrapper's own, and begins on 16 bytes"
-ROUNDED = "a group's sum may be rounded to more than its weights add up to one after the other; then its last id is taken"
-# Lines with a branch that no test takes, and why.
+OWN = "the wrapper allocates the array that is written, so it is aligned to 16 bytes"
+ROUNDED = "only if a group's sum is rounded to more than the running sum of its weights; then its last id is taken"
+# The lines with a branch that no test takes, each with the reason.
 EXCUSED: dict[str, str] = {
     "kernels.cu: bool wide = d % WIDE == 0 && aligned(x) && aligned(more) && aligned(both) && aligned(weight) && aligned(bias) "
     "&& aligned(y);":
@@ -36,18 +36,19 @@ EXCUSED: dict[str, str] = {
     "kernels.cu: if (i + WIDE <= n && aligned(x) && aligned(y) && (!bias || (d % WIDE == 0 && aligned(bias)))) {": OWN,
     "kernels.cu: if (i + WIDE <= n && aligned(g) && aligned(x) && aligned(dx) && (!bias || (d % WIDE == 0 && aligned(bias)))) {": OWN,
     "kernels.cu: bool wide = aligned(p) && aligned(g) && aligned(m) && aligned(v);":
-        "parameters and moments are arrays of their own; a gradient may begin anywhere",
+        "parameters and moments are separate, aligned arrays; only a gradient may be unaligned",
     "attention.cu: if (place < size && query < queries) {":
-        "the grid's threads are as many as the places: there are 64 of them, or a multiple",
+        "the grid has no thread too many, because the size of `stats` is a multiple of 64",
     "attention.cu: stat.along = a.wide && b.wide ? part_of_product<WIDE>(x, y, a.width) : part_of_product<1>(x, y, a.width);":
-        "the result lies as the forward pass has laid it, as wide as the gradient",
+        "the result has the layout that the forward pass gave it, which is as wide as that of the gradient",
     "attention.cu: if (place < size && lane() % 8 == 0) reinterpret_cast<Statistics*>(stats)[place] = stat;":
-        "the grid's threads are as many as the places: there are 64 of them, or a multiple",
-    "decode.cu: bool there = at < end && at * 32 + lane < chunks && row < here;": "a thread that has one row at a time has no row too many",
+        "the grid has no thread too many, because the size of `stats` is a multiple of 64",
+    "decode.cu: bool there = at < end && at * 32 + lane < chunks && row < here;":
+        "a thread that has one row at a time never has a row too many",
     "choose.cu: double gone = equal[1] > 0.0 ? floor((spare - below) * equal[0] / equal[1]) : 0.0, most = equal[0] - 1.0;":
-        "the edge is where the sum passes what is spared, so what lies on it weighs something",
+        "the sum of the weights passes the limit at the edge, so the weights at the edge are not 0",
     "choose.cu: if (none || gone > most) gone = most;":
-        "the sum passes what is spared on the edge, so all of the edge goes only by rounding",
+        "the sum of the weights passes the limit at the edge, so only rounding can remove all tokens at the edge",
     "choose.cu: if (chosen < 0)                                     // rounding left all of it short of what is wanted: then it "
     "is the last of them":
         ROUNDED,
@@ -57,12 +58,12 @@ EXCUSED: dict[str, str] = {
 
 
 def run_tests(folder: Path) -> int:
-    """pytest over the tests, with kernels whose counts are written to the folder when this process ends."""
+    """Run the tests with kernels that count their branches; the counts are written to the folder when this process ends."""
     import pytest
 
     from minigrad.testing.fake_cupy import cuda
 
-    tempfile.tempdir = str(folder)                      # what is compiled goes there too
+    tempfile.tempdir = str(folder)                      # compiled files are written there too
     built, sources = cuda.library, list[str]()
 
     def counted(source: str, flags: tuple[str, ...]) -> Any:
@@ -77,18 +78,19 @@ def run_tests(folder: Path) -> int:
     return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *(str(ROOT / "tests" / name) for name in TESTS)]))
 
 
-Counts = dict[tuple[str, int], dict[int, list[int]]]    # of each line of each file: by how many branches it has, how often each was taken
+# For each line of each file, by the number of its branches: how often each branch was taken.
+Counts = dict[tuple[str, int], dict[int, list[int]]]
 
 
 def counted(folder: Path) -> Counts:
-    """What gcov says of all that was run."""
+    """The counts that gcov reports for all compiled sources."""
     found: Counts = defaultdict(dict)
     texts = {name: (FOLDER / name).read_text("utf-8") for name in SOURCES}
     shared = texts["kernels.cu"].partition("// ── what is above is for all")[0]
     for data in folder.glob("*.gcda"):
         source = json.loads((folder / "sources.json").read_text())[int(data.name.partition("-")[0])]
         file = next((n for n in SOURCES if source in (texts[n], shared + texts[n])), None)
-        if file is None:                                # a test's own text, with a mistake in it
+        if file is None:                                # a test's own source, with a mistake on purpose
             continue
         lead = 0 if file == "kernels.cu" else shared.count("\n")
         said = subprocess.run(["gcov", "--json-format", "--branch-probabilities", "--stdout", str(data)], capture_output=True, text=True,
@@ -96,18 +98,18 @@ def counted(folder: Path) -> Counts:
         for whole in map(json.loads, said.splitlines()):
             for line in (n for f in whole["files"] if f["file"].endswith("kernels.cpp") for n in f["lines"]):
                 at = line["line_number"]
-                if at > source.count("\n") + 1:         # what starts the kernels, and is ours
+                if at > source.count("\n") + 1:         # the code that starts the kernels on a CPU
                     continue
                 taken = [b["count"] for b in line["branches"] if not b["throw"]]
-                place = ("kernels.cu", at) if at <= lead else (file, at - lead)
-                before = found[place].get(len(taken), [0] * len(taken))
-                found[place][len(taken)] = [a + b for a, b in zip(before, taken)]
+                where = ("kernels.cu", at) if at <= lead else (file, at - lead)
+                before = found[where].get(len(taken), [0] * len(taken))
+                found[where][len(taken)] = [a + b for a, b in zip(before, taken)]
     return found
 
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m tests.cuda_branches", description=__doc__.partition(":")[2], allow_abbrev=False)
-    p.add_argument("--run", metavar="FOLDER", help=argparse.SUPPRESS)      # what this starts itself
+    p.add_argument("--run", metavar="FOLDER", help=argparse.SUPPRESS)      # for the process that this command starts
     args = p.parse_args()
     if args.run:
         return run_tests(Path(args.run))
@@ -135,7 +137,7 @@ def main() -> int:
         print(f"missed: {line}   ({taken})")
     idle = [line for line in EXCUSED if line not in missed]
     for line in idle:
-        print(f"excused, and taken: {line}")
+        print(f"taken, though EXCUSED lists it: {line}")
     return 1 if bad or idle else 0
 
 

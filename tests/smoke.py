@@ -1,15 +1,16 @@
-"""python -m tests.smoke: builds sdist and wheel, and tries the wheel on the oldest and the newest of what setup.py admits.
+"""python -m tests.smoke: build sdist and wheel, and try the wheel with the oldest and the newest versions that setup.py allows.
 
-The sdist is built from a copy of the tree, and the wheel from the sdist; both must hold what the tree holds. For each Python from 3.10 to
-3.14 that is on PATH or among pyenv's, the wheel is installed with pip twice, in fresh environments and away from the repository: with each
-of its dependencies at the least version that setup.py names, and with the newest. Then a gradient is taken, the packaged model writes text,
-and a model is trained, saved, read and drawn. Needs the network, or an index of packages; what cannot be had is skipped, with its reason.
+The sdist is built from a copy of the tree, and the wheel from the sdist; both must contain the files of the tree. For each Python from 3.10
+to 3.14 that is on PATH or installed by pyenv, pip installs the wheel twice, in fresh environments outside the repository: once with the
+oldest version of each dependency that setup.py allows, and once with the newest. Then a program computes gradients, lets the packaged model
+write text, and trains, saves, loads and draws a model. This needs the network or an index of packages. What cannot be installed is skipped,
+and the reason is printed.
 
-    python -m tests.smoke                               # all of them, a minute each
+    python -m tests.smoke                               # all environments, a minute each
     python -m tests.smoke --python 3.10 --python 3.13 --only oldest
-    python -m tests.smoke --out dist                    # and keep the two files: what a release uploads
+    python -m tests.smoke --out dist                    # also keep the sdist and the wheel, which a release uploads
 
-Exit code 0 where all that ran passed, 1 where one did not, 3 where none could be run.
+The exit code is 0 if every environment that ran passed, 1 if one failed, and 3 if none could be run.
 """
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ENDS = ("oldest", "newest")
 PACKAGES = ("minigrad", "gpt2")
-SETTINGS = {"ruff.toml"}                                # files in the packages that only tools read, and that no wheel holds
-MADE = re.compile(r"PKG-INFO|setup\.cfg|[^/]+\.egg-info/.+")       # what setuptools adds to an sdist
-# what .gitignore names, for a source without git
+SETTINGS = {"ruff.toml"}                                # files in the packages that only tools read; a wheel does not contain them
+MADE = re.compile(r"PKG-INFO|setup\.cfg|[^/]+\.egg-info/.+")       # files that setuptools adds to an sdist
+# the files that .gitignore names, for a source tree without git
 CACHES = re.compile(r"(.*/)?(__pycache__|[^/]+\.egg-info|\.git|\.venv|\.\w+_cache|\.hypothesis|build|dist)/.*|(out|data|docs/_build)/.*")
 
 PROGRAM = """
@@ -76,23 +77,23 @@ assert command("gpt2.train", "--config", "run.toml", "--data", "data", "--out-di
 command("gpt2.train", "--init-from", "resume", "--out-dir", "out", "--max-iters", "8")
 assert math.isfinite(GPT2.from_pretrained("out").loss([[1, 2, 3]], [[2, 3, 4]]).item())
 assert json.loads(command("gpt2.evaluate", "--model", "out", "--task", "perplexity", "--data", "text.txt", "--json"))
-from gpt2 import download                               # what it takes of huggingface_hub is there; nothing is fetched
+from gpt2 import download                               # huggingface_hub has the names that it imports; nothing is downloaded
 from huggingface_hub import HfApi, constants, hf_hub_download
 print("numpy", np.__version__)
 """
 
 
 class Skip(Exception):
-    """Why a row cannot be run."""
+    """An environment cannot be made; the message is the reason."""
 
 
 def python_of(version: str) -> str | None:
-    """The interpreter of a version: this one, on PATH, or of pyenv; one that starts."""
+    """An interpreter of this version that starts: the one that runs this, or one of pyenv or on PATH. None if there is none."""
     pyenv = os.environ.get("PYENV_ROOT") or (subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
                                              if shutil.which("pyenv") else "")
-    places = sorted(Path(pyenv, "versions").glob(f"{version}.*/bin/python")) if pyenv else []
+    installed = sorted(Path(pyenv, "versions").glob(f"{version}.*/bin/python")) if pyenv else []
     here = [sys.executable] if version == f"{sys.version_info.major}.{sys.version_info.minor}" else []
-    for path in [*here, *map(str, reversed(places)), shutil.which(f"python{version}")]:
+    for path in [*here, *map(str, reversed(installed)), shutil.which(f"python{version}")]:
         if path and version in subprocess.run([path, "-c", "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"],
                                               capture_output=True, text=True).stdout.split():
             return path
@@ -100,7 +101,7 @@ def python_of(version: str) -> str | None:
 
 
 def least() -> list[str]:
-    """Each dependency of setup.py at the least version that it names, as pip's constraints."""
+    """The oldest version of each dependency that setup.py allows, as constraints for pip."""
     named = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text("utf-8"), re.S)
     assert named is not None
     found = re.findall(r'"([\w-]+)>=([\d.]+)', named[1])
@@ -109,13 +110,13 @@ def least() -> list[str]:
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """The line of an output that says what went wrong: the last that names an error, or the last."""
+    """The line of the output that says what went wrong: the last one that names an error, or the last line."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
     return next((line for line in reversed(lines) if "rror" in line), lines[-1]).strip()[:300]
 
 
 def tree(root: Path = ROOT) -> list[str]:
-    """The files of the source, as paths below `root`: those that git does not ignore, or all but caches where there is no git."""
+    """The files of the source as paths below `root`: those that git does not ignore, or without git all except caches."""
     asked = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if (root / ".git").exists() and shutil.which("git"):
         names = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -126,7 +127,7 @@ def tree(root: Path = ROOT) -> list[str]:
 
 
 def copied(to: Path, root: Path = ROOT) -> Path:
-    """A copy of the source, so that no build folder of before gets into what is built."""
+    """A copy of the source tree, so that an earlier build folder does not get into the packages."""
     for name in tree(root):
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, to / name)
@@ -134,7 +135,7 @@ def copied(to: Path, root: Path = ROOT) -> Path:
 
 
 def defects(sdist: Path, wheel: Path, root: Path = ROOT) -> Iterator[str]:
-    """What one of the two lacks of the source, or has and should not have. The lists are those of the tree."""
+    """The files of the source that the sdist or the wheel lacks, and the files that they should not contain."""
     source = set(tree(root))
     with tarfile.open(sdist) as tar:
         inside = {member.name.partition("/")[2] for member in tar.getmembers() if member.isfile()}
@@ -147,7 +148,10 @@ def defects(sdist: Path, wheel: Path, root: Path = ROOT) -> Iterator[str]:
 
 
 def packed(folder: Path, python: str) -> Path:
-    """The wheel, built from the sdist, which is beside it. Skip where they cannot be built; AssertionError where one is not whole."""
+    """Build the sdist, and the wheel from it, in one folder; return the wheel's path.
+
+    Skip if they cannot be built; AssertionError if one of them lacks files.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     subprocess.run([python, "-m", "venv", folder / "builder"], check=True)
     python = python_in(folder / "builder")
@@ -168,7 +172,10 @@ def python_in(environment: Path) -> str:
 
 
 def row(version: str, end: str, wheel: Path, folder: Path) -> str:
-    """Install and try one: what passed. Skip where there is no such Python, or no wheel for it; AssertionError where something fails."""
+    """Install the wheel in one environment and run the program; return its last line.
+
+    Skip if there is no such Python, or no wheel of a dependency for it; AssertionError if something fails.
+    """
     python = python_of(version)
     if python is None:
         raise Skip(f"there is no Python {version}; pyenv install {version}")
@@ -178,10 +185,10 @@ def row(version: str, end: str, wheel: Path, folder: Path) -> str:
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(least() if end == "oldest" else []))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | {"MPLBACKEND": "Agg"}
-    # wheels alone: what has none for this Python would be compiled, or be another version than the one to be tried
+    # only wheels: without a wheel pip would compile the package, or install another version than the one to be tested
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
     done = subprocess.run([*pip, "-c", constraints, wheel], env=environment, capture_output=True, text=True)
-    for pinned in constraints.read_text().split() if done.returncode else []:       # pip does not say which one it has no wheel of
+    for pinned in constraints.read_text().split() if done.returncode else []:       # pip does not say which wheel is missing
         alone = subprocess.run([*pip, "--dry-run", "--no-deps", pinned], env=environment, capture_output=True, text=True)
         if "No matching distribution found" in alone.stderr:
             raise Skip(f"there is no wheel of {pinned} for Python {version}")
@@ -198,9 +205,10 @@ def row(version: str, end: str, wheel: Path, folder: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m tests.smoke", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--python", action="append", choices=PYTHONS, metavar="VERSION", help=f"{', '.join(PYTHONS)} (default: all; repeatable)")
-    p.add_argument("--only", choices=ENDS, help="one end of the versions of the dependencies (default: both)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="put the sdist and the wheel there, if all that ran passed")
+    p.add_argument("--python", action="append", choices=PYTHONS, metavar="VERSION",
+                   help=f"only this Python: {', '.join(PYTHONS)} (repeatable; default: all)")
+    p.add_argument("--only", choices=ENDS, help="only these versions of the dependencies (default: both)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="copy the sdist and the wheel there if no environment failed")
     args = p.parse_args(argv)
     ended: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="smoke-") as scratch:

@@ -14,7 +14,7 @@ from tests.branches import EXCUSED, MODULES, ROOT, Notes, excuse
 
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, None]:
-    """All outcomes of the text as it is."""
+    """All possible outcomes of the present source."""
     monkeypatch.setattr(branches, "wanted", {})
     for module in (m for modules in MODULES.values() for m in modules):
         Notes(module).visit(ast.parse(branches.file_of(module).read_text("utf-8")))
@@ -22,7 +22,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, None]:
 
 
 def test_what_is_excused_exists(outcomes: dict[str, None]):
-    """Each excuse is for outcomes that there are, and has a reason; no kernel is excused as a whole but the optimizer's."""
+    """Each entry of EXCUSED names existing outcomes and has a reason; the optimizer's are the only kernels excused as a whole."""
     assert EXCUSED.keys() == {excuse(o) for o in outcomes if excuse(o)}
     assert all(EXCUSED.values())
     kernels = {o.removesuffix(": called") for o in outcomes if o.endswith(": called") and excuse(o) is not None}
@@ -33,7 +33,7 @@ def test_what_is_excused_exists(outcomes: dict[str, None]):
 
 
 def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
-    """Conditions and their parts, loops, min and max, and calls, in a text with each of them."""
+    """A source with all of them records conditions and their parts, loops, min and max, and calls."""
     monkeypatch.setattr(branches, "wanted", {})
     monkeypatch.setattr(branches, "seen", set())
     text = "def f(n, k):\n    for i in range(min(n, 3)):\n        if i and not k:\n            return i\n    return n or k\n"
@@ -52,13 +52,13 @@ def test_notes_are_of_both_outcomes(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", MODULES)
 def test_the_laws_go_through_every_branch(backend: str):
-    """The command ends with 0: nothing is missed, no excuse is idle, no law is broken."""
+    """The command ends with 0: no outcome is missed, no entry of EXCUSED is reached, and no law is broken."""
     done = subprocess.run([sys.executable, "-m", "tests.branches", "--backend", backend], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_lines_of_cuda_that_are_excused_exist():
-    """Each stands in its file."""
+    """Each line is in its file."""
     lines = {f"{name}: {line.strip()}" for name in cuda_branches.SOURCES
              for line in (cuda_branches.FOLDER / name).read_text("utf-8").splitlines()}
     assert cuda_branches.EXCUSED.keys() <= lines and all(cuda_branches.EXCUSED.values())
@@ -67,6 +67,6 @@ def test_lines_of_cuda_that_are_excused_exist():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcov") is None, reason="gcov is not installed: it comes with gcc")
 def test_the_kernels_take_every_branch():
-    """The command ends with 0: nothing is missed, and no excuse is idle."""
+    """The command ends with 0: no branch is missed, and no line of EXCUSED has all of its branches taken."""
     done = subprocess.run([sys.executable, "-m", "tests.cuda_branches"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -51,7 +51,7 @@ def test_a_set_that_runs_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize(("own", "found", "reason"), [
-    (None, None, "is not OpenBLAS"), ("SkylakeX", Found("Haswell", frozenset()), "takes Haswell's kernels where Prescott's are asked for"),
+    (None, None, "is not OpenBLAS"), ("SkylakeX", Found("Haswell", frozenset()), "uses Haswell's kernels although Prescott's were requested"),
     ("SkylakeX", Found("Katmai", frozenset({"X86_V3"})), "still uses X86_V3"),
     ("SkylakeX", "NumPy does not run with it: no", "does not run"), ("SkylakeX", Found("Katmai", frozenset()), None)], ids=str)
 def test_a_set_that_cannot_be_run_has_a_reason(monkeypatch, own, found, reason):
@@ -111,7 +111,7 @@ def test_pytest_runs_under_the_set(tmp_path):
 def test_a_set_that_there_is_not_is_one_line():
     done = subprocess.run([sys.executable, "-m", "tests.kernel_sets", "Pentium"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("tests.kernel_sets: there is no set 'Pentium'; choose of Prescott, Haswell, Sandybridge, Nehalem, SkylakeX\n")
+    assert done.stderr == ("tests.kernel_sets: there is no set 'Pentium'; the sets are Prescott, Haswell, Sandybridge, Nehalem, SkylakeX\n")
 
 
 # ── smoke ──
