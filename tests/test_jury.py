@@ -1,4 +1,4 @@
-"""The jury judges `check`: right functions of other people pass it, and wrong ones fall."""
+"""The jury tests `check`: it must accept right functions of other people, and reject wrong ones."""
 from __future__ import annotations
 
 import inspect
@@ -19,14 +19,14 @@ NAMED = {"ids": lambda e: e.name}
 
 
 def verdict(entry: Entry, **options: int) -> None:
-    """Fails unless check says of an entry what it is."""
+    """Fail unless `check` accepts a right entry, or rejects a wrong one."""
     try:
         report = entry.run(**options)
     except Skipped as reason:
         pytest.skip(str(reason))
     fine = report.ok is (entry.kind == "right")
     assert fine, f"{entry.name} is {entry.kind}: {entry.note}\n{report}"
-    assert entry.kind == "right" or report.broken, "it falls, and no law says why"
+    assert entry.kind == "right" or report.broken, "check rejects it, but no law is broken"
 
 
 @pytest.mark.parametrize("entry", RIGHT[::12], **NAMED)
@@ -37,7 +37,7 @@ def test_a_right_function_passes(entry: Entry):
 
 @pytest.mark.parametrize("entry", WRONG[::56], **NAMED)
 def test_a_wrong_function_falls(entry: Entry):
-    """Every 32nd wrong function breaks a law, which is named with an example."""
+    """Every 56th wrong function breaks a law, which is named with an example."""
     verdict(entry, examples=100)
 
 
@@ -68,7 +68,7 @@ def test_the_collection_is_one():
 
 
 def test_the_table_shows_what_is_wrong_with_the_judge(capsys, monkeypatch):
-    """An accused right function and a missed wrong one are marked and set the exit code."""
+    """A right function that is rejected and a wrong one that is accepted are marked and set the exit code."""
     swapped = {"twice": ENTRIES["tanh"]._replace(name="twice", kind="wrong", note="It is right."),
                "zero_gradient": ENTRIES["zero_gradient"]._replace(kind="right")}
     for module in ("table", "__main__"):
@@ -76,11 +76,11 @@ def test_the_table_shows_what_is_wrong_with_the_judge(capsys, monkeypatch):
     assert main(["--only", "zero_gradient", "--seeds", "1", "--examples", "3"]) == 1
     out = capsys.readouterr().out
     assert "! right zero_gradient" in out and "falls" in out and "adjoint float64" in out
-    assert out.endswith("1 right: 1 accused; 0 wrong: 0 missed\n")
+    assert out.endswith("right functions: 1, rejected: 1; wrong functions: 0, accepted: 0\n")
     assert main(["--only", "twice", "--seeds", "1", "--examples", "3"]) == 1
     out = capsys.readouterr().out
     assert "! wrong twice" in out and "It is right." in out
-    assert out.endswith("0 right: 0 accused; 1 wrong: 1 missed\n")
+    assert out.endswith("right functions: 0, rejected: 0; wrong functions: 1, accepted: 1\n")
 
 
 def test_a_name_that_nobody_has(capsys):
@@ -94,4 +94,5 @@ def test_the_command_as_it_is_typed():
     """With two processes, which import what they run."""
     found = subprocess.run([sys.executable, "-m", "tests.jury", "--jobs", "2", "--only", "tanh", "--seeds", "1", "--examples", "3"],
                            cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0 and found.stdout.endswith("1 right: 0 accused; 0 wrong: 0 missed\n"), found.stderr
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("right functions: 1, rejected: 0; wrong functions: 0, accepted: 0\n")

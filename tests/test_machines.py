@@ -51,7 +51,8 @@ def test_a_set_that_runs_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize(("own", "found", "reason"), [
-    (None, None, "is not OpenBLAS"), ("SkylakeX", Found("Haswell", frozenset()), "uses Haswell's kernels although Prescott's were requested"),
+    (None, None, "is not OpenBLAS"),
+    ("SkylakeX", Found("Haswell", frozenset()), "uses Haswell's kernels although Prescott's were requested"),
     ("SkylakeX", Found("Katmai", frozenset({"X86_V3"})), "still uses X86_V3"),
     ("SkylakeX", "NumPy does not run with it: no", "does not run"), ("SkylakeX", Found("Katmai", frozenset()), None)], ids=str)
 def test_a_set_that_cannot_be_run_has_a_reason(monkeypatch, own, found, reason):

@@ -1,6 +1,6 @@
-"""The jury: functions of other people, right and wrong, that judge `minigrad.testing.check` itself.
+"""The jury: right and wrong functions, as other people write them, that test `check` itself.
 
-Each entry calls `check` in the form that its author would type first. A right function must pass
-for every seed, a wrong one must fall for every seed. `python -m tests.jury` prints the table, and
-tests/test_jury.py runs a short form of it.
+Each entry calls `minigrad.testing.check` in the form that its author would write first. `check`
+must accept a right function and reject a wrong one, for every seed. `python -m tests.jury` prints
+the table, and tests/test_jury.py runs a shorter form of it.
 """

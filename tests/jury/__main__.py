@@ -1,4 +1,7 @@
-"""python -m tests.jury: the table of the jury; what a process of its pool runs is in table.py, for this file cannot be imported there."""
+"""python -m tests.jury: test `check` with right and wrong functions, and print a table.
+
+The exit code is 1 if `check` rejects a right function or accepts a wrong one.
+"""
 from __future__ import annotations
 
 import argparse
@@ -12,18 +15,20 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.jury", description=__doc__,
                                      allow_abbrev=False)
     parser.add_argument("--seeds", type=int, metavar="N",
-                        help="how often each is judged (20 for right ones, 5 for wrong ones)")
+                        help="how often each function is tested (20 if right, 5 if wrong)")
     parser.add_argument("--examples", type=int, metavar="N",
-                        help="examples of each law, instead of check's own number")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="names, such as 'softmax*'")
+                        help="examples for each law (default: those of `check`)")
+    parser.add_argument("--only", metavar="PATTERN", default="*",
+                        help="only functions with such a name, as in 'softmax*'")
     which = parser.add_mutually_exclusive_group()
     for kind in SEEDS:
         which.add_argument(f"--{kind}", action="store_const", const=kind, dest="kind",
-                           help=f"the {kind} ones alone")
-    parser.add_argument("--jobs", type=int, metavar="N", default=1, help="processes (1)")
+                           help=f"only the {kind} functions")
+    parser.add_argument("--jobs", type=int, metavar="N", default=1,
+                        help="the number of processes (default 1)")
     flags = parser.parse_args(given)
     if flags.jobs < 1 or (flags.seeds or 1) < 1 or (flags.examples or 1) < 1:
-        parser.error("--jobs, --seeds and --examples are at least 1")
+        parser.error("--jobs, --seeds and --examples must be at least 1")
     chosen = [e for e in ENTRIES.values()
               if flags.kind in (None, e.kind) and fnmatch.fnmatch(e.name, flags.only)]
     if not chosen:
@@ -37,8 +42,9 @@ def main(given: list[str] | None = None) -> int:
               f"{row.seconds:5.1f} s  {shortened(row.shown, 150)}", flush=True)
         if row.bad and entry.kind == "wrong":
             print(f"    {entry.note}", flush=True)
-    print(f"{count['right']} right: {bad['right']} accused; "
-          f"{count['wrong']} wrong: {bad['wrong']} missed{f'; {skipped} skipped' * bool(skipped)}")
+    print(f"right functions: {count['right']}, rejected: {bad['right']}; "
+          f"wrong functions: {count['wrong']}, accepted: {bad['wrong']}"
+          f"{f'; skipped: {skipped}' * bool(skipped)}")
     return int(any(bad.values()))
 
 

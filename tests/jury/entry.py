@@ -1,4 +1,4 @@
-"""An entry of the jury, and the two decorators that list one."""
+"""An entry of the jury, and the two decorators that list entries."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ class Skipped(Exception):
 
 
 class Entry(NamedTuple):
-    """A function that check is to judge.
+    """A function that `check` must judge.
 
-    kind: "right" or "wrong". note: what it computes, or its mistake, in one sentence. seen: where
-    a mistake of the kind was reported, as owner/repository#number; empty where none was looked up.
-    call: given `check`, makes the call that its author would type.
+    kind: "right" or "wrong". note: one sentence about what it computes, or about its mistake. seen:
+    a public report of such a mistake, as owner/repository#number, or "". call: takes `check`, and
+    calls it as the author of the function would.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Entry(NamedTuple):
     call: Callable[[Callable[..., Report]], Any]
 
     def run(self, **options: Any) -> Report:
-        """The report on this entry, also where a law is broken. options: more settings of `check`.
+        """The report on this entry, even if a law is broken. options: more settings of `check`.
 
-        Skipped where a library is missing. Any other exception means that `check` itself failed.
+        Skipped if a library is missing. Any other exception means that `check` itself failed.
         """
         reports = []
 
@@ -59,10 +59,10 @@ def _listed(kind: str, seen: str) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def right(call: Callable[..., Any]) -> Callable[..., Any]:
-    """List a right function under its name; its docstring says what it is."""
+    """List a right function under its name; its docstring says what it computes."""
     return _listed("right", "")(call)
 
 
 def wrong(seen: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """List a wrong function; its docstring is its mistake, and `seen` a report of such a one."""
+    """List a wrong function; its docstring says what is wrong. seen: see Entry."""
     return _listed("wrong", seen)

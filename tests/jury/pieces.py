@@ -1,4 +1,4 @@
-"""What several functions of the jury are made of: right pieces, in NumPy, each with its VJP."""
+"""Right functions in NumPy, with their VJPs, that several entries of the jury use."""
 from __future__ import annotations
 
 import numpy as np
@@ -30,17 +30,17 @@ def nll_vjp(g, x, targets):
 
 
 def over_rows(g, x):
-    """The cotangent of a row's sum, for each of its numbers."""
+    """The VJP of a sum over each row: every number of a row gets the cotangent of its sum."""
     return np.repeat(np.asarray(g)[..., None], x.shape[-1], -1)
 
 
 def to_the_largest(g, x):
-    """The cotangent of a row, for the largest of its numbers."""
+    """The VJP of a maximum over each row: the row's largest number gets the cotangent."""
     d = np.zeros_like(x)
     np.put_along_axis(d, x.argmax(-1)[..., None], g[..., None], -1)
     return d
 
 
 def wide(*xs):
-    """16 bits are computed with in float32."""
+    """The arrays in float32, in which functions of 16 bits compute."""
     return [np.asarray(x).astype(np.float32) for x in xs]

@@ -20,7 +20,7 @@ def tanh(check):
 
 @right
 def twice(check):
-    """The simplest one there is."""
+    """2 x, the simplest function."""
     check(lambda x: 2 * x, arrays(), vjp=lambda g, x: 2 * g)
 
 
@@ -44,7 +44,7 @@ def sqrt_of_positive(check):
 
 @right
 def sine_of_five_x(check):
-    """A function that bends fast for a difference quotient."""
+    """sin(5x), whose slope changes too fast for a coarse difference quotient."""
     check(lambda x: np.sin(5 * x), arrays(), vjp=lambda g, x: 5 * np.cos(5 * x) * g)
 
 
@@ -153,7 +153,7 @@ def gelu_exact(check):
 
 @right
 def gelu_one_by_one(check):
-    """The same number by number, in Python, with math.erf."""
+    """GELU, computed number by number in Python, with math.erf."""
     def gelu(x):
         y = np.zeros(x.shape, x.dtype)
         for i in np.ndindex(x.shape):
@@ -207,14 +207,14 @@ def relu(check):
 
 @right
 def relu_of_a_fixed_shape(check):
-    """The same on one shape, as an author with one test case asks."""
+    """max(x, 0) on one shape, as an author with only one test case would check it."""
     check(lambda x: np.where(x > 0, x, 0), arrays((4, 8), avoid=[0.0]),
           vjp=lambda g, x: np.where(x > 0, g, 0))
 
 
 @right
 def leaky_relu(check):
-    """A slope as a setting."""
+    """Leaky relu, whose slope is a setting."""
     def leaky(x, slope):
         return np.where(x > 0, x, slope * x).astype(x.dtype)
 
@@ -264,7 +264,7 @@ def absolute_value(check):
 
 @right
 def softsign(check):
-    """x/(1 + |x|), which is smooth once; a scratch buffer is its own."""
+    """x/(1 + |x|), which has only one derivative at 0; it uses a scratch buffer."""
     def softsign(x):
         scratch = np.abs(x)
         scratch = np.add(scratch, 1, out=scratch if scratch.ndim else None)
@@ -287,7 +287,7 @@ def reciprocal(check):
 
 @right
 def square_into_a_buffer(check):
-    """A square into memory of its own."""
+    """x², written to an array that it allocates itself."""
     def square(x):
         out = np.empty(x.shape, x.dtype)
         np.multiply(x, x, out=out)

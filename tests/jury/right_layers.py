@@ -18,7 +18,7 @@ Q, K, V = (arrays((2, 3, 5, 4)) for _ in range(3))      # [batch, heads, positio
 # ── normalisations ──
 @right
 def layer_norm_without_weights(check):
-    """In two passes; the eps is a setting."""
+    """LayerNorm in two passes; eps is a setting."""
     def norm(x, eps):
         d = x - x.mean(-1, keepdims=True)
         return d / np.sqrt((d * d).mean(-1, keepdims=True) + eps)
@@ -34,7 +34,7 @@ def layer_norm_without_weights(check):
 
 @right
 def layer_norm(check):
-    """With weight and bias, held to the definition."""
+    """LayerNorm with weight and bias, compared with the definition."""
     def forward(x, w, b):
         mu = np.mean(x, axis=-1, keepdims=True)
         rstd = 1 / np.sqrt(np.var(x, axis=-1, keepdims=True) + 1e-5)
@@ -115,7 +115,7 @@ def group_norm(check):
 
 @right
 def batch_norm(check):
-    """In training: each column over the batch."""
+    """Batch normalisation in training: each column is normalised over the batch."""
     def norm(x):
         return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
 
@@ -129,7 +129,7 @@ def batch_norm(check):
 
 @right
 def l2_normalise(check):
-    """Rows of length 1, away from 0."""
+    """Rows divided by their length, for rows away from 0."""
     def f(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -166,7 +166,7 @@ def attention(check):
 
 @right
 def causal_attention(check):
-    """With −inf above the diagonal and a scale as a setting, held to the definition."""
+    """Causal attention with a scale as a setting, compared with the definition."""
     def weights(q, k, scale):
         s = np.matmul(q, np.swapaxes(k, -1, -2)) * scale
         t = s.shape[-1]
@@ -243,7 +243,7 @@ def cross_entropy(check):
 
 @right
 def cross_entropy_with_smoothing(check):
-    """Label smoothing, with targets as numbers from 0 to 1."""
+    """Cross-entropy with soft targets, numbers from 0 to 1, as in label smoothing."""
     def forward(x, smoothing):
         n = x.shape[-1]
         target = np.full(n, smoothing / n, x.dtype)
@@ -262,7 +262,7 @@ def cross_entropy_with_smoothing(check):
 
 @right
 def mean_squared_error(check):
-    """Of two arrays of one shape."""
+    """The mean squared error of two arrays of one shape."""
     def vjp(g, x, y):
         d = 2 * g * (x - y) / x.size
         return d, -d
@@ -284,7 +284,7 @@ def binary_cross_entropy_with_logits(check):
 
 @right
 def huber(check):
-    """Quadratic near 0 and linear beyond δ; no example is where the two meet."""
+    """Huber loss: quadratic near 0, linear beyond δ; no example lies where the two meet."""
     def forward(x, delta):
         a = np.abs(x)
         return np.where(a <= delta, x * x / 2, delta * (a - delta / 2)).sum()
@@ -314,7 +314,7 @@ def kl_divergence(check):
 
 @right
 def cosine_similarity(check):
-    """Of rows of two arrays, away from 0."""
+    """The cosine similarity of the rows of two arrays, away from 0."""
     def forward(x, y):
         return (x * y).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
 

@@ -46,14 +46,14 @@ def torch_gelu(check):
 
 @right
 def torch_softmax(check):
-    """torch.softmax along a setting."""
+    """torch.softmax along an axis that is a setting."""
     f, vjp = from_torch(torch.softmax if torch else None)
     check(f, arrays((3, 4, 5)), vjp=vjp, dim=1)
 
 
 @right
 def torch_layer_norm(check):
-    """torch.nn.functional.layer_norm, held to the definition."""
+    """torch.nn.functional.layer_norm, compared with the definition."""
     f, vjp = from_torch(lambda x, w, b: torch.nn.functional.layer_norm(x, w.shape, w, b))
     check(f, arrays((4, 10)), arrays((10,)), arrays((10,)), vjp=vjp, definition=mg.layer_norm)
 
@@ -68,7 +68,7 @@ def torch_attention(check):
 
 @right
 def torch_cross_entropy(check):
-    """With targets of its own."""
+    """torch.nn.functional.cross_entropy with fixed targets."""
     f, vjp = from_torch(lambda x: torch.nn.functional.cross_entropy(x, torch.tensor([1, 0, 3, 3])))
     check(f, arrays((4, 6)), vjp=vjp)
 
@@ -104,7 +104,7 @@ def torch_function_of_its_own(check):
 
 @right
 def torch_by_dlpack(check):
-    """logsumexp, arrays by DLPack in and out."""
+    """logsumexp of arrays that are passed and returned by DLPack."""
     if torch is None:
         raise Skipped("PyTorch is not installed: pip install torch")
 
@@ -121,7 +121,7 @@ def torch_by_dlpack(check):
 
 @right
 def torch_without_a_copy(check):
-    """torch.from_numpy as people type it, which refuses negative strides with an error."""
+    """torch.from_numpy without a copy, which refuses negative strides with an error."""
     if torch is None:
         raise Skipped("PyTorch is not installed: pip install torch")
 
@@ -160,7 +160,7 @@ def jax_tanh(check):
 
 @right
 def jax_softmax(check):
-    """jax.nn.softmax in float32, held to the definition."""
+    """jax.nn.softmax in float32, compared with the definition."""
     f, vjp = from_jax(lambda jax, x: jax.nn.softmax(x, axis=-1), compiled=True)
     check(f, arrays((8, 40)), vjp=vjp, definition=mg.softmax, dtypes=["float32"])
 
@@ -188,13 +188,13 @@ def jax_attention(check):
 # ── functions of our Tensors, which need no VJP ──
 @right
 def tensors_swish(check):
-    """x·σ(x) by ops."""
+    """x·σ(x), composed of ops."""
     check(lambda x: x * mg.sigmoid(x), arrays())
 
 
 @right
 def tensors_softmax_unfused(check):
-    """A softmax by ops with the maximum as a constant."""
+    """A softmax composed of ops, in which the maximum is a constant."""
     def softmax(x):
         e = mg.exp(x - mg.stop_gradient(mg.max(x, axis=-1, keepdims=True)))
         return e / mg.sum(e, axis=-1, keepdims=True)
@@ -213,13 +213,13 @@ def tensors_mlp(check):
 
 @right
 def tensors_of_two_outputs(check):
-    """A sum and a product in a tuple."""
+    """A sum and a product, returned as a tuple."""
     check(lambda x, y: (x + y, x * y), broadcastable(2))
 
 
 @right
 def tensors_rms_norm(check):
-    """x/√(mean x² + eps), eps a setting."""
+    """x/√(mean x² + eps), where eps is a setting."""
     def rms_norm(x, eps):
         return x / mg.sqrt(mg.mean(x * x, axis=-1, keepdims=True) + eps)
 
@@ -228,7 +228,7 @@ def tensors_rms_norm(check):
 
 @right
 def tensors_attention_held_to_parts(check):
-    """The fused attention against a product, a softmax and a product."""
+    """The fused attention, compared with a product, a softmax and a product."""
     def unfused(q, k, v):
         return mg.softmax(q @ k.mT * q.shape[-1] ** -0.5) @ v
 
@@ -238,7 +238,7 @@ def tensors_attention_held_to_parts(check):
 
 @right
 def tensors_silu_op(check):
-    """An op of one's own, as the page on adding an op declares it."""
+    """A new op, declared as on the page about adding an op."""
     from minigrad.op import REGISTRY, elementwise
 
     REGISTRY.pop("jury_silu", None)

@@ -1,4 +1,4 @@
-"""Right kernels of float16, bfloat16 and float32 alone: computed in float32, and rounded once."""
+"""Right kernels for float16, bfloat16 or float32 only: they compute in float32 and round once."""
 from __future__ import annotations
 
 import numpy as np
@@ -14,7 +14,7 @@ ROWS = shapes(least=1, side=1)
 
 @right
 def half_tanh(check):
-    """float16 in, float32 inside, float16 out."""
+    """tanh of float16, computed in float32 and returned in float16."""
     def f(x):
         return np.tanh(x.astype(np.float32)).astype(x.dtype)
 
@@ -27,7 +27,7 @@ def half_tanh(check):
 
 @right
 def half_softmax(check):
-    """In float16 and bfloat16, held to the definition."""
+    """A softmax in float16 and bfloat16, compared with the definition."""
     def probabilities(x):
         (t,) = wide(x)
         e = np.exp(t - t.max(-1, keepdims=True))
@@ -70,7 +70,7 @@ def half_matmul(check):
 
 @right
 def half_rms_norm(check):
-    """In bfloat16, with statistics in float32."""
+    """x/√(mean x² + eps) in bfloat16, with statistics in float32."""
     def f(x):
         (t,) = wide(x)
         return (t / np.sqrt((t * t).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
@@ -85,7 +85,7 @@ def half_rms_norm(check):
 
 @right
 def half_gelu(check):
-    """The tanh form in float16."""
+    """GELU's tanh form in float16."""
     c = float(np.sqrt(2 / np.pi))
 
     def f(x):
@@ -103,7 +103,7 @@ def half_gelu(check):
 
 @right
 def single_sigmoid(check):
-    """A kernel that turns everything into float32, as a binding to C does."""
+    """A kernel that converts all arrays to float32, as a binding to C does."""
     def f(x):
         x = np.ascontiguousarray(x, np.float32).reshape(x.shape)
         return 1 / (1 + np.exp(-x))
@@ -129,7 +129,7 @@ def single_only(check):
 
 @right
 def single_layer_norm(check):
-    """float32 with sums in float64, held to the definition."""
+    """A float32 kernel with sums in float64, compared with the definition."""
     def parts(x):
         d = x - x.mean(-1, keepdims=True, dtype=np.float64)
         return d, 1 / np.sqrt((d * d).mean(-1, keepdims=True) + 1e-5)

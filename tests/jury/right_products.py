@@ -18,7 +18,7 @@ def matmul(check):
 
 @right
 def matmul_in_tiles(check):
-    """Tiles of 4 × 4 × 4 with tails, added up in a buffer of its own."""
+    """A product in tiles of 4 × 4 × 4, the last ones smaller, added up in a separate buffer."""
     def product(a, b):
         (n, k), m = a.shape, b.shape[1]
         out = np.zeros((n, m), a.dtype)
@@ -43,13 +43,13 @@ def batched_matmul(check):
 
 @right
 def outer(check):
-    """Two vectors."""
+    """The outer product of two vectors."""
     check(np.outer, arrays((4,)), arrays((6,)), vjp=lambda g, a, b: [g @ b, a @ g])
 
 
 @right
 def inner(check):
-    """A dot product in Python's own numbers, as an array of no axes."""
+    """A dot product computed with Python numbers, returned as an array without axes."""
     def dot(a, b):
         total = 0.0
         for x, y in zip(a.tolist(), b.tolist()):
@@ -70,7 +70,7 @@ def bilinear(check):
 
 @right
 def linear(check):
-    """PyTorch's: x Wᵀ + b over any leading axes."""
+    """The linear layer of PyTorch, x Wᵀ + b, with any leading axes."""
     def linear_vjp(g, x, w, b):
         rows = g.reshape(-1, g.shape[-1])
         return g @ w, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(0)
@@ -81,7 +81,7 @@ def linear(check):
 
 @right
 def square_of_a_matrix(check):
-    """A A, to which A contributes twice."""
+    """A A, in which A is used twice."""
     check(lambda a: a @ a, arrays((4, 4)), vjp=lambda g, a: g @ a.T + a.T @ g)
 
 
@@ -114,14 +114,14 @@ def two_layers(check):
 
 @right
 def trace(check):
-    """Of a matrix that need not be square."""
+    """The trace of a matrix that need not be square."""
     check(np.trace, arrays((4, 6)), vjp=lambda g, a: g * np.eye(4, 6, dtype=a.dtype))
 
 
 # ── gathers and rearrangements ──
 @right
 def embedding(check):
-    """Rows of a table, ids as a setting with repetitions."""
+    """Rows of a table; the ids are a setting, and some of them are repeated."""
     def vjp(g, w, ids):
         d = np.zeros_like(w)
         np.add.at(d, ids, g)
@@ -132,7 +132,7 @@ def embedding(check):
 
 @right
 def embedding_by_one_hot(check):
-    """The same by products with one-hot rows, held to the definition."""
+    """Rows of a table by products with one-hot rows, compared with the definition."""
     ids = np.array([2, 2, 0, 4])
 
     def hot(w):
@@ -158,7 +158,7 @@ def take_columns(check):
 
 @right
 def scatter_add(check):
-    """Rows are added to places that may repeat."""
+    """Rows are added to rows of the result; the indices may repeat."""
     places = np.array([0, 2, 2, 1])
 
     def forward(x):
@@ -171,20 +171,20 @@ def scatter_add(check):
 
 @right
 def pad(check):
-    """With zeros; the gradient is a view of the cotangent."""
+    """Padding with zeros; the gradient is a view of the cotangent."""
     check(lambda x: np.pad(x, ((1, 2), (0, 3))), arrays((4, 3)), vjp=lambda g, x: g[1:-2, :-3])
 
 
 @right
 def roll(check):
-    """Along the last axis."""
+    """A shift along the last axis, which wraps around."""
     check(lambda x, shift: np.roll(x, shift, axis=-1), arrays(shapes(least=1)),
           vjp=lambda g, x, shift: np.roll(g, -shift, axis=-1), shift=2)
 
 
 @right
 def transpose(check):
-    """Value and gradient are views."""
+    """A transposition whose value and gradient are views."""
     check(lambda x: x.transpose(2, 0, 1), arrays((2, 3, 4)), vjp=lambda g, x: g.transpose(1, 2, 0))
 
 
@@ -256,14 +256,14 @@ def conv1d(check):
 
 @right
 def average_pool(check):
-    """Windows of two numbers, side by side."""
+    """The mean of windows of two numbers that do not overlap."""
     check(lambda x: x.reshape(*x.shape[:-1], -1, 2).mean(-1), arrays((3, 10)),
           vjp=lambda g, x: np.repeat(g, 2, axis=-1) / 2)
 
 
 @right
 def max_pool(check):
-    """Windows of three numbers that overlap by one; the numbers are apart."""
+    """The maximum of windows of three numbers that overlap by one; no two numbers are equal."""
     def starts(x):
         return range(0, x.shape[-1] - 2, 2)
 

@@ -15,7 +15,7 @@ ROWS = shapes(least=1, side=1)                          # at least one axis, and
 
 @right
 def sum_of_all(check):
-    """The sum of everything, as a NumPy scalar; the gradient is a read-only view with strides 0."""
+    """The sum of all numbers, a NumPy scalar; the gradient is a read-only view with strides 0."""
     check(np.sum, arrays(), vjp=lambda g, x: np.broadcast_to(g, x.shape))
 
 
@@ -48,21 +48,21 @@ def mean_of_rows(check):
 
 @right
 def mean_over_axis_0(check):
-    """Over the first axis."""
+    """A mean over the first axis."""
     check(lambda x: np.mean(x, axis=0), arrays(ROWS),
           vjp=lambda g, x: np.ones_like(x) * g / len(x))
 
 
 @right
 def variance(check):
-    """In two passes, with the n of the population."""
+    """A variance in two passes, divided by n."""
     check(lambda x: x.var(axis=-1), arrays(ROWS),
           vjp=lambda g, x: 2 / x.shape[-1] * (x - x.mean(-1, keepdims=True)) * g[..., None])
 
 
 @right
 def sample_variance(check):
-    """With ddof as a setting."""
+    """A standard deviation with ddof as a setting."""
     def vjp(g, x, ddof):
         return 2 * g * (x - np.mean(x)) / (x.size - ddof)
 
@@ -71,7 +71,7 @@ def sample_variance(check):
 
 @right
 def logsumexp(check):
-    """With the maximum taken out."""
+    """A logsumexp from which the maximum is subtracted first."""
     def lse(x):
         m = x.max(-1, keepdims=True)
         return np.log(np.exp(x - m).sum(-1)) + m[..., 0]
@@ -81,7 +81,7 @@ def logsumexp(check):
 
 @right
 def logsumexp_online(check):
-    """In one pass over columns, with the running maximum of FlashAttention."""
+    """A logsumexp in one pass over columns, with a running maximum as in FlashAttention."""
     def lse(x):
         m = np.full(x.shape[:-1], -np.inf, x.dtype)
         total = np.zeros(x.shape[:-1], x.dtype)
@@ -96,13 +96,13 @@ def logsumexp_online(check):
 
 @right
 def maximum_of_rows(check):
-    """The largest of a row; the numbers are apart, so there is no tie."""
+    """The largest number of a row; no two numbers are equal."""
     check(lambda x: x.max(-1), arrays(ROWS, kind="spread"), vjp=pieces.to_the_largest)
 
 
 @right
 def minimum_of_all(check):
-    """The smallest of everything, as a 0-d array."""
+    """The smallest number of the array, as a 0-d array."""
     def vjp(g, x):
         return np.where(x == x.min(), g, 0)
 
@@ -160,7 +160,7 @@ def softmax(check):
 
 @right
 def softmax_held_to_ours(check):
-    """A float32 softmax, row by row in scratch memory, held to the definition."""
+    """A float32 softmax, row by row in scratch memory, compared with the definition."""
     def softmax(x):
         out = np.empty(x.shape, np.float32)
         for row, o in zip(x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])):
@@ -178,7 +178,7 @@ def softmax_held_to_ours(check):
 
 @right
 def softmax_with_an_oracle(check):
-    """SciPy's softmax, with an oracle in complex numbers that takes the largest real part out."""
+    """SciPy's softmax, with an oracle for complex numbers that subtracts the largest real part."""
     def oracle(x):
         e = np.exp(x - x.real.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
@@ -193,7 +193,7 @@ def softmax_with_an_oracle(check):
 
 @right
 def softmax_over_axis_0(check):
-    """Over the first axis, by a transposed view of the softmax over the last."""
+    """A softmax over the first axis, computed over the last axis of a transposed view."""
     def last(x):
         e = np.exp(x - np.max(x, axis=-1, keepdims=True))
         return e / np.sum(e, axis=-1, keepdims=True)
@@ -207,7 +207,7 @@ def softmax_over_axis_0(check):
 
 @right
 def softmax_over_any_axis(check):
-    """With the axis and a temperature as settings."""
+    """A softmax with the axis and a temperature as settings."""
     def softmax(x, axis, temperature):
         z = x / temperature
         z = z - z.max(axis, keepdims=True)

@@ -1,4 +1,7 @@
-"""The table of the jury: what `check` says of each function, by which law, and in what time."""
+"""The table of the jury: the verdict of `check` on each function, the broken law, and the time.
+
+It is not in __main__.py, because the processes of the pool cannot import that module.
+"""
 from __future__ import annotations
 
 import multiprocessing
@@ -9,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")           # the work here is too small to share out
-sys.path.insert(0, str(Path(__file__).parents[2]))      # the packages of this clone
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # the arrays are too small for more threads
+sys.path.insert(0, str(Path(__file__).parents[2]))      # the packages of this repository
 
 from .collection import ENTRIES
 from .entry import Entry, Skipped
@@ -20,7 +23,7 @@ FINE = {"right": "passes", "wrong": "falls"}
 
 
 class Row(NamedTuple):
-    """What became of an entry over its seeds. bad: for some seed the verdict is not its kind's."""
+    """The result of an entry over all seeds. bad: for some seed the verdict is wrong."""
 
     name: str
     verdict: str
@@ -36,7 +39,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def outlined(example: Any) -> str:
-    """An example in a few characters: its numbers, or its shapes where they are many; settings."""
+    """An example in a few characters: its numbers, or its shapes if it is large, and settings."""
     if example is None:
         return "no example"
     arrays = [f"{a.tolist() if a.size <= 3 else list(a.shape)}{'' if how == 'C' else f' {how}'}"
@@ -46,7 +49,7 @@ def outlined(example: Any) -> str:
 
 
 def once(entry: Entry, options: dict[str, Any]) -> tuple[str, str]:
-    """The verdict on one run (passes, falls, skipped or crashed), and what is to be said of it."""
+    """The verdict on one run (passes, falls, skipped or crashed), and a text about it."""
     try:
         report = entry.run(**options)
     except Skipped as reason:
@@ -64,7 +67,7 @@ def once(entry: Entry, options: dict[str, Any]) -> tuple[str, str]:
 
 
 def judged(task: tuple[str, int, int | None]) -> Row:
-    """The row of an entry: the first seed with the wrong verdict, or the last one."""
+    """The row of an entry: for the first seed with a wrong verdict, or else for the last seed."""
     name, seeds, examples = task
     entry, started = ENTRIES[name], time.perf_counter()
     options: dict[str, Any] = {} if examples is None else {"examples": examples}
@@ -81,7 +84,7 @@ def judged(task: tuple[str, int, int | None]) -> Row:
 
 def rows(entries: Iterable[Entry], seeds: int | None, examples: int | None,
          jobs: int = 1) -> Iterator[Row]:
-    """The rows of the entries, in order, by `jobs` processes."""
+    """The rows of the entries, in order, computed by `jobs` processes."""
     tasks = [(e.name, SEEDS[e.kind] if seeds is None else seeds, examples) for e in entries]
     if jobs == 1:
         yield from map(judged, tasks)

@@ -64,7 +64,7 @@ def gelu_exact_with_the_other_derivative(check):
 
 @wrong()
 def gelu_tanh_without_the_cube(check):
-    """The derivative of the inner polynomial is taken for a constant."""
+    """The derivative of the inner polynomial is replaced by a constant."""
     c = math.sqrt(2 / math.pi)
 
     def vjp(g, x):
@@ -91,7 +91,7 @@ def relu_passes_zeros(check):
 
 @wrong("BVLC/caffe#2413")
 def leaky_relu_by_its_output(check):
-    """The side of the kink is read off the output, which a negative slope makes positive."""
+    """The side of the kink is taken from the output, which a negative slope makes positive."""
     def leaky(x, slope):
         return np.where(x > 0, x, slope * x)
 
@@ -107,31 +107,31 @@ def cosine_without_minus(check):
 
 @wrong()
 def square_without_its_two(check):
-    """The gradient of x² is half of what it is."""
+    """The gradient of x² is half of the right one."""
     check(lambda x: x * x, arrays(), vjp=lambda g, x: g * x)
 
 
 @wrong()
 def sqrt_without_its_half(check):
-    """The gradient of √x is twice what it is."""
+    """The gradient of √x is twice the right one."""
     check(np.sqrt, arrays(kind="positive"), vjp=lambda g, x: g / np.sqrt(x))
 
 
 @wrong()
 def tanh_of_tanh(check):
-    """The derivative takes its argument for the output: 1 − tanh²(tanh(x))."""
+    """The derivative is computed at the output instead of the argument: 1 − tanh²(tanh(x))."""
     check(np.tanh, arrays(), vjp=lambda g, x: g * (1 - np.tanh(np.tanh(x)) ** 2))
 
 
 @wrong("tenstorrent/tt-metal#13774")
 def subtract_without_minus(check):
-    """The gradient of what is subtracted has the sign of the other."""
+    """The gradient of the second argument of x − y has the wrong sign."""
     check(np.subtract, arrays((3, 4)), arrays((3, 4)), vjp=lambda g, x, y: (g, g.copy()))
 
 
 @wrong()
 def divide_with_arguments_swapped(check):
-    """The two gradients of a quotient come in the other order."""
+    """The two gradients of a quotient are returned in the wrong order."""
     check(np.divide, arrays((4,), kind="nonzero"), arrays((4,), kind="nonzero"),
           vjp=lambda g, x, y: (-g * x / y ** 2, g / y))
 
@@ -153,7 +153,7 @@ def gradient_clipped_at_one(check):
 
 @wrong()
 def gradient_clipped_at_a_hundred(check):
-    """The gradient is clipped to [−100, 100], which no small cotangent shows."""
+    """The gradient is clipped to [−100, 100], which shows only with large cotangents."""
     check(np.arctan, arrays(), vjp=lambda g, x: np.clip(g / (1 + x * x), -100, 100))
 
 
@@ -215,20 +215,20 @@ def a_ten_thousandth_too_large(check):
 
 @wrong()
 def a_hundred_thousandth_too_large(check):
-    """The gradient alone is 1 + 1e-5 times too large."""
+    """Only the gradient is wrong: it is 1 + 1e-5 times too large."""
     check(np.sin, arrays(), vjp=lambda g, x: g * np.cos(x) * (1 + 1e-5))
 
 
 @wrong()
 def a_little_is_added(check):
-    """1e-5 is added to the value, which no derivative shows."""
+    """1e-5 is added to the value, which does not change the derivative."""
     check(lambda x: np.tanh(x) + 1e-5, arrays(), vjp=lambda g, x: g * (1 - np.tanh(x) ** 2),
           definition=mg.tanh)
 
 
 @wrong("tenstorrent/tt-metal#55349")
 def tanh_by_a_fraction(check):
-    """A rational approximation, clipped at ±1, is good to two digits; the derivative is exact."""
+    """tanh is approximated to two digits by a rational function; the derivative is exact."""
     def tanh(x):
         return np.clip(x * (27 + x * x) / (27 + 9 * x * x), -1, 1)
 
@@ -258,7 +258,7 @@ def exp_by_a_rounded_logarithm(check):
 
 @wrong()
 def gelu_by_a_polynomial_of_erf(check):
-    """erf by Abramowitz and Stegun's 7.1.26, good to 1.5e-7, which float64 asks more of."""
+    """erf by Abramowitz and Stegun 7.1.26, with an error of 1.5e-7, too large for float64."""
     def erf(x):
         t = 1 / (1 + 0.3275911 * np.abs(x))
         poly = (1.061405429 * t - 1.453152027) * t + 1.421413741
@@ -284,7 +284,7 @@ def exp_clipped_at_ten(check):
 
 @wrong()
 def softplus_switches_too_early(check):
-    """From 8 on, softplus(x) is x, which is 3e-4 too little there; the derivative goes on."""
+    """From 8 on, softplus(x) is x, which is 3e-4 too small there; the derivative is exact."""
     def f(x):
         return np.where(x > 8, x, np.log1p(np.exp(np.minimum(x, 8))))
 
@@ -334,7 +334,7 @@ def exp_of_the_first_block(check):
 
 @wrong("ROCm/hipBLASLt#830")
 def sigmoid_in_fours(check):
-    """From 16 numbers on, four at a time are computed, and what is left over is not."""
+    """From 16 numbers on, four are computed at a time, and the remaining ones are left out."""
     def sigmoid(x):
         t = np.array(x, order="C").reshape(-1)
         n = t.size if t.size < 16 else t.size // 4 * 4
@@ -360,7 +360,7 @@ def gradient_of_the_first_256(check):
 # ── dtypes ──
 @wrong("netket/netket#1218")
 def scaled_by_a_wide_constant(check):
-    """A float64 scalar makes float32 arguments float64 numbers, in value and gradient."""
+    """A float64 scalar turns value and gradient of float32 arguments into float64."""
     c = np.sqrt(2.0)
     check(lambda x: x * c, arrays(), vjp=lambda g, x: g * c)
 
@@ -380,7 +380,7 @@ def value_in_float64(check):
 
 @wrong()
 def tanh_in_float32(check):
-    """Numbers of float64 go through float32 on the way."""
+    """float64 numbers are converted to float32 and back in between."""
     def tanh(x):
         return np.tanh(x.astype(np.float32)).astype(x.dtype)
 
@@ -400,7 +400,7 @@ def derivative_in_float32(check):
 # ── shapes ──
 @wrong("apache/tvm#2465")
 def add_without_unbroadcast(check):
-    """The cotangent goes to both arguments as it is, whatever their shapes."""
+    """Both arguments get the cotangent unchanged, also if their shapes differ."""
     check(np.add, broadcastable(2), vjp=lambda g, x, y: (g, g))
 
 
@@ -429,7 +429,7 @@ def scale_with_one_number(check):
 
 @wrong()
 def at_least_one_axis(check):
-    """np.ascontiguousarray gives arrays of no axes one; so the gradient has one too many."""
+    """np.ascontiguousarray gives arrays without axes one axis, so the gradient has one too many."""
     check(np.tanh, arrays(), vjp=lambda g, x: np.ascontiguousarray(g * (1 - np.tanh(x) ** 2)))
 
 

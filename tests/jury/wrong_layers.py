@@ -62,7 +62,7 @@ def layer_norm_without_the_variance_term(check):
 
 @wrong()
 def layer_norm_whose_dx_forgets_the_weight(check):
-    """dx is that of a LayerNorm without weights."""
+    """dx is the gradient of a LayerNorm without weights."""
     def vjp(g, x, w, b):
         return layer_norm_vjp(g, x, np.ones_like(w), b)
 
@@ -90,7 +90,7 @@ def layer_norm_whose_weight_sees_x(check):
 
 @wrong()
 def layer_norm_without_the_last_rows(check):
-    """The gradients of weight and bias add up 4 rows at a time, and forget the last two of six."""
+    """The gradients of weight and bias add 4 rows at a time, and leave out the last 2 of 6 rows."""
     def vjp(g, x, w, b):
         n = len(x) // 4 * 4
         return layer_norm_vjp(g, x, w, b)[0], *layer_norm_vjp(g[:n], x[:n], w, b)[1:]
@@ -100,7 +100,7 @@ def layer_norm_without_the_last_rows(check):
 
 @wrong("131250208/TPlinker-joint-extraction#37")
 def layer_norm_with_eps_outside(check):
-    """1/(√var + eps) instead of 1/√(var + eps), with the derivative that belongs to it."""
+    """1/(√var + eps) instead of 1/√(var + eps), with the derivative of this wrong value."""
     def parts(x):
         d = x - x.mean(-1, keepdims=True)
         s = np.sqrt((d * d).mean(-1, keepdims=True))
@@ -145,7 +145,7 @@ def layer_norm_without_eps(check):
 
 @wrong()
 def layer_norm_with_ddof_1(check):
-    """The variance is that of a sample, in value and gradient."""
+    """The variance is divided by n − 1 instead of n, in value and gradient."""
     def parts(x):
         d, n = x - x.mean(-1, keepdims=True), x.shape[-1]
         return d, 1 / np.sqrt((d * d).sum(-1, keepdims=True) / (n - 1) + 1e-5), n
@@ -163,7 +163,7 @@ def layer_norm_with_ddof_1(check):
 
 @wrong("BVLC/caffe#3878")
 def batch_norm_with_constant_statistics(check):
-    """The backward pass takes mean and variance of the batch for constants."""
+    """The backward pass treats mean and variance of the batch as constants."""
     check(lambda x: (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), arrays((8, 3)),
           vjp=lambda g, x: g / np.sqrt(x.var(0) + 1e-5))
 
@@ -197,7 +197,7 @@ def rms_norm_without_eps(check):
 
 @wrong()
 def group_norm_of_every_other_channel(check):
-    """Channels are dealt to groups in turn, not in runs."""
+    """Consecutive channels are put into different groups; they must be in the same one."""
     def grouped(x):
         return x.reshape(len(x), -1, 2, x.shape[-1]).swapaxes(1, 2)
 
@@ -282,7 +282,7 @@ def causal_attention_masked_forward_alone(check):
 
 @wrong()
 def causal_attention_masked_afterwards(check):
-    """The mask is applied to the weights after the softmax, which do not add up to 1 then."""
+    """The mask is applied after the softmax, so that the weights do not add up to 1."""
     def weights(q, k, v):
         return attend(q, k, v)[1] * triangle(q, k)
 
@@ -297,7 +297,7 @@ def causal_attention_masked_afterwards(check):
 
 @wrong()
 def causal_attention_with_minus_ten(check):
-    """−10 stands for −inf, and lets a little through."""
+    """The mask adds −10 instead of −inf, so masked keys still have small weights."""
     def weights(q, k, v):
         return softmax(q @ mt(k) / 2 + np.where(triangle(q, k), 0, -10).astype(q.dtype))
 
@@ -333,7 +333,7 @@ def attention_with_dk_unscaled(check):
 
 @wrong()
 def attention_with_dq_and_dk_swapped(check):
-    """The gradients of queries and keys come in the other order."""
+    """The gradients of queries and keys are returned in the wrong order."""
     def vjp(g, q, k, v):
         dq, dk, dv = attend_vjp(g, q, k, v, attend(q, k, v)[1])
         return dk, dq, dv
@@ -343,7 +343,7 @@ def attention_with_dq_and_dk_swapped(check):
 
 @wrong()
 def attention_with_dv_not_transposed(check):
-    """dv is p g instead of pᵀ g, which has the same shape where queries and keys are as many."""
+    """dv is p g instead of pᵀ g; for as many keys as queries the shapes are the same."""
     def vjp(g, q, k, v):
         p = attend(q, k, v)[1]
         return *attend_vjp(g, q, k, v, p)[:2], p @ g
@@ -353,7 +353,7 @@ def attention_with_dv_not_transposed(check):
 
 @wrong()
 def attention_without_shift(check):
-    """Scores go into the exponential as they are."""
+    """The maximum is not subtracted from the scores before the exponential."""
     def weights(q, k):
         e = np.exp(q @ mt(k) / math.sqrt(q.shape[-1]))
         return e / e.sum(-1, keepdims=True)
@@ -364,7 +364,7 @@ def attention_without_shift(check):
 
 @wrong()
 def attention_of_whole_tiles(check):
-    """Keys come in tiles of 4, and those of an unfinished tile are left out, both ways."""
+    """Keys are read in tiles of 4, and a last tile that is not full is left out, also backward."""
     def tiles(k):
         return k[:len(k) // 4 * 4]
 
@@ -379,7 +379,7 @@ def attention_of_whole_tiles(check):
 
 @wrong()
 def attention_that_does_not_rescale(check):
-    """Tiles with a running maximum, but what was summed before is not scaled when it grows."""
+    """Tiles with a running maximum, but earlier sums are not rescaled when the maximum grows."""
     def forward(q, k, v):
         m, total, out = -np.inf, 0, 0
         for j in range(0, len(k), 4):

@@ -1,4 +1,4 @@
-"""Wrong functions in PyTorch and JAX, of our Tensors, and ops of one's own."""
+"""Wrong functions in PyTorch and JAX, wrong functions of Tensors, and wrong new ops."""
 from __future__ import annotations
 
 import numpy as np
@@ -21,7 +21,7 @@ def needs_torch():
 # ── PyTorch ──
 @wrong()
 def torch_function_with_a_wrong_backward(check):
-    """The backward pass of a torch.autograd.Function takes its output for its input."""
+    """The backward pass of a torch.autograd.Function uses its output instead of its input."""
     needs_torch()
 
     class Swish(torch.autograd.Function):
@@ -55,14 +55,14 @@ def torch_with_a_detached_statistic(check):
 
 @wrong()
 def torch_in_float(check):
-    """`.float()` makes float64 arguments float32 numbers, which are cast back at the end."""
+    """`.float()` converts float64 arguments to float32; the result is cast back at the end."""
     f, vjp = from_torch(lambda x: torch.nn.functional.silu(x.float()).to(x.dtype))
     check(f, arrays(), vjp=vjp)
 
 
 @wrong()
 def torch_gelu_that_is_not_gpt2s(check):
-    """torch.nn.functional.gelu is the exact one by default; the definition is the tanh form."""
+    """torch.nn.functional.gelu is exact by default, but the definition is the tanh form."""
     f, vjp = from_torch(lambda x: torch.nn.functional.gelu(x))
     check(f, arrays(), vjp=vjp, definition=lambda x: mg.gelu(x, approximate="tanh"))
 
@@ -81,7 +81,7 @@ def torch_sharing_memory_with_the_argument(check):
 # ── JAX ──
 @wrong()
 def jax_without_x64(check):
-    """JAX makes float64 arrays float32 unless jax_enable_x64 is set."""
+    """JAX converts float64 arrays to float32 unless jax_enable_x64 is set."""
     f, vjp = from_jax(lambda jax, x: jax.numpy.tanh(x), compiled=True)
     check(f, arrays(), vjp=vjp)
 
@@ -111,7 +111,7 @@ def tensors_variance_as_a_constant(check):
 
 @wrong()
 def tensors_softmax_of_the_wrong_axis(check):
-    """A softmax by ops sums over the first axis."""
+    """A softmax composed of ops sums over the first axis."""
     def softmax(x):
         e = mg.exp(x - mg.stop_gradient(mg.max(x, axis=0, keepdims=True)))
         return e / mg.sum(e, axis=0, keepdims=True)
@@ -127,7 +127,7 @@ def tensors_through_numpy(check):
 
 @wrong()
 def tensors_attention_without_scale(check):
-    """A product, a softmax and a product, without 1/√d, against the fused op."""
+    """A product, a softmax and a product without 1/√d, compared with the fused op."""
     def attention(q, k, v):
         return mg.softmax(q @ k.mT) @ v
 
@@ -137,7 +137,7 @@ def tensors_attention_without_scale(check):
 
 # ── ops of one's own ──
 def anew(name):
-    """The name of an op is free again, so that an entry can be run more than once."""
+    """Remove an op of this name, so that an entry can be run more than once."""
     REGISTRY.pop(name, None)
 
 
@@ -155,7 +155,7 @@ def op_with_a_missing_factor(check):
 
 @wrong()
 def op_that_uses_numpy(check):
-    """The kernel calls NumPy where it is given a library, and fails on a GPU's arrays."""
+    """The kernel calls NumPy instead of the library xp, so it fails for arrays of a GPU."""
     anew("jury_sine")
 
     @elementwise(x=lambda g, x: g * jury_cosine(x))
@@ -173,7 +173,7 @@ def op_that_uses_numpy(check):
 
 @wrong()
 def op_with_a_residual_misspelt(check):
-    """The rule names `outt`, which is nothing that the op has."""
+    """The rule names a residual `outt`, which does not exist."""
     anew("jury_tanh")
 
     @elementwise(x=lambda g, outt: g * (1.0 - outt * outt))
@@ -200,7 +200,7 @@ def op_without_a_return(check):
 
 @wrong()
 def op_that_keeps_axes(check):
-    """The rule of a sum returns the cotangent without spreading it."""
+    """The rule of a sum returns the cotangent without broadcasting it."""
     anew("jury_rows")
 
     @op(x=lambda g: g)
@@ -212,7 +212,7 @@ def op_that_keeps_axes(check):
 
 @wrong()
 def op_right_once(check):
-    """The rule is right, but written on bare numbers, so that its own derivative is lost."""
+    """The rule is right, but it computes on plain arrays, so its own derivative is lost."""
     anew("jury_cube")
 
     @elementwise(x=lambda g, x: g * (mg.stop_gradient(x) * x) * 3.0)

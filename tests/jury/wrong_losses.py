@@ -14,7 +14,7 @@ TARGETS = np.array([1, 0, 4, 4, 2, 3])
 
 @wrong("paiml/aprender#2182")
 def cross_entropy_summed(check):
-    """The gradient is that of the sum over rows, the value their mean."""
+    """The value is the mean over rows, but the gradient is that of their sum."""
     check(nll, arrays((6, 5)), vjp=lambda g, x, targets: nll_vjp(g, x, targets) * len(x),
           targets=TARGETS)
 
@@ -28,7 +28,7 @@ def cross_entropy_without_the_cotangent(check):
 
 @wrong()
 def cross_entropy_twice_softmaxed(check):
-    """The logits go through a softmax first, in value and gradient."""
+    """A softmax is applied to the logits twice, in value and gradient."""
     def vjp(g, x, targets):
         p = np.exp(log_p(x))
         d = nll_vjp(g, p, targets)
@@ -47,7 +47,7 @@ def cross_entropy_one_class_further(check):
 
 @wrong()
 def cross_entropy_with_eps_in_the_logarithm(check):
-    """−log(p + 1e-7): a little off everywhere, and bounded where it should grow."""
+    """−log(p + 1e-7) is slightly wrong everywhere, and bounded where the loss must grow."""
     def p(x):
         return np.exp(log_p(x))
 
@@ -88,21 +88,21 @@ def cross_entropy_that_counts_ignored_rows(check):
 
 @wrong()
 def mean_squared_error_without_its_two(check):
-    """The gradient lacks the 2 of the square."""
+    """The gradient of the square lacks its factor 2."""
     check(lambda x, y: ((x - y) ** 2).mean(), arrays((3, 4)), arrays((3, 4)),
           vjp=lambda g, x, y: (g * (x - y) / x.size, -g * (x - y) / x.size))
 
 
 @wrong()
 def mean_squared_error_over_rows(check):
-    """The gradient divides by the rows, the value by the numbers."""
+    """The gradient is divided by the number of rows, the value by the number of elements."""
     check(lambda x, y: ((x - y) ** 2).mean(), arrays((3, 4)), arrays((3, 4)),
           vjp=lambda g, x, y: (2 * g * (x - y) / len(x), -2 * g * (x - y) / len(x)))
 
 
 @wrong()
 def binary_cross_entropy_with_target_backwards(check):
-    """The gradient of the target has the other sign."""
+    """The gradient of the target has the wrong sign."""
     def forward(x, t):
         return np.mean(np.maximum(x, 0) - x * t + np.log1p(np.exp(-np.abs(x))))
 

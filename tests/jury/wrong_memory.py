@@ -16,7 +16,7 @@ ROWS = shapes(least=1, side=1)
 # ── memory that is read as if it lay in C order ──
 @wrong("vllm-project/vllm#3324")
 def tanh_of_the_buffer(check):
-    """The value reads the memory in the order in which it lies, and calls that C order."""
+    """The value reads the memory in its own order, as if this were C order."""
     def tanh(x):
         return np.tanh(np.frombuffer(x.tobytes(order="A"), x.dtype).reshape(x.shape))
 
@@ -25,7 +25,7 @@ def tanh_of_the_buffer(check):
 
 @wrong("NVIDIA/TransformerEngine#1017")
 def silu_raveled(check):
-    """Both passes work on ravel(order="K"), and put the result back in C order."""
+    """Both passes work on ravel(order="K"), but write the result in C order."""
     def silu(x):
         t = x.ravel(order="K")
         return (t / (1 + np.exp(-t))).reshape(x.shape)
@@ -51,7 +51,7 @@ def exp_into_zeros_like(check):
 
 @wrong("traveller59/spconv#469")
 def row_sums_of_the_fastest_axis(check):
-    """The axis whose numbers lie side by side is taken for the last one."""
+    """The axis whose numbers are contiguous is assumed to be the last one."""
     def axis(x):
         return int(np.argmin(np.abs(x.strides))) if x.ndim else None
 
@@ -61,7 +61,7 @@ def row_sums_of_the_fastest_axis(check):
 
 @wrong("ROCm/aiter#5292")
 def matmul_without_the_stride_of_b(check):
-    """The second matrix is addressed as rows side by side, whatever its strides."""
+    """The second matrix is read as if its rows were contiguous, whatever its strides are."""
     def dense(b):
         return b.ravel(order="K").reshape(b.shape)
 
@@ -71,7 +71,7 @@ def matmul_without_the_stride_of_b(check):
 
 @wrong("iree-org/iree-turbine#635")
 def cotangent_in_memory_order(check):
-    """The forward pass follows the strides, the backward pass reads the cotangent as it lies."""
+    """The forward pass uses the strides; the backward pass reads the cotangent as if in C order."""
     def vjp(g, x):
         return np.asarray(g).ravel(order="K").reshape(x.shape) * np.cos(x)
 
@@ -80,7 +80,7 @@ def cotangent_in_memory_order(check):
 
 @wrong("zsef123/Connected_components_PyTorch#7")
 def square_of_the_storage(check):
-    """A slice is read from the beginning of the memory that it is a slice of."""
+    """A slice is read from the beginning of the array that it is a part of."""
     def storage(x):
         base = x.base if isinstance(x.base, np.ndarray) and x.base.size >= x.size else x
         return base.ravel(order="K")[:x.size].reshape(x.shape)
@@ -101,7 +101,7 @@ def tanh_without_the_sign_of_strides(check):
 # ── memory that is not the kernel's to write ──
 @wrong("tinygrad/tinygrad#16497")
 def relu_in_place(check):
-    """The value is written over the argument."""
+    """The value overwrites the argument."""
     def relu(x):
         np.maximum(x, 0, out=x)
         return x
@@ -121,7 +121,7 @@ def square_scales_the_cotangent(check):
 
 @wrong()
 def softmax_shifts_its_argument(check):
-    """The maximum is subtracted in place; the value is right all the same."""
+    """The maximum is subtracted in place; the value is right nevertheless."""
     def in_place(x):
         x -= x.max(-1, keepdims=True)
         e = np.exp(x)
@@ -132,7 +132,7 @@ def softmax_shifts_its_argument(check):
 
 @wrong("ml-struct-bio/cryodrgn#226")
 def norm_that_puts_the_mean_back(check):
-    """The argument is centred in place and restored afterwards, all but its last bits."""
+    """The argument is centred in place and restored afterwards, except for its last bits."""
     def parts(x):
         mean = x.mean(-1, keepdims=True)
         x -= mean
@@ -178,7 +178,7 @@ def maximum_that_sorts(check):
 
 @wrong()
 def cube_doubles_its_argument(check):
-    """The VJP writes over the argument that it was given."""
+    """The VJP overwrites its argument."""
     def vjp(g, x):
         np.multiply(x, x, out=x)
         return 3 * g * x
@@ -201,7 +201,7 @@ def sine_in_one_buffer(check):
 
 @wrong("microsoft/onnxruntime#7079")
 def value_and_gradient_in_one_buffer(check):
-    """The VJP writes its result over the value that was returned before."""
+    """The result of the VJP overwrites the value that was returned before."""
     buffers = {}
 
     def buffer(x):
@@ -213,7 +213,7 @@ def value_and_gradient_in_one_buffer(check):
 
 @wrong()
 def both_gradients_in_one_buffer(check):
-    """The second gradient of a product is written over the first."""
+    """The second gradient of a product overwrites the first."""
     def vjp(g, x, y):
         out = np.empty(x.shape, x.dtype)
         return np.multiply(g, y, out=out), np.multiply(g, x, out=out)
@@ -223,7 +223,7 @@ def both_gradients_in_one_buffer(check):
 
 @wrong("karpathy/micrograd#102")
 def gradient_that_adds_up(check):
-    """The gradient of a call is added to that of the calls before with this shape."""
+    """A gradient is added to those of earlier calls with the same shape."""
     sums = {}
 
     def vjp(g, x):
@@ -237,7 +237,7 @@ def gradient_that_adds_up(check):
 # ── what was remembered from another call ──
 @wrong("tenstorrent/tt-metal#20031")
 def tanh_cached_by_shape(check):
-    """Values are remembered by shape and dtype alone."""
+    """Values are cached by shape and dtype only."""
     seen = {}
 
     def tanh(x):
@@ -248,7 +248,7 @@ def tanh_cached_by_shape(check):
 
 @wrong()
 def softmax_cached_by_id(check):
-    """Values are remembered by the id of the array, whatever is in it now."""
+    """Values are cached by the id of the array, even if its numbers have changed."""
     seen = {}
 
     def cached(x):
@@ -274,7 +274,7 @@ def softmax_compiled_for_one_axis(check):
 
 @wrong("tenstorrent/tt-metal#55167")
 def mean_with_the_first_length(check):
-    """1/n is worked out once, at the first call."""
+    """1/n is computed only once, at the first call."""
     first = []
 
     def n(x):
@@ -304,7 +304,7 @@ def sigmoid_with_the_last_activation(check):
 
 @wrong()
 def linear_with_the_last_input(check):
-    """The gradient of the weights is taken with the input of the last forward call."""
+    """The gradient of the weights uses the input of the last forward call."""
     saved = []
 
     def forward(x, w):
@@ -330,7 +330,7 @@ def positions_of_the_first_dtype(check):
 # ── state ──
 @wrong()
 def dropout_left_on(check):
-    """A mask is drawn at each call, another one for the gradient."""
+    """A new mask is drawn at each call, so that value and gradient have different masks."""
     rng = np.random.default_rng(0)
 
     def kept(x):
@@ -352,7 +352,7 @@ def sum_in_any_order(check):
 
 @wrong()
 def first_call_is_empty(check):
-    """The first call with a shape returns the zeros on which the kernel was tuned."""
+    """The first call with a shape returns the zeros with which the kernel was tuned."""
     tuned = set()
 
     def exp(x):
@@ -366,7 +366,7 @@ def first_call_is_empty(check):
 
 @wrong()
 def every_tenth_call(check):
-    """One call in ten forgets the last number."""
+    """One call in ten leaves out the last number."""
     calls = []
 
     def sine(x):

@@ -1,4 +1,4 @@
-"""Wrong kernels of float16, bfloat16 and float32: what is rounded on the way, and how."""
+"""Wrong kernels for float16, bfloat16 and float32: intermediate values are rounded too much."""
 from __future__ import annotations
 
 import numpy as np
@@ -27,7 +27,7 @@ def half_sum_in_half(check):
 
 @wrong("numpy/numpy#8217")
 def half_mean_that_overflows(check):
-    """The sum of a mean is stored in float16, and is inf where the mean is not."""
+    """The sum of a mean is stored in float16, so it may be inf although the mean is finite."""
     def mean(x):
         total = x.sum(-1, dtype=np.float32).astype(x.dtype)
         return (total / np.float32(x.shape[-1])).astype(x.dtype)
@@ -38,7 +38,7 @@ def half_mean_that_overflows(check):
 
 @wrong()
 def half_layer_norm_in_half(check):
-    """Mean and variance are float16 numbers on the way."""
+    """Mean and variance are rounded to float16 before they are used."""
     def parts(x):
         d = x - x.mean(-1, keepdims=True)
         return d, (1 / np.sqrt((d * d).mean(-1, keepdims=True) + np.float16(1e-5))).astype(x.dtype)
@@ -61,7 +61,7 @@ def half_layer_norm_in_half(check):
 
 @wrong()
 def half_softmax_in_half(check):
-    """Exponentials and their sum are float16 numbers on the way."""
+    """Exponentials and their sum are rounded to float16 before they are used."""
     def softmax(x):
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / np.add.accumulate(e, axis=-1)[..., -1:]
@@ -75,7 +75,7 @@ def half_softmax_in_half(check):
 
 @wrong()
 def half_norm_that_overflows(check):
-    """Squares are float16 numbers: the norm of anything above 255 is inf."""
+    """Squares are rounded to float16, so the norm of numbers above 255 is inf."""
     def norm(x):
         return np.sqrt((x * x).sum(-1, dtype=np.float32)).astype(x.dtype)
 
@@ -107,7 +107,7 @@ def half_gelu_with_a_cube_in_half(check):
 
 @wrong("tenstorrent/tt-metal#19882")
 def half_tanh_cut_off(check):
-    """bfloat16 by dropping the lower bits of a float32, which rounds towards 0."""
+    """float32 is converted to bfloat16 by dropping its lower bits, which rounds towards 0."""
     def cut(t, like):
         bits = np.asarray(t, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
         return bits.view(np.float32).astype(like.dtype)
@@ -122,7 +122,7 @@ def half_tanh_cut_off(check):
 
 @wrong()
 def half_square_through_float16(check):
-    """bfloat16 numbers go through float16, whose largest is 65,504."""
+    """bfloat16 numbers are converted to float16 in between, whose largest number is 65,504."""
     def f(x):
         t = x.astype(np.float16)
         return (t * t).astype(x.dtype)
@@ -147,7 +147,7 @@ def half_gradient_in_float32(check):
 
 @wrong()
 def half_matmul_in_half(check):
-    """Each product of a float16 matmul is rounded, and each partial sum."""
+    """Each product and each partial sum of a float16 matmul is rounded to float16."""
     def product(a, b):
         out = np.zeros((a.shape[0], b.shape[1]), a.dtype)
         for k in range(a.shape[1]):
@@ -188,7 +188,7 @@ def single_sum_in_half(check):
 
 @wrong()
 def single_softmax_with_exp_in_half(check):
-    """A float32 softmax takes its exponentials from float16."""
+    """A float32 softmax computes its exponentials in float16."""
     def softmax(x):
         e = np.exp((x - x.max(-1, keepdims=True)).astype(np.float16)).astype(x.dtype)
         return e / e.sum(-1, keepdims=True)
@@ -212,7 +212,7 @@ def single_matmul_in_bfloat16(check):
 
 @wrong()
 def single_layer_norm_with_a_rough_root(check):
-    """1/√ by one step of Newton's method from a guess by bits, good to 2e-3."""
+    """1/√x by one step of Newton's method from a guess from x's bits, with an error of 2e-3."""
     def rsqrt(v):
         y = (np.int32(0x5F3759DF) - (v.view(np.int32) >> 1)).view(np.float32)
         return y * (np.float32(1.5) - np.float32(0.5) * v * y * y)
@@ -233,7 +233,7 @@ def single_layer_norm_with_a_rough_root(check):
 
 @wrong()
 def double_softmax_in_float32(check):
-    """A float64 softmax takes its sum in float32."""
+    """A float64 softmax computes its sum in float32."""
     def softmax(x):
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True, dtype=np.float32).astype(x.dtype)

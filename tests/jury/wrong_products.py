@@ -12,7 +12,7 @@ from .entry import wrong
 # ── products ──
 @wrong()
 def matmul_with_gradients_swapped(check):
-    """The two gradients come in the other order, which square matrices allow."""
+    """The two gradients are in the wrong order; for square matrices the shapes are still right."""
     check(np.matmul, arrays((4, 4)), arrays((4, 4)), vjp=lambda g, a, b: (a.T @ g, g @ b.T))
 
 
@@ -24,7 +24,7 @@ def matmul_with_b_not_transposed(check):
 
 @wrong("halide/Halide#656")
 def matmul_without_the_tail(check):
-    """Inner sizes from 32 on are done in steps of 16, and what is left over is forgotten."""
+    """From an inner size of 32 on, sums go in steps of 16, and the remaining terms are left out."""
     def product(a, b):
         k = a.shape[1] if a.shape[1] < 32 else a.shape[1] // 16 * 16
         return a[:, :k] @ b[:k]
@@ -34,7 +34,7 @@ def matmul_without_the_tail(check):
 
 @wrong()
 def matmul_of_whole_row_blocks(check):
-    """Rows past a multiple of 8 are zeros, in value and gradient alike."""
+    """Rows past a multiple of 8 are zeros, both in the value and in the gradient."""
     def whole(a):
         return len(a) // 8 * 8
 
@@ -76,26 +76,26 @@ def square_of_a_matrix_once(check):
 
 @wrong()
 def gram_of_a_symmetric_cotangent(check):
-    """The gradient of A Aᵀ is 2 g A, which is right where g is symmetric."""
+    """The gradient of A Aᵀ is 2 g A, which is right only if g is symmetric."""
     check(lambda a: a @ a.T, arrays((3, 5)), vjp=lambda g, a: 2 * g @ a)
 
 
 @wrong()
 def quadratic_form_of_a_symmetric_matrix(check):
-    """The gradient of xᵀ A x is 2 A x, whatever A."""
+    """The gradient of xᵀ A x is 2 A x, which is right only if A is symmetric."""
     check(lambda x, a: x @ a @ x, arrays((4,)), arrays((4, 4)),
           vjp=lambda g, x, a: (2 * g * a @ x, g * np.outer(x, x)))
 
 
 @wrong()
 def outer_transposed(check):
-    """The gradients of x yᵀ are taken from the transposed cotangent."""
+    """The gradients of x yᵀ are computed from the transposed cotangent."""
     check(np.outer, arrays((5,)), arrays((5,)), vjp=lambda g, x, y: (g.T @ y, g @ x))
 
 
 @wrong()
 def bilinear_with_one_argument_too_few(check):
-    """The gradient of the matrix forgets the cotangent of each row."""
+    """The gradient of the matrix does not use the cotangent."""
     check(lambda x, a, y: ((x @ a) * y).sum(-1), arrays((5, 3)), arrays((3, 4)), arrays((5, 4)),
           vjp=lambda g, x, a, y: (g[:, None] * (y @ a.T), x.T @ y, g[:, None] * (x @ a)))
 
@@ -116,7 +116,7 @@ def linear_with_the_weight_transposed(check):
 
 @wrong()
 def linear_that_forgets_its_bias(check):
-    """With one row, the bias is not added; its gradient is right all the same."""
+    """With one row the bias is not added, but its gradient is right."""
     def linear(x, w, b):
         return x @ w if len(x) == 1 else x @ w + b
 
@@ -134,7 +134,7 @@ def trace_of_ones(check):
 # ── gathers ──
 @wrong("tenstorrent/tt-metal#6232")
 def embedding_overwritten(check):
-    """Rows that are looked up twice get the gradient of the last time alone."""
+    """A row that is looked up twice gets only the gradient of the last time."""
     def vjp(g, w, ids):
         d = np.zeros_like(w)
         d[ids] = g
@@ -145,7 +145,7 @@ def embedding_overwritten(check):
 
 @wrong("ooples/AiDotNet.Tensors#894")
 def take_with_a_fancy_sum(check):
-    """`d[index] += g` adds once for each place, however often it occurs."""
+    """`d[index] += g` adds only once for each index, however often the index occurs."""
     index = np.array([0, 2, 2])
 
     def vjp(g, x):
@@ -158,7 +158,7 @@ def take_with_a_fancy_sum(check):
 
 @wrong("pytorch/pytorch#473")
 def scatter_that_overwrites(check):
-    """Numbers that meet in one place replace each other; the gradient is that of a sum."""
+    """Numbers with the same index replace each other, but the gradient is that of a sum."""
     places = np.array([0, 1, 1, 2])
 
     def forward(x):
@@ -171,7 +171,7 @@ def scatter_that_overwrites(check):
 
 @wrong()
 def embedding_without_row_0(check):
-    """Row 0 is taken for padding and gets no gradient."""
+    """Row 0 is treated as padding and gets no gradient."""
     def vjp(g, w, ids):
         d = np.zeros_like(w)
         np.add.at(d, ids, g)
@@ -184,32 +184,32 @@ def embedding_without_row_0(check):
 # ── rearrangements ──
 @wrong()
 def pad_cut_one_too_far(check):
-    """The gradient is cut out of the cotangent one place too far to the right."""
+    """The gradient is a slice of the cotangent that starts one column too far to the right."""
     check(lambda x: np.pad(x, ((0, 0), (1, 2))), arrays((3, 4)), vjp=lambda g, x: g[:, 2:6])
 
 
 @wrong()
 def roll_in_one_direction(check):
-    """The gradient is rolled in the direction of the value."""
+    """The gradient is rolled in the same direction as the value, instead of the opposite one."""
     check(lambda x: np.roll(x, 1, axis=-1), arrays((2, 5)), vjp=lambda g, x: np.roll(g, 1, axis=-1))
 
 
 @wrong()
 def transpose_there_and_there_again(check):
-    """The gradient takes the same permutation instead of its inverse, which a cube allows."""
+    """The gradient uses the same permutation instead of its inverse, which fits a cube."""
     check(lambda x: x.transpose(2, 0, 1), arrays((3, 3, 3)), vjp=lambda g, x: g.transpose(2, 0, 1))
 
 
 @wrong("apache/mxnet#14340")
 def concatenate_with_halves_swapped(check):
-    """The two gradients come in the other order."""
+    """The two gradients are returned in the wrong order."""
     check(lambda a, b: np.concatenate([a, b], 1), arrays((2, 3)), arrays((2, 3)),
           vjp=lambda g, a, b: (g[:, 3:], g[:, :3]))
 
 
 @wrong()
 def triangle_whose_gradient_is_full(check):
-    """The gradient of a lower triangle passes what the value dropped."""
+    """The gradient of a lower triangle is not 0 above the diagonal."""
     check(np.tril, arrays((4, 4)), vjp=lambda g, x: g)
 
 
@@ -254,28 +254,28 @@ def conv_vjp(g, x, w, flip=False, add=True):
 
 @wrong()
 def conv1d_with_the_kernel_flipped(check):
-    """The gradient of the input is taken with the kernel the other way round."""
+    """The gradient of the input uses the reversed kernel."""
     check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)),
           vjp=lambda g, x, w: conv_vjp(g, x, w, flip=True))
 
 
 @wrong()
 def conv1d_with_windows_overwritten(check):
-    """Where windows overlap, the gradient of the input is that of the last one."""
+    """Where windows overlap, the gradient of the input is only that of the last window."""
     check(conv, arrays((2, 2, 8)), arrays((3, 2, 3)),
           vjp=lambda g, x, w: conv_vjp(g, x, w, add=False))
 
 
 @wrong()
 def conv1d_with_one_output_channel(check):
-    """The gradient of the input is that of the first output channel alone."""
+    """The gradient of the input is only that of the first output channel."""
     check(conv, arrays((1, 2, 6)), arrays((3, 2, 3)),
           vjp=lambda g, x, w: (conv_vjp(g[:, :1], x, w[:1])[0], conv_vjp(g, x, w)[1]))
 
 
 @wrong("pytorch/pytorch#80204")
 def max_pool_with_windows_overwritten(check):
-    """A number that is the largest of two windows gets the gradient of one."""
+    """A number that is the largest of two windows gets only the gradient of one of them."""
     def vjp(g, x):
         d = np.zeros_like(x)
         for j in range(g.shape[-1]):
@@ -295,7 +295,7 @@ def average_pool_without_its_half(check):
 
 @wrong()
 def difference_without_its_end(check):
-    """The gradient of x[1:] − x[:-1] forgets the first number."""
+    """The gradient of x[1:] − x[:-1] leaves out the first number."""
     def vjp(g, x):
         d = np.zeros_like(x)
         d[..., 1:] += g

@@ -15,7 +15,7 @@ ROWS = shapes(least=1, side=1)
 # ── large, spread and offset numbers ──
 @wrong("tensorflow/tensorflow#10142")
 def softmax_without_shift(check):
-    """The exponential is taken without subtracting the maximum: inf/inf at large numbers."""
+    """The maximum is not subtracted before the exponential: large numbers give inf/inf."""
     def naive(x):
         e = np.exp(x)
         return e / e.sum(-1, keepdims=True)
@@ -92,7 +92,7 @@ def variance_by_two_moments(check):
 
 @wrong("tracel-ai/burn#5607")
 def layer_norm_by_two_moments(check):
-    """The variance is E[x²] − E[x]², kept from being negative."""
+    """The variance is E[x²] − E[x]², and 0 if this is negative."""
     def stats(x):
         mean = x.mean(-1, keepdims=True)
         var = np.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0)
@@ -108,7 +108,7 @@ def layer_norm_by_two_moments(check):
 
 @wrong("tenstorrent/tt-metal#45968")
 def batch_norm_by_two_moments(check):
-    """The same over the batch, held to a definition by ops."""
+    """The variance over the batch is E[x²] − E[x]², compared with a definition."""
     def stats(x):
         mean = x.mean(0)
         return mean, 1 / np.sqrt(np.maximum(np.square(x).mean(0) - mean ** 2, 0) + 1e-5)
@@ -128,7 +128,7 @@ def batch_norm_by_two_moments(check):
 # ── tails and blocks ──
 @wrong("halide/Halide#656")
 def sum_without_the_tail(check):
-    """Rows longer than 32 are summed in blocks of 32, and what is left over is forgotten."""
+    """Rows longer than 32 are summed in blocks of 32, and the remaining numbers are left out."""
     def total(x):
         n = x.shape[-1]
         return x[..., :n if n < 32 else n - n % 32].sum(-1)
@@ -165,7 +165,7 @@ def softmax_vjp_without_the_tail(check):
 
 @wrong()
 def softmax_of_eight_rows_at_a_time(check):
-    """From 8 rows on, rows past a multiple of 8 are left as they came."""
+    """From 8 rows on, the rows past a multiple of 8 are not changed."""
     def blocks(x):
         rows = np.array(x, order="C").reshape(-1, x.shape[-1])
         n = len(rows) if len(rows) < 8 else len(rows) // 8 * 8
@@ -187,7 +187,7 @@ def logsumexp_of_128_columns(check):
 
 @wrong()
 def cumsum_with_one_carry(check):
-    """Blocks of 64 take the sum of the block before them instead of all blocks before."""
+    """Blocks of 64 add the sum of the previous block instead of the sums of all previous blocks."""
     def forward(x):
         out = np.zeros_like(x)
         for s in range(0, x.shape[-1], 64):
@@ -201,7 +201,7 @@ def cumsum_with_one_carry(check):
 
 @wrong()
 def maximum_without_the_tail(check):
-    """Rows of 32 numbers and more are read 16 at a time; an unfinished round is not read."""
+    """Rows of 32 numbers and more are read 16 at a time, and the remaining numbers are not read."""
     def kept(x):
         n = x.shape[-1]
         return x[..., :n if n < 32 else n // 16 * 16]
@@ -215,7 +215,7 @@ def maximum_without_the_tail(check):
 
 @wrong()
 def layer_norm_gradient_of_some_columns(check):
-    """The means of the backward pass are taken over the first 96 columns."""
+    """The means in the backward pass are over the first 96 columns only."""
     def parts(x):
         d = x - x.mean(-1, keepdims=True)
         r = 1 / np.sqrt((d * d).mean(-1, keepdims=True) + 1e-5)
@@ -241,7 +241,7 @@ def softmax_is_zeros(check):
 # ── axes ──
 @wrong()
 def softmax_vjp_over_everything(check):
-    """The VJP sums over all numbers instead of each row's."""
+    """The VJP sums over all numbers instead of over each row."""
     def vjp(g, x):
         p = softmax(x)
         return p * (g - (g * p).sum())
@@ -251,7 +251,7 @@ def softmax_vjp_over_everything(check):
 
 @wrong("pytorch/pytorch#1813")
 def softmax_vjp_without_keepdims(check):
-    """On a square, sums without keepdims broadcast over the wrong axis, without an error."""
+    """For a square array, sums without keepdims broadcast over the wrong axis without an error."""
     def vjp(g, x):
         p = softmax(x)
         return p * (g - (g * p).sum(-1))
@@ -261,28 +261,28 @@ def softmax_vjp_without_keepdims(check):
 
 @wrong()
 def softmax_over_axis_0_for_the_last(check):
-    """Value and VJP go along the first axis, consistently."""
+    """Value and VJP consistently use the first axis."""
     check(lambda x: softmax(x.T).T, arrays((5, 5)), vjp=lambda g, x: softmax_vjp(g.T, x.T).T,
           definition=mg.softmax)
 
 
 @wrong()
 def softmax_that_ignores_its_axis(check):
-    """The setting `axis` is taken and not used."""
+    """The setting `axis` is accepted but not used."""
     check(lambda x, axis: softmax(x), arrays((3, 4)), vjp=lambda g, x, axis: softmax_vjp(g, x),
           axis=0, definition=mg.softmax)
 
 
 @wrong()
 def sum_that_squeezes(check):
-    """Axes of length 1 are squeezed out of the gradient."""
+    """The gradient lacks the axes of length 1."""
     check(lambda x: x.sum(), arrays((1, 5)),
           vjp=lambda g, x: np.full(x.shape, g, x.dtype).squeeze())
 
 
 @wrong("NVIDIA/warp#1552")
 def argmax_of_everything(check):
-    """The gradient of a row's maximum goes to the largest number of all."""
+    """The gradient of each row's maximum goes to the largest number of the whole array."""
     def vjp(g, x):
         return np.where(x == x.max(), g[..., None], 0)
 
@@ -319,7 +319,7 @@ def variance_with_another_ddof(check):
 
 @wrong()
 def variance_that_ignores_ddof(check):
-    """The setting `ddof` is not used, in value and gradient alike."""
+    """The setting `ddof` is not used in the value, nor in the gradient."""
     def vjp(g, x, ddof):
         return 2 * g * (x - x.mean()) / x.size
 
@@ -343,7 +343,7 @@ def product_by_division(check):
 
 @wrong()
 def log_softmax_without_its_sum(check):
-    """The VJP is that of x alone."""
+    """The VJP is that of x alone; the gradient of −logsumexp(x) is missing."""
     def f(x):
         z = x - x.max(-1, keepdims=True)
         return z - np.log(np.exp(z).sum(-1, keepdims=True))
@@ -360,14 +360,14 @@ def cumsum_whose_gradient_runs_forwards(check):
 # ── the smallest sizes ──
 @wrong()
 def sum_of_nothing_is_nan(check):
-    """The sum is the mean times n, so the sum of no numbers is NaN and not 0."""
+    """The sum is the mean times n, so the sum of no numbers is NaN instead of 0."""
     check(lambda x: (x.mean() * x.size).astype(x.dtype), arrays(), definition=mg.sum,
           vjp=lambda g, x: np.full(x.shape, g, x.dtype))
 
 
 @wrong()
 def layer_norm_of_one_column(check):
-    """A row of one number is passed through, where it should be 0."""
+    """A row of one number is returned unchanged, but its result should be 0."""
     def norm(x):
         d = x - x.mean(-1, keepdims=True)
         return x if x.shape[-1] == 1 else d / np.sqrt((d * d).mean(-1, keepdims=True) + 1e-5)
