@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import numbers
 import operator
@@ -14,6 +13,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from .errors import MissingError, UsageError
+from .io.records import read_json
 
 PUBLISHED: dict[str, dict[str, int]] = {                # Radford et al. 2019, table 2
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
@@ -21,6 +21,11 @@ PUBLISHED: dict[str, dict[str, int]] = {                # Radford et al. 2019, t
     "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
     "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
+
+# No GPT-2 comes near to these sizes: an error for a larger one comes at once, before anything as
+# large as it is computed.
+LARGEST = {"vocab_size": 2**32, "n_positions": 2**32, "n_embd": 2**20, "n_layer": 10_000,
+           "n_head": 2**20, "n_inner": 2**24}
 
 # transformers' names of the activations that are implemented here. gelu_fast writes √(2/π) with ten
 # digits: that is the same number in float32, and changes the result by less than 1e-12·|x| in
@@ -69,8 +74,8 @@ class GPT2Config:
     they can overflow; this package always does so, and the field changes nothing. eos_token_id: an
     id, or several, any of which ends a text.
 
-    NumPy's numbers are taken as Python's. Raises UsageError for a value out of range or of the
-    wrong type; a bool or a float is not accepted as an integer.
+    NumPy's numbers are taken as Python's. Raises UsageError for a value out of range (for sizes,
+    `LARGEST`) or of the wrong type; a bool or a float is not accepted as an integer.
     """
 
     vocab_size: int = 50257
@@ -99,6 +104,8 @@ class GPT2Config:
                 continue
             if (size := as_int(value)) is None or size <= 0:
                 raise UsageError(f"{name} must be a positive integer, not {brief(value)}")
+            if size > LARGEST[name]:
+                raise UsageError(f"{name} must be {LARGEST[name]:,} at most, not {brief(value)}")
             object.__setattr__(self, name, size)
         if self.n_embd % self.n_head:
             raise UsageError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
@@ -186,21 +193,16 @@ class GPT2Config:
     def from_file(cls, path: str | Path) -> GPT2Config:
         """The configuration in a config.json, or in the directory that holds it.
 
-        MissingError if there is no such file, or if it is not JSON; UsageError, with the path, for
-        its fields.
+        MissingError, with the path, if there is no such file, and for a field that is damaged or
+        not supported.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            fields = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise MissingError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise MissingError(f"{path} is not JSON ({error}); is it truncated?") from None
+        fields = read_json(path, dict[str, Any])
         try:
             return cls.from_dict(fields)
         except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+            raise MissingError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a config.json that transformers reads as a GPT2LMHeadModel."""

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
@@ -17,6 +18,7 @@ import minigrad as mg
 from ..config import PUBLISHED, GPT2Config, parameter_shapes
 from ..errors import MissingError, UsageError
 from ..io.atomic import staged
+from ..io.records import MB, Like, checked, parsed, read_json
 from ..io.safetensors import CODES, NAMES, Loader, Stored, read_header, safetensors_pieces
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -24,10 +26,26 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 GENERATION = "generation_config.json"
 # a copy of config.json, in the header of the weights
 CONFIG_KEY = "gpt2_config"
+# fields in which config.json may differ from the copy: they do not change the logits
+FREE = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "reorder_and_upcast_attn",
+        "bos_token_id", "eos_token_id")
 
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
+_IN_BLOCK = re.compile(r"h\.([0-9]{1,6})\.")
 _MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+class _Index(TypedDict):
+    """model.safetensors.index.json: the name of its shard for each tensor."""
+
+    weight_map: dict[str, Annotated[str, Like(r"[^\0]+", "the name of a file")]]
+
+
+class _Generation(TypedDict, total=False):
+    """What is read of a generation_config.json."""
+
+    eos_token_id: int | list[int] | None
 
 
 @dataclass
@@ -84,8 +102,12 @@ def read_tensors(path: str | Path) -> Tensors:
     try:
         source, stored, metadata = open_checkpoint(Path(path))
         found, config, guessed = _with_dropped(by_name(source, stored), metadata), None, ""
-        with contextlib.suppress(MissingError):         # not a GPT-2, or not of a published size
+        try:
             config, _, guessed = _find_config(source, metadata, found, Loader(np.dtype("float32")))
+        except MissingError:
+            if (source.parent / CONFIG).exists():
+                raise
+            # else it is not a GPT-2, or not of a published size
     except OSError as error:
         raise _unreadable(path, error) from None
     if guessed:
@@ -113,9 +135,9 @@ def read_checkpoint(path: str | Path, *, dtype: str | None = None,
     that `write_checkpoint` stores in them, else it follows from the shapes. n_head does not follow
     from shapes: the published size of the same width decides it, and a warning says so.
 
-    Warns of NaN and infinity. Raises MissingError for files that are missing, truncated, not GPT-2,
-    or disagree with their configuration, and UsageError for a dtype or a configuration that is not
-    supported.
+    Warns of NaN and infinity. Raises MissingError for files that are missing, damaged, not GPT-2,
+    of a configuration that is not supported, or disagree with it, and UsageError for a dtype that
+    is not supported.
     """
     if dtype not in (None, *CODES):
         raise UsageError(f"dtype {dtype!r} is not supported; "
@@ -164,16 +186,20 @@ def open_checkpoint(path: Path) -> tuple[Path, list[Stored], dict[str, str]]:
         raise _pickled(path)
     if not path.name.endswith(".index.json"):
         return path, *read_header(path)
-    try:
-        files = json.loads(path.read_text("utf-8"))["weight_map"].values()
-        shards = sorted({path.parent / Path(name).name for name in files})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise MissingError(f"{path} is not an index of shards; is it truncated?") from None
-    for shard in shards:
+    shard_of = read_json(path, _Index, 16 * MB,
+                         advice="it is not an index of shards; is it truncated?")["weight_map"]
+    stored: list[Stored] = []
+    for shard in sorted({path.parent / Path(name).name for name in shard_of.values()}):
         if not shard.is_file():
             raise MissingError(f"{path} names {shard.name}, which is not there; "
                                "is the download complete?")
-    return path, [entry for shard in shards for entry in read_header(shard)[0]], {}
+        stored += read_header(shard)[0]
+    found = {(entry.key, entry.file.name) for entry in stored}
+    for key, name in shard_of.items():
+        if (key, Path(name).name) not in found:
+            raise MissingError(f"{path} says that {Path(name).name} holds '{key}', "
+                               "which is not in it; are both of the same model?")
+    return path, stored, {}
 
 
 def _pickled(path: Path) -> MissingError:
@@ -211,10 +237,14 @@ def _find_config(source: Path, metadata: Mapping[str, str], found: Mapping[str, 
     """The configuration, where it comes from, and a warning if a part of it is guessed, else ""."""
     beside = source.parent / CONFIG
     if beside.exists():
-        return _with_ends(GPT2Config.from_file(beside), source.parent / GENERATION), str(beside), ""
+        config = GPT2Config.from_file(beside)
+        if CONFIG_KEY in metadata:
+            _check_copy(config, beside, source, metadata[CONFIG_KEY])
+        return _with_ends(config, source.parent / GENERATION), str(beside), ""
     if CONFIG_KEY in metadata:
         with contextlib.suppress(ValueError):           # not written by us: the shapes decide
-            return GPT2Config.from_dict(json.loads(metadata[CONFIG_KEY])), "its metadata", ""
+            own = checked(parsed(metadata[CONFIG_KEY]), dict[str, Any])
+            return GPT2Config.from_dict(own), "its metadata", ""
     wte, wpe, c_fc = (found[name].shape if name in found and len(found[name].shape) == 2 else None
                       for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight"))
     width = (wte or wpe or (0, 0))[1]
@@ -226,7 +256,7 @@ def _find_config(source: Path, metadata: Mapping[str, str], found: Mapping[str, 
         raise MissingError(f"{source} does not contain n_head, and no published size has the width "
                            f"{width}; put its {CONFIG} beside it")
     fields: dict[str, Any] = dict(PUBLISHED[name])
-    if layers := [int(key.split(".")[1]) for key in found if re.match(r"h\.\d+\.", key)]:
+    if layers := [int(match[1]) for match in map(_IN_BLOCK.match, found) if match]:
         fields["n_layer"] = max(layers) + 1
     if wte:
         fields["vocab_size"] = wte[0]
@@ -236,7 +266,10 @@ def _find_config(source: Path, metadata: Mapping[str, str], found: Mapping[str, 
         fields["n_inner"] = c_fc[1]
     if head := found.get("lm_head.weight"):             # without wte.weight: assumed to be untied
         fields["tie_word_embeddings"] = bool(wte) and load.same(head, found["wte.weight"])
-    config = GPT2Config(**fields)
+    try:
+        config = GPT2Config(**fields)
+    except UsageError as error:
+        raise MissingError(f"{source}: {error}, by its shapes") from None
     guessed = (f"{beside} is not there; n_head={config.n_head} and all other settings that do not "
                f"follow from shapes are those of {name}")
     return config, "its other shapes", guessed
@@ -245,20 +278,29 @@ def _find_config(source: Path, metadata: Mapping[str, str], found: Mapping[str, 
 def _with_ends(config: GPT2Config, path: Path) -> GPT2Config:
     """The configuration, with the eos_token_id of a generation_config.json if that has one.
 
-    transformers uses this one too if config.json has another. MissingError if the file is not JSON,
-    UsageError if the value is not an id.
+    transformers uses this one too if config.json has another. MissingError if the file is not such
+    a record, or if the value is not an id.
     """
     if not path.exists():
         return config
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        eos = fields.get("eos_token_id")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise MissingError(f"{path} is not a JSON object ({error}); is it truncated?") from None
+    eos = read_json(path, _Generation).get("eos_token_id")
     try:
         return config if eos is None else replace(config, eos_token_id=eos)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise MissingError(f"{path}: {error}") from None
+
+
+def _check_copy(config: GPT2Config, beside: Path, source: Path, copy: str) -> None:
+    """MissingError if a config.json and the copy in the weights' header are of different models."""
+    try:
+        other = GPT2Config.from_dict(checked(parsed(copy), dict[str, Any]))
+    except ValueError:                                  # not written by us
+        return
+    for field in dataclasses.fields(GPT2Config):
+        here, there = getattr(config, field.name), getattr(other, field.name)
+        if field.name not in FREE and here != there:
+            raise MissingError(f"{beside} has {field.name}={here}, and {source} was written with "
+                               f"{field.name}={there}; one of the two is damaged")
 
 
 def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, origin: str) -> None:

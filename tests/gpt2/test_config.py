@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from gpt2.config import (
     ACTIVATION_NAMES,
+    LARGEST,
     PUBLISHED,
     GPT2Config,
     num_parameters,
@@ -225,6 +226,16 @@ def test_a_bad_value_is_named(field, value):
     assert "\n" not in message and len(message) < 300 and (len(shown) > 30 or shown in message)
 
 
+@pytest.mark.parametrize("field", LARGEST)
+def test_a_size_of_no_model_is_refused_at_once(field):
+    """The largest is taken, one more and 10³⁹ are not, and nothing as large is computed for that."""
+    sizes = {"n_head": 1, "n_embd": 2**20} if field != "n_head" else {"n_embd": 2**20}
+    assert getattr(GPT2Config(**{**sizes, field: LARGEST[field]}), field) == LARGEST[field]
+    for value in (LARGEST[field] + 1, 10**39):
+        with pytest.raises(UsageError, match=f"^{field} must be {LARGEST[field]:,} at most, not {value}$"):
+            GPT2Config(**{field: value})
+
+
 def test_every_field_has_a_bad_value():
     """No field is without a check."""
     assert _BAD.keys() == {field.name for field in dataclasses.fields(GPT2Config)}
@@ -267,9 +278,9 @@ def test_a_file_that_is_not_json_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '{"n_embd": 7}', '{"model_type": "t5"}', '{"resid_pdrop": NaN}'])
 def test_a_file_with_bad_fields_is_named_with_the_field(tmp_path, content):
-    """UsageError with the path in front."""
+    """MissingError with the path in front."""
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UsageError, match=r"config\.json: "):
+    with pytest.raises(MissingError, match=r"config\.json[: ]"):
         GPT2Config.from_file(tmp_path)
 
 

@@ -226,14 +226,15 @@ def test_an_unexpected_tensor_is_named(tmp_path):
         ({"vocab_size": 6}, r"'wte\.weight' is \[5, 6\], but \[6, 6\] by"),
         ({"n_positions": 9}, r"'wpe\.weight' is \[4, 6\], but \[9, 6\] by"),
         ({"n_layer": 3}, r"no tensor 'h\.2\.ln_1\.weight'.*28 of 40"),
-        ({"n_layer": 10**6}, r"28 tensors; .*config\.json has n_layer=1000000"),
+        ({"n_layer": 10**4}, r"28 tensors; .*config\.json has n_layer=10000"),
+        ({"n_layer": 10**39}, r"config\.json: n_layer must be 10,000 at most, not 10{39}$"),
     ],
 )
 def test_a_config_that_disagrees_with_the_file_is_named_with_it(tmp_path, change, match):
     """Both files and both shapes are in the message."""
     save(tmp_path, weights())
     (tmp_path / "config.json").write_text(json.dumps({**TINY.to_dict(), **change}))
-    assert "model.safetensors" in refused(tmp_path, match)
+    refused(tmp_path, match)
 
 
 def test_a_transpose_is_recognised(tmp_path):
@@ -316,7 +317,19 @@ def test_a_pickle_is_never_loaded(tmp_path, name):
 def test_an_index_that_is_none_is_refused(tmp_path, index):
     """Truncated or foreign."""
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    refused(tmp_path, r"index\.json is not an index")
+    refused(tmp_path, r"index\.json.*; it is not an index of shards")
+
+
+def test_an_index_of_another_model_is_refused(tmp_path):
+    """Each tensor is where the index says."""
+    GPT2LMHeadModel(TheirConfig(**TINY.to_dict())).save_pretrained(tmp_path, max_shard_size="1KB")
+    index = tmp_path / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    index.write_text(json.dumps({**told, "weight_map": {**told["weight_map"], "x.weight": next(iter(told["weight_map"].values()))}}))
+    refused(tmp_path, r"says that model-00001-of-.* holds 'x\.weight', which is not in it")
+    for name in ("", ".", "a\0b", "\ud800"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        refused(tmp_path, r"index\.json")
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -334,10 +347,10 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_a_bad_config_beside_the_weights_is_named(tmp_path):
-    """UsageError for its fields, MissingError for a truncated file."""
+    """Its field, or that it is truncated."""
     save(tmp_path, weights())
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    refused(tmp_path, r"config\.json: model_type='llama'", UsageError)
+    refused(tmp_path, r"config\.json: model_type='llama'")
     (tmp_path / "config.json").write_text('{"n_embd": ')
     refused(tmp_path, r"config\.json is not JSON")
 
@@ -385,13 +398,24 @@ def test_a_file_alone_has_its_config_in_its_metadata(tmp_path):
 
 
 def test_the_config_beside_a_file_comes_before_its_metadata_and_a_given_one_before_both(tmp_path):
-    """One order for directories and files."""
+    """One order for directories and files; of what does not change the logits they may say different things."""
     write_checkpoint(tmp_path, TINY, weights())
-    edited = {**TINY.to_dict(), "n_head": 2}
+    edited = {**TINY.to_dict(), "eos_token_id": 2, "resid_pdrop": 0.5}
     (tmp_path / "config.json").write_text(json.dumps(edited))
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        assert read_checkpoint(path).config.n_head == 2
+        assert read_checkpoint(path).config == GPT2Config.from_dict(edited)
         assert read_checkpoint(path, config=GPT2Config.from_dict({**edited, "n_head": 1})).config.n_head == 1
+
+
+@pytest.mark.parametrize("field, value", [("n_head", 2), ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6),
+                                          ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True)])
+def test_a_config_that_contradicts_its_copy_is_refused(tmp_path, field, value):
+    """What no shape shows is in the header of the weights too; a given config comes before both."""
+    write_checkpoint(tmp_path, TINY, weights())
+    edited = {**TINY.to_dict(), field: value}
+    (tmp_path / "config.json").write_text(json.dumps(edited))
+    refused(tmp_path, rf"config\.json has {field}={value}, and .*model\.safetensors was written with {field}=")
+    assert read_checkpoint(tmp_path, config=GPT2Config.from_dict(edited)).config == GPT2Config.from_dict(edited)
 
 
 def test_shapes_tell_the_config_of_a_published_width(tmp_path):
