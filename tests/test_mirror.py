@@ -56,6 +56,8 @@ ELSEWHERE = {
     "minigrad/backend/fallbacks.py": "what a library lacks: test_backend.py",
     "minigrad/backend/cupy/decode.py": "each kernel beside its definition: test_gpu_ops.py",
     # gpt2
+    "gpt2/data/vocabulary.py": "with what is made of it: test_tokenizer.py, data/"
+                               "test_tokenizer_added_tokens.py",
     "gpt2/decoding/kv_cache.py": "with it and without: decoding/test_decode.py, gpt2/test_model.py",
     "gpt2/evaluate/likelihood.py": "with its command: test_evaluate.py",
     "gpt2/evaluate/tasks.py": "with its command: test_evaluate.py",

@@ -9,20 +9,20 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from heapq import heappop, heappush
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import MissingError, UsageError
 from ..io.atomic import write_files
+from ..io.records import read_bytes
+from .vocabulary import BESIDE as BESIDE
+from .vocabulary import END_OF_TEXT as END_OF_TEXT
+from .vocabulary import LARGEST, merge_lines, read_vocabulary
 
 if TYPE_CHECKING:
     import tiktoken
-
-END_OF_TEXT = "<|endoftext|>"
-# files that are read besides vocab.json and merges.txt
-BESIDE = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 # GPT-2's rule for cutting text into words (Radford et al. 2019): contractions; letters, digits or
 # other marks with the space before them; white space, whose last character belongs to the word that
@@ -201,25 +201,11 @@ def load_tokenizer(name_or_dir: str | os.PathLike[str], *, download: bool = Fals
     if it is not a byte-level BPE for which tiktoken computes the same ids.
     """
     if name_or_dir == "gpt2":
-        merged = _merged(_merge_lines(_gpt2_merges(download)))
+        merged = _merged(merge_lines(_gpt2_merges(download).decode()))
         return Tokenizer.from_merged("gpt2", map(_hidden, merged))
     directory = Path(name_or_dir)
-    name, path = directory.resolve().name, directory / "tokenizer.json"
-    paths = [directory / "vocab.json", directory / "merges.txt"]
-    try:
-        if path.is_file():
-            vocabulary, lines, own = _tokenizer_json(path)
-            added = _added_tokens(directory, vocabulary, own)
-            return _build(name, str(path), vocabulary, lines, added)
-        if all(path.is_file() for path in paths):
-            vocab, merges = (path.read_bytes() for path in paths)
-            vocabulary = json.loads(vocab)
-            lines = _merge_lines(merges)
-            added = _added_tokens(directory, vocabulary, [])
-            return _build(name, str(directory), vocabulary, lines, added)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise MissingError(f"the vocabulary in {directory} cannot be read ({why})") from None
+    if (found := read_vocabulary(directory)) is not None:
+        return _build(directory.resolve().name, *found)
     if not directory.is_dir():
         raise MissingError(f"no tokenizer {str(directory)!r}: "
                            "name a directory that holds one, or 'gpt2'")
@@ -237,7 +223,7 @@ def _gpt2_merges(download: bool) -> bytes:
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     folder = Path(tempfile.gettempdir(), "data-gym-cache") if not cache else Path(cache)
     path = folder / hashlib.sha1(_GPT2_MERGES.encode()).hexdigest()
-    data = path.read_bytes() if path.is_file() else b""
+    data = read_bytes(path, LARGEST) if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() == _GPT2_MERGES_SHA256:
         return data
     if not download:
@@ -266,87 +252,6 @@ def _fetch(address: str) -> bytes:
     return response.content
 
 
-def _added_tokens(directory: Path, vocab: Mapping[str, int], own: Sequence[Mapping[str, Any]]
-                  ) -> dict[str, int]:
-    """The tokens that other files add to a vocabulary, with the ids that transformers gives them.
-
-    own: the added tokens of tokenizer.json. Further added tokens are in added_tokens_decoder of
-    tokenizer_config.json, or else in added_tokens.json, and those that tokenizer_config.json or
-    special_tokens_map.json names, for example as pad_token. If the vocabulary has the token,
-    transformers keeps its id; the others get the ids from the vocabulary's size on, whatever id the
-    file has. MissingError if the file has another id, and for a token that matches the white space
-    around it or only whole words, which tiktoken cannot do.
-    """
-    config = _json_of(directory / "tokenizer_config.json")
-    named = _json_of(directory / "special_tokens_map.json")
-    if wrong := [key for key in ("add_bos_token", "add_prefix_space") if config.get(key)]:
-        raise MissingError(f"{directory / 'tokenizer_config.json'} sets {wrong[0]}, which GPT-2's "
-                           "tokenizer does not have; remove it")
-    tokens = [dict(token) for token in own]
-    if "added_tokens_decoder" in config:
-        tokens += [{**token, "id": int(i)} for i, token in config["added_tokens_decoder"].items()]
-    else:
-        more = _json_of(directory / "added_tokens.json")
-        tokens += [{"content": content, "id": i} for content, i in more.items()]
-    tokens.sort(key=operator.itemgetter("id"))
-    for source in (named, config):
-        special = [source.get(f"{kind}_token")
-                   for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            some = source.get(key) or []
-            special += some.values() if isinstance(some, Mapping) else some
-        tokens += [dict(token) if isinstance(token, Mapping) else {"content": token}
-                   for token in special if token]
-    out: dict[str, int] = {}
-    for token in tokens:
-        content = token["content"]
-        if wrong := [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]:
-            raise MissingError(f"{directory}: the added token {content!r} sets {wrong[0]}, "
-                               "which is not supported; set it to false")
-        if content not in out:
-            out[content] = vocab.get(content, max([len(vocab), *(i + 1 for i in out.values())]))
-        if token.get("id", out[content]) != out[content]:
-            raise MissingError(f"{directory}: the added token {content!r} has the id "
-                               f"{token['id']}, and transformers would use {out[content]}, "
-                               f"the next free id; give it the id {out[content]}")
-    names = sorted({*out, END_OF_TEXT})
-    if twice := [pair for pair in pairwise(names) if pair[1].startswith(pair[0])]:
-        raise MissingError(f"{directory}: the added token {twice[0][1]!r} begins with the added "
-                           f"token {twice[0][0]!r}; tiktoken might take either")
-    return out
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-
-
-def _tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], list[dict[str, Any]]]:
-    """Vocabulary, merges and added tokens of a tokenizer.json.
-
-    MissingError with all reasons if it does not work as GPT-2's does.
-    """
-    whole = json.loads(path.read_bytes())
-    model = whole.get("model") or {}
-    cutter = whole.get("pre_tokenizer") or {}
-    after = whole.get("post_processor") or {}
-    problems: dict[str, Any] = {
-        "model is not BPE": model.get("type", "BPE") != "BPE"
-        or not {"merges", "vocab"} <= model.keys(),
-        "normalizer is set": whole.get("normalizer"),
-        "pre_tokenizer is not ByteLevel": cutter.get("type") != "ByteLevel",
-        "pre_tokenizer.add_prefix_space is set": cutter.get("add_prefix_space"),
-        "pre_tokenizer.use_regex is off": not cutter.get("use_regex", True),
-        "post_processor adds tokens": after.get("special_tokens")
-        or after.get("type", "ByteLevel") not in ("ByteLevel", "TemplateProcessing"),
-        **{f"model.{key} is set": model.get(key) for key in
-           ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")},
-    }
-    if found := [problem for problem, present in problems.items() if present]:
-        raise MissingError(f"{path} is not a byte-level BPE like GPT-2's: {', '.join(found)}")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return model["vocab"], merges, whole.get("added_tokens") or []
-
-
 def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str],
            added: Mapping[str, int] = MappingProxyType({})) -> Tokenizer:
     """The tokenizer of a vocabulary. Tokens that no merge makes are special: `added`, <…> and […].
@@ -357,10 +262,8 @@ def _build(name: str, where: str, vocab: Mapping[str, int], merges: Sequence[str
     its merge joins. By induction over the ids, both methods then agree on every text.
     """
     ids = {**vocab, **added}
-    if (len(set(ids.values())) != len(ids)
-            or not all(isinstance(i, int) and i >= 0 for i in ids.values())):
-        raise MissingError(f"{where}: the ids of the vocabulary are not distinct integers "
-                           "from 0 on")
+    if len(set(ids.values())) != len(ids):
+        raise MissingError(f"{where}: the ids of the vocabulary are not distinct")
     alphabet = [_visible(byte) for byte in BYTES_IN_ORDER]
     if absent := set(alphabet) - ids.keys():
         raise MissingError(f"{where}: the vocabulary lacks {len(absent)} of the 256 bytes")
@@ -400,20 +303,38 @@ def _encoding(name: str, ranks: dict[bytes, int], special: dict[str, int]) -> ti
 
 
 def _merge_of(token: bytes, ranks: Mapping[bytes, int]) -> str:
-    """The line of merges.txt that makes `token`: its bytes after all merges of lower rank."""
-    own = ranks[token]
-    parts = [token[i:i + 1] for i in range(len(token))]
-    while len(parts) > 1:
-        rank, i = min((ranks.get(parts[i] + parts[i + 1], own), i) for i in range(len(parts) - 1))
-        if rank >= own:
-            break
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    """The line of merges.txt that makes `token`: its bytes after all merges of lower rank.
+
+    The part that begins at i ends at after[i], which is −1 once i is inside a part, and the part
+    before it begins at before[i]. A heap has the pairs of neighbours that can be merged, so a
+    token of n bytes takes n log n steps: a run of equal characters makes long tokens.
+    """
+    own, n = ranks[token], len(token)
+    after, before = list(range(1, n + 1)), list(range(-1, n - 1))
+    heap: list[tuple[int, int, int]] = []               # rank, begin and end of two parts
+
+    def offer(begin: int, end: int) -> None:
+        if (rank := ranks.get(token[begin:end], own)) < own:
+            heappush(heap, (rank, begin, end))
+
+    for i in range(n - 1):
+        offer(i, i + 2)
+    while heap:
+        _, i, end = heappop(heap)
+        j = after[i]
+        if not 0 < j < n or after[j] != end:            # one of the two was merged with another
+            continue
+        after[i], after[j] = end, -1
+        if end < n:
+            before[end] = i
+            offer(i, after[end])
+        if i > 0:
+            offer(before[i], end)
+    parts, i = list[bytes](), 0
+    while i < n:
+        parts.append(token[i:after[i]])
+        i = after[i]
     return " ".join(map(_visible, parts))
-
-
-def _merge_lines(merges_txt: bytes) -> list[str]:
-    lines = merges_txt.decode().replace("\r\n", "\n").rstrip("\n").split("\n")
-    return [line for line in lines[lines[0].startswith("#version"):] if line]
 
 
 def _merges_txt(merges: Iterable[str]) -> bytes:

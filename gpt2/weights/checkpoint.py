@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 import warnings
@@ -26,9 +25,9 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 GENERATION = "generation_config.json"
 # a copy of config.json, in the header of the weights
 CONFIG_KEY = "gpt2_config"
-# fields in which config.json may differ from the copy: they do not change the logits
-FREE = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "reorder_and_upcast_attn",
-        "bos_token_id", "eos_token_id")
+# fields that change the logits, and that no shape shows
+UNSEEN = ("n_head", "activation_function", "layer_norm_epsilon", "scale_attn_weights",
+          "scale_attn_by_inverse_layer_idx")
 
 _PREFIX = re.compile(r"^(?:transformer\.|_orig_mod\.|module\.)+")
 _IN_BLOCK = re.compile(r"h\.([0-9]{1,6})\.")
@@ -296,11 +295,10 @@ def _check_copy(config: GPT2Config, beside: Path, source: Path, copy: str) -> No
         other = GPT2Config.from_dict(checked(parsed(copy), dict[str, Any]))
     except ValueError:                                  # not written by us
         return
-    for field in dataclasses.fields(GPT2Config):
-        here, there = getattr(config, field.name), getattr(other, field.name)
-        if field.name not in FREE and here != there:
-            raise MissingError(f"{beside} has {field.name}={here}, and {source} was written with "
-                               f"{field.name}={there}; one of the two is damaged")
+    for name in UNSEEN:
+        if (here := getattr(config, name)) != (there := getattr(other, name)):
+            raise MissingError(f"{beside} has {name}={here}, and {source} was written with "
+                               f"{name}={there}; one of the two is damaged")
 
 
 def _check(source: Path, found: Mapping[str, Stored], config: GPT2Config, origin: str) -> None:

@@ -167,7 +167,7 @@ def other_tokenizer(folder):
     (config(n_layer=3), "has no tensor 'h.2."),
     (config(n_embd=64), "is [300, 32], but [300, 64] by"),
     (without("vocab.json"), "no tokenizer in"),
-    (cut_short("vocab.json", 100), "cannot be read"),
+    (cut_short("vocab.json", 100), "vocab.json is not JSON"),
     (cut_short("merges.txt", 100), "are the merges cut short?"),
     (other_tokenizer, "the tokenizer has 330 tokens and the model 300; they do not belong together"),
     (lambda d: (shutil.rmtree(d), d.write_text("some text")), "is not a complete safetensors file"),
@@ -184,11 +184,11 @@ def test_unusable_weights_are_one_line(edit, message, run, models, tmp_path):
 
 @pytest.mark.parametrize("fields", [{"n_head": 5}, {"activation_function": "swish"}, {"n_embd": -1}])
 def test_a_configuration_that_cannot_be_honoured(fields, run, models, tmp_path):
-    """A field that has no meaning here is named, with the file it stands in."""
+    """A field that has no meaning here is named, with the file it stands in: the weights are foreign, or damaged."""
     shutil.copytree(models / "random", tmp_path / "model")
     config(**fields)(tmp_path / "model")
     code, out, err = run(tmp_path / "model")
-    assert (code, out) == (2, "") and "config.json: " in err and next(iter(fields)) in err and err.count("\n") == 1
+    assert (code, out) == (3, "") and "config.json: " in err and next(iter(fields)) in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--greedy"], ["--json"], ["--logprobs", "2"], ["--no-stream"]])

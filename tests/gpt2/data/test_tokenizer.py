@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from data import test_data as data_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.data.tokenizer import GPT2_SPLIT, Tokenizer, load_tokenizer
-from gpt2.data.train_bpe import train_bpe
+from gpt2.data.tokenizer import BYTES_IN_ORDER, GPT2_SPLIT, Tokenizer, _merge_of, _visible, load_tokenizer
+from gpt2.data.train_bpe import _merge, count_words, train_bpe
 from gpt2.errors import MissingError, UsageError
 from gpt2.io.atomic import write_files
 
@@ -265,7 +266,10 @@ def test_a_tokenizer_trained_elsewhere_loads(tmp_path: Path) -> None:
     (lambda t: t["model"].update(dropout=0.1), "dropout"),
     (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
     (lambda t: t["model"].update(merges=[["a"]]), "merge 1 "),
-    (lambda t: t["model"].update(vocab=[]), "cannot be read"),
+    (lambda t: t["model"].update(vocab=[]), r"tokenizer\.json: model\.vocab must be an object"),
+    (lambda t: t["model"]["vocab"].update(x=2**32), r"model\.vocab\.x must be an integer from 0 to"),
+    (lambda t: t["model"].update(merges=[3]), r"model\.merges\[0\] must be a text or a list, not 3"),
+    (lambda t: t["added_tokens"][0].pop("id"), r"added token '<\|endoftext\|>' has no id"),
 ])
 def test_other_tokenizers_are_refused_by_name(transformers_small, tmp_path: Path, change, reason: str) -> None:
     """A tokenizer.json that is not a byte-level BPE like GPT-2's is a MissingError that names what differs."""
@@ -300,10 +304,13 @@ def unmade(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("change, reason", [
     (lambda f: {"vocab.json": f["vocab.json"]}, "needs tokenizer.json, or vocab.json and merges.txt"),
-    (lambda f: {**f, "vocab.json": f["vocab.json"][:1000]}, "cannot be read"),
-    (lambda f: {**f, "vocab.json": b"[1, 2]"}, "cannot be read"),
+    (lambda f: {**f, "vocab.json": f["vocab.json"][:1000]}, r"vocab\.json is not JSON"),
+    (lambda f: {**f, "vocab.json": b"[1, 2]"}, r"vocab\.json must be an object"),
+    (lambda f: {**f, "vocab.json": f["vocab.json"].replace(b": 7,", b": 10000000000,")}, r"vocab\.json: .* must be an integer from 0 to"),
+    (lambda f: {**f, "vocab.json": f["vocab.json"].replace(b": 7,", b": 7.0,")}, r"vocab\.json: .* must be an integer"),
+    (lambda f: {**f, "vocab.json": f["vocab.json"].replace(b'{', b'{"!": 9, ', 1)}, "has the key '!' twice"),
     (lambda f: {**f, "vocab.json": f["vocab.json"].replace(b": 7,", b": 8,")}, "distinct"),
-    (lambda f: {**f, "merges.txt": b"\xff"}, "cannot be read"),
+    (lambda f: {**f, "merges.txt": b"\xff"}, r"merges\.txt is not UTF-8"),
     (lambda f: {**f, "merges.txt": f["merges.txt"][:200]}, "merge"),
     (lambda f: {**f, "merges.txt": f["merges.txt"].rsplit(b"\n", 3)[0] + b"\n"}, "cut short"),
     (lambda f: {**f, "merges.txt": f["merges.txt"] + b"t\n"}, "makes no token"),
@@ -320,6 +327,36 @@ def test_damaged_vocabularies_are_refused(small: Tokenizer, tmp_path: Path, chan
     with pytest.raises(MissingError, match=reason) as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def merged_by_definition(token: bytes, ranks: dict[bytes, int]) -> str:
+    """The pair of neighbours of the lowest rank is joined, the leftmost of equals, as long as its rank is below the token's own."""
+    parts = [token[i:i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        rank, i = min((ranks.get(parts[i] + parts[i + 1], ranks[token]), i) for i in range(len(parts) - 1))
+        if rank >= ranks[token]:
+            break
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return " ".join(map(_visible, parts))
+
+
+@given(st.text("ab c", min_size=40, max_size=80), st.randoms(use_true_random=False))
+def test_merges_are_found_as_they_are_defined(text: str, random) -> None:
+    """With the ranks that training gives, and with any others."""
+    merged = _merge(count_words([text]), 30)
+    for order in (merged, random.sample(merged, len(merged))):
+        ranks = {token: rank for rank, token in enumerate([*BYTES_IN_ORDER, *order])}
+        for token in order:
+            assert _merge_of(token, ranks) == merged_by_definition(token, ranks)
+
+
+def test_a_long_run_of_one_character_is_no_trouble(tmp_path: Path) -> None:
+    """Its tokens are thousands of bytes long; saving and loading take a time in proportion to that."""
+    ours = train_bpe("a" * 16_000 + " b", 276)
+    assert max(map(len, ours.encoding._mergeable_ranks)) >= 8_000
+    started = time.perf_counter()
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path).sha256 == ours.sha256 and time.perf_counter() - started < 5.0
 
 
 def test_windows_line_ends_load(small: Tokenizer, tmp_path: Path) -> None:

@@ -96,9 +96,10 @@ def test_a_tokenizer_json_keeps_its_added_tokens(tmp_path):
     ({"tokenizer_config.json": {"add_bos_token": True}}, "sets add_bos_token"),
     ({"tokenizer_config.json": {"add_prefix_space": True}}, "sets add_prefix_space"),
     ({"added_tokens.json": {"<|end|>": N, "<|end|>x": N + 1}}, "begins with the added token '<|end|>'"),
-    ({"added_tokens.json": [1]}, "cannot be read"),
-    ({"added_tokens.json": {"<|pad|>": "x"}}, "has the id x"),
-    ({"tokenizer_config.json": {"pad_token": 3}}, "cannot be read"),
+    ({"added_tokens.json": [1]}, "added_tokens.json must be an object"),
+    ({"tokenizer_config.json": {"added_tokens_decoder": {"x": token("<|pad|>")}}}, "'x' is not an id"),
+    ({"added_tokens.json": {"<|pad|>": "x"}}, "'<|pad|>' must be an integer"),
+    ({"tokenizer_config.json": {"pad_token": 3}}, "pad_token must be a text or an object or null, not 3"),
 ], ids=str)
 def test_added_tokens_that_would_get_other_ids_are_refused(files, said, tmp_path):
     """An id that transformers would not give, white space that a token takes with it, and what is no token: one line, exit code 3."""

@@ -93,7 +93,7 @@ def test_a_field_that_is_missing_is_named():
             checked({key: value for key, value in GOOD.items() if key != name}, Record)
         assert str(caught.value) == f"{name} is missing"
     for value in ([], 3, None, "x", True):
-        with pytest.raises(Wrong, match="^must be an object, not "):
+        with pytest.raises(Wrong, match=r"^must be an object, not "):
             checked(value, Record)
 
 
