@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,25 +16,58 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
 from ..errors import MissingError
 from ..io.atomic import new_file, write_new
 from ..io.outputs import fill
+from ..io.records import Between, Count, Sha256, Size, read_json, sealed
 from ..io.safetensors import read_header
 from .tokenizer import Tokenizer, load_tokenizer
 
-SPLITS = ("train", "val")
-COUNTS = ("characters", "bytes", "words", "documents")
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+COUNTS: tuple[Literal["characters", "bytes", "words", "documents"], ...] = (
+    "characters", "bytes", "words", "documents")
 SHARD = 100_000_000                         # the largest number of tokens in a shard
 # tokens of a split that loading checks: in a larger split, the two ends of each shard
 CHECKED = 1 << 28
 # bytes before the ids; the header is written last, so its length is fixed beforehand
 _HEADER = 4096
-META = "meta.json"
+META, AGAIN = "meta.json", "prepare the data again"
 _CODES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+
+
+class _Hash(TypedDict, total=False):
+    sha256: Sha256                                      # of the ids; data of older versions lack it
+
+
+class Split(_Hash):
+    """What meta.json says of a split."""
+
+    tokens: Count
+    shards: Annotated[int, Between(1, 99_999)]
+    characters: Count
+    bytes: Count
+    words: Count
+    documents: Count
+
+
+class Vocabulary(TypedDict):
+    """The tokenizer of prepared data, by its name and the sha256 of its vocab.json."""
+
+    name: Annotated[str, Size(0, 1000)]
+    sha256: Sha256
+
+
+class Meta(TypedDict):
+    """meta.json."""
+
+    tokenizer: Vocabulary
+    vocab_size: Annotated[int, Between(1, 2**32)]
+    train: Split
+    val: Split
 
 
 class Part(NamedTuple):
@@ -84,23 +118,21 @@ class Tokens:
 class Data:
     """Prepared data: the ids of each split, and their tokenizer.
 
-    meta: the contents of meta.json. It has "tokenizer" (name, sha256), "vocab_size", and for
-    "train" and "val" the numbers of tokens, shards, characters, bytes, words and documents, and the
-    sha256 of the ids.
+    meta: the contents of meta.json.
     """
 
     directory: Path
     train: Tokens
     val: Tokens
-    meta: dict[str, Any]
+    meta: Meta
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids. MissingError if the directory now holds another one."""
         tokenizer = load_tokenizer(self.directory)
         if tokenizer.sha256 != self.meta["tokenizer"]["sha256"]:
-            raise MissingError(f"{self.directory} has another vocabulary than its meta.json names; "
-                               "prepare the data again")
+            raise MissingError(f"{self.directory} has another vocabulary than its {META} names; "
+                               f"{AGAIN}")
         return tokenizer
 
 
@@ -108,42 +140,49 @@ class Data:
 def load_data(directory: str | Path) -> Data:
     """The prepared data in a directory.
 
-    MissingError for files that are missing, truncated, of another vocabulary, or disagree with
+    The ids are compared with the sha256 in meta.json, unless a split has more than CHECKED of them.
+    MissingError for files that are missing, damaged, of another vocabulary, or disagree with
     meta.json.
     """
     folder = Path(directory)
-    path = folder / "meta.json"
+    path = folder / META
     if not path.is_file():
-        raise MissingError(f"{folder} holds no prepared data (no meta.json); "
+        raise MissingError(f"{folder} holds no prepared data (no {META}); "
                            "python -m gpt2.prepare makes it")
-    try:
-        meta = json.loads(path.read_bytes())
-        vocab_size, sha256 = int(meta["vocab_size"]), meta["tokenizer"]["sha256"]
-        sizes = {split: (int(meta[split]["tokens"]), int(meta[split]["shards"]))
-                 for split in SPLITS}
-        if any(meta[split][count] < 0 for split in SPLITS for count in COUNTS):
-            raise ValueError("a count is below 0")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise MissingError(f"{path} cannot be read ({why}); prepare the data again") from None
-    train, val = (_load(folder, split, *sizes[split], vocab_size, sha256) for split in SPLITS)
+    meta = read_json(path, Meta, advice=AGAIN)
+    train, val = (_load(folder, split, meta) for split in SPLITS)
     return Data(folder, train, val, meta)
 
 
-def _load(folder: Path, split: str, tokens: int, count: int, vocab_size: int,
-          sha256: str) -> Tokens:
-    """The ids of a split; the other arguments are those that meta.json has for it."""
-    shards = [_shard(folder / _name(split, k, count), sha256) for k in range(count)]
-    found = sum(map(len, shards))
-    if not tokens or found != tokens or len({ids.dtype for ids in shards}) != 1:
-        raise MissingError(f"{folder} holds {found} tokens of {split}, and meta.json says "
-                           f"{tokens}; prepare the data again")
-    some = CHECKED // (2 * count)
-    for k, ids in enumerate(shards):
+def _load(folder: Path, split: Literal["train", "val"], meta: Meta) -> Tokens:
+    """The ids of a split."""
+    told = meta[split]
+    paths = [folder / _name(split, k, told["shards"]) for k in range(told["shards"])]
+    found = [_shard(path, meta["tokenizer"]["sha256"]) for path in paths]
+    shards = [ids for ids, _ in found]
+    whole = sum(map(len, shards))
+    if not told["tokens"] or whole != told["tokens"] or len({ids.dtype for ids in shards}) != 1:
+        raise MissingError(f"{folder} holds {whole} tokens of {split}, and {META} says "
+                           f"{told['tokens']}; {AGAIN}")
+    some = CHECKED // (2 * len(paths))
+    for path, ids in zip(paths, shards):
         highest = max(int(ids[:some].max(initial=0)), int(ids[-some:].max(initial=0)))
-        if highest >= vocab_size:
-            raise MissingError(f"{folder / _name(split, k, count)} holds id {highest}, but the "
-                               f"vocab_size in meta.json is {vocab_size}; prepare the data again")
+        if highest >= meta["vocab_size"]:
+            raise MissingError(f"{path} holds id {highest}, but the vocab_size in {META} is "
+                               f"{meta['vocab_size']}; {AGAIN}")
+    for count in COUNTS:
+        said = [metadata.get(count, "") for _, metadata in found]
+        known = all(re.fullmatch("[0-9]{1,16}", n) for n in said)
+        if known and (total := sum(map(int, said))) != told[count]:
+            raise MissingError(f"{META} in {folder} says that {split} has {told[count]} {count}, "
+                               f"and its shards say {total}; {AGAIN}")
+    if "sha256" in told and whole <= CHECKED:
+        digest = hashlib.sha256()
+        for ids in shards:
+            digest.update(np.ascontiguousarray(ids).data)
+        if digest.hexdigest() != told["sha256"]:
+            raise MissingError(f"the ids of {split} in {folder} do not have the sha256 that {META} "
+                               f"names: a shard is damaged; {AGAIN}")
     return Tokens(shards)
 
 
@@ -151,26 +190,28 @@ def _name(split: str, k: int, count: int) -> str:
     return f"{split}-{k:05d}-of-{count:05d}.safetensors"
 
 
-def _shard(path: Path, sha256: str) -> np.ndarray:
-    """The ids of a shard, memory-mapped. sha256: the hash of the vocabulary that it should have."""
+def _shard(path: Path, sha256: str) -> tuple[np.ndarray, dict[str, str]]:
+    """The ids of a shard, memory-mapped, and its metadata.
+
+    sha256: the hash of the vocabulary that it should have.
+    """
     try:
         stored, metadata = read_header(path)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         if isinstance(error, FileNotFoundError):
             what = "is missing"
-        raise MissingError(f"{path} {what}; prepare the data again") from None
+        raise MissingError(f"{path} {what}; {AGAIN}") from None
     layout = [(entry.key, len(entry.shape)) for entry in stored]
     if layout != [("ids", 1)] or stored[0].dtype not in _CODES:
         found = [f"{entry.key} {entry.dtype}{list(entry.shape)}" for entry in stored]
-        raise MissingError(f"{path} holds {', '.join(found) or 'nothing'}, not token ids; "
-                           "prepare the data again")
+        raise MissingError(f"{path} holds {', '.join(found) or 'nothing'}, not token ids; {AGAIN}")
     if metadata.get("tokenizer") != sha256:
-        raise MissingError(f"{path} was made with another tokenizer than meta.json names; "
-                           "prepare the data again")
+        raise MissingError(f"{path} was made with another tokenizer than {META} names; {AGAIN}")
     if not stored[0].shape[0]:
-        return np.zeros(0, _CODES[stored[0].dtype])
-    return np.memmap(path, _CODES[stored[0].dtype], "r", stored[0].offset, stored[0].shape)
+        return np.zeros(0, _CODES[stored[0].dtype]), metadata
+    ids = np.memmap(path, _CODES[stored[0].dtype], "r", stored[0].offset, stored[0].shape)
+    return ids, metadata
 
 
 # ── writing ──
@@ -188,7 +229,7 @@ def write_data(out: Path, coder: Tokenizer, parts: Mapping[str, Iterable[Part]])
         if not meta[split]["tokens"]:
             raise MissingError(f"there is no text for {split}; give more text, or another "
                                "--val-fraction")
-    write_new(out / META, [(json.dumps(meta, indent=1) + "\n").encode()])
+    write_new(out / META, [sealed(meta)])
     return meta
 
 
@@ -212,7 +253,7 @@ def _write_split(out: Path, split: str, coder: Tokenizer, parts: Iterable[Part])
                 size, counts = size + len(numbers), [a + b for a, b in zip(counts, part.counts)]
                 part = next(rest, None)
             metadata = {"tokenizer": coder.sha256, "vocab_size": coder.n_vocab, "split": split,
-                        "tokens": size, **dict(zip(COUNTS, counts))}
+                        "tokens": size, **dict(zip(map(str, COUNTS), counts))}
             file.seek(0)
             file.write(_header(kind, size, metadata))
         whole, tokens = [a + b for a, b in zip(whole, counts)], tokens + size

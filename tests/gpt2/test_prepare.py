@@ -24,6 +24,7 @@ from gpt2.data import corpus
 from gpt2.data.shards import Data, load_data
 from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import MissingError, UsageError
+from gpt2.io.records import unsealed
 from gpt2.prepare import main, prepare
 
 FILES = {"vocab.json", "merges.txt", "train-00000-of-00001.safetensors", "val-00000-of-00001.safetensors", "meta.json"}
@@ -99,11 +100,11 @@ def test_tiny_shakespeare_with_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_json_is_meta_json(tmp_path: Path, capsys) -> None:
-    """--json prints the contents of meta.json as the last line."""
+    """--json prints the contents of meta.json but for its checksum, as the last line."""
     (tmp_path / "a.txt").write_bytes(TEXT.encode())
     main([str(tmp_path / "a.txt"), str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--tokenizer", "train:257", "--json"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed == json.loads((tmp_path / "out" / "meta.json").read_bytes())
+    assert printed == unsealed(json.loads((tmp_path / "out" / "meta.json").read_bytes()))
     assert printed["train"]["bytes"] + printed["val"]["bytes"] == 2 * len(TEXT.encode())
 
 

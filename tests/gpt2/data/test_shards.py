@@ -15,6 +15,7 @@ from gpt2.data.shards import Data, Tokens, load_data
 from gpt2.data.tokenizer import load_tokenizer
 from gpt2.data.train_bpe import train_bpe
 from gpt2.errors import GPT2Error, MissingError
+from gpt2.io.records import sealed, unsealed
 
 TRAIN, VAL = "train-00000-of-00001.safetensors", "val-00000-of-00001.safetensors"
 
@@ -64,20 +65,36 @@ def ids(array: np.ndarray, **said: str):
 def edited(**changes: object):
     def change(path: Path) -> None:
         meta = json.loads(path.read_bytes())
-        path.write_text(json.dumps({**meta, **changes}), encoding="utf-8")
+        path.write_text(json.dumps({**unsealed(meta), **changes}), encoding="utf-8")
+    return change
+
+
+def counted(split: str, **changes: object):
+    """With other numbers of a split in meta.json, whose own checksum is right."""
+    def change(path: Path) -> None:
+        meta = unsealed(json.loads(path.read_bytes()))
+        path.write_bytes(sealed({**meta, split: {**meta[split], **changes}}))
     return change
 
 
 @pytest.mark.parametrize("name, change, reason", [
     ("meta.json", Path.unlink, "no prepared data"),
-    ("meta.json", lambda p: p.write_bytes(b"{"), "cannot be read"),
-    ("meta.json", lambda p: p.write_bytes(b"[]"), "cannot be read"),
-    ("meta.json", edited(train={}), "cannot be read"),
-    ("meta.json", edited(val={"tokens": 9, "shards": 1, "characters": -1}), "a count is below 0"),
+    ("meta.json", lambda p: p.write_bytes(b"{"), r"meta\.json is not JSON .*; prepare the data again"),
+    ("meta.json", lambda p: p.write_bytes(b"[]"), "must be an object"),
+    ("meta.json", edited(train={}), r"train\.tokens is missing"),
+    ("meta.json", counted("val", characters=-1), r"val\.characters must be an integer from 0 to"),
+    ("meta.json", edited(train={"tokens": 9, "shards": 1, "characters": 1e400}), r"train\.characters must be an integer of 64 bits, not inf"),
+    ("meta.json", counted("train", sha256=0), r"train\.sha256 must be a text, not 0"),
+    ("meta.json", edited(val={"tokens": -1e400}), r"val\.tokens must be an integer"),
+    ("meta.json", counted("val", tokens=True), r"val\.tokens must be an integer"),
+    ("meta.json", counted("val", shards=10**39), r"val\.shards must be an integer"),
+    ("meta.json", lambda p: p.write_bytes(p.read_bytes().replace(b'"documents": 0', b'"documents": 1')),
+     "does not have the checksum that its field crc32 names"),
+    ("meta.json", counted("train", characters=7), "train has 7 characters, and its shards say "),
+    ("meta.json", counted("val", sha256="0" * 64), r"the ids of val in .* do not have the sha256 that meta\.json names"),
     ("meta.json", edited(vocab_size=200), r"holds id \d+, but the vocab_size in meta\.json is 200"),
-    ("meta.json", edited(val={"tokens": 1, "shards": 1, **dict.fromkeys(("characters", "bytes", "words", "documents"), 1)}),
-     r"holds \d+ tokens of val, and meta\.json says 1"),
-    ("meta.json", edited(tokenizer={"sha256": "0"}), r"train-.* was made with another tokenizer than meta\.json names"),
+    ("meta.json", counted("val", tokens=1), r"holds \d+ tokens of val, and meta\.json says 1"),
+    ("meta.json", edited(tokenizer={"name": "x", "sha256": "0" * 64}), r"train-.* was made with another tokenizer than meta\.json names"),
     (TRAIN, Path.unlink, r"train-00000-of-00001\.safetensors is missing"),
     (VAL, lambda p: p.write_bytes(p.read_bytes()[:-1]), r"val-.* is not a complete safetensors file"),
     (VAL, lambda p: p.write_bytes(p.read_bytes()[:50]), r"val-.* is not a complete safetensors file"),
@@ -94,6 +111,24 @@ def test_damaged_data_are_refused(data: Data, name: str, change, reason: str) ->
     with pytest.raises(MissingError, match=reason) as caught:
         load_data(data.directory)
     assert "\n" not in str(caught.value)
+
+
+def test_one_bit_of_the_ids_is_noticed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is; of a split with more ids than CHECKED only the two ends are looked at."""
+    path, at = data.directory / TRAIN, 4096 + 2 * (len(data.train) // 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+    with pytest.raises(MissingError, match=r"the ids of train in .* do not have the sha256 that meta\.json names: a shard is damaged"):
+        load_data(data.directory)
+    monkeypatch.setattr("gpt2.data.shards.CHECKED", len(data.train) - 1)
+    assert len(load_data(data.directory).train) == len(data.train)
+
+
+def test_data_of_older_versions_load(data: Data) -> None:
+    """Without a checksum of meta.json, and without one of the ids."""
+    meta = {**data.meta, **{split: {k: v for k, v in data.meta[split].items() if k != "sha256"} for split in ("train", "val")}}
+    (data.directory / "meta.json").write_text(json.dumps(meta))
+    assert load_data(data.directory).meta == meta
 
 
 def test_an_id_beyond_the_vocabulary_is_found_anywhere(data: Data) -> None:
