@@ -28,11 +28,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import GPT2Error, MissingError, UsageError
+from ..io.records import Wrong, open_file, parsed
 from .shards import Part
 from .tokenizer import END_OF_TEXT, Tokenizer
 from .train_bpe import count_words
 
-PIECE = 4 << 20                                         # bytes
+PIECE, LONGEST = 4 << 20, 256 << 20     # bytes of a piece, and of one that cannot be cut, at most
 JSONL = {".jsonl", ".ndjson"}
 _HEAD = 1 << 20                         # bytes of a file that are examined for JSON
 # a JSON array of objects or of strings; no text begins like this
@@ -68,7 +69,7 @@ class Piece(NamedTuple):
     def read(self) -> bytes:
         """The bytes of the piece. MissingError if they cannot be read."""
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.start)
                 return file.read(self.stop - self.start)
         except OSError as error:
@@ -108,9 +109,9 @@ class Piece(NamedTuple):
 
     def _text_of(self, line: str, at: int) -> str:
         try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise MissingError(f"{self._line(at)} is not JSON ({error})") from None
+            found = parsed(line)
+        except Wrong as error:
+            raise MissingError(f"{self._line(at)} {error}") from None
         if not isinstance(found, dict) or not isinstance(found.get("text"), str):
             raise MissingError(f'{self._line(at)} has no "text" that is a string')
         try:
@@ -122,8 +123,9 @@ class Piece(NamedTuple):
 
     def _line(self, at: int) -> str:
         """The file and the line of a byte of this piece, counted from 1."""
-        before = Piece(self.path, 0, self.start + at).read()
-        lines = before.count(b"\n")
+        end = self.start + at
+        lines = sum(Piece(self.path, k, min(k + PIECE, end)).read().count(b"\n")
+                    for k in range(0, end, PIECE))
         return f"{self.path}, line {lines + 1}"
 
 
@@ -143,16 +145,21 @@ def pieces(paths: Sequence[Path], special: bool = False) -> list[Piece]:
                 raise UsageError(f"{path} is not a file")
             if not size:
                 raise MissingError(f"{path} is empty")
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 start = _looked_at(file, path, special)
                 if start == size:
                     raise MissingError(f"{path} is empty but for a byte-order mark")
                 while start < size:
-                    stop = min(size, start + PIECE)
+                    stop, end = min(size, start + PIECE), min(size, start + LONGEST + 1)
                     if stop < size:
                         lines = Piece(path, 0, 0).lines
-                        stop = (_cut_after(file, b"\n" if lines else _END, stop, size)
-                                if lines or special else _cut(file, stop, size))
+                        stop = (_cut_after(file, b"\n" if lines else _END, stop, end)
+                                if lines or special else _cut(file, stop, end))
+                        if stop - start > LONGEST:
+                            what = ("line end" if lines else END_OF_TEXT if special
+                                    else "white space between words")
+                            raise MissingError(f"{path} has no {what} in {LONGEST >> 20} MB from "
+                                               f"byte {start} on; is it a text?")
                     out.append(Piece(path, start, stop, special))
                     start = stop
         except OSError as error:
@@ -213,10 +220,13 @@ def _is_jsonl(head: bytes) -> bool:
 
 
 def _cut(file: Any, at: int, size: int) -> int:
-    """The first position from `at` on where a piece may end: a character, then white space."""
+    """The first position from `at` on where a piece may end: a character, then white space.
+
+    `size` if there is none before it.
+    """
     while at < size:
         file.seek(at - 4)               # the character before may have up to four bytes
-        window = file.read(1 << 16)
+        window = file.read(min(1 << 16, size - at + 4))
         for match in _SPACE.finditer(window, 4):
             before = window[max(0, match.start() - 4):match.start()].decode(errors="replace")[-1:]
             if before and not before.isspace() and before != "\ufffd":
@@ -226,11 +236,11 @@ def _cut(file: Any, at: int, size: int) -> int:
 
 
 def _cut_after(file: Any, mark: bytes, at: int, size: int) -> int:
-    """The first position from `at` on that is directly after `mark`; else the end of the file."""
+    """The first position from `at` on that is directly after `mark`; `size` if there is none."""
     at = max(0, at - len(mark))
     while at < size:
         file.seek(at)
-        window = file.read(1 << 16)
+        window = file.read(min(1 << 16, size - at))
         found = window.find(mark)
         if found >= 0:
             return int(at + found + len(mark))

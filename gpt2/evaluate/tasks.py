@@ -1,17 +1,17 @@
 """The tasks HellaSwag and LAMBADA: items from JSONL files, ids of their texts, and accuracies."""
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from ..data.corpus import JSONL
 from ..errors import MissingError, UsageError
+from ..io.records import MB, Between, Like, Size, Wrong, checked, open_file, parsed, read_lines
 from .likelihood import Score, exp
 
 
@@ -23,48 +23,85 @@ class Item(NamedTuple):
     label: int
 
 
-def hellaswag(line: dict[str, Any]) -> Item:
+Label = Annotated[int, Between(0, 99)] | Annotated[str, Like("[0-9]{1,2}", "a number")]
+
+
+class _Endings(TypedDict):
+    endings: Annotated[list[str], Size(2, 100)]
+    label: Label
+
+
+class _Cleaned(_Endings):
+    """A line of HellaSwag, with what the protocol lm-eval reads of it."""
+
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+
+
+class _Raw(_Endings):
+    """A line of HellaSwag, with what the protocol llm.c reads of it."""
+
+    ctx: Annotated[str, Size(1, MB)]
+
+
+class _Passage(TypedDict):
+    """A line of LAMBADA."""
+
+    text: str
+
+
+def hellaswag(line: Any) -> Item:
     """A line of HellaSwag (Zellers et al. 2019) as the item that lm-evaluation-harness makes of it.
 
-    KeyError, TypeError or ValueError for a line that is not an item.
+    Wrong for a line that is not an item.
     """
-    context = f"{line['activity_label']}: {line['ctx_a']} {line['ctx_b'].capitalize()}"
-    endings, label = [clean(ending) for ending in line["endings"]], int(line["label"])
-    if not 0 <= label < len(endings):
-        raise ValueError(f"label {label} of {len(endings)} endings")
-    if "" in endings:
-        raise ValueError("an ending is empty")
-    return Item(clean(context), [f" {ending}" for ending in endings], label)
+    found: _Cleaned = checked(line, _Cleaned)
+    context = f"{found['activity_label']}: {found['ctx_a']} {found['ctx_b'].capitalize()}"
+    return _chosen_of(clean(context), [clean(ending) for ending in found["endings"]], found)
 
 
 def clean(text: str) -> str:
     """The text without WikiHow's marks: [title] ends a sentence, other brackets are removed."""
-    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+    lines = []
+    for line in text.strip().replace(" [title]", ". ").split("\n"):
+        # from every "[" after the last "]", a search for "]" would go to the end
+        marked, end, rest = line.rpartition("]")
+        lines.append(re.sub(r"\[.*?\]", "", marked + end) + rest)
+    return "\n".join(lines).replace("  ", " ")
 
 
-def hellaswag_raw(line: dict[str, Any]) -> Item:
+def hellaswag_raw(line: Any) -> Item:
     """A line of HellaSwag as the item that llm.c's script makes of it, with the texts unchanged.
 
     The errors are those of `hellaswag`.
     """
+    found: _Raw = checked(line, _Raw)
+    return _chosen_of(found["ctx"], found["endings"], found)
+
+
+def _chosen_of(context: str, endings: list[str], line: _Endings) -> Item:
     label = int(line["label"])
-    if not 0 <= label < len(line["endings"]):
-        raise ValueError(f"label {label} of {len(line['endings'])} endings")
-    return Item(str(line["ctx"]), [f" {ending}" for ending in line["endings"]], label)
+    if label >= len(endings):
+        raise Wrong(f"label {label} of {len(endings)} endings")
+    if "" in endings:
+        raise Wrong("an ending is empty")
+    return Item(context, [f" {ending}" for ending in endings], label)
 
 
-def lambada(line: dict[str, Any]) -> Item:
+def lambada(line: Any) -> Item:
     """A passage of LAMBADA (Paperno et al. 2016): the context, and its last word as the ending.
 
-    ValueError if there is no word before the last one.
+    Wrong if there is no word before the last one.
     """
-    context, space, word = line["text"].rpartition(" ")
+    found: _Passage = checked(line, _Passage)
+    context, space, word = found["text"].rpartition(" ")
     if not context.strip() or not word:
-        raise ValueError("there is no last word after other words")
+        raise Wrong("there is no last word after other words")
     return Item(context, [space + word], 0)
 
 
-def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | None) -> list[Item]:
+def read_items(path: Path, made: Callable[[Any], Item], limit: int | None) -> list[Item]:
     """The items of a JSONL file; limit: at most so many.
 
     MissingError for a file that cannot be read or is empty, and for a line that is not an item.
@@ -74,8 +111,8 @@ def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | 
                          f"and {path} is not one")
     items: list[Item] = []
     try:
-        with open(path, "rb") as file:
-            for at, line in enumerate(file, 1):
+        with open_file(path) as file:
+            for at, line in enumerate(read_lines(file, MB), 1):
                 if line.strip():
                     items.append(read_item(line, made, f"{path}, line {at}"))
                 if len(items) == limit:
@@ -87,13 +124,14 @@ def read_items(path: Path, made: Callable[[dict[str, Any]], Item], limit: int | 
     return items
 
 
-def read_item(line: bytes, made: Callable[[dict[str, Any]], Item], where: str) -> Item:
+def read_item(line: bytes, made: Callable[[Any], Item], where: str) -> Item:
     """The item that `made` makes of a line. MissingError for a line that is not an item."""
     try:
-        return made(json.loads(line))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise MissingError(f"{where} is not an item of {made.__name__} ({why})") from None
+        if len(line) > MB:
+            raise Wrong(f"it has more than {MB:,} bytes")
+        return made(parsed(line))
+    except Wrong as error:
+        raise MissingError(f"{where} is not an item of {made.__name__} ({error})") from None
 
 
 def pair(tokenizer: Any, context: str, ending: str) -> tuple[list[int], list[int]]:
@@ -121,7 +159,7 @@ def last_token(tokenizer: Any, context: str, ending: str) -> tuple[list[int], li
 class Protocol(NamedTuple):
     """`made` turns a line of the file into an item, `pair` a context and an ending into ids."""
 
-    made: Callable[[dict[str, Any]], Item]
+    made: Callable[[Any], Item]
     pair: Callable[[Any, str, str], tuple[list[int], list[int]]]
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -200,3 +201,25 @@ def test_a_vocabulary_is_learned_from_the_documents_alone(tmp_path):
     (tmp_path / "a.txt").write_text(END.join(["endof"] * 40))
     prepare.prepare([tmp_path / "a.txt"], tmp_path / "out", "train:261", allow_special=True)
     assert load_data(tmp_path / "out").tokenizer.encode("endof") == [260 - 1]
+
+
+@pytest.mark.parametrize("name, special, what", [("a.txt", False, "white space between words"), ("a.txt", True, "<|endoftext|>"),
+                                                 ("a.jsonl", False, "line end")])
+def test_what_cannot_be_cut_is_not_read_whole(tmp_path, name, special, what):
+    """A file of zeros, which a disk has lost, is no text, however large it is said to be."""
+    with open(tmp_path / name, "wb") as file:
+        file.write(b"a text " * 10 + b"\n<|endoftext|>")
+        file.truncate(400 << 20)
+    with pytest.raises(MissingError, match=re.escape(f"has no {what} in 256 MB from byte 0 on; is it a text?")):
+        corpus.pieces([tmp_path / name], special)
+
+
+def test_a_line_is_counted_however_long_the_file(tmp_path, monkeypatch):
+    """Piece after piece; and deep nesting is an error of one line as any other."""
+    monkeypatch.setattr("gpt2.data.corpus.PIECE", 64)
+    for wrong, reason in ((b"{", "is not JSON"), (b"[" * 100_000, "nested too deeply|is not JSON"),
+                          (b'{"text": "a", "text": "b"}', "twice")):
+        (tmp_path / "a.jsonl").write_bytes(b'{"text": "a b"}\n' * 40 + wrong + b"\n")
+        with pytest.raises(MissingError, match=rf"a\.jsonl, line 41 .*({reason})"):
+            for piece in corpus.pieces([tmp_path / "a.jsonl"]):
+                corpus.measure(piece)

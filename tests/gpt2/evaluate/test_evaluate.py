@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 
 import numpy as np
 import pytest
@@ -222,6 +224,14 @@ def test_an_item_of_hellaswag():
     assert endings == [" on a chair.", " on a very long bench.", " and eats.", " x"] and label == 1
 
 
+@given(st.text("[]a \n", max_size=12))
+def test_marks_are_removed_as_the_expression_says(text):
+    """That of lm-evaluation-harness, which takes hours for a text of a million brackets."""
+    assert tasks.clean(text) == re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+    started = time.perf_counter()
+    assert tasks.clean(f"a {'[' * 10**6} b") == f"a {'[' * 10**6} b" and time.perf_counter() - started < 1.0
+
+
 def test_the_choice_of_hellaswag(command, tmp_path):
     """acc is the likeliest ending, acc_norm the likeliest by its characters, acc_per_token by its tokens; counted one by one."""
     rng = np.random.default_rng(5)
@@ -363,13 +373,33 @@ def test_ctrl_c_before_there_is_anything(command, tmp_path, monkeypatch, task):
     ("loss", "t.jsonl", '{"text": "a b"}\n{"txt": 1}\n', [], 3, '{}, line 2 has no "text" that is a string'),
     ("hellaswag", "t.txt", TEXT, [], 2, "--task hellaswag reads a JSONL file of items, and {} is not one"),
     ("hellaswag", "t.jsonl", "\n", [], 3, "{} holds no item"),
-    ("hellaswag", "t.jsonl", json.dumps(ITEM) + "\n{", [], 3, "{}, line 2 is not an item of hellaswag (Expecting property name"),
-    ("hellaswag", "t.jsonl", '{"text": "a b"}', [], 3, "{}, line 1 is not an item of hellaswag ('activity_label' is missing)"),
+    ("hellaswag", "t.jsonl", json.dumps(ITEM) + "\n{", [], 3,
+     "{}, line 2 is not an item of hellaswag (is not JSON (Expecting property name"),
+    ("hellaswag", "t.jsonl", '{"text": "a b"}', [], 3, "{}, line 1 is not an item of hellaswag (endings is missing)"),
     ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": 4}), [], 3, "{}, line 1 is not an item of hellaswag (label 4 of 4 endings)"),
-    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": ""}), [], 3, "{}, line 1 is not an item of hellaswag (invalid literal"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": ""}), [], 3,
+     "{}, line 1 is not an item of hellaswag (label must be an integer from 0 to 99 or a text that is a number, not ''"),
     ("hellaswag", "t.jsonl", json.dumps({**ITEM, "endings": ["a", "[b]"]}), [], 3,
      "{}, line 1 is not an item of hellaswag (an ending is empty)"),
     ("hellaswag", "t.jsonl", "[1]", [], 3, "{}, line 1 is not an item of hellaswag ("),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "endings": "abcd"}), [], 3,
+     "{}, line 1 is not an item of hellaswag (endings must be a list, not 'abcd')"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "endings": "a" * 100_000}), [], 3, "{}, line 1 is not an item of hellaswag (endings must"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "endings": ["a", 3]}), [], 3,
+     "{}, line 1 is not an item of hellaswag (endings[1] must be a text, not 3)"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "ctx_b": "\ud800"}), [], 3,
+     "{}, line 1 is not an item of hellaswag (ctx_b must be a text"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "label": True}), [], 3, "{}, line 1 is not an item of hellaswag (label must be"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "ctx": "a", "endings": ["a", ""]}), ["--protocol", "llm.c"], 3,
+     "{}, line 1 is not an item of hellaswag_raw (an ending is empty)"),
+    ("hellaswag", "t.jsonl", "[" * 100_000, [], 3, "{}, line 1 is not an item of hellaswag ("),
+    ("lambada", "t.jsonl", "[" * 100_000, [], 3, "{}, line 1 is not an item of lambada ("),
+    ("lambada", "t.jsonl", '{"text": "a b"}\n' + '{"text": "a b", "text": "c d"}', [], 3,
+     "{}, line 2 is not an item of lambada (has the key 'text' twice)"),
+    ("hellaswag", "t.jsonl", json.dumps({**ITEM, "ctx": ""}), ["--protocol", "llm.c"], 3,
+     "{}, line 1 is not an item of hellaswag_raw (ctx must be a text of size 1 to"),
+    ("lambada", "t.jsonl", "x" * (1 << 20) + "x", [], 3, "{}, line 1 is not an item of lambada (it has more than 1,048,576 bytes)"),
+    ("loss", "t.jsonl", '{"text": "a b"}\n' + "[" * 100_000, [], 3, "{}, line 2 is not "),
     ("lambada", "t.jsonl", '{"text": "alone"}', [], 3, "{}, line 1 is not an item of lambada (there is no last word after other words)"),
     ("lambada", "t.jsonl", '{"text": "ends with "}', [], 3,
      "{}, line 1 is not an item of lambada (there is no last word after other words)"),
