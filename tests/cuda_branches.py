@@ -64,6 +64,7 @@ def run_tests(folder: Path) -> int:
     from minigrad.testing.fake_cupy import cuda
 
     tempfile.tempdir = str(folder)                      # compiled files are written there too
+    cuda.JUDGED = ("-O0", "--coverage")                 # the code that judges accesses has branches of its own
     built, sources = cuda.library, list[str]()
 
     def counted(source: str, flags: tuple[str, ...]) -> Any:
@@ -71,11 +72,12 @@ def run_tests(folder: Path) -> int:
             sources.append(source)
             (folder / "sources.json").write_text(json.dumps(sources))
         stored = next(f.removeprefix("-DSTORE=") for f in flags if f.startswith("-DSTORE="))
-        return built(source, (*flags, "-O0", "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{stored}-"))
+        return built(source, (*flags, "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{stored}-"))
 
     cuda.library = counted  # type: ignore[assignment]
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *(str(ROOT / "tests" / name) for name in TESTS)]))
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", "not missing"]         # a missing wait is seen by what judges
+    return int(pytest.main([*options, *(str(ROOT / "tests" / name) for name in TESTS)]))
 
 
 # For each line of each file, by the number of its branches: how often each branch was taken.

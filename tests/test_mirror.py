@@ -31,7 +31,7 @@ ELSEWHERE = {
     # the kit: each law is seen to break, and the jury judges the whole
     "minigrad/testing/laws/": "each law is seen to break: test_check.py; all: test_jury.py",
     "minigrad/testing/domains/": "tables that test_laws.py goes through, op by op",
-    "minigrad/testing/fake_cupy/": "test_fake.py; the kernels of cuda.py: cupy/test_kernels.py",
+    "minigrad/testing/fake_cupy/": "test_fake.py; the kernels: fake_cupy/test_cuda.py",
     "minigrad/testing/__main__.py": "test_check.py and test_program.py run it",
     "minigrad/testing/foreign.py": "what it says of programs: test_program.py",
     "minigrad/testing/mutate.py": "test_rules.py runs it",

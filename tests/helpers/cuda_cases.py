@@ -15,6 +15,7 @@ mg.backend.dtype("bfloat16")                            # NumPy knows it from he
 FLOAT = ("-DSTORE=float", "-DREAL=float")
 stored = st.sampled_from(["float32", "float64", "float16", "bfloat16"])   # 16 bits in memory, float32 to compute with
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}       # the relative error of rounding once
+UNORDERED = "nothing puts the two in order|which nobody has written|before cp.async.wait_all"     # what the machine says of a missing wait
 LEAST = {"float16": 2.0**-25}                           # and the absolute one of numbers that are too small for it
 
 

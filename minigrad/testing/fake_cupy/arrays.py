@@ -102,6 +102,7 @@ class ndarray:
             count("syncs")
             return self._numbers.copy
         if name == "data":
+            state.lent[self._numbers.ctypes.data] = self
             return types.SimpleNamespace(ptr=self._numbers.ctypes.data, device_id=self.device.id)
         value = getattr(self._numbers, name)
         if name in MANNERS and name != "sort":          # the method sorts in place

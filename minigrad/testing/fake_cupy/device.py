@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,7 +42,7 @@ class State:
 
     left: allocations that there is still memory for. captured: the launches of a graph in the
     making. private: whether memory comes from a pool that a graph keeps. disorder: the order in
-    which the threads of a GPU come.
+    which the threads of a GPU come. lent: arrays by their address, if somebody asked for it.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class State:
         self.thread, self.left = Thread(), list[int]()
         self.captured: list[Callable[[], None]] | None = None
         self.private, self.disorder = False, np.random.default_rng()
+        self.lent = weakref.WeakValueDictionary[int, Any]()
 
 
 state = State()

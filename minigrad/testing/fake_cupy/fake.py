@@ -67,7 +67,7 @@ def _namespace() -> Namespace:
     made.shares_memory = _shares_memory
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
     made.RawModule = lambda code, options=(): cuda.Module(
-        code, options, _in, _launched, lambda: state.captured)
+        code, options, _in, _launched, lambda: state.captured, lambda: state.lent)
     return made
 
 

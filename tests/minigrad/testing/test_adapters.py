@@ -138,9 +138,6 @@ def test_a_custom_vjp_that_forgets_a_factor(jax):
 
 # ── CuPy ──
 SOURCE = """
-#ifdef ON_CPU
-#include "cuda_on_cpu.h"
-#endif
 #define KERNEL extern "C" __global__ void
 typedef float Store;
 typedef long long Count;

@@ -9,7 +9,6 @@
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 
-#ifndef ON_CPU
 #if __CUDA_ARCH__ >= 800
 #define SM_80(...) asm volatile(__VA_ARGS__)
 #else
@@ -58,18 +57,15 @@ __device__ __forceinline__ void matrices_turned(unsigned (&r)[4], const void* ro
     }
 TENSOR_CORES(Half, "f16")
 TENSOR_CORES(Bfloat, "bf16")
-#endif
 
 // 2ˣ; for weights of 16 bits in one instruction, whose error is 2⁻²²
 __device__ __forceinline__ double power(double x) { return exp2(x); }
 __device__ __forceinline__ float power(float x) {
-#ifndef ON_CPU
     if (sizeof(Store) == 2) {
         float y;
         asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
         return y;
     }
-#endif
     return exp2(x);
 }
 

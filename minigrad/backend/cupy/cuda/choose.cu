@@ -164,7 +164,7 @@ KERNEL __launch_bounds__(1024) step_choose(const Real* logits, const double* uni
 
 // ── the likeliest token: a block for each row ──
 // ids[row] = the place of the highest of the first n of logits [rows, V], the lowest among equals; −1 where that is NaN or infinite
-KERNEL step_greedy(const Real* logits, Count* ids, Count V, Count n) {
+KERNEL __launch_bounds__(1024) step_greedy(const Real* logits, Count* ids, Count V, Count n) {
     SHARED(Real, tops);                                 // [32], and as many places
     Count* places = reinterpret_cast<Count*>(tops + 32);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

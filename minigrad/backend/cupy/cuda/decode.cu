@@ -4,11 +4,7 @@
 // first weights are on their way before it knows what to multiply them with. Weights are [out, in], each row in one piece. What travels
 // between the kernels is kept in Real. Where the step is comes from memory, so that the same launches are right for every step.
 
-#ifdef ON_CPU
-#define FETCH(p)
-#else
 #define FETCH(p) asm volatile("prefetch.global.L2 [%0];" :: "l"(p))
-#endif
 
 // The numbers p[0 … n − 1] will be wanted soon: `of` threads, of which this is number `me`, ask for them, and do not wait
 __device__ __forceinline__ void soon(const Store* p, Count n, unsigned me, unsigned of) {
@@ -32,7 +28,6 @@ template <int C> struct alignas(16) Chunk<C, true> {
     unsigned long long v[2];
     __device__ __forceinline__ Chunk() {}
     __device__ __forceinline__ Chunk(const Store* p, bool there) {
-        CHECK_PLACE(there ? p : nullptr, sizeof(Chunk));
         if (there) *this = *reinterpret_cast<const Chunk*>(p);
         else v[0] = v[1] = 0;
     }
@@ -46,7 +41,7 @@ template <int C> struct alignas(16) Chunk<C, true> {
 // ── a residual stream's start: x = wte[token] + wpe[place − pad], one block for all rows ──
 // ids [1 + ring, rows]: row 0 is the token to be read, which is kept in row 1 + made % ring; state: places taken, and tokens made. Both
 // are one more for all that comes after.
-KERNEL step_embed(Count* ids, Count* state, const Count* pad, const Store* wte, const Store* wpe, Real* x, Count rows, Count d,
+KERNEL __launch_bounds__(512) step_embed(Count* ids, Count* state, const Count* pad, const Store* wte, const Store* wpe, Real* x, Count rows, Count d,
                   Count ring) {
     Count place = state[0], made = state[1];
     for (Count row = 0; row < rows; ++row) {
@@ -238,7 +233,8 @@ struct IntoHeads {
         v += Real(bias[row]);
         int i = row % d;
         if (row < d) q[Count(n) * d + i] = v;
-        else (row < 2 * d ? keys : values)[((Count(n) * (d / e) + i / e) * size + place) * e + i % e] = Store(v);
+        Store* to = row < 2 * d ? keys : values;
+        if (row >= d) to[((Count(n) * (d / e) + i / e) * size + place) * e + i % e] = Store(v);
     }
 };
 
@@ -403,6 +399,7 @@ KERNEL step_attention(const Real* q, const Store* keys, const Store* values, con
     before = __shfl_sync(ALL_LANES, before, 0);
     if (before != used - 1) return;
     __threadfence();
+    __syncwarp();                                       // a shuffle alone does not order what lane 0 has seen before what others read
     top = -INFINITE, sum = 0;
     for (int p = 0; p < used; ++p) top = fmax(top, fresh(parts + p * (e + 2) + e + 1));
     for (int p = 0; p < used; ++p) sum += fresh(parts + p * (e + 2) + e) * share(fresh(parts + p * (e + 2) + e + 1), top);

@@ -2,17 +2,12 @@
 // the same name in numpy_kernels.py does on a CPU.
 //
 // Compiled by NVRTC when first used, once for each kind of number: Store is what lies in memory (float, double, Half or Bfloat), Real is
-// what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it with minigrad/testing/fake_cupy/cuda_on_cpu.h. Arrays
+// what is computed with (float, or double). In tests, where there is no GPU, g++ compiles it (minigrad/testing/fake_cupy/cuda.py). Arrays
 // are contiguous where they are not Strided, counts long long, numbers double: what CuPy makes of Python's int and float. Sums are taken
 // in an order that the shapes fix, so equal calls give equal bits.
-#ifdef ON_CPU
-#include "cuda_on_cpu.h"
-#else
-#define CHECK_PLACE(p, bytes)                           // a GPU answers a number that lies across its places with an error of its own
 #define SHARED(T, name) extern __shared__ __align__(16) double shared_memory[]; T* name = reinterpret_cast<T*>(shared_memory)
 __device__ __forceinline__ float from_half(unsigned short bits) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits)); return f; }
 __device__ __forceinline__ unsigned short to_half(float f) { unsigned short b; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(f)); return b; }
-#endif
 
 // 16-bit numbers, without the toolkit's headers: a machine with a driver and CuPy alone may not have them.
 struct Half {                                           // IEEE: 5 bits of exponent, 10 of mantissa
@@ -45,11 +40,9 @@ typedef Store Strided;                                  // what lies in memory w
 template <int N> struct alignas(N * sizeof(Store)) Pack { Store v[N]; };
 #define WIDE int(16 / sizeof(Store))
 template <int N> __device__ __forceinline__ Pack<N> load(const Store* p) {
-    CHECK_PLACE(p, sizeof(Pack<N>));
     return *reinterpret_cast<const Pack<N>*>(p);
 }
 template <int N> __device__ __forceinline__ void store(Store* p, const Pack<N>& pack) {
-    CHECK_PLACE(p, sizeof(Pack<N>));
     *reinterpret_cast<Pack<N>*>(p) = pack;
 }
 __device__ __forceinline__ bool aligned(const Store* p) { return (unsigned long long)(p) % 16 == 0; }
