@@ -19,6 +19,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from reprlib import repr as brief
 from typing import Any, NoReturn, TextIO
 
 from minigrad.commands import Parser as Parser
@@ -129,7 +130,7 @@ def floats_of(dtype: str) -> str:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """For `add_argument(type=)`: a whole number that is no smaller than `minimum`."""
+    """For `add_argument(type=)`: a whole number from `minimum` to 2⁶³ − 1."""
 
     def parse(value: str) -> int:
         try:
@@ -138,6 +139,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
         if number < minimum:
             raise argparse.ArgumentTypeError(f"{number} is less than {minimum}")
+        if number >= 1 << 63:
+            raise argparse.ArgumentTypeError(f"{brief(number)} is not a number of 64 bits")
         return number
 
     return parse

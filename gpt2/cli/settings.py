@@ -10,15 +10,19 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ..errors import MissingError, UsageError
+from ..io.records import checked, read_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+# bytes of a TOML file, and characters of a line, whose dotted key takes a time that grows with n²
+LARGEST, LINE = 128 << 10, 2000
 _UNSET = object()
 
 
@@ -29,13 +33,21 @@ def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
     UsageError if it is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
+        text = read_bytes(path, LARGEST).decode()
+        if longest := [line for line in text.splitlines() if len(line) > LINE]:
+            raise UsageError(f"{flag} {path}: a line has {len(longest[0]):,} characters, "
+                             f"and {LINE:,} at most are read")
+        return tomllib.loads(text)
     except OSError as error:
         raise MissingError(f"{flag} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{flag} {path} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except UsageError:
+        raise
+    except ValueError as error:         # also of an integer with thousands of digits
         raise UsageError(f"{flag} {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{flag} {path} is nested too deeply") from None
 
 
 def flags_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:
@@ -66,6 +78,22 @@ def read_settings(parser: argparse.ArgumentParser, path: str | Path) -> dict[str
     return settings
 
 
+def check_stored(parser: argparse.ArgumentParser, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier run that the parser knows, each as its flag has it.
+
+    UsageError for a value that the flag does not give.
+    """
+    actions, out = _actions(parser), {}
+    for name in settings.keys() & actions.keys():
+        action, value = actions[name], settings[name]
+        if value is not None or action.default is not None:
+            found = _value(action, value, name)
+            if type(found) is not type(value) or found != value:
+                raise UsageError(f"{name} cannot be {brief(value)}")
+        out[name] = value
+    return out
+
+
 def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {a.dest: a for a in parser._actions if a.dest != "help"}
 
@@ -74,11 +102,11 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
     """A value of the file, checked and converted as the flag does it."""
     if action.nargs == 0:                               # a switch
         if not isinstance(value, bool):
-            raise UsageError(f"{where} must be true or false, not {value!r}")
+            raise UsageError(f"{where} must be true or false, not {brief(value)}")
         return value
     if action.nargs in ("+", "*"):
         if not isinstance(value, list):
-            raise UsageError(f"{where} must be a list, not {value!r}")
+            raise UsageError(f"{where} must be a list, not {brief(value)}")
         return [_one(action, v, where) for v in value]
     return _one(action, value, where)
 
@@ -86,15 +114,17 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
 def _one(action: argparse.Action, value: Any, where: str) -> Any:
     wanted = (str, Path) if action.type in (None, str, Path) else (int, float)
     if isinstance(value, bool) or not isinstance(value, (str, *wanted)):
-        raise UsageError(f"{where} cannot be {value!r}")
+        raise UsageError(f"{where} cannot be {brief(value)}")
     try:
+        checked(str(value), str)                        # without half a surrogate pair
         value = action.type(str(value)) if callable(action.type) else str(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
         typed = isinstance(error, argparse.ArgumentTypeError)
-        reason = error if typed else f"{value!r} is not a number"
+        reason = error if typed else f"{brief(value)} is not a number"
         raise UsageError(f"{where}: {reason}") from None
     if action.choices is not None and value not in action.choices:
-        raise UsageError(f"{where} is {value!r}; choose from {', '.join(map(str, action.choices))}")
+        raise UsageError(f"{where} is {brief(value)}; "
+                         f"choose from {', '.join(map(str, action.choices))}")
     return value
 
 

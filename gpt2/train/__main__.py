@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from minigrad.distributed import ProcessGroup, init_process_group
 from minigrad.errors import DistributedError, GraphError
 
 from ..cli.command import PRECISIONS, Extend, Parser, add_backend, at_least, backend_of, run_command
-from ..cli.settings import as_toml, flags_given, merged, read_settings
+from ..cli.settings import as_toml, check_stored, flags_given, merged, read_settings
 from ..data.shards import Data, load_data
 from ..data.tokenizer import BESIDE
 from ..errors import UsageError
@@ -130,26 +130,35 @@ def settings(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]
         raise UsageError("--out-dir is missing; give a directory for the checkpoints")
     stored = {}
     if args.init_from == "resume":
-        known = vars(args).keys()
-        earlier = newest(args.out_dir)[1].get("settings", {})
-        stored = {name: value for name, value in earlier.items() if name in known}
+        path, earlier = newest(args.out_dir)
+        try:
+            stored = check_stored(p, earlier["settings"])
+            check_ranges({**vars(args), **stored})
+        except UsageError as error:
+            what = UsageError(f"its {snapshot.RECORD}: settings: {error}")
+            raise snapshot.damaged(path, what) from None
     args, sources = merged(p, ("checkpoint", stored), ("file", file), ("command line", given))
     if args.data is None:
         raise UsageError("--data is missing; give a directory that python -m gpt2.prepare wrote")
     return args, sources
 
 
-def check(args: argparse.Namespace, group: ProcessGroup) -> None:
-    """UsageError if the settings do not allow a training run."""
+def check_ranges(settings: Mapping[str, Any]) -> None:
+    """UsageError for a number that is out of its range."""
     numbers, fractions = "a number from 0 on", "from 0 on and below 1"
     for names, top, wanted in (
         (("learning_rate", "min_lr", "weight_decay", "grad_clip"), math.inf, numbers),
         (("dropout", "attn_dropout", "beta1", "beta2"), 1.0, fractions),
     ):
         for name in names:
-            value = getattr(args, name)
+            value = settings[name]
             if value is not None and not 0.0 <= value < top:
                 raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+
+
+def check(args: argparse.Namespace, group: ProcessGroup) -> None:
+    """UsageError if the settings do not allow a training run."""
+    check_ranges(vars(args))
     if args.n_embd % args.n_head:
         raise UsageError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     rows = args.batch_size * args.gradient_accumulation_steps

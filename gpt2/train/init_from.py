@@ -49,7 +49,7 @@ ON_RESUME: dict[str, tuple[str, ...]] = {
 SHAPE = ("n_layer", "n_head", "n_embd")                 # settings that an existing model has fixed
 
 
-def newest(out: str) -> tuple[Path, dict[str, Any]]:
+def newest(out: str) -> tuple[Path, snapshot.Record]:
     """The newest checkpoint-N of a directory and its record. UsageError if there is none."""
     found = snapshot.snapshots(out)
     if not found:
@@ -164,7 +164,8 @@ def origin(args: argparse.Namespace, sources: dict[str, str], data: Data) -> Ori
     elif args.init_from == "resume":
         path = newest(args.out_dir)[0]
         place = str(path)
-        config, parameters, moments, record = snapshot.load(path)
+        config, parameters, moments, found = snapshot.load(path)
+        record = dict(found)
         if record["data"] != data.meta:
             raise UsageError(f"{args.data} is not the data that {path} was trained on; "
                              f"to train on other data give --init-from {path}")
@@ -177,11 +178,11 @@ def origin(args: argparse.Namespace, sources: dict[str, str], data: Data) -> Ori
         from ..weights.locate import locate
 
         path = locate(args.init_from)
-        found = read_checkpoint(path, dtype=dtype)
+        model = read_checkpoint(path, dtype=dtype)
         same_tokenizer(path if path.is_dir() else path.parent, data)
-        config = fitted(found.config, args, sources, data, place)
+        config = fitted(model.config, args, sources, data, place)
         # copies: training must not change the file, which the arrays may be mapped to
-        parameters = {name: np.array(a) for name, a in found.parameters.items()}
+        parameters = {name: np.array(a) for name, a in model.parameters.items()}
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= args.block_size:
             raise UsageError(f"{split} holds {len(ids)} tokens; a block of {args.block_size} "
@@ -211,15 +212,12 @@ def start(args: argparse.Namespace, data: Data, begin: Origin, group: ProcessGro
     freeze(model, args.freeze)
     trainer = Trainer(model, data.train, args, group)
     if args.init_from == "resume":
-        known = record["state"].get("adamw_steps", trainer.trained).keys()
+        known = record["state"]["adamw_steps"].keys()
         if thawed := sorted(trainer.trained.keys() - known):
             raise UsageError(f"--freeze {' '.join(args.freeze)}: {thawed[0]} was frozen, and "
                              f"{place} has no AdamW moments for it; leave out --freeze, or start a "
                              f"new run with --init-from {place}")
-        try:
-            trainer.restore(record["step"], record["state"], moments)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise snapshot.damaged(Path(place), error) from None
+        trainer.restore(record["step"], record["state"], moments)
     elif record["best"] is None:
         record["parameters"] = model.num_parameters()
     record["settings"] = {name: value for name, value in vars(args).items()

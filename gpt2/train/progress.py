@@ -1,23 +1,49 @@
 """The progress of a training run: lines and a bar on stderr, metrics.jsonl, and a plot."""
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import minigrad as mg
 
 from ..config import training_flop_per_token
+from ..errors import MissingError
 from ..io.atomic import write_files
 from ..io.plots import write_figure
+from ..io.records import MB, Count, Wrong, checked, open_file, parsed, read_lines
 from .trainer import Step, Trainer
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
 # size of the square matrices whose product measures the speed of the machine, and for how long
 SIZE, SECONDS = 1024, 0.2
+
+
+LARGEST = 4 << 30                                       # bytes of a metrics.jsonl
+
+
+class _Numbers(TypedDict, total=False):
+    train_loss: float
+    val_loss: float
+    val_nats_per_char: float
+    grad_norm: float | None
+    lr: float
+    ms: float
+    tokens_per_second: float
+    share_of_peak: float
+    sample: str
+
+
+class Line(_Numbers):
+    """A line of metrics.jsonl."""
+
+    step: Count
 
 
 def peak_flops(device: str, dtype: str) -> float:
@@ -26,14 +52,14 @@ def peak_flops(device: str, dtype: str) -> float:
     here, best = mg.backend.get(device).backend, math.inf
     until, repeats = time.perf_counter() + SECONDS, 1
     with mg.no_grad():
-        while time.perf_counter() < until:
+        while best == math.inf or time.perf_counter() < until:
             here.synchronize()
             started = time.perf_counter()
             for _ in range(repeats):
                 x @ x
             here.synchronize()
             took = time.perf_counter() - started
-            best = min(best, took / repeats)
+            best = min(best, max(took, 1e-9) / repeats)
             if took < SECONDS / 20:         # more products, so that waiting takes a small part
                 repeats = min(4096, repeats * 2)
     return 2.0 * SIZE**3 / best
@@ -72,8 +98,7 @@ class Report:
         """Remove incomplete lines from metrics.jsonl, and those of steps that are taken again."""
         path = self.out / METRICS
         if path.exists():
-            kept = [line for line in path.read_bytes().splitlines(keepends=True)
-                    if _step_of(line) <= self.trainer.done]
+            kept = [line for line, found in lines_of(path) if found["step"] <= self.trainer.done]
             write_files(self.out, {METRICS: b"".join(kept)})
 
     def say(self, line: str) -> None:
@@ -133,19 +158,29 @@ class Report:
             draw(self.out / METRICS, self.out / PICTURE)
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity if the line is not complete."""
+def lines_of(metrics: Path) -> Iterator[tuple[bytes, Line]]:
+    """Each whole line of a metrics.jsonl with its end, and what it says.
+
+    A kill or a full disk leaves an incomplete line, which is left out. MissingError if the file
+    cannot be read, or is larger than that of any run.
+    """
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        with open_file(metrics) as file:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+                raise MissingError(f"{metrics} has {size:,} bytes, more than any run writes; "
+                                   "move it away")
+            for line in read_lines(file, MB):
+                with contextlib.suppress(Wrong):
+                    yield line.rstrip(b"\n") + b"\n", checked(parsed(line), Line)
+    except OSError as error:
+        raise MissingError(f"{metrics} cannot be read: {error.strerror or error}") from None
 
 
 def draw(metrics: Path, picture: Path) -> None:
     """Plot the losses and the learning rate of a metrics.jsonl over the steps, as a PNG."""
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    lines: list[dict[str, Any]] = [dict(found) for _, found in lines_of(metrics)]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
