@@ -66,7 +66,6 @@ ELSEWHERE = {
     "gpt2/inspect/": "each is a subcommand, and runs in test_inspect.py",
     "gpt2/io/atomic.py": "a crash and a full disk: test_checkpoint_writing.py, test_golden.py",
     "gpt2/io/plots.py": "pictures of the experiments: test_experiments.py",
-    "gpt2/train/progress.py": "what a run tells: test_train.py",
     "gpt2/train/trainer.py": "a run: test_train.py; of the whole GPT-2: test_full_size.py",
     "gpt2/verify/mistakes/": "tables: test_planting.py plants them, test_mistakes.py names them",
     "gpt2/verify/diagnosis.py": "what is said of wrong ports: test_golden.py, test_mistakes.py",
