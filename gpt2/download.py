@@ -11,6 +11,7 @@ from .cli.command import Parser, run_command
 from .config import PUBLISHED, GPT2Config
 from .errors import MissingError
 from .io.outputs import claim, open_folder
+from .io.records import read_text
 
 BY, WEIGHTS = "gpt2.download", "model.safetensors"
 FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "generation_config.json",
@@ -30,8 +31,9 @@ def find_downloaded(name: str) -> Path | None:
     for repository in (f"openai-community/{name}", name):
         cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
         try:
-            directory = cache / "snapshots" / (cache / "refs" / "main").read_text("utf-8").strip()
-        except (OSError, ValueError):
+            commit = read_text(cache / "refs" / "main", 1000).strip()
+            directory = cache / "snapshots" / Path(commit).name
+        except (OSError, ValueError, MissingError):
             continue
         if all((directory / file).is_file() for file in ("config.json", WEIGHTS)):
             return directory

@@ -28,6 +28,7 @@ from minigrad.errors import MinigradError
 from ..errors import GPT2Error, UsageError
 from .tables import visible
 
+LARGEST = 64 << 20                                      # bytes of stdin
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float64")      # the values of --dtype
 
 
@@ -167,11 +168,14 @@ def text(value: str) -> str:
 def read_stdin() -> str:
     """All of stdin as text; line ends are not changed.
 
-    A byte-order mark is left out with a warning. Raises UsageError if stdin is not UTF-8.
+    A byte-order mark is left out with a warning. Raises UsageError if stdin is not UTF-8, or has
+    more than LARGEST bytes.
     """
     if sys.stdin is None:
         raise UsageError("stdin is closed; pipe text into it or name the text with a flag")
-    data = sys.stdin.buffer.read()
+    data = sys.stdin.buffer.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise UsageError(f"stdin has more than {LARGEST:,} bytes; is it a text?")
     if data.startswith(codecs.BOM_UTF8):
         warnings.warn("stdin begins with a byte-order mark, which is left out", stacklevel=2)
         data = data[len(codecs.BOM_UTF8):]

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -28,12 +28,14 @@ from ..config import GPT2Config
 from ..errors import MissingError, UsageError
 from ..hooks import BLOCK, ENDS, STATISTICS
 from ..io.outputs import fill, whole_folder
+from ..io.records import MB, Between, Count, Size, Wrong, read_json, sealed
 from ..io.safetensors import (
     CODES,
     NAMES,
     Loader,
     Stored,
     as_stored,
+    checksum,
     read_header,
     safetensors_header,
     safetensors_pieces,
@@ -42,6 +44,7 @@ from ..model import GPT2
 from ..model_flags import add_model, add_prompt, model_of, name_of, prompt_ids
 from ..train.memory import footprint
 from ..weights import llmc
+from ..weights.checkpoint import CONFIG_KEY
 from .revealing import telling_weights, unseen
 from .truth import (
     Adam,
@@ -64,16 +67,18 @@ MANIFEST, TENSORS, MODEL = "manifest.json", "tensors.safetensors", "model"
 class Golden(NamedTuple):
     """The content of a folder that gpt2.golden wrote.
 
-    entries: manifest["tensors"] by name, in order. array(name): reads one tensor, in float64.
+    entries: manifest["tensors"] by name, in order. array(name): reads one tensor, in float64;
+    MissingError if it does not have its checksum. sound: the tensors for which that was compared.
     """
 
     folder: Path
     manifest: dict[str, Any]
     entries: dict[str, Entry]
     stored: dict[str, Stored]
+    sound: set[tuple[Path, str]]
 
     def array(self, name: str) -> np.ndarray:
-        return judged(name, Loader(np.dtype(np.float64))(self.stored[name]))
+        return judged(name, Loader(np.dtype(np.float64), self.sound)(self.stored[name]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -194,15 +199,17 @@ def main(argv: list[str] | None = None) -> int:
                         parameters={name: own.pop(name).astype(np.float64) for name in list(own)})
             for (name, label, a), b in zip(computed(wide, what, folder), spool):
                 check_finite(args, name, a)
-                entries.append(entry(name, label, a, b, given, longest_sum(name, config, ids)))
+                kept = as_stored(a if given == "float64" else b, CODES[given])
+                one = entry(name, label, a, b, given, longest_sum(name, config, ids))
+                entries.append(one._replace(crc32=checksum(name, CODES[given], a.shape, kept)))
                 if name.endswith("loss"):
                     losses.append(float(a))
-                yield as_stored(a if given == "float64" else b, CODES[given])
-                del a, b                                # free them before the next one is computed
+                yield kept
+                del a, b, kept                          # free them before the next one is computed
 
         def written() -> Iterator[bytes]:
             manifest["tensors"] = [one._asdict() for one in entries]
-            yield json.dumps(plain(manifest), indent=1).encode() + b"\n"
+            yield sealed(plain(manifest))
 
         shapes = {name: shape for name, _, shape in spool.kinds}
         codes = dict.fromkeys(shapes, CODES[given])
@@ -249,7 +256,8 @@ def model_files(config: GPT2Config, own: Mapping[str, np.ndarray],
     seed: the seed of random weights, or None.
     """
     keys = {name: name if name == "lm_head.weight" else f"transformer.{name}" for name in own}
-    about = {"format": "pt"} | ({} if seed is None else {"random_weights": str(seed)})
+    about = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict()),
+             **({} if seed is None else {"random_weights": str(seed)})}
     tensors = safetensors_pieces({keys[name]: a for name, a in own.items()},
                                  dict.fromkeys(keys.values(), "F32"), about)
     return {f"{MODEL}/model.safetensors": tensors,
@@ -314,58 +322,98 @@ def for_llmc(args: argparse.Namespace, model: GPT2, tokenizer: Any, dtype: str, 
     return 0
 
 
+class _Adam(TypedDict):
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+
+class _Sum(TypedDict, total=False):
+    crc32: str | None
+
+
+class _Tensor(_Sum):
+    """A tensor of the manifest, with the fields of `Entry`."""
+
+    name: Annotated[str, Size(1, 1000)]
+    equation: Annotated[str, Size(0, 1000)]
+    shape: list[Count]
+    dtype: Literal["float64", "float32"]
+    norm: Annotated[float, Between(0.0)]
+    unit: Annotated[float, Between(0.0)]
+    unit_rms: Annotated[float, Between(0.0)]
+
+
+class _Other(TypedDict, total=False):
+    losses_only: bool
+    unseen: list[str]
+
+
+class _Manifest(_Other):
+    """What is read of manifest.json."""
+
+    format: Literal["gpt2-golden"]
+    model: str
+    config: dict[str, Any]
+    ids: list[Annotated[list[Count], Size(1, 2**32)]]
+    targets: list[list[Count]] | None
+    adamw: _Adam
+    tensors: list[_Tensor]
+
+
 def read_golden(folder: Path) -> Golden:
     """Read a folder that gpt2.golden wrote. MissingError if there is none, or it is damaged."""
+    anew = "make one with: python -m gpt2.golden --grad --out DIR"
+    if not (folder / MANIFEST).exists():
+        raise MissingError(f"{folder} is no folder of gpt2.golden (it has no {MANIFEST}); {anew}")
+    manifest = read_json(folder / MANIFEST, _Manifest, 64 * MB, advice=anew)
+    entries = {one["name"]: Entry(**one) for one in manifest["tensors"]}
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if manifest.get("format") != "gpt2-golden":
-            raise ValueError("its manifest has another format")
-        entries = {one["name"]: Entry(**one) for one in manifest["tensors"]}
-        stored = {one.key: one for one in read_header(folder / TENSORS)[0]}
         check_manifest(manifest, entries)
+        stored = {one.key: one for one in read_header(folder / TENSORS)[0]}
         for name, one in entries.items():
             if name not in stored:
-                raise ValueError(f"{TENSORS} lacks {name}")
+                raise Wrong(f"{TENSORS} lacks {name}")
             if NAMES.get(stored[name].dtype) != one.dtype or list(stored[name].shape) != one.shape:
-                raise ValueError(f"{name} is {stored[name].dtype}{list(stored[name].shape)} in "
-                                 f"{TENSORS}, and {one.dtype}{one.shape} in {MANIFEST}")
+                raise Wrong(f"{name} is {stored[name].dtype}{list(stored[name].shape)} in "
+                            f"{TENSORS}, and {one.dtype}{one.shape} in {MANIFEST}")
+            stored[name] = stored[name]._replace(crc=one.crc32)
     except OSError as error:
-        raise MissingError(f"{folder} is no folder of gpt2.golden "
-                           f"({error.filename}: {error.strerror}); "
-                           "make one with: python -m gpt2.golden --grad --out DIR") from None
-    except KeyError as error:
-        raise MissingError(f"{folder} is no folder of gpt2.golden "
-                           f"(its manifest lacks {error})") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise MissingError(f"{folder} is no folder of gpt2.golden ({error})") from None
-    return Golden(folder, manifest, entries, stored)
+        raise MissingError(f"cannot read {folder / TENSORS}: {error.strerror or error}; "
+                           f"{anew}") from None
+    except Wrong as error:
+        raise MissingError(f"{folder} is damaged ({error}); {anew}") from None
+    return Golden(folder, dict(manifest), entries, stored, set())
 
 
-def check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
-    """Raise ValueError, KeyError or TypeError for a manifest that verify could not work with."""
-    config, ids, targets = (manifest[key] for key in ("config", "ids", "targets"))
+def check_manifest(manifest: _Manifest, entries: Mapping[str, Entry]) -> None:
+    """Raise Wrong for a manifest that verify could not work with."""
+    config, ids, targets = manifest["config"], manifest["ids"], manifest["targets"]
     for field in dataclasses.fields(GPT2Config):
-        config[field.name]              # KeyError: with a default it would be another model
-    own = GPT2Config.from_dict(config)
-    Adam(*(float(manifest["adamw"][name]) for name in Adam._fields))
-    if not isinstance(manifest["model"], str):
-        raise ValueError("its model is not a name")
+        if field.name not in config:    # with a default it would be another model
+            raise Wrong("is missing", "config", field.name)
+    try:
+        own = GPT2Config.from_dict(config)
+    except UsageError as error:
+        raise Wrong(str(error), "config") from None
     for rows in (ids, targets) if targets is not None else (ids,):
-        if (np.ndim(rows) != 2 or np.shape(rows) != np.shape(ids)
-                or np.array(rows).dtype.kind != "i"):
-            raise ValueError("ids and targets must be rows of integers")
+        if not rows or {len(row) for row in rows} != {len(ids[0])} or len(rows) != len(ids):
+            raise Wrong("ids and targets must be rows of one length")
+        if max(map(max, rows)) >= own.vocab_size:
+            raise Wrong(f"an id is outside the vocabulary 0 … {own.vocab_size - 1}")
+    if len(entries) < len(manifest["tensors"]):
+        raise Wrong("a tensor is named twice")
     if targets is None and "loss" in entries:
-        raise ValueError("there is a loss, but there are no targets")
-    for name, one in entries.items():
-        units = (one.unit, one.unit_rms)
-        if not all(isinstance(unit, float) and math.isfinite(unit) for unit in units):
-            raise ValueError(f"{name} has no finite unit; if the weights had NaN, make it anew")
+        raise Wrong("there is a loss, but there are no targets")
     kinds = ["", ".grad"] if any(name.endswith(".grad") for name in entries) else [""]
     blocks = (f"blocks.{i}.{point}" for i in range(own.n_layer) for point in BLOCK)
     points = itertools.chain(("embed", "pos_embed", *ENDS), blocks)
     for name in () if manifest.get("losses_only") else points:
         for kind in kinds[:1] if name.endswith(STATISTICS) else kinds:
-            entries[name + kind]
+            if name + kind not in entries:
+                raise Wrong(f"{MANIFEST} lacks {name + kind}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     """A tensor of the manifest.
 
     unit, unit_rms: the error of our own float32 run, the largest (tolerance.7) and the root mean
-    square.
+    square. crc32: the checksum of the stored tensor; an older manifest has none.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Entry(NamedTuple):
     norm: float
     unit: float
     unit_rms: float
+    crc32: str | None = None
 
 
 def host(a: Any) -> np.ndarray:

@@ -65,15 +65,21 @@ def parser() -> argparse.ArgumentParser:
 def truth_of(golden: Golden) -> GPT2 | None:
     """The model that computed the truth: float64, unfused, on the CPU.
 
-    None if its weights are not on this machine.
+    None if its weights are not on this machine. MissingError if those in the folder are damaged.
     """
-    inside = golden.folder / MODEL
+    inside, wanted = golden.folder / MODEL, golden.manifest["config"]
+    if inside.exists():
+        model = GPT2.from_pretrained(inside, dtype="float64", explicit=True)
+        if model.config.to_dict() != wanted:
+            raise MissingError(f"the model in {inside} has another configuration than the truth; "
+                               "make the truth anew")
+        return model
     try:
-        path = inside if inside.exists() else locate(golden.manifest["model"])
+        path = locate(golden.manifest["model"])
         model = GPT2.from_pretrained(path, dtype="float64", explicit=True)
     except GPT2Error:
         return None
-    return model if model.config.to_dict() == golden.manifest["config"] else None
+    return model if model.config.to_dict() == wanted else None
 
 
 def against(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from ..config import GPT2Config
 from ..errors import MissingError, UsageError
 from ..golden.__main__ import Golden
 from ..golden.truth import EPS32, Entry, judged, permitted
+from ..io.records import open_file
 from ..io.safetensors import NAMES, Loader, Stored, read_header
 from ..weights.llmc import read_state
 
@@ -46,8 +49,10 @@ def read_port(path: Path, golden: Golden) -> Port:
             kinds = (".safetensors", ".npz", ".npy")
             files = sorted(p for p in path.iterdir() if p.suffix in kinds)
         found: dict[str, Callable[[], Tensor]] = {}
+        most = max(map(_padded, golden.entries.values()))
         for file in files:
-            for name, tensor in _of_llmc(file, golden) if file.suffix == ".bin" else _tensors(file):
+            for name, tensor in (_of_llmc(file, golden) if file.suffix == ".bin"
+                                 else _tensors(file, most)):
                 if name in found:
                     raise UsageError(f"{path} has {name!r} twice")
                 found[name] = tensor
@@ -59,18 +64,25 @@ def read_port(path: Path, golden: Golden) -> Port:
     return found
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def _tensors(file: Path, most: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The tensors of a file by name. most: how many numbers one may have."""
     if file.suffix == ".safetensors":
         load = Loader(np.dtype(np.float64))
         for entry in read_header(file)[0]:
             yield entry.key, lambda entry=entry: _stored(entry, load)          # type: ignore[misc]
     elif file.suffix in (".npz", ".npy"):
-        loaded = _whole(file, lambda: np.load(file, allow_pickle=False))
+        open_file(file).close()                         # an error if it is a pipe or a device
+        loaded = _whole(file, lambda: np.load(file, mmap_mode="r", allow_pickle=False))
         if isinstance(loaded, np.lib.npyio.NpzFile) != (file.suffix == ".npz"):
             raise MissingError(f"{file} is no {file.suffix} file, though it is called so; "
                                "save it again")
-        for name in loaded.files if file.suffix == ".npz" else [file.stem]:
-            yield name, lambda name=name: _numpy(loaded, name, file)           # type: ignore[misc]
+        sizes = {file.stem: 0}                          # bytes to be unpacked
+        if file.suffix == ".npz":
+            sizes = {name: member.file_size
+                     for name, member in zip(loaded.files, loaded.zip.infolist())}
+        for name, size in sizes.items():
+            yield name, lambda name=name, size=size: _numpy(                   # type: ignore[misc]
+                loaded, name, file, size, most)
     else:
         raise MissingError(f"{file} is not a file of tensors: its name must end in .safetensors, "
                            ".npz or .npy, or in .bin for llm.c's debug state")
@@ -109,7 +121,13 @@ def _stored(entry: Stored, load: Loader) -> Tensor:
     return Tensor(NAMES[entry.dtype], load(entry))
 
 
-def _numpy(loaded: Any, name: str, file: Path) -> Tensor:
+def _numpy(loaded: Any, name: str, file: Path, size: int, most: int) -> Tensor:
+    """An array of a .npz or .npy file. size: the bytes that are unpacked for it.
+
+    MissingError if it is larger than any tensor of the truth: a small file may unpack to anything.
+    """
+    if size > 8 * most + (1 << 16) or (file.suffix == ".npy" and loaded.size > most):
+        raise MissingError(f"{file}: {name!r} is larger than any tensor of the truth; leave it out")
     array = _whole(file, lambda: loaded[name], f"{name!r}: ") if file.suffix == ".npz" else loaded
     if not isinstance(array, np.ndarray):
         raise MissingError(f"{file}: {name!r} is no array; save arrays alone, with np.savez")
@@ -148,7 +166,7 @@ def read_map(path: Path | None) -> dict[str, Named]:
         axes = fields.get("transpose")
         if axes is not None and not _permutes(axes):
             raise UsageError(f"--map {path}: {ours!r}: transpose must list the axes 0 … n − 1, "
-                             f"each once; it is {axes}")
+                             f"each once; it is {brief(axes)}")
         if ours.count("*") != fields["name"].count("*") or ours.count("*") > 1:
             raise UsageError(f"--map {path}: {ours!r} and {fields['name']!r} must have one * each, "
                              "or none")
@@ -158,7 +176,8 @@ def read_map(path: Path | None) -> dict[str, Named]:
 
 def _permutes(axes: Any) -> bool:
     """Whether these are the axes 0 … n − 1 in some order."""
-    return isinstance(axes, list) and sorted(map(str, axes)) == sorted(map(str, range(len(axes))))
+    return (isinstance(axes, list) and all(type(axis) is int for axis in axes)
+            and sorted(axes) == list(range(len(axes))))
 
 
 def _match(pattern: str, name: str) -> re.Match[str] | None:
@@ -263,10 +282,22 @@ def unpadded(name: str, a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     Ports fill it up to a multiple of at most 128.
     """
-    axis = VOCABULARY.get(re.sub(r"^step\.\d+\.|\.grad$", "", name))
+    axis = _axis(name)
     if axis is None or a.ndim == 0 or not 0 < a.shape[axis] - shape[axis] < 128:
         return a
     return a[:shape[0]] if axis == 0 else a[..., :shape[-1]]
+
+
+def _axis(name: str) -> int | None:
+    """The axis of the vocabulary, if the tensor has one."""
+    return VOCABULARY.get(re.sub(r"^step\.\d+\.|\.grad$", "", name))
+
+
+def _padded(entry: Entry) -> int:
+    """How many numbers a port's tensor has at most, with the rows that fill up its vocabulary."""
+    axis = _axis(entry.name)
+    extra = 0 if axis is None else 128 * math.prod(entry.shape) // max(1, entry.shape[axis])
+    return math.prod(entry.shape) + extra
 
 
 def compare(golden: Golden, port: Port,

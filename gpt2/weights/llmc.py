@@ -8,6 +8,7 @@ write_state, write_tokenizer).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..config import GPT2Config, parameter_shapes
 from ..errors import MissingError, UsageError
+from ..io.records import open_file
 from ..io.safetensors import as_stored
 
 CHECKPOINT, STATE, TOKENIZER = 20240326, 20240327, 20240328
@@ -117,7 +119,8 @@ def read_state(path: Path, config: GPT2Config) -> tuple[np.ndarray, np.ndarray,
     logits of the file may be padded too. MissingError if the file is not a complete debug state of
     this configuration, OSError if it cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         head = np.fromfile(file, "<i4", HEADER)
         if len(head) < HEADER or head[0] != STATE:
             raise MissingError(f"{path} is not a debug state of llm.c: it begins with "
@@ -126,18 +129,20 @@ def read_state(path: Path, config: GPT2Config) -> tuple[np.ndarray, np.ndarray,
             raise MissingError(f"{path} is a debug state of version {head[1]}; "
                                "only version 2 can be read")
         rows, tokens = (int(n) for n in head[2:4])
+        shapes = parameter_shapes(config)
+        shapes["wte.weight"] = (padded(config.vocab_size), config.n_embd)
+        gradients = sum(math.prod(shape) for shape in shapes.values())
+        found = size // 4 - HEADER - 2 * rows * tokens  # numbers after the ids
+        for width in (padded(config.vocab_size), config.vocab_size):
+            wanted = rows * tokens * width + 1 + gradients
+            if found == wanted and size % 4 == 0 and rows > 0 and tokens > 0:
+                break
+        else:
+            raise MissingError(f"{path} has {found:,} numbers after its ids, but a debug state of "
+                               f"{rows} × {tokens} tokens of this model has {wanted:,}; "
+                               "is it of another model, or truncated?")
         inputs, targets = (np.fromfile(file, "<i4", rows * tokens) for _ in range(2))
-        rest = np.fromfile(file, "<f4")
-    shapes = parameter_shapes(config) | {"wte.weight": (padded(config.vocab_size), config.n_embd)}
-    gradients = sum(math.prod(shape) for shape in shapes.values())
-    for width in (config.vocab_size, padded(config.vocab_size)):
-        if rest.size == rows * tokens * width + 1 + gradients:
-            break
-    else:
-        wanted = rows * tokens * config.vocab_size + 1 + gradients
-        raise MissingError(f"{path} has {rest.size:,} numbers after its ids, but a debug state of "
-                           f"{rows} × {tokens} tokens of this model has {wanted:,}; "
-                           "is it of another model, or truncated?")
+        rest = np.fromfile(file, "<f4", wanted)
     logits, loss, rest = np.split(rest, [rows * tokens * width, rows * tokens * width + 1])
     out = {"logits": logits.reshape(rows, tokens, width)[..., :config.vocab_size], "loss": loss[0]}
     for name in names(config):

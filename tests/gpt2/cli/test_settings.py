@@ -1,6 +1,9 @@
 """Settings from flags, a TOML file and an earlier run: who goes before whom, and what is refused."""
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +68,13 @@ def test_flags_and_names(tmp_path):
     ("n_layer = 1\nn-layer = 2", "n_layer is given twice"),
     ("[model]\nn_layer = 1", "there is no setting 'model'"),
     ("n_layer = = 1", "is not TOML: "),
+    ("n_layer = " + "9" * 5000, "a line has 5,010 characters, and 2,000 at most are read"),
+    ("n_layer = " + "9" * 1900, "n_layer: 99"),
+    ("a = " + "[\n" * 60_000, "is nested too deeply"),
+    ("a" + ".a" * 30_000 + " = 1", "a line has 60,005 characters"),
+    ("max_iters = 1e400", "max_iters: 'inf' is not a whole number"),
+    ("keep = 10000000000000000000000000000000000000000", "is not a number of 64 bits"),
+    ("n_layer = 1979-05-27", "n_layer cannot be datetime.date(1979, 5, 27)"),
 ])
 def test_a_wrong_file_is_one_line(text, message, tmp_path):
     """An unknown key, with the nearest name; a value that the flag would not take; what is no TOML."""
@@ -77,6 +87,12 @@ def test_a_file_that_cannot_be_read(tmp_path):
     """One that is not there, a directory, and bytes that are no UTF-8."""
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(MissingError, match="cannot be read"):
+            read_settings(PARSER, path)
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "large.toml").write_bytes(b"#" * 200_000)
+    for path, message in ((tmp_path / "pipe.toml", "is not a regular file"), (Path("/dev/zero"), "is not a regular file"),
+                          (tmp_path / "large.toml", "has 200,000 bytes, and a file of its kind has 131,072 at most")):
+        with pytest.raises(MissingError, match=message):
             read_settings(PARSER, path)
     (tmp_path / "x.toml").write_bytes(b"data = '\xff'")
     with pytest.raises(UsageError, match="is not UTF-8"):

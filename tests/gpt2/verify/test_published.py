@@ -197,7 +197,7 @@ def test_damaged_data_skips_its_figure_alone(run, tiny, monkeypatch, tmp_path):
     right = Figure("right", "a source", published.greedy(tiny[0], [1, 2], 3), 0, lambda m, t, d: published.greedy(m, [1, 2], 3))
     steps = next(f for f in FIGURES if f.needs == "tinyshakespeare.txt")
     monkeypatch.setattr(published, "FIGURES", [steps, right])
-    for data, says in ((b"\xff\xfe", "codec can't decode"), (b"short", "ids; 257 are needed")):
+    for data, says in ((b"\xff\xfe", "is not UTF-8 (byte 0xff at offset 0)"), (b"short", "ids; 257 are needed")):
         (tmp_path / "tinyshakespeare.txt").write_bytes(data)
         _, out, err = run("--model", tiny[1], "--data", tmp_path)
         said = {line.split("  ")[0]: line for line in out.splitlines()}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_gpt2 import tiny_model
 
 from gpt2.golden import __main__ as golden
+from gpt2.io.records import unsealed
 from gpt2.verify import __main__ as verify
 from gpt2.verify import port
 
@@ -139,6 +141,8 @@ def test_bad_input_is_one_line(run, made, tmp_path):
     (tmp_path / "bad.toml").write_text("x = [1]")
     (tmp_path / "stars.toml").write_text('"blocks.*.attn.q" = "q"')
     (tmp_path / "broken.toml").write_text("x = ")
+    (tmp_path / "deep.toml").write_text("x = " + "[\n" * 60_000)
+    (tmp_path / "axes.toml").write_text('embed = { name = "e", transpose = ["0", "1", "2"] }')
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.txt").write_text("x")
     save_file({"quite": np.zeros(3, np.float32), "other": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
@@ -154,11 +158,13 @@ def test_bad_input_is_one_line(run, made, tmp_path):
             (["--against", tmp_path / "embed.npy"], 3, "'embed': int32 is not compared; only float64, float32"),
             (["--against", tmp_path / "cut.safetensors"], 3, "is not a complete safetensors file"),
             (["--against", good, "--golden", tmp_path / "none"], 3, "is no folder of gpt2.golden"),
-            (["--against", good, "--golden", tmp_path / "damaged"], 3, "is no folder of gpt2.golden"),
+            (["--against", good, "--golden", tmp_path / "damaged"], 3, "manifest.json: format is missing"),
             (["--against", good, "--map", tmp_path / "bad.toml"], 2, "'x' must be a name"),
             (["--against", good, "--map", tmp_path / "stars.toml"], 2, "must have one * each, or none"),
             (["--against", good, "--map", tmp_path / "broken.toml"], 2, "is not TOML"),
             (["--against", good, "--map", tmp_path / "no.toml"], 3, "cannot be read"),
+            (["--against", good, "--map", tmp_path / "deep.toml"], 2, "is nested too deeply"),
+            (["--against", good, "--map", tmp_path / "axes.toml"], 2, "transpose must list the axes 0 … n − 1, each once"),
             (["--against", good, "--slow"], 2, "--data and --slow go with --model only"),
             (["--against", good, "--model", "gpt2"], 2, "not allowed with"),
             ([], 2, "one of the arguments --against --model is required")):
@@ -199,24 +205,83 @@ def test_damaged_numpy_files_are_one_line(run, made, tmp_path):
 
 
 @pytest.mark.parametrize("change, says", [
-    (lambda m: m.update(config={}), "its manifest lacks 'vocab_size'"),
-    (lambda m: m["config"].pop("n_head"), "its manifest lacks 'n_head'"),
-    (lambda m: m.pop("adamw"), "its manifest lacks 'adamw'"),
-    (lambda m: m.update(adamw={}), "its manifest lacks 'lr'"),
-    (lambda m: m.update(ids=[1, 2]), "ids and targets must be rows of integers"),
+    (lambda m: m.update(config={}), "config.vocab_size is missing"),
+    (lambda m: m["config"].pop("n_head"), "config.n_head is missing"),
+    (lambda m: m["config"].update(n_layer=10**39), "config n_layer must be 10,000 at most"),
+    (lambda m: m.pop("adamw"), "manifest.json: adamw is missing"),
+    (lambda m: m.update(adamw={}), "manifest.json: adamw.lr is missing"),
+    (lambda m: m["adamw"].update(lr=float("nan")), "adamw.lr must be a finite number, not nan"),
+    (lambda m: m.update(format="other"), 'format must be "gpt2-golden", not \'other\''),
+    (lambda m: m.update(ids=[1, 2]), "ids[0] must be a list, not 1"),
+    (lambda m: m.update(ids=[]), "ids and targets must be rows of one length"),
+    (lambda m: m["ids"][0].append(1), "ids and targets must be rows of one length"),
+    (lambda m: m["ids"][0].__setitem__(0, True), "ids[0][0] must be an integer"),
+    (lambda m: m["targets"][0].__setitem__(0, 2**40), "an id is outside the vocabulary 0 … "),
     (lambda m: m.update(targets=None), "there is a loss, but there are no targets"),
-    (lambda m: m["tensors"][3].update(unit=None), "has no finite unit"),
+    (lambda m: m["tensors"][3].update(unit=None), "tensors[3].unit must be a finite number, not None"),
+    (lambda m: m["tensors"][3].update(unit=-1.0), "tensors[3].unit must be a finite number from 0.0 on, not -1.0"),
+    (lambda m: m["tensors"][3].update(name="\ud800"), "tensors[3].name must be a text"),
     (lambda m: m["tensors"][3].update(shape=[7]), "in tensors.safetensors, and float64[7] in manifest.json"),
-    (lambda m: m["tensors"].pop(7), "its manifest lacks 'blocks.0.attn.k'"),
-    (lambda m: m.update(tensors=3), "is no folder of gpt2.golden"),
-], ids=range(10))
+    (lambda m: m["tensors"][3].update(shape=[-7]), "tensors[3].shape[0] must be an integer from 0 to"),
+    (lambda m: m["tensors"].append(m["tensors"][3]), "a tensor is named twice"),
+    (lambda m: m["tensors"].pop(7), "manifest.json lacks blocks.0.attn.k"),
+    (lambda m: m.update(tensors=3), "tensors must be a list, not 3"),
+    (lambda m: m.update(crc32="00000000"), "does not have the checksum that its field crc32 names"),
+], ids=range(22))
 def test_a_damaged_manifest_is_one_line(run, made, tmp_path, change, says):
     shutil.copytree(made[3], tmp_path / "truth")
-    manifest = json.loads((tmp_path / "truth" / golden.MANIFEST).read_text())
+    manifest = unsealed(json.loads((tmp_path / "truth" / golden.MANIFEST).read_text()))
     change(manifest)
     (tmp_path / "truth" / golden.MANIFEST).write_text(json.dumps(manifest))
     code, out, err = run(verify, "--golden", tmp_path / "truth", "--against", ported(made, "erf", grad=True, steps=1))
     assert (code, out, err.count("\n")) == (3, "", 1) and says in err, err
+
+
+@pytest.mark.parametrize("name", [golden.TENSORS, f"{golden.MODEL}/model.safetensors", golden.MANIFEST])
+def test_a_damaged_truth_accuses_no_port(run, made, tmp_path, name):
+    """One bit of a tensor, of the weights, or of the manifest: the file is named, whether the port is right or wrong."""
+    shutil.copytree(made[3], tmp_path / "truth")
+    content = bytearray((tmp_path / "truth" / name).read_bytes())
+    content[-400] ^= 4
+    (tmp_path / "truth" / name).write_bytes(content)
+    for bug in (None, "erf"):
+        code, out, err = run(verify, "--golden", tmp_path / "truth", "--against", ported(made, bug, grad=True, steps=3))
+        if name.startswith(golden.MODEL) and code == 0:
+            continue                                    # a right port needs no weights
+        assert (code, out, err.count("\n")) == (3, "", 1) and str(tmp_path / "truth" / name) in err, err
+
+
+def test_a_truth_of_an_older_version(run, made, tmp_path):
+    """Without checksums it is read as before."""
+    shutil.copytree(made[3], tmp_path / "truth")
+    manifest = unsealed(json.loads((tmp_path / "truth" / golden.MANIFEST).read_text()))
+    for one in manifest["tensors"]:
+        del one["crc32"]
+    (tmp_path / "truth" / golden.MANIFEST).write_text(json.dumps(manifest))
+    assert run(verify, "--golden", tmp_path / "truth", "--against", ported(made, grad=True, steps=3))[0] == 0
+
+
+def test_a_small_file_is_not_unpacked_to_a_large_one(run, made, tmp_path):
+    """1 MB of zeros may unpack to gigabytes: no tensor is larger than the truth's largest, with the rows that fill up a vocabulary."""
+    truth = golden.read_golden(made[3])
+    np.savez_compressed(tmp_path / "a.npz", embed=np.zeros(10**8, np.float32), logits=truth.array("logits"))
+    assert (tmp_path / "a.npz").stat().st_size < 10**6
+    np.save(tmp_path / "embed.npy", np.zeros(10**7))
+    for name in ("a.npz", "embed.npy"):
+        code, out, err = run(verify, "--golden", made[3], "--against", tmp_path / name)
+        assert (code, out) == (3, "") and f"{name}: 'embed' is larger than any tensor of the truth; leave it out" in err
+    widest = truth.entries["wte.weight.grad"].shape
+    np.savez(tmp_path / "b.npz", **{"wte.weight.grad": np.pad(truth.array("wte.weight.grad"), ((0, 127), (0, 0)))})
+    assert truth.array("wte.weight.grad").size == max(map(port._padded, truth.entries.values())) - 128 * widest[1]
+    assert run(verify, "--golden", made[3], "--against", tmp_path / "b.npz")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.safetensors", "a.bin"])
+def test_a_pipe_is_no_port(run, made, tmp_path, name):
+    """It is refused, and not waited for."""
+    os.mkfifo(tmp_path / name)
+    code, out, err = run(verify, "--golden", made[3], "--against", tmp_path / name)
+    assert (code, out) == (3, "") and err.endswith(f": {tmp_path / name} is not a regular file\n") and err.count("\n") == 1
 
 
 def test_a_map_that_matches_nothing_is_refused(run, made, tmp_path):
@@ -232,7 +297,7 @@ def test_a_map_that_matches_nothing_is_refused(run, made, tmp_path):
 def test_without_the_weights_pictures_are_left(run, made, tmp_path):
     """Where the model is gone nothing can be planted, and that is said."""
     shutil.copytree(made[3], tmp_path / "truth")
-    manifest = json.loads((tmp_path / "truth" / golden.MANIFEST).read_text())
+    manifest = unsealed(json.loads((tmp_path / "truth" / golden.MANIFEST).read_text()))
     (tmp_path / "truth" / golden.MANIFEST).write_text(json.dumps(manifest | {"model": str(tmp_path / "gone")}))
     shutil.rmtree(tmp_path / "truth" / golden.MODEL)
     code, out, err = run(verify, "--golden", tmp_path / "truth", "--against", ported(made, "erf"))
