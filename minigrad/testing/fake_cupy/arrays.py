@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .cuda import flushed
 from .device import MEMORY, Device, OutOfMemoryError, count, refuse, state
 from .manners import MANNERS
 from .names import LACKED, NDARRAY, UFUNC
@@ -77,7 +78,10 @@ def _call(f: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
     if f is not np.empty:
         refuse("a kernel that is none of ours")
     given = _ours(args) + _ours(list(options.values()))
-    return _out(f(*_in(args), **{k: _in(v) for k, v in options.items()}), given)
+    numbers, named = _in(args), {k: _in(v) for k, v in options.items()}
+    with flushed(a._numbers for a in given):
+        made = f(*numbers, **named)
+    return _out(made, given)
 
 
 class ndarray:
@@ -117,7 +121,9 @@ class ndarray:
             _in(self)                                   # on the current device?
             _known(name, options.keys() & lacked)
             given = [self, *_ours(args), *_ours(list(options.values()))]
-            result = value(*_in(args), **{k: _in(v) for k, v in options.items()})
+            numbers, named = _in(args), {k: _in(v) for k, v in options.items()}
+            with flushed(a._numbers for a in given):
+                result = value(*numbers, **named)
             return result if name in _WAITING - {"nonzero"} else _out(result, given)
 
         return method

@@ -6,6 +6,7 @@ each `asm` becomes a call that executes its text (ptx.h). Every access of memory
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,28 @@ class Place(ctypes.Structure):
                 ("name", ctypes.c_char_p), ("written", ctypes.c_bool)]
 
 
+@functools.cache
+def _flush() -> Callable[[int], None]:
+    """flush(1): floats that are too small to be normal are 0 from here on, in this thread."""
+    return (lambda on: None) if compiler() is None else ctypes.CDLL(str(library("", ()))).flush
+
+
+@contextlib.contextmanager
+def flushed(arrays: Iterable[Any]) -> Iterator[None]:
+    """A kernel of CuPy's own on these arrays of NumPy: it is compiled with -ftz=true, as ours are.
+
+    Doubles are not touched.
+    """
+    if any(a.dtype.kind == "f" and a.dtype.itemsize > 4 for a in arrays):
+        yield
+        return
+    _flush()(1)
+    try:
+        yield
+    finally:
+        _flush()(0)
+
+
 class Module:
     """What cupy.RawModule is on a GPU.
 
@@ -229,6 +252,7 @@ class Module:
                                  if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
         self.dtypes = {"Store": _DTYPES[stored], "Strided": _DTYPES[stored],
                        "Real": _DTYPES[computed], "Count": "int64", "double": "float64"}
+        self.flushes = computed == "float"
         self.file = library(code, tuple(o for o in options if o.startswith("-D")))
         self.built = ctypes.CDLL(str(self.file))
         self.built.run_kernel.restype = ctypes.c_char_p
@@ -277,7 +301,7 @@ class Module:
         fault = self.built.run_kernel(
             run, pointers, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
             ctypes.c_longlong(shared), (Place * len(places))(*places), len(places),
-            int(np.dtype(self.dtypes["Store"]).itemsize),
+            int(np.dtype(self.dtypes["Store"]).itemsize), self.flushes,
             (ctypes.c_longlong * len(chosen))(*chosen) if chosen else None,
             ctypes.c_longlong(len(chosen)), ctypes.byref(at))
         if fault:

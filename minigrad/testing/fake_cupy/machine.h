@@ -13,6 +13,9 @@
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 alignas(16) double shared_memory[48 * 1024 / sizeof(double)];
 
@@ -60,9 +63,23 @@ static Warp& warp() { return warps[current / 32]; }
 static Moment now() { return {block_number, turn, warp().turn, fibers[current].fences, current}; }
 static void stop() { _longjmp(leave, 1); }
 
+// How floats near 0 are computed with: CuPy compiles with -ftz=true, so that a float too small to be normal is 0, read or computed. A
+// double is not touched, nor what inline assembly does. (Only x86 can be told so.)
+#ifdef __SSE__
+static unsigned mode() { return _mm_getcsr(); }
+static void set_mode(unsigned mode) { _mm_setcsr(mode); }
+#else
+static unsigned mode() { return 0; }
+static void set_mode(unsigned) {}
+#endif
+constexpr unsigned FLUSHED = 0x8040;
+static unsigned of_kernel, of_host;
+
 // From this fiber to whoever gives the next one its turn. By jumps, for swapcontext asks the system each time.
 static void give_way() {
+    unsigned before = mode();
     if (!_setjmp(fibers[current].here)) _longjmp(home, 1);
+    set_mode(before);
 }
 
 // Until all threads of the block that have not returned are here too
@@ -124,7 +141,9 @@ unsigned long long place_in_shared(const void* p) { return reinterpret_cast<Addr
 static void run_fiber() {                               // a thread of one block after the other
     for (;;) {
         give_way();
+        set_mode(of_kernel);
         kernel(arguments);
+        set_mode(of_host);
         if (!fibers[current].copies.empty()) report(nullptr, "returns before cp.async.wait_all: something is still on its way");
         fibers[current].done = moved = true;
         --alive;
@@ -198,8 +217,10 @@ static const char* run_blocks(const std::vector<long long>& order) {
 
 // Run a kernel as every thread of a grid, or of those of its blocks that are named. What went wrong, or null; `at`: where in the code.
 extern "C" const char* run_kernel(void (*kernel)(void**), void** arguments, const unsigned* grid, const unsigned* block, long long shared,
-                                  const cpu::Place* given, int count, int bytes, const long long* chosen, long long n, long long* at) {
+                                  const cpu::Place* given, int count, int bytes, int flush, const long long* chosen, long long n,
+                                  long long* at) {
     using namespace cpu;
+    of_host = mode(), of_kernel = flush ? of_host | FLUSHED : of_host;
     cpu::kernel = kernel, cpu::arguments = arguments;
     places.assign(given, given + count);
     grain = bytes == 2 ? 1 : 2;
@@ -218,8 +239,12 @@ extern "C" const char* run_kernel(void (*kernel)(void**), void** arguments, cons
     }
     std::shuffle(order.begin(), order.end(), std::mt19937(launches));
     const char* fault = run_blocks(order);
+    set_mode(of_host);
     if (fault) fibers.clear();                          // they are in the middle of something
     Dl_info library;
     if (said_at && dladdr(said_at, &library)) *at = static_cast<const char*>(said_at) - static_cast<char*>(library.dli_fbase);
     return fault;
 }
+
+// From here on, in this thread, floats near 0 are 0, or are what they are
+extern "C" void flush(int on) { cpu::set_mode(on ? cpu::mode() | cpu::FLUSHED : cpu::mode() & ~cpu::FLUSHED); }

@@ -229,7 +229,10 @@ static const Instruction* parse(const char* text, int operands, const void* wher
 void run(const Instruction*& known, const char* text, Operand* operands, int n) {
     if (!known) known = parse(text, n, CALLER);
     Call call{*known, operands, CALLER};
+    unsigned before = mode();
+    set_mode(of_host);
     known->execute(call);
+    set_mode(before);
 }
 
 }  // namespace cpu

@@ -1,6 +1,7 @@
 """Where CuPy's functions differ from NumPy's the fake CuPy has CuPy's manners, and minigrad's ops have NumPy's on both."""
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 from device import DEVICE
 
 import minigrad as mg
+from minigrad.op import REGISTRY
 from minigrad.testing import fake_cupy
+from minigrad.testing.fake_cupy import cuda
 
-cp = fake_cupy.install().namespace
+HERE = fake_cupy.install()
+cp = HERE.namespace
 mg.backend.dtype("bfloat16")
 
 
@@ -55,6 +59,23 @@ def test_functions_with_another_result():
     assert np.isnan(cp.var(cp.arange(2.0), ddof=2).item()) and cp.var(cp.arange(2.0)).item() == 0.25
     a, b, c = cp.ones(()), cp.ones(()), cp.ones(2)
     assert cp.shares_memory(a, b) and not cp.shares_memory(c, c[0]) and cp.shares_memory(c, c[1:]) and not cp.shares_memory(c, cp.ones(2))
+
+
+@pytest.mark.skipif(cuda.compiler() is None or platform.machine() not in ("x86_64", "AMD64"), reason="g++ on x86 flushes numbers near 0")
+def test_numbers_near_0_are_0():
+    """With -ftz=true, as CuPy compiles: of float32 and bfloat16, read or computed, in its kernels and in ours; NumPy keeps its own."""
+    small = np.array([2.0**-130, -2.0**-130, 2.0**-126, 1.0])
+    for dtype, kept in (("float32", [0.0, 0.0, 2.0**-126, 1.0]), ("bfloat16", [0.0, 0.0, 2.0**-126, 1.0]), ("float64", small.tolist())):
+        x = cp.array(small.astype(dtype))
+        ours = REGISTRY["add"](x, cp.zeros_like(x))     # one launch of the kernel
+        for y in (ours, x + cp.zeros_like(x)):
+            assert HERE.host(y).astype(float).tolist() == kept, dtype
+    assert (cp.array(np.float32([2.0**-100])) * 2.0**-30).tolist() == [0.0]
+    half = cp.array(np.array([2.0**-24], np.float16))
+    assert (half * half.dtype.type(1.0)).tolist() == [2.0**-24]
+    with pytest.raises(ValueError):
+        cp.ones(2, dtype="float32") + cp.ones(3, dtype="float32")
+    assert (np.float32([2.0**-130]) * np.float32(1.0)).tolist() == [2.0**-130]
 
 
 # ── what minigrad makes of them ──
