@@ -215,6 +215,19 @@ def test_the_host_may_choose():
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("how", [{"top_p": 0.95}, {"top_k": 9, "temperature": 1.3}, {"min_p": 0.05, "repetition_penalty": 1.2}], ids=str)
+def test_draws_in_16_bits_are_those_of_its_logits(dtype: str, how: dict[str, Any]):
+    """The step's logits are float32 and NumPy's are rounded to 16 bits, so their tokens may differ; but of its logits the device chooses
+    what the host chooses, with the same random numbers."""
+    for seed in range(2):
+        model = GPT2(tiny_config(initializer_range=0.3), backend="fake", dtype=dtype, seed=seed).eval()
+        chosen = [[step.ids for step in decoding.steps(model, [PROMPT], max_new_tokens=10, options=SamplingOptions(**how), seed=seed,
+                                                       logprobs=count)] for count in (0, 2)]
+        assert chosen[0] == chosen[1]
+
+
+@needs_kernels
 def test_lookup_goes_through_the_model_s_own_pass():
     """A step reads one token, and lookup some: they are guessed on a GPU too."""
     model, same = _models()
