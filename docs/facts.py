@@ -201,7 +201,7 @@ def operations() -> Iterator[tuple[str, str]]:
 # ── commands ──
 def exit_codes() -> Iterator[tuple[str, str]]:
     """What commands end with."""
-    from gpt2.errors import MissingError, UsageError
+    from gpt2.errors import DifferentError, MissingError, UsageError
     from gpt2.verify.__main__ import AGREES, DIFFERS
     from minigrad.errors import BackendUnavailable
     from minigrad.testing.foreign import BROKEN, CANNOT_RUN, HELD, TRIES
@@ -209,7 +209,9 @@ def exit_codes() -> Iterator[tuple[str, str]]:
     usage, missing, unavailable = UsageError.exit_code, MissingError.exit_code, BackendUnavailable.exit_code
     interrupted, ended = 128 + signal.SIGINT, 128 + signal.SIGTERM
     yield "README.md", (f"The exit code is {usage} for a wrong flag or value, {missing} for missing or broken weights or data, "
-                        f"{unavailable} for a backend that is not there, and {interrupted} on Ctrl-C.")
+                        f"{unavailable} for a backend that is not there, {DifferentError.exit_code} for numbers that `--check` finds "
+                        f"wrong, and {interrupted} on Ctrl-C.")
+    yield "docs/gpu.md", f"with exit code {DifferentError.exit_code} if they differ by more"
     yield "docs/tensors.md", f"(`BackendUnavailable`, exit code {unavailable} of the commands)"
     yield "docs/gpu.md", f"one line says what is missing and what to do, with exit code {unavailable}"
     yield "docs/sampling.md", f"that ends the run with one line and exit code {missing}"

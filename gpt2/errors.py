@@ -18,3 +18,9 @@ class MissingError(GPT2Error):
     """Weights or data that are missing, truncated, foreign, or not as their configuration says."""
 
     exit_code = 3
+
+
+class DifferentError(GPT2Error):
+    """Numbers that differ from the ones they are checked against by more than rounding."""
+
+    exit_code = 5

@@ -5,12 +5,13 @@ The text goes to stdout as it is made; everything else goes to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from typing import Any
 
 from .cli.command import Parser, at_least, emit_json, run_command, text
-from .errors import MissingError, UsageError
+from .errors import DifferentError, MissingError, UsageError
 from .model_flags import add_model, add_prompt, model_of, prompt_ids, said_of
 
 
@@ -49,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overflow", default="error", choices=["error", "slide"],
                    help="when the context is full: end with an error, or drop its earlier half, "
                         "read the later half again and continue (default: error)")
+    p.add_argument("--check", action="store_true",
+                   help="compare the first tokens and their logits with NumPy's in the same dtype, "
+                        "or on NumPy with those of the unfused definitions; say so in a line on "
+                        "stderr, and exit with 5 if they differ by more than rounding")
     p.add_argument("--timing", action="store_true",
                    help="print on stderr how long each part took")
     p.add_argument("--json", action="store_true",
@@ -77,6 +82,13 @@ def as_json(sample: Any, logprobs: bool) -> dict[str, Any]:
     if logprobs:
         fields["logprobs"] = [[[i, lp] for i, lp in place] for place in sample.logprobs]
     return fields
+
+
+def refuse(wrong: str) -> None:
+    """DifferentError if there is something wrong."""
+    if wrong:
+        raise DifferentError(f"--check: {wrong}; python -m benchmarks.gpu looks for the kernel, "
+                             "please send its report")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,21 +130,36 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
 
     took = Timing()
-    samples = continue_text(
-        model,
-        tokenizer,
-        ids,
-        max_new_tokens=args.max_new_tokens or (min(100, room) if args.overflow == "error" else 100),
-        num_samples=args.num_samples,
-        options=options,
-        seed=args.seed,
-        stop=args.stop,
-        overflow=args.overflow,
-        lookup=args.lookup,
-        logprobs=args.logprobs,
-        timing=took,
-        emit=emit,
-    )
+    longest = args.max_new_tokens or (min(100, room) if args.overflow == "error" else 100)
+
+    def check(tokens: list[list[int]]) -> Any:
+        from .verify.generation import check_generation
+
+        return check_generation(model, ids, tokens, options, args.seed, passes=longest - 1,
+                                vocab=min(tokenizer.n_vocab, model.config.vocab_size),
+                                lookup=args.lookup)
+
+    try:
+        samples = continue_text(
+            model,
+            tokenizer,
+            ids,
+            max_new_tokens=longest,
+            num_samples=args.num_samples,
+            options=options,
+            seed=args.seed,
+            stop=args.stop,
+            overflow=args.overflow,
+            lookup=args.lookup,
+            logprobs=args.logprobs,
+            timing=took,
+            emit=emit,
+        )
+    except MissingError:                # logits are NaN: is it the weights, or the device?
+        if args.check:
+            with contextlib.suppress(UsageError):
+                refuse(check([]).wrong)
+        raise
     names = dict(model.named_parameters())
     weights = sum(p.array.nbytes for p in names.values()) - names["wpe.weight"].array.nbytes
     each = took.decode / took.tokens if took.tokens else 0.0
@@ -150,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         "accepted": took.accepted,
     }
     interrupted = any(s.finish_reason == "interrupted" for s in samples)
+    checked = check([s.tokens for s in samples]) if args.check and not interrupted else None
     if args.json:
         emit_json({
             **said_of(args),
@@ -159,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             **({} if args.ids is None else {"ids": ids}),
             "samples": [as_json(s, args.logprobs > 0) for s in samples],
             "timing": timing,
+            **({} if checked is None else {"check": checked.as_json()}),
         })
     elif streaming:
         print("".join(ahead))
@@ -171,6 +200,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"[{n}] {tokenizer.decode([token])!r}: {likely}", file=sys.stderr)
     if args.timing:
         print(report(timing), file=sys.stderr)
+    if checked is not None:
+        refuse(checked.wrong)
+        print(f"check: {checked}", file=sys.stderr)
     return 130 if interrupted else 0
 
 

@@ -298,6 +298,21 @@ def steps(
                 started = time.perf_counter()
 
 
+def logits_of(model: LanguageModel, prompt: Sequence[int], new: Sequence[Sequence[int]], *,
+              passes: int = 1, lookup: int = 0) -> np.ndarray:
+    """Logits [B, n, V] before each of the new tokens [B, n] of one prompt, read as in `steps`.
+
+    passes: after the first one, of the whole generation, for which the weights are laid out.
+    """
+    reader = _Reader(model, [prompt] * len(new), len(prompt) + len(new[0]), True, lookup, Timing())
+    logits = [reader.read()[:, -1]]
+    with _layout(model, len(new) + lookup, passes):
+        for ids in list(zip(*new))[:-1]:
+            reader.push(ids)
+            logits.append(reader.read()[:, -1])
+    return np.stack(logits, axis=1)
+
+
 def _likeliest(logits: np.ndarray, n: int) -> list[list[tuple[int, float]]]:
     """The n likeliest ids of each row of logits [B, V], with their log-probabilities."""
     return [list(zip(ids.tolist(), logprobs.tolist()))

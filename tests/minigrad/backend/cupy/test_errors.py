@@ -1,6 +1,6 @@
 """What a newcomer's machine lacks, or has broken: each is one line with what, where and what to do, and none is a traceback.
 
-The texts are those of CuPy 14.2 and of CUDA 12.9's runtime, which were made to complain by a libcuda that answers with each error.
+The texts are those of CuPy 14.2 and of CUDA 12.9's runtime, which were made to complain by a driver library that answers with each error.
 """
 from __future__ import annotations
 
