@@ -64,6 +64,37 @@ def machine() -> str:
     return f"{cpu['usable']} cores of {cpu['model']}, NumPy {np.__version__}, {kind}"
 
 
+def about(device: str) -> str:
+    """A device and the software that computes on it, in one line, to be copied into a report."""
+    from . import __version__
+
+    here = backend.get(device)
+    cuda: Any = getattr(here.backend.namespace, "cuda", None)
+    place = f"{here}, {machine()}"
+    if hasattr(getattr(cuda, "runtime", None), "getDeviceProperties"):
+        gpu = cuda.runtime.getDeviceProperties(here.number)
+        driver, runtime = (_cuda(f()) for f in (cuda.runtime.driverGetVersion,
+                                                cuda.runtime.runtimeGetVersion))
+        nvrtc = ".".join(map(str, cuda.nvrtc.getVersion()))
+        place = (f"{here}: {gpu['name'].decode()}, compute capability "
+                 f"{gpu['major']}.{gpu['minor']}, driver {_driver()} for CUDA {driver}, CUDA "
+                 f"runtime {runtime}, NVRTC {nvrtc}, CuPy {_packages()['cupy']}, "
+                 f"NumPy {np.__version__}")
+    return (f"{place}; minigrad {__version__} ({_commit()}), Python {platform.python_version()} on "
+            f"{platform.platform()}")
+
+
+def _commit() -> str:
+    """The commit of a clone, with "-dirty" if files differ from it; otherwise "no clone"."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if os.path.exists(os.path.join(here, os.pardir, ".git")):     # or it is another clone
+            done = subprocess.run(git, capture_output=True, text=True, timeout=20, check=True)
+            return f"commit {done.stdout.strip()}"
+    return "no clone"
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
@@ -159,8 +190,7 @@ def _gpu() -> dict[str, Any]:
             return found
         gpus = loaded
     cuda = gpus.namespace.cuda
-    version = cuda.runtime.runtimeGetVersion()
-    found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
+    found["cuda"] = _cuda(cuda.runtime.runtimeGetVersion())
     found["nvrtc"] = ".".join(map(str, cuda.nvrtc.getVersion()))
     found["cache"] = cupy_errors.cache_folder()
     for number in range(cuda.runtime.getDeviceCount()):
@@ -169,6 +199,11 @@ def _gpu() -> dict[str, Any]:
         found["devices"].append({"name": device["name"].decode(), "capability": capability,
                                  **_state(number, cuda)})
     return found
+
+
+def _cuda(version: int) -> str:
+    """A version of CUDA as people write it: 12.9 for 12090."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _state(number: int, cuda: Any) -> dict[str, Any]:

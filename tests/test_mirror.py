@@ -32,7 +32,6 @@ ELSEWHERE = {
     "minigrad/testing/laws/": "each law is seen to break: test_check.py; all: test_jury.py",
     "minigrad/testing/domains/": "tables that test_laws.py goes through, op by op",
     "minigrad/testing/fake_cupy/": "test_fake.py; the kernels: fake_cupy/test_cuda.py",
-    "minigrad/testing/__main__.py": "test_check.py and test_program.py run it",
     "minigrad/testing/foreign.py": "what it says of programs: test_program.py",
     "minigrad/testing/mutate.py": "test_rules.py runs it",
     "minigrad/testing/mutate_kernels.py": "test_kernel_mutants.py runs it",

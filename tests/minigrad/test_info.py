@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -107,6 +108,25 @@ def test_a_gpu_is_described(monkeypatch):
     assert not [m for m in document["missing"] if m["what"] in ("cupy", "NVIDIA driver")]
     assert "name GPU 0, capability 9.0, total 4.0 GiB, available 3.0 GiB, runs yes; name GPU 1, " in info.report(document)
     json.dumps(document, allow_nan=False)
+
+
+def test_a_place_in_one_line(monkeypatch):
+    """What a report needs to know of a GPU, or of a CPU: the device, all versions, and the commit of a clone."""
+    runtime = SimpleNamespace(
+        runtimeGetVersion=lambda: 12090, driverGetVersion=lambda: 13010,
+        getDeviceProperties=lambda n: {"name": f"GPU {n}".encode(), "major": 9, "minor": 0})
+    cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)))
+    here = SimpleNamespace(namespace=SimpleNamespace(cuda=cuda), name="cupy", devices=True)
+    monkeypatch.setattr(backend, "get", lambda name: backend.Device(here, 1))
+    monkeypatch.setattr(info, "_driver", lambda: "590.1")
+    monkeypatch.setattr(info.cupy_errors, "packages", lambda: {"cupy-cuda12x": "14.2.0"})
+    said = info.about("cupy:1")
+    assert said.startswith("cupy:1: GPU 1, compute capability 9.0, driver 590.1 for CUDA 13.1, CUDA runtime 12.9, NVRTC 12.9, CuPy 14.2.0 "
+                           "(cupy-cuda12x), NumPy ") and re.search(r"; minigrad [\d.]+ \((commit \w+(-dirty)?|no clone)\), Python", said)
+    monkeypatch.undo()
+    assert info.about("numpy").startswith("numpy, ") and info.machine() in info.about("numpy")
+    monkeypatch.setenv("PATH", "")
+    assert "(no clone)" in info.about("numpy")
 
 
 @pytest.mark.parametrize(("folder", "wrong"), [("new/cache", False), (".", False), ("file", True), ("file/cache", True)])

@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 
+from ... import backend
 from .. import fake_cupy
 from .laws import LAWS
 from .run import Run
@@ -139,27 +140,51 @@ def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: s
     found = [_Tally(law, subject, dtype, device) for law in laws]
     for first in range(0, examples, BATCH):
         holding = [tally for tally in found if tally.broken is None]
-        _batch(holding, given, min(BATCH, examples - first), shrink, f"{seed}/{first}")
+        if not _batch(holding, given, min(BATCH, examples - first), shrink, f"{seed}/{first}"):
+            break
     return [tally.verdict() for tally in found]
 
 
-def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bool,
-           seed: str) -> None:
-    """Test the laws that have held so far on a few more examples.
+def alive(device: str) -> bool:
+    """Whether a device still computes: after an illegal access a process cannot use a GPU again."""
+    try:
+        there = backend.get(device)
+        there.backend.host(there.array([1.0]))
+    except Exception:
+        return False
+    return True
 
-    shrink: for each broken law a second search finds the smallest example that breaks it.
+
+class _Died(Exception):
+    """The device has died on an example."""
+
+
+def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bool,
+           seed: str) -> bool:
+    """Test the laws that have held so far on a few more examples; return whether more can be.
+
+    shrink: for each broken law a second search finds the smallest example that breaks it. A device
+    that has died breaks every law on every example: only the one on which it died is kept.
     """
+    died: list[str] = []
+
     def attempt(example: Example) -> None:
         for tally in holding:
-            if tally.broken is None:
-                tally.put(example)
+            if not died and tally.broken is None and tally.put(example) and not alive(tally.device):
+                died.append(tally.law)
+        if died:
+            raise _Died
 
-    _run(attempt, given, examples, False, seed)
+    try:
+        _run(attempt, given, examples, False, seed)
+    except _Died:
+        return False
     for tally in holding:
         if shrink and tally.broken is not None:
             # Flaky: the law is not broken each time; the last example that broke it is kept
             with contextlib.suppress(Broken, hypothesis.errors.Flaky):
                 _run(tally.insist, given, examples, True, seed)
+    return True
 
 
 def _run(attempt: Callable[[Example], None], given: Strategy, examples: int, shrink: bool,

@@ -241,7 +241,7 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 @pytest.mark.parametrize("main", [__main__.main, mutate.main])
-@pytest.mark.parametrize("argv", [["--op", "no_such"], ["--examples", "0"], ["--every", "0"], ["--device", "nowhere"]])
+@pytest.mark.parametrize("argv", [["--op", "no_such"], ["--examples", "0"], ["--every", "0"], ["--device", "nowhere"], ["--minutes", "0"]])
 def test_wrong_flags_are_usage_errors(main: Any, argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Exit code 2 and a line on stderr."""
     monkeypatch.setattr("sys.argv", ["", *argv])
