@@ -38,7 +38,7 @@ setup(
     packages=find_packages(include=["minigrad*", "gpt2*"]),
     # by kind, in every package and the folders below it, so that a file may move; py.typed setuptools takes by itself. What is in the wheel
     # is compared with the tree by tests/test_packaging.py
-    package_data={"": ["**/*.cu", "**/*.h", "**/*.html", "models/**/*"]},
+    package_data={"": ["**/*.cu", "**/*.h", "**/*.html", "**/*.json", "models/**/*"]},
     entry_points={"console_scripts": ["minigrad-gpt2 = gpt2.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[                          # the least of each is what python -m tests.smoke installs and tries
@@ -53,6 +53,8 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],            # ctk: with CUDA's libraries; the driver must be there
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
+        # the real CuPy and CUDA's compilers, which need no GPU; CONTRIBUTING.md says what is tested with them
+        "gpu-test": ["cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12==12.9.*", "nvidia-cuda-nvrtc>=13", "ml_dtypes"],
         "mpi": ["mpi4py", "mpich"],                                  # an MPI from a wheel; one that is there already goes as well
         "bench": ["torch==2.13.0", "transformers", "ctranslate2", "tokenizers", "jax", "mygrad", "autograd"],  # peers
         "docs": ["sphinx>=8", "myst-parser>=4", "furo", "sphinx-mathjax-offline", "hypothesis"],     # mathjax: formulas without a network

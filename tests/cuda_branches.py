@@ -71,8 +71,8 @@ def run_tests(folder: Path) -> int:
         if source not in sources:
             sources.append(source)
             (folder / "sources.json").write_text(json.dumps(sources))
-        stored = next(f.removeprefix("-DSTORE=") for f in flags if f.startswith("-DSTORE="))
-        return built(source, (*flags, "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{stored}-"))
+        kind = "-".join(f.partition("=")[2] for f in flags if f.startswith("-D"))
+        return built(source, (*flags, "--coverage", "-dumpdir", f"{folder}/{sources.index(source)}-{kind}-"))
 
     cuda.library = counted  # type: ignore[assignment]
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))

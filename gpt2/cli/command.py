@@ -113,7 +113,7 @@ def backend_of(args: argparse.Namespace) -> str:
         number = str(args.device)
     name = f"{library}:{number}" if number else args.backend
     try:
-        mg.backend.get(name)
+        mg.backend.get(name).backend.said = _say
     except mg.errors.DeviceError as error:
         raise UsageError(f"--{'backend' if args.device is None else 'device'}: {error}") from None
     return name

@@ -71,6 +71,8 @@ class Backend:
     half_ops: frozenset[str] = frozenset()
     # bytes of logits that `linear_cross_entropy` computes at a time
     logits = 1 << 30
+    # is told in a line why the user waits, from any thread
+    said: Callable[[str], None] | None = None
 
     def run(self, name: str, plain: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """The result of `plain`, or of the kernel of this name if it supports this case."""

@@ -4,10 +4,12 @@ It is loaded only when asked for. Only this file imports cupy; `nccl` imports cu
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ...errors import BackendUnavailable, DeviceError, MinigradError
 from ..base import Backend, Device, half
 from ..fallbacks import flat_places, running_sums
 from . import cublas
+from .attention import TENSOR_CORES
 from .errors import (
     ELSE,
     INSTALL,
@@ -34,6 +37,7 @@ from .table import KERNELS
 
 _TYPES = {"float32": ("float", "float"), "float64": ("double", "double"),
           "float16": ("Half", "float"), "bfloat16": ("Bfloat", "float")}
+SLOW = 0.5                                              # seconds of compiling that need a word
 
 
 def source(file: str) -> str:
@@ -44,6 +48,24 @@ def source(file: str) -> str:
         return text
     for_all = text.partition("// ── what is above is for all")[0]
     return for_all + (here / file).read_text(encoding="utf-8")
+
+
+def compiler_options(dtype: str, constants: tuple[tuple[str, int], ...] = ()) -> tuple[str, ...]:
+    """What NVRTC is told for floats of dtype; CuPy adds the architecture and more of its own."""
+    defined = (*zip(("STORE", "REAL"), _TYPES[dtype]), *constants)
+    return tuple(f"-D{name}={value}" for name, value in defined)
+
+
+@contextlib.contextmanager
+def said_if_slow(say: Callable[[str], None] | None, what: str) -> Iterator[None]:
+    """say(what) from another thread, once the block has run for SLOW seconds."""
+    timer = threading.Timer(SLOW, say or (lambda what: None), (what,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def load() -> Backend:
@@ -130,26 +152,34 @@ class CupyBackend(Backend):
         self.kernels = {name: functools.partial(f, self) if "/" in name else f
                         for name, f in KERNELS.items()}
         self._ready: set[int] = set()                   # devices that have been looked at
-        self._modules: dict[tuple[str, str], Any] = {}
-        self._compiled: dict[tuple[str, Any], Any] = {}
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._compiled: dict[tuple[str, Any, tuple[tuple[str, int], ...]], Any] = {}
 
     def launch(self, name: str, dtype: Any, blocks: tuple[int, ...], threads: tuple[int, ...],
-               *args: Any, shared: int = 0, file: str = "kernels.cu") -> None:
+               *args: Any, shared: int = 0, file: str = "kernels.cu",
+               constants: tuple[tuple[str, int], ...] = ()) -> None:
         """Run the kernel `name` of a file of kernels, compiled for floats of dtype.
 
         It runs as so many blocks of so many threads. args: arrays (contiguous where they are not
         Strided), int and float, as the kernel declares them. shared: bytes of memory that the
-        threads of a block share.
+        threads of a block share. constants: what else the file is compiled for.
         """
-        run = self._compiled.get((name, dtype))
+        run = self._compiled.get((name, dtype, constants))
         if run is None:
-            stored, computed = _TYPES[str(dtype)]
-            if (file, stored) not in self._modules:
-                options = (f"-DSTORE={stored}", f"-DREAL={computed}")
-                module = self.namespace.RawModule(code=source(file), options=options)
-                self._modules[file, stored] = module
-            run = self._compiled[name, dtype] = self._modules[file, stored].get_function(name)
+            run = self._compile(name, str(dtype), file, constants)
+            self._compiled[name, dtype, constants] = run
         run(blocks, threads, args, shared_mem=shared)
+
+    def _compile(self, name: str, dtype: str, file: str,
+                 constants: tuple[tuple[str, int], ...]) -> Any:
+        """A kernel as CuPy calls it. NVRTC compiles all of its file, where CuPy has not kept it."""
+        options = compiler_options(dtype, constants)
+        if (file, options) not in self._modules:
+            self._modules[file, options] = self.namespace.RawModule(code=source(file),
+                                                                    options=options)
+        what = f"compiling CUDA kernels ({file}, {dtype}); later starts find them in CuPy's cache"
+        with said_if_slow(self.said, what):
+            return self._modules[file, options].get_function(name)
 
     def capability(self) -> int:
         """The compute capability of the current device: 80 for 8.0."""
@@ -297,9 +327,25 @@ class CupyBackend(Backend):
     def product(self, a: Any, b: Any, **options: Any) -> Any:
         """a @ b by one call of cuBLAS; NotImplemented where there is none.
 
-        options: those of `cublas.multiply`.
+        options: those of `cublas.multiply`. A GPU before compute capability 8.0 has no bfloat16 and
+        no TF32: there float32 is multiplied.
         """
-        return cublas.multiply(self.namespace, a, b, tf32=self.tf32, **options)
+        bfloat16 = a.dtype.char == "E"
+        old = (self.tf32 or bfloat16) and self.capability() < TENSOR_CORES
+        if old and bfloat16:
+            return self._widened(a, b, **options)
+        return cublas.multiply(self.namespace, a, b, tf32=self.tf32 and not old, **options)
+
+    def _widened(self, a: Any, b: Any, *, out: Any = None, add: bool = False,
+                 dtype: Any = None) -> Any:
+        """`product` of bfloat16 that is multiplied as float32."""
+        made = cublas.multiply(self.namespace, a.astype("float32"), b.astype("float32"))
+        if made is NotImplemented:
+            return made
+        if out is None:
+            return made.astype(dtype or a.dtype, copy=False)
+        out[...] = (out + made if add else made).astype(out.dtype, copy=False)
+        return out
 
     def add_at_rows(self, rows: int, index: Any, values: Any) -> Any:
         if not fits(values) or not self.kernels or rows == 0:

@@ -42,31 +42,40 @@ def cut(processors: int, rows: int, outs: int, k: int, c: int,
     return blocks, slices, panel, n * (panel * 32 * c + 2 + 32) + here * slices * n
 
 
-def product(xp: Any, x: Any, weight: Any) -> tuple[int, int, int, int]:
-    outs, k = weight.shape
-    c = wide(weight.dtype) if k % wide(weight.dtype) == 0 and weight.data.ptr % 16 == 0 else 1
-    return cut(xp.processors, x.shape[0], outs, k, c, x.dtype.itemsize)
+def constants(rows: int, *arrays: Any) -> tuple[tuple[str, int], ...]:
+    """What decode.cu is compiled with: see its first lines.
+
+    arrays: what is read CHUNK numbers at a time, [..., n] with each row in one piece.
+    """
+    c = wide(arrays[0].dtype)
+    even = all(a.shape[-1] % c == 0 and a.data.ptr % 16 == 0 for a in arrays)
+    return (("ROWS", 1 << (rows - 1).bit_length()), ("CHUNK", c if even else 1))
+
+
+def product(xp: Any, x: Any, weight: Any) -> tuple[Any, int, int, int, int]:
+    compiled = constants(x.shape[0], weight)
+    return compiled, *cut(xp.processors, x.shape[0], *weight.shape, compiled[1][1],
+                          x.dtype.itemsize)
 
 
 def step_embed(xp, ids, state, pad, wte, wpe, x):
     xp.launch("step_embed", wte.dtype, (1,), (THREADS,), ids, state, pad, wte, wpe, x, *x.shape,
-              ids.shape[0] - 1, file=FILE)
+              ids.shape[0] - 1, file=FILE, constants=constants(x.shape[0], wte))
 
 
 def step_linear(xp, x, weight, bias, out, *, norm, eps, act, add):
-    blocks, slices, panel, numbers = product(xp, x, weight)
-    xp.launch("step_linear" if x.shape[0] == 1 else "step_linear_few", weight.dtype, (blocks,),
-              (THREADS,), x, *(norm or (None, None)), weight, bias, out, *x.shape, weight.shape[0],
-              slices, panel, ACTIVATIONS[act], int(add), float(eps),
-              shared=room(weight.dtype, numbers), file=FILE)
+    compiled, blocks, slices, panel, numbers = product(xp, x, weight)
+    xp.launch("step_linear", weight.dtype, (blocks,), (THREADS,), x, *(norm or (None, None)),
+              weight, bias, out, *x.shape, weight.shape[0], slices, panel, ACTIVATIONS[act],
+              int(add), float(eps), shared=room(weight.dtype, numbers), file=FILE,
+              constants=compiled)
 
 
 def step_qkv(xp, x, norm, weight, bias, q, keys, values, state, *, eps):
-    blocks, slices, panel, numbers = product(xp, x, weight)
-    xp.launch("step_qkv" if x.shape[0] == 1 else "step_qkv_few", weight.dtype, (blocks,),
-              (THREADS,), x, *norm, weight, bias, q, keys, values, state, *x.shape, keys.shape[3],
-              keys.shape[2], slices, panel, float(eps), shared=room(weight.dtype, numbers),
-              file=FILE)
+    compiled, blocks, slices, panel, numbers = product(xp, x, weight)
+    xp.launch("step_qkv", weight.dtype, (blocks,), (THREADS,), x, *norm, weight, bias, q, keys,
+              values, state, *x.shape, keys.shape[3], keys.shape[2], slices, panel, float(eps),
+              shared=room(weight.dtype, numbers), file=FILE, constants=compiled)
 
 
 def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scale, soon):
@@ -77,4 +86,5 @@ def step_attention(xp, q, keys, values, state, pad, out, parts, arrived, *, scal
     of_later = 0 if later is None else min(later.size, left - of_next)
     xp.launch("step_attention", keys.dtype, (blocks, heads, rows), (256,), q, keys, values, state,
               pad, out, parts, arrived, next, later, e, size, LEAST, of_next, of_later,
-              float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE)
+              float(scale), shared=room(keys.dtype, 8 * (e + 2)), file=FILE,
+              constants=constants(rows, keys, values))

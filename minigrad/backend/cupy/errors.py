@@ -41,12 +41,13 @@ _COMPLAINTS: tuple[tuple[tuple[str, ...], type[MinigradError], str], ...] = (
     (("cudaErrorNoKernelImageForDevice", "CUDA_ERROR_NO_BINARY_FOR_GPU",
       "NVRTC_ERROR_INVALID_OPTION", "CUBLAS_STATUS_ARCH_MISMATCH",
       "invalid value for --gpu-architecture"), BackendUnavailable,
-     "{at}: this CuPy and its CUDA {runtime} have no code for this GPU ({said}); an old GPU needs "
-     "'cupy-cuda12x[ctk]', a new one the newest CuPy; {else_}"),
-    (("UNSUPPORTED_PTX_VERSION", "UnsupportedPtxVersion", "INVALID_PTX", "InvalidPtx"),
-     BackendUnavailable,
-     "{at}: the driver, for CUDA {driver}, does not understand what the compiler NVRTC makes "
-     "({said}); update the driver, or install an older NVRTC: pip install "
+     "{at}: this CuPy with CUDA {runtime} and NVRTC {nvrtc} has no code for this GPU ({said}); an "
+     "old GPU needs 'cupy-cuda12x[ctk]' and no NVRTC of CUDA 13 (pip uninstall nvidia-cuda-nvrtc), "
+     "a new one the newest CuPy; {else_}"),
+    (("UNSUPPORTED_PTX_VERSION", "UnsupportedPtxVersion", "INVALID_PTX", "InvalidPtx",
+      "INVALID_IMAGE", "InvalidKernelImage"), BackendUnavailable,
+     "{at}: the driver, for CUDA {driver}, does not understand what NVRTC {nvrtc} makes ({said}); "
+     "update the driver, or install an older NVRTC: pip install "
      "'cuda-toolkit[nvrtc]=={driver}.*'"),
     (("DevicesUnavailable", "DEVICE_UNAVAILABLE", "CUBLAS_STATUS_NOT_INITIALIZED"),
      BackendUnavailable,
@@ -90,7 +91,7 @@ def explained(cupy: Any, error: BaseException, what: str = "",
     for words, kind, text in _COMPLAINTS:
         if any(word in said for word in words):
             versions = {name: _version(_ask(cupy, f"{name}GetVersion"))
-                        for name in ("runtime", "driver")}
+                        for name in ("runtime", "driver")} | {"nvrtc": _nvrtc(cupy)}
             return kind(text.format(at=at, said=said, else_=ELSE, **versions))
     if "CompileException" in names:
         return DeviceError(f"{at}: a kernel does not compile: {_complaint(str(error))}; "
@@ -286,6 +287,14 @@ def _ask(cupy: Any, name: str) -> int:
         return int(getattr(cupy.cuda.runtime, name)())
     except Exception:
         return 0
+
+
+def _nvrtc(cupy: Any) -> str:
+    """The version of the compiler that CuPy has loaded, which may be another CUDA's."""
+    try:
+        return ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    except Exception:
+        return "?"
 
 
 def _version(number: int) -> str:

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from . import limits
+
 HERE = Path(__file__).parent
 FILES = ("cuda_on_cpu.h", "machine.h", "memory.h", "ptx.h")
 FLAGS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-fno-gnu-unique", "-fno-strict-aliasing",
@@ -237,7 +239,8 @@ class Module:
 
     RuntimeError where a kernel does what memory.h, machine.h or ptx.h does not allow, and for what
     CUDA would take in silence, or would answer with another kernel's fault: arguments of the wrong
-    kind or number, arrays that are not contiguous, and sizes that not every GPU can start.
+    kind or number, arrays that are not contiguous, and sizes that not every GPU can start
+    (`limits`).
     """
 
     def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any],
@@ -246,6 +249,7 @@ class Module:
                  lent: Callable[[], Mapping[int, Any]] = dict,
                  blocks: Callable[[int], Sequence[int]] | None = None) -> None:
         self.captured, self.lent, self.blocks, self.source = captured, lent, blocks, code
+        self.options = options
         self.types, self.numbers, self.launched = parameters(code), numbers, launched
         self.names, self.bounds = names(code), launch_bounds(code, options)
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options
@@ -291,6 +295,8 @@ class Module:
                     f"__launch_bounds__ says {bound}" if bound else
                     f"the compiler may take 255 registers for each, so that {UNBOUNDED} can start "
                     f"at most: say KERNEL __launch_bounds__({threads})"))
+        if why := limits.refusal(self.options, name, threads, shared):
+            raise RuntimeError(f"{name}: too many resources requested for launch: {why}")
 
     def _run(self, name: str, run: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int,
              given: list[Any], places: list[Place]) -> None:

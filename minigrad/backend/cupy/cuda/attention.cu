@@ -277,6 +277,13 @@ template <int D, int N, int W> struct Products<D, N, W, 2> {
     }
 };
 
+// A block's own queries are kept in registers; but for compute capability 10 and 12 compilers have none left over
+#if __CUDA_ARCH__ >= 1000
+#define OWN Lying
+#else
+#define OWN Held
+#endif
+
 // Greatest number, and sum, over the lanes that share a row
 template <int LANES> __device__ __forceinline__ Real row_max(Real v) {
     for (int m = LANES / 2; m > 0; m /= 2) v = fmax(v, __shfl_xor_sync(ALL_LANES, v, m));
@@ -326,7 +333,7 @@ template <int D> __device__ __forceinline__ void attend(Store* tiles, const Rows
     stream.ask(0);
     copied();
     __syncthreads();
-    typename P::Held own(typename P::Lying{tiles, q.width});
+    typename P::OWN own(typename P::Lying{tiles, q.width});
     s *= LOG2_E;
     do {
         const Store* keys = stream.next();

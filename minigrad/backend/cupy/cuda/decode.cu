@@ -1,4 +1,6 @@
-// One step of decoding: the kernels of gpt2/decoding/gpu_ops.py for 1 … 8 rows. Compiled after what kernels.cu starts with.
+// One step of decoding: the kernels of gpt2/decoding/gpu_ops.py for 1 … 8 rows. Compiled after what kernels.cu starts with, for each
+// ROWS and CHUNK that is asked for: x has ROWS rows at most (1, 2, 4 or 8), and CHUNK numbers of a weight or of the cache are read at once:
+// WIDE, or 1 where rows do not begin on 16 bytes. All of that at once takes a compiler ten times as long.
 //
 // Such a step reads every weight once and computes next to nothing, so all here is about asking for memory early and often: a kernel's
 // first weights are on their way before it knows what to multiply them with. Weights are [out, in], each row in one piece. What travels
@@ -9,6 +11,7 @@
 // The numbers p[0 … n − 1] will be wanted soon: `of` threads, of which this is number `me`, ask for them, and do not wait
 __device__ __forceinline__ void soon(const Store* p, Count n, unsigned me, unsigned of) {
     const Count each = 32 / sizeof(Store);
+#pragma unroll 1
     for (Count i = me * each; i < n; i += of * each) FETCH(p + i);
 }
 
@@ -65,6 +68,7 @@ template <int N> __device__ __forceinline__ void statistics(const Real* x, int g
         for (int n = 0; n < N; ++n) {
             Real m = squares ? found[n] : Real(0);
             part[n] = 0;
+#pragma unroll 1
             for (int i = threadIdx.x; n < given && i < k; i += AT_ONCE * blockDim.x) {
                 Real a[AT_ONCE];                        // waiting is what this costs
 #pragma unroll
@@ -99,12 +103,12 @@ struct Product {
 // neighbouring lanes find their P numbers side by side. finish(n, row, sum) is called once for each product.
 template <int N, int R, int U, int C, class Finish>
 __device__ __forceinline__ void products(Real* tile, Product p, Finish finish) {
-    constexpr int AT_ONCE = N == 1 && sizeof(Real) == 4 ? 4 : 1;
+    constexpr int AT_ONCE = N == 1 && sizeof(Real) == 4 ? 2 : 1;           // with the weights there is room for no more
     constexpr int P = C < EACH ? C : EACH;              // tile: [N, panel, C / P, 32, P]
     Real* found = tile + N * p.panel * 32 * C;           // [2, N]
     Real* room = found + 2 * N;                         // [N, 32]
     Real* sums = room + N * 32;                         // [rows of this block, slices, N]
-    int k = p.k, slices = p.slices, panel = p.panel, given = p.rows;
+    int k = p.k, slices = p.slices, panel = p.panel, given = N == 1 ? 1 : p.rows;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int few = unsigned(p.outs) / gridDim.x, more = unsigned(p.outs) % gridDim.x, block = blockIdx.x;       // 64 bits divide slowly
     int first = block * few + (block < more ? block : more), here = few + (block < more);
@@ -132,6 +136,7 @@ __device__ __forceinline__ void products(Real* tile, Product p, Finish finish) {
         }
         if (p.gain && start == 0) statistics<N>(p.x, given, k, p.eps, room, found);
         if (start > 0) __syncthreads();                 // all are done with the panel before
+#pragma unroll 1
         for (int base = threadIdx.x; base < panel * 32 * C; base += AT_ONCE * blockDim.x) {
             Real v[AT_ONCE][N], gain[AT_ONCE], shift[AT_ONCE];
 #pragma unroll
@@ -199,17 +204,18 @@ __device__ __forceinline__ void products(Real* tile, Product p, Finish finish) {
     }
 }
 
-template <int N, int R, int U, class Finish> __device__ __forceinline__ void by_chunks(Real* tile, Product p, Finish finish) {
-    if (p.k % WIDE == 0 && aligned(p.weight)) products<N, R, U, WIDE>(tile, p, finish);
-    else products<N, R, U, 1>(tile, p, finish);
-}
-
-// Registers decide how much of the matrix is asked for at a time, and how often what is read of x is used
-template <class Finish> __device__ __forceinline__ void for_few(Real* tile, Product p, Finish finish) {
-    if (p.rows <= 2) by_chunks<2, 2, 4>(tile, p, finish);
-    else if (p.rows <= 4) by_chunks<4, 2, 4>(tile, p, finish);
-    else by_chunks<8, sizeof(Real) == 4 ? 4 : 2, 1>(tile, p, finish);
-}
+// Registers decide how many rows of the matrix a warp takes and how much it asks for at a time, and how often what is read of x is used.
+// BLOCKS of a multiprocessor share its registers.
+#if ROWS == 1
+#define BLOCKS 2
+#define TAKEN 1, 8
+#elif ROWS <= 4
+#define BLOCKS 1
+#define TAKEN 2, 4
+#else
+#define BLOCKS 1
+#define TAKEN (sizeof(Real) == 4 ? 4 : 2), 1
+#endif
 
 // act(x + bias), added to what is there where `adds`; the activations by number: none, gelu.2, gelu.1, relu
 struct IntoRows {
@@ -238,38 +244,22 @@ struct IntoHeads {
     }
 };
 
-// out [rows, outs] ← act(LN(x) Wᵀ + bias) (+ out) for one row of x, or for 2 … 8; without LN gain is 0, without a bias bias is
-KERNEL __launch_bounds__(512, 2) step_linear(const Real* x, const Store* gain, const Store* shift, const Store* weight, const Store* bias,
-                                             Real* out, Count rows, Count k, Count outs, Count slices, Count panel, Count act, Count adds,
-                                             double eps) {
-    SHARED(Real, tile);
-    Product p{x, gain, shift, weight, 1, int(k), int(outs), int(slices), int(panel), eps};
-    by_chunks<1, 1, 8>(tile, p, IntoRows{bias, out, p.outs, int(act), adds != 0});
-}
-
-KERNEL __launch_bounds__(512, 1) step_linear_few(const Real* x, const Store* gain, const Store* shift, const Store* weight,
-                                                 const Store* bias, Real* out, Count rows, Count k, Count outs, Count slices, Count panel,
-                                                 Count act, Count adds, double eps) {
+// out [rows, outs] ← act(LN(x) Wᵀ + bias) (+ out); without LN gain is 0, without a bias bias is
+KERNEL __launch_bounds__(512, BLOCKS) step_linear(const Real* x, const Store* gain, const Store* shift, const Store* weight,
+                                                  const Store* bias, Real* out, Count rows, Count k, Count outs, Count slices, Count panel,
+                                                  Count act, Count adds, double eps) {
     SHARED(Real, tile);
     Product p{x, gain, shift, weight, int(rows), int(k), int(outs), int(slices), int(panel), eps};
-    for_few(tile, p, IntoRows{bias, out, p.outs, int(act), adds != 0});
+    products<ROWS, TAKEN, CHUNK>(tile, p, IntoRows{bias, out, p.outs, int(act), adds != 0});
 }
 
 // LN(x) Wᵀ + bias for W [3 d, d]: q [rows, d], and k and v into the cache [rows, d / e, size, e] at the last place taken
-KERNEL __launch_bounds__(512, 2) step_qkv(const Real* x, const Store* gain, const Store* shift, const Store* weight, const Store* bias,
-                                          Real* q, Store* keys, Store* values, const Count* state, Count rows, Count d, Count e, Count size,
-                                          Count slices, Count panel, double eps) {
-    SHARED(Real, tile);
-    Product p{x, gain, shift, weight, 1, int(d), int(3 * d), int(slices), int(panel), eps};
-    by_chunks<1, 1, 8>(tile, p, IntoHeads{bias, q, keys, values, p.k, int(e), size, state[0] - 1});
-}
-
-KERNEL __launch_bounds__(512, 1) step_qkv_few(const Real* x, const Store* gain, const Store* shift, const Store* weight, const Store* bias,
-                                              Real* q, Store* keys, Store* values, const Count* state, Count rows, Count d, Count e,
-                                              Count size, Count slices, Count panel, double eps) {
+KERNEL __launch_bounds__(512, BLOCKS) step_qkv(const Real* x, const Store* gain, const Store* shift, const Store* weight, const Store* bias,
+                                               Real* q, Store* keys, Store* values, const Count* state, Count rows, Count d, Count e,
+                                               Count size, Count slices, Count panel, double eps) {
     SHARED(Real, tile);
     Product p{x, gain, shift, weight, int(rows), int(d), int(3 * d), int(slices), int(panel), eps};
-    for_few(tile, p, IntoHeads{bias, q, keys, values, p.k, int(e), size, state[0] - 1});
+    products<ROWS, TAKEN, CHUNK>(tile, p, IntoHeads{bias, q, keys, values, p.k, int(e), size, state[0] - 1});
 }
 
 // ── attention of one query over the keys of its row, in parts   (decode.1; Dao et al. 2023, flash-decoding) ──
@@ -361,7 +351,7 @@ KERNEL step_attention(const Real* q, const Store* keys, const Store* values, con
                       Count* arrived, const Store* next, const Store* later, Count e, Count size, Count least, Count of_next, Count of_later,
                       double scale) {
     SHARED(Real, room);                                 // [warps, e + 2]
-    int lane = threadIdx.x % 32, warps = blockDim.x / 32, wide = e % WIDE == 0 && aligned(keys) && aligned(values) ? WIDE : 1, lanes = 1;
+    int lane = threadIdx.x % 32, warps = blockDim.x / 32, lanes = 1;
     Count head = Count(blockIdx.z) * gridDim.y + blockIdx.y, lo = pad[blockIdx.z], n = state[0] - lo;
     unsigned me = (unsigned(head) * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x, all = gridDim.z * gridDim.y * gridDim.x * blockDim.x;
     Count each = (unsigned(n) + gridDim.x - 1) / gridDim.x;
@@ -372,11 +362,11 @@ KERNEL step_attention(const Real* q, const Store* keys, const Store* values, con
         return;
     }
     Count from = lo + blockIdx.x * each, to = from + each < lo + n ? from + each : lo + n;
-    while (lanes < 32 && lanes * wide < e) lanes *= 2;
+    while (lanes < 32 && lanes * CHUNK < e) lanes *= 2;
     keys += head * size * e, values += head * size * e, q += head * e, out += head * e, parts += head * gridDim.x * (e + 2);
-    if (wide == 1) over_keys<1, 8, 1>(q, keys, values, room, from, to, e, lanes, scale);
-    else if (e <= 32 * WIDE) over_keys<WIDE, 1, 4>(q, keys, values, room, from, to, e, lanes, scale);
-    else over_keys<WIDE, (256 + 32 * WIDE - 1) / (32 * WIDE), 1>(q, keys, values, room, from, to, e, lanes, scale);
+    constexpr int MOST = 256 / (32 * CHUNK);            // chunks of a lane where the whole warp has one key
+    if (CHUNK > 1 && (MOST == 1 || e <= 32 * CHUNK)) over_keys<CHUNK, 1, 4>(q, keys, values, room, from, to, e, lanes, scale);
+    else over_keys<CHUNK, MOST, 1>(q, keys, values, room, from, to, e, lanes, scale);
     soon(next, of_next, me, all), soon(later, of_later, me, all);
     __syncthreads();
     if (threadIdx.x >= 32) return;

@@ -73,6 +73,32 @@ def test_nothing_is_copied(how: str):
         assert counts.allocations == 1 and counts.syncs == counts.uploads == 0
 
 
+@pytest.mark.parametrize("capability", [70, 75, 80])
+def test_an_old_gpu_multiplies_float32(capability: int, monkeypatch: pytest.MonkeyPatch):
+    """Before compute capability 8.0 cuBLAS is never given bfloat16, nor TF32; the results are the same to one rounding."""
+    asked, multiply = set(), cublas.multiply
+
+    def seen(cupy, a, b, *, tf32=False, **options):
+        asked.add((str(a.dtype), tf32))
+        return multiply(cupy, a, b, tf32=tf32, **options)
+
+    monkeypatch.setattr(cublas, "multiply", seen)
+    monkeypatch.setattr(type(HERE), "capability", lambda self: capability)
+    monkeypatch.setattr(mg.backend.Backend, "tf32", True)
+    x, y, there = (_numbers(seed, (5, 5), "bfloat16") for seed in range(3))
+    left, right = x.astype(np.float64), y.astype(np.float64)
+    a, b, out = (HERE.array(n) for n in (x, y, there))
+    HERE.product(a, b, out=out, add=True)
+    found = [HERE.matmul(a, b), HERE.product(a, b, dtype="float32"), out, HERE.matmul(a.astype("float32"), b.astype("float32"))]
+    assert [str(f.dtype) for f in found] == ["bfloat16", "float32", "bfloat16", "float32"]
+    for f, add in zip(found, (0.0, 0.0, there.astype(np.float64), 0.0)):
+        wanted = left @ right + add
+        # TF32 holds every number of bfloat16
+        once = UNIT["bfloat16"] * np.abs(wanted) if f.dtype == "bfloat16" else 0.0
+        assert (np.abs(HERE.host(f).astype(np.float64) - wanted) <= bound("float32", 6, magnitude(left, right) ** 2) + once).all()
+    assert asked == ({("float32", False)} if capability < 80 else {("bfloat16", True), ("float32", True)})
+
+
 def test_a_result_of_float32_from_16_bits():
     """A sum that 16 bits could not hold is there in float32."""
     x = HERE.array(np.full((1, 4096), 8.0, "float16"))

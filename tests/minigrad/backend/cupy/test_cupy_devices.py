@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +217,22 @@ def test_no_memory_is_said_wherever_it_runs_out():
         assert "batch" in said and "--recompute" in said and isinstance(caught.value, MemoryError)
         seen.add(said.partition(":")[0])
     assert {"linear", "softmax", "AdamW.step"} <= seen and any(s.startswith("backward of") for s in seen), seen
+
+
+def test_a_slow_compilation_is_told(monkeypatch: pytest.MonkeyPatch):
+    """While kernels are compiled for long, whoever listens is told once what of; a kernel that is there is not told."""
+    here, said, wait = fake.FakeCupyBackend(), list[str](), [0.3]
+    here.said = said.append
+    module = types.SimpleNamespace(get_function=lambda name: time.sleep(wait.pop()) or (lambda *args, **shared: None))
+    monkeypatch.setattr(here.namespace, "RawModule", lambda code, options: module)
+    monkeypatch.setattr(cupy, "SLOW", 0.05)
+    for _ in range(2):
+        here.launch("gelu", np.dtype("float32"), (1,), (1,))
+    assert said == ["compiling CUDA kernels (kernels.cu, float32); later starts find them in CuPy's cache"] and not wait
+    wait.append(0.0)
+    here.launch("step_embed", np.dtype("float32"), (1,), (1,), file="decode.cu", constants=(("ROWS", 1), ("CHUNK", 4)))
+    time.sleep(0.1)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("source", ["host", "fake:0", "fake:1"])

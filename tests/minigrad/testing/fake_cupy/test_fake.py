@@ -1,8 +1,12 @@
 """The fake CuPy has CuPy's manners, and the engine keeps to them."""
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
+import operator
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,10 @@ from hypothesis import strategies as st
 import minigrad as mg
 from minigrad import backend
 from minigrad.backend import Device
+from minigrad.backend.cupy import CupyBackend
 from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS
-from minigrad.testing.fake_cupy.names import LACKED, MODULE, NDARRAY
+from minigrad.testing.fake_cupy.names import LACKED, MODULE, NDARRAY, UFUNC
 from minigrad.testing.laws.run import Run
 from minigrad.testing.laws.subject import flat
 
@@ -51,8 +56,37 @@ def test_it_has_only_names_that_cupy_has():
             f(cp.ones(2))
 
 
+def _asked() -> dict[tuple[str, tuple[str, ...]], str]:
+    """The functions of an array library that minigrad calls as xp.NAME(…), with the arguments that it names, and one place of each.
+
+    What the backend defines itself is left out.
+    """
+    found = {}
+    for path in Path(mg.__file__).parent.rglob("*.py"):
+        if "testing" in path.parts or path.match("backend/numpy/*"):
+            continue
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and (m := re.fullmatch(r"(?:xp|cp|self\.namespace)\.([\w.]+)", ast.unparse(call.func))):
+                name = m[1]
+                if not hasattr(CupyBackend, name):
+                    found[name, tuple(sorted(k.arg for k in call.keywords if k.arg))] = f"{path.name}:{call.lineno}"
+    return found
+
+
+def test_only_what_cupy_has_is_asked_for():
+    """In all of minigrad, in lines too that no test runs: the functions of CuPy, with the arguments that these have."""
+    asked = _asked()
+    for (name, words), place in asked.items():
+        first = name.partition(".")[0]
+        assert first in MODULE, place
+        if first == name and isinstance(getattr(np, name, None), np.ufunc):
+            assert set(words) <= UFUNC, place
+        assert not LACKED.get(name, frozenset()) & set(words), place
+    assert len(asked) > 60 and {("sum", ("axis", "keepdims")), ("cuda.Device", ()), ("add.at", ())} <= asked.keys()
+
+
 def test_the_names_are_cupys():
-    """The committed lists are those of the installed CuPy."""
+    """The committed lists are those of the installed CuPy, and so are the functions and arguments that minigrad uses."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("cupy is not installed; pip install cupy-cuda12x (it imports without a GPU) to compare the lists of names")
     import cupy
@@ -63,6 +97,12 @@ def test_the_names_are_cupys():
         assert words <= inspect.signature(getattr(np, name)).parameters.keys() - inspect.signature(getattr(cupy, name)).parameters.keys()
     with pytest.raises(TypeError, match="Wrong arguments"):
         cupy.add(1, 2, where=True)
+    for (name, words), place in _asked().items():
+        try:
+            known = inspect.signature(operator.attrgetter(name)(cupy)).parameters
+        except (ValueError, ImportError):               # compiled; or a library is missing: test_fake_cuda.py calls them
+            continue
+        assert set(words) <= known.keys() or "kwargs" in known, place
 
 
 def test_reductions_give_arrays_of_no_axes():
