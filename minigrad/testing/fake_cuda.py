@@ -189,6 +189,7 @@ def stand_in(capability: int = 90) -> Cuda:
     answers: dict[str, Callable[..., Any]] = {
         "getDevice": zero, "getDeviceCount": lambda: 1, "deviceGetAttribute": cuda.attribute,
         "driverGetVersion": lambda: version, "runtimeGetVersion": lambda: version,
+        "getDeviceProperties": lambda _: {"warpSize": 32},
         "memGetInfo": lambda: (MEMORY, MEMORY), "malloc": cuda.malloc, "free": cuda.free,
         "hostAlloc": cuda.malloc, "freeHost": cuda.free, "pointerGetMemoryType": zero,
         "memcpy": _move, "memcpyAsync": _move, "memset": _fill, "memsetAsync": _fill,
