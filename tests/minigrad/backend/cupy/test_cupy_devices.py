@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import minigrad as mg
 from minigrad import backend
-from minigrad.backend import Device
+from minigrad.backend import Device, cupy
 from minigrad.testing import fake_cupy
 from minigrad.testing.domains import DOMAINS
+from minigrad.testing.fake_cupy import fake
 from minigrad.testing.fake_cupy.device import state
 from minigrad.testing.laws.run import Run
 from minigrad.testing.laws.subject import flat

@@ -261,6 +261,7 @@ def test_two_packages_are_a_warning_of_one_line(installed: Any, monkeypatch: pyt
     (_error("CompileException", "nvrtc: error: invalid value for --gpu-architecture (-arch)\n", Exception), mg.BackendUnavailable,
      ["no code for this GPU", "CUDA 12.9"]),
     (_error("CUDADriverError", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: PTX"), mg.BackendUnavailable, ["update the driver", "==12.9.*'"]),
+    (_error("CUDADriverError", "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid"), mg.BackendUnavailable, ["an older NVRTC"]),
     (_runtime("cudaErrorIllegalAddress: an illegal memory access was encountered"), mg.DeviceError, ["CUDA_LAUNCH_BLOCKING=1"]),
     (_runtime("cudaErrorInvalidDevice: invalid device ordinal"), mg.DeviceError, ["nvidia-smi -L"]),
     (_runtime("cudaErrorUnknown: unknown error"), mg.DeviceError, ["layer_norm: cupy:1: cudaErrorUnknown: unknown error"]),
