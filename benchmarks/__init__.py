@@ -1,1 +1,1 @@
-"""How fast it is, against what else there is, on the machine at hand."""
+"""How fast and how accurate minigrad and gpt2 are on this machine, compared with other libraries."""

@@ -1,8 +1,8 @@
-"""python -m benchmarks.accuracy: how far float32 is from the truth, for GPT-2's logits, loss and every gradient, beside PyTorch and JAX.
+"""python -m benchmarks.accuracy: the error of float32 in GPT-2's logits, loss and gradients, compared with PyTorch and JAX.
 
-Truth is the same model with the same weights in float64, believed after PyTorch's float64 gives the same to 1e-10. The error of
-a tensor is the root mean square of (float32 − truth) over that of the truth. Rounding is a draw: each repetition takes another
-batch, and a ratio comes with its standard error. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset, as on a user's machine.
+The truth is the same model with the same weights in float64; it is used only if PyTorch's float64 agrees to 1e-10. The error of a tensor
+is the root mean square of (float32 − truth) divided by that of the truth. Rounding depends on the numbers, so each repetition uses another
+batch, and each ratio has its standard error. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset, as on a user's machine.
 """
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 Tensors = dict[str, Any]                                # "logits", "loss", and gradients by parameter name; NumPy arrays
 Pass = Callable[[Any, Any], Tensors]                    # ids, targets [B, T] -> Tensors
 
-US, PEER = "minigrad", "torch eager"                    # the ratio is between these
-TRUE = 1e-10                                            # how far apart two float64 passes may be, in RMS over RMS
+US, PEER = "minigrad", "torch eager"                    # the ratio compares these two
+TRUE = 1e-10                                            # the largest difference of two float64 passes, in RMS over RMS
 
 
-# ── who computes ──
+# ── the programs that are compared ──
 def minigrad_pass(config: Any, weights: Mapping[str, Any], explicit: bool = False) -> Pass:
     from gpt2 import GPT2
 
@@ -42,7 +42,7 @@ def minigrad_pass(config: Any, weights: Mapping[str, Any], explicit: bool = Fals
 
 
 def torch_pass(config: Any, weights: Mapping[str, Any], attention: str = "eager") -> Pass:
-    """transformers' GPT-2 on the memory of `weights`. ImportError where PyTorch or transformers is missing."""
+    """transformers' GPT-2, which shares the memory of `weights`. ImportError if PyTorch or transformers is missing."""
     import torch
     import transformers
 
@@ -67,7 +67,7 @@ def torch_pass(config: Any, weights: Mapping[str, Any], attention: str = "eager"
 
 
 def jax_pass(config: Any, weights: Mapping[str, Any]) -> Pass:
-    """GPT-2 as a function of its parameters, under jax.jit. ImportError where JAX is missing."""
+    """GPT-2 as a function of its parameters, compiled by jax.jit. ImportError if JAX is missing."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -113,53 +113,56 @@ def jax_pass(config: Any, weights: Mapping[str, Any]) -> Pass:
     return run
 
 
-# Who computes: a function from a configuration and weights by name to a Pass in the dtype of the weights.
+# Each program: a function from a configuration and weights by name to a Pass in the dtype of the weights.
 PARTIES: dict[str, Callable[[Any, Mapping[str, Any]], Pass]] = {
     "minigrad": minigrad_pass, "unfused": partial(minigrad_pass, explicit=True),
     "torch eager": torch_pass, "torch sdpa": partial(torch_pass, attention="sdpa"), "jax": jax_pass,
 }
 
 
-# ── how far apart ──
+# ── errors ──
 def error(found: Any, truth: Any) -> float:
-    """‖found − truth‖ / ‖truth‖, summed in float64; 0 for two zeros. ValueError where shapes differ: broadcasting would hide it."""
+    """‖found − truth‖ / ‖truth‖, summed in float64; 0 for two zeros. ValueError if the shapes differ, which broadcasting would hide."""
     import numpy as np
 
     if found.shape != truth.shape:
-        raise ValueError(f"error: {list(found.shape)} beside a truth of {list(truth.shape)}")
+        raise ValueError(f"error: the shape is {list(found.shape)}, but that of the truth is {list(truth.shape)}")
     apart, size = np.ravel(np.subtract(found, truth, dtype=np.float64)), np.ravel(np.asarray(truth, np.float64))
-    # a number that is not finite is infinitely wrong
+    # a number that is not finite has an infinite error
     far = math.sqrt(apart @ apart) if np.isfinite(apart).all() else math.inf
     return far / math.sqrt(size @ size) if far else 0.0
 
 
 def errors(found: Tensors, truth: Tensors) -> dict[str, float]:
-    """`error` of each tensor. ValueError where one side has tensors that the other has not."""
+    """The `error` of each tensor. ValueError if one side has tensors that the other does not have."""
     if found.keys() != truth.keys():
-        raise ValueError(f"errors: only on one side: {sorted(found.keys() ^ truth.keys())}")
+        raise ValueError(f"errors: only one side has {sorted(found.keys() ^ truth.keys())}")
     return {name: error(found[name], truth[name]) for name in truth}
 
 
 def kind(name: str) -> str:
-    """A tensor's name with * for the layer."""
+    """A tensor's name with * instead of the number of the layer."""
     return re.sub(r"^h\.\d+\.", "h.*.", name)
 
 
 class Ratio(NamedTuple):
-    """Ours over the peer's mean error, and the standard error of that over the repetitions (NaN with one)."""
+    """Our mean error divided by the peer's, and the standard error of this ratio (NaN if there is only one repetition)."""
 
     value: float
     spread: float
 
     @property
     def verdict(self) -> str:
-        """"less" or "more" where it is so by two standard errors, else "level"."""
+        """"less" or "more" if the ratio differs from 1 by more than two standard errors, else "level"."""
         room = 0.0 if math.isnan(self.spread) else 2.0 * self.spread
         return "more" if self.value > 1.0 + room else "less" if self.value < 1.0 - room else "level"
 
 
 def ratio(ours: list[float], theirs: list[float]) -> Ratio:
-    """Of two lists of errors, one for each repetition. Its spread is that of a quotient of means of pairs (Cochran 1977, §2.11)."""
+    """The ratio of two lists of errors, with one error for each repetition.
+
+    The standard error is that of a quotient of means of pairs (Cochran 1977, §2.11).
+    """
     n, bottom = len(ours), statistics.fmean(theirs)
     if not bottom:
         return Ratio(1.0 if not any(ours) else math.inf, math.nan)
@@ -169,7 +172,7 @@ def ratio(ours: list[float], theirs: list[float]) -> Ratio:
 
 
 class Line(NamedTuple):
-    """One line of the table: of a tensor, or of all of a kind. errors: by party, one for each repetition."""
+    """One line of the table, for a tensor or for all tensors of a kind. errors: by program, one for each repetition."""
 
     name: str
     errors: dict[str, list[float]]
@@ -195,7 +198,7 @@ def by_kind(lines: Iterable[Line]) -> list[Line]:
 
 # ── the run ──
 def random_weights(config: Any, seed: int = 0) -> Tensors:
-    """GPT-2's first weights from a seed, with biases and LayerNorm parameters moved by N(0, 0.1²): × 1 and + 0 do not round."""
+    """GPT-2's initial weights from a seed, with N(0, 0.1²) added to biases and LayerNorm parameters, because × 1 and + 0 do not round."""
     import minigrad as mg
     from gpt2 import GPT2
 
@@ -207,19 +210,19 @@ def random_weights(config: Any, seed: int = 0) -> Tensors:
 
 
 def present(names: Iterable[str], config: Any, weights: Mapping[str, Any]) -> dict[str, Pass]:
-    """The parties that are installed; of each other one line on stderr says how to get it."""
+    """The programs that are installed; for each other one a line on stderr says how to install it."""
     found = {}
     for name in names:
         try:
             found[name] = PARTIES[name](config, weights)
         except ImportError as missing:
             how = "pip install jax" if name == "jax" else "pip install torch transformers"
-            print(f"{name}: left out: {missing}; get it with: {how}", file=sys.stderr)
+            print(f"{name} is left out: {missing}; install it with: {how}", file=sys.stderr)
     return found
 
 
 def truth_of(config: Any, weights: Mapping[str, Any], ids: Any, targets: Any) -> tuple[Tensors, dict[str, float] | None]:
-    """The float64 pass, and how far PyTorch's is from it; None in its place where PyTorch is not installed."""
+    """The float64 pass, and the distance of PyTorch's float64 pass, or None if PyTorch is not installed."""
     wide = {name: array.astype("float64") for name, array in weights.items()}
     truth = minigrad_pass(config, wide)(ids, targets)
     try:
@@ -230,7 +233,7 @@ def truth_of(config: Any, weights: Mapping[str, Any], ids: Any, targets: Any) ->
 
 def measure(config: Any, weights: Mapping[str, Any], rows: int, length: int, repeats: int, names: list[str],
             say: Callable[[str], Any]) -> tuple[list[Line], tuple[float, str] | None]:
-    """A line for each tensor, and the worst disagreement about the truth with the tensor's name. Stops at a false truth."""
+    """A line for each tensor, and the largest disagreement about the truth with the tensor's name. It stops if that is too large."""
     import numpy as np
 
     lines: dict[str, Line] = {}
@@ -253,7 +256,7 @@ def measure(config: Any, weights: Mapping[str, Any], rows: int, length: int, rep
 
 
 def table(lines: list[Line]) -> list[str]:
-    """The lines as text: the mean error of each party in units of 1e-7, and the ratio with its standard error and verdict."""
+    """The lines as text: the mean error of each program in units of 1e-7, and the ratio with its standard error and verdict."""
     parties = list(lines[0].errors) if lines else []
     wide = max([len(line.name) for line in lines], default=0)
     out = [f"{'RMS error / RMS, in 1e-7':<{wide}}" + "".join(f"{who:>13}" for who in parties) + f"   {US} / {PEER}"]
@@ -265,7 +268,7 @@ def table(lines: list[Line]) -> list[str]:
 
 
 def summary(lines: list[Line]) -> str:
-    """How many lines have less error than the peer, as much, or more, and which have more."""
+    """The numbers of lines with a smaller error than the peer, with as large an error and with a larger one, and the names of the last."""
     verdicts = {line.name: r.verdict for line in lines if (r := line.ratio()) is not None}
     if not verdicts:
         return f"no {PEER} to compare with"
@@ -291,14 +294,14 @@ def main(argv: list[str] | None = None) -> int:
     from gpt2.errors import UsageError
 
     p = Parser(prog="python -m benchmarks.accuracy", description=__doc__)
-    p.add_argument("--model", metavar="NAME|DIR", help="weights to compute with; random ones of the 124M when left out")
+    p.add_argument("--model", metavar="NAME|DIR", help="the weights to use (default: random weights of the 124M)")
     p.add_argument("--rows", type=at_least(1), default=2, metavar="B")
     p.add_argument("--length", type=at_least(1), default=64, metavar="T", help="tokens in a row")
-    p.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="batches; rounding is a draw")
+    p.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="repetitions, each with another batch")
     p.add_argument("--peers", type=comma_separated, action=Extend, default="torch,jax", metavar="A,B",
-                   help="comma-separated, of torch and jax; what is not installed is left out")
-    p.add_argument("--all", action="store_true", help="a line for each tensor, not for each kind")
-    p.add_argument("--json", action="store_true", help="the last line of stdout is one JSON document")
+                   help="a comma-separated list of torch and jax; a peer that is not installed is left out")
+    p.add_argument("--all", action="store_true", help="print a line for each tensor, not for each kind")
+    p.add_argument("--json", action="store_true", help="print one JSON document as the last line of stdout")
     args = p.parse_args(argv)
     peers = args.peers
     if other := sorted(set(peers) - {"torch", "jax"}):
@@ -318,9 +321,9 @@ def main(argv: list[str] | None = None) -> int:
     names = [name for name in PARTIES if name.partition(" ")[0] in ("minigrad", "unfused", *peers)]
     lines, checked = measure(config, weights, args.rows, args.length, args.repeats, names, lambda line: print(line, file=sys.stderr))
     if checked is None:
-        print("truth: float64, not checked: PyTorch is not installed; get it with: pip install torch transformers")
+        print("truth: float64, not checked, because PyTorch is not installed: pip install torch transformers")
     elif not checked[0] <= TRUE:
-        print(f"truth: PyTorch's float64 is {checked[0]:.1e} from ours at {checked[1]}, more than {TRUE:.0e}: no truth to measure by")
+        print(f"no truth to compare with: PyTorch's float64 is {checked[0]:.1e} from ours at {checked[1]}, more than {TRUE:.0e}")
         return 1
     else:
         print(f"truth: float64; PyTorch's is within {checked[0]:.1e} of ours (at {checked[1]})")
@@ -335,7 +338,7 @@ if __name__ == "__main__":
     from .processes import UNSET
 
     for setting in UNSET:
-        os.environ.pop(setting, None)                   # before NumPy loads its BLAS
+        os.environ.pop(setting, None)                   # this must happen before NumPy loads its BLAS
     from gpt2.cli.command import run_command
 
     run_command(main, "benchmarks.accuracy")

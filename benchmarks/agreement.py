@@ -1,8 +1,8 @@
-"""Whether two answers are the same: what a workload tells about its result, and how far float32 may take two of them apart.
+"""Whether two answers agree: what a workload reports about its result, and how much two float32 results may differ.
 
-The model of rounding: K roundings of relative size u = 2⁻²⁴ in a row, each a draw of its own, move a result by about u √K of its
-size (Higham, Mary 2019). Two results may lie 2 · 2 such distances apart, two for each of two standard deviations. K is the length of
-the sums on the longest way through the network; backward goes it twice more.
+The model of rounding: after K independent roundings of relative size u = 2⁻²⁴, a result is off by about u √K of its size
+(Higham, Mary 2019). Two results may differ by 2 · 2 times this: two standard deviations for each of them. K is the total length of
+the sums on the longest path through the network; the backward pass doubles this length again.
 """
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from .rows import Row
 
 U = 2.0 ** -24
-RATE = 1e-5                                             # of learning: small, so that the weights stay what they were
+RATE = 1e-5                                             # the learning rate; it is small, so that the weights change little
 DECAY = 0.1
 
 
 def sketch(name: str, array: Any) -> list[float]:
-    """The Euclidean norm of an array and its product with a vector of signs that the name decides, summed in float64."""
+    """The Euclidean norm of an array, and its inner product with signs that depend on the name, both summed in float64."""
     import numpy as np
 
     flat = np.ravel(np.asarray(array))
@@ -33,7 +33,7 @@ def sketch(name: str, array: Any) -> list[float]:
 
 
 def batch_of(row: Row, config: Any) -> tuple[Any, Any]:
-    """ids and targets [B, T], the same for all; a row goes on where the one before it ended."""
+    """ids and targets [B, T], the same for all programs; each row continues the row before it."""
     import numpy as np
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size - 1, row.batch * row.tokens + 1)
@@ -41,8 +41,8 @@ def batch_of(row: Row, config: Any) -> tuple[Any, Any]:
 
 
 def roundings(row: Row, config: Any) -> int:
-    """K of the loss, of logits, of gradients: terms of the sums on the longest way."""
-    if not row.model:                                   # an op: the longest sum of any, forward and backward
+    """K for the loss, for logits and for gradients: the number of terms in the sums on the longest path."""
+    if not row.model:                                   # an op: the longest sum of all ops, forward and backward
         return 2 * (row.batch + row.tokens) if row.kind != "op adamw" else 16
     d, n, tokens = config.n_embd, config.n_inner or 4 * config.n_embd, row.tokens + row.new
     block = 2 * d + d // config.n_head + 2 * tokens + d + n + 4 * d     # two products with d, scores, softmax and P V, the MLP, two norms
@@ -51,16 +51,16 @@ def roundings(row: Row, config: Any) -> int:
 
 
 def bound(row: Row, config: Any) -> float:
-    """How far apart, relative to their size, two float32 answers may be."""
+    """The largest difference of two float32 answers, relative to their size."""
     if row.kind == "chain":
-        # 18 operations, each right to 4 u, on numbers below 3 and with slopes below 10 to the result
+        # 18 operations with errors of 4 u, on numbers below 3, with slopes below 10 to the result
         return 18 * 4 * 10 * U
     return 4.0 * U * math.sqrt(roundings(row, config))
 
 
 def complaints(found: Mapping[str, Any], wanted: Mapping[str, Any], row: Row, config: Any,
                tells: tuple[str, ...] | None = None, near: float | None = None) -> list[str]:
-    """What in the answer `found` is not that of `wanted`, which is minigrad's; nothing where they agree.
+    """The differences between the answer `found` and `wanted`, which is minigrad's; nothing if they agree.
 
     near: how far apart, relative to their size, where it is not float32's `bound`.
     """
@@ -75,7 +75,7 @@ def complaints(found: Mapping[str, Any], wanted: Mapping[str, Any], row: Row, co
 
 
 def _number(name: str, found: float, wanted: float, room: float) -> list[str]:
-    # not `>`: NaN is apart from everything
+    # `not <=`, because a NaN must count as a difference
     return [] if abs(found - wanted) <= room else [f"{name} is {found!r}, and {wanted!r} with us: more than {room:.1e} apart"]
 
 

@@ -1,7 +1,7 @@
-"""A process that holds one workload of one peer: `python -m benchmarks.child`, told what to do by lines of JSON on stdin.
+"""python -m benchmarks.child: a process that runs one workload of one peer; it gets its orders as lines of JSON on stdin.
 
-The first line is the task; the reply tells the answer. "warm" gets it going, "go" does one round and tells its seconds. It ends with
-its stdin, and with the runner.
+The first line is the task; the reply contains the answer. The order "warm" runs the workload until its time is steady; "go" runs one
+round, and the reply contains its seconds. The process ends when its stdin ends, or when the runner ends.
 """
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ ROUND = 0.1                                             # seconds that a round s
 
 
 def pin(threads: int | None) -> None:
-    """Keep to so many cores, before any library looks how many there are."""
+    """Use only this many cores; call it before a library counts the cores."""
     if threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def end_with(parent: int) -> None:
-    """End, with all processes of the family, soon after the runner has: it may have been killed in the middle of our work."""
+    """End this process and its child processes soon after the runner has ended, for it may have been killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
 
 
 def forget_peak() -> None:
-    """Let the high-water mark of the memory start anew, where the system can."""
+    """Reset the peak memory that the system reports, if the system supports this."""
     gc.collect()
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
@@ -41,7 +41,7 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes of this process's memory at their highest."""
+    """The largest number of bytes that this process has used."""
     try:
         with open("/proc/self/status", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -53,7 +53,7 @@ def peak_memory() -> int:
 
 
 def once(work: Any, count: int = 1) -> float:
-    """Seconds of one run, as the mean of so many in a row."""
+    """The seconds of one run: the mean over several runs in a row."""
     if work.clocked:
         return float(work.run())
     started = time.perf_counter()
@@ -63,7 +63,7 @@ def once(work: Any, count: int = 1) -> float:
 
 
 def warm(work: Any) -> int:
-    """Run until it is in its stride; how many runs make a round."""
+    """Run the workload until its time is steady; return the number of runs in a round."""
     once(work)
     if work.clocked:
         return 1
@@ -74,7 +74,7 @@ def warm(work: Any) -> int:
 
 
 def serve(orders: Any, replies: Any) -> None:
-    """Read orders until they end. A failure is a reply with "error" and the end."""
+    """Read orders until the input ends. After a failure the reply contains "error", and the process ends."""
     from .peers import build
 
     def reply(**message: Any) -> None:
@@ -98,7 +98,7 @@ def serve(orders: Any, replies: Any) -> None:
                 reply(seconds=seconds, peak=work.peak() if work.peak else peak_memory())
     except BrokenPipeError:
         pass
-    except Exception as error:                          # whatever a peer may raise; the runner goes on without it
+    except Exception as error:                          # a peer may raise anything; the runner goes on without it
         reply(error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 

@@ -1,7 +1,7 @@
-"""python -m benchmarks.counts: what a training step and a decoded token of GPT-2 take, in counts that do not depend on the hour.
+"""python -m benchmarks.counts: the work of a training step and of a decoded token of GPT-2, in counts that do not vary from run to run.
 
-Ops and kernels by name, nodes, bytes kept for the walk back, the peak of array memory, page faults, and memory taken anew. A
-training step is forward, backward, AdamW and zero_grad, without dropout. All is counted after warm-up, in new processes.
+It counts ops and kernels by name, nodes, bytes saved for backward, the peak of array memory, page faults and newly allocated memory. A
+training step is forward, backward, AdamW and zero_grad, without dropout. Everything is counted after some steps, in new processes.
 """
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 TINY = {"vocab_size": 512, "n_positions": 64, "n_embd": 128, "n_layer": 2, "n_head": 4, "bos_token_id": None, "eos_token_id": None}
-WARMUP, STEPS = 3, 4                                    # steps before anything is counted; steps that are
-LARGE = 64 * 1024                                       # bytes from which memory is taken anew where nothing is kept
+WARMUP, STEPS = 3, 4                                    # the steps before the counts begin, and the steps that are counted
+LARGE = 64 * 1024                                       # for `count_fresh`: the allocator keeps no block of this size or larger (bytes)
 MEASURES = ("calls", "arrays", "faults", "fresh")
 
 
@@ -71,8 +71,11 @@ def warm(work: Callable[[], None]) -> None:
 
 # ── the measures ──
 class Calls:
-    """ops: runs of ops by name, those within rules included. kernels: runs of the CPU's own kernels, for ops or for rules
-    ("op/argument"; with a + where the gradient is added into one that is there already)."""
+    """How often ops and kernels were run, by name.
+
+    ops: all ops, including those inside rules. kernels: the CPU's own kernels, for ops or for rules ("op/argument"; a + means that the
+    gradient was accumulated into an existing array).
+    """
 
     def __init__(self) -> None:
         self.ops: Counter[str] = Counter()
@@ -81,7 +84,7 @@ class Calls:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Calls]:
-    """What runs inside the block. A kernel that declines (NotImplemented) has not run."""
+    """Count what runs inside the block. A kernel that declines (NotImplemented) does not count."""
     from minigrad import backend
     from minigrad.op import REGISTRY
 
@@ -111,7 +114,7 @@ def counting() -> Iterator[Calls]:
 
 
 def count_calls(make: Callable[[], Work]) -> dict[str, Any]:
-    """{"train", "decode"}: {"calls": {phase: {"ops", "kernels"}}}, and of training what `minigrad.debug.explain` says of the loss."""
+    """{"train", "decode"}: {"calls": {phase: {"ops", "kernels"}}}, and for training the table of `minigrad.debug.explain` for the loss."""
     from minigrad.debug import explain
 
     def counted(phase: Callable[[], None]) -> dict[str, Any]:
@@ -131,8 +134,8 @@ def count_calls(make: Callable[[], Work]) -> dict[str, Any]:
 
 
 def count_arrays(make: Callable[[], Work]) -> dict[str, Any]:
-    """Bytes, in each of STEPS steps: of all arrays live after it, the model's and the optimiser's included, and the peak of memory
-    in it above what was in use before."""
+    """For each of STEPS steps two numbers of bytes: of all arrays that exist after it, including those of the model and the optimiser,
+    and of the peak of memory in the step above what was in use before."""
     import numpy as np
 
     def traced(name: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def count_arrays(make: Callable[[], Work]) -> dict[str, Any]:
                 before = tracemalloc.get_traced_memory()[0]
                 step()
                 peaks.append(tracemalloc.get_traced_memory()[1] - before)
-                time.sleep(0.01)                        # a thread lets go of its last job a moment after the result is there
+                time.sleep(0.01)                        # a thread drops its last job a moment after the result is ready
                 live.append(sum(t.size for t in tracemalloc.take_snapshot().filter_traces(only).traces))
         finally:
             tracemalloc.stop()
@@ -157,7 +160,7 @@ def count_arrays(make: Callable[[], Work]) -> dict[str, Any]:
 
 
 def count_faults(make: Callable[[], Work]) -> dict[str, Any]:
-    """Minor page faults in each of STEPS steps, and the most memory that the process has had in use when it trained, in bytes."""
+    """The minor page faults in each of STEPS steps, and the peak memory of the process while it trained, in bytes."""
     import resource
 
     def faults(step: Callable[[], None]) -> list[int]:
@@ -176,7 +179,7 @@ def count_faults(make: Callable[[], Work]) -> dict[str, Any]:
 
 
 def count_fresh(make: Callable[[], Work]) -> dict[str, Any]:
-    """Bytes taken anew in each of STEPS steps, by page faults: for a process where the allocator keeps nothing of LARGE or more."""
+    """The bytes newly allocated in each of STEPS steps, from page faults; the allocator must keep no block of LARGE bytes or more."""
     import resource
 
     found, page = count_faults(make), resource.getpagesize()
@@ -185,17 +188,17 @@ def count_fresh(make: Callable[[], Work]) -> dict[str, Any]:
 
 # ── a process for each measure ──
 def child(measure: str, config: Any, batch: int, length: int, recompute: bool) -> dict[str, Any]:
-    """Take one measure in this process, which has done nothing else."""
+    """Compute one of MEASURES in this process, which has done nothing else."""
     import minigrad as mg
 
     if measure != "fresh":
-        mg.backend.cpu.settle()                    # as gpt2.train has it
+        mg.backend.cpu.settle()                    # as gpt2.train does
     take = {"calls": count_calls, "arrays": count_arrays, "faults": count_faults, "fresh": count_fresh}[measure]
     return take(lambda: Work(config, batch, length, recompute=recompute))
 
 
 def measured(measure: str, flags: list[str]) -> dict[str, Any]:
-    """What `child` gives, in a new process. GPT2Error with its last line where it fails."""
+    """The result of `child` in a new process. GPT2Error with the last line of its output if it fails."""
     from gpt2.errors import GPT2Error
 
     from .processes import environment
@@ -211,13 +214,13 @@ def measured(measure: str, flags: list[str]) -> dict[str, Any]:
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One document of what the measures found, {"train": …, "decode": …}."""
+    """The results of all MEASURES in one document, {"train": …, "decode": …}."""
     return {name: {key: value for part in parts for key, value in part[name].items()} for name in ("train", "decode")}
 
 
 # ── in words ──
 def table(found: dict[str, Any]) -> list[str]:
-    """The document as lines."""
+    """The document as lines of text."""
     from minigrad.debug import size_of
 
     train, decode = found["train"], found["decode"]
@@ -251,14 +254,14 @@ def main(argv: list[str] | None = None) -> int:
 
     p = Parser(prog="python -m benchmarks.counts", description=__doc__)
     p.add_argument("--size", choices=["tiny", *PUBLISHED], default="gpt2", help="tiny: two layers of width 128")
-    p.add_argument("--batch", type=at_least(1), metavar="B", help="rows; 4 when left out")
-    p.add_argument("--block-size", type=at_least(2), metavar="T", help="tokens in a row; 256, or tiny's 64, when left out")
-    p.add_argument("--recompute", action="store_true", help="forget what is inside a block, and compute it again in backward")
-    p.add_argument("--json", action="store_true", help="the last line of stdout is one JSON document")
-    p.add_argument("--child", choices=MEASURES, help="take this measure alone, in this process, and print it as JSON")
+    p.add_argument("--batch", type=at_least(1), metavar="B", help="rows in a batch (default 4)")
+    p.add_argument("--block-size", type=at_least(2), metavar="T", help="tokens in a row (default 256; 64 for tiny)")
+    p.add_argument("--recompute", action="store_true", help="save only the input of each block, and run the block again in backward")
+    p.add_argument("--json", action="store_true", help="print one JSON document as the last line of stdout")
+    p.add_argument("--child", choices=MEASURES, help="compute only this count, in this process, and print it as JSON")
     args = p.parse_args(argv)
     if args.child == "fresh" and hasattr(libc := ctypes.CDLL(None), "prctl"):
-        libc.prctl(41, 1, 0, 0, 0)                      # PR_SET_THP_DISABLE: a fault is a page, and no huge one
+        libc.prctl(41, 1, 0, 0, 0)                      # PR_SET_THP_DISABLE: each fault is one page, and not a huge page
     config = GPT2Config(**TINY) if args.size == "tiny" else GPT2Config.from_name(args.size)
     batch, length = args.batch or 4, args.block_size or min(256, config.n_positions)
     if length > config.n_positions:

@@ -1,4 +1,4 @@
-"""Rows without a model: the gradient of a chain of nine ops on ten numbers, and single ops at GPT-2's shapes, on each engine."""
+"""Benchmarks without a model: the gradient of a chain of nine ops on ten numbers, and single ops at GPT-2's shapes, for each engine."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from .rows import Row
 
 # ── the chain ──
 def chain(x: Any, np: Any) -> Any:
-    """Nine operations and a sum, with the functions of `np`."""
+    """Nine operations and a sum, computed with the functions of the module `np`."""
     d = np.tanh(x * 2.0 + 1.0) * x                      # mul, add, tanh, mul
     return np.sum(np.tanh((np.exp(d) - x) / 3.0))       # exp, sub, div, tanh, sum
 
@@ -49,7 +49,7 @@ def minigrad_chain(task: Mapping[str, Any]) -> Work:
 def mygrad_chain(task: Mapping[str, Any]) -> Work:
     import mygrad
 
-    mygrad.turn_memory_guarding_off()                   # its own advice for speed
+    mygrad.turn_memory_guarding_off()                   # MyGrad's documentation advises this for speed
     x0 = numbers()
 
     def gradient() -> Any:
@@ -83,9 +83,9 @@ def torch_chain(task: Mapping[str, Any]) -> Work:
     return _chain(gradient, f"PyTorch {torch.__version__}")
 
 
-# ── single ops: value, and gradient of every float argument, from a given cotangent ──
+# ── single ops: the value, and the gradients of all float arguments for a given cotangent ──
 def inputs(row: Row) -> tuple[dict[str, Any], Any]:
-    """The arguments by name and the cotangent; the same for all."""
+    """The arguments by name, and the cotangent; they are the same for all engines."""
     import numpy as np
 
     rng = np.random.default_rng(0)

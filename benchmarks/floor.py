@@ -1,4 +1,4 @@
-"""The floor under a row: its products alone, or its weights read alone, as fast as NumPy's BLAS does them at these shapes."""
+"""The floor of a benchmark: the time of its matrix products alone, or of reading its weights, with NumPy's BLAS at these shapes."""
 from __future__ import annotations
 
 import time
@@ -8,11 +8,11 @@ from typing import Any
 from .peers import Work
 from .rows import Row, config_of, decode_bytes, linear_flop, product_flop
 
-REPEATS = 3                                             # a floor is the best that was seen
+REPEATS = 3                                             # the floor is the shortest of these times
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
-    """The shortest of so many times."""
+    """The shortest time of several runs, in seconds."""
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
@@ -22,9 +22,9 @@ def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def products(config: Any, positions: int, train: bool) -> list[tuple[int, Callable[[], Any]]]:
-    """The products with weights that such a pass has: how often each, and a call that does it into memory of its own.
+    """The products with weights of a pass: the number of times of each, and a call that computes it into memory of its own.
 
-    Forward Y = X W; backward, where train, also ∂X = ∂Y Wᵀ and ∂W = Xᵀ ∂Y. The head's weight lies [V, d].
+    Forward Y = X W; backward, if the row trains, also ∂X = ∂Y Wᵀ and ∂W = Xᵀ ∂Y. The head's weight is [V, d].
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ def products(config: Any, positions: int, train: bool) -> list[tuple[int, Callab
 
 
 def reading(config: Any) -> tuple[float, Callable[[], Any]]:
-    """Bytes of the token table, and a call that reads it once: gemv with [V, d]."""
+    """The bytes of the token table, and a call that reads it once: gemv with [V, d]."""
     import numpy as np
 
     w = np.ones((config.vocab_size, config.n_embd), np.float32)
@@ -57,7 +57,7 @@ def reading(config: Any) -> tuple[float, Callable[[], Any]]:
 
 
 def build(task: Mapping[str, Any]) -> Work:
-    """run() gives the row's floor in seconds: its FLOP at the rate of the products just measured, or its bytes at that of gemv."""
+    """A workload whose run() returns the row's floor in seconds: its FLOP at the rate of the products, or its bytes at that of gemv."""
     from .engines import about
 
     row = Row.from_dict(task["row"])
@@ -82,7 +82,7 @@ def build(task: Mapping[str, Any]) -> Work:
 
 
 def rates(task: Mapping[str, Any]) -> Work:
-    """The machine's rates at the shapes of a size, as an answer: sgemm at 256 and 1024 positions in FLOP/s, gemv and copy in B/s."""
+    """The machine's rates at the shapes of a size, in the answer: sgemm at 256 and 1024 positions in FLOP/s, gemv and copy in B/s."""
     from .engines import about
 
     def measure() -> dict[str, Any]:

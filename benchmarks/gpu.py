@@ -1,7 +1,8 @@
-"""python -m benchmarks.gpu: what minigrad does on this GPU, in ten minutes. Tests first, then times, beside PyTorch where it is here.
+"""python -m benchmarks.gpu: test and measure minigrad on this GPU in ten minutes, and compare it with PyTorch if that is installed.
 
-Each part works in a process of its own, for its share of the time; one that fails is reported and the rest goes on. Results are
-written after every part. Exit codes: 0; 1: a part failed or an answer was wrong; 2 usage; 4: there is no GPU; 130: Ctrl-C.
+Each part runs in a process of its own, for its share of the time. If one part fails, this is reported, and the other parts still run.
+Results are written after every part. The exit code is 0 if all went well, 1 if a part failed or an answer was wrong, 2 for wrong flags, 4
+if there is no GPU, and 130 after Ctrl-C.
 """
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from .gpu_bench import Bench, Part, Setting, TimeIsUp, line_of
 from .gpu_report import markdown, text
 from .processes import ROOT, environment, reason
 
-# each with its share of the time; the order is that of the run
+# each part with its share of the time, in the order of the run
 PARTS: dict[str, tuple[Part, int]] = {
     "device": (gpu_parts.device, 2), "rates": (gpu_parts.rates, 8), "launch": (gpu_parts.launch, 4), "answers": (gpu_train.answers, 8),
     "train": (gpu_train.train, 26), "decode": (gpu_parts.decode, 16), "attention": (gpu_parts.attention, 6), "start": (gpu_parts.start, 6),
@@ -46,7 +47,7 @@ def say(line: str) -> None:
 
 # ── one part ──
 def here(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
-    """Do a part in this process; what it failed with, or nothing."""
+    """Run a part in this process; return its error, or nothing."""
     try:
         PARTS[name][0](Bench(setting, emit))
     except TimeIsUp as error:
@@ -61,7 +62,7 @@ def command(name: str) -> list[str]:
 
 
 def apart(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
-    """Do a part in a process of its own, which is ended a while after its time is over; what it failed with, or nothing."""
+    """Run a part in a process of its own, which is killed some time after its time limit; return its error, or nothing."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command(name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), cwd=ROOT,
                                    start_new_session=True, text=True)
@@ -97,9 +98,9 @@ def apart(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
 
 
 def serve(name: str) -> int:
-    """The process of one part: a Setting as a line of JSON on stdin; rows, and how it ended, on stdout."""
+    """The process of one part: it reads a Setting as a line of JSON from stdin, and writes rows and its end to stdout."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)                                       # what a library prints is not a row
+    os.dup2(2, 1)                                       # so that output of a library is not read as a row
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 
     def reply(told: Found) -> None:
@@ -113,7 +114,7 @@ def serve(name: str) -> int:
 # ── all of them ──
 def measure(names: list[str], setting: Setting, minutes: float, write: Callable[[Found], Any],
             do: Callable[[str, Setting, Callable[[Found], Any]], str] = apart) -> Found:
-    """Do the parts, each for its share of what time is left; `write` is given everything after each."""
+    """Run the parts, each for its share of the remaining time; after each part `write` gets all results so far."""
     found: Found = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "backend": setting.backend,
                     "minutes": minutes, "size": "tiny" if setting.tiny else "full", "parts": {}, "interrupted": False}
     until = time.monotonic() + 60.0 * minutes
@@ -139,7 +140,7 @@ def measure(names: list[str], setting: Setting, minutes: float, write: Callable[
 
 
 def file_for(folder: Path, backend: str) -> Path:
-    """DATE-DEVICE-gpu.json."""
+    """The name of the results' file, DATE-DEVICE-gpu.json."""
     import minigrad as mg
 
     gpu = mg.backend.get(backend)
@@ -150,12 +151,12 @@ def file_for(folder: Path, backend: str) -> Path:
 
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="for all parts together (default: 10)")
-    p.add_argument("--out", default=str(RESULTS), metavar="DIR", help="where DATE-DEVICE-gpu.json and .md go (default: benchmarks/results)")
-    p.add_argument("--only", nargs="+", action=Extend, choices=list(PARTS), metavar="PART", help=f"only these, of {', '.join(PARTS)}")
-    p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or fake: CuPy's manners on a CPU, to see whether it runs")
-    p.add_argument("--device", type=int, metavar="N", help="the GPU of this number")
-    p.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: a toy in seconds, whose times mean nothing")
+    p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="minutes for all parts together (default: 10)")
+    p.add_argument("--out", default=str(RESULTS), metavar="DIR", help="folder for DATE-DEVICE-gpu.json and .md (benchmarks/results)")
+    p.add_argument("--only", nargs="+", action=Extend, choices=list(PARTS), metavar="PART", help=f"only these of {', '.join(PARTS)}")
+    p.add_argument("--backend", default="cupy", metavar="NAME", help="cupy, or fake: a fake CuPy on a CPU, to test that this command runs")
+    p.add_argument("--device", type=int, metavar="N", help="the number of the GPU")
+    p.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: toy sizes, which take seconds; their times mean nothing")
     p.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)          # a process of one part
     return p
 
@@ -172,12 +173,12 @@ def main(argv: list[str] | None = None, do: Callable[..., str] = apart) -> int:
         fake_cupy.install()
     elif args.backend.partition(":")[0] != "cupy":
         raise UsageError(f"--backend must be cupy or fake, not {args.backend}")
-    backend = backend_of(args)                          # one line and exit code 4 where there is no GPU
+    backend = backend_of(args)                          # one line and exit code 4 if there is no GPU
     folder = Path(args.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = file_for(folder, backend)
-        report.write(path, "{}\n")                      # now, not after ten minutes
+        report.write(path, "{}\n")                      # test this now, not after ten minutes
     except OSError as error:
         raise UsageError(f"--out {args.out} cannot be written: {error.strerror}") from None
 
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None, do: Callable[..., str] = apart) -> int:
         report.write(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
         report.write(path.with_suffix(".md"), markdown(found))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends as Ctrl-C does, with what there is written
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends like Ctrl-C: the results so far are written
     names = [name for name in PARTS if not args.only or name in args.only]
     found = measure(names, Setting(backend, args.size == "tiny"), args.minutes, write, do)
     say(f"written: {path} and {path.with_suffix('.md')}")

@@ -1,4 +1,4 @@
-"""What every part of `benchmarks.gpu` is given: where to compute, how long, a clock of the device, and where its rows go."""
+"""What every part of `benchmarks.gpu` gets: the device, its time limit, the device's clock, and a function that takes its rows."""
 from __future__ import annotations
 
 import contextlib
@@ -15,16 +15,16 @@ from .rows import config_of
 UNITS = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}         # half of eps
 SIZES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}                                     # bytes
 ROUNDS = 7
-ROUND = 0.02                                            # seconds that a round should last at least
+ROUND = 0.02                                            # the shortest duration of a round, in seconds
 
 
 class TimeIsUp(Exception):
-    """The part's share of the time is over; what it has measured stands."""
+    """The part's share of the time is over; its results so far are kept."""
 
 
 @dataclass
 class Setting:
-    """backend: as `--backend` has it. tiny: toy sizes, to see whether it runs. seconds: the part's share. given: rows of earlier parts."""
+    """What a part is told. backend: see `--backend`. tiny: use toy sizes. seconds: the part's share. given: the rows of earlier parts."""
 
     backend: str = "cupy"
     tiny: bool = False
@@ -33,10 +33,10 @@ class Setting:
 
 
 class Bench:
-    """One part at work. `emit` takes each row, a dict of plain data, as soon as it is there.
+    """The tools of one part. `emit` gets each row, a dict of plain data, as soon as it is measured.
 
-    A row has: what, who, dtype; value with its unit, low and high over the rounds; perhaps share (of what the device can do at most),
-    ratio (the peer's time over ours), peak (bytes), note; or error, one line.
+    A row has: what, who, dtype; value with its unit, and low and high over the rounds; perhaps share (of the device's highest rate),
+    ratio (the peer's time divided by ours), peak (bytes), note; or error, one line.
     """
 
     def __init__(self, setting: Setting, emit: Callable[[dict[str, Any]], Any]) -> None:
@@ -53,11 +53,11 @@ class Bench:
 
     # ── time ──
     def left(self) -> float:
-        """Seconds that are left to this part."""
+        """The seconds that this part has left."""
         return self.until - time.monotonic()
 
     def times(self, run: Callable[[], Any], clock: Any = None, rounds: int = ROUNDS, alone: bool = False) -> list[float]:
-        """Seconds of one run in each round, by the device's clock, once warm. alone: a round is a single run."""
+        """The seconds of one run in each round, on the device's clock, after a warm-up. alone: a round is a single run."""
         clock = clock or self.clock()
         run()
         count = 1
@@ -71,7 +71,7 @@ class Bench:
         return out
 
     def clock(self) -> Callable[[Callable[[], Any], int], float]:
-        """Seconds of a run as the mean of so many in a row: from one mark in the stream of work to another."""
+        """The seconds of a run: the mean over several runs in a row, between two events in the device's stream."""
         here, cuda = self.here, self.here.namespace.cuda
         if not hasattr(cuda, "Event"):                  # the fake CuPy has none
             return lambda run, count: wall(run, count, here.synchronize)
@@ -91,7 +91,7 @@ class Bench:
     # ── rows ──
     def row(self, what: str, seconds: list[float] | None = None, *, who: str = "minigrad", unit: str = "µs", work: float = 1.0,
             **fields: Any) -> float | None:
-        """Tell a row: times in µs or ms, or `work` per second in another unit (tok/s, TFLOP/s, GB/s); the median of the seconds."""
+        """Emit a row: the time in µs or ms, or `work` per second in another unit (tok/s, TFLOP/s, GB/s); return the median in seconds."""
         if seconds is None:
             self.emit({"what": what, "who": who, "unit": unit, **fields})
             return None
@@ -104,7 +104,7 @@ class Bench:
 
     @contextlib.contextmanager
     def attempt(self, what: str, **fields: Any) -> Iterator[None]:
-        """A failure in the block is a row with an error, and the part goes on; unless its time is up."""
+        """An error inside the block becomes a row with an error, and the part continues, unless its time is over."""
         if self.left() < 0:
             raise TimeIsUp(f"before {what}")
         try:
@@ -117,7 +117,7 @@ class Bench:
             self.release()
 
     def release(self) -> None:
-        """Give back the memory that nobody holds any more, so that the next row finds it."""
+        """Free the memory that is not in use, so that the next row can use it."""
         import gc
 
         gc.collect()
@@ -130,7 +130,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def best(self, what: str, dtype: str | None = None) -> float | None:
-        """The best value that an earlier part found in rows whose names begin so."""
+        """The best value that an earlier part measured in rows whose names begin with these words."""
         rows = [r["value"] for r in self.setting.given if r["what"].startswith(what) and "value" in r and dtype in (None, r.get("dtype"))]
         return max(rows, default=None)
 
@@ -139,13 +139,13 @@ class Bench:
         return config_of("tiny" if self.tiny else size)
 
     def array(self, *shape: int, dtype: str = "float32", seed: int = 0) -> Any:
-        """Normal numbers on the device; those of "tf32" are float32's."""
+        """Normally distributed numbers on the device; for "tf32" the dtype is float32."""
         kind = "float32" if dtype == "tf32" else self.mg.backend.dtype(dtype)
         return self.mg.random.normal(self.mg.random.key(seed), shape, device=str(self.there)).array.astype(kind, copy=False)
 
     @contextlib.contextmanager
     def precision(self, dtype: str) -> Iterator[None]:
-        """Inside the block products of float32 are TF32's where dtype says so, with us and with PyTorch."""
+        """Inside the block minigrad and PyTorch compute float32 products in TF32, if dtype is "tf32"."""
         import sys
 
         torch, level = sys.modules.get("torch"), "high" if dtype == "tf32" else "highest"
@@ -162,16 +162,16 @@ class Bench:
 
 
 def near(dtype: str, config: Any, row: Any) -> float:
-    """How far apart, relative to their size, two results of a pass may be: float32's bound, and 4 u √K more for K roundings to fewer bits.
+    """The largest relative difference of two results of a pass: float32's bound, plus 4 u √K for K roundings to fewer bits.
 
-    About 12 results of a block are rounded to 16 bits, or 6 products' factors to TF32's, whatever the length of a sum.
+    In each block about 12 results are rounded to 16 bits, or the factors of 6 products to TF32, whatever the length of a sum is.
     """
     wide = agreement.bound(row, config)
     return wide if dtype == "float32" else wide + 4.0 * UNITS[dtype] * math.sqrt(12 * config.n_layer + 3)
 
 
 def wall(run: Callable[[], Any], count: int, wait: Callable[[], Any]) -> float:
-    """Seconds of a run by the host's clock, the device idle before and after."""
+    """The seconds of a run on the host's clock, with the device idle before and after it."""
     wait()
     started = time.perf_counter()
     for _ in range(count):
@@ -188,7 +188,7 @@ def line_of(error: BaseException) -> str:
 
 
 def torch_device(bench: Bench) -> Any:
-    """PyTorch and the name of its device that is ours; RuntimeError where it has none."""
+    """PyTorch, and its name for our device; RuntimeError if PyTorch has no such device."""
     import torch
 
     if bench.setting.backend.startswith("fake"):
@@ -199,7 +199,7 @@ def torch_device(bench: Bench) -> Any:
 
 
 def torch_clock(bench: Bench) -> Callable[[Callable[[], Any], int], float]:
-    """As Bench.clock, of PyTorch's stream."""
+    """Like Bench.clock, on PyTorch's stream."""
     torch, device = torch_device(bench)
     if device == "cpu":
         return lambda run, count: wall(run, count, lambda: None)

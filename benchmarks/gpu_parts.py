@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`: what the machine is, what a launch costs, products and copies, decoding, attention, and the start."""
+"""The parts of `benchmarks.gpu`: the machine, the time of a launch, products and copies, decoding, attention, and the start."""
 from __future__ import annotations
 
 import datetime
@@ -33,7 +33,7 @@ KERNEL nothing(Count n) {}
 
 
 def device(bench: Bench) -> None:
-    """The GPU, its driver and clocks, CUDA's and the packages' versions, and the date."""
+    """The GPU, its driver and clocks, the versions of CUDA and of the packages, and the date."""
     cuda, found = bench.here.namespace.cuda, {}
     for name in ("driverGetVersion", "runtimeGetVersion"):
         number = getattr(cuda.runtime, name)()
@@ -54,12 +54,12 @@ def device(bench: Bench) -> None:
     try:
         torch, _ = torch_device(bench)
         bench.row("torch", note=f"{torch.__version__}, CUDA {torch.version.cuda}")
-    except (ImportError, RuntimeError) as error:        # it need not be here
+    except (ImportError, RuntimeError) as error:        # PyTorch need not be installed
         bench.row("torch", note=f"not measured beside it: {line_of(error)}")
 
 
 def _clocks(number: int) -> str:
-    """What nvidia-smi says of clocks and limits, or why it says nothing."""
+    """What nvidia-smi reports about clocks and limits, or why it reports nothing."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     place = seen[number] if number < len(seen) and seen[number] else str(number)
     try:
@@ -73,7 +73,7 @@ def _clocks(number: int) -> str:
 
 
 def launch(bench: Bench) -> None:
-    """What it costs the host to start one piece of work, the device never the bottleneck; and a captured graph, where there is one."""
+    """The host's time to launch one small piece of work, so that the device is not the bottleneck; and that of a captured graph."""
     here, mg = bench.here, bench.mg
     x = bench.array(64, seed=1)
     t = mg.Tensor(x)
@@ -101,7 +101,7 @@ def launch(bench: Bench) -> None:
 
 
 def rates(bench: Bench) -> None:
-    """Products at our shapes in each precision, batched ones, and how fast memory is read and written: the floors of other parts."""
+    """The rates of products at our shapes in each precision, and of reading and writing memory; they are the floors of other parts."""
     here, config = bench.here, bench.config("gpt2")
     positions = 8192 if not bench.tiny else 32
     d, n, V = config.n_embd, config.n_inner or 4 * config.n_embd, config.vocab_size
@@ -139,7 +139,7 @@ def rates(bench: Bench) -> None:
 
 
 def _torch_product(bench: Bench, dtype: str, n: int, k: int, m: int) -> float:
-    """Seconds of PyTorch's product; 0 where it is not here."""
+    """The seconds of PyTorch's product; 0 if PyTorch is not installed."""
     try:
         torch, device = torch_device(bench)
     except (ImportError, RuntimeError):
@@ -154,7 +154,7 @@ def _torch_product(bench: Bench, dtype: str, n: int, k: int, m: int) -> float:
 
 # ── decoding ──
 def decode(bench: Bench) -> None:
-    """Tokens a second after the first, one row, greedy: 124M and 1.5B in float32 and 16 bits, beside transformers."""
+    """Tokens per second after the first token, for one row, greedy: 124M and 1.5B in float32 and 16 bits, compared with transformers."""
     for size, new in (("gpt2", 128), ("gpt2-xl", 64)):
         for dtype in ("float32", "float16", "bfloat16"):
             if size == "gpt2-xl" and dtype == "bfloat16":
@@ -201,7 +201,7 @@ def _decode(bench: Bench, what: str, size: str, dtype: str, new: int) -> None:
 
 
 def _each(bench: Bench, generate: Any, new: int, wait: Any) -> list[float]:
-    """Seconds of a token after the first, of so many rounds: what `new` tokens take longer than one."""
+    """The seconds of a token after the first, in each round: how much longer `new` tokens take than one."""
     generate(new)
     out = []
     for _ in range(3 if not bench.tiny else 1):
@@ -235,7 +235,7 @@ def _transformers(bench: Bench, config: Any, arrays: dict[str, Any], dtype: str,
 
 # ── attention ──
 def attention(bench: Bench) -> None:
-    """Causal attention, forward and with its walk back, beside scaled_dot_product_attention."""
+    """Causal attention, forward and with its backward pass, compared with scaled_dot_product_attention."""
     for B, T in ((8, 1024), (1, 4096)) if not bench.tiny else ((1, 16),):
         for dtype in ("bfloat16", "float32", "tf32"):
             with bench.attempt(f"attention B{B} h12 T{T} d64", dtype=dtype), bench.precision(dtype):
@@ -284,7 +284,7 @@ def _attention(bench: Bench, B: int, T: int, dtype: str) -> None:
                   ratio=peer / middle if peer else None, **both)
 
 
-# ── from nothing ──
+# ── the start of a process ──
 START = """
 import sys
 from gpt2 import GPT2, GPT2Config
@@ -298,7 +298,7 @@ print(model.generate([[1, 2, 3]], max_new_tokens=1, greedy=True, eos_token_id=No
 
 
 def start(bench: Bench) -> None:
-    """From the birth of a process to its first token, weights drawn on the device: with no kernel compiled, and with all in the cache."""
+    """The time from the start of a process to its first token, with random weights: without compiled kernels, and with cached ones."""
     config = bench.config("gpt2")
     fields = {name: getattr(config, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     with tempfile.TemporaryDirectory(prefix="benchmarks-gpu-") as folder:

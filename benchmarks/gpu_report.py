@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` found, for people: lines for a terminal, and a page in Markdown."""
+"""The results of `benchmarks.gpu` as text: lines for a terminal, and a page in Markdown."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ HEAD = ("what", "who", "dtype", "median", "from … to", "of the most", "× ours
 
 
 def number(value: float, unit: str) -> str:
-    """A value with its unit, with three digits or all that stand before the point."""
+    """A value with its unit, with three digits, or with all digits before the decimal point."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row as text, a column each for HEAD."""
+    """A row as text, with one cell for each column of HEAD."""
     if "value" in row:
         unit = row["unit"]
         measured = (number(row["value"], unit), f"{number(row['low'], '').strip()} … {number(row['high'], '').strip()}")
@@ -26,13 +26,13 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def text(name: str, part: Mapping[str, Any]) -> list[str]:
-    """A part, for a terminal."""
+    """The lines of one part, for a terminal."""
     lines = [f"── {name}: {part['status']} in {part['seconds']:.0f} s" + (f": {part['error']}" if part["error"] else "")]
     return lines + ["  " + "  ".join(filter(None, cells(row))) for row in part["rows"]]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The whole as a page."""
+    """All results as a page in Markdown."""
     lines = [f"# GPU: {found['date'][:10]}", "", f"`python -m benchmarks.gpu`, {found['date']}, backend {found['backend']}, "
              f"{found['minutes']:g} minutes" + (", **toy sizes: the times mean nothing**" if found["size"] == "tiny" else "")
              + (", interrupted" if found["interrupted"] else "") + ".", "",

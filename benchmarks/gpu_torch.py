@@ -1,4 +1,4 @@
-"""GPT-2 in plain PyTorch, with scaled_dot_product_attention: the peer that needs no transformers, under our names for the weights."""
+"""GPT-2 in plain PyTorch with scaled_dot_product_attention: a peer that needs no transformers, with our names for the weights."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from . import agreement
 
 
 def gpt2(config: Any, arrays: Mapping[str, Any], device: str) -> Any:
-    """An nn.Module from ids [B, T] to logits [B, T, V], holding copies of the weights; float32 on `device`."""
+    """An nn.Module from ids [B, T] to logits [B, T, V], with copies of the weights in float32 on `device`."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -71,7 +71,7 @@ def gpt2(config: Any, arrays: Mapping[str, Any], device: str) -> Any:
 
 
 class Step:
-    """A training step of PyTorch in a dtype: bfloat16 by autocast over float32 weights, fused AdamW; run() does one."""
+    """A training step of PyTorch in a dtype, with fused AdamW; bfloat16 is autocast over float32 weights. run() does one step."""
 
     def __init__(self, config: Any, arrays: Mapping[str, Any], batch: Any, dtype: str, device: str, compiled: str = "") -> None:
         import torch
@@ -100,7 +100,7 @@ class Step:
         return loss
 
     def answer(self) -> dict[str, Any]:
-        """The losses before and after a step and a sketch of every gradient, as `benchmarks.agreement` has them."""
+        """The losses before and after a step, and a sketch of every gradient (see `benchmarks.agreement`)."""
         loss = self.loss_of()
         loss.backward()
         gradients = {name: agreement.sketch(name, p.grad.cpu().numpy()) for name, p in self.names}
@@ -109,5 +109,5 @@ class Step:
         return {"loss": loss.item(), "gradients": gradients, "next_loss": self.run().item()}
 
     def peak(self) -> int:
-        """Bytes of the device's memory that PyTorch held at most."""
+        """The largest number of bytes of the device's memory that PyTorch has used."""
         return int(self.torch.cuda.max_memory_reserved(self.device)) if self.device != "cpu" else 0

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu` that hold it to the truth and train: the tests on the device, answers against NumPy and PyTorch, steps."""
+"""The parts of `benchmarks.gpu` that test and train: the tests on the device, comparisons with NumPy and PyTorch, and training steps."""
 from __future__ import annotations
 
 import importlib.util
@@ -18,7 +18,7 @@ PLAN = ((8, "bfloat16"), (32, "bfloat16"), (8, "float32"), (8, "tf32"), (32, "tf
 
 # ── the tests ──
 class _Outcomes:
-    """A plug-in of pytest: counts what came out, keeps the first failures, and stops when the time is up."""
+    """A plugin for pytest: it counts the outcomes, keeps the first failures, and stops when the time is over."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.counts, self.failed, self.cut = bench, Counter[str](), [], False
@@ -36,7 +36,7 @@ class _Outcomes:
             item.session.shouldstop = "its share of the time is over"
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Not the order of the files: a run that is cut has seen something of each."""
+        """Mix the order of the tests, so that a run that is cut off has run some tests of each file."""
         import random
 
         random.Random(0).shuffle(items)
@@ -51,10 +51,10 @@ def _reason(report: Any) -> str:
 
 
 def tests(bench: Bench) -> None:
-    """pytest --backend: the laws of every op, kernels against NumPy, GPT-2, a training step; the laws alone where pytest is missing."""
+    """pytest --backend: the laws of every op, kernels, GPT-2 and a training step; without pytest only the laws."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if "hypothesis" in missing:
-        raise RuntimeError(f"{' and '.join(missing)} not installed: pip install pytest hypothesis (and torch, for the law that asks it)")
+        raise RuntimeError(f"{' and '.join(missing)} not installed: pip install pytest hypothesis (and torch, for the law `torch`)")
     if missing or not (ROOT / "tests").is_dir():
         return _laws(bench)
     import pytest
@@ -77,7 +77,7 @@ def tests(bench: Bench) -> None:
 
 
 def _laws(bench: Bench) -> None:
-    """The laws, op by op, as `python -m minigrad.testing` asks them, until the time is up."""
+    """Test the laws, op by op, as `python -m minigrad.testing` does, until the time is over."""
     from minigrad.testing.__main__ import product
     from minigrad.testing.domains import DOMAINS
 
@@ -98,7 +98,7 @@ def _laws(bench: Bench) -> None:
 
 # ── answers ──
 def answers(bench: Bench) -> None:
-    """GPT-2's logits, loss, gradients, a training step and greedy ids, against the same on NumPy and in PyTorch."""
+    """Compare GPT-2's logits, loss, gradients, a training step and greedy ids with those of NumPy and PyTorch."""
     from gpt2 import GPT2
 
     config, size = bench.config("gpt2"), "tiny" if bench.tiny else "gpt2"
@@ -139,13 +139,13 @@ def _weights(config: Any) -> dict[str, Any]:
 
 
 def _copies(arrays: dict[str, Any]) -> dict[str, Any]:
-    """A model trains on the arrays that it is given, where it can."""
+    """Copies of the arrays, because a model trains in the arrays that it gets if it can."""
     return {name: array.copy() for name, array in arrays.items()}
 
 
 # ── training ──
 def train(bench: Bench) -> None:
-    """Steps of the 124M, T 1024: forward, backward, AdamW; beside PyTorch, eager and compiled, whose loss ours must have first."""
+    """Steps of the 124M at T 1024: forward, backward, AdamW; compared with PyTorch, eager and compiled, if the losses agree."""
     arrays = _weights(bench.config("gpt2"))
     plan = PLAN if not bench.tiny else PLAN[:4]
     middles: dict[tuple[int, str], float] = {}
@@ -153,11 +153,11 @@ def train(bench: Bench) -> None:
         what = f"train step 124M B{B} T1024"
         with bench.attempt(what, dtype=dtype), bench.precision(dtype):
             middles[B, dtype] = _step(bench, what, B, dtype, arrays)
-    compiled(bench, plan, arrays, middles)              # each takes a minute to be compiled, so they come last
+    compiled(bench, plan, arrays, middles)              # compiling takes a minute each, so these come last
 
 
 def compiled(bench: Bench, plan: Any, arrays: dict[str, Any], middles: dict[tuple[int, str], float]) -> None:
-    """The same steps by torch.compile."""
+    """The same steps, compiled by torch.compile."""
     for B, dtype in plan:
         what = f"train step 124M B{B} T1024"
         with bench.attempt(what, who="torch compile", dtype=dtype), bench.precision(dtype):
@@ -170,7 +170,7 @@ def _row(bench: Bench, what: str, B: int) -> Row:
 
 
 def _peer(bench: Bench, what: str, row: Row, dtype: str, arrays: Any, compiled: str = "", ours: float | None = None) -> tuple[Any, float]:
-    """PyTorch's answer and the seconds of its step, which are told."""
+    """PyTorch's answer and the seconds of its step; a row is emitted."""
     torch, device = torch_device(bench)
     config, who = bench.config("gpt2"), "torch compile" if compiled else "torch eager"
     if device != "cpu":
@@ -184,13 +184,13 @@ def _peer(bench: Bench, what: str, row: Row, dtype: str, arrays: Any, compiled: 
 
 
 def _share(bench: Bench, row: Row, config: Any, dtype: str, seconds: list[float]) -> float | None:
-    """Of the rate at which the same products were done alone."""
+    """The share of the rate that the same products reached alone."""
     best = bench.best("products of GPT-2", dtype)
     return product_flop(row, config) / statistics.median(seconds) / (best * 1e12) if best else None
 
 
 def _step(bench: Bench, what: str, B: int, dtype: str, arrays: Any) -> float:
-    """Seconds of our step, told with PyTorch's where that is here; RuntimeError where the loss is another."""
+    """The seconds of our step; a row is emitted, with the ratio to PyTorch if that was measured. RuntimeError if the losses differ."""
     from gpt2 import GPT2
 
     row, config = _row(bench, what, B), bench.config("gpt2")
@@ -198,7 +198,7 @@ def _step(bench: Bench, what: str, B: int, dtype: str, arrays: Any) -> float:
     theirs = 0.0
     try:
         wanted, theirs = _peer(bench, what, row, dtype, arrays)
-    except Exception as error:                          # ours is measured without it
+    except Exception as error:                          # our step is measured without PyTorch's
         bench.row(what, who="torch eager", dtype=dtype, error=line_of(error))
     bench.release()
     half = dtype in ("float16", "bfloat16")

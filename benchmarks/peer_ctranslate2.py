@@ -1,4 +1,4 @@
-"""CTranslate2's side: our checkpoint through its own converter, then greedy `generate_batch` of a fixed length."""
+"""The workloads of CTranslate2: our checkpoint, converted by its own converter, and greedy `generate_batch` of a fixed length."""
 from __future__ import annotations
 
 import os
@@ -13,12 +13,12 @@ from .rows import Row
 
 
 def form(checkpoint: str) -> Path:
-    """Where CTranslate2's form of a checkpoint is."""
+    """The folder of a checkpoint in CTranslate2's format."""
     return Path(checkpoint) / "ctranslate2"
 
 
 def prepare(task: Mapping[str, Any]) -> Work:
-    """Convert the checkpoint, once. The tokens are the ids, written out."""
+    """Convert the checkpoint once. Its tokens are the ids as decimal numbers."""
     import ctranslate2
     import tokenizers
     import transformers
@@ -33,7 +33,7 @@ def prepare(task: Mapping[str, Any]) -> Work:
             for name in ("config.json", "model.safetensors"):
                 (Path(source) / name).symlink_to(checkpoint.resolve() / name)
             words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
-            last = str(vocabulary - 1)                  # in no prompt
+            last = str(vocabulary - 1)                  # no prompt contains it
             ends = {"bos_token": last, "eos_token": last, "unk_token": "0"}
             transformers.PreTrainedTokenizerFast(tokenizer_object=words, **ends).save_pretrained(source)
             ctranslate2.converters.TransformersConverter(source).convert(f"{source}/made")
@@ -62,7 +62,7 @@ def build(task: Mapping[str, Any], kind: str = "float32") -> Work:
                                     include_prompt_in_result=False, end_token=[])
 
     def answer() -> dict[str, Any]:
-        out = generate(scores=True)                     # a score is the mean over the new tokens
+        out = generate(scores=True)                     # a score is a mean over the new tokens
         return {"ids": [each.sequences_ids[0] for each in out], "scores": [each.scores[0] * row.new for each in out]}
 
     return Work(generate, answer, f"CTranslate2 {ctranslate2.__version__} {kind}, {threads} threads")

@@ -1,4 +1,4 @@
-"""JAX's side: GPT-2 as a function of its parameters; the whole training step, AdamW included, in one jit with donated buffers."""
+"""The workloads of JAX: GPT-2 as a function of its parameters; the whole training step with AdamW is one jit with donated buffers."""
 from __future__ import annotations
 
 import math
@@ -90,7 +90,7 @@ def build(task: Mapping[str, Any]) -> Work:
         gradients = {name: agreement.sketch(name, np.asarray(g)) for name, g in first_gradient(w0, ids, targets).items()}
         zeros = [{name: jnp.zeros_like(array) for name, array in w0.items()} for _ in range(2)]
         state[:] = dict(w0), *zeros, jnp.float32(0)
-        w0.clear()                                      # the step takes the buffers over
+        w0.clear()                                      # the step reuses these buffers
         return {"loss": float(run()), "gradients": gradients, "next_loss": float(run())}
 
     return Work(run, answer, described)

@@ -1,7 +1,7 @@
-"""llm.c's side: the CPU program `train_gpt2` of a checkout, on our weights and batch in its own file formats.
+"""The workload of llm.c: the CPU program `train_gpt2` of a checkout, on our weights and batch in its own file formats.
 
-Its batch and length are compiled in (B = 4, T = 64 as it comes). It is held (SIGSTOP) between its turns;
-the tenth of a millisecond that it works before it is held is not counted.
+Its batch and length are compiled in (B = 4 and T = 64 by default). It is stopped (SIGSTOP) between its turns; the tenth of a millisecond
+that it runs before it is stopped is not counted.
 """
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from . import agreement
 from .peers import Work
 from .rows import Row
 
-PADDED = 50304                                          # its vocabulary
+PADDED = 50304                                          # the size of its vocabulary
 STEP = re.compile(r"step (\d+): train loss ([\d.]+|nan|-nan|inf) ")
 
 
 def write_inputs(folder: Path, checkpoint: str, row: Row) -> None:
-    """gpt2_124M.bin (a header of 256 int32, then the parameters, weights [out, in]) and the tokens of the batch, twice."""
+    """Write gpt2_124M.bin (a header of 256 int32, then the parameters, weights [out, in]) and two files with the tokens of the batch."""
     import numpy as np
 
     from gpt2.weights.checkpoint import read_checkpoint
@@ -61,10 +61,10 @@ def build(task: Mapping[str, Any]) -> Work:
     row = Row.from_dict(task["row"])
     program = Path(task["llmc"]).resolve() / "train_gpt2"
     if not program.is_file():
-        raise FileNotFoundError(f"{program} is not there; build it with: make train_gpt2")
-    folder = tempfile.mkdtemp(dir=task["checkpoint"])  # goes with the checkpoint
+        raise FileNotFoundError(f"{program} does not exist; build it with: make train_gpt2")
+    folder = tempfile.mkdtemp(dir=task["checkpoint"])  # it is removed with the checkpoint
     write_inputs(Path(folder), task["checkpoint"], row)
-    master, slave = pty.openpty()                       # into a pipe it would write by the block, not by the line
+    master, slave = pty.openpty()                       # into a pipe it would write whole blocks instead of lines
     env = {**os.environ, "OMP_NUM_THREADS": str(cores())}
     process = subprocess.Popen([str(program)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
     os.close(slave)
@@ -72,12 +72,12 @@ def build(task: Mapping[str, Any]) -> Work:
 
     def next_step() -> tuple[int, float]:
         last = "no message"
-        with contextlib.suppress(OSError):              # the other end of the terminal is closed
+        with contextlib.suppress(OSError):              # it raises one after the other end of the terminal is closed
             for line in output:
                 if shown := STEP.match(line):
                     return int(shown[1]), float(shown[2])
                 if line.startswith("train dataset num_batches:") and int(line.split(":")[1]) != 1:
-                    raise RuntimeError(f"it was compiled for less than B {row.batch} T {row.tokens}; set them in train_gpt2.c")
+                    raise RuntimeError(f"it was compiled for a smaller batch than B {row.batch} T {row.tokens}; set these in train_gpt2.c")
                 last = line.strip() or last
         raise RuntimeError(f"train_gpt2 ended: {last}")
 
@@ -86,7 +86,7 @@ def build(task: Mapping[str, Any]) -> Work:
         process.send_signal(signal.SIGCONT)
         step, _ = next_step()
         took = time.perf_counter() - started
-        if (step + 1) % 10 == 0:                        # validation, and text at 20, come with the next step: not in our time
+        if (step + 1) % 10 == 0:                        # the next step also validates, and at 20 writes text: do not count this time
             next_step()
         process.send_signal(signal.SIGSTOP)
         return took

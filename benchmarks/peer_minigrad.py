@@ -1,4 +1,4 @@
-"""minigrad's side of every row, by its public names alone: what a user of gpt2 and minigrad would write."""
+"""The workloads of minigrad for every row, with public names only, as a user of gpt2 and minigrad would write them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def build(task: Mapping[str, Any]) -> Work:
 
 
 def work(model: Any, row: Row) -> Work:
-    """What the row asks of a model, on the device where it is."""
+    """The row's work for a model, on the model's device."""
     import numpy as np
 
     import minigrad as mg
@@ -45,7 +45,7 @@ def work(model: Any, row: Row) -> Work:
             return out
 
         def answer() -> dict[str, Any]:
-            """The new ids, their log-probabilities, and by how much and out of what size each was the best."""
+            """The new ids, their log-probabilities, the distance of each from the second best logit, and the size of the logits."""
             whole = generate()
             with mg.no_grad():
                 z = here.host(model([each[:-1] for each in whole]).array)[:, row.tokens - 1:].astype(np.float64)     # [B, new, V]

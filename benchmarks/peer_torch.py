@@ -1,4 +1,4 @@
-"""PyTorch's side: transformers' GPT-2 with its scaled_dot_product_attention, eager or compiled, fused AdamW, and its `generate`."""
+"""The workloads of PyTorch: transformers' GPT-2 with scaled_dot_product_attention, eager or compiled, fused AdamW, and `generate`."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ def build(task: Mapping[str, Any], compiled: bool = False) -> Work:
 
         return Work(generate, decoded, described)
 
-    model.train()                                       # with the checkpoint's dropout of 0
+    model.train()                                       # the checkpoint has a dropout of 0
     parameters = list(model.parameters())
     groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": agreement.DECAY},
               {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Who does the work: minigrad and its peers, a table from a name to what builds its workload and to what must be installed."""
+"""The table of minigrad and its peers: for each name the function that builds its workload, and the packages that it needs."""
 from __future__ import annotations
 
 import importlib
@@ -11,11 +11,11 @@ US, FLOOR = "minigrad", "floor"
 
 
 class Work(NamedTuple):
-    """A workload that is ready. run: does it once, and returns when it is done.
+    """A workload that is ready to run.
 
-    answer: what it computes, for `benchmarks.agreement`; asked for once, before anything is timed. about: threads, kernels, settings,
-    in a line. peak: bytes of the device's memory at their highest, where that is not the process's. clocked: run returns the seconds
-    that count.
+    run: does it once, and returns when it is done. answer: what it computes, for `benchmarks.agreement`; called once, before anything is
+    timed. about: threads, kernels and settings in one line. peak: the largest number of bytes of the device's memory, if that is not the
+    process's memory. clocked: run returns the seconds to count.
     """
 
     run: Callable[[], Any]
@@ -27,11 +27,12 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """builder: "module:function" from a task (row, checkpoint, …) to a Work; run in a process of its own.
+    """A program that does the work of some rows.
 
-    needs: modules that must be there. kinds: of rows; "op" stands for all ops. tells: keys of the answer that it can give; all where
-    left out, none for work that is not the same and is reported only. option: a flag of the runner without which it does not run.
-    prepare: as builder, run before and in a process of its own.
+    builder: "module:function", which makes a Work from a task (row, checkpoint, …) in a process of its own. needs: modules that must be
+    installed. kinds: the kinds of rows that it can do; "op" stands for all ops. tells: the keys of the answer that it can give; None: all;
+    an empty tuple is for different work, which is only reported. option: the flag of the runner that it needs. prepare: like builder; it
+    runs first, in a process of its own.
     """
 
     builder: str
@@ -56,7 +57,7 @@ PEERS: dict[str, Peer] = {
     "mygrad": Peer("benchmarks.engines:mygrad_chain", ("mygrad",), ("chain",)),
     "autograd": Peer("benchmarks.engines:autograd_chain", ("autograd",), ("chain",)),
 }
-# the products alone, or the weights read alone: no peer, but measured between them
+# not a peer, but measured between the peers: the products alone, or reading the weights alone
 FLOOR_PEER = Peer("benchmarks.floor:build", (), ("train", "forward", "decode"))
 
 
@@ -69,25 +70,25 @@ def does(name: str, kind: str) -> bool:
 
 
 def missing(name: str, options: Mapping[str, Any]) -> str | None:
-    """Why a peer cannot run here and how to get it, in a line; None: it can."""
+    """Why a peer cannot run here and how to install it, in one line; None if it can run."""
     entry = peer(name)
     absent = [module for module in entry.needs if importlib.util.find_spec(module) is None]
     if absent:
         is_are = "is" if len(absent) == 1 else "are"
-        return f"{name}: left out: {' and '.join(absent)} {is_are} not installed; get it with: pip install {' '.join(entry.needs)}"
+        return f"{name} is left out: {' and '.join(absent)} {is_are} not installed; install it with: pip install {' '.join(entry.needs)}"
     if entry.option and not options.get(entry.option.lstrip("-")):
-        return f"{name}: left out: it is not a package; build it and name its directory with {entry.option} DIR (benchmarks/README.md)"
+        return f"{name} is left out: it is not a package; build it and pass {entry.option} DIR (benchmarks/README.md)"
     return None
 
 
 def build(task: Mapping[str, Any]) -> Work:
-    """The Work of task["builder"]."""
+    """Call task["builder"], and return the Work that it makes."""
     module, _, function = task["builder"].partition(":")
     made: Work = getattr(importlib.import_module(module), function)(task)
     return made
 
 
 def script(name: str) -> str:
-    """What the peer's "start" row runs: a program of a checkpoint and a prompt of ids in JSON that prints the first new id."""
+    """The program of the peer's "start" row: it gets a checkpoint and a prompt of ids in JSON, and prints the first new id."""
     text: str = importlib.import_module(peer(name).builder.partition(":")[0]).START
     return text

@@ -1,4 +1,4 @@
-"""Pictures of a run, from its JSON document: how much longer peers take, and how time and memory grow."""
+"""Plots of a run, from its JSON document: the peers' times compared with ours, and how time and memory grow."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from .peers import US
 from .report import context_lines, write
 from .rows import NICKNAMES
 
-# told apart without colour too: each peer keeps its mark
+# each peer has its own marker, so that plots can be read without colours
 STYLE = {US: ("#c1272d", "o"), "torch": ("#0000a7", "s"), "torch-compile": ("#5a7bd8", "D"), "jax": ("#008176", "^"),
          "transformers": ("#0000a7", "s"), "ctranslate2": ("#b07d00", "v"), "ctranslate2-int8": ("#dcb75a", "<"), "llm.c": ("#555555", "P"),
          "mygrad": ("#008176", "^"), "autograd": ("#b07d00", "v")}
@@ -23,7 +23,7 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _finish(figure: Any, path: Path, found: Mapping[str, Any]) -> Path:
-    """Say what machine it was, and write."""
+    """Add a line about the machine, and write the file."""
     figure.text(0.01, 0.005, _machine(found), fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.025, 1, 1))
     image = BytesIO()
@@ -33,7 +33,7 @@ def _finish(figure: Any, path: Path, found: Mapping[str, Any]) -> Path:
 
 
 def ratios(found: Mapping[str, Any], path: Path) -> Path | None:
-    """A bar for each peer and row: its time over minigrad's; a notch where the target is."""
+    """A bar for each peer and row: its time divided by minigrad's; a mark shows the target."""
     from matplotlib.figure import Figure
 
     bars = [(entry, c) for entry in found["rows"] if not entry["row"]["axes"] for c in entry["peers"] if c["ratio"] is not None]
@@ -59,7 +59,7 @@ def ratios(found: Mapping[str, Any], path: Path) -> Path | None:
 
 
 def _lines(entries: list[Mapping[str, Any]], axis: str, value: str) -> dict[str, list[tuple[Any, float]]]:
-    """For each peer the points of one panel."""
+    """The points of one panel, for each peer."""
     lines: dict[str, list[tuple[Any, float]]] = {}
     for entry in entries:
         row = entry["row"]
@@ -70,7 +70,7 @@ def _lines(entries: list[Mapping[str, Any]], axis: str, value: str) -> dict[str,
 
 
 def growth(found: Mapping[str, Any], kind: str, path: Path) -> Path | None:
-    """Time above and memory below, over each axis that was measured."""
+    """Time (above) and memory (below) over each axis that was measured."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -87,7 +87,7 @@ def growth(found: Mapping[str, Any], kind: str, path: Path) -> Path | None:
                 colour, mark = STYLE.get(name, ("#555555", "o"))
                 panel.plot([str(x) for x, _ in points], [y for _, y in points], color=colour, marker=mark, label=name)
             if value == "peak" and axis != "size":
-                panel.set_ylim(bottom=0.0)              # it grows by less than its half: a ratio would make much of little
+                panel.set_ylim(bottom=0.0)              # the values differ by less than half: show the true proportion
             else:
                 panel.set_yscale("log")
                 panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -106,7 +106,7 @@ def growth(found: Mapping[str, Any], kind: str, path: Path) -> Path | None:
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
-    """Draw what the document holds; the paths of what was made."""
+    """Draw all plots for which the document has data; return their paths."""
     made = [ratios(found, folder / f"{'-'.join(found['suites'])}-ratios.png"),
             *(growth(found, kind, folder / f"scaling-{kind}.png") for kind in ("forward", "train"))]
     yield from (path for path in made if path is not None)

@@ -1,4 +1,4 @@
-"""The processes that work for the runner: how they are started, asked, and ended, and who fits beside whom in memory."""
+"""The processes of the runner: how they are started, asked and ended, and which of them fit into memory together."""
 from __future__ import annotations
 
 import contextlib
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")       # a user has neither
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")       # a user sets neither of them
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-PATIENCE = 1800.0                                       # seconds to wait for any reply
+PATIENCE = 1800.0                                       # the longest wait for a reply, in seconds
 
 
 class Dead(Exception):
-    """A process that ended, or gave up, instead of answering; the message is one line."""
+    """A process has ended, or has failed, instead of answering; the message is one line."""
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """Ours, as a user has it: nothing steers BLAS, all threads unless so many are asked for; and no peer asks the network."""
+    """The environment of a process, as a user has it: nothing controls BLAS, all threads are used unless a number is given, and no peer
+    uses the network."""
     env = {name: value for name, value in os.environ.items() if name not in (*UNSET, *THREADS)}
     if threads:
         env.update(dict.fromkeys(THREADS, str(threads)))
@@ -34,7 +35,7 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 def reason(code: int, log: Any) -> str:
-    """Why a process ended, in a line: the last of its stderr, or its signal."""
+    """Why a process ended, in one line: the last line of its stderr, or its signal."""
     if code == -signal.SIGKILL:
         return "killed; was there memory enough?"
     log.seek(0)
@@ -44,7 +45,7 @@ def reason(code: int, log: Any) -> str:
 
 
 class Child:
-    """One peer's process, with its workload built. Dead where that fails; `close` leaves nothing of it behind."""
+    """One peer's process, with its workload built. Dead if that fails; `close` ends it and all processes that it started."""
 
     def __init__(self, task: Mapping[str, Any], threads: int | None = None) -> None:
         self.log = tempfile.TemporaryFile()
@@ -60,7 +61,7 @@ class Child:
             raise
 
     def ask(self, order: str) -> dict[str, Any]:
-        """The reply to an order."""
+        """Send an order; return the reply."""
         assert self.process.stdin and self.process.stdout
         watch = threading.Timer(PATIENCE, self.process.kill)
         watch.start()
@@ -82,7 +83,7 @@ class Child:
         self.ask("warm")
 
     def go(self) -> tuple[float, int]:
-        """Seconds of a round, and bytes at the highest since it was warm."""
+        """The seconds of a round, and the largest number of bytes in use since the warm-up."""
         reply = self.ask("go")
         return reply["seconds"], reply["peak"]
 
@@ -97,7 +98,7 @@ class Child:
 
 
 class Starter:
-    """A peer whose work is to start: every round is a fresh process that reads the weights and prints its first token."""
+    """A peer for a "start" row: each round is a new process that reads the weights and prints its first token."""
 
     def __init__(self, script: str, checkpoint: str, prompt: list[int], threads: int | None = None) -> None:
         self.command = [sys.executable, "-c", script, checkpoint, json.dumps(prompt)]
@@ -136,16 +137,16 @@ class Starter:
 
 
 def available_memory() -> float:
-    """Bytes that new processes can have; infinity where the system does not tell."""
+    """The bytes of memory that new processes can use; infinity if the system does not report it."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as lines:
         return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
     return float("inf")
 
 
 def fit(always: list[str], others: list[str], need: Mapping[str, float], room: float) -> tuple[list[list[str]], list[str]]:
-    """Groups that fit into `room` together, each with all of `always`, and those that fit into no group.
+    """Groups of processes that fit into `room` together, each with all of `always`; and the processes that fit into no group.
 
-    With no others, or where not one of them fits, `always` is a group of its own; without room for that there is none.
+    If there are no others, or none of them fits, `always` is a group of its own. If `always` does not fit, there is no group.
     """
     base = sum(need[name] for name in always)
     if base > room:

@@ -1,4 +1,4 @@
-"""From what was measured to what is read: medians, ratios and verdicts; lines, a Markdown table, and the JSON document."""
+"""The report on the measurements: medians, ratios and verdicts, as lines of text, as a Markdown table and as a JSON document."""
 from __future__ import annotations
 
 import contextlib
@@ -17,19 +17,19 @@ from .rows import Row
 
 @dataclass
 class Measured:
-    """One peer in one row. ours, floor: minigrad's seconds and the floor's of the same rounds."""
+    """The times of one peer in one row. ours, floor: the seconds of minigrad and of the floor in the same rounds."""
 
     seconds: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     peak: int = 0
     about: str = ""
-    same: bool = True                                   # whether its answer was held to ours
+    same: bool = True                                   # whether its answer was compared with ours
 
 
 @dataclass
 class Result:
-    """One row: who was measured, and who was not, with the reason."""
+    """The results of one row: the peers that were measured, and those that were not, with the reasons."""
 
     row: Row
     measured: dict[str, Measured] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def _target(what: str, wanted: float, found: float, met: bool) -> dict[str, Any]
 
 
 def targets(result: Result) -> list[dict[str, Any]]:
-    """Every target of the row that could be judged: what, wanted, found, and whether it is met."""
+    """Each target of the row that could be judged: its name, the wanted and the measured value, and whether it is met."""
     row, middle = result.row, {name: statistics.median(m.seconds) for name, m in result.measured.items() if m.seconds}
     if US not in middle:
         return []
@@ -63,19 +63,19 @@ def targets(result: Result) -> list[dict[str, Any]]:
 
 
 def ratio(measured: Measured) -> float:
-    """Of medians over the same rounds: the peer's over minigrad's."""
+    """The peer's median divided by minigrad's, over the same rounds."""
     n = len(measured.seconds)
     return statistics.median(measured.seconds) / statistics.median(measured.ours[:n])
 
 
 def share(measured: Measured) -> float | None:
-    """The floor's median over the peer's, in the same rounds."""
+    """The floor's median divided by the peer's, over the same rounds."""
     n = min(len(measured.seconds), len(measured.floor))
     return statistics.median(measured.floor[:n]) / statistics.median(measured.seconds[:n]) if n else None
 
 
 def cells(result: Result) -> list[dict[str, Any]]:
-    """A line for each peer, as plain data: seconds (median, low, high), ratio to minigrad, share of the floor, peak."""
+    """For each peer, as plain data: seconds (median, low, high), the ratio to minigrad, the share of the floor, and the peak memory."""
     out = []
     for name, m in result.measured.items():
         if m.seconds and name != FLOOR:
@@ -86,7 +86,7 @@ def cells(result: Result) -> list[dict[str, Any]]:
 
 
 def document(results: list[Result], context: Mapping[str, Any]) -> dict[str, Any]:
-    """All of it as JSON has it."""
+    """All results as a JSON document."""
     rows = []
     for result in results:
         floor = result.measured.get(FLOOR)
@@ -95,7 +95,7 @@ def document(results: list[Result], context: Mapping[str, Any]) -> dict[str, Any
     return {**context, "rows": rows}
 
 
-# ── for people ──
+# ── as text ──
 def time_of(seconds: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= 10 * size:
@@ -104,7 +104,7 @@ def time_of(seconds: float) -> str:
 
 
 def rate_of(row: Mapping[str, Any], seconds: float) -> str:
-    """Tokens per second where a row makes or reads tokens."""
+    """Tokens per second, if the row reads or generates tokens."""
     tokens = {"decode": row["new"], "train": row["tokens"], "forward": row["tokens"]}.get(row["kind"])
     if not tokens:
         return ""
@@ -127,7 +127,7 @@ HEAD = ("peer", "median", "from … to", "rate", "× minigrad", "of floor", "pea
 
 
 def table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The peers of one row of the document as text, a column each for HEAD."""
+    """The peers of one row of the document as lines of cells, one for each column of HEAD."""
     out: list[tuple[str, ...]] = []
     for c in entry["peers"]:
         spread = f"{time_of(c['low'])} … {time_of(c['high'])}"
@@ -138,7 +138,7 @@ def table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def remarks(entry: Mapping[str, Any]) -> list[str]:
-    """What stands below a row: verdicts, and who is missing or wrong."""
+    """The lines below a row: verdicts, and the peers that are missing or gave wrong answers."""
     out = [verdict(target) for target in entry["targets"]]
     out += [f"{name}: NOT TIMED, its answer is not ours: {lines[0]}" for name, lines in entry["wrong"].items()]
     return out + [f"{name}: left out: {why}" for name, why in entry["left_out"].items()]
@@ -156,7 +156,7 @@ def text(entry: Mapping[str, Any]) -> str:
 
 
 def context_lines(found: Mapping[str, Any]) -> list[str]:
-    """Machine, BLAS, versions and rates: what every number below depends on."""
+    """The machine, BLAS, versions and rates, on which all numbers depend."""
     machine, rates = found["machine"], found["rates"]
     cpu, memory, blas = machine["cpu"], machine["memory"], machine["blas"]
     gib = f"{memory['total'] / 2**30:.1f} GiB" if memory.get("total") else "memory unknown"
@@ -174,7 +174,7 @@ def context_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The document as a page."""
+    """The document as a page in Markdown."""
     lines = [f"# {', '.join(found['suites'])}: {found['date'][:10]}", "", *(f"* {line}" for line in context_lines(found)), "",
              f"Medians of up to {found['rounds']} interleaved rounds; ratio: the peer's median over minigrad's in the same rounds.", ""]
     lines += ["| row | " + " | ".join(HEAD) + " |", "|---" * (len(HEAD) + 1) + "|"]
@@ -188,7 +188,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write beside and rename: the file is whole or not there."""
+    """Write a temporary file and rename it, so that the file is complete or does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -203,6 +203,6 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def save(path: Path, found: Mapping[str, Any]) -> None:
-    """The document, and beside it the Markdown."""
+    """Write the document, and a page in Markdown beside it."""
     write(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     write(path.with_suffix(".md"), markdown(found))

@@ -1,11 +1,11 @@
-"""What is measured: the rows of each suite with their targets, and the work that none of them can do without."""
+"""The rows of each suite with their targets, and the work (FLOP and bytes) that each of them needs at least."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-# Sizes besides the published ones. tiny: for tests and for a first look at whether everything runs.
+# Sizes that are not published ones. tiny: for tests, and for a quick check that everything runs.
 OWN_SIZES: dict[str, dict[str, Any]] = {"tiny": {"vocab_size": 211, "n_positions": 1024, "n_embd": 24, "n_layer": 2, "n_head": 3,
                                                  "initializer_range": 0.2}}
 NICKNAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1.5B", "tiny": "tiny"}
@@ -14,12 +14,12 @@ PUBLISHED_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of work that several peers do, and what is wanted of minigrad there.
+    """One piece of work that several peers do, and minigrad's targets for it.
 
-    kind: "train" (forward, backward, AdamW), "forward" (logits of every place), "decode" (prompt in, `new` tokens out, greedy),
-    "start" (a fresh process to its first token), "chain" and "op" (see `benchmarks.engines`). batch B; tokens: T, or the prompt's.
-    axes: of the scaling plots that it is a point on. ratio: a peer's median over ours, at least. share: of the floor, at least.
-    memory: our peak over a peer's, at most. seconds: at most.
+    kind: "train" (forward, backward, AdamW), "forward" (logits of all positions), "decode" (a prompt, then `new` tokens, greedy), "start"
+    (a new process up to its first token), "chain" and "op" (see `benchmarks.engines`). batch: B. tokens: T, or the prompt's length. axes:
+    the axes of the scaling plots in which it is a point. The targets are ratio (the least of a peer's median divided by ours), share (the
+    least share of the floor), memory (the most of our peak divided by a peer's) and seconds (the most).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def model(self) -> bool:
-        """Whether the row needs a checkpoint."""
+        """Whether the row runs GPT-2, for which it needs a checkpoint."""
         return self.kind in ("train", "forward", "decode", "start")
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _large() -> list[Row]:
 
 
 def _scaling() -> list[Row]:
-    """Time and memory over T, over B, over size and over cores; a row that is a point of several lines is measured once."""
+    """The rows for time and memory over T, B, model size and cores; a row that belongs to several plots is measured once."""
     rows: dict[str, Row] = {}
     for kind, make in (("forward", forward), ("train step", train)):
         points: list[tuple[str, int, int, str, int | None]] = [("tokens", 1, T, "gpt2", None) for T in (64, 128, 256, 512, 1024)]
@@ -120,7 +120,7 @@ SUITES: dict[str, Callable[[], list[Row]]] = {"cpu": _cpu, "ops": _ops, "large":
 
 
 def rows_of(suites: list[str], size: str | None = None) -> list[Row]:
-    """The rows of the suites, each once; with all models of one size when that is given."""
+    """The rows of the suites, each once. size: use this model size in all rows."""
     rows = {row.name: row for suite in suites for row in SUITES[suite]()}
     return [replace(row, size=size) if size and row.model else row for row in rows.values()]
 
@@ -135,36 +135,36 @@ def config_of(size: str) -> Any:
     return GPT2Config(**{**fields, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": end, "eos_token_id": end})
 
 
-# ── the work that cannot be avoided ──
+# ── the work that each row needs at least ──
 def linear_flop(config: Any, positions: int) -> float:
-    """FLOP of the products with weights for so many positions, forward: 2 for each weight of a matrix and position."""
+    """FLOP of the products with weights in the forward pass: 2 for each weight of a matrix and each position."""
     d, n = config.n_embd, config.n_inner or 4 * config.n_embd
     return 2.0 * positions * (config.n_layer * (4 * d * d + 2 * d * n) + config.vocab_size * d)
 
 
 def attention_flop(config: Any, batch: int, tokens: int, whole: bool = False) -> float:
-    """FLOP of Q Kᵀ and P V, forward: 4·d for each pair of a query and a key that it sees; whole: for masked pairs too."""
+    """FLOP of Q Kᵀ and P V in the forward pass: 4·d for each query and each key that it sees. whole: also for masked keys."""
     pairs = tokens * tokens if whole else tokens * (tokens + 1) / 2
     return 4.0 * config.n_layer * config.n_embd * batch * pairs
 
 
 def product_flop(row: Row, config: Any, whole: bool = False) -> float:
-    """FLOP of the products of a "train" or "forward" row; backward has two products for each of forward's."""
+    """FLOP of the products of a "train" or "forward" row; backward has two products for each product of forward."""
     forward = linear_flop(config, row.batch * row.tokens) + attention_flop(config, row.batch, row.tokens, whole)
     return forward * (3.0 if row.kind == "train" else 1.0)
 
 
 def decode_bytes(row: Row, config: Any, itemsize: int = 4) -> float:
-    """Bytes that generating `row.new` tokens must read: each pass all weights but the position table, and the keys and values before it."""
+    """Bytes that generating `row.new` tokens must read: in each pass the weights, without the position table, and the cache."""
     from gpt2.config import num_parameters
 
     weights = num_parameters(config) - config.n_positions * config.n_embd
-    seen = sum(row.tokens + i for i in range(1, row.new))               # the first pass makes its keys and values itself
+    seen = sum(row.tokens + i for i in range(1, row.new))               # the first pass reads no cache
     return float(itemsize) * (row.new * weights + 2 * config.n_layer * config.n_embd * row.batch * seen)
 
 
 def memory_estimate(row: Row, config: Any, peer: str) -> float:
-    """Bytes that a peer's process may take for a row, on the high side: decides who runs beside whom, and nothing else."""
+    """A high estimate of a peer's memory for a row, in bytes; it only decides which processes run at the same time."""
     from gpt2.config import num_parameters
 
     base = 0.3e9 if peer in ("minigrad", "mygrad", "autograd") else 1.0e9

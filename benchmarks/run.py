@@ -1,8 +1,8 @@
-"""python -m benchmarks.run: minigrad and gpt2 beside their peers on this machine, interleaved, against a measured floor.
+"""python -m benchmarks.run: measure minigrad and gpt2 on this machine, and compare them with other libraries and with a measured floor.
 
-Each peer works in a process of its own on the same weights and batch. Its answer is compared with ours first; a wrong one is not timed.
-Exit codes: 0; 1: an answer was wrong or minigrad failed; 2 usage; 130: Ctrl-C, after what there is was printed. A GPU is measured by
-`python -m benchmarks.gpu`.
+Each peer runs in a process of its own on the same weights and batch, and the peers take turns. The answer of each is compared with ours
+first; a peer with a wrong answer is not timed. The exit code is 0 if all went well, 1 if an answer was wrong or minigrad failed, 2 for
+wrong flags, and 130 after Ctrl-C, when the results so far are printed. `python -m benchmarks.gpu` measures a GPU.
 """
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .processes import Child, Dead, Starter, available_memory, environment, fit
 from .report import Measured, Result
 from .rows import NICKNAMES, SUITES, Row, config_of, memory_estimate, rows_of
 
-SETTLE = 0.25                                           # seconds between turns, in which the threads of the one before go to sleep
-ROOM = 0.9                                              # of the memory there is
+SETTLE = 0.25                                           # seconds between turns, in which the threads of the last peer go to sleep
+ROOM = 0.9                                              # the share of the available memory that is used
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "sve2")
 PACKAGES = ("numpy", "torch", "transformers", "jax", "ctranslate2", "mygrad", "autograd", "cupy")
 
@@ -42,20 +42,20 @@ def say(line: str) -> None:
 
 # ── one row ──
 class Bench:
-    """A run: where the checkpoints are, what the peers are told, and what is left out for good."""
+    """A run: the folder of the checkpoints, the options for the peers, and the messages that were printed already."""
 
     def __init__(self, folder: str, rounds: int, peers: list[str] | None, options: dict[str, Any]) -> None:
         self.folder, self.rounds, self.peers, self.options = folder, rounds, peers, options
         self.told: set[str] = set()
 
     def once(self, line: str) -> None:
-        """Say it on stderr, and not again."""
+        """Print a message on stderr, but only the first time."""
         if line not in self.told:
             self.told.add(line)
             say(line)
 
     def checkpoint(self, size: str) -> str:
-        """The directory with the weights of that size, drawn from seed 0; written on first use."""
+        """The directory with random weights of this size, drawn from seed 0; they are written when they are first needed."""
         path = Path(self.folder) / size
         if not path.exists():
             from gpt2 import GPT2
@@ -64,7 +64,7 @@ class Bench:
         return str(path)
 
     def others(self, row: Row) -> list[str]:
-        """The peers of a row that are wanted and can run."""
+        """The peers of a row that the flags allow and that can run."""
         names = [name for name in row.peers if name != US and does(name, row.kind)
                  and (self.peers is None or name in self.peers)]
         lacking = {name: line for name in names if (line := missing(name, self.options)) is not None}
@@ -73,7 +73,7 @@ class Bench:
         return [name for name in names if name not in lacking]
 
     def start(self, name: str, row: Row) -> Child | Starter:
-        """The peer's process, with its workload built and its answer given. Dead where it fails."""
+        """Start a peer's process; its workload is built and its answer computed. Dead if it fails."""
         task = {"builder": peer(name).builder, "row": row.to_dict(), **self.options}
         if row.model:
             task["checkpoint"] = self.checkpoint(row.size)
@@ -85,7 +85,7 @@ class Bench:
         return Starter(script(name), task["checkpoint"], ids[0].tolist(), row.threads)
 
     def groups(self, row: Row, result: Result) -> list[list[str]]:
-        """Who runs beside whom: all together where memory allows, else minigrad with a part of them at a time."""
+        """The groups of peers that run at the same time: all of them if memory allows, otherwise minigrad with some of them at a time."""
         always = [US, FLOOR] if does(FLOOR, row.kind) else [US]
         names, config = self.others(row), config_of(row.size)
         need = {name: memory_estimate(row, config, name) for name in (*always, *names)}
@@ -98,7 +98,7 @@ class Bench:
         return groups
 
     def run(self, row: Row, result: Result) -> None:
-        """Measure a row into `result`, which is true at any time. Processes are gone when it returns or raises."""
+        """Measure a row; `result` is always up to date. All processes have ended when it returns or raises."""
         for group in self.groups(row, result):
             living: dict[str, Any] = {}
             try:
@@ -118,7 +118,7 @@ class Bench:
             living.pop(name).close()
 
     def reference(self, row: Row, child: Child | Starter) -> dict[str, Any]:
-        """minigrad's answer, to which the others are held. What starts prints an id; how sure it is, the same decoding tells."""
+        """minigrad's answer, with which the others are compared. A "start" row prints only an id; its margin is that of generating."""
         if row.kind != "start":
             return child.answer
         told = self.start(US, replace(row, kind="decode"))
@@ -128,7 +128,7 @@ class Bench:
         return {key: told.answer[key] for key in ("ids", "margins")}
 
     def build(self, group: list[str], row: Row, result: Result, living: dict[str, Any]) -> None:
-        """Start and warm up the processes of a group, one after the other; only those with our answer stay."""
+        """Start and warm up the processes of a group, one after the other; those with a wrong answer are ended."""
         wanted: dict[str, Any] = {}
         config = config_of(row.size)
         for name in group:
@@ -154,12 +154,12 @@ class Bench:
             result.measured.setdefault(name, Measured(about=child.about, same=tells != ()))
 
     def time(self, row: Row, result: Result, living: dict[str, Any]) -> None:
-        """The rounds: one after the other does its work, each round beginning with the next of them."""
+        """The rounds: in each of them every peer does its work once, and each round begins with another peer."""
         entries = {name: Measured(about=result.measured[name].about) if name in (US, FLOOR) else result.measured[name] for name in living}
         ours, floor = entries[US].seconds, entries[FLOOR].seconds if FLOOR in entries else []
         for name, entry in entries.items():
             entry.ours, entry.floor = ours, floor
-            if not result.measured[name].seconds:       # of several groups the first is shown; ratios are taken in one's own
+            if not result.measured[name].seconds:       # with several groups the first is shown; each ratio is within one group
                 result.measured[name] = entry
         for n in range(self.rounds):
             names = list(living)
@@ -176,9 +176,9 @@ class Bench:
                     entries[name].peak = max(entries[name].peak, peak)
 
 
-# ── what it all depends on ──
+# ── the machine ──
 def context(args: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
-    """Date, machine, versions, and the measured rates, in the environment of the children."""
+    """The date, the machine, versions and the measured rates, in the environment of the peers' processes."""
     done = subprocess.run([sys.executable, "-m", "minigrad.info", "--json"], env=environment(), capture_output=True, text=True, check=True)
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
@@ -202,7 +202,7 @@ def context(args: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
 
 
 def file_for(path: Path, found: dict[str, Any]) -> Path:
-    """The path itself, or in a directory DATE-MACHINE-SUITES.json."""
+    """The path itself; if it is a directory, DATE-MACHINE-SUITES.json in it."""
     if not path.is_dir():
         return path
     cpu = found["machine"]["cpu"]
@@ -213,21 +213,21 @@ def file_for(path: Path, found: dict[str, Any]) -> Path:
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--suite", nargs="+", action=Extend, choices=list(SUITES), default=["cpu", "ops"],
-                   help="which rows; cpu and ops when left out")
-    p.add_argument("--row", nargs="+", action=Extend, metavar="NAME", help="only rows whose names begin so")
+                   help="the suites to run (default: cpu and ops)")
+    p.add_argument("--row", nargs="+", action=Extend, metavar="NAME", help="only rows whose names begin with NAME")
     p.add_argument("--peers", type=comma_separated, action=Extend, metavar="A,B",
-                   help=f"only these, of {', '.join(name for name in PEERS if name != US)}; none: minigrad alone")
+                   help=f"only these peers, of {', '.join(name for name in PEERS if name != US)}; none: only minigrad")
     p.add_argument("--rounds", type=at_least(1), default=7, metavar="N")
-    p.add_argument("--size", choices=list(NICKNAMES), help="another model in all rows; tiny for a quick look")
+    p.add_argument("--size", choices=list(NICKNAMES), help="use this model in all rows; tiny is for a quick test")
     p.add_argument("--llmc", metavar="DIR", help="a checkout of llm.c with train_gpt2 built")
-    p.add_argument("--json", metavar="PATH", help="write everything there, with a table in Markdown beside it; a directory: named by date")
-    p.add_argument("--plot", metavar="DIR", help="draw it there")
+    p.add_argument("--json", metavar="PATH", help="write the results to this file, and a page in Markdown beside it; or a folder")
+    p.add_argument("--plot", metavar="DIR", help="write plots of the results to this folder")
     p.add_argument("--list", action="store_true", help="print the rows, their peers and targets, and measure nothing")
     return p
 
 
 def listing(rows: list[Row]) -> str:
-    """The rows with their peers and targets."""
+    """The text of --list: the rows with their peers and targets."""
     out = []
     for row in rows:
         wanted = [f"{name} ≥ {value:g}×" for name, value in row.ratio.items()]
@@ -239,7 +239,7 @@ def listing(rows: list[Row]) -> str:
 
 
 def wanted_rows(args: argparse.Namespace, stop: Callable[[str], Any]) -> list[Row]:
-    """The rows that the flags name; `stop` for a name that is none."""
+    """The rows that the flags name; `stop` is called with a message for a name that does not exist."""
     rows = rows_of(args.suite, args.size)
     for name in args.row or []:
         if not any(row.name.startswith(name) for row in rows):
@@ -254,15 +254,15 @@ def main(argv: list[str] | None = None) -> int:
     peers = None if args.peers is None else [name for name in args.peers if name != "none"]
     for name in peers or []:
         if name not in PEERS:
-            p.error(f"argument --peers: no peer {name!r}; there are {', '.join(PEERS)}")
+            p.error(f"argument --peers: there is no peer {name!r}; the peers are {', '.join(PEERS)}")
     if args.list:
         print(listing(rows))
         return 0
     if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no such directory")
+        raise UsageError(f"--json {args.json}: this directory does not exist")
     results: list[Result] = []
     code, found = 0, {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends as Ctrl-C does, with all processes gone
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # ends like Ctrl-C: all processes are ended first
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         try:
             found = context(args, rows)
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             say("benchmarks.run: interrupted; what there is:")
             if results:
                 print(report.text(report.document(results[-1:], {})["rows"][0]), flush=True)
-        except Dead as error:                           # the rates could not be measured
+        except Dead as error:                           # the machine's rates could not be measured
             say(f"benchmarks.run: {US} failed: {error}")
             code = 1
     if not code and any(result.wrong or US in result.left_out for result in results):

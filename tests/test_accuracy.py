@@ -24,7 +24,7 @@ TINY = {"vocab_size": 19, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head"
 ODD = [{}, {"activation_function": "relu", "tie_word_embeddings": False, "n_inner": 7, "n_head": 1},
        {"activation_function": "gelu", "scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3}]
 INSTALLED = [pytest.param(name, marks=pytest.mark.skipif(
-    name == "jax" and importlib.util.find_spec("jax") is None, reason="JAX is not installed; get it with: pip install jax"))
+    name == "jax" and importlib.util.find_spec("jax") is None, reason="JAX is not installed; install it with: pip install jax"))
     for name in accuracy.PARTIES]
 
 
@@ -57,13 +57,13 @@ def test_the_error_is_relative_to_the_truths_size(by, seed):
 
 
 def test_an_error_is_never_hidden():
-    """NaN and infinity are infinitely wrong; another shape, or a tensor on one side only, is refused."""
+    """NaN and infinity have an infinite error; another shape, or a tensor on one side only, is refused."""
     truth = np.ones((2, 3))
     for bad in (np.nan, np.inf):
         assert accuracy.error(np.where(np.eye(2, 3) > 0, bad, truth), truth) == math.inf
-    with pytest.raises(ValueError, match=r"\[3\] beside a truth of \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"\[3\], but that of the truth is \[2, 3\]"):
         accuracy.error(np.ones(3), truth)
-    with pytest.raises(ValueError, match=r"only on one side: \['b'\]"):
+    with pytest.raises(ValueError, match=r"only one side has \['b'\]"):
         accuracy.errors({"a": truth}, {"a": truth, "b": truth})
 
 
@@ -156,7 +156,7 @@ def test_a_false_truth_stops_the_run(capsys, directory, monkeypatch):
     monkeypatch.setattr(accuracy, "torch_pass", wrong)
     code, out, _ = run(capsys, "--model", directory)
     assert code == 1 and len(out) == 2
-    assert out[1] == "truth: PyTorch's float64 is 1.0e-09 from ours at wpe.weight, more than 1e-10: no truth to measure by"
+    assert out[1] == "no truth to compare with: PyTorch's float64 is 1.0e-09 from ours at wpe.weight, more than 1e-10"
 
 
 def test_a_missing_peer_is_one_line(capsys, directory, monkeypatch):
@@ -169,8 +169,8 @@ def test_a_missing_peer_is_one_line(capsys, directory, monkeypatch):
     for name in ("torch eager", "torch sdpa", "jax"):
         monkeypatch.setitem(accuracy.PARTIES, name, missing)
     code, out, err = run(capsys, "--model", directory)
-    assert code == 0 and [line.partition(":")[0] for line in err[:3]] == ["torch eager", "torch sdpa", "jax"]
-    assert err[0].endswith("get it with: pip install torch transformers") and err[2].endswith("get it with: pip install jax")
+    assert code == 0 and [line.partition(" is left out")[0] for line in err[:3]] == ["torch eager", "torch sdpa", "jax"]
+    assert err[0].endswith("pip install torch transformers") and err[2].endswith("install it with: pip install jax")
     assert "not checked" in out[1] and out[-1] == "no torch eager to compare with" and len(out) == 3 + 18 + 1
 
 

@@ -308,8 +308,8 @@ def test_a_missing_peer_is_one_line(fake, measure):
     """It names what is missing and the command that gets it; all rows together say it once."""
     fake("absent", needs=("json", "no_such_module_here"))
     result, lines = measure(replace(rows.CHAIN, peers=("absent",)))
-    assert lines[0] == ("absent: left out: no_such_module_here is not installed; "
-                        "get it with: pip install json no_such_module_here")
+    assert lines[0] == ("absent is left out: no_such_module_here is not installed; "
+                        "install it with: pip install json no_such_module_here")
     assert set(result.measured) == {US}
     assert "--llmc DIR" in peers.missing("llm.c", {}) and peers.missing("llm.c", {"llmc": "x"}) is None
 
@@ -349,14 +349,14 @@ def test_the_command_lists_and_refuses(capsys, monkeypatch):
     """--list measures nothing; a row, a peer or a directory that is not there is a usage error in one line."""
     assert run.main(["--list", "--suite", *rows.SUITES]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(rows.rows_of(list(rows.SUITES)))
-    for args, says in ((["--row", "nothing"], "no row of cpu and ops begins with 'nothing'"), (["--peers", "x"], "no peer 'x'"),
+    for args, says in ((["--row", "nothing"], "no row of cpu and ops begins with 'nothing'"), (["--peers", "x"], "there is no peer 'x'"),
                        (["--rounds", "0"], "0 is less than 1")):
         with pytest.raises(SystemExit) as caught:
             run.main(args)
         err = capsys.readouterr().err
         assert caught.value.code == 2 and says in err and len(err.splitlines()) == 1
     done = command("--json", "/no/such/place/x.json", "--row", "gradient")
-    assert done.returncode == 2 and "there is no such directory" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and "this directory does not exist" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_without_a_gpu_it_says_so():
