@@ -1,7 +1,7 @@
 """Settings of the test run: how hard Hypothesis searches, and how many threads PyTorch may take.
 
 HYPOTHESIS_PROFILE is quick (the default), ci (the same examples every time), few, kernels or thorough. --backend NAME runs the tests marked
-`device` on that backend, and no others. With --uncounted the fake CuPy counts no more than a GPU does.
+`device` on that backend, and no others. With --uncounted the fake CuPy counts only launches, as on a GPU.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as shells start what g
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--backend", metavar="NAME", help="run the tests marked `device` on cupy, cupy:N or fake, and no others")
-    parser.addoption("--uncounted", action="store_true", help="with --backend fake: count launches alone, as on a GPU")
+    parser.addoption("--uncounted", action="store_true", help="with --backend fake: count only launches, as on a GPU")
 
 
 @pytest.hookimpl(tryfirst=True)

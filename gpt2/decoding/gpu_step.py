@@ -83,8 +83,8 @@ class Stepper:
         self.layers = [self._layer(block) for block in model.h]
         self.ln_f, self.head = norm_of(model.ln_f), model.lm_head.weight.array
         self.wte, self.wpe = model.wte.weight.array, model.wpe.weight.array
-        # whoever runs the step must not hold the stepper, which holds it: such a cycle, and the KV
-        # cache with it, would stay until Python's garbage collector finds it
+        # The captured step must not refer to the stepper, which refers to it: such a cycle, and
+        # with it the KV cache, would stay in memory until Python's garbage collector finds it.
         this = weakref.ref(self)
         self.next = self.there.backend.captured(lambda: _step_of(this))
 
@@ -149,7 +149,7 @@ class Stepper:
 
 
 def _step_of(this: weakref.ref[Stepper]) -> None:
-    """Run the step of a stepper that is there, as it is while somebody can call its `next`."""
+    """Run a step of the stepper, which still exists: `next` is called through it."""
     stepper = this()
     assert stepper is not None
     stepper.step()
