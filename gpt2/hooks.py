@@ -125,7 +125,7 @@ class Hooked(PretrainedModel):
             near = difflib.get_close_matches(pattern, known, 3)
             hint = f"there are embed, blocks.0.{BLOCK[0]} … logits"
             if near:
-                hint = f"near to it: {', '.join(near)}"
+                hint = f"similar names: {', '.join(near)}"
             raise UsageError(f"there is no point {pattern!r}; {hint}")
         return found
 

@@ -1,4 +1,4 @@
-"""Names that PyTorch and NumPy have and minigrad does not, and what to type in minigrad instead.
+"""Names that PyTorch and NumPy have and minigrad does not, and what to write in minigrad instead.
 
 The error for such a name contains the hint.
 """
@@ -18,7 +18,7 @@ TENSOR: Mapping[str, str] = {
     "data": "x.detach(), or p.assign(value) to change a parameter",
     "clone": "copy.deepcopy(x), or x * 1.0 in a graph",
     "size": "x.shape, or x.numel() for NumPy's size",
-    "contiguous": "x as it is: ops take any layout",
+    "contiguous": "x itself: ops take any layout",
     "is_contiguous": "x.numpy().flags.c_contiguous",
     "item_": "x.item()", "detach_": "x = x.detach()",
     "retain_grad": "x.register_hook(f), or mg.gradients(loss, [x])",
@@ -69,8 +69,9 @@ MODULE: Mapping[str, str] = {
     "inference_mode": "mg.no_grad()", "autograd": "mg.gradients, mg.grad, mg.vjp, mg.jvp, mg.hvp",
     "func": "mg.grad, mg.vjp, mg.jvp",
     "save": "model.save_pretrained(folder), or np.savez", "load": "np.load",
-    "compile": "nothing: kernels are fused by hand",
-    "jit": "nothing: kernels are fused by hand", "vmap": "a batch axis: ops take leading axes",
+    "compile": "leave it out: kernels are fused by hand",
+    "jit": "leave it out: kernels are fused by hand",
+    "vmap": "f(x) for an x with a batch axis: ops take leading axes",
     "cuda": 'x.to("cupy")',
     "float": '"float32"', "double": '"float64"', "half": '"float16"', "long": '"int64"',
     "int": '"int32"', "bool": '"bool"',
@@ -80,14 +81,12 @@ MODULE: Mapping[str, str] = {
 }
 
 NN: Mapping[str, str] = {
-    "functional": "mg.softmax(x, axis=-1), mg.cross_entropy(logits, targets) and so on: they are "
-                  "functions of minigrad",
     "Sigmoid": "mg.sigmoid(x) in forward", "Softmax": "mg.softmax(x, axis=-1) in forward",
     "SiLU": "x * mg.sigmoid(x) in forward",
     "Identity": "mg.nn.Sequential()", "Flatten": "x.flatten(1) in forward",
     "CrossEntropyLoss": "mg.cross_entropy(logits, targets), a function",
     "MSELoss": "((x - y) ** 2).mean()",
-    "NLLLoss": "mg.cross_entropy(logits, targets), of logits",
+    "NLLLoss": "mg.cross_entropy(logits, targets), which takes logits",
     "MultiheadAttention": "mg.attention(q, k, v, causal=False) and mg.split_heads",
     "ModuleDict": "a dict of modules as an attribute",
     "ParameterList": "a list of Parameters as an attribute",
@@ -100,37 +99,37 @@ NN: Mapping[str, str] = {
 OPTIM: Mapping[str, str] = {
     "lr_scheduler": 'for group in optimizer.param_groups: group["lr"] = '
                     "mg.optim.warmup_cosine(step, …), or any number",
-    "RMSprop": "mg.optim.Adam(params, lr, betas=(0.0, 0.99)), which corrects its mean square for "
-               "the start besides",
+    "RMSprop": "mg.optim.Adam(params, lr, betas=(0.0, 0.99)), which also corrects its mean square "
+               "for the first steps",
     "clip_grad_value_": "p.grad = p.grad.clip(-c, c) for each parameter",
 }
 NN_MODULE: Mapping[str, str] = {
     "apply": "for module in model.modules(): …",
-    "double": 'a module of its own dtype: Linear(2, 3, dtype="float64")',
-    "half": 'a module of its own dtype: Linear(2, 3, dtype="float16")',
-    "float": 'a module of its own dtype: Linear(2, 3, dtype="float32")',
-    "bfloat16": 'a module of its own dtype: Linear(2, 3, dtype="bfloat16")',
+    "double": 'Linear(2, 3, dtype="float64"): a module has the dtype with which it was made',
+    "half": 'Linear(2, 3, dtype="float16"): a module has the dtype with which it was made',
+    "float": 'Linear(2, 3, dtype="float32"): a module has the dtype with which it was made',
+    "bfloat16": 'Linear(2, 3, dtype="bfloat16"): a module has the dtype with which it was made',
     "cuda": 'model.to("cupy")', "cpu": 'model.to("numpy")',
     "device": "next(model.parameters()).device", "dtype": "next(model.parameters()).dtype",
     "register_parameter": "self.name = mg.nn.Parameter(value)", "add_module": "self.name = module",
     "register_module": "self.name = module",
     "register_buffer": "self.name = value, a Tensor without a gradient or an array",
     "buffers": "vars(module): Tensors without gradients are plain attributes",
-    "compile": "nothing: kernels are fused by hand",
-    "register_forward_hook": "a forward of your own; GPT-2's points take model.hooks({name: f})",
-    "transformer": "model.wte, model.h[0] and so on: the parts are the model's own",
+    "compile": "leave it out: kernels are fused by hand",
+    "register_forward_hook": "your own forward, or for GPT-2 model.hooks({name: f})",
+    "transformer": "model.wte, model.h[0] and so on: they are attributes of the model itself",
     "append": "Sequential(*layers, module)",
     "resize_token_embeddings": "GPT2Config(vocab_size=…) with parameters of that size",
     "gradient_checkpointing_enable": "GPT2(config, recompute=True)",
     "num_parameters": "sum(p.numel() for p in model.parameters())",
 }
-# settings of any op or function by other libraries' names
+# names of other libraries for settings of any op or function
 SETTINGS: Mapping[str, str] = {
     "dim": "axis=", "keepdim": "keepdims=", "dims": "axes=", "is_causal": "causal=True",
-    "attn_mask": "mask=, which is True where a key is seen",
-    "dropout_p": "p=, with training=True where the function has it",
+    "attn_mask": "mask=, which is True for the keys that a query may see",
+    "dropout_p": "p=, and training=True if the function has it",
     "inplace": "leave it out: an op makes a new Tensor",
-    "dtype": "the cast by itself, as in x.astype(dtype)",
+    "dtype": "a cast, as in x.astype(dtype)",
     "alpha": "the factor itself, as in alpha * x",
     "order": "leave it out: elements are in C order",
     "grad_outputs": "cotangent=",
@@ -139,13 +138,14 @@ SETTINGS: Mapping[str, str] = {
     "strict": "a dict of all names, such as {**model.state_dict(), **arrays}",
     "out": "leave it out: an op makes a new Tensor",
     "elementwise_affine": "mg.layer_norm(x, weight, bias) with constants",
-    "dampening": "an update of your own under mg.no_grad()",
-    "nesterov": "an update of your own under mg.no_grad()",
-    "amsgrad": "an update of your own under mg.no_grad()",
-    "maximize": "minus the loss", "fused": "leave it out: the kernel is chosen by the backend",
-    "foreach": "leave it out: parameters go together already",
-    "input_ids": "the ids by their place: model(ids)",
-    "labels": "model.loss(ids, targets), where targets are one place later",
+    "dampening": "your own update under mg.no_grad()",
+    "nesterov": "your own update under mg.no_grad()",
+    "amsgrad": "your own update under mg.no_grad()",
+    "maximize": "-loss, which is minimised",
+    "fused": "leave it out: the backend chooses the kernel",
+    "foreach": "leave it out: all parameters are updated together already",
+    "input_ids": "the ids as a positional argument: model(ids)",
+    "labels": "model.loss(ids, targets), where targets are one position later",
     "attention_mask": "model.generate for prompts of several lengths, or one prompt at a time",
     "position_ids": "leave it out: positions are counted from 0",
     "use_cache": "cache=gpt2.KVCache(model.config, rows)",
@@ -157,13 +157,13 @@ SETTINGS: Mapping[str, str] = {
     "num_beams": "greedy=True: there is no beam search",
     "num_return_sequences": "a prompt for each, as in [prompt] * n",
     "min_new_tokens": "max_new_tokens=, and stop=",
-    "pad_token_id": "leave it out: rows are padded on the left by themselves",
+    "pad_token_id": "leave it out: rows are padded on the left automatically",
     "torch_dtype": "dtype=", "device_map": "backend=",
 }
 
 
 def instead(f: Callable[P, R]) -> Callable[P, R]:
-    """f, whose error says what to type if a setting was passed by another library's name."""
+    """f, whose error says what to write if a setting was passed by another library's name."""
     @functools.wraps(f)
     def call(*args: P.args, **settings: P.kwargs) -> R:
         try:
@@ -176,11 +176,11 @@ def instead(f: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse(f: Callable[..., Any], settings: Iterable[str]) -> None:
-    """Raise TypeError if one of the settings is another library's, and f has none of this name."""
+    """Raise TypeError if a setting has another library's name, and f has no such setting."""
     for name in foreign(settings, inspect.signature(f).parameters):
         what = f.__qualname__.removesuffix(".__init__").removesuffix(".forward")
         what = what.rpartition("<locals>.")[2]
-        raise TypeError(f"{what}: there is no {name}=; {typed(name)}") from None
+        raise TypeError(f"{what}: there is no {name}=; {remedy(SETTINGS[name])}") from None
 
 
 def pytorchs(names: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -194,18 +194,18 @@ def pytorchs(names: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, An
 
 
 def foreign(settings: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The settings that are another library's and are not known here."""
+    """The settings that have another library's name and are not known here."""
     return [name for name in settings if name in SETTINGS and name not in known]
 
 
-def typed(name: str) -> str:
-    """What to do instead of passing a setting of another library."""
-    return SETTINGS[name] if SETTINGS[name].startswith("leave it out") else f"type {SETTINGS[name]}"
+def remedy(hint: str) -> str:
+    """A hint of the tables as a part of an error message: "write axis=" or "leave it out: …"."""
+    return hint if hint.startswith("leave it out") else f"write {hint}"
 
 
 def missing(module: str, elsewhere: Mapping[str, str],
             known: Callable[[], Iterable[str]]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module, whose error for an unknown name says what to type."""
+    """The `__getattr__` of a module, whose error for an unknown name says what to write."""
     def getattr(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -218,10 +218,10 @@ def unknown(whose: str, name: str, elsewhere: Mapping[str, str],
             known: Iterable[str]) -> AttributeError:
     """The error for a name that does not exist.
 
-    It says what to type instead, or lists similar names.
+    It says what to write instead, or lists similar names.
     """
     said = f"{whose} has no attribute {name!r}"
     if name in elsewhere:
-        return AttributeError(f"{said}; type {elsewhere[name]}")
+        return AttributeError(f"{said}; {remedy(elsewhere[name])}")
     near = difflib.get_close_matches(name, [n for n in known if not n.startswith("_")], 3)
-    return AttributeError(f"{said}; near to it: {', '.join(near)}" if near else said)
+    return AttributeError(f"{said}; similar names: {', '.join(near)}" if near else said)

@@ -63,7 +63,7 @@ def chosen(names: list[str]) -> list[str]:
     for name in names:
         if name not in (*NAMES, "all"):
             near = difflib.get_close_matches(name, NAMES, 3)
-            hint = f"near to it: {', '.join(near)}" if near else "--list shows what there is"
+            hint = f"similar names: {', '.join(near)}" if near else "--list shows what there is"
             raise UsageError(f"there is no experiment {name!r}; {hint}")
     return list(NAMES) if "all" in names else names
 

@@ -190,7 +190,7 @@ def check_map(names: Mapping[str, Named], known: Iterable[str]) -> None:
     for ours in names:
         if not any(_match(ours, name) for name in known):
             near = difflib.get_close_matches(ours.replace("*", "0"), known, 3)
-            hint = (f"near to it: {', '.join(near)}" if near
+            hint = (f"similar names: {', '.join(near)}" if near
                     else f"there are {known[0]} … {known[-1]}")
             raise UsageError(f"--map: {ours!r} matches no tensor of the golden file; {hint}")
 

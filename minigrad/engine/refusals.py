@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def no_name(op: Any, settings: dict[str, Any], error: TypeError) -> TypeError:
     """An error for a setting with a name that the op does not have."""
     theirs = hints.foreign(settings, op.signature.parameters)
-    instead = [f"; for {name}= {hints.typed(name)}" for name in theirs]
+    instead = [f"; for {name}= {hints.remedy(hints.SETTINGS[name])}" for name in theirs]
     return TypeError(f"{op.shown}: {error}; it takes {op.signature}{''.join(instead)}")
 
 

@@ -43,7 +43,7 @@ def _placed(name: str, axis: Any, *given: Any) -> tuple[Any, list[Any]]:
     at = axis if axis is not None else others.pop(0) if len(others) == len(given) else None
     if at is None or len(others) != len(given) - 1:
         needed = ", ".join(["index", "source"][:len(given) - 1])
-        raise TypeError(f"{name}: type x.{name}(axis, {needed})")
+        raise TypeError(f"{name}: write x.{name}(axis, {needed})")
     return at, others
 
 

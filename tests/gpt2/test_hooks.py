@@ -249,8 +249,8 @@ def test_of_several_hooks_the_outer_comes_first(model):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("blocks.1.mlp.akt", r"there is no point 'blocks.1.mlp.akt'; near to it: blocks.1.mlp.act"),
-    ("blocks.7.mlp.act", r"there is no point 'blocks.7.mlp.act'; near to it: blocks.\d.mlp.act"),
+    ("blocks.1.mlp.akt", r"there is no point 'blocks.1.mlp.akt'; similar names: blocks.1.mlp.act"),
+    ("blocks.7.mlp.act", r"there is no point 'blocks.7.mlp.act'; similar names: blocks.\d.mlp.act"),
     ("x", r"there is no point 'x'; there are embed, blocks.0.resid_pre … logits"),
     ("*.nothing", r"there is no point '\*.nothing'"),
 ])

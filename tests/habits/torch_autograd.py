@@ -51,7 +51,7 @@ ROWS = [
     ("mg.gradients(w * w, [w], [o])", "torch.autograd.grad(w * w, [w], [o])",
      "error: backward: the gradient is float32[1, 3] but the result is float32[3]"),
     ("mg.gradients(w * w, [w], grad_outputs=o)", "torch.autograd.grad(w * w, [w], grad_outputs=o)",
-     "error: gradients: there is no grad_outputs=; type cotangent="),
+     "error: gradients: there is no grad_outputs=; write cotangent="),
     ("mg.gradients(w * w, [w])", "torch.autograd.grad(w * w, [w]) # raises",
      "error: backward of float32[3] needs a gradient argument"),
     ("mg.gradients(loss, [w], allow_unused=True)",

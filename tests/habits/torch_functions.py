@@ -84,7 +84,7 @@ ROWS = [
     ("mg.einsum('i,j->', w, v)", "=", "same"),
     ("mg.concat([x, y])", "=", "same"),
     ("mg.concat([x, y], 1)", "=", "same"),
-    ("mg.concat([x, y], dim=1)", "=", "error: concat: there is no dim=; type axis="),
+    ("mg.concat([x, y], dim=1)", "=", "error: concat: there is no dim=; write axis="),
     ("mg.concat([x, y], axis=1)", "=", "same"),
     ("mg.concat((x, y), axis=-1)", "=", "same"),
     ("mg.concat([x, w])", "= # raises",

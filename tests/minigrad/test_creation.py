@@ -78,18 +78,18 @@ def test_casts_by_name(name: str, dtype: str):
 
 @pytest.mark.parametrize("table, known", [(hints.TENSOR, mg.Tensor), (hints.MODULE, mg)], ids=["Tensor", "minigrad"])
 def test_a_name_of_others_is_answered(table: Any, known: Any):
-    """With what to type. No answer is for a name that is there."""
+    """The error says what to write. No hint is for a name that exists."""
     for name, line in table.items():
         assert name not in dir(known), name
         with pytest.raises(AttributeError) as error:
             getattr(mg.tensor([1.0]) if known is mg.Tensor else mg, name)
-        assert str(error.value).endswith(f"has no attribute {name!r}; type {line}")
+        assert str(error.value).endswith(f"has no attribute {name!r}; {hints.remedy(line)}")
 
 
 def test_a_misspelt_name_has_near_ones():
-    with pytest.raises(AttributeError, match="Tensor has no attribute 'reqires_grad'; near to it: requires_grad"):
+    with pytest.raises(AttributeError, match="Tensor has no attribute 'reqires_grad'; similar names: requires_grad"):
         _ = mg.tensor([1.0]).reqires_grad
-    with pytest.raises(AttributeError, match="minigrad has no attribute 'sofmax'; near to it: softmax"):
+    with pytest.raises(AttributeError, match="minigrad has no attribute 'sofmax'; similar names: softmax"):
         _ = mg.sofmax
     assert not hasattr(mg.tensor([1.0]), "__cuda_array_interface__") and not hasattr(mg, "__path_of__")
 

@@ -96,7 +96,7 @@ def test_a_setting_of_a_function_has_a_place(line: str):
 
 @pytest.mark.parametrize("call, words", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 def test_what_might_mean_two_things_is_refused(call: Any, words: list[str]):
-    """The error is one line and shows what to type for either meaning."""
+    """The error is one line and shows what to write for either meaning."""
     with pytest.raises((mg.MinigradError, TypeError, ValueError)) as caught:
         call(_x())
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)

@@ -105,8 +105,8 @@ def test_nothing_but_the_packages_own_needs_is_needed(tmp_path):
 
 
 @pytest.mark.parametrize("flags, code, says", [
-    (["wieght-tying"], 2, "there is no experiment 'wieght-tying'; near to it: weight-tying"),
-    (["all", "temprature"], 2, "there is no experiment 'temprature'; near to it: temperature"),
+    (["wieght-tying"], 2, "there is no experiment 'wieght-tying'; similar names: weight-tying"),
+    (["all", "temprature"], 2, "there is no experiment 'temprature'; similar names: temperature"),
     (["xyz"], 2, "there is no experiment 'xyz'; --list shows what there is"),
     ([], 2, "name an experiment, or all"),
     (["ladder", "--model", "gpt9"], 2, "there is no model or directory 'gpt9'"),

@@ -286,7 +286,7 @@ def test_a_pipe_is_no_port(run, made, tmp_path, name):
 
 def test_a_map_that_matches_nothing_is_refused(run, made, tmp_path):
     """A pattern on our side that is no tensor's name would have no effect: it is named, with names near to it."""
-    for ours, says in (("block.*.attn.q", "'block.*.attn.q' matches no tensor of the golden file; near to it: blocks.0.attn.q"),
+    for ours, says in (("block.*.attn.q", "'block.*.attn.q' matches no tensor of the golden file; similar names: blocks.0.attn.q"),
                        ("zzz", "'zzz' matches no tensor of the golden file; there are embed … step.3.wte.weight")):
         star = "*" * ("*" in ours)
         (tmp_path / "names.toml").write_text(f'"{ours}" = "q{star}"\n')

@@ -115,5 +115,5 @@ def test_old_names_of_definitions_warn():
 
 
 def test_names_of_other_libraries():
-    with pytest.raises(AttributeError, match=r"minigrad.nn.functional has no attribute 'mse_loss'; type \(\(x - y\)"):
+    with pytest.raises(AttributeError, match=r"minigrad.nn.functional has no attribute 'mse_loss'; write \(\(x - y\)"):
         functional.mse_loss  # noqa: B018

@@ -306,15 +306,15 @@ def test_a_sequential_is_a_sequence():
 
 
 @pytest.mark.parametrize("line, says", [
-    ("nn.Softmax", "minigrad.nn has no attribute 'Softmax'; type mg.softmax"), ("nn.Liner", "near to it: Linear"),
-    ("mg.optim.RMSprop", "minigrad.optim has no attribute 'RMSprop'; type"),
-    ("nn.Linear(1, 1).half()", "Linear has no attribute 'half'; type"),
-    ("nn.Linear(1, 1).wieght", "near to it: weight"), ("mg.concat([x], dim=0)", "concat: there is no dim=; type axis="),
+    ("nn.Softmax", "minigrad.nn has no attribute 'Softmax'; write mg.softmax"), ("nn.Liner", "similar names: Linear"),
+    ("mg.optim.RMSprop", "minigrad.optim has no attribute 'RMSprop'; write"),
+    ("nn.Linear(1, 1).half()", "Linear has no attribute 'half'; write"),
+    ("nn.Linear(1, 1).wieght", "similar names: weight"), ("mg.concat([x], dim=0)", "concat: there is no dim=; write axis="),
     ("mg.relu(x, inplace=True)", "for inplace= leave it out"), ("nn.LayerNorm(3, elementwise_affine=False)", "LayerNorm: there is no"),
     ("nn.Linear(1, 1)(x, attn_mask=None)", "Linear: there is no attn_mask="),
 ])
 def test_names_of_other_libraries_are_answered(line: str, says: str):
-    """With what to type, in one line."""
+    """The error says what to write, in one line."""
     with pytest.raises((AttributeError, TypeError)) as caught:
         eval(line, {"mg": mg, "nn": nn, "x": mg.tensor([1.0])})
     assert says in str(caught.value) and "\n" not in str(caught.value)
