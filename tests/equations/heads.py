@@ -332,7 +332,7 @@ def cache_1(normal):
     ."""
     model, config, ids = small()
     other = ids.copy()
-    other[0, 3] = 9  # another token at place 3
+    other[0, 3] = 9  # another token at position 3
     one, two = model.trace(ids), model.trace(other)
     for name in ("blocks.0.resid_post", "blocks.1.resid_post"):
         same(one[name][0, :3], two[name][0, :3])
