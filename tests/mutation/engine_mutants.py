@@ -448,7 +448,7 @@ MUTANTS: list[tuple[str, str, str, str, str]] = [
      "isinstance(a, Tensor) else unshared(a)",
      "isinstance(a, Tensor) else a"),
     ("a checkpoint draws other masks", F, "Checkpoint.pullback", "random.replaying(drawn)", "random.replaying(random.get_state())"),
-    ("a replay moves the stream", R, "replaying", "        set_state(was)", "        pass"),
+    ("a replay moves the stream", R, "replaying", "        _replayed.stream = was", "        pass"),
     ("a checkpoint records its inside", F, "Checkpoint.__call__", "with no_grad(), ", "with recording(state.recording), "),
     ("a checkpoint keeps its inside", F, "Checkpoint.__call__",
      "with no_grad(), touching() as leaves:           # which leaves f reads, for `pullback`\n            out = self.f(*args)",

@@ -76,8 +76,8 @@ def test_ids_of():
 
 
 @pytest.mark.parametrize(("content", "kind", "said"), [
-    ("{", MissingError, "is not a JSON object"), ("[1]", MissingError, "is not a JSON object"),
-    ('{"eos_token_id": "x"}', UsageError, "eos_token_id must be null or an id"),
+    ("{", MissingError, r"is not JSON \(Expecting"), ("[1]", MissingError, r"must be an object, not \[1\]"),
+    ('{"eos_token_id": "x"}', MissingError, "eos_token_id must be an integer of 64 bits or a list or null, not 'x'"),
 ])
 def test_a_damaged_generation_config_is_one_line(content, kind, said, tmp_path):
     """It is named; where it says nothing of ends, the configuration's count."""

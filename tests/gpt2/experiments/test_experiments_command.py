@@ -18,6 +18,7 @@ from gpt2.experiments import (
     experiment,
 )
 from gpt2.experiments.__main__ import main
+from gpt2.io.outputs import MARK
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_the_command(run, tmp_path):
     code, out, _ = run("parameter-counts", "causal-averaging", "--out", tmp_path)
     assert code == 0 and out.count("VERDICT: ") == 2
     assert "VERDICT: contradicted — LayerNorm is under 0.01 % of the parameters (0.031 %" in out
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in ("parameter-counts", "causal-averaging")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != MARK) == sorted(f"{n}.{s}" for n in ("parameter-counts", "causal-averaging")
                                                                 for s in ("png", "csv", "json"))
     code, out, _ = run("parameter-counts", "--out", tmp_path, "--json")
     assert code == 0 and json.loads(out)["experiment"] == "parameter-counts"
@@ -57,7 +58,7 @@ def test_one_that_fails_does_not_end_the_rest(run, tmp_path, monkeypatch):
     lines = err.splitlines()
     assert lines[0] == "gpt2.experiments: layer-norm: No module named 'x'" and lines[2] == "gpt2.experiments: fused-qkv: no weights"
     assert lines[4:] == ["gpt2.experiments: induction: MemoryError", "gpt2.experiments: ladder: shapes"] and len(lines) == 6
-    assert sorted({p.stem for p in tmp_path.iterdir()}) == ["device-errors", "parameter-counts"]
+    assert sorted({p.stem for p in tmp_path.iterdir() if p.name != MARK}) == ["device-errors", "parameter-counts"]
     code, out, _ = run(*names[1:], "--out", tmp_path, "--json")
     assert code == 3 and [d["experiment"] for d in json.loads(out)] == ["parameter-counts", "device-errors"]
     assert run("ladder", "--out", tmp_path, "--json") == (mg.errors.ShapeError.exit_code, "", "gpt2.experiments: ladder: shapes\n")
@@ -72,7 +73,7 @@ def test_a_part_of_a_model_is_enough_for_those_that_need_none(run, tmp_path, mon
     save_file(part, tmp_path / "x.safetensors")
     monkeypatch.setattr("gpt2.experiments.__main__.NAMES", ("parameter-counts", "causal-averaging", "device-errors", "induction"))
     code, out, err = run("device-errors", "all", "--model", tmp_path / "x.safetensors", "--out", tmp_path / "out")
-    assert code == 3 and sorted({p.stem for p in (tmp_path / "out").iterdir()}) == ["device-errors", "parameter-counts"]
+    assert code == 3 and sorted({p.stem for p in (tmp_path / "out").iterdir() if p.name != MARK}) == ["device-errors", "parameter-counts"]
     assert out.index("parameter-counts: ") < out.index("device-errors: ")
     lines = err.splitlines()
     assert len(lines) == 4 and all("has no tensor 'wte.weight'" in line for line in (lines[1], lines[3])), err
