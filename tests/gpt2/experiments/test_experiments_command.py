@@ -33,8 +33,8 @@ def test_the_command(run, tmp_path):
     code, out, _ = run("parameter-counts", "causal-averaging", "--out", tmp_path)
     assert code == 0 and out.count("VERDICT: ") == 2
     assert "VERDICT: contradicted — LayerNorm is under 0.01 % of the parameters (0.031 %" in out
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != MARK) == sorted(f"{n}.{s}" for n in ("parameter-counts", "causal-averaging")
-                                                                for s in ("png", "csv", "json"))
+    wanted = {f"{n}.{s}" for n in ("parameter-counts", "causal-averaging") for s in ("png", "csv", "json")}
+    assert {p.name for p in tmp_path.iterdir()} == {*wanted, MARK}
     code, out, _ = run("parameter-counts", "--out", tmp_path, "--json")
     assert code == 0 and json.loads(out)["experiment"] == "parameter-counts"
     code, out, _ = run("--list")
