@@ -5,7 +5,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from .cuda import flushed
 from .device import MEMORY, Device, OutOfMemoryError, count, refuse, state
 from .manners import MANNERS
 from .names import LACKED, NDARRAY, UFUNC
+from .streams import Use, current, reached_host, used
 
 _WAITING = {"get", "item", "tolist", "tobytes", "tofile", "dump", "dumps", "nonzero", "compress",
             "choose", "put"}                            # methods
+_IN_PLACE = {"fill", "partition", "put", "sort"}
 _WAITING_FUNCTIONS = {          # CuPy's source says where it waits, for some arguments at least
     "asnumpy", "nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts",
     "unique_inverse", "unique_values", "extract", "compress", "choose", "put", "bincount",
@@ -28,10 +30,7 @@ _WAITING_FUNCTIONS = {          # CuPy's source says where it waits, for some ar
 def _in(x: Any) -> Any:
     """What NumPy is to compute with: our arrays' numbers; numbers and dtypes as they are."""
     if isinstance(x, ndarray):
-        if x.device.id != state.thread.devices[-1]:
-            raise ValueError(f"The device where the array resides ({x.device.id}) is different "
-                             f"from the current device ({state.thread.devices[-1]}). "
-                             "Peer access is unavailable between these devices.")
+        x.on_current_device()
         return x._numbers
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -74,26 +73,50 @@ def _ours(x: Any) -> list[Any]:
     return [x] if isinstance(x, ndarray) else []
 
 
-def _call(f: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
+def _asked(made: Any, given: list[Any], written: Sequence[Any] = ()) -> Any:
+    """made, which the current stream is asked to compute from `given`, or to write into `written`.
+
+    A view is none of its affairs.
+    """
+    new = [a for a in _ours(made) if a.base is None and all(a is not b for b in given)]
+    if new or written:
+        current().asked()
+        for a in given:
+            used(a.use, False, "a function of CuPy")
+        for a in (*new, *written):
+            used(a.use, True, "a function of CuPy")
+    return made
+
+
+def _call(f: Callable[..., Any], args: Any, options: dict[str, Any], into: Any = None) -> Any:
     if f is not np.empty:
         refuse("a kernel that is none of ours")
     given = _ours(args) + _ours(list(options.values()))
     numbers, named = _in(args), {k: _in(v) for k, v in options.items()}
     with flushed(a._numbers for a in given):
-        made = f(*numbers, **named)
-    return _out(made, given)
+        result = f(*numbers, **named)
+    made = _out(result, given)
+    return made if f is np.empty else _asked(made, given, _ours([into, options.get("out")]))
 
 
 class ndarray:
     """cupy.ndarray, as far as its manners go."""
 
-    __slots__ = ("_numbers", "base", "device", "__weakref__")
+    __slots__ = ("__weakref__", "_numbers", "base", "device", "use")
     __array_ufunc__ = None                             # NumPy's operators leave the refusal to ours
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, numbers: np.ndarray, base: Any = None) -> None:
         self._numbers, self.base = numbers, base
         self.device = Device(state.thread.devices[-1]) if base is None else base.device
+        self.use = Use() if base is None else base.use
+
+    def on_current_device(self) -> None:
+        here = state.thread.devices[-1]
+        if self.device.id != here:
+            raise ValueError(f"The device where the array resides ({self.device.id}) is different "
+                             f"from the current device ({here}). "
+                             "Peer access is unavailable between these devices.")
 
     def __array__(self, *args: Any, **options: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. "
@@ -104,6 +127,7 @@ class ndarray:
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         if name == "get":
             count("syncs")
+            reached_host(self)
             return self._numbers.copy
         if name == "data":
             state.lent[self._numbers.ctypes.data] = self
@@ -124,7 +148,10 @@ class ndarray:
             numbers, named = _in(args), {k: _in(v) for k, v in options.items()}
             with flushed(a._numbers for a in given):
                 result = value(*numbers, **named)
-            return result if name in _WAITING - {"nonzero"} else _out(result, given)
+            if name in _WAITING - {"nonzero"}:
+                reached_host(self)
+                return result
+            return _asked(_out(result, given), given, [self] if name in _IN_PLACE else ())
 
         return method
 
@@ -138,11 +165,13 @@ class ndarray:
         return repr(self._numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        return _out(_in(self)[_index(index, self.shape)], [self])
+        given = [self, *_ours(index)]
+        return _asked(_out(_in(self)[_index(index, self.shape)], [self]), given)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         refuse("a kernel that is none of ours")
         _in(self)[_index(index, self.shape)] = _in(value)
+        _asked(None, [*_ours(index), *_ours(value)], [self])
 
 
 def _known(name: str, unknown: Any) -> None:
@@ -181,8 +210,8 @@ def _wrapped(index: Any, n: int) -> Any:
 
 
 def _operators() -> None:
-    def binary(f: Callable[..., Any]) -> Any:
-        return lambda self, other: _call(f, (self, other), {})
+    def binary(f: Callable[..., Any], in_place: bool = False) -> Any:
+        return lambda self, other: _call(f, (self, other), {}, self if in_place else None)
 
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_",
                  "xor", "lshift", "rshift"):
@@ -190,7 +219,8 @@ def _operators() -> None:
         dunder = name.rstrip("_")
         setattr(ndarray, f"__{dunder}__", binary(f))
         setattr(ndarray, f"__r{dunder}__", binary(lambda a, b, f=f: f(b, a)))
-        setattr(ndarray, f"__i{dunder}__", binary(getattr(operator, f"i{dunder}")))
+        in_place = binary(getattr(operator, f"i{dunder}"), in_place=True)
+        setattr(ndarray, f"__i{dunder}__", in_place)
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(ndarray, f"__{name}__", binary(getattr(operator, name)))
     for name in ("neg", "pos", "abs", "invert"):
@@ -201,6 +231,7 @@ def _operators() -> None:
     def number(f: Callable[..., Any]) -> Any:
         def convert(self: Any) -> Any:
             count("syncs")
+            reached_host(self)
             return f(self._numbers)
 
         return convert
@@ -235,6 +266,7 @@ class Function:
 
     def at(self, array: Any, index: Any, values: Any) -> None:
         numbers = _in(array)
+        _asked(None, [*_ours(index), *_ours(values)], [array])
         places = np.arange(numbers.size).reshape(numbers.shape)[_index(index, numbers.shape)]
         order = state.disorder.permutation(places.size)      # threads of a GPU come in any order
         where = np.unravel_index(places.reshape(-1)[order], numbers.shape)
@@ -249,13 +281,14 @@ def _array(value: Any, dtype: Any = None, copy: bool = True) -> Any:
                 raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
         elif not copy and dtype in (None, value.dtype):
             return value
-        return _out(np.array(value._numbers, dtype=dtype))
+        return _asked(_out(np.array(value._numbers, dtype=dtype)), [value])
     count("uploads")
-    return _out(np.array(value, dtype=dtype))
+    return _asked(_out(np.array(value, dtype=dtype)), [])
 
 
 def _asnumpy(array: Any) -> Any:
     count("syncs")
+    reached_host(array)
     return array._numbers.copy()
 
 

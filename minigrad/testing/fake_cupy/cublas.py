@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .device import Device, state
+from .streams import current, used
 
 _DTYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 _16F, _32F, _64F, _32F_FAST_16F, _32F_FAST_16BF, _32F_FAST_TF32 = 64, 68, 70, 74, 75, 77
@@ -131,6 +132,9 @@ def gemmStridedBatchedEx(handle: int, turn_a: int, turn_b: int, m: int, n: int, 
                           f"{a_kind} and {b_kind} and a result of {c_kind}")
     if handle != 1 + state.thread.devices[-1]:
         raise CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED: a handle of another device")
+    current().asked()
+    for address, written in ((a, False), (b, False), (c, True)):
+        used(state.lent[address].use, written, "cuBLAS")
     scalar, mode = np.dtype(_SCALARS.get(compute, "float32")), _modes[handle]
     one, add = (_numbers(p, 1, scalar)[0] for p in (alpha, beta))
     by = _multiplied_by(compute, algorithm, mode)

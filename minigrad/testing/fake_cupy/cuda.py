@@ -17,7 +17,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,13 +229,31 @@ def flushed(arrays: Iterable[Any]) -> Iterator[None]:
         _flush()(0)
 
 
+class Host:
+    """What launches ask of the library whose arrays they are given; this one is for NumPy's.
+
+    only: which blocks of a grid of so many are run, by their numbers; all unless it is given.
+    """
+
+    def __init__(self, only: Callable[[int], Sequence[int]] | None = None) -> None:
+        self.only = only
+
+    def numbers(self, array: Any) -> np.ndarray:
+        """An array's numbers as an array of NumPy."""
+        return array
+
+    def started(self, name: str, arrays: list[tuple[Any, bool]]) -> None:
+        """A kernel is run on these arrays, and whether it may write to them."""
+
+    def captured(self) -> list[Callable[[], None]] | None:
+        """The list that launches are added to instead of being run, or None."""
+
+    def lent(self, address: int) -> Any:
+        """The array at an address that a kernel finds in an array of addresses; None: none."""
+
+
 class Module:
     """What cupy.RawModule is on a GPU.
-
-    numbers: an array's numbers as a NumPy array. launched: is told the name of each kernel that is
-    run. captured: the list that launches are added to instead of being run, or None. lent: arrays
-    by their address, which a kernel may find in an array of addresses. blocks: which blocks of a
-    grid of so many are run, by their numbers; all unless it is given.
 
     RuntimeError where a kernel does what memory.h, machine.h or ptx.h does not allow, and for what
     CUDA would take in silence, or would answer with another kernel's fault: arguments of the wrong
@@ -243,15 +261,10 @@ class Module:
     (`limits`).
     """
 
-    def __init__(self, code: str, options: tuple[str, ...], numbers: Callable[[Any], Any],
-                 launched: Callable[[str], Any],
-                 captured: Callable[[], list[Callable[[], None]] | None] = lambda: None,
-                 lent: Callable[[], Mapping[int, Any]] = dict,
-                 blocks: Callable[[int], Sequence[int]] | None = None) -> None:
-        self.captured, self.lent, self.blocks, self.source = captured, lent, blocks, code
-        self.options = options
-        self.types, self.numbers, self.launched = parameters(code), numbers, launched
-        self.names, self.bounds = names(code), launch_bounds(code, options)
+    def __init__(self, code: str, options: tuple[str, ...], host: Host | None = None) -> None:
+        self.source, self.host = code, host or Host()
+        self.types, self.names = parameters(code), names(code)
+        self.options, self.bounds = options, launch_bounds(code, options)
         stored, computed = (next(o.removeprefix(f"-D{k}=") for o in options
                                  if o.startswith(f"-D{k}=")) for k in ("STORE", "REAL"))
         self.dtypes = {"Store": _DTYPES[stored], "Strided": _DTYPES[stored],
@@ -271,13 +284,16 @@ class Module:
             grid, block = ((*size, *[1] * (3 - len(size))) for size in (grid, block))
             self._can_start(name, grid, block, shared_mem)
             given = [self._argument(name, t, a) for t, a in zip(types, args)]
-            places = [*self._places(name, args)]
+            found = [*self._arrays(name, args)]
+            arrays = [(array, written) for array, _, written in found]
+            places = [Place(*np.lib.array_utils.byte_bounds(self.host.numbers(array)), called,
+                            written) for array, called, written in found]
 
-            def start(keep: Any = args) -> None:
-                self.launched(name)
+            def start() -> None:
+                self.host.started(name, arrays)
                 self._run(name, run, grid, block, shared_mem, given, places)
 
-            kept = self.captured()
+            kept = self.host.captured()
             start() if kept is None else kept.append(start)
 
         return launch
@@ -302,7 +318,7 @@ class Module:
              given: list[Any], places: list[Place]) -> None:
         """Run a kernel; RuntimeError with what is wrong, and the line of its source."""
         pointers = (ctypes.c_void_p * len(given))(*(ctypes.addressof(a) for a in given))
-        chosen = [] if self.blocks is None else self.blocks(math.prod(grid))
+        chosen = [] if self.host.only is None else self.host.only(math.prod(grid))
         at = ctypes.c_void_p()
         fault = self.built.run_kernel(
             run, pointers, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
@@ -328,7 +344,7 @@ class Module:
             if value is None:
                 return ctypes.c_void_p(0)
             named = kind.removeprefix("const ").rstrip("*")
-            array, wanted = self.numbers(value), self.dtypes[named]
+            array, wanted = self.host.numbers(value), self.dtypes[named]
             if str(array.dtype) != wanted:
                 raise TypeError(f"{name}: an array of {array.dtype} where {kind} is wanted")
             if named != "Strided" and not array.flags.c_contiguous:
@@ -339,14 +355,15 @@ class Module:
             raise TypeError(f"{name}: {value!r} where {kind} is wanted")
         return ctypes.c_longlong(value) if whole else ctypes.c_double(value)
 
-    def _places(self, name: str, args: tuple[Any, ...]) -> Iterator[Place]:
-        """The arrays among the arguments, and those whose addresses are in one of them."""
+    def _arrays(self, name: str, args: tuple[Any, ...]) -> Iterator[tuple[Any, bytes, bool]]:
+        """The arrays among the arguments, and those whose addresses are in one of them.
+
+        Each with what to call it, and whether the kernel may write to it.
+        """
         for kind, called, value in zip(self.types[name], self.names[name], args):
             if kind.endswith("*") and value is not None:
-                array = self.numbers(value)
-                yield Place(*np.lib.array_utils.byte_bounds(array), called,
-                            not kind.startswith("const "))
+                yield value, called, not kind.startswith("const ")
                 if called == b"table":
-                    for number in array.ravel().tolist():
-                        if (lent := self.lent().get(number)) is not None:
-                            yield Place(number, number + lent.nbytes, b"an array of it", True)
+                    addresses = self.host.numbers(value).ravel().tolist()
+                    lent = [array for a in addresses if (array := self.host.lent(a)) is not None]
+                    yield from ((array, b"an array of it", True) for array in lent)

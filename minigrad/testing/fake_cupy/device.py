@@ -1,4 +1,4 @@
-"""The devices of a fake GPU: memory, streams, graphs, and counts of what was done to them."""
+"""The devices of a fake GPU: their memory, and counts of what was done to them."""
 from __future__ import annotations
 
 import contextlib
@@ -31,24 +31,26 @@ class Counts:
 
 
 class Thread(threading.local):
-    """The current device of a thread, and those of the blocks around it."""
+    """The current device of a thread, and those of the blocks around it; and its streams."""
 
     def __init__(self) -> None:
-        self.devices = [0]
+        self.devices, self.streams = [0], list[Any]()
 
 
 class State:
     """What there is one of: counters, memory, and the graph in the making.
 
     left: allocations that there is still memory for. captured: the launches of a graph in the
-    making. private: whether memory comes from a pool that a graph keeps. disorder: the order in
-    which the threads of a GPU come. lent: arrays by their address, if somebody asked for it.
+    making, on the stream captured_by. private: whether memory comes from a pool that a graph
+    keeps. disorder: the order in which the threads of a GPU come. lent: arrays by their address,
+    if somebody asked for it.
     """
 
     def __init__(self) -> None:
         self.counters: list[Counts] = []
         self.thread, self.left = Thread(), list[int]()
         self.captured: list[Callable[[], None]] | None = None
+        self.captured_by: Any = None
         self.private, self.disorder = False, np.random.default_rng()
         self.lent = weakref.WeakValueDictionary[int, Any]()
 
@@ -95,44 +97,6 @@ def short_of_memory(allocations: int) -> Iterator[None]:
 def refuse(what: str) -> None:
     if state.captured is not None:
         raise RuntimeError(f"{what} while a stream is captured")
-
-
-class Stream:
-    """cupy.cuda.Stream, as far as capturing goes."""
-
-    def __init__(self, *, non_blocking: bool = False) -> None:
-        self.non_blocking = non_blocking
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        count("syncs")
-
-    def begin_capture(self) -> None:
-        refuse("a capture")
-        state.captured = []
-
-    def end_capture(self) -> Graph:
-        assert state.captured is not None
-        graph, state.captured = Graph(state.captured), None
-        return graph
-
-
-class Graph:
-    """cupy.cuda.Graph: launches with the arguments that they had when they were captured."""
-
-    def __init__(self, launches: list[Callable[[], None]]) -> None:
-        self.launches = launches
-
-    def launch(self) -> None:
-        refuse("a graph")
-        count("replays")
-        for run in self.launches:
-            run()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ from .device import (
     MEMORY,
     CUDARuntimeError,
     Device,
-    Stream,
     refuse,
     state,
     using_allocator,
 )
 from .names import MODULE
+from .streams import Event, Stream, current, used
 
 
 class Namespace(types.ModuleType):
@@ -51,23 +52,21 @@ class Namespace(types.ModuleType):
 
 def _namespace() -> Namespace:
     made: Any = Namespace("cupy")
-    stream = Stream()
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: DEVICES, getDevice=lambda: state.thread.devices[-1],
         memGetInfo=lambda: (MEMORY // 2, MEMORY), runtimeGetVersion=lambda: 12090,
         driverGetVersion=lambda: 12090, CUDARuntimeError=CUDARuntimeError)
     pool = types.SimpleNamespace(used_bytes=lambda: MEMORY // 2, total_bytes=lambda: MEMORY // 2)
     made.cuda = types.SimpleNamespace(Device=Device, runtime=runtime,
-                                      get_current_stream=lambda: stream, cublas=cublas,
-                                      get_cublas_handle=_handle, Stream=Stream,
+                                      get_current_stream=current, cublas=cublas,
+                                      get_cublas_handle=_handle, Stream=Stream, Event=Event,
                                       using_allocator=using_allocator,
                                       MemoryPool=lambda: types.SimpleNamespace(malloc=None))
     made.get_default_memory_pool = lambda: pool
     made.ndarray, made.asnumpy, made.array = ndarray, _asnumpy, _array
     made.shares_memory = _shares_memory
     made.asarray = lambda value, dtype=None: _array(value, dtype, copy=False)
-    made.RawModule = lambda code, options=(): cuda.Module(
-        code, options, _in, _launched, lambda: state.captured, lambda: state.lent)
+    made.RawModule = lambda code, options=(): cuda.Module(code, options, _Host())
     return made
 
 
@@ -76,9 +75,29 @@ def _handle() -> int:
     return cublas.handle()
 
 
-def _launched(name: str) -> None:
-    for counts in state.counters:
-        counts.launches[name] += 1
+class _Host(cuda.Host):
+    """What launches ask of the fake's arrays, streams and counters."""
+
+    def numbers(self, array: Any) -> Any:
+        if isinstance(array, ndarray):
+            array.on_current_device()
+            return array._numbers
+        return _in(array)
+
+    def started(self, name: str, arrays: list[tuple[Any, bool]]) -> None:
+        current().asked()
+        for array, written in arrays:
+            used(array.use, written, name)
+        for counts in state.counters:
+            counts.launches[name] += 1
+
+    def captured(self) -> list[Callable[[], None]] | None:
+        if state.captured is not None and current() is not state.captured_by:
+            raise RuntimeError("a launch on another stream than the one that is captured")
+        return state.captured
+
+    def lent(self, address: int) -> Any:
+        return state.lent.get(address)
 
 
 class FakeCupyBackend(CupyBackend):

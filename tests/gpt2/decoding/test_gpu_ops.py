@@ -220,7 +220,7 @@ BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE) if m.s
 def _run(text: str) -> None:
     """The kernels of this source, x in two panels or more."""
     options = compiler_options("float32", (("ROWS", 1), ("CHUNK", 4)))
-    module, f = cuda.Module(text, options, lambda a: a, lambda name: None), np.float32
+    module, f = cuda.Module(text, options), np.float32
     d, m, rng = 300, 40, np.random.default_rng(0)
     ids, state, pad, x = np.array([[1], [0]]), np.array([5, 0]), np.array([2]), np.zeros((1, d), f)
     wte, wpe, weight, gain, shift = (rng.standard_normal(s).astype(f) for s in ((3, d), (9, d), (m, d), d, d))

@@ -338,7 +338,7 @@ BARRIERS = [m.start() for m in re.finditer(r"__syncthreads\(\);", SOURCE)]
 
 def _run(text: str) -> None:
     """All the kernels that have a barrier, of this source."""
-    module = cuda.Module(text, FLOAT, lambda a: a, lambda name: None)
+    module = cuda.Module(text, FLOAT)
     rng, n, d = np.random.default_rng(0), 40, 300
     g, lse, nll = rng.standard_normal((2, n, d)).astype(np.float32), *(np.zeros(n, np.float32) for _ in range(2))
     logits, targets, sums = g[1] * 3.0, rng.integers(0, d, n), np.zeros((2, 2, d), np.float32)

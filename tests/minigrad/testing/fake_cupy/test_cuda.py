@@ -133,7 +133,7 @@ KERNELS = {**RIGHT, **{name: case[:2] for name, case in WRONG.items()}}
 @functools.cache
 def machine() -> cuda.Module:
     text = HEAD + "".join(f"KERNEL {name}({given}) {{ int t = threadIdx.x; {body} }}\n" for name, (given, body) in KERNELS.items())
-    return cuda.Module(text, ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+    return cuda.Module(text, ("-DSTORE=float", "-DREAL=float"))
 
 
 def run(name: str, blocks: int = 1) -> list[Any]:
@@ -176,7 +176,7 @@ def test_the_line_is_told():
 def test_blocks_come_in_another_order_each_time():
     """So that what depends on it is seen to."""
     text = HEAD + "KERNEL order(Count* x, Count* n) { if (!threadIdx.x) x[blockIdx.x] = atomicAdd((unsigned long long*)n, 1ull); }\n"
-    module, found = cuda.Module(text, ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None), []
+    module, found = cuda.Module(text, ("-DSTORE=float", "-DREAL=float")), []
     for _ in range(5):
         x = np.zeros(20, np.int64)
         module.get_function("order")((20,), (32,), (x, np.zeros(1, np.int64)))
@@ -189,7 +189,7 @@ def test_sizes_that_not_every_gpu_can_start():
     """Blocks along y and z, and threads for which a compiler may have too few registers."""
     text = HEAD + "".join(f"KERNEL {bounds}{name}(Real* x) {{ }}\n" for name, bounds in (
         ("simple", ""), ("bound", "__launch_bounds__(512, 2) "), ("given", "__launch_bounds__(MOST) ")))
-    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float", "-DMOST=64"), lambda a: a, lambda name: None, blocks=lambda n: [0])
+    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float", "-DMOST=64"), cuda.Host(only=lambda n: [0]))
     x = np.zeros(1, np.float32)
 
     def start(name: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int = 0) -> None:
@@ -214,7 +214,7 @@ def test_sizes_that_not_every_gpu_can_start():
 
 def test_arguments_that_cuda_would_take_in_silence():
     """Of another number, kind, dtype or layout."""
-    module = cuda.Module(source("kernels.cu"), ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+    module = cuda.Module(source("kernels.cu"), ("-DSTORE=float", "-DREAL=float"))
     gelu, x = module.get_function("gelu"), np.ones(4, np.float32)
     with pytest.raises(TypeError, match="2 arguments given; it takes 5"):
         gelu((1,), (32,), (x, x))
@@ -226,7 +226,7 @@ def test_arguments_that_cuda_would_take_in_silence():
     with pytest.raises(ValueError, match="not contiguous"):
         gelu((1,), (32,), (np.ones(8, np.float32)[::2], None, x, 4, 1))
     with pytest.raises(RuntimeError, match="g\\+\\+ cannot compile"):
-        cuda.Module("KERNEL nonsense(Real* x) { y; }", ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+        cuda.Module("KERNEL nonsense(Real* x) { y; }", ("-DSTORE=float", "-DREAL=float"))
 
 
 # ── instructions ──
@@ -242,7 +242,7 @@ def executed(statement: str, x: np.ndarray, dtype: Any, shared: int = 0) -> np.n
         out[i] = all;
     }}"""
     out = np.zeros(32, np.int64)
-    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float"), lambda a: a, lambda name: None)
+    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float"))
     module.get_function("one")((1,), (32,), (x, out), shared_mem=shared)
     return out.astype(f"uint{8 * np.dtype(dtype).itemsize}").view(dtype)
 

@@ -19,7 +19,7 @@ def test_the_registers_of_a_part_of_a_multiprocessor(registers: int, warps: int)
 @needs_compiler
 def test_what_no_gpu_starts_is_refused(monkeypatch: pytest.MonkeyPatch):
     """By what NVRTC says of the kernel: 16 warps of 128 registers are four to a part, and 17 are too many; static memory counts too."""
-    module, x = cuda.Module(source("kernels.cu"), FLOAT, lambda a: a, lambda name: None), np.ones(4, np.float32)
+    module, x = cuda.Module(source("kernels.cu"), FLOAT), np.ones(4, np.float32)
     gelu = module.get_function("gelu")
     monkeypatch.setattr(cuda, "UNBOUNDED", 1024)
     monkeypatch.setitem(limits.figures()[" ".join(FLOAT)], "gelu", [128, 100])
