@@ -230,13 +230,11 @@ def flushed(arrays: Iterable[Any]) -> Iterator[None]:
 
 
 class Host:
-    """What launches ask of the library whose arrays they are given; this one is for NumPy's.
+    """What launches ask of the library whose arrays they are given; this one is for NumPy's."""
 
-    only: which blocks of a grid of so many are run, by their numbers; all unless it is given.
-    """
-
-    def __init__(self, only: Callable[[int], Sequence[int]] | None = None) -> None:
-        self.only = only
+    def only(self, blocks: int) -> Sequence[int]:
+        """Which blocks are run, of so many, by their numbers; () for all."""
+        return ()
 
     def numbers(self, array: Any) -> np.ndarray:
         """An array's numbers as an array of NumPy."""
@@ -318,7 +316,7 @@ class Module:
              given: list[Any], places: list[Place]) -> None:
         """Run a kernel; RuntimeError with what is wrong, and the line of its source."""
         pointers = (ctypes.c_void_p * len(given))(*(ctypes.addressof(a) for a in given))
-        chosen = [] if self.host.only is None else self.host.only(math.prod(grid))
+        chosen = self.host.only(math.prod(grid))
         at = ctypes.c_void_p()
         fault = self.built.run_kernel(
             run, pointers, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),

@@ -5,7 +5,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class State:
     left: allocations that there is still memory for. captured: the launches of a graph in the
     making, on the stream captured_by. private: whether memory comes from a pool that a graph
     keeps. disorder: the order in which the threads of a GPU come. lent: arrays by their address,
-    if somebody asked for it.
+    if somebody asked for it. only: which blocks of a grid are run, of so many; () for all.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,7 @@ class State:
         self.captured_by: Any = None
         self.private, self.disorder = False, np.random.default_rng()
         self.lent = weakref.WeakValueDictionary[int, Any]()
+        self.only: Callable[[int], Sequence[int]] = lambda blocks: ()
 
 
 state = State()
@@ -92,6 +93,19 @@ def short_of_memory(allocations: int) -> Iterator[None]:
         yield
     finally:
         state.left.pop()
+
+
+@contextlib.contextmanager
+def only_blocks(only: Callable[[int], Sequence[int]]) -> Iterator[None]:
+    """Inside the block the kernels of ours run only these blocks of their grid, of so many.
+
+    So a launch on more memory than there is, most of it never touched, takes no time.
+    """
+    before, state.only = state.only, only
+    try:
+        yield
+    finally:
+        state.only = before
 
 
 def refuse(what: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,9 @@ class _Host(cuda.Host):
         if state.captured is not None and current() is not state.captured_by:
             raise RuntimeError("a launch on another stream than the one that is captured")
         return state.captured
+
+    def only(self, blocks: int) -> Sequence[int]:
+        return state.only(blocks)
 
     def lent(self, address: int) -> Any:
         return state.lent.get(address)

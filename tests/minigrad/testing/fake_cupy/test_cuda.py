@@ -185,11 +185,18 @@ def test_blocks_come_in_another_order_each_time():
     assert len(set(map(tuple, found))) == 5
 
 
+class FirstBlock(cuda.Host):
+    """Runs that one alone."""
+
+    def only(self, blocks: int) -> list[int]:
+        return [0]
+
+
 def test_sizes_that_not_every_gpu_can_start():
     """Blocks along y and z, and threads for which a compiler may have too few registers."""
     text = HEAD + "".join(f"KERNEL {bounds}{name}(Real* x) {{ }}\n" for name, bounds in (
         ("simple", ""), ("bound", "__launch_bounds__(512, 2) "), ("given", "__launch_bounds__(MOST) ")))
-    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float", "-DMOST=64"), cuda.Host(only=lambda n: [0]))
+    module = cuda.Module(text, ("-DSTORE=float", "-DREAL=float", "-DMOST=64"), FirstBlock())
     x = np.zeros(1, np.float32)
 
     def start(name: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int = 0) -> None:
