@@ -33,7 +33,7 @@ pytestmark = needs_compiler
 batches = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 3)])
 lengths = st.integers(1, 20) | st.sampled_from([31, 32, 33, 63, 64, 65, 130])          # around the tiles
 widths = st.integers(1, 20) | st.sampled_from([24, 33, 40, 63, 64])
-layouts = st.sampled_from(["plain", "heads", "island", "shifted", "columns"])
+layouts = st.sampled_from(["plain", "heads", "island", "shifted", "ragged", "columns"])
 
 
 def laid(x: np.ndarray, how: str) -> Any:
@@ -48,6 +48,10 @@ def laid(x: np.ndarray, how: str) -> Any:
         whole = np.full((B, h, T + 2, d + (3 if how == "island" else 8)), np.nan, x.dtype)
         whole[:, :, 1:-1, 2:d + 2] = x
         return HERE.array(whole)[:, :, 1:-1, 2:d + 2]
+    if how == "ragged":                                 # the first row begins on 16 bytes, and the next one does not
+        whole = np.full((B, h, T, d + 1), np.nan, x.dtype)
+        whole[..., :d] = x
+        return HERE.array(whole)[..., :d]
     if how == "columns":
         return HERE.swapaxes(HERE.array(np.ascontiguousarray(x.swapaxes(2, 3))), 2, 3)
     return HERE.array(x)
@@ -118,6 +122,8 @@ def check(arrays: list[np.ndarray], how: list[str], causal: bool, scale: float |
 @example(batch=(1, 1), T=40, extra=9, d=80, e=128, causal=True, dtype="float32", seed=0, how=["plain"] * 4, scale=None)
 @example(batch=(1, 1), T=20, extra=9, d=128, e=100, causal=True, dtype="float64", seed=0, how=["island"] * 4, scale=None)
 @example(batch=(1, 1), T=9, extra=9, d=8, e=16, causal=True, dtype="bfloat16", seed=0, how=["shifted"] * 4, scale=None)
+@example(batch=(1, 1), T=33, extra=0, d=64, e=64, causal=True, dtype="bfloat16", seed=0, how=["ragged"] * 4, scale=None)
+@example(batch=(1, 1), T=9, extra=2, d=16, e=16, causal=True, dtype="float32", seed=0, how=["ragged"] * 4, scale=None)
 @example(batch=(2, 2), T=1, extra=69, d=64, e=64, causal=True, dtype="bfloat16", seed=0, how=["heads"] * 4, scale=None)
 def test_value_and_gradients(batch: tuple[int, int], T: int, extra: int, d: int, e: int, causal: bool, dtype: str, seed: int,
                              how: list[str], scale: float | None):
