@@ -74,6 +74,22 @@ def complaints(found: Mapping[str, Any], wanted: Mapping[str, Any], row: Row, co
     return out
 
 
+def first_off(found: Any, wanted: Any, room: Any) -> str:
+    """The first number of an array that is off by more than `room`: shape, dtype, index, both values, and room; nothing if none is."""
+    import numpy as np
+
+    a, b = np.asarray(found).astype(np.float64), np.asarray(wanted).astype(np.float64)
+    if a.shape != b.shape:
+        return f"{found.dtype}{list(a.shape)}, not {list(b.shape)}"
+    with np.errstate(invalid="ignore"):
+        off = ~(np.abs(a - b) <= room) & (a != b)       # NaN is off from everything
+    if not off.any():
+        return ""
+    at = tuple(map(int, np.argwhere(off)[0]))
+    return (f"{found.dtype}{list(a.shape)} at {list(at)}: {a[at]:.9g}, not {b[at]:.9g}, further apart than "
+            f"{float(np.broadcast_to(room, a.shape)[at]):.3g}; {int(off.sum())} of {off.size} numbers are")
+
+
 def _number(name: str, found: float, wanted: float, room: float) -> list[str]:
     # `not <=`, because a NaN must count as a difference
     return [] if abs(found - wanted) <= room else [f"{name} is {found!r}, and {wanted!r} with us: more than {room:.1e} apart"]

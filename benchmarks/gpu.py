@@ -1,8 +1,8 @@
 """python -m benchmarks.gpu: test and measure minigrad on this GPU in ten minutes, and compare it with PyTorch if that is installed.
 
-Each part runs in a process of its own, for its share of the time. If one part fails, this is reported, and the other parts still run.
-Results are written after every part. The exit code is 0 if all went well, 1 if a part failed or an answer was wrong, 2 for wrong flags, 4
-if there is no GPU, and 130 after Ctrl-C.
+Each part runs in a process of its own, for its share of the time. If one part fails, hangs or is killed, this is reported, and the other
+parts still run. Results are written after every part; DATE-DEVICE-gpu.md is a report that can be pasted into an issue. The exit code is 0
+if all went well, 1 if a part failed or an answer was wrong, 2 for wrong flags, 4 if there is no GPU, and 130 after Ctrl-C.
 """
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,18 +24,19 @@ from typing import Any
 
 from gpt2.cli.command import Extend, Parser, backend_of, run_command
 from gpt2.errors import UsageError
+from minigrad.info import about
 
-from . import gpu_parts, gpu_train, report
+from . import gpu_parts, gpu_tests, gpu_train, report
 from .child import end_with
-from .gpu_bench import Bench, Part, Setting, TimeIsUp, line_of
+from .gpu_bench import Bench, DeviceDied, Part, Setting, TimeIsUp, line_of
 from .gpu_report import markdown, text
-from .processes import ROOT, environment, reason
+from .processes import ROOT, environment, told
 
 # each part with its share of the time, in the order of the run
 PARTS: dict[str, tuple[Part, int]] = {
     "device": (gpu_parts.device, 2), "rates": (gpu_parts.rates, 8), "launch": (gpu_parts.launch, 4), "answers": (gpu_train.answers, 8),
     "train": (gpu_train.train, 26), "decode": (gpu_parts.decode, 16), "attention": (gpu_parts.attention, 6), "start": (gpu_parts.start, 6),
-    "tests": (gpu_train.tests, 30)}
+    "tests": (gpu_tests.tests, 30)}
 RESULTS = ROOT / "benchmarks" / "results"
 Found = dict[str, Any]
 
@@ -46,12 +46,14 @@ def say(line: str) -> None:
 
 
 # ── one part ──
-def here(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
+def here(name: str, setting: Setting, emit: Callable[[Found], Any], begin: Callable[[str], Any] = lambda what: None) -> str:
     """Run a part in this process; return its error, or nothing."""
     try:
-        PARTS[name][0](Bench(setting, emit))
+        PARTS[name][0](Bench(setting, emit, begin))
     except TimeIsUp as error:
         return f"its share of the time was over {error}"
+    except DeviceDied as error:
+        return str(error)
     except Exception as error:
         return line_of(error)
     return ""
@@ -63,38 +65,18 @@ def command(name: str) -> list[str]:
 
 def apart(name: str, setting: Setting, emit: Callable[[Found], Any]) -> str:
     """Run a part in a process of its own, which is killed some time after its time limit; return its error, or nothing."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command(name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), cwd=ROOT,
-                                   start_new_session=True, text=True)
-        late = threading.Event()
-
-        def end() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-        watch = threading.Timer(setting.seconds * 1.25 + 5.0, lambda: (late.set(), end()))
-        watch.start()
-        failed = None
-        try:
-            assert process.stdin and process.stdout
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(asdict(setting)) + "\n")
-                process.stdin.close()
-            for line in process.stdout:
-                told = json.loads(line)
-                if "end" in told:
-                    failed = told["end"]
-                else:
-                    emit(told)
-            code = process.wait()
-        finally:
-            watch.cancel()
-            end()
-            process.wait()
-            process.stdout.close()
-        if failed is not None:
-            return str(failed)
-        return "its share of the time was over" if late.is_set() and code == -signal.SIGKILL else reason(code, log)
+    failed, at = "", ""
+    with contextlib.closing(told(command(name), asdict(setting), setting.seconds * 1.25 + 5.0)) as lines:
+        for line in lines:
+            if "end" in line:
+                return str(line["end"])
+            if "ended" in line:
+                failed = (line["ended"] or "it ended without a word") + (f", in {at}" if at else "")
+            elif "begin" in line:
+                at = line["begin"]
+            else:
+                emit(line)
+    return failed
 
 
 def serve(name: str) -> int:
@@ -107,16 +89,28 @@ def serve(name: str) -> int:
         replies.write(json.dumps(told) + "\n")
         replies.flush()
 
-    reply({"end": here(name, Setting(**json.loads(sys.stdin.readline())), reply)})
+    reply({"end": here(name, Setting(**json.loads(sys.stdin.readline())), reply, lambda what: reply({"begin": what}))})
     return 0
 
 
 # ── all of them ──
+def info() -> str:
+    """What `python -m minigrad.info` prints, or why it prints nothing."""
+    try:
+        command = [sys.executable, "-m", "minigrad.info"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return "it did not end in 60 s"
+    return done.stdout or done.stderr
+
+
 def measure(names: list[str], setting: Setting, minutes: float, write: Callable[[Found], Any],
             do: Callable[[str, Setting, Callable[[Found], Any]], str] = apart) -> Found:
     """Run the parts, each for its share of the remaining time; after each part `write` gets all results so far."""
     found: Found = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "backend": setting.backend,
-                    "minutes": minutes, "size": "tiny" if setting.tiny else "full", "parts": {}, "interrupted": False}
+                    "command": f"python -m benchmarks.gpu --backend {setting.backend}" + " --size tiny" * setting.tiny, "minutes": minutes,
+                    "size": "tiny" if setting.tiny else "full", "about": about(setting.backend), "info": info(), "parts": {},
+                    "interrupted": False}
     until = time.monotonic() + 60.0 * minutes
     for i, name in enumerate(names):
         left = max(until - time.monotonic(), 1.0)

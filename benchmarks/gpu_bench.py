@@ -22,6 +22,10 @@ class TimeIsUp(Exception):
     """The part's share of the time is over; its results so far are kept."""
 
 
+class DeviceDied(Exception):
+    """This process cannot use the device any more; the part's results so far are kept."""
+
+
 @dataclass
 class Setting:
     """What a part is told. backend: see `--backend`. tiny: use toy sizes. seconds: the part's share. given: the rows of earlier parts."""
@@ -33,20 +37,21 @@ class Setting:
 
 
 class Bench:
-    """The tools of one part. `emit` gets each row, a dict of plain data, as soon as it is measured.
+    """The tools of one part. `emit` gets each row, a dict of plain data, as soon as it is measured; `begin` gets its name before that.
 
     A row has: what, who, dtype; value with its unit, and low and high over the rounds; perhaps share (of the device's highest rate),
-    ratio (the peer's time divided by ours), peak (bytes), note; or error, one line.
+    ratio (the peer's time divided by ours), peak (bytes), note; or error, one line, perhaps with example, the smallest one that was found,
+    and repeat, the command that repeats it.
     """
 
-    def __init__(self, setting: Setting, emit: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, setting: Setting, emit: Callable[[dict[str, Any]], Any], begin: Callable[[str], Any] = lambda what: None) -> None:
         import minigrad as mg
 
         if setting.backend.startswith("fake"):
             from minigrad.testing import fake_cupy
 
             fake_cupy.install()
-        self.setting, self.emit, self.mg = setting, emit, mg
+        self.setting, self.emit, self.begin, self.mg = setting, emit, begin, mg
         self.there = mg.backend.get(setting.backend)
         self.here = self.there.backend
         self.tiny, self.until = setting.tiny, time.monotonic() + setting.seconds
@@ -104,15 +109,18 @@ class Bench:
 
     @contextlib.contextmanager
     def attempt(self, what: str, **fields: Any) -> Iterator[None]:
-        """An error inside the block becomes a row with an error, and the part continues, unless its time is over."""
+        """An error inside the block becomes a row with an error, and the part continues, unless its time is over or the device has died."""
         if self.left() < 0:
             raise TimeIsUp(f"before {what}")
+        self.begin(" ".join((what, *map(str, fields.values()))))
         try:
             yield
-        except (TimeIsUp, KeyboardInterrupt):
+        except (TimeIsUp, DeviceDied, KeyboardInterrupt):
             raise
         except Exception as error:
             self.emit({"what": what, "error": line_of(error), **fields})
+            if not self.mg.backend.alive(self.setting.backend):
+                raise DeviceDied(f"the device died in {what}, and the rest of this part with it") from None
         finally:
             self.release()
 

@@ -1,99 +1,15 @@
-"""The parts of `benchmarks.gpu` that test and train: the tests on the device, comparisons with NumPy and PyTorch, and training steps."""
+"""The parts of `benchmarks.gpu` that compare answers with NumPy's and PyTorch's, and that train."""
 from __future__ import annotations
 
-import importlib.util
-import os
 import statistics
-from collections import Counter
 from typing import Any
 
 from . import agreement, peer_minigrad
 from .gpu_bench import Bench, line_of, near, torch_clock, torch_device
 from .gpu_torch import Step
-from .processes import ROOT
 from .rows import Row, product_flop
 
 PLAN = ((8, "bfloat16"), (32, "bfloat16"), (8, "float32"), (8, "tf32"), (32, "tf32"), (32, "float32"))
-
-
-# ── the tests ──
-class _Outcomes:
-    """A plugin for pytest: it counts the outcomes, keeps the first failures, and stops when the time is over."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.counts, self.failed, self.cut = bench, Counter[str](), [], False
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-            self.counts[report.outcome] += 1
-            if report.outcome == "failed" and len(self.failed) < 20:
-                self.failed.append(report.nodeid)
-                self.bench.row("failed", error=f"{report.nodeid}: {_reason(report)}")
-
-    def pytest_runtest_teardown(self, item: Any) -> None:
-        if self.bench.left() < 0 and not self.cut:
-            self.cut = True
-            item.session.shouldstop = "its share of the time is over"
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Mix the order of the tests, so that a run that is cut off has run some tests of each file."""
-        import random
-
-        random.Random(0).shuffle(items)
-
-    def pytest_collection_finish(self, session: Any) -> None:
-        self.counts["wanted"] = len(session.items)
-
-
-def _reason(report: Any) -> str:
-    lines = [line[2:] for line in str(report.longrepr).splitlines() if line.startswith("E ")]
-    return " ".join((lines or str(report.longrepr).splitlines()[-1:] or [""])[0].split())[:300]
-
-
-def tests(bench: Bench) -> None:
-    """pytest --backend: the laws of every op, kernels, GPT-2 and a training step; without pytest only the laws."""
-    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
-    if "hypothesis" in missing:
-        raise RuntimeError(f"{' and '.join(missing)} not installed: pip install pytest hypothesis (and torch, for the law `torch`)")
-    if missing or not (ROOT / "tests").is_dir():
-        return _laws(bench)
-    import pytest
-
-    outcomes = _Outcomes(bench)
-    folder = os.getcwd()
-    os.chdir(ROOT)
-    try:
-        only = ["tests/minigrad/backend/cupy/test_kernels.py", "-k", "test_gelu"] if bench.tiny else []
-        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short",
-                            "--backend", bench.setting.backend.partition(":")[0], *only], plugins=[outcomes])
-    finally:
-        os.chdir(folder)
-    counts = outcomes.counts
-    told = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
-    cut = f", of {counts['wanted']}: cut, its share of the time was over" if outcomes.cut else f", of {counts['wanted']}"
-    bench.row("pytest", note=told + cut)
-    if int(code) not in (0, 1, 2) or not counts["passed"]:
-        raise RuntimeError(f"pytest ended with {int(code)}; {told}")
-
-
-def _laws(bench: Bench) -> None:
-    """Test the laws, op by op, as `python -m minigrad.testing` does, until the time is over."""
-    from minigrad.testing.__main__ import product
-    from minigrad.testing.domains import DOMAINS
-
-    names = list(dict.fromkeys(d.subject.name for d in DOMAINS))
-    counts, asked = Counter[str](), 0
-    for name in names[:2] if bench.tiny else names:
-        if bench.left() < 0:
-            break
-        asked += 1
-        for verdicts in product([name], [bench.setting.backend], 2 if bench.tiny else 5, None).values():
-            for v in verdicts:
-                counts[v.status] += 1
-                if v.status == "broken":
-                    bench.row("broken", error=f"{name}: {' '.join(str(v).split())}"[:400])
-    bench.row("laws", note=f"{asked} of {len(names)} ops and functions: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
-                           "without pytest nothing else was tested")
 
 
 # ── answers ──

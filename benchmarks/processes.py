@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,55 @@ def reason(code: int, log: Any) -> str:
     log.seek(0)
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if fatal := [line for line in lines if line.startswith("Fatal Python error")]:
+        # faulthandler's report has where Python was, the innermost line first
+        current = itertools.dropwhile(lambda line: not line.startswith("Current thread"), lines)
+        lines = [", ".join((fatal[-1], *[line.strip() for line in itertools.islice(current, 1, 2)]))]
     return f"ended with {how}" + (f": {' '.join(lines[-1].split())[:300]}" if lines else "")
+
+
+def told(command: list[str], task: Mapping[str, Any], patience: float, silence: float = math.inf) -> Iterator[dict[str, Any]]:
+    """What a process tells, a dict for each line of JSON on its stdout; the last is {"ended": why}, "" where it ended by itself.
+
+    task: a line of JSON on its stdin. It is ended after `patience` seconds, and after `silence` seconds without a line; and nothing of its
+    family is left when it has ended.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), cwd=ROOT,
+                                   start_new_session=True, text=True)
+        late: list[str] = []
+
+        def end(why: str = "") -> None:
+            late.append(why)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        def watch(seconds: float, why: str) -> threading.Timer:
+            timer = threading.Timer(seconds, end, (why,))
+            timer.daemon = True
+            if seconds < math.inf:
+                timer.start()
+            return timer
+
+        quiet = f"did not end in {silence:.0f} s, and was ended"
+        whole, each = watch(patience, "its share of the time was over"), watch(silence, quiet)
+        try:
+            assert process.stdin and process.stdout
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.close()
+            for line in process.stdout:
+                each.cancel()
+                yield json.loads(line)
+                each = watch(silence, quiet)
+            code = process.wait()
+        finally:
+            whole.cancel()
+            each.cancel()
+            end()
+            process.wait()
+            process.stdout.close()
+        yield {"ended": "" if code == 0 else late[0] if late[0] and code == -signal.SIGKILL else reason(code, log)}
 
 
 class Child:

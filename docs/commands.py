@@ -14,7 +14,7 @@ from unittest import mock
 from .pages import ROOT
 
 PACKAGES = ("minigrad", "gpt2", "benchmarks", "docs")
-NO_FLAGS = {"benchmarks.child"}                         # started by benchmarks.run alone, with what it has to do on stdin
+NO_FLAGS = {"benchmarks.child", "benchmarks.gpu_tests"}    # started by other commands alone, with what they have to do on stdin
 _LOCK = threading.Lock()
 
 

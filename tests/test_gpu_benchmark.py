@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from data import ROOT
 
-from benchmarks import gpu, gpu_bench, gpu_parts, gpu_report, gpu_train
+from benchmarks import gpu, gpu_bench, gpu_parts, gpu_report, gpu_tests, gpu_train
 from benchmarks.gpu_bench import Setting
 from gpt2.cli.command import run_command
 from minigrad.testing import fake_cupy
@@ -37,7 +37,7 @@ def test_all_that_is_quick(tmp_path, capsys):
             assert name == "device" or row["low"] <= row["value"] <= row["high"]
             assert row.get("ratio", 1.0) > 0 and row.get("share", 1.0) > 0
     page = path.with_suffix(".md").read_text()
-    assert "toy sizes" in page and all(f"## {name}: done" in page for name in FAST) and "FAILED" not in page
+    assert "Toy sizes" in page and all(f"* {name}: done" in page for name in FAST) and "FAILED" not in page
     printed = capsys.readouterr()
     assert "── rates: done" in printed.out and str(path) in printed.err
     dtypes = {r["dtype"] for r in found["parts"]["rates"]["rows"] if r["what"].startswith("products of GPT-2")}
@@ -128,7 +128,7 @@ def test_a_process_that_dies_leaves_its_rows(body, status, error, monkeypatch):
     """A part that hangs, exits or is killed is told in a line, with the rows it had; everything is written after each part."""
     monkeypatch.setattr(gpu, "command", lambda name: [sys.executable, "-c", f"import os, sys, time; {body}"])
     timer = gpu.threading.Timer
-    monkeypatch.setattr(gpu.threading, "Timer", lambda seconds, f: timer(1.0, f))
+    monkeypatch.setattr(gpu.threading, "Timer", lambda seconds, f, args: timer(min(seconds, 1.0), f, args))
     written: list[str] = []
     found = gpu.measure(["rates", "launch"], Setting("fake", True), 0.1, lambda found: written.append(json.dumps(found)))
     for part in found["parts"].values():
@@ -167,12 +167,8 @@ def test_a_wrong_flag_is_one_line(argv, code, words, capsys):
 
 
 def test_a_page_can_be_read():
-    """Numbers keep three digits or all before the point; nothing breaks a table."""
+    """Numbers keep three digits or all before the point."""
     assert [gpu_report.number(v, "µs") for v in (0.126, 12.34, 1234.5)] == ["0.13 µs", "12.3 µs", "1,234 µs"]
-    part = {"status": "failed", "seconds": 1.0, "error": "a|b", "rows": [{"what": "x", "error": "<a>|"}]}
-    page = gpu_report.markdown({"date": "2026-01-01T00", "backend": "cupy:0", "minutes": 1, "size": "full", "interrupted": True,
-                                "parts": {"p": part}})
-    assert "a\\|b" in page and "&lt;a>\\|" in page and "interrupted" in page
 
 
 @pytest.mark.slow
@@ -182,5 +178,5 @@ def test_the_tests_of_a_device(tmp_path):
                            "--only", "tests", "start", "decode"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and re.search(r"minigrad  [1-9]\d* passed, 0 failed", done.stdout), done.stdout + done.stderr
     rows: list[dict[str, Any]] = []
-    gpu_train._laws(gpu_bench.Bench(Setting("fake", True), rows.append))
+    gpu_tests.laws(gpu_bench.Bench(Setting("fake", True), rows.append))
     assert "held" in rows[-1]["note"] and "broken" not in rows[-1]["note"]

@@ -105,6 +105,16 @@ def get(name: str) -> Device:
     return Device(_named[library], int(number or 0)).use()
 
 
+def alive(name: str) -> bool:
+    """Whether a device still computes: after an illegal access a process cannot use a GPU again."""
+    try:
+        there = get(name)
+        there.backend.host(there.array([1.0]))
+    except Exception:
+        return False
+    return True
+
+
 def loaded(name: str) -> Backend | None:
     """The backend of this name if it is loaded, else None.
 

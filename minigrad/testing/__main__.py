@@ -20,7 +20,7 @@ from ..errors import DeviceError, MinigradError
 from ..op import REGISTRY
 from . import foreign
 from .domains import DOMAINS, Domain, lines_of
-from .laws.check import Verdict, alive, examine_all
+from .laws.check import Verdict, examine_all
 from .laws.laws import LAWS
 
 DTYPES = ("float64", "float32")
@@ -66,7 +66,8 @@ def product(names: list[str], devices: list[str], examples: int, found: Found, p
                     law: Verdict(law, dtype, message=died) for law in LAWS}
                 for law in LAWS:
                     made[name, law, dtype, device].append(verdicts[law])
-                if any(v.status == "broken" for v in verdicts.values()) and not alive(device):
+                broken = any(v.status == "broken" for v in verdicts.values())
+                if broken and not backend.alive(device):
                     died = f"{device} died in {name}, and this process cannot use it any more"
         found |= made
         if died or (time.monotonic() > until and name != names[-1]):

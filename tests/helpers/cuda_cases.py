@@ -9,6 +9,7 @@ from device import DEVICE, HERE, counting
 from hypothesis import strategies as st
 
 import minigrad as mg
+from benchmarks.agreement import first_off
 from minigrad.testing.laws.tolerance import bound
 
 mg.backend.dtype("bfloat16")                            # NumPy knows it from here on
@@ -45,13 +46,19 @@ def both(f: Callable[..., Any], truth: Callable[..., Any], dtype: str, *arrays: 
     return found, run(truth, "numpy", "float64"), counts
 
 
+def agree(found: Any, wanted: Any, room: Any, what: str = "result") -> None:
+    """No number is further off than `room`; an error says where the first one is."""
+    if off := first_off(found, wanted, room):
+        raise AssertionError(f"{what} {off}")
+
+
 def close(found: list[Any], wanted: list[Any], dtype: str, length: int, scale: float) -> None:
     """Within the laws' bound; numbers of 16 bits are within float32's, and then rounded once."""
     computed = "float32" if dtype in UNIT else dtype
-    for a, b in zip(found, wanted, strict=True):
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert a.dtype == (computed if a.ndim == 0 else dtype)         # a loss is not stored in 16 bits
         once = UNIT.get(str(a.dtype), 0.0) * np.abs(b) + LEAST.get(str(a.dtype), 0.0)
-        assert (np.abs(a.astype(np.float64) - b) <= bound(computed, length, scale) + once).all()
+        agree(a, b, bound(computed, length, scale) + once, f"gradient {i - 1}" if i else "value")
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

@@ -145,16 +145,6 @@ def examine_all(laws: Sequence[str], subject: Subject, given: Strategy, dtype: s
     return [tally.verdict() for tally in found]
 
 
-def alive(device: str) -> bool:
-    """Whether a device still computes: after an illegal access a process cannot use a GPU again."""
-    try:
-        there = backend.get(device)
-        there.backend.host(there.array([1.0]))
-    except Exception:
-        return False
-    return True
-
-
 class _Died(Exception):
     """The device has died on an example."""
 
@@ -170,7 +160,8 @@ def _batch(holding: Sequence[_Tally], given: Strategy, examples: int, shrink: bo
 
     def attempt(example: Example) -> None:
         for tally in holding:
-            if not died and tally.broken is None and tally.put(example) and not alive(tally.device):
+            if (not died and tally.broken is None and tally.put(example)
+                    and not backend.alive(tally.device)):
                 died.append(tally.law)
         if died:
             raise _Died

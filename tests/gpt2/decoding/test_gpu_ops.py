@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import UNORDERED, placed
+from cuda_cases import UNORDERED, agree, placed
 from device import HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -73,7 +73,7 @@ def _agree(f: Any, dtype: str, given: list[Any], written: list[int], length: int
             np.testing.assert_array_equal(found, wanted)
             continue
         once = UNIT.get(str(found.dtype), 0.0) * np.abs(wanted) + (2.0**-25 if found.dtype == "float16" else 0.0)
-        np.testing.assert_array_less(np.abs(found.astype(np.float64) - wanted), bound(decode.stream_dtype(dtype), length, size) + once)
+        agree(found, wanted, bound(decode.stream_dtype(dtype), length, size) + once, f"argument {i}")
 
 
 def wide_copy(a: Any) -> Any:

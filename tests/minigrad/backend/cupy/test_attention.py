@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import FLOAT, LEAST, UNIT, UNORDERED, close, normal, stored
+from cuda_cases import FLOAT, LEAST, UNIT, UNORDERED, agree, close, normal, stored
 from device import DEVICE, HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -108,7 +108,7 @@ def check(arrays: list[np.ndarray], how: list[str], causal: bool, scale: float |
     about = bound(real, max(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]), magnitude(*wanted, g, q, k, v) ** 2)
     for a, b, off, name in zip(map(HERE.host, found), wanted, offs, ("out", "lse", "dq", "dk", "dv")):
         assert a.dtype == (real if name == "lse" else dtype) and a.shape == b.shape
-        assert (np.abs(a.astype(np.float64) - b) <= about + off).all(), name
+        agree(a, b, about + off, name)
     again = forth_and_back(*given, causal, scale)
     assert [HERE.host(a).tobytes() for a in again] == [HERE.host(a).tobytes() for a in found]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_cases import FLOAT, UNIT, UNORDERED, both, close, normal, placed, stored
+from cuda_cases import FLOAT, UNIT, UNORDERED, agree, both, close, normal, placed, stored
 from device import DEVICE, HERE, counting, kernel_test, needs_compiler
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -185,7 +185,7 @@ def test_gelu_with_a_bias(n: int, d: int, dtype: str, seed: int):
     apart = UNIT.get(dtype, 0.0) * np.abs(wanted[1]).sum(axis=0) + n * (2.0**-25 if dtype == "float16" else 0.0)
     computed = "float32" if dtype in UNIT else dtype
     once = UNIT.get(dtype, 0.0) * (np.abs(wanted[2]) + apart)
-    assert (np.abs(found[2].astype(np.float64) - wanted[2]) <= bound(computed, n, magnitude(x, b)) + apart + once).all()
+    agree(found[2], wanted[2], bound(computed, n, magnitude(x, b)) + apart + once, "gradient 1")
     assert counts.launches == {"gelu": 1, "gelu_dx": 1, "column_sums": 1}
 
 
@@ -248,7 +248,7 @@ def test_rows_are_added(n: int, d: int, v: int, dtype: str, seed: int):
         results.append(HERE.host(sum))
         assert counts.launches == {"add_rows": 1} and counts.syncs == 0
     assert results[0].tobytes() == results[1].tobytes()
-    assert np.abs(results[0] - wanted).max() <= bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values))
+    agree(results[0], wanted, bound(dtype, int(np.bincount(ids).max()) + 1, magnitude(there, values)))
 
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=5)
