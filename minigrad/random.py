@@ -129,8 +129,7 @@ class _Stream:
     def state(self) -> tuple[int, int]:
         return self.key, self.count
 
-    @state.setter
-    def state(self, state: tuple[int, int]) -> None:
+    def go_to(self, state: tuple[int, int]) -> None:
         with _drawing:
             self.key, self.count = state
 
@@ -156,7 +155,7 @@ def manual_seed(seed: int) -> None:
     Threads that draw at the same time get keys in an order that depends on the system; a thread
     that needs keys of its own passes them: `dropout(x, key=…)`, or draws inside `replaying`.
     """
-    _stream().state = key(seed), 0
+    _stream().go_to((key(seed), 0))
 
 
 def next_key() -> int:
@@ -171,7 +170,7 @@ def get_state() -> tuple[int, int]:
 
 def set_state(state: tuple[int, int]) -> None:
     """Continue from a state that `get_state` returned."""
-    _stream().state = int(state[0]), int(state[1])
+    _stream().go_to((int(state[0]), int(state[1])))
 
 
 @contextlib.contextmanager

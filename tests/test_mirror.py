@@ -53,6 +53,7 @@ ELSEWHERE = {
     "minigrad/widen.py": "test_16_bits.py, test_every_16_bit_number.py",
     "minigrad/backend/base.py": "test_backend.py; what an op asks of a backend: test_op_kernels.py",
     "minigrad/backend/fallbacks.py": "what a library lacks: test_backend.py",
+    "minigrad/backend/cupy/nccl.py": "with the groups of processes: test_distributed.py",
     "minigrad/backend/cupy/decode.py": "each kernel beside its definition: test_gpu_ops.py",
     # gpt2
     "gpt2/data/vocabulary.py": "with what is made of it: test_tokenizer.py, data/"

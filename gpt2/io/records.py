@@ -153,7 +153,8 @@ def _check_of(schema: Any) -> tuple[Callable[[Any], Any], str]:
         name = " or ".join(option[1] for option in options)
         return functools.partial(_either, options, name), name
     if origin is Literal:
-        name = " or ".join(json.dumps(arg) for arg in args)
+        # Python keeps one Literal for all orders of its values, in the order that came first
+        name = " or ".join(sorted(json.dumps(arg) for arg in args))
         return functools.partial(_one_of, args, name), name
     if origin is list:
         return functools.partial(_list, _check_of(args[0])[0]), "a list"

@@ -224,7 +224,9 @@ def test_without_docstrings():
 @pytest.mark.parametrize("argv, ours", [(["-m"], True), (["a.py"], False)])
 def test_ctrl_c_while_a_command_is_imported(argv: list[str], ours: bool):
     """python -m gpt2.NAME ends without a traceback; a program that imports gpt2 keeps its own handler, and run_command sets Python's."""
-    code = ("import signal, sys; sys.argv = {argv}; import gpt2; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL); "
+    # a process in the background ignores SIGINT, and so do its children
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {argv}; import gpt2; "
+            "print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL); "
             "from gpt2.cli.command import run_command; "
             "run_command(lambda: print(signal.getsignal(signal.SIGINT) is signal.default_int_handler), 'x')")
     done = subprocess.run([sys.executable, "-c", code.format(argv=argv)], cwd=ROOT, capture_output=True, text=True)

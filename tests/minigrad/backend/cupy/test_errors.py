@@ -204,7 +204,8 @@ def _importing(monkeypatch: pytest.MonkeyPatch, do: Callable[[], types.ModuleTyp
     spec = importlib.util.spec_from_loader("cupy", loader)      # type: ignore[arg-type]
     finder = types.SimpleNamespace(find_spec=lambda name, *_: spec if name == "cupy" else None)
     monkeypatch.setattr("sys.meta_path", [finder, *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", None)      # so that what the import puts there goes again
+    monkeypatch.delitem(sys.modules, "cupy")
 
 
 @pytest.mark.parametrize("cause, words", [
